@@ -1,0 +1,185 @@
+-- The Agent DB's copy of the business tables (migrations/site has the master definition): same names, same columns.
+-- Rows arrive only through the daemon. No foreign keys and no checks: the Site DB has judged each row already, and the
+-- automation must see what the Site DB holds even where a rule here would differ. No unique indexes beside the primary
+-- keys: they would only cost time, as the Site DB's hold for every row that arrives.
+
+CREATE TABLE public.whatsapp_accounts (
+    id                   uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    -- Meta's id of the business number; its WhatsApp Business account.
+    phone_number_id      text        NOT NULL,
+    waba_id              text,
+    display_phone_number text,
+    -- active, or held: nothing is sent until the cause is gone (expired token, restriction, payment); rows stay pending.
+    status               text        NOT NULL DEFAULT 'active',
+    hold_code            integer,
+    hold_reason          text,
+    held_at              timestamptz,
+    -- While held: when one message may be tried, to see whether the cause is gone.
+    probe_at             timestamptz,
+    -- SHA-256 of the access token that was refused: another token in the configuration releases the hold.
+    held_token_sha256    text,
+    -- Throttled by Meta until then.
+    throttled_until      timestamptz,
+    last_real_message_at timestamptz,
+    created_at           timestamptz NOT NULL DEFAULT now(),
+    updated_at           timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE public.leads (
+    id         uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    -- Digits of the phone number as WhatsApp knows it (wa_id), and as we dialled it where that differs.
+    wa_id      text,
+    phone      text,
+    -- Business-scoped user id: the identity of a user who hides the number.
+    user_id    text,
+    name       text,
+    username   text,
+    source     text        NOT NULL DEFAULT 'whatsapp',
+    -- The click-to-WhatsApp advertisement that brought this lead, as Meta reports it.
+    referral   jsonb,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX leads_wa_id ON public.leads (wa_id);
+CREATE INDEX leads_user_id ON public.leads (user_id);
+CREATE INDEX leads_phone ON public.leads (phone);
+
+CREATE TABLE public.conversations (
+    id                   uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    account_id           uuid        NOT NULL,
+    lead_id              uuid        NOT NULL,
+    -- The last message from the lead opens Meta's 24 h customer-service window.
+    last_inbound_at      timestamptz,
+    last_outbound_at     timestamptz,
+    last_message_at      timestamptz,
+    unread_count         integer     NOT NULL DEFAULT 0,
+    created_at           timestamptz NOT NULL DEFAULT now(),
+    updated_at           timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE public.whatsapp_messages (
+    -- Outbound: also the opaque id that Meta echoes in every status.
+    id                uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    account_id        uuid        NOT NULL,
+    conversation_id   uuid        NOT NULL,
+    lead_id           uuid        NOT NULL,
+    direction         text        NOT NULL,
+    status            text        NOT NULL,
+    -- Meta's type (text, template, image, ...); unknown ones are kept under their own name.
+    type              text        NOT NULL,
+    -- What a person reads: the text, the caption, the button's title. NULL where there is none.
+    body              text,
+    -- Outbound: the client's request, byte for byte. Inbound: the message's object from the webhook.
+    request           bytea,
+    payload           jsonb,
+    -- Meta's id, once known.
+    wamid             text,
+    -- The recipient as given, and the quoted message's wamid.
+    recipient         text,
+    context_wamid     text,
+    -- Idempotency: unique per API token, with the hash of the request it stands for.
+    client_id         text,
+    client_name       text,
+    request_sha256    text,
+    -- The client's own biz_opaque_callback_data, where it sent one.
+    client_opaque     text,
+    -- Attempts made, the lease of the running one, and when the next is due.
+    attempt           integer     NOT NULL DEFAULT 0,
+    lease_owner       uuid,
+    lease_until       timestamptz,
+    next_attempt_at   timestamptz,
+    error_code        integer,
+    error_class       text,
+    error_message     text,
+    -- Meta's answer to the send, status and body, for the client that asks again.
+    response_status   integer,
+    response          jsonb,
+    created_at        timestamptz NOT NULL DEFAULT now(),
+    sending_at        timestamptz,
+    accepted_at       timestamptz,
+    held_at           timestamptz,
+    sent_at           timestamptz,
+    delivered_at      timestamptz,
+    read_at           timestamptz,
+    played_at         timestamptz,
+    failed_at         timestamptz,
+    unknown_at        timestamptz,
+    received_at       timestamptz,
+    cancelled_at      timestamptz,
+    -- Inbound: when WhatsApp says the user sent it.
+    provider_at       timestamptz,
+    updated_at        timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX whatsapp_messages_conversation ON public.whatsapp_messages (conversation_id, created_at);
+CREATE INDEX whatsapp_messages_by_wamid ON public.whatsapp_messages (wamid);
+
+-- Every status that Meta ever reported, as it came: append-only. message_id is NULL while its message is not known yet.
+CREATE TABLE public.message_status_events (
+    id             uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    account_id     uuid        NOT NULL,
+    message_id     uuid       ,
+    wamid          text        NOT NULL,
+    status         text        NOT NULL,
+    -- The recipient, or the participant of a group: one wamid has one status per participant.
+    recipient      text        NOT NULL DEFAULT '',
+    opaque         text,
+    error_code     integer,
+    error_message  text,
+    payload        jsonb       NOT NULL,
+    provider_at    timestamptz NOT NULL,
+    created_at     timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX message_status_events_message ON public.message_status_events (message_id);
+CREATE INDEX message_status_events_orphans ON public.message_status_events (wamid) WHERE message_id IS NULL;
+
+CREATE TABLE public.notifications (
+    id              uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    -- inbound_message, message_failed, account_held, ...
+    kind            text        NOT NULL,
+    account_id      uuid       ,
+    conversation_id uuid       ,
+    message_id      uuid       ,
+    detail          text,
+    created_at      timestamptz NOT NULL DEFAULT now(),
+    read_at         timestamptz
+);
+CREATE INDEX notifications_unread ON public.notifications (created_at) WHERE read_at IS NULL;
+
+CREATE TABLE public.auto_replies (
+    id         uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    account_id uuid        NOT NULL,
+    enabled    boolean     NOT NULL DEFAULT false,
+    keyword    text,
+    reply      text        NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Each POST of Meta's, raw and whole, committed before its 200.
+CREATE TABLE public.webhook_events (
+    id             uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    -- The exact bytes that Meta signed.
+    body           bytea       NOT NULL,
+    body_sha256    text        NOT NULL,
+    -- received: by the route; processed, failed: by the inbox. A failed one keeps what failed and can be replayed.
+    state          text        NOT NULL DEFAULT 'received',
+    attempts       integer     NOT NULL DEFAULT 0,
+    next_attempt_at timestamptz NOT NULL DEFAULT now(),
+    -- How many parts it had (messages, statuses, others), and the parts that could not be processed, with the reason.
+    real_events     integer    NOT NULL DEFAULT 0,
+    protocol_events integer    NOT NULL DEFAULT 0,
+    failures       jsonb,
+    received_at    timestamptz NOT NULL DEFAULT now(),
+    processed_at   timestamptz
+);
+
+-- What the automation did with a message: its own, never written by the daemon.
+CREATE TABLE public.agent_processing_log (
+    id           uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
+    message_id   uuid        NOT NULL,
+    agent        text        NOT NULL,
+    status       text        NOT NULL,
+    detail       jsonb,
+    processed_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX agent_processing_log_message ON public.agent_processing_log (message_id);

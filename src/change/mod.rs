@@ -1,0 +1,194 @@
+//! What happened to one row, in words that the source's stream, the copy and the sink share.
+//!
+//! Values are the text that Postgres printed under pinned settings, untouched; nothing here knows a type. Pure: no I/O,
+//! no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
+
+mod coalesce;
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use coalesce::{Coalesced, overlay};
+
+/// A table's name, unquoted, as the catalog has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub struct TableName {
+    /// Its schema.
+    pub schema: Arc<str>,
+    /// Its name within the schema.
+    pub name: Arc<str>,
+}
+
+impl TableName {
+    /// A table by schema and name, both unquoted.
+    #[must_use]
+    pub fn new(schema: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            schema: schema.into(),
+            name: name.into(),
+        }
+    }
+
+    /// `"schema"."name"`, ready for a statement.
+    #[must_use]
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// Quotes an identifier for a statement.
+#[must_use]
+pub fn quote_identifier(name: &str) -> String {
+    postgres_protocol::escape::escape_identifier(name)
+}
+
+/// The OID by which the source's stream names a table. Means nothing in another database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RelationId(pub u32);
+
+/// A source transaction's id, the 32 bits that the stream carries (they wrap).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Xid(pub u32);
+
+/// One column of a row image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ColumnValue {
+    /// SQL NULL.
+    Null,
+    /// A large value that an UPDATE did not touch and the stream did not repeat (TOAST). Never to be written as NULL.
+    Unchanged,
+    /// The value as Postgres prints it under the pinned settings.
+    Text(Bytes),
+}
+
+/// A row image, in the order of its [`Relation`]'s columns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row(pub Box<[ColumnValue]>);
+
+impl Row {
+    /// Whether every column's value is known, so that the row can be inserted.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        !self.0.contains(&ColumnValue::Unchanged)
+    }
+
+    /// Bytes held by the values, for limits on memory.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0
+            .iter()
+            .map(|value| {
+                32 + if let ColumnValue::Text(text) = value {
+                    text.len()
+                } else {
+                    0
+                }
+            })
+            .sum()
+    }
+}
+
+/// A row's identity: the values of the relation's key columns, in key order, never NULL.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(pub Box<[Bytes]>);
+
+impl Key {
+    /// The values as lossless JSON text (an array of strings), the form in which a key is stored and shown.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let parts: Vec<_> = self.0.iter().map(|part| String::from_utf8_lossy(part)).collect();
+        serde_json::to_string(&parts).unwrap_or_default()
+    }
+
+    /// Reads back what [`Key::to_json`] wrote; `None` where it is something else.
+    #[must_use]
+    pub fn from_json(text: &str) -> Option<Self> {
+        let parts: Vec<String> = serde_json::from_str(text).ok()?;
+        Some(Self(parts.into_iter().map(Bytes::from).collect()))
+    }
+}
+
+/// A table as the stream describes it, with the identity by which rows are matched in the Agent DB.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Relation {
+    /// The stream's name for it.
+    pub id: RelationId,
+    /// The table, in both databases.
+    pub table: TableName,
+    /// Column names in the order of the row images: the published columns only, never generated ones.
+    pub columns: Box<[Arc<str>]>,
+    /// Positions in `columns` of the Agent table's primary key, in key order. Never empty.
+    pub key: Box<[usize]>,
+}
+
+impl Relation {
+    /// The row's key, `None` where a key column is NULL, unchanged (P22) or absent.
+    #[must_use]
+    pub fn key_of(&self, row: &Row) -> Option<Key> {
+        self.key
+            .iter()
+            .map(|&column| match row.0.get(column) {
+                Some(ColumnValue::Text(text)) => Some(text.clone()),
+                _ => None,
+            })
+            .collect::<Option<_>>()
+            .map(Key)
+    }
+}
+
+/// What happened to a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// The row is new (or, from a copy, this is its present state). The image is full.
+    Insert(Row),
+    /// The row changed. `old_key` is there only where the key changed; the image may have unchanged columns.
+    Update {
+        /// The key before, where it differs from the image's.
+        old_key: Option<Key>,
+        /// The image after.
+        row: Row,
+    },
+    /// The row is gone.
+    Delete,
+}
+
+/// Where a change came from: decides how it meets a parked key, and how it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A transaction of the stream: received, so it must be accounted for; folds into a parked key's entry.
+    Stream,
+    /// The row's state read from the Site DB (copy, resync, healing) and merged with the stream; heals a parked key.
+    Chunk,
+}
+
+/// One row's change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The table.
+    pub relation: Arc<Relation>,
+    /// The row's key after the change (before it, for a delete).
+    pub key: Key,
+    /// What happened.
+    pub operation: Operation,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Empties tables, ordered with the changes around it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Truncate {
+    /// The tables of the one statement.
+    pub relations: Vec<Arc<Relation>>,
+    /// The source said CASCADE: the stream then names every table reached, so the sink never cascades itself.
+    pub cascade: bool,
+    /// The source said RESTART IDENTITY.
+    pub restart_identity: bool,
+}

@@ -1,0 +1,48 @@
+//! Twinlog keeps WhatsApp Business conversations safe in two Postgres databases.
+//!
+//! The map. Two halves that never name each other, and small pure modules that both may use:
+//!
+//! ```text
+//! main → cli ─→ http ─→ outbox, inbox ─→ whatsapp, site_db
+//!          └──→ replication ─→ wire, pgoutput, copy ─→ agent_db ─→ change
+//! everyone may use: lsn, retry, shutdown, metrics, config, tls, failpoint
+//! ```
+//!
+//! | half | module | its job |
+//! |---|---|---|
+//! | daemon | [`pgoutput`] | bytes of the replication stream → messages; pure and total |
+//! | | [`wire`] | the replication connection: TLS, login, framing, feedback |
+//! | | [`replication`] | what the stream means: batches, progress, slot and gap states, reconnect |
+//! | | [`copy`] | the fenced chunk: initial copy, resync, healing of parked rows |
+//! | | [`agent_db`] | the sink: rows, failed rows, accounting and checkpoint in one transaction |
+//! | | [`change`] | a row's change, in words that all of these share |
+//! | server | [`http`] | routes, authentication, limits |
+//! | | [`outbox`] | claim, rate-limit, send, reconcile |
+//! | | [`inbox`] | raw webhook event → messages, statuses, leads |
+//! | | [`site_db`] | the server's statements on the Site DB |
+//! | | [`whatsapp`] | the Cloud API as types, error classes, signature |
+//! | both | [`cli`] | commands, composition, logs, health |
+//! | | [`dev`] | throwaway Postgres clusters and the Graph simulator, for `demo` and the tests |
+//!
+//! The test `tests/it/architecture.rs` holds the arrows.
+
+pub mod agent_db;
+pub mod change;
+pub mod cli;
+pub mod config;
+pub mod copy;
+pub mod dev;
+pub mod failpoint;
+pub mod http;
+pub mod inbox;
+pub mod lsn;
+pub mod metrics;
+pub mod outbox;
+pub mod pgoutput;
+pub mod replication;
+pub mod retry;
+pub mod shutdown;
+pub mod site_db;
+pub mod tls;
+pub mod whatsapp;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! The `twinlog` binary.
+
+fn main() {}

@@ -1,0 +1,218 @@
+//! The one place that names metrics: constants, descriptions, and small typed functions that the rest calls.
+//!
+//! Units are in the names; labels are bounded (tables that are synchronised, accounts that are configured, the variants
+//! of an enum). Where to add one: a name here, its description in [`describe`], a function that takes domain types.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::change::TableName;
+
+/// Age of the oldest committed, unapplied source transaction; 0 only when provably caught up.
+pub const SYNC_DELAY_SECONDS: &str = "twinlog_sync_delay_seconds";
+/// Source commit to Agent commit, per transaction.
+pub const SYNC_COMMIT_TO_APPLY_SECONDS: &str = "twinlog_sync_commit_to_apply_seconds";
+/// Bytes of WAL from the durable position to the source's end.
+pub const SYNC_LAG_BYTES: &str = "twinlog_sync_lag_bytes";
+/// Changes by table, operation and result.
+pub const SYNC_ROWS_TOTAL: &str = "twinlog_sync_rows_total";
+/// Rows parked now, by table.
+pub const FAILED_ROWS: &str = "twinlog_failed_rows";
+/// Attempts to heal parked rows, by result.
+pub const FAILED_ROW_RETRIES_TOTAL: &str = "twinlog_failed_row_retries_total";
+/// WAL that the slot keeps on the source.
+pub const SLOT_RETAINED_BYTES: &str = "twinlog_slot_retained_bytes";
+/// WAL that may still be written before the source drops the slot's (`max_slot_wal_keep_size`).
+pub const SLOT_HEADROOM_BYTES: &str = "twinlog_slot_headroom_bytes";
+/// 1 for the daemon's state, 0 for the others.
+pub const SYNC_STATE: &str = "twinlog_sync_state";
+/// Things that should be in a database and are not, by kind.
+pub const PERSISTENCE_GAP: &str = "twinlog_persistence_gap";
+/// Messages by direction and the status that they reached.
+pub const MESSAGES_TOTAL: &str = "twinlog_messages_total";
+/// Duration of a Graph API send.
+pub const SEND_SECONDS: &str = "twinlog_send_seconds";
+/// Errors of sends, by Meta's code and our class.
+pub const SEND_ERRORS_TOTAL: &str = "twinlog_send_errors_total";
+/// Webhook parts, real (a message) or protocol (everything else).
+pub const WEBHOOK_EVENTS_TOTAL: &str = "twinlog_webhook_events_total";
+/// When an account last had a real message.
+pub const ACCOUNT_LAST_REAL_MESSAGE: &str = "twinlog_account_last_real_message_timestamp_seconds";
+/// 1 while an account cannot send (held), else 0.
+pub const ACCOUNT_DEGRADED: &str = "twinlog_account_degraded";
+
+/// Every metric: name, kind, unit, help. Dashboards, alerts, the README and the tests are held to this list.
+pub const ALL: &[(&str, &str, &str)] = &[
+    (
+        SYNC_DELAY_SECONDS,
+        "gauge",
+        "age of the oldest committed, unapplied source transaction; 0 only when provably caught up",
+    ),
+    (
+        SYNC_COMMIT_TO_APPLY_SECONDS,
+        "histogram",
+        "time from a transaction's commit on the Site DB to its commit on the Agent DB",
+    ),
+    (
+        SYNC_LAG_BYTES,
+        "gauge",
+        "bytes of WAL from the durable position to the end of the Site DB's log",
+    ),
+    (
+        SYNC_ROWS_TOTAL,
+        "counter",
+        "changes by table, operation (insert, update, delete, truncate, copy) and result",
+    ),
+    (
+        FAILED_ROWS,
+        "gauge",
+        "rows that the Agent DB refused and that wait to be healed, by table",
+    ),
+    (
+        FAILED_ROW_RETRIES_TOTAL,
+        "counter",
+        "attempts to heal a parked row, by result (healed, failed)",
+    ),
+    (
+        SLOT_RETAINED_BYTES,
+        "gauge",
+        "bytes of WAL that the replication slot keeps on the Site DB",
+    ),
+    (
+        SLOT_HEADROOM_BYTES,
+        "gauge",
+        "bytes of WAL until the Site DB drops the slot's; -1 without a limit",
+    ),
+    (
+        SYNC_STATE,
+        "gauge",
+        "1 for the state that the daemon is in, 0 for the others",
+    ),
+    (
+        PERSISTENCE_GAP,
+        "gauge",
+        "things that should be in a database and are not, by kind",
+    ),
+    (
+        MESSAGES_TOTAL,
+        "counter",
+        "messages by direction and the status that they reached",
+    ),
+    (SEND_SECONDS, "histogram", "duration of a send to the Graph API"),
+    (
+        SEND_ERRORS_TOTAL,
+        "counter",
+        "errors of sends by Meta's code and our class",
+    ),
+    (
+        WEBHOOK_EVENTS_TOTAL,
+        "counter",
+        "webhook parts, real (a message) or protocol (everything else)",
+    ),
+    (
+        ACCOUNT_LAST_REAL_MESSAGE,
+        "gauge",
+        "unix time of an account's last real message",
+    ),
+    (ACCOUNT_DEGRADED, "gauge", "1 while an account cannot send, else 0"),
+];
+
+/// Describes every metric to the installed recorder. Call once, after installing it.
+pub fn describe() {
+    for &(name, kind, help) in ALL {
+        let unit = if name.ends_with("_seconds") {
+            Unit::Seconds
+        } else if name.ends_with("_bytes") {
+            Unit::Bytes
+        } else {
+            Unit::Count
+        };
+        match kind {
+            "counter" => describe_counter!(name, unit, help),
+            "histogram" => describe_histogram!(name, unit, help),
+            _ => describe_gauge!(name, unit, help),
+        }
+    }
+}
+
+/// How old the oldest unapplied transaction is.
+pub fn set_sync_delay(delay: Duration) {
+    gauge!(SYNC_DELAY_SECONDS).set(delay.as_secs_f64());
+}
+
+/// A source transaction became durable in the Agent DB this long after its commit.
+pub fn observe_commit_to_apply(delay: Duration) {
+    histogram!(SYNC_COMMIT_TO_APPLY_SECONDS).record(delay.as_secs_f64());
+}
+
+/// WAL between the durable position and the end of the source's log.
+pub fn set_lag_bytes(bytes: u64) {
+    gauge!(SYNC_LAG_BYTES).set(bytes as f64);
+}
+
+/// Changes of one table that met the same end.
+pub fn count_rows(table: &TableName, operation: &'static str, result: &'static str, rows: u64) {
+    if rows > 0 {
+        counter!(SYNC_ROWS_TOTAL, "table" => table.to_string(), "op" => operation, "result" => result).increment(rows);
+    }
+}
+
+/// Rows of a table that are parked now.
+pub fn set_failed_rows(table: &TableName, rows: u64) {
+    gauge!(FAILED_ROWS, "table" => table.to_string()).set(rows as f64);
+}
+
+/// Parked rows that were tried again, with one result.
+pub fn count_retries(result: &'static str, rows: u64) {
+    counter!(FAILED_ROW_RETRIES_TOTAL, "result" => result).increment(rows);
+}
+
+/// What the slot keeps on the source, and what it may keep yet (`None`: no limit).
+pub fn set_slot(retained_bytes: u64, headroom_bytes: Option<i64>) {
+    gauge!(SLOT_RETAINED_BYTES).set(retained_bytes as f64);
+    gauge!(SLOT_HEADROOM_BYTES).set(headroom_bytes.map_or(-1.0, |bytes| bytes as f64));
+}
+
+/// The state that the daemon is in, out of all that there are.
+pub fn set_sync_state(state: &'static str, all: &[&'static str]) {
+    for &other in all {
+        gauge!(SYNC_STATE, "state" => other).set(if other == state { 1.0 } else { 0.0 });
+    }
+}
+
+/// How many things of a kind should be in a database and are not.
+pub fn set_persistence_gap(kind: &'static str, count: u64) {
+    gauge!(PERSISTENCE_GAP, "kind" => kind).set(count as f64);
+}
+
+/// A message reached a status.
+pub fn count_message(direction: &'static str, status: &'static str) {
+    counter!(MESSAGES_TOTAL, "direction" => direction, "status" => status).increment(1);
+}
+
+/// A send to the Graph API was answered, or was not, after this long.
+pub fn observe_send(duration: Duration) {
+    histogram!(SEND_SECONDS).record(duration.as_secs_f64());
+}
+
+/// A send failed. Codes outside of Meta's table are one label value, so that a stranger cannot make series.
+pub fn count_send_error(code: Option<i64>, class: &'static str) {
+    let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
+    counter!(SEND_ERRORS_TOTAL, "code" => code, "class" => class).increment(1);
+}
+
+/// Parts of a webhook.
+pub fn count_webhook_events(kind: &'static str, parts: u64) {
+    counter!(WEBHOOK_EVENTS_TOTAL, "kind" => kind).increment(parts);
+}
+
+/// When a configured account last had a real message, in Unix seconds.
+pub fn set_account_last_real_message(phone_number_id: &str, unix_seconds: f64) {
+    gauge!(ACCOUNT_LAST_REAL_MESSAGE, "account" => phone_number_id.to_owned()).set(unix_seconds);
+}
+
+/// Whether a configured account cannot send.
+pub fn set_account_degraded(phone_number_id: &str, degraded: bool) {
+    gauge!(ACCOUNT_DEGRADED, "account" => phone_number_id.to_owned()).set(if degraded { 1.0 } else { 0.0 });
+}
