@@ -5,7 +5,7 @@
 //! ```text
 //! main → cli ─→ http ─→ outbox, inbox ─→ whatsapp, site_db
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ agent_db ─→ change
-//! everyone may use: lsn, retry, shutdown, metrics, config, tls, failpoint
+//! everyone may use: lsn, retry, shutdown, metrics, health, config, tls, failpoint
 //! ```
 //!
 //! | half | module | its job |
@@ -33,6 +33,7 @@ pub mod config;
 pub mod copy;
 pub mod dev;
 pub mod failpoint;
+pub mod health;
 pub mod http;
 pub mod inbox;
 pub mod lsn;
