@@ -1,1 +1,4 @@
-//! (to be written)
+//! x
+pub mod fence;
+pub mod snapshot;
+pub mod window;
