@@ -1,1 +1,41 @@
-//! (to be written)
+//! The sink: rows, failed rows, accounting and checkpoint, written to the Agent DB in one transaction.
+//!
+//! What comes in is a [`Segment`] of [`Change`](crate::change::Change)s in stream order; what goes out is SQL with bound
+//! values. It does not know where changes come from (`replication`, `copy`), reads nothing from the Site DB, and never
+//! decides to skip: a change is applied, or folded into a newer one, or parked with the reason, and the sum is asserted.
+//!
+//! ```text
+//! apply(segment) ─→ plan: fold each key's changes, one statement per table and kind   (pure)
+//!                └→ SAVEPOINT, all statements in one round trip
+//!                     └─ a row was refused: back to the savepoint, replay in exact stream order,
+//!                        halve down to the guilty rows, park those
+//! commit(checkpoint) ─→ checkpoint + accounting + COMMIT in one round trip
+//! ```
+//!
+//! Why text and casts: values pass as Postgres printed them and are read by the Agent DB's own catalog types, so no type
+//! exists that we could decode wrongly (pitfall P28). Why a session lock: the lock, the rows and the checkpoint live and
+//! die with one connection, so a daemon that has lost its place can't commit.
+//!
+//! The driver is `tokio-postgres`, for its pipelining; `copy` and `cli` use [`connect`] for their own connections.
+
+mod array;
+mod catalog;
+mod checkpoint;
+mod connect;
+mod control;
+mod error;
+mod plan;
+mod rights;
+mod segment;
+mod sink;
+mod sql;
+
+pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
+pub use connect::connect;
+pub use control::{Command, CommandState, Control, DaemonReport, FailedKey};
+pub use error::{AgentError, Holder, Refusal};
+pub use rights::Rights;
+pub use segment::{
+    Applied, Committed, CopyPhase, Identity, Item, Segment, TableDescription, TableProgress, TableState, Tally,
+};
+pub use sink::{Sink, SinkSettings};

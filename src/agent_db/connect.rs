@@ -1,0 +1,144 @@
+//! Opening a session with every setting pinned that changes how values are printed or read, or that could end the
+//! session behind our back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::poll_fn;
+use secrecy::ExposeSecret;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
+
+use super::error::AgentError;
+use crate::config::{DatabaseUrl, Host, SslMode};
+
+/// How long one connection attempt may take, login and settings included: longer than three lost SYNs (1 + 2 + 4 s).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A peer that does not acknowledge for this long is gone. The same on both ends, so that the lock of a daemon whose
+/// machine died is free within about this time.
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The settings, set where the server knows them. Text forms are pinned on both databases alike (pitfall P28).
+/// `row_security` off makes Postgres raise an error where a policy would hide rows (P31). A generic plan is right for
+/// statements that join an array with a table by key, and saves planning each time.
+const PIN_SETTINGS: &str = "
+SELECT pg_catalog.set_config(s.name, v.value, false)
+FROM (VALUES
+    ('DateStyle', 'ISO, YMD'),
+    ('IntervalStyle', 'postgres'),
+    ('TimeZone', 'UTC'),
+    ('extra_float_digits', '3'),
+    ('bytea_output', 'hex'),
+    ('xmloption', 'content'),
+    ('lc_monetary', 'C'),
+    ('client_encoding', 'UTF8'),
+    ('standard_conforming_strings', 'on'),
+    ('quote_all_identifiers', 'off'),
+    ('row_security', 'off'),
+    ('plan_cache_mode', 'force_generic_plan'),
+    ('statement_timeout', '0'),
+    ('transaction_timeout', '0'),
+    ('lock_timeout', '30s'),
+    ('idle_in_transaction_session_timeout', '0'),
+    ('idle_session_timeout', '0'),
+    ('tcp_keepalives_idle', '10'),
+    ('tcp_keepalives_interval', '5'),
+    ('tcp_keepalives_count', '4'),
+    ('tcp_user_timeout', '30s'),
+    ('search_path', 'pg_catalog')
+) AS v(name, value)
+JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(v.name);
+SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
+WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
+
+/// Opens a session on either database: pinned settings, an empty search path but for `pg_catalog`, synchronous commits,
+/// time-outs that are ours. The connection's other half runs in a task that ends with it.
+///
+/// # Errors
+/// The server can't be reached within [`CONNECT_TIMEOUT`], refuses, or TLS can't be set up.
+pub async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Client, AgentError> {
+    open(url, application_name, None).await
+}
+
+/// As [`connect`]; `notified` is woken by every NOTIFY that the session listens to, and when the connection ends.
+pub(super) async fn open(
+    url: &DatabaseUrl,
+    application_name: &str,
+    notified: Option<Arc<Notify>>,
+) -> Result<Client, AgentError> {
+    let attempt = Box::pin(async {
+        let client = establish(url, application_name, notified).await?;
+        client
+            .simple_query(PIN_SETTINGS)
+            .await
+            .map_err(|source| AgentError::from_driver("pin the session's settings", None, source))?;
+        Ok(client)
+    });
+    tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+        .await
+        .unwrap_or_else(|_| {
+            Err(AgentError::ConnectTimeout {
+                server: url.to_string(),
+                seconds: CONNECT_TIMEOUT.as_secs(),
+            })
+        })
+}
+
+async fn establish(
+    url: &DatabaseUrl,
+    application_name: &str,
+    notified: Option<Arc<Notify>>,
+) -> Result<Client, AgentError> {
+    let mut config = Config::new();
+    match &url.host {
+        Host::Tcp(name) => config.host(name),
+        Host::Unix(folder) => config.host_path(folder),
+    };
+    config
+        .port(url.port)
+        .user(&url.user)
+        .dbname(&url.database)
+        .application_name(application_name)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .keepalives(true)
+        .keepalives_idle(Duration::from_secs(10))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(4)
+        .tcp_user_timeout(PEER_TIMEOUT);
+    if let Some(password) = &url.password {
+        config.password(password.expose_secret());
+    }
+    let refused = |source| AgentError::Connect {
+        server: url.to_string(),
+        source,
+    };
+    if url.sslmode == SslMode::Disable {
+        config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+        let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
+        tokio::spawn(drive(connection, notified));
+        Ok(client)
+    } else {
+        Err(AgentError::Tls {
+            server: url.to_string(),
+            reason: "not built in".to_owned(),
+        })
+    }
+}
+
+/// Runs a connection to its end. What ends it is met by whoever waits for an answer, so nothing is logged here.
+async fn drive<S, T>(mut connection: Connection<S, T>, notified: Option<Arc<Notify>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        if let (AsyncMessage::Notification(_), Some(notified)) = (message, &notified) {
+            notified.notify_one();
+        }
+    }
+    if let Some(notified) = notified {
+        notified.notify_one();
+    }
+}
