@@ -74,30 +74,22 @@ async fn a_server_that_cannot_start_says_why() {
     assert!(text.contains("it exited") && text.contains("wal_level"), "{text}");
 }
 
-/// Run by the next test in a process of its own, which that one kills.
-#[tokio::test]
-#[expect(
-    clippy::ignore_without_reason,
-    reason = "it is the other half of the next test, started by it"
-)]
-#[ignore]
-async fn child_that_never_ends() {
-    let cluster = Cluster::start(Settings::default()).await.unwrap();
-    println!("\nfolder={}", cluster.data().display());
-    println!("pid={}", cluster.pid().unwrap());
-    std::future::pending().await
-}
+/// Makes the next test, started by itself in a process of its own, the one that is killed.
+const VICTIM: &str = "TWINLOG_TEST_VICTIM";
 
 #[tokio::test]
 async fn a_killed_process_leaves_neither_server_nor_folder() {
     use std::io::{BufRead, BufReader};
+    if std::env::var_os(VICTIM).is_some() {
+        let cluster = Cluster::start(Settings::default()).await.unwrap();
+        println!("\nfolder={}", cluster.data().display());
+        println!("pid={}", cluster.pid().unwrap());
+        return std::future::pending().await;
+    }
+    let name = "postgres_clusters::a_killed_process_leaves_neither_server_nor_folder";
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "--nocapture",
-            "postgres_clusters::child_that_never_ends",
-        ])
+        .args(["--exact", "--nocapture", name])
+        .env(VICTIM, "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()

@@ -139,7 +139,7 @@ impl Drop for Database {
                 .build()
                 .unwrap();
             // A server that the test has stopped in mid-air must not hang the suite.
-            runtime.block_on(tokio::time::timeout(Duration::from_secs(10), remove(&cluster, &name)))
+            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), remove(&cluster, &name)).await })
         });
         match cleaning.join() {
             Ok(Ok(Ok(()))) => {}
