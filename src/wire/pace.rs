@@ -109,7 +109,7 @@ mod tests {
     /// Small reads, `every` apart, for `span`.
     fn trickle(pace: &mut Pace, now: &mut Instant, every: Duration, span: Duration) {
         let end = *now + span;
-        while *now < end {
+        while *now < end && pace.wait().is_none() {
             *now += every;
             pace.took(150, every, *now);
         }
@@ -144,7 +144,7 @@ mod tests {
     fn a_backlog_is_read_in_quanta() {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
-        trickle(&mut pace, &mut now, Duration::from_micros(10), Duration::from_millis(4));
+        trickle(&mut pace, &mut now, Duration::from_micros(10), QUANTUM * (ENTER_AFTER + 1));
         assert_eq!(pace.wait(), Some(QUANTUM));
     }
 
