@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::harness::{self, ConfigFile, Process, SOON, private_databases};
-use twinlog::config::DatabaseUrl;
+use crate::harness::{self, ConfigFile, Database, Process, SOON, private_databases};
+use twinlog::config::{self, DatabaseUrl, Needs};
 use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::migrations::{self, MigrationError, Set};
 
@@ -42,6 +42,26 @@ async fn usage_and_configuration_errors_end_with_2_and_say_what_to_do() {
 }
 
 #[tokio::test]
+async fn the_harness_writes_a_configuration_that_the_binary_takes() {
+    let db = harness::databases().await;
+    let file = ConfigFile::new(&db, "[sync]\nbatch_rows = 7");
+    let needs = Needs {
+        site: true,
+        agent: true,
+        whatsapp: false,
+    };
+    let config = config::load(Some(&file.path()), needs).unwrap();
+    assert_eq!((&config.sync.slot, config.sync.batch_rows), (&db.site.name, 7));
+    assert_eq!(file.http("/webhook"), format!("http://{}/webhook", config.http.listen));
+    assert_eq!(file.admin("/readyz"), format!("http://{}/readyz", config.admin.listen));
+}
+
+async fn has_table(database: &Database, table: &str) -> bool {
+    let found = database.text(&format!("SELECT to_regclass('{table}')")).await;
+    found.is_some()
+}
+
+#[tokio::test]
 async fn migrate_creates_everything_once_and_keeps_its_books_out_of_public() {
     let db = harness::databases().await;
     let config = ConfigFile::new(&db, "");
@@ -70,24 +90,9 @@ async fn migrate_creates_everything_once_and_keeps_its_books_out_of_public() {
         db.agent.text(books).await.as_deref(),
         Some("_sqlx_migrations _sqlx_migrations_agent")
     );
-    assert!(
-        db.site
-            .text("SELECT to_regclass('public.whatsapp_messages')")
-            .await
-            .is_some()
-    );
-    assert!(
-        db.agent
-            .text("SELECT to_regclass('public.agent_processing_log')")
-            .await
-            .is_some()
-    );
-    assert!(
-        db.agent
-            .text("SELECT to_regclass('twinlog.checkpoint')")
-            .await
-            .is_some()
-    );
+    assert!(has_table(&db.site, "public.whatsapp_messages").await);
+    assert!(has_table(&db.agent, "public.agent_processing_log").await);
+    assert!(has_table(&db.agent, "twinlog.checkpoint").await);
 }
 
 #[tokio::test]
@@ -143,10 +148,7 @@ async fn a_migration_that_fails_leaves_nothing_and_says_why() {
         error.hint().unwrap().contains("has a table of that name already"),
         "{error:?}"
     );
-    assert_eq!(
-        db.site.text("SELECT to_regclass('public.whatsapp_accounts')").await,
-        None
-    );
+    assert!(!has_table(&db.site, "public.whatsapp_accounts").await);
 }
 
 #[tokio::test]
@@ -188,7 +190,7 @@ async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
     db.agent.reconnect().await;
     let mut process = Process::start(&config, &["migrate", "agent"], "");
     assert!(process.wait(SOON).await.success(), "{}", process.output());
-    assert!(db.agent.text("SELECT to_regclass('twinlog.commands')").await.is_some());
+    assert!(has_table(&db.agent, "twinlog.commands").await);
 }
 
 #[tokio::test]
@@ -201,7 +203,7 @@ async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
 
     // Something that runs for long: a migration that waits for another's lock.
     let lock = db.site.connect().await;
-    migrations::apply_site(&db.site.database_url()).await.unwrap();
+    db.migrate().await;
     db.site
         .batch_execute("DELETE FROM twinlog._sqlx_migrations_site")
         .await
