@@ -10,8 +10,9 @@ use bytes::{Bytes, BytesMut};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::fence::{Fence, PREFIX};
+use super::reader::key_names;
 use super::snapshot::{ParseSnapshotError, Snapshot};
-use crate::agent_db::{self, AgentError};
+use crate::agent_db::{self, AgentError, Identity, TableDescription};
 use crate::change::{ColumnValue, Key, Relation, RelationId, Row, TableName, quote_identifier};
 use crate::config::DatabaseUrl;
 use crate::lsn::{Lsn, ParseLsnError};
@@ -37,12 +38,27 @@ pub struct SourceTable {
     pub columns: Vec<Arc<str>>,
     /// Types of the columns, without their modifiers, ready for a cast.
     pub types: Vec<String>,
+    /// By what the source identifies the old row of an update or a delete.
+    pub identity: Identity,
     /// The publication's row filter.
     pub row_filter: Option<String>,
     /// Whether it is a partitioned table that is published as one.
     pub partitioned: bool,
     /// The planner's estimate of its rows, for progress bars; -1 where it was never analysed.
     pub estimated_rows: i64,
+}
+
+impl SourceTable {
+    /// The table as the stream will describe it.
+    #[must_use]
+    pub fn describe(&self) -> TableDescription {
+        TableDescription {
+            id: self.id,
+            table: self.table.clone(),
+            columns: self.columns.clone(),
+            identity: self.identity.clone(),
+        }
+    }
 }
 
 /// Why the Site DB could not be read.
@@ -105,6 +121,15 @@ impl SourceError {
             _ => None,
         }
     }
+}
+
+/// Which columns a read by key brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Columns {
+    /// All of [`SourceTable::columns`].
+    All,
+    /// The key's, in key order.
+    Key,
 }
 
 /// One chunk's rows.
@@ -212,25 +237,29 @@ impl Source {
         table: &SourceTable,
         relation: &Relation,
         keys: &[Key],
+        columns: Columns,
     ) -> Result<Chunk, SourceError> {
         let key = key_columns(table, relation);
+        let (list, width) = match columns {
+            Columns::All => (column_list(table), table.columns.len()),
+            Columns::Key => (key_names(relation).join(", "), key.len()),
+        };
         let arrays: Vec<_> = (1..=key.len()).map(|index| format!("${index}::text[]")).collect();
         let names: Vec<_> = (1..=key.len()).map(|index| format!("__twinlog_{index}")).collect();
         let matches: Vec<_> =
             key.iter().zip(&names).map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}")).collect();
         let sql = format!(
-            "SELECT {} FROM {} t JOIN pg_catalog.unnest({}) AS k({}) ON {} {}",
-            column_list(table),
+            "SELECT {list} FROM {} t JOIN pg_catalog.unnest({}) AS k({}) ON {} {}",
             from(table),
             arrays.join(", "),
             names.join(", "),
             matches.join(" AND "),
             where_clause(&filters(table, None)),
         );
-        let columns: Vec<Vec<String>> = (0..key.len())
+        let wanted: Vec<Vec<String>> = (0..key.len())
             .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
             .collect();
-        self.read(&sql, &columns, table.columns.len()).await
+        self.read(&sql, &wanted, width).await
     }
 
     /// Reads a query's rows under one snapshot, through a cursor: the extended protocol binds the values, the simple one
@@ -294,6 +323,55 @@ impl Source {
         };
         Ok(Chunk { snapshot, rows, finished })
     }
+}
+
+/// A page of keys of the *Agent DB*, in its own order, behind a key.
+///
+/// # Errors
+/// A statement failed.
+pub(super) async fn key_page(
+    agent: &Client,
+    relation: &Relation,
+    types: &[String],
+    after: Option<&Key>,
+    condition: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Key>, SourceError> {
+    let names = key_names(relation);
+    let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
+    let mut parameters = Vec::new();
+    if let Some(after) = after {
+        let casts: Vec<_> =
+            types.iter().enumerate().map(|(index, kind)| format!("${}::text::{kind}", index + 1)).collect();
+        filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
+        parameters = key_texts(after);
+    }
+    let sql = format!(
+        "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",
+        relation.table.quoted(),
+        where_clause(&filters),
+        list = names.join(", "),
+    );
+    let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+        parameters.iter().map(|value| value as _).collect();
+    let read = async {
+        agent.batch_execute("BEGIN READ ONLY").await?;
+        agent.execute(&sql, &parameters).await?;
+        let messages = agent.simple_query("FETCH ALL FROM page").await;
+        agent.batch_execute("COMMIT").await?;
+        messages
+    };
+    let messages = read.await.map_err(query("a page of keys"))?;
+    Ok(messages
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                let parts = (0..names.len()).map(|part| row.get(part).map(|text| Bytes::copy_from_slice(text.as_bytes())));
+                parts.collect::<Option<_>>().map(Key)
+            }
+            _ => None,
+        })
+        .collect())
 }
 
 /// A row's image, its values slices of one allocation.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::change::{Change, Key, Operation, Origin, Relation, RelationId, Row, TableName, Truncate, Xid, overlay};
 use crate::copy::fence::Fence;
 use crate::lsn::Lsn;
-use crate::pgoutput::{self, Message, OldTuple, RelationMessage, ReplicaIdentity};
+use crate::pgoutput::{self, Message, OldTuple, RelationMessage};
 use crate::timestamp::PgTimestamp;
 
 /// What the stream says next.
@@ -76,9 +76,6 @@ pub enum StreamError {
     /// The table is matched by the configuration and published, but was not there when we set up.
     #[error("table {0} has joined the publication")]
     NewTable(TableName),
-    /// Updates and deletes do not carry the key.
-    #[error("table {0} does not send its primary key with updates and deletes")]
-    IdentityLacksKey(TableName),
     /// A row whose key the stream left out (pitfall P22).
     #[error("a row of table {0} came without its primary key")]
     Unidentifiable(TableName),
@@ -89,10 +86,6 @@ impl StreamError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::IdentityLacksKey(table) => Some(format!(
-                "on the Site DB: ALTER TABLE {} REPLICA IDENTITY DEFAULT; (or FULL)",
-                table.quoted()
-            )),
             Self::Unidentifiable(table) => {
                 Some(format!("on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;", table.quoted()))
             }
@@ -162,17 +155,8 @@ impl Assembler {
     }
 
     /// Answers [`Event::Describe`].
-    ///
-    /// # Errors
-    /// Updates and deletes of the table do not carry its key.
-    pub fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) -> Result<(), StreamError> {
-        let carried = |&index: &usize| message.columns.get(index).is_some_and(|column| column.part_of_key);
-        // Without any identity the source refuses updates and deletes itself; inserts carry everything.
-        if message.replica_identity != ReplicaIdentity::Nothing && !relation.key.iter().all(carried) {
-            return Err(StreamError::IdentityLacksKey(message.table));
-        }
+    pub fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
         self.relations.insert(message.id, Known::Ours(relation, message));
-        Ok(())
     }
 
     /// The transaction that is being received.

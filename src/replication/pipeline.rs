@@ -49,6 +49,8 @@ pub(super) enum Request {
     Describe(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
     /// A table's first copy begins or ends.
     Copying(crate::change::TableName, bool),
+    /// A full resync has shown that nothing is missing.
+    ClearGap(oneshot::Sender<Result<(), AgentError>>),
 }
 
 /// See the module's header.
@@ -65,6 +67,8 @@ pub(super) struct Pipeline {
     windows: Windows,
     /// One `Arc` for each table, whoever described it, so that changes of one key meet in the sink.
     relations: HashMap<RelationId, Arc<Relation>>,
+    /// Where the open transaction (or the last one) committed.
+    open_lsn: Lsn,
     /// When the open transaction committed.
     open_committed_at: Option<PgTimestamp>,
     /// The oldest commit of each batch that the sink has.
@@ -103,6 +107,7 @@ impl Pipeline {
             progress,
             windows: Windows::default(),
             relations: HashMap::new(),
+            open_lsn: resume_after,
             open_committed_at: None,
             in_flight: VecDeque::new(),
             idle_checkpoint_at: Instant::now() + IDLE_CHECKPOINT,
@@ -156,7 +161,7 @@ impl Pipeline {
     async fn make_room(&mut self) -> Result<(), SyncError> {
         self.commit_whole().await?;
         if self.batch.is_full() {
-            let segment = Segment { items: self.batch.take_open(), lsn: self.progress.settled() };
+            let segment = Segment { items: self.batch.take_open(), lsn: self.open_lsn };
             self.in_flight.push_back(self.open_committed_at);
             let sent = self.sink.apply(segment).await;
             self.sent(sent).await?;
@@ -213,6 +218,9 @@ impl Pipeline {
                 // A reader that no longer waits has been stopped.
                 let _ = reply.send(answer);
             }
+            Request::ClearGap(reply) => {
+                self.sink.clear_gap(reply).await.map_err(|SinkEnded| SyncError::SinkEnded)?;
+            }
             Request::Copying(table, copying) => {
                 self.sink.copying(table, copying).await.map_err(|SinkEnded| SyncError::SinkEnded)?;
             }
@@ -232,7 +240,7 @@ impl Pipeline {
                 let items = self.batch.take_open();
                 if !items.is_empty() {
                     self.in_flight.push_back(self.open_committed_at);
-                    let sent = self.sink.apply(Segment { items, lsn: self.progress.settled() }).await;
+                    let sent = self.sink.apply(Segment { items, lsn: self.open_lsn }).await;
                     self.sent(sent).await?;
                 }
             }
@@ -288,8 +296,9 @@ impl Pipeline {
                 self.progress.effect();
                 self.batch.push(Item::Change(change));
             }
-            Event::Begin { committed_at, .. } => {
+            Event::Begin { committed_at, commit_lsn, .. } => {
                 self.progress.begin();
+                self.open_lsn = commit_lsn;
                 self.open_committed_at = Some(committed_at);
             }
             Event::Commit { xid, end_lsn, committed_at } => {
@@ -410,7 +419,9 @@ impl Pipeline {
         })
         .await;
         self.publish();
-        self.frames.close().await;
+        if let Err(error) = self.frames.close().await {
+            debug!(%error, "the replication connection did not end in good order");
+        }
         match drained {
             Ok(result) => result?,
             Err(_) => info!("stopped with a batch in flight: it is applied again at the next start"),

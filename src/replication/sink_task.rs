@@ -31,6 +31,8 @@ enum Order {
     Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
     /// A table's first copy begins or ends.
     Copying(TableName, bool),
+    /// A full resync has shown that nothing is missing.
+    ClearGap(oneshot::Sender<Result<(), AgentError>>),
 }
 
 /// What the sink says of its own accord.
@@ -113,6 +115,11 @@ impl SinkHandle {
         self.orders.send(Order::Copying(table, copying)).await.map_err(|_| SinkEnded)
     }
 
+    /// Takes the mark off that rows may be missing.
+    pub(super) async fn clear_gap(&self, reply: oneshot::Sender<Result<(), AgentError>>) -> Result<(), SinkEnded> {
+        self.orders.send(Order::ClearGap(reply)).await.map_err(|_| SinkEnded)
+    }
+
     /// The next report. Cancel-safe. `None` once the task has ended and everything was read.
     pub(super) async fn report(&mut self) -> Option<Report> {
         let report = self.reports.recv().await;
@@ -140,6 +147,11 @@ async fn work(
             Order::Resolve(description, reply) => {
                 // A reader that no longer waits has been stopped with the run.
                 let _ = reply.send(sink.resolve(&description).await);
+                continue;
+            }
+            Order::ClearGap(reply) => {
+                // Between two transactions of the stream only: the mark is a transaction of its own.
+                let _ = reply.send(sink.clear_gap().await);
                 continue;
             }
             Order::Copying(table, copying) => {

@@ -12,9 +12,10 @@ use crate::metrics;
 use crate::timestamp::PgTimestamp;
 
 use super::batch::age;
+use super::state::SyncState;
 
 /// Written by the pipeline, read by anyone. Each figure is right by itself; together they are a moment apart.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct View {
     received: AtomicU64,
     durable: AtomicU64,
@@ -25,6 +26,25 @@ pub(super) struct View {
     clock_offset: AtomicI64,
     parked: Mutex<BTreeMap<TableName, u64>>,
     total: Mutex<Tally>,
+    state: Mutex<(SyncState, Option<String>)>,
+    /// Why rows may be missing, while that is so.
+    gap: Mutex<Option<String>>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            received: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            oldest: AtomicI64::new(0),
+            clock_offset: AtomicI64::new(0),
+            parked: Mutex::default(),
+            total: Mutex::default(),
+            state: Mutex::new((SyncState::Connecting, None)),
+            gap: Mutex::new(None),
+        }
+    }
 }
 
 impl View {
@@ -58,6 +78,53 @@ impl View {
 
     pub(super) fn total(&self) -> Tally {
         *self.total.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the state, and why where that needs a word. Returns whether it is another than before.
+    pub(super) fn set_state(&self, state: SyncState, detail: Option<String>) -> bool {
+        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = current.0 != state || current.1 != detail;
+        *current = (state, detail);
+        metrics::set_sync_state(state.as_str(), &SyncState::ALL);
+        changed
+    }
+
+    pub(super) fn state(&self) -> (SyncState, Option<String>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Rows may be missing, and why; or not any more.
+    pub(super) fn set_gap(&self, reason: Option<String>) {
+        *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    pub(super) fn gap(&self) -> Option<String> {
+        self.gap.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A run begins. What needs a person goes on being said until the stream flows.
+    pub(super) fn set_connecting(&self) {
+        if !matches!(self.state().0, SyncState::Held | SyncState::Gap | SyncState::Standby) {
+            self.set_state(SyncState::Connecting, None);
+        }
+    }
+
+    /// The stream flows; a first copy runs beside it, or none. A gap stays one until it is closed.
+    pub(super) fn set_copying(&self, copying: bool) {
+        match self.gap() {
+            Some(reason) => self.set_state(SyncState::Gap, Some(reason)),
+            None if copying => self.set_state(SyncState::Copying, None),
+            None => self.set_state(SyncState::Streaming, None),
+        };
+    }
+
+    /// Rows that are parked, as they are known at the start of a run.
+    pub(super) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        for (table, rows) in counts {
+            metrics::set_failed_rows(&table, rows);
+            parked.insert(table, rows);
+        }
     }
 
     pub(super) fn set_clock_offset(&self, micros: i64) {
