@@ -21,6 +21,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 
 use crate::config::{DatabaseUrl, Host, SslMode};
+use crate::retry::{self, Disposition};
 
 /// Migrations that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -125,6 +126,25 @@ pub enum MigrationError {
 }
 
 impl MigrationError {
+    /// What this means for the work that met it.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        let source = match self {
+            Self::Connect { source, .. } | Self::Read { source, .. } => source,
+            Self::Migrate { source, .. } => match source.as_ref() {
+                MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
+                _ => return Disposition::Systemic,
+            },
+            Self::Rights { .. } => return Disposition::Systemic,
+        };
+        match sqlstate(source).map(|code| retry::disposition(&code)) {
+            None => Disposition::Transient,
+            // A migration writes no row of anybody's.
+            Some(Disposition::Row) => Disposition::Systemic,
+            Some(other) => other,
+        }
+    }
+
     /// What an operator can do.
     #[must_use]
     pub fn hint(&self) -> Option<String> {

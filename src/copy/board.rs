@@ -43,7 +43,14 @@ impl Board {
     pub fn register(&self, relation: RelationId) -> (ChunkId, oneshot::Receiver<Outcome>) {
         let id = ChunkId(Uuid::new_v4());
         let (reply, outcome) = oneshot::channel();
-        self.lock().insert(id, Entry { relation, delivery: None, reply });
+        self.lock().insert(
+            id,
+            Entry {
+                relation,
+                delivery: None,
+                reply,
+            },
+        );
         (id, outcome)
     }
 

@@ -68,7 +68,13 @@ mod tests {
             assert_eq!(Fence::parse(PREFIX, fence.content().as_bytes()), Some(fence));
             assert_eq!(Fence::parse("other", fence.content().as_bytes()), None);
         }
-        for content in [&b""[..], b"low", b"low x", b"mid 7a4b6c9e-0000-0000-0000-000000000000", b"\xff"] {
+        for content in [
+            &b""[..],
+            b"low",
+            b"low x",
+            b"mid 7a4b6c9e-0000-0000-0000-000000000000",
+            b"\xff",
+        ] {
             assert_eq!(Fence::parse(PREFIX, content), None);
         }
     }

@@ -91,10 +91,17 @@ impl Reader<'_> {
         if progress.phase.is_none() {
             // An empty target has nothing to take away, and the stream keeps it so.
             let condition = progress.condition.as_deref();
-            let occupied = !key_page(agent, self.relation, &self.agent_types(agent).await?, None, condition, 1)
-                .await
-                .map_err(CopyError::Agent)?
-                .is_empty();
+            let occupied = !key_page(
+                agent,
+                self.relation,
+                &self.agent_types(agent).await?,
+                None,
+                condition,
+                1,
+            )
+            .await
+            .map_err(CopyError::Agent)?
+            .is_empty();
             progress.phase = Some(CopyPhase::Rows);
             progress.rows_estimated = Some(self.table.estimated_rows).filter(|&rows| rows >= 0);
             return Box::pin(self.rows(progress, agent, chunk_rows, occupied)).await;
@@ -115,8 +122,10 @@ impl Reader<'_> {
                     |attempt: TableProgress| async move {
                         let after = attempt.last_key.as_ref();
                         let condition = attempt.condition.as_deref();
-                        let chunk =
-                            self.source.read_range(self.table, self.relation, after, condition, chunk_rows).await?;
+                        let chunk = self
+                            .source
+                            .read_range(self.table, self.relation, after, condition, chunk_rows)
+                            .await?;
                         let mut next = attempt.clone();
                         next.rows_copied += i64::try_from(chunk.rows.len()).unwrap_or(i64::MAX);
                         next.last_key = chunk
@@ -165,8 +174,10 @@ impl Reader<'_> {
                     |attempt: TableProgress| {
                         let (missing, last) = (missing.clone(), last.clone());
                         async move {
-                            let chunk =
-                                self.source.read_keys(self.table, self.relation, &missing, Columns::All).await?;
+                            let chunk = self
+                                .source
+                                .read_keys(self.table, self.relation, &missing, Columns::All)
+                                .await?;
                             let mut next = attempt;
                             if done {
                                 finish(&mut next);
@@ -193,7 +204,10 @@ impl Reader<'_> {
         let nothing = TableProgress::new(self.relation.table.clone());
         self.chunk_until_valid(
             |progress: TableProgress| async move {
-                let chunk = self.source.read_keys(self.table, self.relation, keys, Columns::All).await?;
+                let chunk = self
+                    .source
+                    .read_keys(self.table, self.relation, keys, Columns::All)
+                    .await?;
                 failpoint::reach(failpoint::name::HEAL_AFTER_READ);
                 Ok((chunk, Some(keys.to_vec()), progress))
             },
@@ -242,7 +256,13 @@ impl Reader<'_> {
                     rows: chunk.rows,
                     asked,
                 };
-                self.board.deliver(id, Delivery { read, progress: keep.then(|| next.clone()) });
+                self.board.deliver(
+                    id,
+                    Delivery {
+                        read,
+                        progress: keep.then(|| next.clone()),
+                    },
+                );
                 let high: Lsn = self.source.fence(Fence::High(id)).await?;
                 debug!(table = %self.relation.table, %high, "chunk read");
                 Ok::<_, CopyError>(next)
@@ -276,14 +296,22 @@ impl Reader<'_> {
         if page.is_empty() {
             return Ok(Vec::new());
         }
-        let there = self.source.read_keys(self.table, self.relation, page, Columns::Key).await?;
+        let there = self
+            .source
+            .read_keys(self.table, self.relation, page, Columns::Key)
+            .await?;
         let there: std::collections::HashSet<Key> = there.rows.iter().filter_map(key_row).collect();
         Ok(page.iter().filter(|key| !there.contains(*key)).cloned().collect())
     }
 
     /// Types of the key's columns in the Agent DB, for casts.
     async fn agent_types(&self, agent: &Client) -> Result<Vec<String>, CopyError> {
-        let names: Vec<&str> = self.relation.key.iter().map(|&index| &*self.relation.columns[index]).collect();
+        let names: Vec<&str> = self
+            .relation
+            .key
+            .iter()
+            .map(|&index| &*self.relation.columns[index])
+            .collect();
         let row = agent
             .query(
                 "SELECT pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY n(name, ord) \

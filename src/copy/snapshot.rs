@@ -36,7 +36,11 @@ impl FromStr for Snapshot {
             .collect::<Result<Vec<u64>, _>>()
             .map_err(|_| invalid())?;
         in_progress.sort_unstable();
-        Ok(Self { xmin, xmax, in_progress })
+        Ok(Self {
+            xmin,
+            xmax,
+            in_progress,
+        })
     }
 }
 
@@ -76,7 +80,10 @@ mod tests {
         let snapshot: Snapshot = format!("{}:{}:{}", wrap - 2, wrap + 3, wrap - 2).parse().unwrap();
         assert!(snapshot.sees(Xid(u32::MAX - 5)), "long ended, before the wrap");
         assert!(!snapshot.sees(Xid(u32::MAX - 1)), "in progress, before the wrap");
-        assert!(snapshot.sees(Xid(u32::MAX)) && snapshot.sees(Xid(2)), "ended on both sides of it");
+        assert!(
+            snapshot.sees(Xid(u32::MAX)) && snapshot.sees(Xid(2)),
+            "ended on both sides of it"
+        );
         assert!(!snapshot.sees(Xid(3)), "not yet begun");
     }
 

@@ -156,7 +156,9 @@ impl Source {
     /// # Errors
     /// No connection, or a setting was refused.
     pub async fn connect(url: &DatabaseUrl) -> Result<Self, SourceError> {
-        let client = agent_db::connect(url, "twinlog copy").await.map_err(SourceError::Connect)?;
+        let client = agent_db::connect(url, "twinlog copy")
+            .await
+            .map_err(SourceError::Connect)?;
         client
             .batch_execute(&format!(
                 "SET row_security = off; SET statement_timeout = {}; SET synchronous_commit = local; \
@@ -182,7 +184,10 @@ impl Source {
     pub async fn fence(&self, fence: Fence) -> Result<Lsn, SourceError> {
         let row = self
             .client
-            .query_one("SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)::text", &[&PREFIX, &fence.content()])
+            .query_one(
+                "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)::text",
+                &[&PREFIX, &fence.content()],
+            )
             .await
             .map_err(query("a fence"))?;
         Ok(row.get::<_, String>(0).parse()?)
@@ -204,8 +209,11 @@ impl Source {
         let mut filters = filters(table, condition);
         let mut parameters = Vec::new();
         if let Some(after) = after {
-            let casts: Vec<_> =
-                key.iter().enumerate().map(|(index, (_, kind))| format!("${}::text::{kind}", index + 1)).collect();
+            let casts: Vec<_> = key
+                .iter()
+                .enumerate()
+                .map(|(index, (_, kind))| format!("${}::text::{kind}", index + 1))
+                .collect();
             let names: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
             // Without the parentheses' row constructor for a single column: the planner likes both, people the plain one.
             filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
@@ -246,8 +254,11 @@ impl Source {
         };
         let arrays: Vec<_> = (1..=key.len()).map(|index| format!("${index}::text[]")).collect();
         let names: Vec<_> = (1..=key.len()).map(|index| format!("__twinlog_{index}")).collect();
-        let matches: Vec<_> =
-            key.iter().zip(&names).map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}")).collect();
+        let matches: Vec<_> = key
+            .iter()
+            .zip(&names)
+            .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
+            .collect();
         let sql = format!(
             "SELECT {list} FROM {} t JOIN pg_catalog.unnest({}) AS k({}) ON {} {}",
             from(table),
@@ -321,7 +332,11 @@ impl Source {
                 break false;
             }
         };
-        Ok(Chunk { snapshot, rows, finished })
+        Ok(Chunk {
+            snapshot,
+            rows,
+            finished,
+        })
     }
 }
 
@@ -341,8 +356,11 @@ pub(super) async fn key_page(
     let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
     let mut parameters = Vec::new();
     if let Some(after) = after {
-        let casts: Vec<_> =
-            types.iter().enumerate().map(|(index, kind)| format!("${}::text::{kind}", index + 1)).collect();
+        let casts: Vec<_> = types
+            .iter()
+            .enumerate()
+            .map(|(index, kind)| format!("${}::text::{kind}", index + 1))
+            .collect();
         filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
         parameters = key_texts(after);
     }
@@ -366,7 +384,8 @@ pub(super) async fn key_page(
         .iter()
         .filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => {
-                let parts = (0..names.len()).map(|part| row.get(part).map(|text| Bytes::copy_from_slice(text.as_bytes())));
+                let parts =
+                    (0..names.len()).map(|part| row.get(part).map(|text| Bytes::copy_from_slice(text.as_bytes())));
                 parts.collect::<Option<_>>().map(Key)
             }
             _ => None,
@@ -415,25 +434,44 @@ fn key_texts(key: &Key) -> Vec<String> {
 
 /// Keys are UTF-8: the connection's encoding is pinned.
 fn text_of(part: Option<&Bytes>) -> String {
-    part.map(|part| String::from_utf8_lossy(part).into_owned()).unwrap_or_default()
+    part.map(|part| String::from_utf8_lossy(part).into_owned())
+        .unwrap_or_default()
 }
 
 fn column_list(table: &SourceTable) -> String {
-    let names: Vec<_> = table.columns.iter().map(|name| format!("t.{}", quote_identifier(name))).collect();
+    let names: Vec<_> = table
+        .columns
+        .iter()
+        .map(|name| format!("t.{}", quote_identifier(name)))
+        .collect();
     names.join(", ")
 }
 
 /// `ONLY`: the rows of tables that inherit from this one are published under their own names.
 fn from(table: &SourceTable) -> String {
-    if table.partitioned { table.table.quoted() } else { format!("ONLY {}", table.table.quoted()) }
+    if table.partitioned {
+        table.table.quoted()
+    } else {
+        format!("ONLY {}", table.table.quoted())
+    }
 }
 
 fn filters(table: &SourceTable, condition: Option<&str>) -> Vec<String> {
-    table.row_filter.iter().map(String::as_str).chain(condition).map(|filter| format!("({filter})")).collect()
+    table
+        .row_filter
+        .iter()
+        .map(String::as_str)
+        .chain(condition)
+        .map(|filter| format!("({filter})"))
+        .collect()
 }
 
 fn where_clause(filters: &[String]) -> String {
-    if filters.is_empty() { String::new() } else { format!("WHERE {}", filters.join(" AND ")) }
+    if filters.is_empty() {
+        String::new()
+    } else {
+        format!("WHERE {}", filters.join(" AND "))
+    }
 }
 
 /// The error of a statement that read `what`.

@@ -115,8 +115,13 @@ impl Windows {
     /// The stream's low fence of a chunk.
     pub fn open(&mut self, id: ChunkId, relation: RelationId) {
         self.relations.insert(relation);
-        let window =
-            Window { relation, changes: Vec::new(), bytes: 0, void: None, received_before: self.received };
+        let window = Window {
+            relation,
+            changes: Vec::new(),
+            bytes: 0,
+            void: None,
+            received_before: self.received,
+        };
         self.open.insert(id, window);
     }
 
@@ -128,7 +133,11 @@ impl Windows {
 
     /// A change of the stream, of a relation that is watched.
     pub fn observe(&mut self, xid: Xid, change: &Change) {
-        for window in self.open.values_mut().filter(|window| window.relation == change.relation.id) {
+        for window in self
+            .open
+            .values_mut()
+            .filter(|window| window.relation == change.relation.id)
+        {
             if window.void.is_some() {
                 continue;
             }
@@ -169,7 +178,9 @@ impl Windows {
     pub fn close(&mut self, id: ChunkId, read: Option<ChunkRead>) -> Result<Vec<Change>, Void> {
         let window = self.open.remove(&id);
         self.relations = self.open.values().map(|window| window.relation).collect();
-        let (Some(window), Some(read)) = (window, read) else { return Err(Void::Unknown) };
+        let (Some(window), Some(read)) = (window, read) else {
+            return Err(Void::Unknown);
+        };
         if let Some(void) = window.void {
             return Err(void);
         }
@@ -184,7 +195,12 @@ impl Windows {
 
 /// See the module's header.
 fn merge(read: ChunkRead, window: &[(Xid, Change)]) -> Vec<Change> {
-    let ChunkRead { relation, snapshot, rows, asked } = read;
+    let ChunkRead {
+        relation,
+        snapshot,
+        rows,
+        asked,
+    } = read;
     // None: the key does not exist as far as the read saw, and was asked for.
     let mut merged: HashMap<Key, Option<Row>> = HashMap::with_capacity(rows.len());
     let mut order: Vec<Key> = Vec::with_capacity(rows.len());
@@ -223,7 +239,10 @@ fn merge(read: ChunkRead, window: &[(Xid, Change)]) -> Vec<Change> {
                     }
                 }
             }
-            Operation::Update { old_key: Some(old), row } => {
+            Operation::Update {
+                old_key: Some(old),
+                row,
+            } => {
                 // The row moved to another key. Where its image is partial, only the chunk knows the rest of it.
                 let base = merged.remove(old).flatten();
                 match base {
@@ -247,7 +266,12 @@ fn merge(read: ChunkRead, window: &[(Xid, Change)]) -> Vec<Change> {
                 Some(row) => Operation::Insert(row),
                 None => Operation::Delete,
             };
-            Some(Change { relation: Arc::clone(&relation), key, operation, origin: Origin::Chunk })
+            Some(Change {
+                relation: Arc::clone(&relation),
+                key,
+                operation,
+                origin: Origin::Chunk,
+            })
         })
         .collect()
 }
@@ -301,7 +325,10 @@ mod tests {
                 }
                 None => {}
             },
-            Operation::Update { old_key: Some(old), row } => match table.remove(&old) {
+            Operation::Update {
+                old_key: Some(old),
+                row,
+            } => match table.remove(&old) {
                 Some(mut base) => {
                     overlay(&mut base, row);
                     table.insert(change.key, base);
@@ -326,8 +353,20 @@ mod tests {
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        (0..5_u8, 0..5_u8, 0..4_u8, any::<u8>(), prop_oneof![4 => Just(0_u8), 1 => 1..8_u8])
-            .prop_map(|(key, other, what, value, delay)| Step { key, other, what, value, delay })
+        (
+            0..5_u8,
+            0..5_u8,
+            0..4_u8,
+            any::<u8>(),
+            prop_oneof![4 => Just(0_u8), 1 => 1..8_u8],
+        )
+            .prop_map(|(key, other, what, value, delay)| Step {
+                key,
+                other,
+                what,
+                value,
+                delay,
+            })
     }
 
     /// A change that is valid on the source as it is, and done to it.
@@ -341,18 +380,46 @@ mod tests {
             let partial = |id: u8| Row([text(id), text(step.value), ColumnValue::Unchanged].into());
             match step.what {
                 0 => (id, Operation::Delete),
-                1 => (id, Operation::Update { old_key: None, row: full(step.key) }),
-                2 => (id, Operation::Update { old_key: None, row: partial(step.key) }),
-                _ if source.contains_key(&super::tests::key(step.other)) => {
-                    (id, Operation::Update { old_key: None, row: partial(step.key) })
-                }
+                1 => (
+                    id,
+                    Operation::Update {
+                        old_key: None,
+                        row: full(step.key),
+                    },
+                ),
+                2 => (
+                    id,
+                    Operation::Update {
+                        old_key: None,
+                        row: partial(step.key),
+                    },
+                ),
+                _ if source.contains_key(&super::tests::key(step.other)) => (
+                    id,
+                    Operation::Update {
+                        old_key: None,
+                        row: partial(step.key),
+                    },
+                ),
                 _ => {
-                    let row = if step.value % 2 == 0 { full(step.other) } else { partial(step.other) };
-                    (super::tests::key(step.other), Operation::Update { old_key: Some(id), row })
+                    let row = if step.value % 2 == 0 {
+                        full(step.other)
+                    } else {
+                        partial(step.other)
+                    };
+                    (
+                        super::tests::key(step.other),
+                        Operation::Update { old_key: Some(id), row },
+                    )
                 }
             }
         };
-        let change = Change { relation, key, operation, origin: Origin::Stream };
+        let change = Change {
+            relation,
+            key,
+            operation,
+            origin: Origin::Stream,
+        };
         assert!(apply(source, change.clone()), "the program is valid on the source");
         change
     }
@@ -463,9 +530,18 @@ mod tests {
         let mut windows = Windows::default();
         let id = ChunkId(uuid::Uuid::nil());
         windows.open(id, TABLE);
-        let row = Row([text(1), ColumnValue::Text(Bytes::from(vec![b'x'; WINDOW_BYTES])), ColumnValue::Null].into());
-        let change =
-            Change { relation: relation(), key: key(1), operation: Operation::Insert(row), origin: Origin::Stream };
+        let row = Row([
+            text(1),
+            ColumnValue::Text(Bytes::from(vec![b'x'; WINDOW_BYTES])),
+            ColumnValue::Null,
+        ]
+        .into());
+        let change = Change {
+            relation: relation(),
+            key: key(1),
+            operation: Operation::Insert(row),
+            origin: Origin::Stream,
+        };
         windows.observe(Xid(5), &change);
         assert!(windows.open[&id].changes.is_empty());
         let read = ChunkRead {
@@ -501,7 +577,12 @@ mod tests {
         let row = Row([text(1), text(2), text(3)].into());
         windows.observe(
             Xid(6),
-            &Change { relation: relation(), key: key(1), operation: Operation::Insert(row), origin: Origin::Stream },
+            &Change {
+                relation: relation(),
+                key: key(1),
+                operation: Operation::Insert(row),
+                origin: Origin::Stream,
+            },
         );
         assert_eq!(ask(&mut windows).unwrap(), Vec::new());
     }

@@ -14,11 +14,9 @@ use crate::timestamp::PgTimestamp;
 
 /// What the stream says next.
 #[derive(Debug)]
-pub enum Event {
+pub(super) enum Event {
     /// A transaction begins.
     Begin {
-        /// Its id.
-        xid: Xid,
         /// Where its commit record is.
         commit_lsn: Lsn,
         /// When it committed, by the source's clock.
@@ -29,10 +27,10 @@ pub enum Event {
     Describe(RelationMessage),
     /// A row changed.
     Change(Change),
-    /// Tables were emptied, and how many relations the statement named that are not ours.
-    Truncate(Truncate, u64),
+    /// Tables were emptied, and those that the statement named and that are not ours.
+    Truncate(Truncate, Vec<Arc<Relation>>),
     /// A change of a table that is published but not ours.
-    Filtered(TableName),
+    Filtered(Arc<Relation>),
     /// A mark of ours in the log.
     Fence(Fence),
     /// The transaction ends.
@@ -50,7 +48,7 @@ pub enum Event {
 
 /// What the stream said cannot be.
 #[derive(Debug, thiserror::Error)]
-pub enum StreamError {
+pub(super) enum StreamError {
     /// Not a message of the protocol.
     #[error("decode the replication stream")]
     Decode(#[from] pgoutput::DecodeError),
@@ -84,11 +82,12 @@ pub enum StreamError {
 impl StreamError {
     /// What to do about it.
     #[must_use]
-    pub fn hint(&self) -> Option<String> {
+    pub(super) fn hint(&self) -> Option<String> {
         match self {
-            Self::Unidentifiable(table) => {
-                Some(format!("on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;", table.quoted()))
-            }
+            Self::Unidentifiable(table) => Some(format!(
+                "on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;",
+                table.quoted()
+            )),
             _ => None,
         }
     }
@@ -101,8 +100,8 @@ enum Known {
     Ours(Arc<Relation>, RelationMessage),
     /// Ours, and not answered yet.
     Asked,
-    /// Published, not ours.
-    Other(TableName),
+    /// Published, not ours: only its name is known.
+    Other(Arc<Relation>),
 }
 
 /// The transaction that is being received.
@@ -116,7 +115,7 @@ struct Open {
 
 /// Decides whether a table is ours: in the set-up's list, matched but new, or none of our business.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Membership {
+pub(super) enum Membership {
     /// Synchronised.
     Ours,
     /// Should be, but joined after the set-up.
@@ -126,7 +125,7 @@ pub enum Membership {
 }
 
 /// See the module's header.
-pub struct Assembler {
+pub(super) struct Assembler {
     resume_after: Lsn,
     membership: Box<dyn Fn(&TableName) -> Membership + Send>,
     relations: HashMap<RelationId, Known>,
@@ -135,33 +134,31 @@ pub struct Assembler {
 
 impl std::fmt::Debug for Assembler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Assembler").field("open", &self.open).finish_non_exhaustive()
+        f.debug_struct("Assembler")
+            .field("open", &self.open)
+            .finish_non_exhaustive()
     }
 }
 
 impl Assembler {
     /// Starts behind a checkpoint.
-    pub fn new(resume_after: Lsn, membership: impl Fn(&TableName) -> Membership + Send + 'static) -> Self {
-        Self { resume_after, membership: Box::new(membership), relations: HashMap::new(), open: None }
-    }
-
-    /// The relation under which a table's changes come, where the stream (or a chunk) has described it.
-    #[must_use]
-    pub fn relation(&self, id: RelationId) -> Option<&Arc<Relation>> {
-        match self.relations.get(&id) {
-            Some(Known::Ours(relation, _)) => Some(relation),
-            _ => None,
+    pub(super) fn new(resume_after: Lsn, membership: impl Fn(&TableName) -> Membership + Send + 'static) -> Self {
+        Self {
+            resume_after,
+            membership: Box::new(membership),
+            relations: HashMap::new(),
+            open: None,
         }
     }
 
     /// Answers [`Event::Describe`].
-    pub fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
+    pub(super) fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
         self.relations.insert(message.id, Known::Ours(relation, message));
     }
 
     /// The transaction that is being received.
     #[must_use]
-    pub fn open_xid(&self) -> Option<Xid> {
+    pub(super) fn open_xid(&self) -> Option<Xid> {
         self.open.map(|open| open.xid)
     }
 
@@ -169,23 +166,40 @@ impl Assembler {
     ///
     /// # Errors
     /// It cannot be; the stream has to be left.
-    pub fn take(&mut self, message: Message) -> Result<Event, StreamError> {
+    pub(super) fn take(&mut self, message: Message) -> Result<Event, StreamError> {
         match message {
             Message::Begin(begin) => {
                 if self.open.is_some() {
-                    return Err(StreamError::Order { what: "BEGIN", place: "inside of a transaction" });
+                    return Err(StreamError::Order {
+                        what: "BEGIN",
+                        place: "inside of a transaction",
+                    });
                 }
                 // Records never overlap: a commit record that starts before the checkpoint ends at or before it.
                 let done_before = begin.final_lsn < self.resume_after;
-                self.open = Some(Open { xid: begin.xid, commit_lsn: begin.final_lsn, done_before });
-                Ok(Event::Begin { xid: begin.xid, commit_lsn: begin.final_lsn, committed_at: begin.commit_time })
+                self.open = Some(Open {
+                    xid: begin.xid,
+                    commit_lsn: begin.final_lsn,
+                    done_before,
+                });
+                Ok(Event::Begin {
+                    commit_lsn: begin.final_lsn,
+                    committed_at: begin.commit_time,
+                })
             }
             Message::Commit(commit) => {
                 let open = self.open.take().ok_or(OUTSIDE("COMMIT"))?;
                 if open.commit_lsn != commit.commit_lsn {
-                    return Err(StreamError::CommitMismatch { begun: open.commit_lsn, committed: commit.commit_lsn });
+                    return Err(StreamError::CommitMismatch {
+                        begun: open.commit_lsn,
+                        committed: commit.commit_lsn,
+                    });
                 }
-                Ok(Event::Commit { xid: open.xid, end_lsn: commit.end_lsn, committed_at: commit.commit_time })
+                Ok(Event::Commit {
+                    xid: open.xid,
+                    end_lsn: commit.end_lsn,
+                    committed_at: commit.commit_time,
+                })
             }
             Message::Relation(message) => self.relation_message(message),
             Message::Insert(insert) => {
@@ -210,7 +224,11 @@ impl Assembler {
                     OldTuple::Key(row) | OldTuple::Full(row) => relation.key_of(row),
                     OldTuple::Absent => None,
                 };
-                Ok(change(relation, key.ok_or_else(|| unidentifiable(relation))?, Operation::Delete))
+                Ok(change(
+                    relation,
+                    key.ok_or_else(|| unidentifiable(relation))?,
+                    Operation::Delete,
+                ))
             }
             Message::Truncate(truncate) => self.truncate(&truncate),
             Message::Logical(message) => {
@@ -239,7 +257,14 @@ impl Assembler {
             }
             Membership::New => Err(StreamError::NewTable(message.table)),
             Membership::Other => {
-                self.relations.insert(message.id, Known::Other(message.table));
+                let (id, table) = (message.id, message.table);
+                let relation = Relation {
+                    id,
+                    table,
+                    columns: Box::default(),
+                    key: Box::default(),
+                };
+                self.relations.insert(id, Known::Other(Arc::new(relation)));
                 Ok(Event::Nothing)
             }
         }
@@ -257,34 +282,54 @@ impl Assembler {
 
     fn skipped(&self, id: RelationId) -> Event {
         match (self.relations.get(&id), self.open) {
-            (Some(Known::Other(table)), Some(Open { done_before: false, .. })) => Event::Filtered(table.clone()),
+            (Some(Known::Other(relation)), Some(Open { done_before: false, .. })) => {
+                Event::Filtered(Arc::clone(relation))
+            }
             _ => Event::Nothing,
         }
     }
 
     fn truncate(&self, truncate: &pgoutput::Truncate) -> Result<Event, StreamError> {
         let mut relations = Vec::new();
-        let mut others = 0;
+        let mut others = Vec::new();
         for &id in &truncate.relations {
             match self.changed(id, "TRUNCATE")? {
                 Some(relation) => relations.push(Arc::clone(relation)),
-                None => others += u64::from(matches!(self.skipped(id), Event::Filtered(_))),
+                None => {
+                    if let Event::Filtered(relation) = self.skipped(id) {
+                        others.push(relation);
+                    }
+                }
             }
         }
         let (cascade, restart_identity) = (truncate.cascade, truncate.restart_identity);
-        Ok(Event::Truncate(Truncate { relations, cascade, restart_identity }, others))
+        Ok(Event::Truncate(
+            Truncate {
+                relations,
+                cascade,
+                restart_identity,
+            },
+            others,
+        ))
     }
 }
 
-const OUTSIDE: fn(&'static str) -> StreamError =
-    |what| StreamError::Order { what, place: "outside of a transaction" };
+const OUTSIDE: fn(&'static str) -> StreamError = |what| StreamError::Order {
+    what,
+    place: "outside of a transaction",
+};
 
 fn unidentifiable(relation: &Relation) -> StreamError {
     StreamError::Unidentifiable(relation.table.clone())
 }
 
 fn change(relation: &Arc<Relation>, key: Key, operation: Operation) -> Event {
-    Event::Change(Change { relation: Arc::clone(relation), key, operation, origin: Origin::Stream })
+    Event::Change(Change {
+        relation: Arc::clone(relation),
+        key,
+        operation,
+        origin: Origin::Stream,
+    })
 }
 
 /// An update's key and operation: what the new image leaves out is taken from the old one, where that has it (P19, P22).

@@ -1,6 +1,7 @@
 //! What was received and not handed to the sink yet: whole transactions, and perhaps the beginning of one more.
 
 use std::mem;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -13,16 +14,16 @@ use crate::timestamp::PgTimestamp;
 
 /// A commit of the source that a batch holds whole.
 #[derive(Debug, Clone, Copy)]
-pub struct Boundary {
+pub(super) struct Boundary {
     /// The position after it.
-    pub end_lsn: Lsn,
+    pub(super) end_lsn: Lsn,
     /// When it committed.
-    pub committed_at: PgTimestamp,
+    pub(super) committed_at: PgTimestamp,
 }
 
 /// Collects items up to a limit. Bounded by its owner, who asks [`Batch::is_full`] after each item.
 #[derive(Debug)]
-pub struct Batch {
+pub(super) struct Batch {
     rows: usize,
     bytes: usize,
     max_rows: usize,
@@ -40,21 +41,21 @@ pub struct Batch {
 
 /// Whole transactions, ready to be applied and committed.
 #[derive(Debug)]
-pub struct Closed {
+pub(super) struct Closed {
     /// What to apply.
-    pub items: Vec<Item>,
+    pub(super) items: Vec<Item>,
     /// Where to put the checkpoint.
-    pub boundary: Boundary,
+    pub(super) boundary: Boundary,
     /// When the transactions in it committed.
-    pub commits: Vec<PgTimestamp>,
+    pub(super) commits: Vec<PgTimestamp>,
     /// Whom to tell.
-    pub chunks: Vec<oneshot::Sender<Outcome>>,
+    pub(super) chunks: Vec<oneshot::Sender<Outcome>>,
 }
 
 impl Batch {
     /// An empty batch with its limits.
     #[must_use]
-    pub const fn new(max_rows: usize, max_bytes: usize) -> Self {
+    pub(super) const fn new(max_rows: usize, max_bytes: usize) -> Self {
         Self {
             rows: 0,
             bytes: 0,
@@ -69,7 +70,7 @@ impl Batch {
     }
 
     /// Adds something of the open transaction.
-    pub fn push(&mut self, item: Item) {
+    pub(super) fn push(&mut self, item: Item) {
         self.bytes += match &item {
             Item::Change(change) => {
                 // The change itself, its key's box and the shares of both.
@@ -85,23 +86,27 @@ impl Batch {
     }
 
     /// Changes of a table that are not ours to apply; merged with the last item where that says the same.
-    pub fn count_filtered(&mut self, table: &crate::change::TableName) {
-        if let Some(Item::Filtered { table: last, count }) = self.items.get_mut(self.whole..).and_then(<[_]>::last_mut)
-            && last == table
+    pub(super) fn count_filtered(&mut self, relation: &Arc<Relation>) {
+        if let Some(Item::Filtered { relation: last, count }) =
+            self.items.get_mut(self.whole..).and_then(<[_]>::last_mut)
+            && Arc::ptr_eq(last, relation)
         {
             *count += 1;
             return;
         }
-        self.push(Item::Filtered { table: table.clone(), count: 1 });
+        self.push(Item::Filtered {
+            relation: Arc::clone(relation),
+            count: 1,
+        });
     }
 
     /// A reader waits for the chunk that was just pushed.
-    pub fn await_chunk(&mut self, reader: oneshot::Sender<Outcome>) {
+    pub(super) fn await_chunk(&mut self, reader: oneshot::Sender<Outcome>) {
         self.chunks.push(reader);
     }
 
     /// The open transaction is whole.
-    pub fn close_transaction(&mut self, boundary: Boundary) {
+    pub(super) fn close_transaction(&mut self, boundary: Boundary) {
         if self.items.len() > self.whole {
             self.commits.push(boundary.committed_at);
         }
@@ -111,24 +116,18 @@ impl Batch {
 
     /// Whether it holds as much as it may.
     #[must_use]
-    pub const fn is_full(&self) -> bool {
+    pub(super) const fn is_full(&self) -> bool {
         self.rows >= self.max_rows || self.bytes >= self.max_bytes
-    }
-
-    /// Whether it holds nothing at all to apply.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.items.is_empty()
     }
 
     /// When the oldest transaction in it committed.
     #[must_use]
-    pub fn oldest_commit(&self) -> Option<PgTimestamp> {
+    pub(super) fn oldest_commit(&self) -> Option<PgTimestamp> {
         self.commits.first().copied()
     }
 
     /// Takes the whole transactions out; `None` where they hold nothing to apply. What is left belongs to the open one.
-    pub fn take_whole(&mut self) -> Option<Closed> {
+    pub(super) fn take_whole(&mut self) -> Option<Closed> {
         if self.whole == 0 {
             return None;
         }
@@ -140,11 +139,16 @@ impl Batch {
         if self.rows == 0 {
             self.bytes = 0;
         }
-        Some(Closed { items, boundary, commits: mem::take(&mut self.commits), chunks: mem::take(&mut self.chunks) })
+        Some(Closed {
+            items,
+            boundary,
+            commits: mem::take(&mut self.commits),
+            chunks: mem::take(&mut self.chunks),
+        })
     }
 
     /// Takes the beginning of the open transaction, to be applied without a commit. Call after [`Batch::take_whole`].
-    pub fn take_open(&mut self) -> Vec<Item> {
+    pub(super) fn take_open(&mut self) -> Vec<Item> {
         self.rows = 0;
         self.bytes = 0;
         mem::take(&mut self.items)
@@ -153,12 +157,12 @@ impl Batch {
 
 /// How long ago something happened by the source's clock, whose offset to ours is known; never negative.
 #[must_use]
-pub fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
+pub(super) fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
     Duration::from_micros(u64::try_from(now.0.saturating_sub(then.0)).unwrap_or(0))
 }
 
 /// Whether two descriptions of a table give the same row images.
 #[must_use]
-pub fn same_shape(one: &Relation, other: &Relation) -> bool {
+pub(super) fn same_shape(one: &Relation, other: &Relation) -> bool {
     one.columns == other.columns && one.key == other.key
 }

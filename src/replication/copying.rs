@@ -67,12 +67,17 @@ impl Copies {
             copies.serve_commands(&control, &progress, &running).await?;
             let progress = control.tables().await?;
             let unfinished = progress.iter().filter(|table| {
-                matches!(table.state, TableState::New | TableState::Copying | TableState::Resyncing)
+                matches!(
+                    table.state,
+                    TableState::New | TableState::Copying | TableState::Resyncing
+                )
             });
             let mut copying = false;
             for table in unfinished {
                 copying |= table.state != TableState::Resyncing;
-                let Some(source) = copies.tables.get(&table.table) else { continue };
+                let Some(source) = copies.tables.get(&table.table) else {
+                    continue;
+                };
                 if running.insert(table.table.clone()) {
                     let (copies, permits) = (Arc::clone(&copies), Arc::clone(&permits));
                     let (source, table, stop) = (source.clone(), table.clone(), stop.clone());
@@ -119,14 +124,17 @@ impl Copies {
             attempt += 1;
             let reason = error.explain();
             match error.disposition() {
-                Disposition::Transient => info!(table = %source.table, attempt, reason, "copy interrupted, tried again"),
+                Disposition::Transient => {
+                    info!(table = %source.table, attempt, reason, "copy interrupted, tried again")
+                }
                 _ => warn!(table = %source.table, attempt, reason, "copy held until somebody acts, tried again"),
             }
             if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
                 return;
             }
             // Where the copy is now, and that it waits, for people to see.
-            let Ok(control) = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await else {
+            let Ok(control) = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await
+            else {
                 continue;
             };
             if let Ok(tables) = control.tables().await
@@ -157,7 +165,12 @@ impl Copies {
         let first = progress.state == TableState::Copying;
         let relation = describe(&self.requests, table).await?;
         info!(table = %table.table, state = progress.state.as_str(), "copy begins");
-        let reader = Reader { board: &self.board, source: &source, table, relation: &relation };
+        let reader = Reader {
+            board: &self.board,
+            source: &source,
+            table,
+            relation: &relation,
+        };
         Box::pin(reader.copy(progress, &agent, self.config.sync.copy_chunk_rows)).await?;
         if first {
             let done = Request::Copying(table.table.clone(), false);
@@ -181,7 +194,11 @@ impl Copies {
                     continue;
                 }
             };
-            let condition = command.arguments.get("where").and_then(|text| text.as_str()).map(str::to_owned);
+            let condition = command
+                .arguments
+                .get("where")
+                .and_then(|text| text.as_str())
+                .map(str::to_owned);
             let mut done = true;
             let mut shown = Vec::new();
             for table in progress.iter().filter(|table| wanted.contains(&table.table)) {
@@ -204,13 +221,19 @@ impl Copies {
             }
             if done {
                 info!(command = command.id, "resync done");
-                if command.arguments.get("all").and_then(serde_json::Value::as_bool) == Some(true) && condition.is_none() {
+                if command.arguments.get("all").and_then(serde_json::Value::as_bool) == Some(true)
+                    && condition.is_none()
+                {
                     self.clear_gap().await?;
                 }
-                control.command_progress(command.id, &serde_json::json!({ "tables": shown })).await?;
+                control
+                    .command_progress(command.id, &serde_json::json!({ "tables": shown }))
+                    .await?;
                 control.finish_command(command.id, Ok(())).await?;
             } else {
-                control.command_progress(command.id, &serde_json::json!({ "tables": shown })).await?;
+                control
+                    .command_progress(command.id, &serde_json::json!({ "tables": shown }))
+                    .await?;
             }
         }
         Ok(())
@@ -218,7 +241,10 @@ impl Copies {
 
     async fn clear_gap(&self) -> Result<(), SyncError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::ClearGap(reply)).await.map_err(|_| CopyError::StreamEnded)?;
+        self.requests
+            .send(Request::ClearGap(reply))
+            .await
+            .map_err(|_| CopyError::StreamEnded)?;
         answer.await.map_err(|_| CopyError::StreamEnded)??;
         self.view.set_gap(None);
         Ok(())
@@ -242,7 +268,11 @@ impl Copies {
             .into_iter()
             .map(|name| {
                 // Without a schema, public is meant, as in SQL.
-                let full = if name.contains('.') { name.to_owned() } else { format!("public.{name}") };
+                let full = if name.contains('.') {
+                    name.to_owned()
+                } else {
+                    format!("public.{name}")
+                };
                 self.tables
                     .keys()
                     .find(|table| table.to_string() == full)

@@ -12,7 +12,7 @@ const SAMPLES: usize = 3600;
 
 /// The source's end of log as it was seen from time to time.
 #[derive(Debug)]
-pub struct Delay {
+pub(super) struct Delay {
     samples: VecDeque<(Instant, Lsn)>,
     /// When everything that the source had was last known to be settled.
     caught_up_at: Instant,
@@ -21,12 +21,15 @@ pub struct Delay {
 impl Delay {
     /// Starts the clock: nothing is proved yet.
     #[must_use]
-    pub const fn new(now: Instant) -> Self {
-        Self { samples: VecDeque::new(), caught_up_at: now }
+    pub(super) const fn new(now: Instant) -> Self {
+        Self {
+            samples: VecDeque::new(),
+            caught_up_at: now,
+        }
     }
 
     /// The source's log ended here at this time, read from the source itself and not from the stream.
-    pub fn sample(&mut self, at: Instant, source_end: Lsn) {
+    pub(super) fn sample(&mut self, at: Instant, source_end: Lsn) {
         if self.samples.len() == SAMPLES {
             self.samples.pop_front();
         }
@@ -37,7 +40,7 @@ impl Delay {
     ///
     /// `settled` is the position up to which everything is done, `oldest_unapplied` the age of the oldest transaction
     /// that was received and is not durable yet.
-    pub fn measure(&mut self, now: Instant, settled: Lsn, oldest_unapplied: Option<Duration>) -> Duration {
+    pub(super) fn measure(&mut self, now: Instant, settled: Lsn, oldest_unapplied: Option<Duration>) -> Duration {
         while let Some(&(at, end)) = self.samples.front() {
             if end > settled {
                 break;

@@ -43,7 +43,10 @@ impl Healing {
     pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
         let mut source: Option<Source> = None;
         loop {
-            let wait = control.next_failed_row_due().await?.map_or(IDLE, |due| due.clamp(PAUSE, IDLE));
+            let wait = control
+                .next_failed_row_due()
+                .await?
+                .map_or(IDLE, |due| due.clamp(PAUSE, IDLE));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = control.notified() => if control.is_closed() {
@@ -62,7 +65,12 @@ impl Healing {
                     none => none.insert(Source::connect(&self.config.site.url).await?),
                 };
                 let relation = describe(&self.requests, table).await?;
-                let reader = Reader { board: &self.board, source, table, relation: &relation };
+                let reader = Reader {
+                    board: &self.board,
+                    source,
+                    table,
+                    relation: &relation,
+                };
                 let before = self.view.total().healed;
                 Box::pin(reader.heal(&keys)).await?;
                 let healed = self.view.total().healed.saturating_sub(before);

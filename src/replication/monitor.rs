@@ -93,11 +93,14 @@ impl Monitor {
         if let Some(sample) = &sample {
             // The answer's clock was read about half-way between asking and hearing.
             let half = i64::try_from(asked.elapsed().as_micros() / 2).unwrap_or(0);
-            self.view.set_clock_offset(PgTimestamp::from_datetime(sample.clock).0 + half - PgTimestamp::now().0);
+            self.view
+                .set_clock_offset(PgTimestamp::from_datetime(sample.clock).0 + half - PgTimestamp::now().0);
             self.delay.sample(asked, sample.end);
         }
         let (durable, settled) = (self.view.durable_lsn(), self.view.settled_lsn());
-        let delay = self.delay.measure(Instant::now(), settled, self.view.oldest_unapplied());
+        let delay = self
+            .delay
+            .measure(Instant::now(), settled, self.view.oldest_unapplied());
         metrics::set_sync_delay(delay);
         let lag_bytes = sample.as_ref().map(|sample| sample.end.bytes_since(settled));
         if let Some(sample) = &sample {
@@ -130,7 +133,8 @@ impl Monitor {
         if state.is_healthy() {
             self.health.ready(shown);
         } else {
-            self.health.not_ready(detail.unwrap_or_else(|| state.as_str().to_owned()), shown);
+            self.health
+                .not_ready(detail.unwrap_or_else(|| state.as_str().to_owned()), shown);
         }
         if !matches!(timeout(PATIENCE, self.report(report)).await, Ok(Some(()))) {
             self.agent = None;
@@ -171,12 +175,17 @@ impl Monitor {
         let agent = match &mut self.agent {
             Some(agent) => agent,
             none => none.insert(
-                Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog monitor").await.ok()?,
+                Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog monitor")
+                    .await
+                    .ok()?,
             ),
         };
         let word = DaemonReport {
             instance: self.instance,
-            hostname: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default(),
+            hostname: nix::unistd::gethostname()
+                .ok()
+                .and_then(|name| name.into_string().ok())
+                .unwrap_or_default(),
             pid: i32::try_from(std::process::id()).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,

@@ -92,7 +92,17 @@ pub(super) struct Parts {
 impl Pipeline {
     /// Puts the parts together, standing at the checkpoint.
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { frames, feedback, sink, assembler, board, requests, view, batch, resume_after } = parts;
+        let Parts {
+            frames,
+            feedback,
+            sink,
+            assembler,
+            board,
+            requests,
+            view,
+            batch,
+            resume_after,
+        } = parts;
         let progress = Progress::resume(resume_after);
         feedback.durable(progress.acknowledgeable());
         Self {
@@ -161,7 +171,10 @@ impl Pipeline {
     async fn make_room(&mut self) -> Result<(), SyncError> {
         self.commit_whole().await?;
         if self.batch.is_full() {
-            let segment = Segment { items: self.batch.take_open(), lsn: self.open_lsn };
+            let segment = Segment {
+                items: self.batch.take_open(),
+                lsn: self.open_lsn,
+            };
             self.in_flight.push_back(self.open_committed_at);
             let sent = self.sink.apply(segment).await;
             self.sent(sent).await?;
@@ -186,7 +199,11 @@ impl Pipeline {
                 self.in_flight.pop_front();
                 debug!(rows = applied.total().received, "part of a large transaction applied");
             }
-            Report::Durable { committed, commits, chunks } => {
+            Report::Durable {
+                committed,
+                commits,
+                chunks,
+            } => {
                 self.in_flight.pop_front();
                 self.progress.durable(committed.end_lsn);
                 self.feedback.durable(self.progress.acknowledgeable());
@@ -210,7 +227,11 @@ impl Pipeline {
         match request {
             Request::Describe(description, reply) => {
                 let id = description.id;
-                let answer = self.sink.resolve(description).await.map_err(|SinkEnded| SyncError::SinkEnded)?;
+                let answer = self
+                    .sink
+                    .resolve(description)
+                    .await
+                    .map_err(|SinkEnded| SyncError::SinkEnded)?;
                 let answer = match answer {
                     Ok(relation) => Ok(self.canonical(id, relation).await?),
                     Err(error) => Err(error),
@@ -219,10 +240,16 @@ impl Pipeline {
                 let _ = reply.send(answer);
             }
             Request::ClearGap(reply) => {
-                self.sink.clear_gap(reply).await.map_err(|SinkEnded| SyncError::SinkEnded)?;
+                self.sink
+                    .clear_gap(reply)
+                    .await
+                    .map_err(|SinkEnded| SyncError::SinkEnded)?;
             }
             Request::Copying(table, copying) => {
-                self.sink.copying(table, copying).await.map_err(|SinkEnded| SyncError::SinkEnded)?;
+                self.sink
+                    .copying(table, copying)
+                    .await
+                    .map_err(|SinkEnded| SyncError::SinkEnded)?;
             }
         }
         Ok(())
@@ -240,7 +267,13 @@ impl Pipeline {
                 let items = self.batch.take_open();
                 if !items.is_empty() {
                     self.in_flight.push_back(self.open_committed_at);
-                    let sent = self.sink.apply(Segment { items, lsn: self.open_lsn }).await;
+                    let sent = self
+                        .sink
+                        .apply(Segment {
+                            items,
+                            lsn: self.open_lsn,
+                        })
+                        .await;
                     self.sent(sent).await?;
                 }
             }
@@ -262,7 +295,11 @@ impl Pipeline {
                         self.make_room().await?;
                     }
                 }
-                Frame::KeepAlive { wal_end, reply_requested, .. } => {
+                Frame::KeepAlive {
+                    wal_end,
+                    reply_requested,
+                    ..
+                } => {
                     self.view.received(wal_end);
                     self.progress.keepalive(wal_end);
                     // A server that shuts down waits until everything is acknowledged.
@@ -296,19 +333,30 @@ impl Pipeline {
                 self.progress.effect();
                 self.batch.push(Item::Change(change));
             }
-            Event::Begin { committed_at, commit_lsn, .. } => {
+            Event::Begin {
+                committed_at,
+                commit_lsn,
+            } => {
                 self.progress.begin();
                 self.open_lsn = commit_lsn;
                 self.open_committed_at = Some(committed_at);
             }
-            Event::Commit { xid, end_lsn, committed_at } => {
+            Event::Commit {
+                xid,
+                end_lsn,
+                committed_at,
+            } => {
                 self.windows.committed(xid);
                 self.progress.commit(end_lsn);
                 self.batch.close_transaction(Boundary { end_lsn, committed_at });
                 self.open_committed_at = None;
             }
             Event::Describe(message) => self.describe(message).await?,
-            Event::Truncate(truncate) => {
+            Event::Truncate(truncate, others) => {
+                for relation in &others {
+                    self.progress.effect();
+                    self.batch.count_filtered(relation);
+                }
                 for relation in &truncate.relations {
                     self.windows.truncated(relation.id);
                 }
@@ -317,9 +365,9 @@ impl Pipeline {
                     self.batch.push(Item::Truncate(truncate));
                 }
             }
-            Event::Filtered(table) => {
+            Event::Filtered(relation) => {
                 self.progress.effect();
-                self.batch.count_filtered(&table);
+                self.batch.count_filtered(&relation);
             }
             Event::Fence(Fence::Low(id)) => {
                 if let Some(relation) = self.board.relation(id) {
@@ -350,7 +398,11 @@ impl Pipeline {
             columns: message.columns.iter().map(|column| Arc::clone(&column.name)).collect(),
             identity,
         };
-        let resolved = self.sink.resolve(description).await.map_err(|SinkEnded| SyncError::SinkEnded)??;
+        let resolved = self
+            .sink
+            .resolve(description)
+            .await
+            .map_err(|SinkEnded| SyncError::SinkEnded)??;
         let relation = self.canonical(message.id, resolved).await?;
         self.assembler.describe(message, relation);
         Ok(())
@@ -439,6 +491,7 @@ impl Pipeline {
             .chain(self.open_committed_at.as_ref())
             .min()
             .copied();
-        self.view.stand(self.progress.acknowledgeable(), self.progress.settled(), oldest);
+        self.view
+            .stand(self.progress.acknowledgeable(), self.progress.settled(), oldest);
     }
 }

@@ -21,7 +21,7 @@ use crate::lsn::Lsn;
 use crate::migrations;
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
-use crate::wire::{FrameStream, Feedback, ReplicationConnection, ServerFault, SlotName};
+use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName};
 
 use super::assemble::{Assembler, Membership};
 use super::batch::Batch;
@@ -64,7 +64,12 @@ pub async fn run(config: Arc<Config>, health: &Health, stop: CancellationToken) 
     let monitor_stop = CancellationToken::new();
     let monitor = Monitor::new(Arc::clone(&config), Arc::clone(&view), component);
     let monitor = tokio::spawn(Box::pin(monitor.run(monitor_stop.clone())));
-    let daemon = Daemon { config, selection, slot, view };
+    let daemon = Daemon {
+        config,
+        selection,
+        slot,
+        view,
+    };
     let result = Box::pin(daemon.supervise(&stop)).await;
     monitor_stop.cancel();
     // It ends within its own time-outs; a panic in it has been reported by the runtime.
@@ -107,7 +112,9 @@ impl Daemon {
             }
             attempt = attempt.saturating_add(1);
             let reason = error.explain();
-            let news = last_logged.as_ref().is_none_or(|(said, at)| *said != reason || at.elapsed() >= REMIND);
+            let news = last_logged
+                .as_ref()
+                .is_none_or(|(said, at)| *said != reason || at.elapsed() >= REMIND);
             if news {
                 last_logged = Some((reason.clone(), Instant::now()));
             }
@@ -155,7 +162,15 @@ impl Daemon {
             () = stop.cancelled() => return Ok(()),
             started = Box::pin(self.start(stop)) => started?,
         };
-        let Started { mut sink, identity, prepared, resume_after, fresh_slot, frames, feedback } = started;
+        let Started {
+            mut sink,
+            identity,
+            prepared,
+            resume_after,
+            fresh_slot,
+            frames,
+            feedback,
+        } = started;
         let (config, view) = (Arc::clone(&self.config), Arc::clone(&self.view));
         let connect = || Control::connect(&config.agent.url, &config.sync.slot, "twinlog control");
         let control = connect().await?;
@@ -242,13 +257,31 @@ impl Daemon {
             publication: sync.publication.clone(),
         };
         let mut history = Vec::new();
-        if stored.as_ref().is_some_and(|stored| stored.checkpoint.identity.timeline != system.timeline) {
-            let rows = connection.simple_query(&format!("TIMELINE_HISTORY {}", system.timeline)).await?;
-            history = rows.first().and_then(|row| row.get(1)?.as_deref()).map(parse_history).unwrap_or_default();
+        if stored
+            .as_ref()
+            .is_some_and(|stored| stored.checkpoint.identity.timeline != system.timeline)
+        {
+            let rows = connection
+                .simple_query(&format!("TIMELINE_HISTORY {}", system.timeline))
+                .await?;
+            history = rows
+                .first()
+                .and_then(|row| row.get(1)?.as_deref())
+                .map(parse_history)
+                .unwrap_or_default();
         }
-        let facts = SourceFacts { identity: identity.clone(), wal_end: system.position, history };
+        let facts = SourceFacts {
+            identity: identity.clone(),
+            wal_end: system.position,
+            history,
+        };
         let slot = setup::slot(source.client(), &sync.slot, prepared.version).await?;
-        self.view.set_gap(stored.as_ref().and_then(|stored| stored.gap.as_ref()).map(|gap| gap.reason.clone()));
+        self.view.set_gap(
+            stored
+                .as_ref()
+                .and_then(|stored| stored.gap.as_ref())
+                .map(|gap| gap.reason.clone()),
+        );
 
         let control = Control::connect(agent, &sync.slot, "twinlog setup").await?;
         let mut fresh_slot = false;
@@ -283,14 +316,20 @@ impl Daemon {
                 }
             }
             Verdict::WrongPlugin(plugin) => {
-                return Err(SyncError::WrongPlugin { slot: sync.slot.clone(), plugin });
+                return Err(SyncError::WrongPlugin {
+                    slot: sync.slot.clone(),
+                    plugin,
+                });
             }
         };
         let anew = stored.is_none();
         self.register(&control, &prepared.tables, anew).await?;
 
         let publications = [sync.publication.clone()];
-        let (frames, feedback) = match connection.start_replication(&self.slot, resume_after, &publications).await {
+        let (frames, feedback) = match connection
+            .start_replication(&self.slot, resume_after, &publications)
+            .await
+        {
             Ok(stream) => stream,
             Err(error) if error.fault() == Some(ServerFault::SlotActive) => {
                 self.end_leftover(&source).await;
@@ -304,14 +343,25 @@ impl Daemon {
         if let Some(position) = slot.and_then(|slot| slot.confirmed_flush)
             && position > resume_after
         {
-            let reason = GapReason::SlotAhead { slot: position, checkpoint: resume_after };
+            let reason = GapReason::SlotAhead {
+                slot: position,
+                checkpoint: resume_after,
+            };
             sink.set_gap(&reason.to_string()).await?;
             return Err(SyncError::Gap(reason));
         }
         if stop.is_cancelled() {
             return Err(SyncError::StreamEnded);
         }
-        Ok(Started { sink, identity, prepared, resume_after, fresh_slot, frames, feedback })
+        Ok(Started {
+            sink,
+            identity,
+            prepared,
+            resume_after,
+            fresh_slot,
+            frames,
+            feedback,
+        })
     }
 
     /// The replication connection's name: the same for every daemon of this Agent DB and slot, and no other's, so that a
@@ -341,7 +391,8 @@ impl Daemon {
         };
         failpoint::reach(failpoint::name::SLOT_AFTER_CREATE);
         info!(slot = %self.slot, position = %created.consistent_point, "slot created");
-        sink.initialise_checkpoint(&checkpoint(identity, created.consistent_point)).await?;
+        sink.initialise_checkpoint(&checkpoint(identity, created.consistent_point))
+            .await?;
         Ok(created.consistent_point)
     }
 
@@ -365,7 +416,10 @@ impl Daemon {
         warn!(command = command.id, reason = %reason, "going on over a gap: every table is read again");
         let known = control.tables().await?;
         for table in tables.keys() {
-            let state = known.iter().find(|known| known.table == *table).map(|known| known.state);
+            let state = known
+                .iter()
+                .find(|known| known.table == *table)
+                .map(|known| known.state);
             let mut next = TableProgress::new(table.clone());
             if matches!(state, Some(TableState::Streaming | TableState::Resyncing)) {
                 next.state = TableState::Resyncing;
@@ -386,15 +440,24 @@ impl Daemon {
     ) -> Result<(), SyncError> {
         let known = control.tables().await?;
         // Without a checkpoint nothing is known of what happened since these were copied.
-        for table in known.iter().filter(|table| anew && table.state == TableState::Streaming) {
-            let next = TableProgress { state: TableState::Resyncing, ..TableProgress::new(table.table.clone()) };
+        for table in known
+            .iter()
+            .filter(|table| anew && table.state == TableState::Streaming)
+        {
+            let next = TableProgress {
+                state: TableState::Resyncing,
+                ..TableProgress::new(table.table.clone())
+            };
             control.save_table(&next).await?;
         }
         for gone in known.iter().filter(|known| !tables.contains_key(&known.table)) {
             warn!(table = %gone.table, "the table is not published or not selected any more");
             control.forget_table(&gone.table).await?;
         }
-        for table in tables.keys().filter(|table| !known.iter().any(|known| known.table == **table)) {
+        for table in tables
+            .keys()
+            .filter(|table| !known.iter().any(|known| known.table == **table))
+        {
             control.save_table(&TableProgress::new(table.clone())).await?;
         }
         Ok(())
@@ -419,7 +482,11 @@ impl Daemon {
 }
 
 fn checkpoint(identity: &SourceIdentity, end_lsn: Lsn) -> Checkpoint {
-    Checkpoint { identity: identity.clone(), end_lsn, source_commit_at: None }
+    Checkpoint {
+        identity: identity.clone(),
+        end_lsn,
+        source_commit_at: None,
+    }
 }
 
 /// What a reader's end means to the run: an error ends it, a clean end does not, so that the pipeline has the last word.

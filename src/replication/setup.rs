@@ -135,45 +135,58 @@ fn failed(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SetupEr
 
 /// `sync.tables`: the last pattern that matches decides.
 #[derive(Debug, Clone)]
-pub struct Selection(Vec<(bool, GlobMatcher)>);
+pub(super) struct Selection(Vec<(bool, GlobMatcher)>);
 
 impl Selection {
     /// Compiles the patterns.
     ///
     /// # Errors
     /// One of them is not a glob.
-    pub fn new(patterns: &[String]) -> Result<Self, SetupError> {
+    pub(super) fn new(patterns: &[String]) -> Result<Self, SetupError> {
         let compile = |pattern: &String| {
-            let (takes, glob) = pattern.strip_prefix('!').map_or((true, pattern.as_str()), |rest| (false, rest));
+            let (takes, glob) = pattern
+                .strip_prefix('!')
+                .map_or((true, pattern.as_str()), |rest| (false, rest));
             // A name may hold a slash; `*` must match it.
-            Ok((takes, GlobBuilder::new(glob).literal_separator(false).build()?.compile_matcher()))
+            Ok((
+                takes,
+                GlobBuilder::new(glob)
+                    .literal_separator(false)
+                    .build()?
+                    .compile_matcher(),
+            ))
         };
         Ok(Self(patterns.iter().map(compile).collect::<Result<_, SetupError>>()?))
     }
 
     /// Whether a table is synchronised. Our own schema never is.
     #[must_use]
-    pub fn takes(&self, table: &TableName) -> bool {
+    pub(super) fn takes(&self, table: &TableName) -> bool {
         let name = table.to_string();
         &*table.schema != "twinlog"
-            && self.0.iter().rev().find(|(_, glob)| glob.is_match(&name)).is_some_and(|&(takes, _)| takes)
+            && self
+                .0
+                .iter()
+                .rev()
+                .find(|(_, glob)| glob.is_match(&name))
+                .is_some_and(|&(takes, _)| takes)
     }
 }
 
 /// The Site DB is ready.
 #[derive(Debug)]
-pub struct Prepared {
+pub(super) struct Prepared {
     /// The tables that are synchronised, by name.
-    pub tables: BTreeMap<TableName, SourceTable>,
+    pub(super) tables: BTreeMap<TableName, SourceTable>,
     /// Its version, as `server_version_num`.
-    pub version: i32,
+    pub(super) version: i32,
 }
 
 /// Checks and creates what the stream needs.
 ///
 /// # Errors
 /// What is missing, with the statement to paste.
-pub async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SetupError> {
+pub(super) async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SetupError> {
     let version = check_server(client).await?;
     check_role(client).await?;
     ensure_publication(client, sync, selection).await?;
@@ -216,7 +229,11 @@ async fn check_role(client: &Client) -> Result<(), SetupError> {
         )
         .await
         .map_err(failed("read the role's rights"))?;
-    if row.get(1) { Ok(()) } else { Err(SetupError::NoReplicationRight(row.get(0))) }
+    if row.get(1) {
+        Ok(())
+    } else {
+        Err(SetupError::NoReplicationRight(row.get(0)))
+    }
 }
 
 /// A table of the Site DB that the configuration matches.
@@ -254,7 +271,10 @@ async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candid
 async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection) -> Result<(), SetupError> {
     let wanted = candidates(client, selection).await?;
     let existing = client
-        .query_opt("SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1", &[&sync.publication])
+        .query_opt(
+            "SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&sync.publication],
+        )
         .await
         .map_err(failed("look the publication up"))?;
     let published: HashSet<TableName> = client
@@ -291,24 +311,37 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
                 list(&tables)
             );
             match client.batch_execute(&statement).await {
-                Ok(()) => info!(publication = sync.publication, tables = tables.len(), "publication created"),
-                Err(source) => return Err(may_not(source, |source| SetupError::CannotCreatePublication {
-                    publication: sync.publication.clone(),
-                    statement,
-                    source,
-                })),
+                Ok(()) => info!(
+                    publication = sync.publication,
+                    tables = tables.len(),
+                    "publication created"
+                ),
+                Err(source) => {
+                    return Err(may_not(source, |source| SetupError::CannotCreatePublication {
+                        publication: sync.publication.clone(),
+                        statement,
+                        source,
+                    }));
+                }
             }
         }
         Some(true) => {}
         Some(false) => {
-            let missing: Vec<_> =
-                wanted.iter().map(|candidate| &candidate.table).filter(|table| !published.contains(table)).collect();
+            let missing: Vec<_> = wanted
+                .iter()
+                .map(|candidate| &candidate.table)
+                .filter(|table| !published.contains(table))
+                .collect();
             if missing.is_empty() {
                 return Ok(());
             }
             let statement = format!("ALTER PUBLICATION {name} ADD TABLE {}", list(&missing));
             match client.batch_execute(&statement).await {
-                Ok(()) => info!(publication = sync.publication, tables = missing.len(), "publication extended"),
+                Ok(()) => info!(
+                    publication = sync.publication,
+                    tables = missing.len(),
+                    "publication extended"
+                ),
                 Err(source) => {
                     let tables = missing.into_iter().cloned().collect();
                     return Err(may_not(source, |source| SetupError::CannotExtendPublication {
@@ -325,10 +358,7 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
 }
 
 /// A refusal for want of rights gets its statement; anything else stays what it is.
-fn may_not(
-    source: tokio_postgres::Error,
-    refusal: impl FnOnce(tokio_postgres::Error) -> SetupError,
-) -> SetupError {
+fn may_not(source: tokio_postgres::Error, refusal: impl FnOnce(tokio_postgres::Error) -> SetupError) -> SetupError {
     if source.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
         refusal(source)
     } else {
@@ -350,7 +380,11 @@ async fn published(
     } else {
         ("NULL::text[]", "NULL::text")
     };
-    let generated = if version >= 180_000 { "true" } else { "a.attgenerated = ''" };
+    let generated = if version >= 180_000 {
+        "true"
+    } else {
+        "a.attgenerated = ''"
+    };
     let rows = client
         .query(
             &format!(
@@ -395,7 +429,11 @@ fn identity(full: bool, identifying: &[String], columns: &[String]) -> Identity 
     if full {
         return Identity::Full;
     }
-    let positions = columns.iter().enumerate().filter(|(_, name)| identifying.contains(name)).map(|(at, _)| at);
+    let positions = columns
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| identifying.contains(name))
+        .map(|(at, _)| at);
     Identity::Columns(positions.collect())
 }
 
@@ -403,8 +441,12 @@ fn identity(full: bool, identifying: &[String], columns: &[String]) -> Identity 
 ///
 /// # Errors
 /// The statement failed.
-pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<SlotFacts>, SetupError> {
-    let invalidation = if version >= 170_000 { "invalidation_reason" } else { "NULL::text" };
+pub(super) async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<SlotFacts>, SetupError> {
+    let invalidation = if version >= 170_000 {
+        "invalidation_reason"
+    } else {
+        "NULL::text"
+    };
     let row = client
         .query_opt(
             &format!(
@@ -418,7 +460,9 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
     Ok(row.map(|row| SlotFacts {
         plugin: row.get::<_, Option<String>>(0).unwrap_or_else(|| "physical".to_owned()),
         database: row.get::<_, Option<String>>(1).unwrap_or_default(),
-        confirmed_flush: row.get::<_, Option<String>>(2).and_then(|position| position.parse::<Lsn>().ok()),
+        confirmed_flush: row
+            .get::<_, Option<String>>(2)
+            .and_then(|position| position.parse::<Lsn>().ok()),
         wal_status: row.get(3),
         invalidation: row.get(4),
     }))
@@ -429,9 +473,12 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
 ///
 /// # Errors
 /// A statement failed, or we were stopped.
-pub async fn wait_for_running_transactions(client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
+pub(super) async fn wait_for_running_transactions(client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
     let horizon: String = client
-        .query_one("SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text", &[])
+        .query_one(
+            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
+            &[],
+        )
         .await
         .map_err(failed("read a snapshot"))?
         .get(0);
@@ -451,7 +498,11 @@ pub async fn wait_for_running_transactions(client: &Client, stop: &CancellationT
         rounds += 1;
         // After about five seconds, and then every half a minute: somebody should know.
         if rounds == 50 || rounds.is_multiple_of(300) {
-            warn!(pids = %blockers(client).await, "the copy of a new table waits for older transactions of the Site DB to end");
+            let pids = blockers(client).await;
+            warn!(
+                pids,
+                "the copy of a new table waits for older transactions of the Site DB to end"
+            );
         }
         if !shutdown::sleep(Duration::from_millis(100), stop).await {
             return Err(SetupError::Stopped);
@@ -460,7 +511,7 @@ pub async fn wait_for_running_transactions(client: &Client, stop: &CancellationT
 }
 
 /// The processes whose transactions are oldest, for a person to look at; empty where that can't be read.
-pub async fn blockers(client: &Client) -> String {
+pub(super) async fn blockers(client: &Client) -> String {
     let rows = client
         .query(
             "SELECT pid::text || coalesce(' (' || application_name || ', ' || state || ')', '') \
@@ -470,7 +521,10 @@ pub async fn blockers(client: &Client) -> String {
         )
         .await
         .unwrap_or_default();
-    rows.iter().filter_map(|row| row.get::<_, Option<String>>(0)).collect::<Vec<_>>().join(", ")
+    rows.iter()
+        .filter_map(|row| row.get::<_, Option<String>>(0))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]
@@ -485,7 +539,11 @@ mod tests {
         assert!(takes("public", "leads") && takes("public", "audit_keep") && takes("crm", "leads"));
         assert!(takes("public", "with.dot") && takes("public", "with/slash"));
         assert!(!takes("public", "audit_log") && !takes("crm", "other"));
-        assert!(!Selection::new(&["*".into()]).unwrap().takes(&TableName::new("twinlog", "checkpoint")));
+        assert!(
+            !Selection::new(&["*".into()])
+                .unwrap()
+                .takes(&TableName::new("twinlog", "checkpoint"))
+        );
         assert!(Selection::new(&["a[".into()]).is_err());
     }
 }

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::agent_db::{
-    AgentError, Applied, Checkpoint, Committed, Segment, Sink, SourceIdentity, TableDescription,
-};
+use crate::agent_db::{AgentError, Applied, Checkpoint, Committed, Segment, Sink, SourceIdentity, TableDescription};
 use crate::change::{Relation, TableName};
 use crate::copy::board::Outcome;
 use crate::lsn::Lsn;
@@ -74,7 +72,12 @@ impl SinkHandle {
         // Unbounded in type only: one report an order, and two orders at most.
         let (outbox, reports) = mpsc::unbounded_channel();
         let task = tokio::spawn(Box::pin(work(sink, identity, inbox, outbox)));
-        Self { orders, reports, in_flight: 0, task }
+        Self {
+            orders,
+            reports,
+            in_flight: 0,
+            task,
+        }
     }
 
     /// Whether it has nothing to do.
@@ -104,15 +107,24 @@ impl SinkHandle {
     }
 
     /// Looks a table up, behind everything that was ordered before.
-    pub(super) async fn resolve(&self, description: TableDescription) -> Result<Result<Arc<Relation>, AgentError>, SinkEnded> {
+    pub(super) async fn resolve(
+        &self,
+        description: TableDescription,
+    ) -> Result<Result<Arc<Relation>, AgentError>, SinkEnded> {
         let (reply, answer) = oneshot::channel();
-        self.orders.send(Order::Resolve(description, reply)).await.map_err(|_| SinkEnded)?;
+        self.orders
+            .send(Order::Resolve(description, reply))
+            .await
+            .map_err(|_| SinkEnded)?;
         answer.await.map_err(|_| SinkEnded)
     }
 
     /// Says that a table's first copy begins or ends.
     pub(super) async fn copying(&self, table: TableName, copying: bool) -> Result<(), SinkEnded> {
-        self.orders.send(Order::Copying(table, copying)).await.map_err(|_| SinkEnded)
+        self.orders
+            .send(Order::Copying(table, copying))
+            .await
+            .map_err(|_| SinkEnded)
     }
 
     /// Takes the mark off that rows may be missing.
@@ -141,7 +153,6 @@ async fn work(
     mut inbox: mpsc::Receiver<Order>,
     outbox: mpsc::UnboundedSender<Report>,
 ) {
-
     while let Some(order) = inbox.recv().await {
         let report = match order {
             Order::Resolve(description, reply) => {
@@ -161,7 +172,11 @@ async fn work(
             Order::Apply(segment) => sink.apply(segment).await.map(Report::Applied),
             Order::Commit(closed) => commit(&mut sink, &identity, closed).await,
             Order::Checkpoint(position) => {
-                let checkpoint = Checkpoint { identity: identity.clone(), end_lsn: position, source_commit_at: None };
+                let checkpoint = Checkpoint {
+                    identity: identity.clone(),
+                    end_lsn: position,
+                    source_commit_at: None,
+                };
                 sink.commit(checkpoint).await.map(|committed| Report::Durable {
                     committed,
                     commits: Vec::new(),
@@ -177,13 +192,18 @@ async fn work(
     }
 }
 
-async fn commit(
-    sink: &mut Sink,
-    identity: &SourceIdentity,
-    closed: Closed,
-) -> Result<Report, AgentError> {
-    let Closed { items, boundary, commits, chunks } = closed;
-    sink.apply(Segment { items, lsn: boundary.end_lsn }).await?;
+async fn commit(sink: &mut Sink, identity: &SourceIdentity, closed: Closed) -> Result<Report, AgentError> {
+    let Closed {
+        items,
+        boundary,
+        commits,
+        chunks,
+    } = closed;
+    sink.apply(Segment {
+        items,
+        lsn: boundary.end_lsn,
+    })
+    .await?;
     let checkpoint = Checkpoint {
         identity: identity.clone(),
         end_lsn: boundary.end_lsn,
@@ -191,5 +211,9 @@ async fn commit(
     };
     let committed = sink.commit(checkpoint).await?;
 
-    Ok(Report::Durable { committed, commits, chunks })
+    Ok(Report::Durable {
+        committed,
+        commits,
+        chunks,
+    })
 }

@@ -12,28 +12,28 @@ use crate::lsn::Lsn;
 
 /// What the Site DB says of the slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotFacts {
+pub(super) struct SlotFacts {
     /// Its output plugin.
-    pub plugin: String,
+    pub(super) plugin: String,
     /// Its database.
-    pub database: String,
+    pub(super) database: String,
     /// What the server believes to be acknowledged; `None` while it is being created.
-    pub confirmed_flush: Option<Lsn>,
+    pub(super) confirmed_flush: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
-    pub wal_status: Option<String>,
+    pub(super) wal_status: Option<String>,
     /// Why it was invalidated, where the server says so (17 and later).
-    pub invalidation: Option<String>,
+    pub(super) invalidation: Option<String>,
 }
 
 /// What the Site DB says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceFacts {
+pub(super) struct SourceFacts {
     /// Whose log it is.
-    pub identity: SourceIdentity,
+    pub(super) identity: SourceIdentity,
     /// The end of its log.
-    pub wal_end: Lsn,
+    pub(super) wal_end: Lsn,
     /// Where each earlier timeline ended, oldest first; empty where the history was not asked for.
-    pub history: Vec<(u32, Lsn)>,
+    pub(super) history: Vec<(u32, Lsn)>,
 }
 
 /// Why rows may be missing.
@@ -85,7 +85,10 @@ impl fmt::Display for GapReason {
             ),
             Self::OtherSystem => write!(f, "the Site DB is another cluster than the one that was synchronised"),
             Self::OtherSource => write!(f, "the slot belongs to another database or publication than before"),
-            Self::TimelineDiverged { switched_at, checkpoint } => write!(
+            Self::TimelineDiverged {
+                switched_at,
+                checkpoint,
+            } => write!(
                 f,
                 "the Site DB failed over at {switched_at}, before the checkpoint {checkpoint}: it may have lost transactions"
             ),
@@ -99,7 +102,7 @@ impl fmt::Display for GapReason {
 
 /// How to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Nothing was ever synchronised and there is no slot: create one.
     Create,
     /// Nothing was ever synchronised, and the slot is there (we were killed between the two): begin at its position.
@@ -114,7 +117,7 @@ pub enum Verdict {
 
 /// Judges. Pure.
 #[must_use]
-pub fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source: &SourceFacts) -> Verdict {
+pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source: &SourceFacts) -> Verdict {
     if let Some(slot) = slot
         && slot.plugin != "pgoutput"
     {
@@ -123,10 +126,15 @@ pub fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source
     let Some(stored) = stored else {
         return match slot {
             Some(slot) if slot.database != source.identity.database => Verdict::Gap(GapReason::OtherSource),
-            Some(SlotFacts { wal_status: Some(status), invalidation, .. }) if status == "lost" => {
-                Verdict::Gap(GapReason::SlotLost(invalidation.clone()))
-            }
-            Some(SlotFacts { confirmed_flush: Some(position), .. }) => Verdict::Adopt(*position),
+            Some(SlotFacts {
+                wal_status: Some(status),
+                invalidation,
+                ..
+            }) if status == "lost" => Verdict::Gap(GapReason::SlotLost(invalidation.clone())),
+            Some(SlotFacts {
+                confirmed_flush: Some(position),
+                ..
+            }) => Verdict::Adopt(*position),
             Some(_) | None => Verdict::Create,
         };
     };
@@ -141,19 +149,32 @@ pub fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source
     }
     if was.timeline != is.timeline {
         // Every switch between then and now must lie at or past the checkpoint.
-        let switched_at = source.history.iter().filter(|(timeline, _)| *timeline >= was.timeline).map(|&(_, at)| at).min();
+        let switched_at = source
+            .history
+            .iter()
+            .filter(|(timeline, _)| *timeline >= was.timeline)
+            .map(|&(_, at)| at)
+            .min();
         match switched_at {
             Some(switched_at) if switched_at >= checkpoint => {}
             switched_at => {
                 let switched_at = switched_at.unwrap_or(Lsn::INVALID);
-                return gap(GapReason::TimelineDiverged { switched_at, checkpoint });
+                return gap(GapReason::TimelineDiverged {
+                    switched_at,
+                    checkpoint,
+                });
             }
         }
     }
     if source.wal_end < checkpoint {
-        return gap(GapReason::LogBehind { wal_end: source.wal_end, checkpoint });
+        return gap(GapReason::LogBehind {
+            wal_end: source.wal_end,
+            checkpoint,
+        });
     }
-    let Some(slot) = slot else { return gap(GapReason::SlotMissing) };
+    let Some(slot) = slot else {
+        return gap(GapReason::SlotMissing);
+    };
     if slot.database != is.database {
         return gap(GapReason::OtherSource);
     }
@@ -161,7 +182,10 @@ pub fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source
         return gap(GapReason::SlotLost(slot.invalidation.clone()));
     }
     match slot.confirmed_flush {
-        Some(position) if position > checkpoint => gap(GapReason::SlotAhead { slot: position, checkpoint }),
+        Some(position) if position > checkpoint => gap(GapReason::SlotAhead {
+            slot: position,
+            checkpoint,
+        }),
         Some(_) => Verdict::Resume(checkpoint),
         None => gap(GapReason::SlotMissing),
     }
@@ -171,7 +195,7 @@ pub fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source
 ///
 /// Source: <https://www.postgresql.org/docs/current/protocol-replication.html#PROTOCOL-REPLICATION-TIMELINE-HISTORY>.
 #[must_use]
-pub fn parse_history(content: &str) -> Vec<(u32, Lsn)> {
+pub(super) fn parse_history(content: &str) -> Vec<(u32, Lsn)> {
     content
         .lines()
         .filter_map(|line| {
@@ -199,7 +223,11 @@ mod tests {
     }
 
     fn source() -> SourceFacts {
-        SourceFacts { identity: identity(), wal_end: Lsn(500), history: Vec::new() }
+        SourceFacts {
+            identity: identity(),
+            wal_end: Lsn(500),
+            history: Vec::new(),
+        }
     }
 
     fn slot(confirmed: u64) -> SlotFacts {
@@ -214,7 +242,11 @@ mod tests {
 
     fn stored(end: u64) -> StoredCheckpoint {
         StoredCheckpoint {
-            checkpoint: Checkpoint { identity: identity(), end_lsn: Lsn(end), source_commit_at: None },
+            checkpoint: Checkpoint {
+                identity: identity(),
+                end_lsn: Lsn(end),
+                source_commit_at: None,
+            },
             gap: None,
             updated_at: OffsetDateTime::UNIX_EPOCH,
         }
@@ -232,18 +264,42 @@ mod tests {
 
     #[test]
     fn a_slot_at_or_behind_the_checkpoint_is_resumed() {
-        assert_eq!(judge(Some(&slot(100)), Some(&stored(100)), &source()), Verdict::Resume(Lsn(100)));
-        assert_eq!(judge(Some(&slot(60)), Some(&stored(100)), &source()), Verdict::Resume(Lsn(100)));
+        assert_eq!(
+            judge(Some(&slot(100)), Some(&stored(100)), &source()),
+            Verdict::Resume(Lsn(100))
+        );
+        assert_eq!(
+            judge(Some(&slot(60)), Some(&stored(100)), &source()),
+            Verdict::Resume(Lsn(100))
+        );
     }
 
     #[test]
     fn everything_that_could_hide_a_hole_is_a_gap() {
         let ahead = judge(Some(&slot(101)), Some(&stored(100)), &source());
-        assert_eq!(ahead, Verdict::Gap(GapReason::SlotAhead { slot: Lsn(101), checkpoint: Lsn(100) }));
-        assert_eq!(judge(None, Some(&stored(100)), &source()), Verdict::Gap(GapReason::SlotMissing));
-        let lost = SlotFacts { wal_status: Some("lost".into()), ..slot(60) };
-        assert_eq!(judge(Some(&lost), Some(&stored(100)), &source()), Verdict::Gap(GapReason::SlotLost(None)));
-        let invalidated = SlotFacts { invalidation: Some("idle_timeout".into()), ..slot(60) };
+        assert_eq!(
+            ahead,
+            Verdict::Gap(GapReason::SlotAhead {
+                slot: Lsn(101),
+                checkpoint: Lsn(100)
+            })
+        );
+        assert_eq!(
+            judge(None, Some(&stored(100)), &source()),
+            Verdict::Gap(GapReason::SlotMissing)
+        );
+        let lost = SlotFacts {
+            wal_status: Some("lost".into()),
+            ..slot(60)
+        };
+        assert_eq!(
+            judge(Some(&lost), Some(&stored(100)), &source()),
+            Verdict::Gap(GapReason::SlotLost(None))
+        );
+        let invalidated = SlotFacts {
+            invalidation: Some("idle_timeout".into()),
+            ..slot(60)
+        };
         assert!(is_gap(&judge(Some(&invalidated), Some(&stored(100)), &source())));
 
         let change = |change: fn(&mut SourceFacts)| {
@@ -251,11 +307,23 @@ mod tests {
             change(&mut source);
             judge(Some(&slot(60)), Some(&stored(100)), &source)
         };
-        assert_eq!(change(|source| source.identity.system_identifier = "8".into()), Verdict::Gap(GapReason::OtherSystem));
-        assert_eq!(change(|source| source.identity.database = "other".into()), Verdict::Gap(GapReason::OtherSource));
-        assert_eq!(change(|source| source.identity.publication = "other".into()), Verdict::Gap(GapReason::OtherSource));
+        assert_eq!(
+            change(|source| source.identity.system_identifier = "8".into()),
+            Verdict::Gap(GapReason::OtherSystem)
+        );
+        assert_eq!(
+            change(|source| source.identity.database = "other".into()),
+            Verdict::Gap(GapReason::OtherSource)
+        );
+        assert_eq!(
+            change(|source| source.identity.publication = "other".into()),
+            Verdict::Gap(GapReason::OtherSource)
+        );
         assert!(is_gap(&change(|source| source.wal_end = Lsn(99))));
-        assert!(is_gap(&change(|source| source.identity.timeline = 2)), "no history: no proof");
+        assert!(
+            is_gap(&change(|source| source.identity.timeline = 2)),
+            "no history: no proof"
+        );
         assert!(is_gap(&change(|source| {
             source.identity.timeline = 2;
             source.history = vec![(1, Lsn(99))];
@@ -268,12 +336,21 @@ mod tests {
         source.identity.timeline = 3;
         source.history = parse_history("1\t0/64\tno recovery target specified\n2\t0/80\tbecause\n");
         assert_eq!(source.history, vec![(1, Lsn(0x64)), (2, Lsn(0x80))]);
-        assert_eq!(judge(Some(&slot(60)), Some(&stored(100)), &source), Verdict::Resume(Lsn(100)));
+        assert_eq!(
+            judge(Some(&slot(60)), Some(&stored(100)), &source),
+            Verdict::Resume(Lsn(100))
+        );
     }
 
     #[test]
     fn a_slot_of_another_plugin_is_left_alone() {
-        let other = SlotFacts { plugin: "wal2json".into(), ..slot(60) };
-        assert_eq!(judge(Some(&other), None, &source()), Verdict::WrongPlugin("wal2json".into()));
+        let other = SlotFacts {
+            plugin: "wal2json".into(),
+            ..slot(60)
+        };
+        assert_eq!(
+            judge(Some(&other), None, &source()),
+            Verdict::WrongPlugin("wal2json".into())
+        );
     }
 }

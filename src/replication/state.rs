@@ -21,7 +21,15 @@ pub enum SyncState {
 
 impl SyncState {
     /// All of them, for the metric that has one series each.
-    pub const ALL: [&'static str; 7] = ["connecting", "standby", "copying", "streaming", "held", "gap", "stopped"];
+    pub const ALL: [&'static str; 7] = [
+        "connecting",
+        "standby",
+        "copying",
+        "streaming",
+        "held",
+        "gap",
+        "stopped",
+    ];
 
     /// The name in metrics, `twinlog.daemon` and health.
     #[must_use]

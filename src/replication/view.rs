@@ -54,7 +54,8 @@ impl View {
 
     pub(super) fn stand(&self, durable: Lsn, settled: Lsn, oldest: Option<PgTimestamp>) {
         self.durable.store(durable.0, Ordering::Relaxed);
-        self.oldest.store(oldest.map_or(0, |commit| commit.0), Ordering::Relaxed);
+        self.oldest
+            .store(oldest.map_or(0, |commit| commit.0), Ordering::Relaxed);
         self.settled.store(settled.0, Ordering::Release);
     }
 
@@ -66,7 +67,16 @@ impl View {
         }
         let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
         for (table, tally) in &applied.tables {
-            metrics::count_tally(table, tally.as_results());
+            for (result, changes) in [
+                ("applied", tally.applied),
+                ("unchanged", tally.unchanged),
+                ("superseded", tally.superseded),
+                ("filtered", tally.filtered),
+                ("parked", tally.parked),
+            ] {
+                metrics::count_rows(table, "change", result, changes);
+            }
+            metrics::count_rows(table, "copy", "applied", tally.copied);
             metrics::count_retries("healed", tally.healed);
             total.add(tally);
         }
