@@ -2,3 +2,4 @@
 
 mod harness;
 mod postgres_clusters;
+mod wire;
