@@ -5,7 +5,7 @@
 //! ```text
 //! main → cli ─→ http ─→ outbox, inbox ─→ whatsapp, site_db
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ agent_db ─→ change
-//! everyone may use: lsn, retry, shutdown, metrics, health, config, tls, failpoint
+//! everyone may use: lsn, timestamp, retry, shutdown, metrics, health, config, tls, failpoint
 //! ```
 //!
 //! | half | module | its job |
@@ -46,6 +46,7 @@ pub mod replication;
 pub mod retry;
 pub mod shutdown;
 pub mod site_db;
+pub mod timestamp;
 pub mod tls;
 pub mod whatsapp;
 pub mod wire;

@@ -42,6 +42,8 @@ pub fn disposition(sqlstate: &str) -> Disposition {
         "57014" | "55P03" | "25P03" | "25P04" => Transient,
         // The server is going down, has crashed, or is coming up.
         "57P01" | "57P02" | "57P03" | "57P05" => Transient,
+        // Somebody else uses the object now (a slot whose last reader the server has not missed yet).
+        "55006" => Transient,
         // A database that was dropped will not come back by waiting.
         "57P04" => Systemic,
         // Disk full, out of memory, too many connections, configured limit: the first needs a person.
@@ -96,6 +98,7 @@ mod tests {
             ("53100", Systemic),
             ("57P01", Transient),
             ("55P03", Transient),
+            ("55006", Transient),
             ("22001", Row),
             ("22P02", Row),
             ("22021", Row),

@@ -1,0 +1,182 @@
+//! The messages of the protocol, with the meaning that the specification gives to each field.
+//!
+//! Source: <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::change::{RelationId, Row, TableName, Xid};
+use crate::lsn::Lsn;
+use crate::timestamp::PgTimestamp;
+
+/// One message of the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A transaction begins (`B`).
+    Begin(Begin),
+    /// The transaction ends (`C`).
+    Commit(Commit),
+    /// Where the transaction first came from (`O`).
+    Origin(Origin),
+    /// What a table looks like; comes before its first change and after every change of its shape (`R`).
+    Relation(RelationMessage),
+    /// A type that is not built in; comes before the relation that uses it (`Y`).
+    Type(TypeMessage),
+    /// A row is new (`I`).
+    Insert(Insert),
+    /// A row changed (`U`).
+    Update(Update),
+    /// A row is gone (`D`).
+    Delete(Delete),
+    /// Tables were emptied (`T`).
+    Truncate(Truncate),
+    /// Something written with `pg_logical_emit_message` (`M`).
+    Logical(LogicalMessage),
+}
+
+/// A transaction begins. Transactions come whole and in commit order; one is never inside of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begin {
+    /// The position of the transaction's commit record: [`Commit::commit_lsn`] of its end.
+    pub final_lsn: Lsn,
+    /// When it committed, by the source's clock.
+    pub commit_time: PgTimestamp,
+    /// Its id.
+    pub xid: Xid,
+}
+
+/// The transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Commit {
+    /// The position of the commit record. Not a position to acknowledge: it would replay this transaction.
+    pub commit_lsn: Lsn,
+    /// The position just after the commit record: what is acknowledged, and where a restart resumes.
+    pub end_lsn: Lsn,
+    /// When it committed, by the source's clock.
+    pub commit_time: PgTimestamp,
+}
+
+/// The transaction was itself replicated into the source. There may be several in one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The position of its commit on the server that it came from; not comparable with any other position here.
+    pub origin_lsn: Lsn,
+    /// The name that the source gave to that server.
+    pub name: Arc<str>,
+}
+
+/// What the old image of a row is that the server had to send to identify it; the table's `REPLICA IDENTITY`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReplicaIdentity {
+    /// The primary key, if there is one (`d`).
+    Default,
+    /// Nothing: updates and deletes cannot be published (`n`).
+    Nothing,
+    /// All columns (`f`).
+    Full,
+    /// The columns of a unique index (`i`).
+    Index,
+}
+
+/// What a table looks like from here on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelationMessage {
+    /// The id by which the changes name it.
+    pub id: RelationId,
+    /// Its name. (The protocol writes `pg_catalog` as an empty schema; here it is spelt out.)
+    pub table: TableName,
+    /// How its rows are identified.
+    pub replica_identity: ReplicaIdentity,
+    /// Its published columns in the order of the row images; generated columns are left out.
+    pub columns: Box<[Column]>,
+}
+
+/// A column of a [`RelationMessage`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Whether it is part of the replica identity. With [`ReplicaIdentity::Full`], every column is.
+    pub part_of_key: bool,
+    /// Its name, unquoted.
+    pub name: Arc<str>,
+    /// The OID of its type, in the source.
+    pub type_oid: u32,
+    /// Its type's modifier (`atttypmod`), -1 for none.
+    pub type_modifier: i32,
+}
+
+/// A type that is not built in, by name, so that another database can find its own of that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeMessage {
+    /// Its OID in the source.
+    pub oid: u32,
+    /// Its schema.
+    pub schema: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// A row is new.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Insert {
+    /// The table.
+    pub relation: RelationId,
+    /// The row.
+    pub row: Row,
+}
+
+/// The old image of a row, as much of it as the server sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OldTuple {
+    /// The replica identity's columns (`K`). The image has all columns' places; those outside of the key are NULL and
+    /// mean nothing.
+    Key(Row),
+    /// All columns (`O`): the table has `REPLICA IDENTITY FULL`.
+    Full(Row),
+    /// None: the row's key did not change.
+    Absent,
+}
+
+/// A row changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update {
+    /// The table.
+    pub relation: RelationId,
+    /// The row before.
+    pub old: OldTuple,
+    /// The row after. Large values that did not change may be left out.
+    pub row: Row,
+}
+
+/// A row is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delete {
+    /// The table.
+    pub relation: RelationId,
+    /// The row before; never [`OldTuple::Absent`].
+    pub old: OldTuple,
+}
+
+/// Tables were emptied by one statement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Truncate {
+    /// The statement said CASCADE; the tables that it reached are all named.
+    pub cascade: bool,
+    /// The statement said RESTART IDENTITY.
+    pub restart_identity: bool,
+    /// The tables.
+    pub relations: Box<[RelationId]>,
+}
+
+/// Something written with `pg_logical_emit_message`. Comes only when asked for (`messages 'true'`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogicalMessage {
+    /// Whether it belongs to the open transaction. If not, it comes between transactions, at its own place in the log.
+    pub transactional: bool,
+    /// Its position.
+    pub lsn: Lsn,
+    /// The name space that its writer gave to it.
+    pub prefix: Arc<str>,
+    /// What its writer wrote: any bytes.
+    pub content: Bytes,
+}

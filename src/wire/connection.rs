@@ -1,0 +1,381 @@
+//! The connection before the stream: questions and commands, one at a time.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use postgres_protocol::message::backend::Message;
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::auth;
+use super::codec::{self, Answer, Identity};
+use super::error::{Phase, WireError};
+use super::pump::{self, Reactor};
+use super::slot::{SlotName, SystemIdentity};
+use super::socket::{Socket, within};
+use super::stream::{Feedback, FrameStream};
+use crate::change::quote_identifier;
+use crate::config::DatabaseUrl;
+use crate::lsn::Lsn;
+
+/// Longest login: the server's own `authentication_timeout` is a minute, but who waits so long will not be let in.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest answer to a question that needs no lock.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest start of the stream: the server reads the slot's state from disk and answers before it decodes.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Waits for other transactions that building a slot's snapshot may need, each as long as `lock_timeout`: one for each
+/// of the steps from nothing to a consistent snapshot (`SnapBuildFindSnapshot`).
+const SLOT_LOCK_WAITS: u32 = 3;
+
+/// What the source's values are printed under, whatever its role, database or file says (pitfall P28). A value goes to a
+/// cast in the Agent DB as it was printed, so everything else that prints or parses one must use the same.
+///
+/// An empty `search_path` makes names of types and tables within values (`regclass`) come with their schema. The
+/// time-outs are off because a stream that is idle does its job.
+pub const PINNED_SETTINGS: &[(&str, &str)] = &[
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("search_path", "\"\""),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+];
+
+/// A slot that was just made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// Every transaction that commits after this position is in the stream, whole.
+    pub consistent_point: Lsn,
+}
+
+/// A connection in replication mode to one database.
+pub struct ReplicationConnection {
+    channel: Channel,
+    reactor: Reactor,
+    server_version: String,
+}
+
+impl ReplicationConnection {
+    /// Connects and logs in.
+    ///
+    /// `application_name` is what `pg_stat_replication` shows.
+    ///
+    /// # Errors
+    /// The host is unreachable, TLS fails, the login is refused, or the role may not replicate.
+    pub async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Self, WireError> {
+        let reactor = Reactor::start().map_err(WireError::Io)?;
+        let socket = Box::pin(Socket::connect(url, reactor.handle())).await?;
+        let mut channel = Channel {
+            socket,
+            inbox: BytesMut::new(),
+            outbox: BytesMut::new(),
+            phase: Phase::Login,
+            identity: Identity {
+                user: url.user.clone(),
+                database: url.database.clone(),
+            },
+        };
+        let login = Box::pin(log_in(&mut channel, url, application_name));
+        let server_version = within(LOGIN_TIMEOUT, "logging in", login).await??;
+        Ok(Self {
+            channel,
+            reactor,
+            server_version,
+        })
+    }
+
+    /// The server's version as it calls itself (`15.18 (Debian …)`).
+    #[must_use]
+    pub fn server_version(&self) -> &str {
+        &self.server_version
+    }
+
+    /// Which cluster this is, on which timeline, and how far its log is.
+    ///
+    /// # Errors
+    /// The connection broke, or the answer is not one.
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity, WireError> {
+        let rows = self.simple_query("IDENTIFY_SYSTEM").await?;
+        let mut columns = rows.into_iter().next().unwrap_or_default().into_iter().flatten();
+        let mut identity = || {
+            Some(SystemIdentity {
+                system_identifier: columns.next()?,
+                timeline: columns.next()?.parse().ok()?,
+                position: columns.next()?.parse().ok()?,
+                database: columns.next()?,
+            })
+        };
+        identity().ok_or_else(|| WireError::Protocol("the answer to IDENTIFY_SYSTEM makes no sense".to_owned()))
+    }
+
+    /// Runs SQL or a replication command; the rows of all its statements, as text.
+    ///
+    /// # Errors
+    /// The server refused it (the connection stays usable), it took longer than 30 s, or the connection broke.
+    pub async fn simple_query(&mut self, query: &str) -> Result<Vec<Vec<Option<String>>>, WireError> {
+        self.query_within(query, QUERY_TIMEOUT).await
+    }
+
+    /// Creates a slot for this database with `pgoutput`.
+    ///
+    /// Waits until every transaction that is open now has ended, each step no longer than `lock_timeout` (zero: without
+    /// limit); `statement_timeout` does not hold for replication commands (pitfall P12). After
+    /// [`ServerFault::LockTimeout`](super::ServerFault::LockTimeout) there is no slot.
+    ///
+    /// # Errors
+    /// The slot exists, there are no more, `wal_level` is not `logical`, the wait was too long, or the connection broke.
+    pub async fn create_slot(&mut self, slot: &SlotName, lock_timeout: Duration) -> Result<CreatedSlot, WireError> {
+        self.simple_query(&format!("SET lock_timeout = {}", lock_timeout.as_millis()))
+            .await?;
+        let limit = if lock_timeout.is_zero() {
+            Duration::MAX
+        } else {
+            QUERY_TIMEOUT + lock_timeout.saturating_mul(SLOT_LOCK_WAITS)
+        };
+        let command = format!(
+            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+            quote_identifier(slot.as_str())
+        );
+        let created = self.query_within(&command, limit).await;
+        self.simple_query("SET lock_timeout = 0").await?;
+        created?
+            .first()
+            .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
+            .map(|consistent_point| CreatedSlot { consistent_point })
+            .ok_or_else(|| WireError::Protocol("the answer to CREATE_REPLICATION_SLOT makes no sense".to_owned()))
+    }
+
+    /// Drops a slot that nobody uses.
+    ///
+    /// # Errors
+    /// There is none, somebody uses it, or the connection broke.
+    pub async fn drop_slot(&mut self, slot: &SlotName) -> Result<(), WireError> {
+        let command = format!("DROP_REPLICATION_SLOT {}", quote_identifier(slot.as_str()));
+        self.simple_query(&command).await.map(drop)
+    }
+
+    /// Starts the stream: everything of the publications that committed after `start`, or after what the slot has
+    /// confirmed if that is further (the server does so silently: compare the slot before). [`Lsn::INVALID`] starts
+    /// where the slot is.
+    ///
+    /// A publication that does not exist is no error here but of the stream, at the first change that needs it.
+    ///
+    /// # Errors
+    /// The slot is missing, in use, or invalidated ([`WireError::fault`] tells), or the connection broke.
+    pub async fn start_replication(
+        mut self,
+        slot: &SlotName,
+        start: Lsn,
+        publications: &[String],
+    ) -> Result<(FrameStream, Feedback), WireError> {
+        let timeout = self.wal_sender_timeout().await?;
+        let command = start_command(slot, start, publications);
+        self.channel.phase = Phase::Start;
+        frontend::query(&command, self.channel.out()).map_err(|error| codec::protocol(&error))?;
+        let started = async {
+            self.channel.flush().await?;
+            self.channel.receive_copy_both().await
+        };
+        within(START_TIMEOUT, "starting the stream", started).await??;
+        self.channel.phase = Phase::Stream;
+        Ok(pump::start(self.reactor, self.channel, timeout))
+    }
+
+    /// How long the server waits for a sign of life before it ends the connection; `None`: for ever.
+    async fn wal_sender_timeout(&mut self) -> Result<Option<Duration>, WireError> {
+        let rows = self
+            .simple_query("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
+            .await?;
+        // pg_settings has it in its own unit, milliseconds, where SHOW would print "1min".
+        let milliseconds = rows
+            .first()
+            .and_then(|row| row.first()?.as_deref()?.parse().ok())
+            .ok_or_else(|| WireError::Protocol("wal_sender_timeout makes no sense".to_owned()))?;
+        Ok((milliseconds > 0).then(|| Duration::from_millis(milliseconds)))
+    }
+
+    async fn query_within(&mut self, query: &str, limit: Duration) -> Result<Vec<Vec<Option<String>>>, WireError> {
+        self.channel.phase = Phase::Query;
+        let answer = async {
+            frontend::query(query, self.channel.out()).map_err(|error| codec::protocol(&error))?;
+            self.channel.flush().await?;
+            self.channel.receive_rows().await
+        };
+        within(limit, "waiting for an answer", answer).await?
+    }
+}
+
+/// `START_REPLICATION` with its options. Names are quoted twice: as identifiers in a list, and the list as a literal.
+fn start_command(slot: &SlotName, start: Lsn, publications: &[String]) -> String {
+    let names: Vec<_> = publications.iter().map(|name| quote_identifier(name)).collect();
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{}', messages 'true')",
+        quote_identifier(slot.as_str()),
+        // The replication grammar knows no backslash escapes: doubling the quote is all.
+        names.join(",").replace('\'', "''"),
+    )
+}
+
+/// Startup and login; the server's version.
+async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str) -> Result<String, WireError> {
+    let parameters = [
+        ("user", url.user.as_str()),
+        ("database", url.database.as_str()),
+        ("replication", "database"),
+        ("application_name", application_name),
+    ];
+    frontend::startup_message(
+        parameters.into_iter().chain(PINNED_SETTINGS.iter().copied()),
+        channel.out(),
+    )
+    .map_err(|error| codec::protocol(&error))?;
+    channel.flush().await?;
+    auth::log_in(channel, &url.user, url.password.as_ref()).await?;
+    let mut version = String::new();
+    loop {
+        match channel.receive().await? {
+            Message::ParameterStatus(status) => {
+                if status.name().map_err(|error| codec::protocol(&error))? == "server_version" {
+                    version = status.value().map_err(|error| codec::protocol(&error))?.to_owned();
+                }
+            }
+            Message::BackendKeyData(_) => {}
+            Message::ReadyForQuery(_) => return Ok(version),
+            _ => {
+                return Err(WireError::Protocol("an unexpected message after logging in".to_owned()));
+            }
+        }
+    }
+}
+
+/// A socket with its buffers: whole messages in, whole messages out.
+pub(super) struct Channel {
+    pub(super) socket: Socket,
+    /// Bytes that came and are not taken.
+    pub(super) inbox: BytesMut,
+    outbox: BytesMut,
+    /// For the errors that the server sends.
+    pub(super) phase: Phase,
+    pub(super) identity: Identity,
+}
+
+impl Channel {
+    /// Where to write the next message.
+    pub(super) fn out(&mut self) -> &mut BytesMut {
+        &mut self.outbox
+    }
+
+    /// The server's certificate, on TLS.
+    pub(super) fn peer_certificate(&self) -> Option<&[u8]> {
+        self.socket.peer_certificate()
+    }
+
+    /// Sends what was written.
+    pub(super) async fn flush(&mut self) -> Result<(), WireError> {
+        self.socket
+            .write_all_buf(&mut self.outbox)
+            .await
+            .map_err(WireError::Io)?;
+        self.socket.flush().await.map_err(WireError::Io)
+    }
+
+    /// The next message. Notices are logged on the way; an error message is an error.
+    pub(super) async fn receive(&mut self) -> Result<Message, WireError> {
+        match self.receive_answer().await? {
+            Answer::Message(message) => Ok(message),
+            Answer::CopyBoth => Err(WireError::Protocol("the stream starts unasked".to_owned())),
+        }
+    }
+
+    /// The server's consent to stream.
+    async fn receive_copy_both(&mut self) -> Result<(), WireError> {
+        loop {
+            match self.receive_answer().await? {
+                Answer::CopyBoth => return Ok(()),
+                Answer::Message(Message::ParameterStatus(_)) => {}
+                Answer::Message(_) => {
+                    return Err(WireError::Protocol(
+                        "an unexpected answer to START_REPLICATION".to_owned(),
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn receive_answer(&mut self) -> Result<Answer, WireError> {
+        loop {
+            match codec::take_answer(&mut self.inbox)? {
+                Some(Answer::Message(Message::ErrorResponse(body))) => {
+                    return Err(codec::server_error(body.fields(), self.phase, &self.identity));
+                }
+                Some(Answer::Message(Message::NoticeResponse(body))) => {
+                    log_notice(&codec::server_error(body.fields(), self.phase, &self.identity));
+                }
+                Some(answer) => return Ok(answer),
+                None => {
+                    if self.socket.read_buf(&mut self.inbox).await.map_err(WireError::Io)? == 0 {
+                        return Err(WireError::Closed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// All rows up to the server's readiness. An error of the server's is kept until then, so that the connection can
+    /// be used again.
+    async fn receive_rows(&mut self) -> Result<Vec<Vec<Option<String>>>, WireError> {
+        let mut rows = Vec::new();
+        let mut failure = None;
+        loop {
+            match self.receive().await {
+                Ok(Message::DataRow(row)) => rows.push(codec::row_values(&row)?),
+                Ok(Message::ReadyForQuery(_)) => return failure.map_or(Ok(rows), Err),
+                Ok(
+                    Message::RowDescription(_)
+                    | Message::CommandComplete(_)
+                    | Message::EmptyQueryResponse
+                    | Message::ParameterStatus(_),
+                ) => {}
+                Ok(_) => return Err(WireError::Protocol("an unexpected answer to a query".to_owned())),
+                // A fatal one is followed by the connection's end, and says more than that.
+                Err(error @ WireError::Server(_)) => failure = Some(error),
+                Err(WireError::Closed | WireError::Io(_)) if failure.is_some() => {
+                    return failure.map_or(Ok(rows), Err);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A notice says what an operator should know and nothing has failed of.
+pub(super) fn log_notice(notice: &WireError) {
+    if let WireError::Server(notice) = notice {
+        tracing::warn!(
+            sqlstate = notice.sqlstate,
+            "the source sends a notice: {}",
+            notice.message
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publication_names_are_quoted_as_identifiers_and_as_a_literal() {
+        let slot: SlotName = "twinlog".parse().unwrap();
+        let publications = ["plain".to_owned(), "it's \"odd\", really".to_owned()];
+        assert_eq!(
+            start_command(&slot, Lsn(0x16_B374_D848), &publications),
+            "START_REPLICATION SLOT \"twinlog\" LOGICAL 16/B374D848 (proto_version '1', publication_names \
+             '\"plain\",\"it''s \"\"odd\"\", really\"', messages 'true')"
+        );
+    }
+}

@@ -1,0 +1,474 @@
+//! The pump: owns the socket while the stream runs, hands frames out in batches, reports progress back.
+//!
+//! It decides nothing about the frames' meaning and never waits for the consumer: where there is no room for a batch,
+//! it stops reading and goes on reporting. One loop, whose branches have an order: close, report, hand out, read.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use postgres_protocol::message::backend::Message;
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::{self, Handle};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::codec::{self, Frame, Status, Streamed};
+use super::connection::{Channel, log_notice};
+use super::error::{Phase, WireError};
+use super::pace::Pace;
+use super::socket::{Socket, within};
+use super::stream::{Batch, Feedback, FrameStream, ROOM};
+use crate::failpoint::{self, name::FEEDBACK_BEFORE_SEND};
+use crate::lsn::Lsn;
+use crate::timestamp::PgTimestamp;
+
+/// Bytes read together at most, and the size of the buffers that payloads are slices of: some quanta's worth at any
+/// rate that was measured, and small beside [`ROOM`].
+const READ_CHUNK: usize = 1 << 20;
+/// A new buffer is taken where the old one has less room than this: a well-filled socket buffer fits.
+const MIN_SPARE: usize = 64 * 1024;
+/// Status updates on a quiet stream, as `wal_receiver_status_interval` has it by default.
+const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+/// Silence after which the connection is dead where the server has no limit: `wal_sender_timeout`'s default.
+const DEFAULT_SILENCE: Duration = Duration::from_secs(60);
+/// The shortest silence that may end a connection: a server that is busy, or has a shorter limit for tests, gets this.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
+/// The shortest interval of status updates, for limits that make no sense.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(20);
+/// A durable position that moved is reported after this long at most. Each report wakes the walsender, so not for each
+/// batch; ten a second cost nothing, and nobody needs them sooner: restarts resume from the Agent DB's checkpoint, and
+/// the slot is only watched by people and for the space that it keeps.
+const PROMPT: Duration = Duration::from_millis(100);
+/// A status update is some 40 bytes: if the kernel does not take them in this time, nobody reads at the other end.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the server may take to end the stream: it must first send the transaction that it is in the middle of.
+const FINISH_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Why a status update is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StatusReason {
+    /// The server asked.
+    Asked,
+    /// The durable position moved.
+    Advanced,
+    /// It was time.
+    Due,
+    /// The stream ends.
+    Closing,
+}
+
+/// The thread with the event loop that the socket belongs to. Ends when it is dropped or its pump has ended.
+pub(super) struct Reactor {
+    handle: Handle,
+    pump: oneshot::Sender<Pump>,
+}
+
+impl Reactor {
+    /// Starts the thread. It drives the socket from the first byte on, whoever waits for it.
+    pub(super) fn start() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (pump, given) = oneshot::channel::<Pump>();
+        thread::Builder::new().name("twinlog-wire".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                if let Ok(pump) = given.await {
+                    pump.run().await;
+                }
+            });
+        })?;
+        Ok(Self { handle, pump })
+    }
+
+    /// The event loop.
+    pub(super) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+/// Hands the channel over to the reactor's thread. `timeout` is the server's `wal_sender_timeout`, if it has one.
+pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration>) -> (FrameStream, Feedback) {
+    let (batches_in, batches) = mpsc::unbounded_channel();
+    let (close, close_asked) = oneshot::channel();
+    let (closed_in, closed) = oneshot::channel();
+    let (durable_in, durable) = watch::channel(Lsn::INVALID);
+    let room = Arc::new(Semaphore::new(ROOM));
+    let abort = CancellationToken::new();
+    let now = Instant::now();
+    let pump = Pump {
+        channel,
+        batches: batches_in,
+        room: Arc::clone(&room),
+        durable,
+        durable_may_move: true,
+        close: close_asked,
+        closed: closed_in,
+        abort: abort.clone(),
+        pace: Pace::new(now),
+        limits: Limits::from_timeout(timeout),
+        frames: Vec::new(),
+        cost: 0,
+        received: Lsn::INVALID,
+        reported: Lsn::INVALID,
+        reported_at: now,
+        heard_at: now,
+        asked: false,
+    };
+    // The thread waits for exactly this, so that it can only be gone if the process ends.
+    let _ = reactor.pump.send(pump);
+    let stream = FrameStream {
+        batches,
+        room,
+        close: Some(close),
+        closed,
+        over: false,
+        _abort: abort.drop_guard(),
+    };
+    let feedback = Feedback {
+        durable: Arc::new(durable_in),
+    };
+    (stream, feedback)
+}
+
+/// How often to report, and how long to bear silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
+    status: Duration,
+    silence: Duration,
+}
+
+impl Limits {
+    /// Two reports fit into the server's limit with room for one to be late: two fifths of it, and never rarer than by
+    /// default. Each of them asks for an answer, so that a silence as long as the limit missed two answers.
+    fn from_timeout(timeout: Option<Duration>) -> Self {
+        Self {
+            status: timeout.map_or(STATUS_INTERVAL, |limit| {
+                (limit * 2 / 5).clamp(SHORTEST_INTERVAL, STATUS_INTERVAL)
+            }),
+            silence: timeout.unwrap_or(DEFAULT_SILENCE).max(SHORTEST_SILENCE),
+        }
+    }
+}
+
+/// See the module's header.
+struct Pump {
+    channel: Channel,
+    batches: mpsc::UnboundedSender<Result<Batch, WireError>>,
+    room: Arc<Semaphore>,
+    /// What the consumer says is durable.
+    durable: watch::Receiver<Lsn>,
+    /// Somebody still can say so.
+    durable_may_move: bool,
+    close: oneshot::Receiver<()>,
+    closed: oneshot::Sender<Result<(), WireError>>,
+    abort: CancellationToken,
+    pace: Pace,
+    limits: Limits,
+    /// Frames that wait for room; nothing is read while there are any.
+    frames: Vec<Frame>,
+    /// What they cost of it.
+    cost: u32,
+    /// The highest position that came.
+    received: Lsn,
+    /// The durable position of the last report.
+    reported: Lsn,
+    /// When that was.
+    reported_at: Instant,
+    /// When the last bytes came, or reading began again.
+    heard_at: Instant,
+    /// The server wants a report now.
+    asked: bool,
+}
+
+impl Pump {
+    async fn run(mut self) {
+        let abort = self.abort.clone();
+        let outcome = tokio::select! {
+            biased;
+            () = abort.cancelled() => return,
+            outcome = self.stream() => outcome,
+        };
+        match outcome {
+            Ok(()) => {
+                let outcome = tokio::select! {
+                    biased;
+                    () = abort.cancelled() => return,
+                    outcome = self.finish() => outcome,
+                };
+                let _ = self.closed.send(outcome);
+            }
+            Err(error) => {
+                // What came before the error is whole and may be applied: it goes out first, room or not.
+                self.hand_out();
+                // Nobody listens only where the stream was dropped.
+                let _ = self.batches.send(Err(error));
+            }
+        }
+    }
+
+    /// Streams until asked to close.
+    async fn stream(&mut self) -> Result<(), WireError> {
+        // Frames may have come right behind the server's consent.
+        self.take_frames()?;
+        self.hand_out_if_room();
+        let room = Arc::clone(&self.room);
+        loop {
+            let reading = self.frames.is_empty();
+            if let Some(wait) = self.pace.wait().filter(|_| reading) {
+                // Blocks this thread on purpose: it has no other task, and no timer of tokio's is as fine.
+                thread::sleep(wait);
+            }
+            let began = Instant::now();
+            let report_at = self.report_at(began);
+            let deadline = if reading {
+                report_at.min(self.heard_at + self.limits.silence)
+            } else {
+                report_at
+            };
+            tokio::select! {
+                biased;
+                asked = &mut self.close => return asked.map_err(|_| WireError::Closed),
+                () = sleep_until(deadline) => self.deadline_passed(reading).await?,
+                moved = self.durable.changed(), if self.durable_may_move => self.durable_may_move = moved.is_ok(),
+                () = take_room(&room, self.cost), if !reading => {
+                    self.hand_out();
+                    self.heard_at = Instant::now();
+                }
+                read = read_what_is_there(&mut self.channel.socket, &mut self.channel.inbox), if reading => {
+                    let bytes = read.map_err(WireError::Io)?;
+                    if bytes == 0 {
+                        return Err(WireError::Closed);
+                    }
+                    let now = Instant::now();
+                    self.heard_at = now;
+                    self.pace.took(bytes, now.duration_since(began), now);
+                    self.take_frames()?;
+                    if self.asked {
+                        self.report(StatusReason::Asked).await?;
+                    }
+                    self.hand_out_if_room();
+                }
+            }
+        }
+    }
+
+    /// When the next report is due.
+    fn report_at(&self, now: Instant) -> Instant {
+        if self.asked {
+            return now;
+        }
+        let advanced = *self.durable.borrow() > self.reported;
+        self.reported_at
+            + if advanced {
+                PROMPT.min(self.limits.status)
+            } else {
+                self.limits.status
+            }
+    }
+
+    async fn deadline_passed(&mut self, reading: bool) -> Result<(), WireError> {
+        let now = Instant::now();
+        if reading && now >= self.heard_at + self.limits.silence {
+            return Err(WireError::Timeout {
+                doing: "listening to the stream",
+                after: self.limits.silence,
+            });
+        }
+        if now >= self.reported_at + self.limits.status {
+            self.report(StatusReason::Due).await
+        } else {
+            self.report(StatusReason::Advanced).await
+        }
+    }
+
+    /// Sends a status update.
+    async fn report(&mut self, reason: StatusReason) -> Result<(), WireError> {
+        failpoint::reach(FEEDBACK_BEFORE_SEND);
+        let durable = *self.durable.borrow_and_update();
+        let status = Status {
+            received: self.received,
+            durable,
+            // Our reports keep the server from ever asking us, so a quiet server must be asked whether it is alive.
+            reply_requested: reason == StatusReason::Due,
+        };
+        codec::put_status(status, PgTimestamp::now(), self.channel.out());
+        within(WRITE_TIMEOUT, "reporting progress", self.channel.flush()).await??;
+        tracing::trace!(?reason, received = %self.received, %durable, "progress reported");
+        self.reported = durable;
+        self.reported_at = Instant::now();
+        self.asked = false;
+        Ok(())
+    }
+
+    /// Takes all whole frames off the inbox.
+    fn take_frames(&mut self) -> Result<(), WireError> {
+        let before = self.channel.inbox.len();
+        let outcome = loop {
+            match codec::take_streamed(&mut self.channel.inbox) {
+                Ok(Some(Streamed::Frame(frame))) => {
+                    self.received = self.received.max(frame.position());
+                    if let Frame::KeepAlive {
+                        reply_requested: true, ..
+                    } = frame
+                    {
+                        self.asked = true;
+                    }
+                    self.frames.push(frame);
+                }
+                Ok(Some(Streamed::Message(message))) => {
+                    if let Err(error) = self.other_message(message) {
+                        break Err(error);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let bytes = before - self.channel.inbox.len();
+        // A batch that is larger than all room goes alone.
+        self.cost = u32::try_from(bytes.clamp(1, ROOM)).unwrap_or(u32::MAX);
+        outcome
+    }
+
+    /// A message that is not a frame.
+    fn other_message(&self, message: Message) -> Result<(), WireError> {
+        match message {
+            Message::ErrorResponse(body) => Err(codec::server_error(
+                body.fields(),
+                Phase::Stream,
+                &self.channel.identity,
+            )),
+            Message::NoticeResponse(body) => {
+                log_notice(&codec::server_error(
+                    body.fields(),
+                    Phase::Stream,
+                    &self.channel.identity,
+                ));
+                Ok(())
+            }
+            Message::ParameterStatus(_) => Ok(()),
+            Message::CopyDone | Message::CommandComplete(_) => Err(WireError::StreamEnded),
+            _ => Err(WireError::Protocol("an unexpected message in the stream".to_owned())),
+        }
+    }
+
+    fn hand_out_if_room(&mut self) {
+        if self.frames.is_empty() {
+            return;
+        }
+        let there_is_room = self
+            .room
+            .try_acquire_many(self.cost)
+            .map(SemaphorePermit::forget)
+            .is_ok();
+        if there_is_room {
+            self.hand_out();
+        }
+    }
+
+    fn hand_out(&mut self) {
+        if self.frames.is_empty() {
+            return;
+        }
+        // The next batch is likely as long as this one.
+        let next = Vec::with_capacity(self.frames.len());
+        let frames = std::mem::replace(&mut self.frames, next);
+        let _ = self.batches.send(Ok(Batch {
+            frames,
+            cost: self.cost,
+        }));
+    }
+
+    /// Ends the stream in good order and waits for the server to leave the slot.
+    async fn finish(&mut self) -> Result<(), WireError> {
+        let ended = async {
+            self.report(StatusReason::Closing).await?;
+            frontend::copy_done(self.channel.out());
+            self.channel.flush().await?;
+            loop {
+                match codec::take_streamed(&mut self.channel.inbox)? {
+                    // The slot is released before the server is ready again.
+                    Some(Streamed::Message(Message::ReadyForQuery(_))) => break,
+                    Some(Streamed::Message(Message::CopyDone | Message::CommandComplete(_)) | Streamed::Frame(_)) => {}
+                    Some(Streamed::Message(message)) => self.other_message(message)?,
+                    None => {
+                        let read = read_what_is_there(&mut self.channel.socket, &mut self.channel.inbox);
+                        if read.await.map_err(WireError::Io)? == 0 {
+                            return Err(WireError::Closed);
+                        }
+                    }
+                }
+            }
+            frontend::terminate(self.channel.out());
+            self.channel.flush().await?;
+            self.channel.socket.shutdown().await.map_err(WireError::Io)
+        };
+        within(FINISH_TIMEOUT, "ending the stream", ended).await?
+    }
+}
+
+/// Waits for room for a batch. The consumer makes it when it takes one; the semaphore is never closed.
+async fn take_room(room: &Semaphore, cost: u32) {
+    if let Ok(permits) = room.acquire_many(cost).await {
+        permits.forget();
+    }
+}
+
+/// Waits for the first bytes and takes all that are there, up to a chunk. 0 is the end.
+///
+/// Safe to cancel: nothing is taken before it is ready.
+async fn read_what_is_there(socket: &mut Socket, inbox: &mut BytesMut) -> io::Result<usize> {
+    std::future::poll_fn(|context| poll_what_is_there(socket, inbox, context)).await
+}
+
+fn poll_what_is_there(socket: &mut Socket, inbox: &mut BytesMut, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut taken = 0;
+    while taken < READ_CHUNK {
+        if inbox.capacity() - inbox.len() < MIN_SPARE {
+            // A message longer than a chunk grows the buffer with what came of it, not with what it claims to be.
+            inbox.reserve(READ_CHUNK.max(inbox.len()));
+        }
+        match pin!(socket.read_buf(inbox)).poll(context) {
+            Poll::Ready(Ok(0)) => break,
+            Poll::Ready(Ok(bytes)) => taken += bytes,
+            // The end and an error are met again by the next read; what came before them counts first.
+            Poll::Ready(Err(error)) if taken == 0 => return Poll::Ready(Err(error)),
+            Poll::Ready(Err(_)) => break,
+            Poll::Pending if taken == 0 => return Poll::Pending,
+            Poll::Pending => break,
+        }
+    }
+    Poll::Ready(Ok(taken))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_frequent_enough_for_the_servers_limit() {
+        for (timeout, status, silence) in [
+            (Some(60_000), 10_000, 60_000),
+            (Some(10_000), 4_000, 10_000),
+            (Some(1_000), 400, 2_000),
+            (Some(1), 20, 2_000),
+            (Some(3_600_000), 10_000, 3_600_000),
+            (None, 10_000, 60_000),
+        ] {
+            assert_eq!(
+                Limits::from_timeout(timeout.map(Duration::from_millis)),
+                Limits {
+                    status: Duration::from_millis(status),
+                    silence: Duration::from_millis(silence),
+                },
+                "{timeout:?}"
+            );
+        }
+    }
+}

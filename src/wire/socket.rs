@@ -1,0 +1,197 @@
+//! The socket: TCP, a Unix socket, or TLS over TCP, behind one face.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Handle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::error::WireError;
+use crate::config::{DatabaseUrl, Host, SslMode};
+use crate::tls;
+
+/// How long one address may take to answer a connect, and the server a TLS handshake: long enough for a retransmitted
+/// SYN or two (after 1 s and 3 s), short enough that a dead address gives way to the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// TCP asks an idle peer for a sign of life after this long …
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// … and again each …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// … so often: a dead peer is found after a minute, as `wal_sender_timeout` does by default.
+const KEEPALIVE_RETRIES: u32 = 3;
+/// What a read of encrypted bytes may take off the kernel at once. rustls alone reads a few KiB a time, which would
+/// undo reading in quanta.
+const TLS_READ_BUFFER: usize = 256 * 1024;
+
+/// A connected socket.
+pub(super) enum Socket {
+    /// Plain TCP.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// TLS over TCP.
+    Tls(Box<TlsStream<BufReader<TcpStream>>>),
+}
+
+impl Socket {
+    /// Connects, with TLS where the URL says so. The socket belongs to the reactor of `runtime`.
+    pub(super) async fn connect(url: &DatabaseUrl, runtime: &Handle) -> Result<Self, WireError> {
+        match &url.host {
+            Host::Unix(folder) => {
+                let path = folder.join(format!(".s.PGSQL.{}", url.port));
+                let unreachable = |source| WireError::Unreachable {
+                    address: path.display().to_string(),
+                    source,
+                };
+                let stream = within(CONNECT_TIMEOUT, "connecting", UnixStream::connect(&path))
+                    .await?
+                    .and_then(UnixStream::into_std)
+                    .map_err(unreachable)?;
+                let _entered = runtime.enter();
+                UnixStream::from_std(stream).map(Self::Unix).map_err(unreachable)
+            }
+            Host::Tcp(host) => {
+                // A configuration that cannot work is told before anybody is called.
+                let tls = (url.sslmode != SslMode::Disable)
+                    .then(|| {
+                        let config = tls::client_config(url.sslmode, url.sslrootcert.as_deref())?;
+                        Ok::<_, WireError>((TlsConnector::from(Arc::new(config)), tls::server_name(host)?))
+                    })
+                    .transpose()?;
+                let stream = connect_tcp(host, url.port, runtime).await?;
+                let Some((connector, name)) = tls else {
+                    return Ok(Self::Tcp(stream));
+                };
+                let stream = request_tls(stream).await?;
+                let handshake = connector.connect(name, BufReader::with_capacity(TLS_READ_BUFFER, stream));
+                let stream = within(CONNECT_TIMEOUT, "shaking hands for TLS", Box::pin(handshake))
+                    .await?
+                    .map_err(WireError::TlsHandshake)?;
+                Ok(Self::Tls(Box::new(stream)))
+            }
+        }
+    }
+
+    /// The server's certificate (DER), on TLS.
+    pub(super) fn peer_certificate(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tls(stream) => {
+                let (_, session) = stream.get_ref();
+                Some(session.peer_certificates()?.first()?.as_ref())
+            }
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+}
+
+/// Tries every address of the host in turn, as libpq does.
+async fn connect_tcp(host: &str, port: u16, runtime: &Handle) -> Result<TcpStream, WireError> {
+    let unreachable = |source| WireError::Unreachable {
+        address: format!("{host}:{port}"),
+        source,
+    };
+    let addresses = within(
+        CONNECT_TIMEOUT,
+        "resolving the host",
+        tokio::net::lookup_host((host, port)),
+    )
+    .await?
+    .map_err(unreachable)?;
+    let mut last = None;
+    for address in addresses {
+        let attempt = within(CONNECT_TIMEOUT, "connecting", TcpStream::connect(address)).await;
+        match attempt.and_then(|connected| connected.map_err(unreachable)) {
+            Ok(stream) => {
+                set_options(&stream).map_err(unreachable)?;
+                let stream = stream.into_std().map_err(unreachable)?;
+                let _entered = runtime.enter();
+                return TcpStream::from_std(stream).map_err(unreachable);
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| unreachable(io::Error::other("the name has no address"))))
+}
+
+/// Small messages go out at once, and a dead peer is noticed. The receive buffer is left to the kernel: setting it
+/// would end its growing with the stream's rate, which starts at 64 KiB and reaches megabytes.
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// Asks for TLS. Exactly one byte is read, so that nothing that came before the handshake can pass for what follows it.
+async fn request_tls(mut stream: TcpStream) -> Result<TcpStream, WireError> {
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    let exchange = async {
+        stream.write_all(&request).await?;
+        stream.read_u8().await
+    };
+    match within(CONNECT_TIMEOUT, "asking for TLS", exchange).await? {
+        Ok(b'S') => Ok(stream),
+        Ok(b'N') => Err(WireError::TlsRefused),
+        Ok(other) => Err(WireError::Protocol(format!(
+            "the answer to the request for TLS is {:?}",
+            char::from(other)
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(WireError::Closed),
+        Err(error) => Err(WireError::Io(error)),
+    }
+}
+
+/// Waits for something, but no longer than `limit`.
+pub(super) async fn within<F: Future>(limit: Duration, doing: &'static str, future: F) -> Result<F::Output, WireError> {
+    tokio::time::timeout(limit, future)
+        .await
+        .map_err(|_| WireError::Timeout { doing, after: limit })
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
