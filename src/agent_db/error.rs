@@ -53,7 +53,7 @@ pub enum AgentError {
         /// The table that the statement was for.
         table: Option<TableName>,
         /// The server's answer.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
     /// Another daemon holds the slot's lock: stand by.
     #[error("another daemon is active for slot {slot}{}", .holder.as_ref().map(|holder| format!(": {holder}")).unwrap_or_default())]
@@ -135,6 +135,12 @@ pub enum AgentError {
         table: TableName,
         /// The column.
         column: String,
+    },
+    /// The Agent DB's primary key is not the one that the table's changes were made for.
+    #[error("the primary key of {table} was changed in the Agent DB")]
+    KeyChanged {
+        /// The table.
+        table: TableName,
     },
     /// So many rows of a table are parked that the table, not the rows, is at fault.
     #[error("{table} has more than {limit} failed rows")]
@@ -250,7 +256,7 @@ impl AgentError {
             Some(refusal) => Self::Refused {
                 action,
                 table: table.cloned(),
-                refusal,
+                refusal: Box::new(refusal),
             },
             None => Self::Connection { action, source },
         }
@@ -267,6 +273,8 @@ impl AgentError {
                     other => other,
                 })
             }
+            // With a new connection, tables are resolved again.
+            Self::KeyChanged { .. } => Disposition::Transient,
             Self::ConnectTimeout { .. } | Self::Busy { .. } | Self::Aborted | Self::CommitUnknown => {
                 Disposition::Transient
             }
@@ -302,6 +310,7 @@ impl AgentError {
             | Self::ColumnUnfilled { table, .. }
             | Self::KeyNotPublished { table, .. }
             | Self::IdentityWithoutKey { table, .. }
+            | Self::KeyChanged { table }
             | Self::TooManyFailed { table, .. } => Some(table),
             _ => None,
         }
@@ -383,7 +392,11 @@ impl AgentError {
             Self::Unreadable { .. } => {
                 "the schema twinlog was changed by hand or by another version: run twinlog migrate agent".to_owned()
             }
-            Self::Connection { .. } | Self::Aborted | Self::CommitUnknown | Self::Internal(_) => return None,
+            Self::Connection { .. }
+            | Self::KeyChanged { .. }
+            | Self::Aborted
+            | Self::CommitUnknown
+            | Self::Internal(_) => return None,
         })
     }
 }
@@ -421,12 +434,12 @@ mod tests {
         AgentError::Refused {
             action: "write rows",
             table: Some(TableName::new("public", "leads")),
-            refusal: Refusal {
+            refusal: Box::new(Refusal {
                 sqlstate: sqlstate.into(),
                 message: message.into(),
                 constraint: Some("leads_wa_id_key".into()),
                 column: None,
-            },
+            }),
         }
     }
 

@@ -1,1 +1,340 @@
-//! (follows)
+//! Statements that write rows: pure text from a [`Target`]. Identifiers are quoted, values are always parameters, one
+//! `text[]` for each column.
+//!
+//! Casts name the column's base type without its length limit: `'abcdef'::varchar(3)` would cut silently, while assigning a
+//! `varchar` to a `varchar(3)` refuses; the same for `char(n)`, `bit(n)` and domains over them.
+
+use std::fmt::Write;
+
+use super::catalog::{Column, Target};
+
+/// What a statement does to rows of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// Insert full images, or overwrite what is there.
+    Upsert {
+        /// Overwrite only where something differs: a chunk mostly finds what is there already.
+        only_if_different: bool,
+    },
+    /// Set some columns of rows that must exist.
+    Partial {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
+    /// Set some columns and the key of rows that must exist.
+    Move {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
+    /// Delete by key.
+    Delete,
+}
+
+/// What a statement's parameter is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parameter {
+    /// A column of the row images.
+    Column(usize),
+    /// A part of the rows' keys (the old ones for a move).
+    KeyPart(usize),
+}
+
+/// A statement and what its parameters are, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Text {
+    /// The SQL.
+    pub sql: String,
+    /// The parameters.
+    pub parameters: Vec<Parameter>,
+}
+
+/// The statement of a kind for a table.
+pub(super) fn statement(target: &Target, kind: &Kind) -> Text {
+    match kind {
+        Kind::Upsert { only_if_different } => upsert(target, *only_if_different),
+        Kind::Partial { present } => update(target, present, false),
+        Kind::Move { present } => update(target, present, true),
+        Kind::Delete => delete(target),
+    }
+}
+
+/// `TRUNCATE` of several tables. `ONLY`, as the stream names each table that was reached; a partitioned table has no
+/// rows of its own and takes its partitions with it. Never cascades.
+pub(super) fn truncate(targets: &[&Target], restart_identity: bool) -> String {
+    let tables: Vec<String> = targets
+        .iter()
+        .map(|target| {
+            let only = if target.partitioned { "" } else { "ONLY " };
+            format!("{only}{}", target.relation.table.quoted())
+        })
+        .collect();
+    let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
+    format!("TRUNCATE {}{identity}", tables.join(", "))
+}
+
+fn upsert(target: &Target, only_if_different: bool) -> Text {
+    let columns = &target.columns;
+    let mut sql = format!("INSERT INTO {} AS t (", target.relation.table.quoted());
+    list(&mut sql, columns.iter(), |sql, column| sql.push_str(&column.name));
+    sql.push_str(") OVERRIDING SYSTEM VALUE SELECT ");
+    list(&mut sql, columns.iter().enumerate(), |sql, (index, column)| {
+        let _ = write!(sql, "x.c{index}::{}", column.cast);
+    });
+    let parameters: Vec<Parameter> = (0..columns.len()).map(Parameter::Column).collect();
+    from_unnest(&mut sql, "FROM", columns.len(), false);
+    sql.push_str(" ON CONFLICT (");
+    list(&mut sql, target.relation.key.iter(), |sql, &key| {
+        sql.push_str(&column(target, key).name);
+    });
+    sql.push(')');
+    let set: Vec<&Column> = columns.iter().filter(|column| column.is_settable()).collect();
+    if set.is_empty() {
+        sql.push_str(" DO NOTHING");
+    } else {
+        sql.push_str(" DO UPDATE SET ");
+        list(&mut sql, set.iter(), |sql, column| {
+            let _ = write!(sql, "{0} = EXCLUDED.{0}", column.name);
+        });
+        if only_if_different {
+            // As text: not every type can be compared (json, point), and equal is not always the same (1.0 and 1.00).
+            sql.push_str(" WHERE (");
+            list(&mut sql, set.iter(), |sql, column| {
+                let _ = write!(sql, "t.{}::text", column.name);
+            });
+            sql.push_str(") IS DISTINCT FROM (");
+            list(&mut sql, set.iter(), |sql, column| {
+                let _ = write!(sql, "EXCLUDED.{}::text", column.name);
+            });
+            sql.push(')');
+        }
+    }
+    Text { sql, parameters }
+}
+
+/// An update of rows found by their (old) keys; returns the positions of those that were there.
+fn update(target: &Target, present: &[bool], moves: bool) -> Text {
+    let keys = target.relation.key.len();
+    let set: Vec<usize> = target
+        .columns
+        .iter()
+        .enumerate()
+        .filter(|&(index, column)| {
+            present.get(index).copied().unwrap_or_default() && (column.is_settable() || (moves && column.in_key))
+        })
+        .map(|(index, _)| index)
+        .collect();
+    let mut parameters: Vec<Parameter> = (0..keys).map(Parameter::KeyPart).collect();
+    parameters.extend(set.iter().map(|&index| Parameter::Column(index)));
+    let mut sql = format!("UPDATE {} AS t SET ", target.relation.table.quoted());
+    if set.is_empty() {
+        // Nothing but the key is known: look whether the row is there, and touch nothing.
+        if let Some(&first) = target.relation.key.first() {
+            let _ = write!(sql, "{0} = t.{0}", column(target, first).name);
+        }
+    }
+    list(&mut sql, set.iter().enumerate(), |sql, (position, &index)| {
+        let column = column(target, index);
+        let _ = write!(sql, "{} = x.c{}::{}", column.name, keys + position, column.cast);
+    });
+    from_unnest(&mut sql, "FROM", parameters.len(), true);
+    where_key(&mut sql, target);
+    sql.push_str(" RETURNING x.ord");
+    Text { sql, parameters }
+}
+
+fn delete(target: &Target) -> Text {
+    let mut sql = format!("DELETE FROM {} AS t", target.relation.table.quoted());
+    let keys = target.relation.key.len();
+    from_unnest(&mut sql, "USING", keys, false);
+    where_key(&mut sql, target);
+    Text {
+        sql,
+        parameters: (0..keys).map(Parameter::KeyPart).collect(),
+    }
+}
+
+/// `FROM unnest($1::text[], …) AS x(c0, …)`
+fn from_unnest(sql: &mut String, keyword: &str, count: usize, ordinality: bool) {
+    let _ = write!(sql, " {keyword} unnest(");
+    list(sql, 1..=count, |sql, number| {
+        let _ = write!(sql, "${number}::text[]");
+    });
+    sql.push(')');
+    if ordinality {
+        sql.push_str(" WITH ORDINALITY");
+    }
+    sql.push_str(" AS x(");
+    list(sql, 0..count, |sql, index| {
+        let _ = write!(sql, "c{index}");
+    });
+    sql.push_str(if ordinality { ", ord)" } else { ")" });
+}
+
+/// `WHERE t.id OPERATOR(pg_catalog.=) x.c0::bigint AND …`, the key being the first of `x`'s columns. The operator is the
+/// key index's own, by name: with a search path of `pg_catalog` a bare `=` on a `citext` would be that of `text`.
+fn where_key(sql: &mut String, target: &Target) {
+    sql.push_str(" WHERE ");
+    for (part, (&key, equals)) in target.relation.key.iter().zip(&target.equals).enumerate() {
+        if part > 0 {
+            sql.push_str(" AND ");
+        }
+        let column = column(target, key);
+        let _ = write!(sql, "t.{} {equals} x.c{part}::{}", column.name, column.cast);
+    }
+}
+
+/// A column that [`Target`] guarantees to be there: its constructor checks that keys are positions of columns.
+fn column(target: &Target, index: usize) -> &Column {
+    &target.columns[index]
+}
+
+fn list<T>(sql: &mut String, items: impl Iterator<Item = T>, mut each: impl FnMut(&mut String, T)) {
+    for (index, item) in items.enumerate() {
+        if index > 0 {
+            sql.push_str(", ");
+        }
+        each(sql, item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::change::{Relation, RelationId, TableName};
+
+    fn target() -> Target {
+        let column = |name: &str, cast: &str, identity_always, in_key| Column {
+            name: format!("\"{name}\""),
+            cast: cast.into(),
+            identity_always,
+            in_key,
+        };
+        Target {
+            relation: Arc::new(Relation {
+                id: RelationId(1),
+                table: TableName::new("public", "le\"ads"),
+                columns: ["name", "id", "shop", "seq"].map(Arc::from).into(),
+                key: [2, 1].into(),
+            }),
+            columns: vec![
+                column("name", "character varying", false, false),
+                column("id", "bigint", false, true),
+                column("shop", "public.citext", false, true),
+                column("seq", "integer", true, false),
+            ],
+            equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
+            partitioned: false,
+        }
+    }
+
+    #[test]
+    fn an_upsert_overwrites_what_may_be_set() {
+        let text = statement(
+            &target(),
+            &Kind::Upsert {
+                only_if_different: false,
+            },
+        );
+        assert_eq!(
+            text.sql,
+            r#"INSERT INTO "public"."le""ads" AS t ("name", "id", "shop", "seq") OVERRIDING SYSTEM VALUE SELECT x.c0::character varying, x.c1::bigint, x.c2::public.citext, x.c3::integer FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS x(c0, c1, c2, c3) ON CONFLICT ("shop", "id") DO UPDATE SET "name" = EXCLUDED."name""#
+        );
+        assert_eq!(text.parameters, [0, 1, 2, 3].map(Parameter::Column));
+    }
+
+    #[test]
+    fn a_chunks_upsert_leaves_equal_rows_alone() {
+        let text = statement(
+            &target(),
+            &Kind::Upsert {
+                only_if_different: true,
+            },
+        );
+        assert!(
+            text.sql.ends_with(
+                r#"DO UPDATE SET "name" = EXCLUDED."name" WHERE (t."name"::text) IS DISTINCT FROM (EXCLUDED."name"::text)"#
+            ),
+            "{}",
+            text.sql
+        );
+    }
+
+    #[test]
+    fn a_table_of_keys_only_has_nothing_to_overwrite() {
+        let mut target = target();
+        for column in &mut target.columns {
+            column.in_key = true;
+        }
+        let text = statement(
+            &target,
+            &Kind::Upsert {
+                only_if_different: true,
+            },
+        );
+        assert!(text.sql.ends_with("DO NOTHING"), "{}", text.sql);
+        let text = statement(
+            &target,
+            &Kind::Partial {
+                present: [false, true, true, false].into(),
+            },
+        );
+        assert_eq!(
+            text.sql,
+            r#"UPDATE "public"."le""ads" AS t SET "shop" = t."shop" FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+        );
+    }
+
+    #[test]
+    fn a_partial_update_sets_the_columns_that_are_there() {
+        let text = statement(
+            &target(),
+            &Kind::Partial {
+                present: [true; 4].into(),
+            },
+        );
+        assert_eq!(
+            text.sql,
+            r#"UPDATE "public"."le""ads" AS t SET "name" = x.c2::character varying FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS x(c0, c1, c2, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+        );
+        assert_eq!(
+            text.parameters,
+            [Parameter::KeyPart(0), Parameter::KeyPart(1), Parameter::Column(0)]
+        );
+    }
+
+    #[test]
+    fn a_move_sets_the_key_too_and_finds_the_row_by_its_old_one() {
+        let text = statement(
+            &target(),
+            &Kind::Move {
+                present: [false, true, true, false].into(),
+            },
+        );
+        assert_eq!(
+            text.sql,
+            r#"UPDATE "public"."le""ads" AS t SET "id" = x.c2::bigint, "shop" = x.c3::public.citext FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS x(c0, c1, c2, c3, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+        );
+    }
+
+    #[test]
+    fn a_delete_goes_by_key() {
+        let text = statement(&target(), &Kind::Delete);
+        assert_eq!(
+            text.sql,
+            r#"DELETE FROM "public"."le""ads" AS t USING unnest($1::text[], $2::text[]) AS x(c0, c1) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint"#
+        );
+    }
+
+    #[test]
+    fn a_truncate_names_each_table_and_never_cascades() {
+        let plain = target();
+        let mut partitioned = target();
+        partitioned.partitioned = true;
+        assert_eq!(
+            truncate(&[&plain, &partitioned], true),
+            r#"TRUNCATE ONLY "public"."le""ads", "public"."le""ads" RESTART IDENTITY"#
+        );
+    }
+}

@@ -1,14 +1,42 @@
-//! The one connection that writes.
+//! The one connection that writes: session, transaction, checkpoint. How rows are written is [`write`]'s matter, which are
+//! parked [`parking`]'s, what is counted [`ledger`]'s.
+//!
+//! A call that fails or is dropped half-way leaves the sink unusable until [`Sink::rollback`]; a commit whose answer was
+//! not seen leaves it unusable for good. So a caller can't commit a checkpoint over rows that are not there.
 
+mod bookkeeping;
+mod ledger;
+mod parking;
+mod pipeline;
+mod write;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_postgres::Client;
+
+use self::bookkeeping::{Accounting, Bookkeeping};
+use self::ledger::Ledger;
+use self::parking::Lot;
+use self::pipeline::{Request, in_order};
+use self::write::Prepared;
+use super::catalog::{self, ForeignKey, Target};
 use super::checkpoint::{Checkpoint, StoredCheckpoint};
-use super::error::AgentError;
-use super::rights::Rights;
-use super::segment::{Applied, Committed, Segment, TableDescription};
+use super::connect::connect;
+use super::control::{CHECKPOINT_COLUMNS, save_table, stored_checkpoint};
+use super::error::{AgentError, Holder};
+use super::rights::{self, Rights};
+use super::segment::{Applied, Committed, Identity, Item, Segment, TableDescription};
+use super::sql::Kind;
 use crate::change::{Relation, TableName};
 use crate::config::DatabaseUrl;
+use crate::failpoint;
+use crate::metrics;
+use crate::retry::Disposition;
+
+/// First half of the advisory lock's key ("twin" in ASCII); the second is a hash of the slot's name.
+const LOCK_CLASS: i32 = 0x7477_696E;
 
 /// What the sink must be told.
 #[derive(Debug, Clone)]
@@ -23,88 +51,515 @@ pub struct SinkSettings {
     pub retry_max: Duration,
 }
 
-/// The one connection that writes rows, failed rows, accounting and checkpoint.
+/// The one connection that writes rows, failed rows, accounting and checkpoint, all in the same transaction.
 #[derive(Debug)]
-pub struct Sink;
+pub struct Sink {
+    client: Client,
+    slot: String,
+    rights: Rights,
+    state: State,
+    /// Whether a transaction is open, or will be with the next statement (`opening`).
+    in_transaction: bool,
+    /// What is to be sent before the next statement: BEGIN, savepoint.
+    opening: Option<String>,
+    /// The last one that is durable here, where known.
+    checkpoint: Option<Checkpoint>,
+    /// By the relation's address, which the entry keeps alive.
+    targets: HashMap<usize, Arc<Target>>,
+    statements: HashMap<(usize, Kind), Arc<Prepared>>,
+    bookkeeping: Bookkeeping,
+    lot: Lot,
+    copying: HashSet<TableName>,
+    foreign_keys: Vec<ForeignKey>,
+    depths: HashMap<TableName, usize>,
+    /// What the open transaction holds.
+    ledger: Ledger,
+    /// Attempts to heal that were refused in the open transaction.
+    refused_heals: u64,
+}
 
-#[expect(clippy::unused_async, reason = "signatures first")]
+/// Whether the sink can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It can.
+    Whole,
+    /// A call has begun and not ended well: set before it, taken back after it.
+    Broken,
+    /// A COMMIT was sent: set before it, taken back when it is answered.
+    Committing,
+}
+
 impl Sink {
     /// Opens the session and takes the slot's lock.
     ///
     /// # Errors
-    /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection's.
-    pub async fn connect(_url: &DatabaseUrl, _slot: &str, _settings: SinkSettings) -> Result<Self, AgentError> {
-        Err(AgentError::Internal("follows".into()))
+    /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection's, or that of a schema `twinlog`
+    /// that is not there.
+    pub async fn connect(url: &DatabaseUrl, slot: &str, settings: SinkSettings) -> Result<Self, AgentError> {
+        let client = connect(url, &settings.application_name).await?;
+        let rights = rights::probe(&client).await?;
+        lock(&client, slot).await?;
+        let bookkeeping = Bookkeeping::prepare(&client).await?;
+        let foreign_keys = if rights.session_replication_role {
+            Vec::new()
+        } else {
+            catalog::foreign_keys(&client).await?
+        };
+        let mut lot = Lot::new(
+            slot,
+            settings.max_failed_rows,
+            settings.retry_initial,
+            settings.retry_max,
+        );
+        lot.load(&client).await?;
+        for (table, rows) in lot.counts() {
+            metrics::set_failed_rows(&table, rows);
+        }
+        Ok(Self {
+            client,
+            slot: slot.to_owned(),
+            rights,
+            state: State::Whole,
+            in_transaction: false,
+            opening: None,
+            checkpoint: None,
+            targets: HashMap::new(),
+            statements: HashMap::new(),
+            bookkeeping,
+            lot,
+            copying: HashSet::new(),
+            depths: catalog::depths(&foreign_keys),
+            foreign_keys,
+            ledger: Ledger::default(),
+            refused_heals: 0,
+        })
     }
+
     /// What the role may do.
     #[must_use]
-    pub fn rights(&self) -> &Rights {
-        unreachable!()
+    pub const fn rights(&self) -> &Rights {
+        &self.rights
     }
-    /// The checkpoint, made durable before it is returned (pitfall P43); `None` before the first.
+
+    /// Whether the connection has ended: the lock is lost, open another sink.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// The checkpoint, made durable before it is returned; `None` before the first. A predecessor's commit may be visible
+    /// and not yet flushed: a synchronous commit of our own flushes everything before it too (pitfall P43).
     ///
     /// # Errors
     /// The statement's or the connection's.
     pub async fn durable_checkpoint(&mut self) -> Result<Option<StoredCheckpoint>, AgentError> {
-        Err(AgentError::Internal("follows".into()))
+        self.usable()?;
+        // The session's synchronous_commit is never off (see `connect`), so this returns after the flush.
+        let sql = format!(
+            "UPDATE twinlog.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1 RETURNING {CHECKPOINT_COLUMNS}"
+        );
+        let row = self
+            .client
+            .query_opt(&sql, &[&self.slot])
+            .await
+            .map_err(|source| AgentError::from_driver("read the checkpoint", None, source))?;
+        let stored = row.as_ref().map(stored_checkpoint).transpose()?;
+        self.checkpoint = stored.as_ref().map(|stored| stored.checkpoint.clone());
+        Ok(stored)
     }
-    /// Writes the slot's first checkpoint, or replaces it after a gap was accepted.
+
+    /// Writes the slot's first checkpoint, or replaces one of another identity or a later position, after somebody
+    /// decided that this is right. A gap that is set stays set. Durable when it returns.
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn initialise_checkpoint(&mut self, _checkpoint: &Checkpoint) -> Result<(), AgentError> {
-        Err(AgentError::Internal("follows".into()))
+    pub async fn initialise_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), AgentError> {
+        self.usable()?;
+        bookkeeping::write_checkpoint(&self.client, &self.bookkeeping.checkpoint, checkpoint)
+            .await
+            .map_err(|source| AgentError::from_driver("write the checkpoint", None, source))?;
+        self.checkpoint = Some(checkpoint.clone());
+        Ok(())
     }
-    /// Remembers that rows may be missing. The first reason stays.
+
+    /// Remembers that rows may be missing. The first reason stays until [`Sink::clear_gap`].
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn set_gap(&mut self, _reason: &str) -> Result<(), AgentError> {
-        Err(AgentError::Internal("follows".into()))
+    pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
+        self.usable()?;
+        self.client
+            .execute(
+                "UPDATE twinlog.checkpoint SET gap_reason = $2, gap_since = clock_timestamp()
+                 WHERE slot = $1 AND gap_reason IS NULL",
+                &[&self.slot, &reason],
+            )
+            .await
+            .map_err(|source| AgentError::from_driver("remember a gap", None, source))?;
+        Ok(())
     }
+
     /// A full resync has shown that nothing is missing.
     ///
     /// # Errors
     /// The statement's or the connection's.
     pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
-        Err(AgentError::Internal("follows".into()))
+        self.usable()?;
+        self.client
+            .execute(
+                "UPDATE twinlog.checkpoint SET gap_reason = NULL, gap_since = NULL WHERE slot = $1",
+                &[&self.slot],
+            )
+            .await
+            .map_err(|source| AgentError::from_driver("clear a gap", None, source))?;
+        Ok(())
     }
-    /// Matches a table of the stream with the Agent DB's.
+
+    /// Matches a table of the stream with the Agent DB's. The same description gives the same relation as long as the
+    /// Agent DB's table stays the same.
     ///
     /// # Errors
-    /// What is wrong with the table, with the statement to paste as hint.
-    pub async fn resolve(&mut self, _description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
-        Err(AgentError::Internal("follows".into()))
+    /// What is wrong with the table, with the statement to paste as hint; then, the transaction stays whole.
+    pub async fn resolve(&mut self, description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
+        self.usable()?;
+        let target = Box::pin(catalog::resolve(&self.client, description))
+            .await
+            .inspect_err(|error| {
+                if self.in_transaction && matches!(error, AgentError::Refused { .. } | AgentError::Connection { .. }) {
+                    self.state = State::Broken;
+                }
+            })?;
+        if !self.rights.session_replication_role {
+            self.foreign_keys = catalog::foreign_keys(&self.client).await?;
+            self.depths = catalog::depths(&self.foreign_keys);
+        }
+        Ok(Arc::clone(&self.remember(target).relation))
     }
+
     /// Whether the table's first copy is reading rows: a partial update whose row is missing is then superseded by the
     /// chunk that will bring the row, not parked.
-    pub fn set_copying(&mut self, _table: &TableName, _copying: bool) {}
+    pub fn set_copying(&mut self, table: &TableName, copying: bool) {
+        if copying {
+            self.copying.insert(table.clone());
+        } else {
+            self.copying.remove(table);
+        }
+    }
+
     /// Reads the parked keys again, after somebody else changed `twinlog.failed_rows`.
     ///
     /// # Errors
     /// The statement's or the connection's.
     pub async fn reload_parked(&mut self) -> Result<(), AgentError> {
-        Err(AgentError::Internal("follows".into()))
+        self.usable()?;
+        self.lot.load(&self.client).await
     }
+
+    /// How many rows are parked, by table, as the open transaction sees it.
+    #[must_use]
+    pub fn parked(&self) -> std::collections::BTreeMap<TableName, u64> {
+        self.lot.counts()
+    }
+
     /// Applies a segment inside of the open transaction, which is begun where there is none.
     ///
     /// # Errors
-    /// Transient and systemic ones only: the transaction must then be rolled back, nothing is lost.
-    pub async fn apply(&mut self, _segment: Segment) -> Result<Applied, AgentError> {
-        Err(AgentError::Internal("follows".into()))
+    /// Transient and systemic ones only, and [`AgentError::TooManyFailed`]: the transaction must then be rolled back;
+    /// nothing is lost, the source has everything since the last commit.
+    pub async fn apply(&mut self, segment: Segment) -> Result<Applied, AgentError> {
+        self.usable()?;
+        if segment.items.is_empty() {
+            return Ok(Applied::default());
+        }
+        self.state = State::Broken;
+        let applied = Box::pin(self.apply_segment(&segment)).await?;
+        self.state = State::Whole;
+        Ok(applied)
     }
-    /// Commits everything applied since the last commit together with the checkpoint; durable when it returns.
+
+    async fn apply_segment(&mut self, segment: &Segment) -> Result<Applied, AgentError> {
+        self.begin_segment();
+        let ledger = Box::pin(self.write(segment)).await?;
+        if let Some(table) = ledger.unbalanced() {
+            return Err(AgentError::Internal(format!("the changes of {table} do not add up")));
+        }
+        self.flush_parked(segment, &ledger).await?;
+        let mut progress = HashMap::new();
+        for item in &segment.items {
+            if let Item::CopyProgress(of_table) = item {
+                progress.insert(&of_table.table, of_table);
+            }
+        }
+        for of_table in progress.values() {
+            self.open().await?;
+            Box::pin(save_table(&self.client, &self.slot, of_table)).await?;
+        }
+        self.ledger.add(&ledger);
+        let tables = ledger.tables();
+        let parked_now = tables
+            .keys()
+            .map(|table| (table.clone(), self.lot.count(table)))
+            .collect();
+        Ok(Applied { tables, parked_now })
+    }
+
+    /// Has the next statement open the transaction, or the segment's savepoint.
+    fn begin_segment(&mut self) {
+        if self.opening.is_some() {
+            return;
+        }
+        self.opening = Some(
+            if self.in_transaction {
+                "RELEASE SAVEPOINT segment; SAVEPOINT segment"
+            } else if self.rights.session_replication_role {
+                "BEGIN; SAVEPOINT segment"
+            } else {
+                "BEGIN; SET CONSTRAINTS ALL DEFERRED; SAVEPOINT segment"
+            }
+            .to_owned(),
+        );
+        self.in_transaction = true;
+    }
+
+    async fn flush_parked(&mut self, segment: &Segment, ledger: &Ledger) -> Result<(), AgentError> {
+        if self.lot.has_pending() {
+            self.open().await?;
+            let flushed = self.lot.flush(&self.client, segment.lsn).await?;
+            self.refused_heals += flushed.refused as u64;
+            if flushed.parked > 0 {
+                failpoint::reach(failpoint::name::AGENT_AFTER_PARK);
+            }
+        }
+        // A child waits for its parent: look again as soon as rows of the parent's table were written, but no more often
+        // than every few seconds for those that wait for something else.
+        let written = ledger.tables();
+        let children: BTreeSet<&TableName> = self
+            .foreign_keys
+            .iter()
+            .filter(|key| {
+                self.lot.count(&key.child) > 0
+                    && written
+                        .get(&key.parent)
+                        .is_some_and(|tally| tally.applied + tally.copied + tally.healed > 0)
+            })
+            .map(|key| &key.child)
+            .collect();
+        for table in children {
+            self.client
+                .execute(
+                    "UPDATE twinlog.failed_rows SET next_attempt_at = clock_timestamp()
+                     WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason = '23503'
+                       AND next_attempt_at > clock_timestamp()
+                       AND coalesce(last_attempt_at, '-infinity') < clock_timestamp() - interval '5 s'",
+                    &[&self.slot, &&*table.schema, &&*table.name],
+                )
+                .await
+                .map_err(|source| AgentError::from_driver("wake failed rows", None, source))?;
+        }
+        Ok(())
+    }
+
+    /// Commits everything applied since the last commit together with the checkpoint; durable when it returns. Does
+    /// nothing where nothing was applied and the checkpoint is there already.
     ///
     /// # Errors
-    /// [`AgentError::CommitUnknown`] and connection errors leave the outcome open: reconnect and read the checkpoint.
-    pub async fn commit(&mut self, _checkpoint: Checkpoint) -> Result<Committed, AgentError> {
-        Err(AgentError::Internal("follows".into()))
+    /// After a connection's error the outcome is open: open another sink and read the checkpoint.
+    pub async fn commit(&mut self, checkpoint: Checkpoint) -> Result<Committed, AgentError> {
+        self.usable()?;
+        if checkpoint.identity.slot != self.slot {
+            return Err(AgentError::Internal(format!(
+                "a checkpoint of slot {} for the sink of slot {}",
+                checkpoint.identity.slot, self.slot
+            )));
+        }
+        if let Some(known) = &self.checkpoint
+            && known.identity == checkpoint.identity
+            && checkpoint.end_lsn < known.end_lsn
+        {
+            return Err(AgentError::Backwards {
+                from: known.end_lsn,
+                to: checkpoint.end_lsn,
+            });
+        }
+        let end_lsn = checkpoint.end_lsn;
+        if !self.in_transaction && self.checkpoint.as_ref() == Some(&checkpoint) {
+            return Ok(Committed {
+                end_lsn,
+                applied: Applied::default(),
+                written: false,
+            });
+        }
+        failpoint::reach(failpoint::name::AGENT_BEFORE_COMMIT);
+        self.state = State::Committing;
+        let applied = match Box::pin(self.send_commit(&checkpoint)).await {
+            Ok(applied) => applied,
+            Err(error) => {
+                // The server's own refusal ended the transaction: nothing is committed. Anything else leaves it open.
+                if matches!(&error, AgentError::Refused { refusal, .. } if refusal.disposition() != Disposition::Transient)
+                {
+                    self.state = State::Broken;
+                }
+                return Err(error);
+            }
+        };
+        failpoint::reach(failpoint::name::AGENT_AFTER_COMMIT);
+        self.state = State::Whole;
+        self.in_transaction = false;
+        self.checkpoint = Some(checkpoint);
+        let ledger = std::mem::take(&mut self.ledger);
+        ledger.export(&applied);
+        metrics::count_retries("failed", std::mem::take(&mut self.refused_heals));
+        Ok(Committed {
+            end_lsn,
+            applied,
+            written: true,
+        })
     }
+
+    /// Checkpoint, accounting and COMMIT in one round trip. Where one of the former fails, the transaction is aborted and
+    /// COMMIT rolls it back, so the first error decides.
+    async fn send_commit(&mut self, checkpoint: &Checkpoint) -> Result<Applied, AgentError> {
+        let begin = match self.opening.take() {
+            Some(opening) => opening,
+            None if self.in_transaction => String::new(),
+            None => "BEGIN".to_owned(),
+        };
+        self.in_transaction = true;
+        let tables = self.ledger.tables();
+        let client = &self.client;
+        let accounting = Accounting::of(&tables);
+        let mut requests: Vec<Request<'_, Result<u64, tokio_postgres::Error>>> = Vec::new();
+        if !begin.is_empty() {
+            requests.push(Box::pin(async { client.batch_execute(&begin).await.map(|()| 0) }));
+        }
+        requests.push(Box::pin(bookkeeping::write_checkpoint(
+            client,
+            &self.bookkeeping.checkpoint,
+            checkpoint,
+        )));
+        if !tables.is_empty() {
+            requests.push(Box::pin(accounting.add(
+                client,
+                &self.bookkeeping.accounting,
+                &self.slot,
+            )));
+        }
+        requests.push(Box::pin(async { client.batch_execute("COMMIT").await.map(|()| 0) }));
+        for answer in in_order(requests).await {
+            answer.map_err(|source| AgentError::from_driver("commit", None, source))?;
+        }
+        let parked_now = tables
+            .keys()
+            .map(|table| (table.clone(), self.lot.count(table)))
+            .collect();
+        Ok(Applied { tables, parked_now })
+    }
+
     /// Takes everything back that was applied since the last commit.
     ///
     /// # Errors
-    /// The connection's.
+    /// The connection's; [`AgentError::CommitUnknown`] where a COMMIT was sent.
     pub async fn rollback(&mut self) -> Result<(), AgentError> {
-        Err(AgentError::Internal("follows".into()))
+        if self.state == State::Committing {
+            return Err(AgentError::CommitUnknown);
+        }
+        self.state = State::Broken;
+        self.opening = None;
+        // Harmless where nothing is open: a warning.
+        self.command("ROLLBACK").await?;
+        self.in_transaction = false;
+        self.ledger = Ledger::default();
+        self.refused_heals = 0;
+        self.lot.load(&self.client).await?;
+        self.state = State::Whole;
+        Ok(())
     }
+
+    const fn usable(&self) -> Result<(), AgentError> {
+        match self.state {
+            State::Whole => Ok(()),
+            State::Broken => Err(AgentError::Aborted),
+            State::Committing => Err(AgentError::CommitUnknown),
+        }
+    }
+
+    /// How to write a relation: remembered, or read from the catalog for one that another sink resolved.
+    async fn target(&mut self, relation: &Arc<Relation>) -> Result<Arc<Target>, AgentError> {
+        if let Some(target) = self.targets.get(&address(relation)) {
+            return Ok(Arc::clone(target));
+        }
+        if let Some(target) = self.targets.values().find(|target| target.relation == *relation) {
+            return Ok(Arc::clone(target));
+        }
+        let description = TableDescription {
+            id: relation.id,
+            table: relation.table.clone(),
+            columns: relation.columns.to_vec(),
+            identity: Identity::Full,
+        };
+        let target = Box::pin(catalog::resolve(&self.client, &description)).await?;
+        if target.relation.key != relation.key {
+            return Err(AgentError::KeyChanged {
+                table: relation.table.clone(),
+            });
+        }
+        Ok(self.remember(target))
+    }
+
+    /// Keeps a target, or finds the one that is just like it, so that its statements stay prepared.
+    fn remember(&mut self, target: Target) -> Arc<Target> {
+        /// Each change of a table's columns makes one; beyond this many start over.
+        const MAX_TARGETS: usize = 10_000;
+        if let Some(known) = self.targets.values().find(|known| ***known == target) {
+            return Arc::clone(known);
+        }
+        if self.targets.len() >= MAX_TARGETS {
+            self.targets.clear();
+            self.statements.clear();
+        }
+        let target = Arc::new(target);
+        self.targets.insert(address(&target.relation), Arc::clone(&target));
+        target
+    }
+}
+
+fn address(relation: &Arc<Relation>) -> usize {
+    Arc::as_ptr(relation) as usize
+}
+
+/// Takes the slot's lock, or says who has it.
+async fn lock(client: &Client, slot: &str) -> Result<(), AgentError> {
+    let failed = |source| AgentError::from_driver("take the slot's lock", None, source);
+    let locked: bool = client
+        .query_one(
+            "SELECT pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2))",
+            &[&LOCK_CLASS, &slot],
+        )
+        .await
+        .map_err(failed)?
+        .get(0);
+    if locked {
+        return Ok(());
+    }
+    let holder = client
+        .query_opt(
+            "SELECT l.pid, coalesce(a.application_name, ''), a.client_addr::text
+             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+               AND l.classid::int8 = $1::int4::int8 AND l.objid = pg_catalog.hashtext($2)::bit(32)::int8::oid
+             LIMIT 1",
+            &[&LOCK_CLASS, &slot],
+        )
+        .await
+        .map_err(failed)?
+        .map(|row| Holder {
+            pid: row.get(0),
+            application: row.get(1),
+            address: row.get(2),
+        });
+    Err(AgentError::Busy {
+        slot: slot.to_owned(),
+        holder,
+    })
 }

@@ -1,0 +1,597 @@
+//! Writing a segment: first all at once, then, where a row was refused, in exact stream order down to the guilty rows.
+
+use std::sync::Arc;
+
+use tokio_postgres::{Client, Statement};
+
+use super::Sink;
+use super::ledger::{Kind as Counted, Ledger};
+use super::parking::Why;
+use super::pipeline::{Request, in_order};
+use crate::agent_db::array::TextArray;
+use crate::agent_db::catalog::Target;
+use crate::agent_db::error::{AgentError, Refusal};
+use crate::agent_db::plan::{Group, Line, Offer, Round, Run, moved};
+use crate::agent_db::segment::{Item, Segment};
+use crate::agent_db::sql::{self, Kind, Parameter};
+use crate::change::{Change, Key, Origin, Row, Truncate};
+use crate::retry::Disposition;
+
+/// Checks what was deferred, and defers again. Only without `session_replication_role`: there no constraint waits.
+const CHECK_DEFERRED: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
+
+/// A prepared statement of a table.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// Keeps the address alive by which it is found.
+    _target: Arc<Target>,
+    statement: Statement,
+    parameters: Vec<Parameter>,
+}
+
+/// An answer to one request of a pipeline.
+#[derive(Debug)]
+enum Reply {
+    /// A command without rows.
+    Done,
+    /// Rows written.
+    Count(u64),
+    /// Positions (from 1) of the rows that were there.
+    Found(Vec<i64>),
+}
+
+/// How the database's refusal of a row is to be met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Checks {
+    /// Deferred constraints are looked at when the segment ends.
+    Deferred,
+    /// Each piece is checked on its own.
+    EachPiece,
+}
+
+fn is_row_error(error: &AgentError) -> bool {
+    matches!(error, AgentError::Refused { refusal, .. } if refusal.disposition() == Disposition::Row)
+}
+
+impl Sink {
+    /// Writes a segment's rows and parks those that are refused (in memory; the caller flushes the lot).
+    pub(super) async fn write(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
+        self.lot.begin_segment();
+        let mut ledger = Ledger::default();
+        let error = match Box::pin(self.at_once(segment, &mut ledger)).await {
+            Ok(()) => return Ok(ledger),
+            Err(error) if is_row_error(&error) => error,
+            Err(error) => return Err(error),
+        };
+        tracing::debug!(%error, items = segment.items.len(), "a batch was refused; replaying it in order");
+        let mut ledger = Ledger::default();
+        match Box::pin(self.one_by_one(segment, &mut ledger, Checks::Deferred)).await {
+            Ok(()) => return Ok(ledger),
+            Err(error) if is_row_error(&error) => {}
+            Err(error) => return Err(error),
+        }
+        // A deferred constraint is violated when the segment ends: find out which row does it.
+        let mut ledger = Ledger::default();
+        Box::pin(self.one_by_one(segment, &mut ledger, Checks::EachPiece)).await?;
+        Ok(ledger)
+    }
+
+    /// Folded, and one statement per table and kind.
+    async fn at_once(&mut self, segment: &Segment, ledger: &mut Ledger) -> Result<(), AgentError> {
+        let mut round = Round::default();
+        for item in &segment.items {
+            match item {
+                Item::Change(change) => {
+                    receive(change, ledger);
+                    loop {
+                        if self.fold_into_parked(change, ledger)? {
+                            break;
+                        }
+                        match round.offer(change, self.heals(change)) {
+                            Offer::Taken => break,
+                            Offer::Folded(earlier) => {
+                                if earlier.origin == Origin::Stream {
+                                    count(earlier, ledger).superseded += 1;
+                                }
+                                break;
+                            }
+                            Offer::WriteFirst => {
+                                let part = round.take(&change.relation);
+                                self.write_round(&part, ledger).await?;
+                            }
+                        }
+                    }
+                }
+                Item::Truncate(truncate) => {
+                    self.write_round(&std::mem::take(&mut round), ledger).await?;
+                    self.truncate(truncate, ledger).await?;
+                }
+                other => note(other, ledger),
+            }
+        }
+        self.write_round(&round, ledger).await?;
+        self.check_deferred().await
+    }
+
+    /// In exact stream order, each run of like neighbours under its own savepoint.
+    async fn one_by_one(&mut self, segment: &Segment, ledger: &mut Ledger, checks: Checks) -> Result<(), AgentError> {
+        self.lot.take_back();
+        if self.opening.is_none() {
+            self.command("ROLLBACK TO SAVEPOINT segment").await?;
+        }
+        if self.is_fallback() && self.opening.is_none() {
+            self.command("SET CONSTRAINTS ALL DEFERRED").await?;
+        }
+        let mut run = Run::default();
+        for item in &segment.items {
+            match item {
+                Item::Change(change) => {
+                    receive(change, ledger);
+                    loop {
+                        if self.fold_into_parked(change, ledger)? {
+                            break;
+                        }
+                        match run.offer(change, self.heals(change)) {
+                            None => break,
+                            Some(group) => self.attempt(group, ledger, checks).await?,
+                        }
+                    }
+                }
+                Item::Truncate(truncate) => {
+                    if let Some(group) = run.take() {
+                        self.attempt(group, ledger, checks).await?;
+                    }
+                    self.truncate(truncate, ledger).await?;
+                }
+                other => note(other, ledger),
+            }
+        }
+        if let Some(group) = run.take() {
+            self.attempt(group, ledger, checks).await?;
+        }
+        if checks == Checks::Deferred {
+            self.check_deferred().await?;
+        }
+        Ok(())
+    }
+
+    fn heals(&self, change: &Change) -> bool {
+        change.origin == Origin::Chunk && self.lot.contains(&change.relation.table, &change.key)
+    }
+
+    /// A change of the stream to a parked key goes into the key's entry.
+    fn fold_into_parked(&mut self, change: &Change, ledger: &mut Ledger) -> Result<bool, AgentError> {
+        let table = &change.relation.table;
+        let is_parked = change.origin == Origin::Stream
+            && (self.lot.contains(table, &change.key)
+                || moved(change).is_some_and(|(old, _)| self.lot.contains(table, old)));
+        if is_parked {
+            self.lot.park(change, None)?;
+            count(change, ledger).parked += 1;
+        }
+        Ok(is_parked)
+    }
+
+    async fn write_round(&mut self, round: &Round<'_>, ledger: &mut Ledger) -> Result<(), AgentError> {
+        for table in &round.tables {
+            let moves = Group::of_moves(table);
+            if !moves.is_empty() {
+                self.write_groups(&moves, "", "", ledger).await?;
+            }
+        }
+        let mut groups: Vec<Group<'_>> = round.tables.iter().flat_map(Group::of_rows).collect();
+        if self.is_fallback() {
+            // Foreign keys: parents before children, then deletes the other way round.
+            groups.sort_by_key(|group| {
+                let depth = self.depths.get(&group.relation.table).copied().unwrap_or_default();
+                if group.deletes() {
+                    (1, usize::MAX - depth)
+                } else {
+                    (0, depth)
+                }
+            });
+        } else {
+            // Unique indexes: what leaves makes room for what comes.
+            groups.sort_by_key(|group| !group.deletes());
+        }
+        if !groups.is_empty() {
+            self.write_groups(&groups, "", "", ledger).await?;
+        }
+        for table in &round.tables {
+            for group in Group::of_heals(table) {
+                self.attempt(group, ledger, Checks::Deferred).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a group under a savepoint; where it is refused, its halves in order, down to the guilty rows.
+    async fn attempt(&mut self, group: Group<'_>, ledger: &mut Ledger, checks: Checks) -> Result<(), AgentError> {
+        let after = if checks == Checks::EachPiece {
+            format!("{CHECK_DEFERRED}; RELEASE SAVEPOINT piece")
+        } else {
+            "RELEASE SAVEPOINT piece".to_owned()
+        };
+        let mut pieces = vec![group];
+        while let Some(piece) = pieces.pop() {
+            let mut of_piece = Ledger::default();
+            let written = self
+                .write_groups(std::slice::from_ref(&piece), "SAVEPOINT piece", &after, &mut of_piece)
+                .await;
+            let refusal = match written {
+                Ok(()) => {
+                    ledger.add(&of_piece);
+                    continue;
+                }
+                Err(AgentError::Refused { refusal, .. }) if refusal.disposition() == Disposition::Row => refusal,
+                Err(error) => return Err(error),
+            };
+            self.command("ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece")
+                .await?;
+            if self.is_fallback() {
+                self.command("SET CONSTRAINTS ALL DEFERRED").await?;
+            }
+            if let [line] = piece.lines.as_slice() {
+                self.refused(&piece, line, &refusal, ledger)?;
+            } else {
+                let (first, second) = piece.halves();
+                pieces.push(second);
+                pieces.push(first);
+            }
+        }
+        Ok(())
+    }
+
+    /// A row that the database refuses even alone.
+    fn refused(
+        &mut self,
+        group: &Group<'_>,
+        line: &Line<'_>,
+        refusal: &Refusal,
+        ledger: &mut Ledger,
+    ) -> Result<(), AgentError> {
+        let why = Why::from(refusal);
+        if group.heal {
+            self.lot.refused(&group.relation.table, line.key, why);
+            return Ok(());
+        }
+        self.park(line.change, &why, ledger)
+    }
+
+    fn park(&mut self, change: &Change, why: &Why, ledger: &mut Ledger) -> Result<(), AgentError> {
+        self.lot.park(change, Some(why))?;
+        if change.origin == Origin::Stream {
+            count(change, ledger).parked += 1;
+        }
+        Ok(())
+    }
+
+    /// Sends the groups' statements in one round trip and counts what they did. Nothing is parked and nothing counts as
+    /// healed before all of them have succeeded.
+    async fn write_groups(
+        &mut self,
+        groups: &[Group<'_>],
+        before: &str,
+        after: &str,
+        ledger: &mut Ledger,
+    ) -> Result<(), AgentError> {
+        // A key that the Agent DB generates always can't be updated: the row is deleted and inserted.
+        let mut replaced = Vec::new();
+        let mut kept = Vec::new();
+        for group in groups {
+            let target = self.target(group.relation).await?;
+            if matches!(group.kind, Kind::Move { .. }) && !target.key_can_change() {
+                replaced.push(group);
+            } else {
+                kept.push((group, target));
+            }
+        }
+        // Moves may need a second statement before the savepoint is released.
+        let is_plain = replaced.is_empty() && !kept.iter().any(|(group, _)| matches!(group.kind, Kind::Move { .. }));
+        let replies = self.send(&kept, before, if is_plain { after } else { "" }).await?;
+
+        let mut rootless: Vec<Line<'_>> = Vec::new();
+        let mut missing: Vec<(&Group<'_>, Vec<Line<'_>>)> = Vec::new();
+        for ((group, _), reply) in kept.iter().zip(&replies) {
+            missing.push((group, not_found(group, reply)));
+        }
+        for &group in &replaced {
+            missing.push((group, group.lines.clone()));
+        }
+        // A moved row that was not there: its full image is all that is needed.
+        let mut second: Vec<Group<'_>> = Vec::new();
+        for (group, lines) in &missing {
+            if matches!(group.kind, Kind::Move { .. }) {
+                if replaced.iter().any(|other| std::ptr::eq(*other, *group)) {
+                    second.extend(group.as_deletes(lines));
+                }
+                second.extend(group.as_upserts(lines));
+                rootless.extend(lines.iter().filter(|line| !line.row.is_some_and(Row::is_full)));
+            }
+        }
+        let mut with_targets = Vec::new();
+        for group in &second {
+            with_targets.push((group, self.target(group.relation).await?));
+        }
+        if !is_plain && (!with_targets.is_empty() || !after.is_empty()) {
+            self.send(&with_targets, "", after).await?;
+        }
+
+        for line in &rootless {
+            self.park(line.change, &Why::missing_base(), ledger)?;
+        }
+        for ((group, lines), reply) in missing
+            .iter()
+            .zip(replies.iter().map(Some).chain(std::iter::repeat(None)))
+        {
+            self.settle(group, reply, lines, ledger)?;
+        }
+        Ok(())
+    }
+
+    /// Counts what a group did.
+    fn settle(
+        &mut self,
+        group: &Group<'_>,
+        reply: Option<&Reply>,
+        missing: &[Line<'_>],
+        ledger: &mut Ledger,
+    ) -> Result<(), AgentError> {
+        let table = &group.relation.table;
+        let total = group.lines.len() as u64;
+        if group.heal {
+            for line in &group.lines {
+                self.lot.healed(table, line.key);
+            }
+            ledger.of(table, Counted::Copy).healed += total;
+            return Ok(());
+        }
+        if group.origin == Origin::Chunk {
+            ledger.of(table, Counted::Copy).copied += match reply {
+                Some(Reply::Count(rows)) => *rows,
+                _ => total,
+            };
+            return Ok(());
+        }
+        match &group.kind {
+            Kind::Delete => {
+                let deleted = match reply {
+                    Some(Reply::Count(rows)) => (*rows).min(total),
+                    _ => total,
+                };
+                let tally = ledger.of(table, Counted::Delete);
+                tally.applied += deleted;
+                tally.unchanged += total - deleted;
+            }
+            Kind::Partial { .. } => {
+                let is_copying = self.copying.contains(table);
+                for line in missing {
+                    if is_copying {
+                        count(line.change, ledger).superseded += 1;
+                    } else {
+                        self.park(line.change, &Why::missing_base(), ledger)?;
+                    }
+                }
+                ledger.of(table, Counted::Update).applied += total - missing.len() as u64;
+            }
+            Kind::Move { .. } => {
+                let parked = missing
+                    .iter()
+                    .filter(|line| !line.row.is_some_and(Row::is_full))
+                    .count();
+                ledger.of(table, Counted::Update).applied += total - parked as u64;
+            }
+            Kind::Upsert { .. } => {
+                let inserts = group
+                    .lines
+                    .iter()
+                    .filter(|line| Counted::of(line.change) == Counted::Insert)
+                    .count() as u64;
+                ledger.of(table, Counted::Insert).applied += inserts;
+                ledger.of(table, Counted::Update).applied += total - inserts;
+            }
+        }
+        Ok(())
+    }
+
+    /// One round trip: `before`, the groups' statements, `after`.
+    async fn send(
+        &mut self,
+        groups: &[(&Group<'_>, Arc<Target>)],
+        before: &str,
+        after: &str,
+    ) -> Result<Vec<Reply>, AgentError> {
+        let mut prepared = Vec::with_capacity(groups.len());
+        for (group, target) in groups {
+            prepared.push(self.prepared(target, &group.kind).await?);
+        }
+        let opening = self.opening.take();
+        let columns: Vec<(Vec<&Row>, Vec<&Key>)> = groups
+            .iter()
+            .map(|(group, _)| {
+                (
+                    group.lines.iter().filter_map(|line| line.row).collect(),
+                    group.lines.iter().map(|line| line.key).collect(),
+                )
+            })
+            .collect();
+        let client = &self.client;
+        let mut requests: Vec<Request<'_, Result<Reply, tokio_postgres::Error>>> = Vec::new();
+        let heads = [opening.as_deref().unwrap_or_default(), before];
+        for head in heads.into_iter().filter(|head| !head.is_empty()) {
+            requests.push(Box::pin(command(client, head)));
+        }
+        let first = requests.len();
+        for (((group, _), prepared), (rows, keys)) in groups.iter().zip(&prepared).zip(&columns) {
+            requests.push(Box::pin(run(client, &group.kind, prepared, rows, keys)));
+        }
+        if !after.is_empty() {
+            requests.push(Box::pin(command(client, after)));
+        }
+        let mut replies = Vec::with_capacity(groups.len());
+        for (position, answer) in in_order(requests).await.into_iter().enumerate() {
+            let group = position.checked_sub(first).and_then(|position| groups.get(position));
+            // The first error is the true one; those behind it only say that the transaction is aborted.
+            let reply = answer.map_err(|source| {
+                AgentError::from_driver("write rows", group.map(|(group, _)| &group.relation.table), source)
+            })?;
+            if group.is_some() {
+                replies.push(reply);
+            }
+        }
+        Ok(replies)
+    }
+
+    async fn prepared(&mut self, target: &Arc<Target>, kind: &Kind) -> Result<Arc<Prepared>, AgentError> {
+        /// Partial images can come in many shapes; beyond this many statements start over rather than fill the server.
+        const MAX_STATEMENTS: usize = 1000;
+        let address = Arc::as_ptr(target) as usize;
+        if let Some(prepared) = self.statements.get(&(address, kind.clone())) {
+            return Ok(Arc::clone(prepared));
+        }
+        let text = sql::statement(target, kind);
+        let statement =
+            self.client.prepare(&text.sql).await.map_err(|source| {
+                AgentError::from_driver("prepare a statement", Some(&target.relation.table), source)
+            })?;
+        if self.statements.len() >= MAX_STATEMENTS {
+            self.statements.clear();
+        }
+        let prepared = Arc::new(Prepared {
+            _target: Arc::clone(target),
+            statement,
+            parameters: text.parameters,
+        });
+        self.statements.insert((address, kind.clone()), Arc::clone(&prepared));
+        Ok(prepared)
+    }
+
+    async fn truncate(&mut self, truncate: &Truncate, ledger: &mut Ledger) -> Result<(), AgentError> {
+        let mut targets = Vec::new();
+        for relation in &truncate.relations {
+            targets.push(self.target(relation).await?);
+        }
+        let Some(first) = targets.first() else {
+            return Ok(());
+        };
+        let sql = sql::truncate(
+            &targets.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
+            truncate.restart_identity,
+        );
+        let table = first.relation.table.clone();
+        self.open().await?;
+        self.client
+            .batch_execute(&sql)
+            .await
+            .map_err(|source| AgentError::from_driver("truncate", Some(&table), source))?;
+        for relation in &truncate.relations {
+            self.lot.clear(&relation.table);
+            let tally = ledger.of(&relation.table, Counted::Truncate);
+            tally.received += 1;
+            tally.applied += 1;
+        }
+        Ok(())
+    }
+
+    async fn check_deferred(&mut self) -> Result<(), AgentError> {
+        if self.is_fallback() && self.opening.is_none() {
+            self.command(CHECK_DEFERRED).await?;
+        }
+        Ok(())
+    }
+
+    fn is_fallback(&self) -> bool {
+        !self.rights.session_replication_role
+    }
+
+    /// Sends what opens the transaction, where that is still to be done.
+    pub(super) async fn open(&mut self) -> Result<(), AgentError> {
+        match self.opening.take() {
+            Some(opening) => self.command(&opening).await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn command(&self, sql: &str) -> Result<(), AgentError> {
+        self.client
+            .batch_execute(sql)
+            .await
+            .map_err(|source| AgentError::from_driver("steer the transaction", None, source))
+    }
+}
+
+async fn command(client: &Client, sql: &str) -> Result<Reply, tokio_postgres::Error> {
+    client.batch_execute(sql).await.map(|()| Reply::Done)
+}
+
+async fn run(
+    client: &Client,
+    kind: &Kind,
+    prepared: &Prepared,
+    rows: &[&Row],
+    keys: &[&Key],
+) -> Result<Reply, tokio_postgres::Error> {
+    use futures_util::TryStreamExt;
+
+    let parameters = prepared.parameters.iter().map(|parameter| match *parameter {
+        Parameter::Column(column) => TextArray::Column { rows, column },
+        Parameter::KeyPart(part) => TextArray::KeyPart { keys, part },
+    });
+    if matches!(kind, Kind::Partial { .. } | Kind::Move { .. }) {
+        let found = client
+            .query_raw(&prepared.statement, parameters)
+            .await?
+            .and_then(|row| std::future::ready(row.try_get::<_, i64>(0)))
+            .try_collect()
+            .await?;
+        Ok(Reply::Found(found))
+    } else {
+        client
+            .execute_raw(&prepared.statement, parameters)
+            .await
+            .map(Reply::Count)
+    }
+}
+
+/// The lines whose rows were not there.
+fn not_found<'e>(group: &Group<'e>, reply: &Reply) -> Vec<Line<'e>> {
+    let Reply::Found(found) = reply else {
+        return Vec::new();
+    };
+    if found.len() == group.lines.len() {
+        return Vec::new();
+    }
+    let found: ahash::AHashSet<i64> = found.iter().copied().collect();
+    (1..)
+        .zip(&group.lines)
+        .filter(|(position, _)| !found.contains(position))
+        .map(|(_, line)| *line)
+        .collect()
+}
+
+fn receive(change: &Change, ledger: &mut Ledger) {
+    if change.origin == Origin::Stream {
+        count(change, ledger).received += 1;
+    }
+}
+
+fn count<'l>(change: &Change, ledger: &'l mut Ledger) -> &'l mut crate::agent_db::segment::Tally {
+    ledger.of(&change.relation.table, Counted::of(change))
+}
+
+/// Counts what was decided before the sink saw it.
+fn note(item: &Item, ledger: &mut Ledger) {
+    match item {
+        Item::Filtered { relation, count } => {
+            let tally = ledger.of(&relation.table, Counted::Any);
+            tally.received += count;
+            tally.filtered += count;
+        }
+        Item::Superseded { relation, count } => {
+            let tally = ledger.of(&relation.table, Counted::Any);
+            tally.received += count;
+            tally.superseded += count;
+        }
+        Item::Change(_) | Item::Truncate(_) | Item::CopyProgress(_) => {}
+    }
+}
