@@ -48,7 +48,7 @@ pub(super) enum Event {
 
 /// What the stream said cannot be.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum StreamError {
+pub enum StreamError {
     /// Not a message of the protocol.
     #[error("decode the replication stream")]
     Decode(#[from] pgoutput::DecodeError),

@@ -24,6 +24,7 @@ mod slot;
 mod state;
 mod view;
 
+pub use assemble::StreamError;
 pub use error::SyncError;
 pub use run::run;
 pub use setup::SetupError;
