@@ -8,15 +8,20 @@
 pub mod admin;
 pub mod systemd;
 
+mod daemon;
+mod failed;
 mod logging;
 mod migrate;
 mod report;
+mod resync;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::daemon::Halves;
 use crate::config::{self, Config, LogFormat, Needs};
 
 /// Keeps WhatsApp Business conversations safe in two Postgres databases.
@@ -48,6 +53,14 @@ enum Command {
     ///
     /// Safe to repeat, and safe to run from several machines at once.
     Migrate(migrate::Arguments),
+    /// Runs the daemon: the Site DB's changes into the Agent DB
+    Sync,
+    /// Shows lag, slot, tables and failed rows; exits 1 if anything is not well
+    Status(status::Arguments),
+    /// Reads tables again, online, and makes the Agent DB equal to the Site DB
+    Resync(resync::Arguments),
+    /// Parked rows: what the Agent DB refused
+    Failed(failed::Arguments),
 }
 
 /// How a command ended that did not fail.
@@ -100,6 +113,10 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Migrate(arguments) => Box::pin(migrate::run(&cli.global, &arguments)).await,
+        Command::Sync => Box::pin(daemon::run(&cli.global, Halves::Daemon)).await,
+        Command::Status(arguments) => Box::pin(status::run(&cli.global, &arguments)).await,
+        Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,
+        Command::Failed(arguments) => Box::pin(failed::run(&cli.global, &arguments)).await,
     }
 }
 
