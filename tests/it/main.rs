@@ -3,4 +3,5 @@
 mod command_line;
 mod harness;
 mod postgres_clusters;
+mod sync;
 mod wire;
