@@ -1,6 +1,7 @@
 //! The daemon end to end: two real databases, the real binary.
 
 mod basics;
+mod kills;
 
 use std::time::Duration;
 
