@@ -144,7 +144,12 @@ mod tests {
     fn a_backlog_is_read_in_quanta() {
         let mut now = Instant::now();
         let mut pace = Pace::new(now);
-        trickle(&mut pace, &mut now, Duration::from_micros(10), QUANTUM * (ENTER_AFTER + 1));
+        trickle(
+            &mut pace,
+            &mut now,
+            Duration::from_micros(10),
+            QUANTUM * (ENTER_AFTER + 1),
+        );
         assert_eq!(pace.wait(), Some(QUANTUM));
     }
 
