@@ -9,9 +9,11 @@ use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::AgentError;
 use crate::config::{DatabaseUrl, Host, SslMode};
+use crate::tls;
 
 /// How long one connection attempt may take, login and settings included: longer than three lost SYNs (1 + 2 + 4 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -120,10 +122,16 @@ async fn establish(
         tokio::spawn(drive(connection, notified));
         Ok(client)
     } else {
-        Err(AgentError::Tls {
+        config.ssl_mode(tokio_postgres::config::SslMode::Require);
+        let tls = tls::client_config(url.sslmode, url.sslrootcert.as_deref()).map_err(|source| AgentError::Tls {
             server: url.to_string(),
-            reason: "not built in".to_owned(),
-        })
+            source,
+        })?;
+        let (client, connection) = Box::pin(config.connect(MakeRustlsConnect::new(tls)))
+            .await
+            .map_err(refused)?;
+        tokio::spawn(drive(connection, notified));
+        Ok(client)
     }
 }
 

@@ -6,6 +6,7 @@
 use crate::change::TableName;
 use crate::lsn::Lsn;
 use crate::retry::{self, Disposition};
+use crate::tls::{self, TlsError};
 
 /// Why the Agent DB, or a statement on the Site DB over the same driver, did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +30,13 @@ pub enum AgentError {
         seconds: u64,
     },
     /// TLS can't be set up (authority file, names).
-    #[error("set up TLS for {server}: {reason}")]
+    #[error("set up TLS for {server}")]
     Tls {
         /// The URL without its password.
         server: String,
         /// Why.
-        reason: String,
+        #[source]
+        source: TlsError,
     },
     /// The connection was lost, or answered with something that is not the protocol.
     #[error("connection to the database lost while trying to {action}")]
@@ -321,10 +323,15 @@ impl AgentError {
     pub fn hint(&self) -> Option<String> {
         let quote = crate::change::quote_identifier;
         Some(match self {
-            Self::Connect { .. } | Self::ConnectTimeout { .. } => {
-                "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)".to_owned()
+            Self::Connect { source, .. } => {
+                let of_certificate = std::error::Error::source(source)
+                    .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+                    .and_then(tls::refusal_hint);
+                let of_refusal = Refusal::of(source).and_then(|refusal| refusal_hint(None, &refusal.sqlstate));
+                of_certificate.or(of_refusal).unwrap_or_else(|| REACH.to_owned())
             }
-            Self::Tls { .. } => "check sslmode and sslrootcert in the URL".to_owned(),
+            Self::ConnectTimeout { .. } => REACH.to_owned(),
+            Self::Tls { source, .. } => source.hint(),
             Self::Refused { table, refusal, .. } => return refusal_hint(table.as_ref(), &refusal.sqlstate),
             Self::Busy { .. } => {
                 "this daemon stands by and takes over when the other one ends; nothing to do unless it should not run"
@@ -400,6 +407,9 @@ impl AgentError {
         })
     }
 }
+
+/// What to look at where nobody answers.
+const REACH: &str = "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
 
 /// What a person can do about a SQLSTATE, for those that need one.
 fn refusal_hint(table: Option<&TableName>, sqlstate: &str) -> Option<String> {

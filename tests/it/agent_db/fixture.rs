@@ -1,0 +1,231 @@
+//! A sink on a fresh Agent DB, and short ways to say what the stream says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_postgres::Client;
+use twinlog::agent_db::{
+    AgentError, Applied, Checkpoint, Identity, Item, Segment, Sink, SinkSettings, SourceIdentity, TableDescription,
+    Tally,
+};
+use twinlog::change::{Change, ColumnValue, Key, Operation, Origin, Relation, RelationId, Row, TableName, Truncate};
+use twinlog::config::DatabaseUrl;
+use twinlog::lsn::Lsn;
+use twinlog::migrations;
+
+use crate::harness::{self, Databases};
+
+/// An Agent DB with tables of the test's own, and a sink on it.
+pub(super) struct Fixture {
+    pub(super) db: Databases,
+    pub(super) sink: Sink,
+    next_lsn: u64,
+}
+
+pub(super) fn settings() -> SinkSettings {
+    SinkSettings {
+        application_name: "twinlog test".to_owned(),
+        max_failed_rows: 100,
+        retry_initial: Duration::from_secs(60),
+        retry_max: Duration::from_secs(600),
+    }
+}
+
+pub(super) fn checkpoint(lsn: u64) -> Checkpoint {
+    Checkpoint {
+        identity: SourceIdentity {
+            system_identifier: "7300000000000000001".into(),
+            timeline: 1,
+            database: "site".into(),
+            slot: "slot".into(),
+            publication: "publication".into(),
+        },
+        end_lsn: Lsn(lsn),
+        source_commit_at: None,
+    }
+}
+
+impl Fixture {
+    /// As superuser: triggers and foreign keys are silent.
+    pub(super) async fn new(sql: &str) -> Self {
+        Self::with(sql, settings()).await
+    }
+
+    pub(super) async fn with(sql: &str, settings: SinkSettings) -> Self {
+        let db = prepare(sql).await;
+        let sink = Sink::connect(&db.agent.database_url(), "slot", settings).await.unwrap();
+        assert!(sink.rights().session_replication_role);
+        Self { db, sink, next_lsn: 1 }
+    }
+
+    /// As a role that may not set `session_replication_role`.
+    pub(super) async fn without_replica_role(sql: &str) -> Self {
+        let db = prepare(sql).await;
+        let url = plain_role(&db).await;
+        let sink = Sink::connect(&url, "slot", settings()).await.unwrap();
+        assert!(!sink.rights().session_replication_role);
+        Self { db, sink, next_lsn: 1 }
+    }
+
+    pub(super) fn agent(&self) -> &Client {
+        &self.db.agent
+    }
+
+    /// The stream's description of a table: the Agent DB's own columns, but for generated ones.
+    pub(super) async fn describe(&self, table: &str) -> TableDescription {
+        describe(&self.db.agent, table).await
+    }
+
+    pub(super) async fn resolve(&mut self, table: &str) -> Arc<Relation> {
+        let description = self.describe(table).await;
+        self.sink.resolve(&description).await.unwrap()
+    }
+
+    pub(super) async fn try_apply(&mut self, changes: Vec<Change>) -> Result<Applied, AgentError> {
+        self.next_lsn += 1;
+        self.sink
+            .apply(Segment {
+                items: changes.into_iter().map(Item::Change).collect(),
+                lsn: Lsn(self.next_lsn),
+            })
+            .await
+    }
+
+    /// Applies and commits; the sum over the tables.
+    pub(super) async fn apply(&mut self, changes: Vec<Change>) -> Tally {
+        let applied = self.try_apply(changes).await.unwrap();
+        self.commit().await;
+        applied.total()
+    }
+
+    pub(super) async fn commit(&mut self) {
+        self.next_lsn += 1;
+        self.sink.commit(checkpoint(self.next_lsn)).await.unwrap();
+    }
+
+    /// A query's rows as text, in order.
+    pub(super) async fn lines(&self, query: &str) -> Vec<String> {
+        lines(&self.db.agent, query).await
+    }
+
+    /// Key, operation, reason and number of changes of each parked row.
+    pub(super) async fn parked(&self) -> Vec<String> {
+        self.lines("SELECT key || ' ' || operation || ' ' || reason || ' ' || changes FROM twinlog.failed_rows ORDER BY id")
+            .await
+    }
+}
+
+pub(super) async fn lines(client: &Client, query: &str) -> Vec<String> {
+    client
+        .query(&format!("SELECT q.line::text FROM ({query}) AS q(line)"), &[])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get::<_, Option<String>>(0).unwrap_or_else(|| "∅".into()))
+        .collect()
+}
+
+async fn prepare(sql: &str) -> Databases {
+    let db = harness::databases().await;
+    migrations::apply_twinlog(&db.agent.database_url()).await.unwrap();
+    db.agent.batch_execute(sql).await.unwrap();
+    db
+}
+
+/// A role that owns nothing and may only read and write rows.
+pub(super) async fn plain_role(db: &Databases) -> DatabaseUrl {
+    let role = format!("plain_{}", db.agent.name);
+    db.agent
+        .batch_execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'plain';
+             GRANT USAGE ON SCHEMA public, twinlog TO {role};
+             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public, twinlog TO {role};"
+        ))
+        .await
+        .unwrap();
+    let mut url = db.agent.database_url();
+    url.user = role;
+    url.password = Some("plain".to_owned().into());
+    url
+}
+
+pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
+    let rows = client
+        .query(
+            "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0
+             AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+            &[&table],
+        )
+        .await
+        .unwrap();
+    TableDescription {
+        id: RelationId(rows.len() as u32),
+        table: TableName::new("public", table),
+        columns: rows.iter().map(|row| Arc::from(row.get::<_, &str>(0))).collect(),
+        identity: Identity::Full,
+    }
+}
+
+/// `"∅"` is NULL and `"="` an unchanged value.
+pub(super) fn row(values: &[&str]) -> Row {
+    Row(values
+        .iter()
+        .map(|&value| match value {
+            "∅" => ColumnValue::Null,
+            "=" => ColumnValue::Unchanged,
+            text => ColumnValue::Text(Bytes::copy_from_slice(text.as_bytes())),
+        })
+        .collect())
+}
+
+pub(super) fn key(parts: &[&str]) -> Key {
+    Key(parts.iter().map(|part| Bytes::copy_from_slice(part.as_bytes())).collect())
+}
+
+fn change(relation: &Arc<Relation>, key: Key, operation: Operation) -> Change {
+    Change {
+        relation: Arc::clone(relation),
+        key,
+        operation,
+        origin: Origin::Stream,
+    }
+}
+
+pub(super) fn insert(relation: &Arc<Relation>, values: &[&str]) -> Change {
+    let row = row(values);
+    change(relation, relation.key_of(&row).unwrap(), Operation::Insert(row))
+}
+
+pub(super) fn update(relation: &Arc<Relation>, values: &[&str]) -> Change {
+    let row = row(values);
+    let key = relation.key_of(&row).unwrap();
+    change(relation, key, Operation::Update { old_key: None, row })
+}
+
+pub(super) fn rekey(relation: &Arc<Relation>, old: &[&str], values: &[&str]) -> Change {
+    let row = row(values);
+    let new = relation.key_of(&row).unwrap();
+    let old_key = Some(key(old));
+    change(relation, new, Operation::Update { old_key, row })
+}
+
+pub(super) fn delete(relation: &Arc<Relation>, parts: &[&str]) -> Change {
+    change(relation, key(parts), Operation::Delete)
+}
+
+/// The same change, read from the Site DB.
+pub(super) fn chunk(change: Change) -> Change {
+    Change {
+        origin: Origin::Chunk,
+        ..change
+    }
+}
+
+pub(super) fn truncate(relations: &[&Arc<Relation>]) -> Item {
+    Item::Truncate(Truncate {
+        relations: relations.iter().map(|&relation| Arc::clone(relation)).collect(),
+        cascade: false,
+        restart_identity: false,
+    })
+}

@@ -1,0 +1,9 @@
+//! `agent_db`: segments applied to a real Agent DB.
+
+mod fallback;
+mod fixture;
+mod parking;
+mod property;
+mod rows;
+mod session;
+mod values;
