@@ -17,7 +17,7 @@ use super::locks::lock;
 use crate::whatsapp::Wamid;
 use crate::whatsapp::webhook::Status;
 
-pub use fold::{MessageState, Report};
+pub use fold::{MessageState, Report, known};
 
 /// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub async fn record(tx: &mut PgConnection, account_id: Uuid, status: &Status) ->
     .fetch_optional(&mut *tx)
     .await?;
     let changed_to = match message_id {
-        Some(id) if !second_send => apply(tx, id, status.wamid.as_str(), &[report]).await?,
+        Some(id) if !second_send => apply(tx, id, &status.wamid, &[report]).await?,
         _ => None,
     };
     Ok(Recorded {
@@ -96,12 +96,8 @@ pub async fn accept(
     at: OffsetDateTime,
 ) -> sqlx::Result<Option<String>> {
     lock(&mut *tx, [wamid], []).await?;
-    let report = Report {
-        status: if held { "held" } else { "accepted" }.to_owned(),
-        at,
-        error: None,
-    };
-    let accepted = apply(&mut *tx, message_id, wamid.as_str(), &[report]).await?;
+    let report = Report::of(if held { "held" } else { "accepted" }, at);
+    let accepted = apply(&mut *tx, message_id, wamid, &[report]).await?;
     let adopted = adopt_orphans(tx, message_id, wamid).await?;
     Ok(adopted.or(accepted))
 }
@@ -136,7 +132,7 @@ pub async fn adopt_orphans(tx: &mut PgConnection, message_id: Uuid, wamid: &Wami
             }),
         });
     }
-    apply(tx, message_id, wamid.as_str(), &reports).await
+    apply(tx, message_id, wamid, &reports).await
 }
 
 /// The message that a report is about: by wamid, else by the echo of our id.
@@ -167,11 +163,39 @@ async fn find(tx: &mut PgConnection, account_id: Uuid, status: &Status) -> sqlx:
     })
 }
 
-/// Folds reports into a message's row; writes only if that changes it. Returns the new status, if there is one.
-async fn apply(
+/// Folds reports into a message's row; writes only if that changes it. Returns the new status, if there is one. A new
+/// `failed` is a notification too.
+///
+/// # Errors
+/// The database's.
+pub async fn apply(
     tx: &mut PgConnection,
     message_id: Uuid,
-    wamid: &str,
+    wamid: &Wamid,
+    reports: &[Report],
+) -> sqlx::Result<Option<String>> {
+    let shown = apply_silently(&mut *tx, message_id, wamid, reports).await?;
+    if shown.as_deref() == Some("failed") {
+        sqlx::query(
+            "INSERT INTO notifications (kind, account_id, conversation_id, message_id, detail)
+             SELECT 'message_failed', account_id, conversation_id, id, concat_ws(' ', error_code, error_message)
+               FROM whatsapp_messages WHERE id = $1",
+        )
+        .bind(message_id)
+        .execute(tx)
+        .await?;
+    }
+    Ok(shown)
+}
+
+/// The same without a notification: for what happened long ago.
+///
+/// # Errors
+/// The database's.
+pub async fn apply_silently(
+    tx: &mut PgConnection,
+    message_id: Uuid,
+    wamid: &Wamid,
     reports: &[Report],
 ) -> sqlx::Result<Option<String>> {
     let before: Option<MessageState> = sqlx::query_as(
@@ -185,7 +209,7 @@ async fn apply(
     let Some(before) = before else { return Ok(None) };
     let mut after = before.clone();
     for report in reports {
-        after.fold(wamid, report);
+        after.fold(wamid.as_str(), report);
     }
     if after == before {
         return Ok(None);
@@ -211,18 +235,5 @@ async fn apply(
     .bind(after.failed_at)
     .execute(&mut *tx)
     .await?;
-    if after.status == before.status {
-        return Ok(None);
-    }
-    if after.status == "failed" {
-        sqlx::query(
-            "INSERT INTO notifications (kind, account_id, conversation_id, message_id, detail)
-             SELECT 'message_failed', account_id, conversation_id, id, concat_ws(' ', error_code, error_message)
-               FROM whatsapp_messages WHERE id = $1",
-        )
-        .bind(message_id)
-        .execute(tx)
-        .await?;
-    }
-    Ok(Some(after.status))
+    Ok((after.status != before.status).then_some(after.status))
 }
