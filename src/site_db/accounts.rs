@@ -86,6 +86,19 @@ pub async fn gate(pool: &Pool, account_id: Uuid) -> Result<Gate, SiteError> {
     .await?)
 }
 
+/// Why a number is held.
+#[derive(Debug, Clone, Copy)]
+pub struct Hold<'a> {
+    /// Meta's code.
+    pub code: i32,
+    /// Meta's words.
+    pub reason: &'a str,
+    /// Hash of the token that was refused.
+    pub token_sha256: &'a str,
+    /// When the first probe may go.
+    pub probe_after: Duration,
+}
+
 /// Holds a number: until another token is configured, or a probe succeeds. Returns whether it was free before; then a
 /// notification was written too.
 ///
@@ -94,10 +107,7 @@ pub async fn gate(pool: &Pool, account_id: Uuid) -> Result<Gate, SiteError> {
 pub async fn hold(
     connection: &mut PgConnection,
     account_id: Uuid,
-    code: i32,
-    reason: &str,
-    token_sha256: &str,
-    probe_after: Duration,
+    hold: &Hold<'_>,
 ) -> Result<bool, SiteError> {
     let newly = sqlx::query(
         "UPDATE public.whatsapp_accounts SET status = 'held', hold_code = $2, hold_reason = $3, held_at = now(), \
@@ -105,10 +115,10 @@ pub async fn hold(
          WHERE id = $1 AND status = 'active'",
     )
     .bind(account_id)
-    .bind(code)
-    .bind(reason)
-    .bind(token_sha256)
-    .bind(probe_after.as_secs_f64())
+    .bind(hold.code)
+    .bind(hold.reason)
+    .bind(hold.token_sha256)
+    .bind(hold.probe_after.as_secs_f64())
     .execute(&mut *connection)
     .await?
     .rows_affected()
@@ -116,7 +126,7 @@ pub async fn hold(
     if newly {
         sqlx::query("INSERT INTO public.notifications (kind, account_id, detail) VALUES ('account_held', $1, $2)")
             .bind(account_id)
-            .bind(format!("code {code}: {reason}"))
+            .bind(format!("code {}: {}", hold.code, hold.reason))
             .execute(connection)
             .await?;
     } else {
@@ -125,9 +135,9 @@ pub async fn hold(
              updated_at = now() WHERE id = $1 AND (hold_code, held_token_sha256) IS DISTINCT FROM ($2, $4)",
         )
         .bind(account_id)
-        .bind(code)
-        .bind(reason)
-        .bind(token_sha256)
+        .bind(hold.code)
+        .bind(hold.reason)
+        .bind(hold.token_sha256)
         .execute(connection)
         .await?;
     }

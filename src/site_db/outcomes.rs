@@ -8,9 +8,11 @@
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::SiteError;
+use super::{SiteError, statuses};
+use crate::whatsapp::Wamid;
 
 /// One attempt.
 #[derive(Debug, Clone, Copy)]
@@ -41,55 +43,46 @@ pub struct Problem {
     pub message: String,
 }
 
-/// Keeps statuses and outcomes of one wamid apart: without it, a status that is stored as an orphan while the outcome
-/// that would adopt it commits could be missed by both. Held until the transaction ends; the inbox takes the same lock.
+/// Meta accepted the message (`held`: and assesses its quality first). Returns the status that the row shows now, if this
+/// changed it; statuses that came before the answer are adopted.
 ///
-/// # Errors
-/// See [`SiteError`].
-pub async fn lock_wamid(connection: &mut PgConnection, wamid: &str) -> Result<(), SiteError> {
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
-        .bind(wamid)
-        .execute(connection)
-        .await?;
-    Ok(())
-}
-
-/// Meta accepted the message (`held`: and assesses its quality first). Returns whether the row's status changed by it.
+/// Without a wamid only the status is written: for the impossible case that another row has it already.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn accepted(
     connection: &mut PgConnection,
     attempt: Attempt,
-    wamid: Option<&str>,
+    wamid: Option<&Wamid>,
     held: bool,
     response: &Response,
-) -> Result<bool, SiteError> {
-    let changed: Option<bool> = sqlx::query_scalar(
-        "WITH old AS (SELECT id, status IN ('pending', 'unknown', 'cancelled') \
-             OR (status = 'sending' AND lease_owner = $2) AS ours \
-           FROM public.whatsapp_messages WHERE id = $1 FOR UPDATE) \
-         UPDATE public.whatsapp_messages m SET wamid = coalesce(m.wamid, $3), response_status = $5, response = $6, \
-           accepted_at = coalesce(m.accepted_at, now()), \
-           held_at = CASE WHEN $4 THEN coalesce(m.held_at, now()) ELSE m.held_at END, \
-           status = CASE WHEN NOT old.ours THEN m.status WHEN $4 THEN 'held' ELSE 'accepted' END, \
-           error_code = CASE WHEN old.ours THEN NULL ELSE m.error_code END, \
-           error_class = CASE WHEN old.ours THEN NULL ELSE m.error_class END, \
-           error_message = CASE WHEN old.ours THEN NULL ELSE m.error_message END, \
-           lease_owner = CASE WHEN old.ours THEN NULL ELSE m.lease_owner END, \
-           lease_until = CASE WHEN old.ours THEN NULL ELSE m.lease_until END, \
-           next_attempt_at = CASE WHEN old.ours THEN NULL ELSE m.next_attempt_at END, updated_at = now() \
-         FROM old WHERE m.id = old.id RETURNING old.ours",
+) -> Result<Option<String>, SiteError> {
+    let changed = match wamid {
+        Some(wamid) => statuses::accept(&mut *connection, attempt.id, wamid, held, OffsetDateTime::now_utc()).await?,
+        None => {
+            sqlx::query_scalar(
+                "UPDATE public.whatsapp_messages SET status = CASE WHEN $2 THEN 'held' ELSE 'accepted' END, \
+                 accepted_at = coalesce(accepted_at, now()), held_at = CASE WHEN $2 THEN now() END, updated_at = now() \
+                 WHERE id = $1 AND status IN ('pending', 'sending', 'unknown', 'cancelled') RETURNING status",
+            )
+            .bind(attempt.id)
+            .bind(held)
+            .fetch_optional(&mut *connection)
+            .await?
+        }
+    };
+    sqlx::query(
+        "UPDATE public.whatsapp_messages SET response_status = $3, response = $4, lease_owner = NULL, \
+         lease_until = NULL, next_attempt_at = NULL, updated_at = now() \
+         WHERE id = $1 AND (status <> 'sending' OR lease_owner = $2)",
     )
     .bind(attempt.id)
     .bind(attempt.lease_owner)
-    .bind(wamid)
-    .bind(held)
     .bind(response.status.map(i32::from))
     .bind(response.body.as_deref())
-    .fetch_optional(connection)
+    .execute(connection)
     .await?;
-    Ok(changed.unwrap_or(false))
+    Ok(changed)
 }
 
 /// The message failed for good. Writes a notification too. Returns whether it counted.
@@ -123,19 +116,23 @@ pub async fn failed(
     Ok(done.rows_affected() > 0)
 }
 
-/// It is certain that nothing was sent, and the message waits for another attempt after `wait`. Returns whether it
-/// counted.
-///
-/// `consumed`: whether the attempt counts towards the limit. `throttled`: whether a rate limit sent it back.
+/// How a message waits for its next attempt.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait {
+    /// At least this long.
+    pub after: Duration,
+    /// Whether the attempt counts towards the limit; else it counts as one that was sent back.
+    pub consumed: bool,
+}
+
+/// It is certain that nothing was sent, and the message waits for another attempt. Returns whether it counted.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn pending_again(
     connection: &mut PgConnection,
     attempt: Attempt,
-    wait: Duration,
-    consumed: bool,
-    throttled: bool,
+    wait: Wait,
     problem: &Problem,
     response: &Response,
 ) -> Result<bool, SiteError> {
@@ -143,15 +140,14 @@ pub async fn pending_again(
         "UPDATE public.whatsapp_messages SET status = 'pending', unknown_at = NULL, \
          next_attempt_at = now() + make_interval(secs => $3), \
          attempt = CASE WHEN $4 THEN attempt ELSE attempt - 1 END, \
-         throttles = CASE WHEN $5 THEN throttles + 1 ELSE throttles END, error_code = $6, error_class = $7, \
-         error_message = $8, response_status = $9, response = $10, lease_owner = NULL, lease_until = NULL, \
+         throttles = CASE WHEN $4 THEN throttles ELSE throttles + 1 END, error_code = $5, error_class = $6, \
+         error_message = $7, response_status = $8, response = $9, lease_owner = NULL, lease_until = NULL, \
          updated_at = now() WHERE id = $1 AND lease_owner = $2 AND status IN ('sending', 'unknown')",
     )
     .bind(attempt.id)
     .bind(attempt.lease_owner)
-    .bind(wait.as_secs_f64())
-    .bind(consumed)
-    .bind(throttled)
+    .bind(wait.after.as_secs_f64())
+    .bind(wait.consumed)
     .bind(problem.code)
     .bind(problem.class)
     .bind(&problem.message)
@@ -188,26 +184,4 @@ pub async fn unknown(
     .execute(connection)
     .await?;
     Ok(done.rows_affected() > 0)
-}
-
-/// WhatsApp knows the recipient under another id than we dialled (Brazil, Mexico): the lead learns it, unless another
-/// lead has it already.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn learn_wa_id(
-    connection: &mut PgConnection,
-    lead_id: Uuid,
-    wa_id: &str,
-) -> Result<(), SiteError> {
-    sqlx::query(
-        "UPDATE public.leads l SET wa_id = $2, phone = coalesce(l.phone, l.wa_id), updated_at = now() \
-         WHERE id = $1 AND wa_id IS DISTINCT FROM $2 \
-           AND NOT EXISTS (SELECT FROM public.leads other WHERE other.wa_id = $2)",
-    )
-    .bind(lead_id)
-    .bind(wa_id)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
