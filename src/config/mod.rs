@@ -5,6 +5,11 @@
 
 mod database_url;
 mod load;
+mod reader;
+mod schema;
+mod sections;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +17,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub use database_url::{DatabaseUrl, DatabaseUrlError, Host, SslMode};
-pub use load::{ConfigError, Problem, load};
+pub use load::{ConfigError, DEFAULTS, Problem, load};
 
 /// Everything that can be set.
 #[derive(Debug, Clone)]

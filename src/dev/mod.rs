@@ -1,1 +1,5 @@
-//! (to be written)
+//! What stands in for the outside world: throwaway Postgres clusters, for `demo` and the tests.
+//!
+//! Nothing here is reached by `run`, `serve` or `sync`: those talk to databases that somebody else keeps.
+
+pub mod postgres;

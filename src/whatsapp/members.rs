@@ -85,9 +85,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 
 /// Parses a raw value, repairing escapes that are no text (see [`repair`]) if it must.
 pub(super) fn value(raw: &RawValue) -> Option<Value> {
-    serde_json::from_str(raw.get())
-        .or_else(|_| serde_json::from_str(&repair(raw.get())))
-        .ok()
+    let json = raw.get();
+    if !json.contains("\\u0000")
+        && let Ok(value) = serde_json::from_str(json)
+    {
+        return Some(value);
+    }
+    serde_json::from_str(&repair(json)).ok()
 }
 
 /// A string, or a number written out: Meta and its clients use both for the same field.
@@ -100,7 +104,8 @@ pub(super) fn scalar(value: &Value) -> Option<String> {
 }
 
 /// Replaces lone surrogates (`\ud83d` without its other half: a text that was cut inside an emoji) by `\ufffd`. They
-/// are JSON but no text, and one of them would cost the whole message.
+/// are JSON but no text, and one of them would cost the whole message. `\u0000` goes the same way: Postgres's text and
+/// jsonb can't hold it.
 fn repair(json: &str) -> Cow<'_, str> {
     let mut repaired = String::new();
     let mut rest = json;
@@ -114,7 +119,7 @@ fn repair(json: &str) -> Cow<'_, str> {
         };
         let length = match (unit(0), unit(6)) {
             (Some(0xD800..=0xDBFF), Some(0xDC00..=0xDFFF)) => 12,
-            (Some(0xD800..=0xDFFF), _) => {
+            (Some(0 | 0xD800..=0xDFFF), _) => {
                 repaired.push_str("\\ufffd");
                 changed = true;
                 rest = &escape[6..];
@@ -147,6 +152,7 @@ mod tests {
             (r#""\\ud83d \ud83d""#, "\\ud83d \u{fffd}"),
             (r#""é\ud83dé""#, "é\u{fffd}é"),
             (r#""\ud83d\u00e9""#, "\u{fffd}é"),
+            (r#""nul \u0000 \\u0000""#, "nul \u{fffd} \\u0000"),
         ] {
             let raw: &RawValue = serde_json::from_str(json).expect("a JSON string");
             assert_eq!(value(raw), Some(Value::String(text.to_owned())), "{json}");

@@ -1,1 +1,4 @@
-//! The integration tests: one binary, real parts.
+//! The integration tests: one binary, real parts. Needs Postgres 14 or later, which it finds by itself.
+
+mod harness;
+mod postgres_clusters;

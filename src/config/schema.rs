@@ -1,0 +1,175 @@
+//! Which keys there are, and of what kind: for unknown keys, and to read environment variables.
+
+use super::load::Problem;
+
+/// What stands behind a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    /// The text itself, `{ file = … }` or `{ env = … }`.
+    Secret,
+    Integer,
+    Texts,
+    Secrets,
+    /// A list of tables with these keys.
+    Tables(&'static [(&'static str, Kind)]),
+}
+
+impl Kind {
+    pub(super) const fn description(self) -> &'static str {
+        match self {
+            Self::Text => "a text",
+            Self::Secret => "a text, { file = \"…\" } or { env = \"…\" }",
+            Self::Integer => "a whole number",
+            Self::Texts => "a list of texts",
+            Self::Secrets => "a list of texts, { file = \"…\" } or { env = \"…\" }",
+            Self::Tables(_) => "a list of tables",
+        }
+    }
+
+    pub(super) const fn example(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Secret => "{ file = \"/path\" }",
+            Self::Integer => "10",
+            Self::Texts => "[\"one\", \"two\"]",
+            Self::Secrets => "[{ file = \"/path\" }]",
+            Self::Tables(_) => "[{ key = \"text\" }, { key = \"text\" }]",
+        }
+    }
+}
+
+/// `[[whatsapp.accounts]]`
+const ACCOUNT: &[(&str, Kind)] = &[
+    ("phone_number_id", Kind::Text),
+    ("waba_id", Kind::Text),
+    ("access_token", Kind::Secret),
+    ("messages_per_second", Kind::Integer),
+];
+
+/// `[[auth.tokens]]`
+const TOKEN: &[(&str, Kind)] = &[("name", Kind::Text), ("sha256", Kind::Text)];
+
+/// Every key. `config/default.toml` names the same, which a test holds.
+pub(super) const KEYS: &[(&str, Kind)] = &[
+    // A URL may hold a password.
+    ("site.url", Kind::Secret),
+    ("site.max_connections", Kind::Integer),
+    ("agent.url", Kind::Secret),
+    ("sync.publication", Kind::Text),
+    ("sync.slot", Kind::Text),
+    ("sync.tables", Kind::Texts),
+    ("sync.batch_rows", Kind::Integer),
+    ("sync.batch_bytes", Kind::Integer),
+    ("sync.copy_chunk_rows", Kind::Integer),
+    ("sync.copy_workers", Kind::Integer),
+    ("sync.retry_initial_ms", Kind::Integer),
+    ("sync.retry_max_ms", Kind::Integer),
+    ("sync.max_failed_rows", Kind::Integer),
+    ("sync.reconnect_initial_ms", Kind::Integer),
+    ("sync.reconnect_max_ms", Kind::Integer),
+    ("http.listen", Kind::Text),
+    ("http.max_body_bytes", Kind::Integer),
+    ("http.send_wait_ms", Kind::Integer),
+    ("admin.listen", Kind::Text),
+    ("whatsapp.graph_url", Kind::Text),
+    ("whatsapp.api_version", Kind::Text),
+    ("whatsapp.app_secrets", Kind::Secrets),
+    ("whatsapp.verify_token", Kind::Secret),
+    ("whatsapp.send_timeout_ms", Kind::Integer),
+    ("whatsapp.max_attempts", Kind::Integer),
+    ("whatsapp.retry_initial_ms", Kind::Integer),
+    ("whatsapp.retry_max_ms", Kind::Integer),
+    ("whatsapp.hold_probe_ms", Kind::Integer),
+    ("whatsapp.accounts", Kind::Tables(ACCOUNT)),
+    ("auth.tokens", Kind::Tables(TOKEN)),
+    ("log.format", Kind::Text),
+    ("log.filter", Kind::Text),
+];
+
+pub(super) fn kind_of(key: &str) -> Option<Kind> {
+    KEYS.iter().find(|(known, _)| *known == key).map(|&(_, kind)| kind)
+}
+
+/// Reports every key of a file that does not exist.
+pub(super) fn find_unknown(file: &toml::Table, problems: &mut Vec<Problem>) {
+    for (section, value) in file {
+        let prefix = format!("{section}.");
+        if !KEYS.iter().any(|(key, _)| key.starts_with(&prefix)) {
+            problems.push(unknown_section(section));
+            continue;
+        }
+        let Some(fields) = value.as_table() else {
+            problems.push(Problem {
+                key: section.clone(),
+                what: "must be a section".to_owned(),
+                remedy: format!("write [{section}] and its keys below"),
+            });
+            continue;
+        };
+        for (field, value) in fields {
+            let key = format!("{prefix}{field}");
+            match kind_of(&key) {
+                None => problems.push(unknown(&key, &key, str::to_owned)),
+                Some(Kind::Tables(columns)) => {
+                    for (index, table) in value.as_array().into_iter().flatten().enumerate() {
+                        find_unknown_columns(&key, index, table, columns, problems);
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn find_unknown_columns(
+    key: &str,
+    index: usize,
+    table: &toml::Value,
+    columns: &[(&str, Kind)],
+    problems: &mut Vec<Problem>,
+) {
+    for name in table.as_table().into_iter().flat_map(toml::Table::keys) {
+        if columns.iter().all(|(column, _)| column != name) {
+            problems.push(Problem {
+                key: format!("{key}[{index}].{name}"),
+                what: "there is no such key".to_owned(),
+                remedy: remedy(closest(name, columns.iter().map(|&(column, _)| column))),
+            });
+        }
+    }
+}
+
+/// The problem with a key (or variable, as `name`) that does not exist; `show` says how a known key is written there.
+pub(super) fn unknown(name: &str, key: &str, show: impl Fn(&str) -> String) -> Problem {
+    Problem {
+        key: name.to_owned(),
+        what: "there is no such key".to_owned(),
+        remedy: remedy(closest(key, KEYS.iter().map(|&(known, _)| known)).map(|known| show(&known))),
+    }
+}
+
+fn unknown_section(section: &str) -> Problem {
+    let sections = KEYS.iter().filter_map(|(key, _)| Some(key.split_once('.')?.0));
+    Problem {
+        key: section.to_owned(),
+        what: "there is no such section".to_owned(),
+        remedy: remedy(closest(section, sections).map(|known| format!("[{known}]"))),
+    }
+}
+
+fn remedy(meant: Option<String>) -> String {
+    meant.map_or_else(
+        || "take it out; config/default.toml lists every key".to_owned(),
+        |meant| format!("did you mean {meant}?"),
+    )
+}
+
+/// The name that was probably meant. 0.7 lets a few typed letters be wrong but not a whole word.
+fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    known
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
+        .filter(|&(likeness, _)| likeness >= 0.7)
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .map(|(_, candidate)| candidate.to_owned())
+}

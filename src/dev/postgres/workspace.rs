@@ -1,0 +1,254 @@
+//! The temporary folder of one cluster: whose it is, how it is locked, and who removes it when we cannot.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use nix::unistd::{Uid, User, geteuid};
+use rand::Rng;
+
+/// What the folders' names begin with. Short: a Unix socket's path may have 107 bytes.
+const PREFIX: &str = "twinlog-pg-";
+
+/// The file that is locked as long as we live.
+const LOCK: &str = "owner.lock";
+
+/// Reads process ids from its standard input, the last of which is the one that runs now (empty: none), until the input
+/// ends: then we are gone, however that came about. Stops that process's group and removes the folder.
+///
+/// SIGQUIT is Postgres's immediate shutdown: it ends its children too and frees its shared memory. 50 × 0.1 s is what
+/// Postgres itself gives its children (5 s) before it kills them.
+const WATCHDOG: &str = r#"
+trap '' HUP INT TERM
+child=
+while read -r line; do child=$line; done
+if [ -n "$child" ]; then
+    kill -s QUIT "$child" 2>/dev/null
+    n=0
+    while kill -0 "$child" 2>/dev/null && [ "$n" -lt 50 ]; do
+        sleep 0.1
+        n=$((n + 1))
+    done
+    kill -s KILL "-$child" 2>/dev/null
+fi
+rm -rf -- "$1"
+"#;
+
+/// A folder that is removed when this is dropped, or when this process ends.
+#[derive(Debug)]
+pub(super) struct Workspace {
+    path: PathBuf,
+    account: Option<Account>,
+    /// Held, never read: the lock ends with us.
+    _lock: File,
+    watchdog: Child,
+    pipe: Option<ChildStdin>,
+}
+
+/// The user that the server runs as where we are root: Postgres refuses to be.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl Workspace {
+    /// Makes a folder and its watchdog, after sweeping those that dead processes left.
+    pub(super) fn create() -> io::Result<Self> {
+        let account = account()?;
+        let parent = parent(account);
+        sweep(&parent, account);
+        let path = parent.join(format!("{PREFIX}{:08x}", rand::rng().random::<u32>()));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        match Self::furnish(path.clone(), account) {
+            Ok(workspace) => Ok(workspace),
+            Err(error) => {
+                let _ = std::fs::remove_dir_all(&path);
+                Err(error)
+            }
+        }
+    }
+
+    fn furnish(path: PathBuf, account: Option<Account>) -> io::Result<Self> {
+        if let Some(Account { uid, gid }) = account {
+            chown(&path, Some(uid), Some(gid))?;
+        }
+        // The sweep looks only at folders that have the file: it must be locked before it has that name.
+        let lock = File::create(path.join("lock"))?;
+        lock.try_lock()?;
+        std::fs::rename(path.join("lock"), path.join(LOCK))?;
+        let mut watchdog = command(Path::new("sh"), account)
+            .args(["-c", WATCHDOG, "twinlog-watchdog"])
+            .arg(&path)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pipe = watchdog.stdin.take();
+        Ok(Self {
+            path,
+            account,
+            _lock: lock,
+            watchdog,
+            pipe,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A program that will run in this folder, as the right user, in a process group of its own: a Ctrl-C in the
+    /// terminal is ours to handle.
+    pub(super) fn command(&self, program: &Path) -> Command {
+        let mut command = command(program, self.account);
+        command.current_dir(&self.path).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a program of [`Self::command`] and puts it under the watchdog.
+    pub(super) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        let child = command.spawn()?;
+        self.tell_watchdog(&child.id().to_string());
+        Ok(child)
+    }
+
+    /// Tells the watchdog that nothing runs any more, so that it never stops a stranger with a reused id.
+    pub(super) fn rest(&self) {
+        self.tell_watchdog("");
+    }
+
+    /// Writes a file that only the server's user may read.
+    pub(super) fn write(&self, name: &str, contents: &[u8]) -> io::Result<PathBuf> {
+        let path = self.path.join(name);
+        let mut file = File::create(&path)?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+        file.write_all(contents)?;
+        if let Some(Account { uid, gid }) = self.account {
+            chown(&path, Some(uid), Some(gid))?;
+        }
+        Ok(path)
+    }
+
+    fn tell_watchdog(&self, line: &str) {
+        // A watchdog that somebody killed costs the safety net, not the work: the sweep is the second one.
+        if let Some(mut pipe) = self.pipe.as_ref() {
+            let _ = writeln!(pipe, "{line}");
+        }
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+        drop(self.pipe.take());
+        let _ = self.watchdog.wait();
+    }
+}
+
+fn command(program: &Path, account: Option<Account>) -> Command {
+    let mut command = Command::new(program);
+    command.process_group(0).env("LC_ALL", "C");
+    // PGDATA, PGPORT and the like are meant for another server.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PG") {
+            command.env_remove(name);
+        }
+    }
+    if let Some(Account { uid, gid }) = account {
+        // `uid` drops root's supplementary groups as well.
+        command.uid(uid).gid(gid);
+    }
+    command
+}
+
+fn account() -> io::Result<Option<Account>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    for name in ["postgres", "nobody"] {
+        if let Some(user) = User::from_name(name).map_err(io::Error::from)? {
+            return Ok(Some(Account {
+                uid: user.uid.as_raw(),
+                gid: user.gid.as_raw(),
+            }));
+        }
+    }
+    Err(io::Error::other(
+        "Postgres does not run as root, and there is neither a user postgres nor a user nobody",
+    ))
+}
+
+/// The folder for temporary files; as root one that the other user can enter (a private TMPDIR is not).
+fn parent(account: Option<Account>) -> PathBuf {
+    let folder = std::env::temp_dir();
+    let open = |path: &Path| path.metadata().is_ok_and(|metadata| metadata.mode() & 0o001 != 0);
+    if account.is_some() && !folder.ancestors().all(open) {
+        return PathBuf::from("/tmp");
+    }
+    folder
+}
+
+/// Removes folders whose owner is gone and whose watchdog was killed too. A server that still runs in one ends by itself:
+/// a postmaster looks for its lock file once a minute.
+fn sweep(parent: &Path, account: Option<Account>) {
+    let ours = account.map_or_else(|| geteuid().as_raw(), |account| account.uid);
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let owned = |uid: u32| uid == ours || Uid::from_raw(uid) == geteuid();
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX)
+            || !path
+                .symlink_metadata()
+                .is_ok_and(|metadata| metadata.is_dir() && owned(metadata.uid()))
+        {
+            continue;
+        }
+        let Ok(lock) = File::open(path.join(LOCK)) else {
+            continue;
+        };
+        if lock.try_lock().is_ok() {
+            tracing::debug!(folder = %path.display(), "removing the cluster of a dead process");
+            let _ = std::fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_workspace_leaves_nothing() {
+        let workspace = Workspace::create().unwrap();
+        let path = workspace.path().to_owned();
+        workspace.write("file", b"x").unwrap();
+        assert!(path.join("file").is_file());
+        drop(workspace);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_sweep_takes_the_dead_and_spares_the_living() {
+        let living = Workspace::create().unwrap();
+        let dead = living
+            .path()
+            .parent()
+            .unwrap()
+            .join(format!("{PREFIX}{:08x}", rand::rng().random::<u32>()));
+        std::fs::create_dir(&dead).unwrap();
+        let unfinished = living.path().with_extension("unfinished");
+        std::fs::create_dir(&unfinished).unwrap();
+        File::create(dead.join(LOCK)).unwrap();
+
+        let other = Workspace::create().unwrap();
+
+        assert!(!dead.exists());
+        assert!(living.path().exists() && other.path().exists());
+        assert!(unfinished.exists(), "one that is being made has no lock file yet");
+        std::fs::remove_dir(unfinished).unwrap();
+    }
+}
