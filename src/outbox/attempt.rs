@@ -66,7 +66,10 @@ async fn call(shared: &Shared, sender: &Sender, attempt: &Attempt) -> (Answer, R
     // After a long stall (a suspended machine) another server may have swept the lease: don't begin what it takes for
     // ended.
     if attempt.claimed_at.elapsed() > super::LEASE_SLACK / 2 {
-        return (Answer::NotSent("this process stalled before the call"), Response::default());
+        return (
+            Answer::NotSent("this process stalled before the call"),
+            Response::default(),
+        );
     }
     let request = message.request.as_deref().unwrap_or_default();
     let body = match send::with_opaque(request, OpaqueId(message.id)) {
@@ -132,7 +135,7 @@ async fn commit(shared: &Shared, sender: &Sender, attempt: &Attempt, next: &Next
             commit_once(shared, sender, attempt, next, response, with_wamid),
         )
         .await
-        .unwrap_or(Err(SiteError::Unreachable(sqlx::Error::PoolTimedOut)));
+        .unwrap_or(Err(SiteError::timed_out()));
         let error = match tried {
             Ok(reached) => break Some(reached),
             Err(error) => error,
@@ -293,7 +296,9 @@ async fn commit_once(
             %phone_number_id, %message_id, %conversation_id, why,
             "PERSISTENCE: it is not known whether the message was sent; its status will tell"
         ),
-        _ => tracing::debug!(%phone_number_id, %message_id, reached = reached.map(MessageStatus::as_str), "attempt ended"),
+        _ => {
+            tracing::debug!(%phone_number_id, %message_id, reached = reached.map(MessageStatus::as_str), "attempt ended")
+        }
     }
     if released {
         metrics::set_account_degraded(phone_number_id, false);

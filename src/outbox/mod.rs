@@ -291,7 +291,9 @@ impl Shared {
         loop {
             let told = ticket.told();
             let found = messages::find(&self.pool, id).await?;
-            let sending = found.as_ref().is_some_and(|message| message.status == MessageStatus::Sending);
+            let sending = found
+                .as_ref()
+                .is_some_and(|message| message.status == MessageStatus::Sending);
             if !sending || tokio::time::Instant::now() >= deadline {
                 return Ok(found);
             }

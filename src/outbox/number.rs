@@ -161,7 +161,9 @@ impl Number {
                 return Ok(Round::Idle(POLL));
             }
             self.allow(1).await;
-            let claimed = self.start(account_id, 1, Some(self.shared.config.whatsapp.hold_probe)).await?;
+            let claimed = self
+                .start(account_id, 1, Some(self.shared.config.whatsapp.hold_probe))
+                .await?;
             self.allowances -= claimed.min(self.allowances);
             return Ok(Round::Idle(POLL));
         }

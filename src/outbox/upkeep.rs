@@ -39,7 +39,11 @@ pub(super) async fn run(shared: Arc<Shared>, health: Component) {
                     json!({"sent_unrecorded": shared.unrecorded.load(Ordering::Relaxed)}),
                 );
                 if !failing {
-                    tracing::warn!(sqlstate = error.sqlstate(), hint = error.hint(), "PERSISTENCE: the outbox's upkeep failed: {error}");
+                    tracing::warn!(
+                        sqlstate = error.sqlstate(),
+                        hint = error.hint(),
+                        "PERSISTENCE: the outbox's upkeep failed: {error}"
+                    );
                 }
                 failing = true;
             }

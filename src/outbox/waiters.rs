@@ -13,16 +13,19 @@ use uuid::Uuid;
 /// nothing to Postgres.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// By message: how many wait, and what wakes them.
+type All = HashMap<Uuid, (usize, Arc<Notify>)>;
+
 /// The registry; bounded by the number of requests that wait.
 #[derive(Debug, Default)]
-pub(super) struct Waiters(Arc<Mutex<HashMap<Uuid, (usize, Arc<Notify>)>>>);
+pub(super) struct Waiters(Arc<Mutex<All>>);
 
 /// A place in the registry, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Ticket {
     id: Uuid,
     notify: Arc<Notify>,
-    all: Arc<Mutex<HashMap<Uuid, (usize, Arc<Notify>)>>>,
+    all: Arc<Mutex<All>>,
 }
 
 impl Waiters {

@@ -104,11 +104,7 @@ pub struct Hold<'a> {
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn hold(
-    connection: &mut PgConnection,
-    account_id: Uuid,
-    hold: &Hold<'_>,
-) -> Result<bool, SiteError> {
+pub async fn hold(connection: &mut PgConnection, account_id: Uuid, hold: &Hold<'_>) -> Result<bool, SiteError> {
     let newly = sqlx::query(
         "UPDATE public.whatsapp_accounts SET status = 'held', hold_code = $2, hold_reason = $3, held_at = now(), \
          held_token_sha256 = $4, probe_at = now() + make_interval(secs => $5), updated_at = now() \

@@ -43,6 +43,12 @@ impl From<sqlx::Error> for SiteError {
 }
 
 impl SiteError {
+    /// No answer within the caller's patience.
+    #[must_use]
+    pub const fn timed_out() -> Self {
+        Self::Unreachable(sqlx::Error::PoolTimedOut)
+    }
+
     /// Whose fault it is: the one table in [`crate::retry`].
     #[must_use]
     pub fn disposition(&self) -> Disposition {
