@@ -1,4 +1,5 @@
 //! The integration tests: one binary, real parts. Needs Postgres 14 or later, which it finds by itself.
 
+mod command_line;
 mod harness;
 mod postgres_clusters;

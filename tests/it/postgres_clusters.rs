@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
@@ -147,7 +148,7 @@ async fn every_test_gets_two_fresh_databases_and_leaves_no_slot() {
             ))
             .await
             .unwrap();
-        (db.site.name.clone(), db.site.cluster.clone())
+        (db.site.name.clone(), Arc::clone(&db.site.cluster))
     };
     let client = cluster.client("postgres").await.unwrap();
     let left: i64 = client
@@ -192,8 +193,17 @@ async fn the_proxy_holds_delays_and_cuts() {
     assert!(start.elapsed() >= Duration::from_millis(50));
     proxy.latency(Direction::ToServer, Duration::ZERO);
 
+    proxy.half_open();
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), client.simple_query("SELECT 1"))
+            .await
+            .is_err()
+    );
+
     proxy.cut();
     assert!(client.simple_query("SELECT 1").await.is_err());
+    proxy.release(Direction::ToServer);
+    proxy.release(Direction::ToClient);
     let client = connect().await.unwrap();
     proxy.cut_after(Direction::ToClient, 1000);
     assert!(client.simple_query("SELECT repeat('x', 100000)").await.is_err());
