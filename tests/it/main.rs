@@ -4,5 +4,6 @@ mod architecture;
 mod command_line;
 mod harness;
 mod postgres_clusters;
+mod server;
 mod sync;
 mod wire;
