@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 use super::{Global, Outcome, admin, systemd};
 use crate::config::{Config, Needs};
 use crate::health::Health;
-use crate::{replication, shutdown};
+use crate::{http, replication, shutdown};
 
 /// Which halves a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +38,14 @@ impl Halves {
 pub(super) async fn run(global: &Global, halves: Halves) -> anyhow::Result<Outcome> {
     let config = Arc::new(global.start(halves.needs())?);
     let stop = shutdown::on_signal().context("listen for signals")?;
-    let running = Running::start(config, halves, &stop).await?;
-    stop.cancelled().await;
+    let mut running = Running::start(config, halves, &stop).await?;
+    let failed = tokio::select! {
+        () = stop.cancelled() => None,
+        error = running.failed() => Some(error),
+    };
     info!("stopping");
-    running.join().await
+    let outcome = running.join().await?;
+    failed.map_or(Ok(outcome), Err)
 }
 
 /// The parts of a process, started and listening.
@@ -70,8 +74,10 @@ impl Running {
             let listener = listen(config.http.listen, "http.listen").await?;
             http = Some(listener.local_addr()?);
             let (config, health, stop) = (Arc::clone(&config), health.clone(), stop.clone());
-            drop(listener); // SERVER
-            let _ = (config, health, stop);
+            parts.spawn(async move {
+                let ended = Box::pin(http::run_server(config, health, listener, stop)).await;
+                ("server", ended.map_err(Into::into))
+            });
         }
         if halves != Halves::Server {
             let (config, health, stop) = (Arc::clone(&config), health.clone(), stop.clone());

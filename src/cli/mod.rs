@@ -53,6 +53,10 @@ enum Command {
     ///
     /// Safe to repeat, and safe to run from several machines at once.
     Migrate(migrate::Arguments),
+    /// Runs the server and the daemon in one process
+    Run,
+    /// Runs the server: the API and the webhook
+    Serve,
     /// Runs the daemon: the Site DB's changes into the Agent DB
     Sync,
     /// Shows lag, slot, tables and failed rows; exits 1 if anything is not well
@@ -113,6 +117,8 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Migrate(arguments) => Box::pin(migrate::run(&cli.global, &arguments)).await,
+        Command::Run => Box::pin(daemon::run(&cli.global, Halves::Both)).await,
+        Command::Serve => Box::pin(daemon::run(&cli.global, Halves::Server)).await,
         Command::Sync => Box::pin(daemon::run(&cli.global, Halves::Daemon)).await,
         Command::Status(arguments) => Box::pin(status::run(&cli.global, &arguments)).await,
         Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,

@@ -9,7 +9,7 @@ use twinlog::failpoint::name;
 
 use super::{accounting, on_both, quick, start_sync, until_equal};
 use crate::harness::{ConfigFile, Databases, Process, SOON, databases, eventually, private_databases};
-use twinlog::dev::postgres::Settings;
+use twinlog::dev::postgres::{Settings, Shutdown};
 
 const TABLES: &[&str] = &["notes", "links"];
 const SCHEMA: &str = "
@@ -104,7 +104,10 @@ async fn a_daemon_killed_at_each_durability_edge_converges() {
     let db = databases().await;
     on_both(&db, SCHEMA).await;
     // A row that is refused, so that parking is reached as well.
-    db.agent.batch_execute("ALTER TABLE notes ADD CONSTRAINT no_seven CHECK (id <> 7)").await.unwrap();
+    db.agent
+        .batch_execute("ALTER TABLE notes ADD CONSTRAINT no_seven CHECK (id <> 7)")
+        .await
+        .unwrap();
     let config = quick(&db);
     let traffic = Traffic::start(&db);
     for point in [
@@ -125,7 +128,10 @@ async fn a_daemon_killed_at_each_durability_edge_converges() {
     }
     let mut daemon = Process::start(&config, &["sync"], "agent.before_commit=20*off->return(abort)");
     daemon.wait(SOON).await;
-    db.agent.batch_execute("ALTER TABLE notes DROP CONSTRAINT no_seven").await.unwrap();
+    db.agent
+        .batch_execute("ALTER TABLE notes DROP CONSTRAINT no_seven")
+        .await
+        .unwrap();
     let _daemon = start_sync(&config).await;
     traffic.more(20).await;
     traffic.end().await;
@@ -158,20 +164,21 @@ async fn a_walsender_that_is_killed_is_replaced_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn either_server_may_crash_and_come_back_in_the_middle_of_traffic() {
-    let db = private_databases(Settings::default(), Settings::default()).await;
+    let mut db = private_databases(Settings::default(), Settings::default()).await;
     on_both(&db, SCHEMA).await;
     let config: ConfigFile = quick(&db);
     let traffic = Traffic::start(&db);
     let mut daemon = start_sync(&config).await;
     traffic.more(50).await;
     for _ in 0..2 {
-        db.agent.cluster.crash_and_restart().await;
+        db.agent.cluster.restart(Shutdown::Kill).await.unwrap();
         traffic.more(50).await;
-        db.site.cluster.crash_and_restart().await;
+        db.site.cluster.restart(Shutdown::Immediate).await.unwrap();
         traffic.more(50).await;
     }
     traffic.end().await;
-    let db = db.reconnected().await;
+    db.site.reconnect().await;
+    db.agent.reconnect().await;
     until_equal(&db, TABLES, Duration::from_secs(40)).await;
     balanced(&db).await;
     assert!(daemon.is_running());
@@ -191,11 +198,22 @@ async fn a_clean_stop_acknowledges_everything_and_exits_0_within_the_grace_perio
     traffic.end().await;
     let row = db
         .site
-        .query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1", &[&db.site.name])
+        .query_one(
+            "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1",
+            &[&db.site.name],
+        )
         .await
         .unwrap();
-    let checkpoint = db.agent.query_one("SELECT end_lsn::text FROM twinlog.checkpoint", &[]).await.unwrap();
-    assert_eq!(row.get::<_, String>(0), checkpoint.get::<_, String>(0), "what is durable is acknowledged");
+    let checkpoint = db
+        .agent
+        .query_one("SELECT end_lsn::text FROM twinlog.checkpoint", &[])
+        .await
+        .unwrap();
+    assert_eq!(
+        row.get::<_, String>(0),
+        checkpoint.get::<_, String>(0),
+        "what is durable is acknowledged"
+    );
     let _daemon = start_sync(&config).await;
     until_equal(&db, TABLES, SOON).await;
 }
