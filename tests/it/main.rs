@@ -4,3 +4,4 @@ mod architecture;
 mod command_line;
 mod harness;
 mod postgres_clusters;
+mod systemd;
