@@ -175,7 +175,7 @@ async fn an_older_binary_leaves_a_newer_database_alone_and_a_changed_migration_i
 
 #[tokio::test]
 async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
-    let mut db = private_databases(Settings::default(), Settings::default().durable()).await;
+    let mut db = private_databases(Settings::default(), Settings::default()).await;
     db.agent.cluster.stop(Shutdown::Immediate).await.unwrap();
     let config = ConfigFile::new(&db, "log.filter = \"warn\"");
     let mut process = Process::start(&config, &["--log-format", "json", "migrate"], "");

@@ -6,4 +6,5 @@ mod harness;
 mod postgres_clusters;
 mod server;
 mod sync;
+mod systemd;
 mod wire;

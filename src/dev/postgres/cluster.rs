@@ -407,10 +407,6 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a drop cannot await, and must not outlive the folder it cleans"
-    )]
     fn drop(&mut self) {
         // The data are about to be removed: no need for a checkpoint, nor to wait for anybody's WAL sender.
         for (signal, patience) in escalation(Shutdown::Immediate) {

@@ -12,7 +12,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The server programs' folder, instead of the search ([`find`]).
+    /// The server programs' folder, instead of the search ([`find()`](super::find())).
     #[must_use]
     pub fn bin(mut self, folder: impl Into<PathBuf>) -> Self {
         self.bin = Some(folder.into());
