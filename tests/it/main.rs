@@ -3,4 +3,5 @@
 mod architecture;
 mod command_line;
 mod harness;
+mod inbox;
 mod postgres_clusters;
