@@ -18,6 +18,7 @@ use super::store::{self, Event, Origin};
 use crate::failpoint;
 use crate::metrics;
 use crate::retry::{Disposition, disposition};
+use crate::site_db::MessageStatus;
 use crate::site_db::links::{learn_recipient, link};
 use crate::site_db::locks::lock;
 use crate::site_db::statuses::{self, adopt_orphans};
@@ -39,12 +40,11 @@ pub(super) struct Processed {
     pub(super) failures: Vec<Value>,
 }
 
-/// Why an event could not be processed now.
-#[derive(Debug)]
-pub(super) struct Postponed {
-    /// The event, if one was claimed.
-    pub(super) event: Option<(Uuid, i32)>,
-    pub(super) error: sqlx::Error,
+/// The event that is being processed, and how often it was tried.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim {
+    pub(super) event_id: Uuid,
+    pub(super) attempts: i32,
 }
 
 /// What a committed portion makes known.
@@ -57,19 +57,14 @@ struct Effects {
     failures: Vec<Value>,
 }
 
-/// Claims an event and processes it; `None` if none is due.
-pub(super) async fn next(pool: &PgPool) -> Result<Option<Processed>, Postponed> {
-    let idle = |error| Postponed { event: None, error };
-    let mut tx = pool.begin().await.map_err(idle)?;
-    let Some(event) = store::claim_event(&mut tx).await.map_err(idle)? else {
+/// Claims an event and processes it; `None` if none is due. Says in `claim` which one, for the case that it fails.
+pub(super) async fn next(pool: &PgPool, claim: &mut Option<Claim>) -> sqlx::Result<Option<Processed>> {
+    let mut tx = pool.begin().await?;
+    let Some(event) = store::claim_event(&mut tx).await? else {
         return Ok(None);
     };
-    let (id, attempts) = (event.id, event.attempts);
-    let postponed = |error| Postponed {
-        event: Some((id, attempts)),
-        error,
-    };
-    let Event { body, .. } = event;
+    let Event { id, body, attempts } = event;
+    *claim = Some(Claim { event_id: id, attempts });
     let parts = parse(&body);
     drop(body);
     let mut processed = Processed {
@@ -89,9 +84,7 @@ pub(super) async fn next(pool: &PgPool) -> Result<Option<Processed>, Postponed> 
     let mut done = 0;
     loop {
         let portion = portions.next().unwrap_or_default();
-        let effects = Box::pin(process_portion(&mut tx, done, portion))
-            .await
-            .map_err(postponed)?;
+        let effects = Box::pin(process_portion(&mut tx, done, portion)).await?;
         done += portion.len();
         processed.failures.extend(effects.failures);
         let last = portions.peek().is_none();
@@ -104,17 +97,15 @@ pub(super) async fn next(pool: &PgPool) -> Result<Option<Processed>, Postponed> 
                 i32::try_from(processed.protocol).unwrap_or(i32::MAX),
                 failures.as_ref(),
             )
-            .await
-            .map_err(postponed)?;
+            .await?;
         } else {
-            store::postpone_event(&mut tx, id, LEASE_SECONDS)
-                .await
-                .map_err(postponed)?;
+            store::postpone_event(&mut tx, id, LEASE_SECONDS).await?;
         }
         failpoint::reach(failpoint::name::INBOX_BEFORE_COMMIT);
-        tx.commit().await.map_err(postponed)?;
+        tx.commit().await?;
         for (direction, status) in &effects.counted {
-            metrics::count_message(direction, statuses::known(status));
+            let status = status.parse().map_or("other", MessageStatus::as_str);
+            metrics::count_message(direction, status);
         }
         let now = OffsetDateTime::now_utc();
         for number in effects.real.values() {
@@ -123,7 +114,7 @@ pub(super) async fn next(pool: &PgPool) -> Result<Option<Processed>, Postponed> 
         if last {
             return Ok(Some(processed));
         }
-        tx = pool.begin().await.map_err(postponed)?;
+        tx = pool.begin().await?;
     }
 }
 

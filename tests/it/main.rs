@@ -3,6 +3,7 @@
 mod architecture;
 mod command_line;
 mod harness;
+mod inbox;
 mod postgres_clusters;
 mod server;
 mod sync;
