@@ -9,6 +9,7 @@ pub mod admin;
 pub mod systemd;
 
 mod daemon;
+mod demo;
 mod failed;
 mod logging;
 mod migrate;
@@ -49,6 +50,11 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Shows everything at work on this machine, from nothing, and proves it
+    ///
+    /// Starts two throwaway Postgres clusters and a simulator of Meta's Graph API, runs server and daemon on them, sends and
+    /// receives real traffic, and compares both databases and the simulator's ledger at the end. Exits 1 if anything differs.
+    Demo(demo::Arguments),
     /// Creates or updates Twinlog's tables
     ///
     /// Safe to repeat, and safe to run from several machines at once.
@@ -117,6 +123,7 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Migrate(arguments) => Box::pin(migrate::run(&cli.global, &arguments)).await,
+        Command::Demo(arguments) => Box::pin(demo::run(&arguments, cli.global.log_format)).await,
         Command::Run => Box::pin(daemon::run(&cli.global, Halves::Both)).await,
         Command::Serve => Box::pin(daemon::run(&cli.global, Halves::Server)).await,
         Command::Sync => Box::pin(daemon::run(&cli.global, Halves::Daemon)).await,
