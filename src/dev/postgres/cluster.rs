@@ -228,7 +228,7 @@ impl Cluster {
     /// # Errors
     /// The server does not run or does not take it.
     pub async fn set(&self, name: &str, value: &str) -> Result<(), ClusterError> {
-        self.lock().parameters.insert(name.to_owned(), value.to_owned());
+        let previous = self.lock().parameters.insert(name.to_owned(), value.to_owned());
         self.write_parameters()?;
         let loaded = "SELECT pg_conf_load_time()::text";
         let client = self.client("postgres").await?;
@@ -237,9 +237,22 @@ impl Cluster {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             // A session takes the time over from the postmaster that forked it.
-            let now: String = self.client("postgres").await?.query_one(loaded, &[]).await?.get(0);
+            let client = self.client("postgres").await?;
+            let now: String = client.query_one(loaded, &[]).await?.get(0);
             if now != before {
-                return Ok(());
+                // One that waits for a restart is listed as an error too.
+                let refused = "SELECT error FROM pg_file_settings WHERE name = $1 AND error IS NOT NULL
+                    AND NOT EXISTS (SELECT FROM pg_settings WHERE pg_settings.name = $1 AND pending_restart)";
+                if client.query_opt(refused, &[&name]).await?.is_none() {
+                    return Ok(());
+                }
+                // The next start must not fail on it.
+                match previous {
+                    Some(previous) => self.lock().parameters.insert(name.to_owned(), previous),
+                    None => self.lock().parameters.remove(name),
+                };
+                self.write_parameters()?;
+                return Err(ClusterError::Parameter(name.to_owned(), self.log_tail()));
             }
             if Instant::now() > deadline {
                 return Err(ClusterError::Parameter(name.to_owned(), self.log_tail()));
