@@ -15,6 +15,7 @@ mod logging;
 mod migrate;
 mod report;
 mod resync;
+mod simulate;
 mod status;
 
 use std::path::PathBuf;
@@ -71,6 +72,11 @@ enum Command {
     Resync(resync::Arguments),
     /// Parked rows: what the Agent DB refused
     Failed(failed::Arguments),
+    /// Runs the simulator of Meta's Graph API alone, to try a client without a business number
+    ///
+    /// It accepts what Meta would, reports statuses to the callback, lets people write, and fails on demand: its switches
+    /// are HTTP routes, which it prints. Needs no configuration and no database.
+    Simulate(simulate::Arguments),
 }
 
 /// How a command ended that did not fail.
@@ -130,6 +136,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Status(arguments) => Box::pin(status::run(&cli.global, &arguments)).await,
         Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,
         Command::Failed(arguments) => Box::pin(failed::run(&cli.global, &arguments)).await,
+        Command::Simulate(arguments) => Box::pin(simulate::run(&arguments, cli.global.log_format)).await,
     }
 }
 

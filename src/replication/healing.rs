@@ -13,7 +13,6 @@ use crate::change::{Key, TableName};
 use crate::config::Config;
 use crate::copy::board::Board;
 use crate::copy::{Reader, Source, SourceTable};
-use crate::metrics;
 
 use super::copying::describe;
 use super::error::SyncError;
@@ -75,7 +74,6 @@ impl Healing {
                 Box::pin(reader.heal(&keys)).await?;
                 let healed = self.view.total().healed.saturating_sub(before);
                 let refused = (keys.len() as u64).saturating_sub(healed);
-                metrics::count_retries("failed", refused);
                 debug!(table = %table.table, healed, refused, "parked rows tried again");
             }
         }
