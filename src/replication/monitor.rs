@@ -32,6 +32,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a database may take to answer before it counts as out of reach.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long what the sample covers may take to become durable, before it counts as late: under steady traffic something is
+/// always on its way, and without this the delay would read as the time since the last sample, a second, rather than 0.
+const SETTLING: Duration = Duration::from_millis(200);
+
 /// What the source says about its log and our slot.
 struct Sample {
     end: Lsn,
@@ -96,6 +100,7 @@ impl Monitor {
             self.view
                 .set_clock_offset(PgTimestamp::from_datetime(sample.clock).0 + half - PgTimestamp::now().0);
             self.delay.sample(asked, sample.end);
+            self.settle(sample.end).await;
         }
         let (durable, settled) = (self.view.durable_lsn(), self.view.settled_lsn());
         let delay = self
@@ -139,6 +144,17 @@ impl Monitor {
         if !matches!(timeout(PATIENCE, self.report(report)).await, Ok(Some(()))) {
             self.agent = None;
         }
+    }
+
+    /// Waits a moment for everything up to the source's end of log, as it was just seen, to be durable.
+    async fn settle(&self, end: Lsn) {
+        let settled = async {
+            while self.view.settled_lsn() < end {
+                tokio::time::sleep(SETTLING / 20).await;
+            }
+        };
+        // If it is late, the delay says so.
+        let _ = timeout(SETTLING, settled).await;
     }
 
     /// Asks the Site DB; `None` where it can't be asked.

@@ -3,9 +3,13 @@
 mod architecture;
 mod command_line;
 mod harness;
+mod help;
 mod inbox;
+mod monitoring;
 mod postgres_clusters;
+mod quickstart;
 mod server;
+mod simulate;
 mod sync;
 mod systemd;
 mod wire;
