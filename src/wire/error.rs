@@ -3,7 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use crate::change::quote_identifier;
+use postgres_protocol::escape::escape_identifier;
+
 use crate::retry::{self, Disposition};
 use crate::tls::{self, TlsError};
 
@@ -158,7 +159,7 @@ impl ServerError {
 
     /// The statement or setting that an operator can paste.
     fn advice(&self) -> Option<String> {
-        let (user, database) = (quote_identifier(&self.user), &self.database);
+        let (user, database) = (escape_identifier(&self.user), &self.database);
         Some(match self.fault()? {
             ServerFault::WrongPassword => {
                 format!("correct the password in the URL, or set it: ALTER ROLE {user} PASSWORD '…'")

@@ -276,6 +276,52 @@ async fn reports_go_on_while_the_consumer_takes_nothing() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_consumer_is_behind_still_closes_in_good_order() {
+    let (server, stream, _feedback) = streaming("60000").await;
+    let (mut read, mut write) = server.socket.into_split();
+    let writing = tokio::spawn(async move {
+        let frame = xlog_data(9, &[b'x'; 100_000]);
+        for _ in 0..600 {
+            write.write_all(&frame).await.unwrap();
+        }
+        for end in [message(b'c', b""), message(b'C', b"COPY 0\0"), READY.to_vec()] {
+            write.write_all(&end).await.unwrap();
+        }
+    });
+    // One status update, CopyDone, Terminate.
+    let (closed, said) = tokio::join!(stream.close(), async {
+        let mut said = Vec::new();
+        read.read_to_end(&mut said).await.unwrap();
+        said
+    });
+    closed.unwrap();
+    writing.await.unwrap();
+    assert_eq!(said.len(), 39 + 5 + 5);
+    assert_eq!((said[0], said[39], said[44]), (b'd', b'c', b'X'));
+}
+
+#[tokio::test]
+async fn a_question_that_was_given_up_is_the_last() {
+    let (listener, url) = listen().await;
+    let (connection, mut server) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {
+        let (mut server, _) = accept(listener).await;
+        server.send(&message(b'R', &[0, 0, 0, 0])).await;
+        server.send(READY).await;
+        server
+    });
+    let mut connection = connection.unwrap();
+    let given_up = tokio::time::timeout(Duration::from_millis(50), connection.simple_query("SELECT 1")).await;
+    assert!(given_up.is_err());
+    // The late answer is not taken for that of the next question.
+    server.send(&row("1")).await;
+    server.send(READY).await;
+    assert!(matches!(
+        connection.simple_query("SELECT 2").await,
+        Err(WireError::Closed)
+    ));
+}
+
+#[tokio::test]
 async fn what_came_before_an_error_is_handed_out_and_nothing_after_it() {
     let (mut server, mut stream, _feedback) = streaming("60000").await;
     let mut bytes = xlog_data(1, b"a");

@@ -6,8 +6,11 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::NamedTempFile;
 use twinlog::config::DatabaseUrl;
 use twinlog::dev::postgres::{Cluster, Settings};
+use twinlog::lsn::Lsn;
 use twinlog::retry::Disposition;
-use twinlog::wire::{ReplicationConnection, ServerFault, WireError};
+use twinlog::wire::{Frame, ReplicationConnection, ServerFault, WireError};
+
+use crate::harness::SOON;
 
 async fn connect(url: &str) -> Result<ReplicationConnection, WireError> {
     let url: DatabaseUrl = url.parse().unwrap();
@@ -259,7 +262,49 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
     let url = |host: &str, mode: &str| url_of(&cluster, "r:p", host, &format!("?sslmode={mode}&sslrootcert={root}"));
 
     assert!(on_tls(&mut connect(&url("localhost", "verify-full")).await.unwrap()).await);
+    streams_over_tls(&client, &url("localhost", "verify-full")).await;
     assert!(on_tls(&mut connect(&url("127.0.0.1", "verify-ca")).await.unwrap()).await);
     let error = connect(&url("127.0.0.1", "verify-full")).await.err().unwrap();
     assert!(matches!(error, WireError::TlsHandshake(_)), "{error}");
+}
+
+/// Rows small, many and huge arrive, and the feedback passes the other way.
+async fn streams_over_tls(client: &tokio_postgres::Client, url: &str) {
+    client
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION p FOR ALL TABLES")
+        .await
+        .unwrap();
+    let mut connection = connect(url).await.unwrap();
+    let slot = "tls".parse().unwrap();
+    connection.create_slot(&slot, SOON).await.unwrap();
+    let (mut stream, feedback) = connection
+        .start_replication(&slot, Lsn::INVALID, &["p".to_owned()])
+        .await
+        .unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO t SELECT i, i FROM generate_series(1, 50000) i;
+             INSERT INTO t VALUES (0, repeat('x', 30000000))",
+        )
+        .await
+        .unwrap();
+    let (mut rows, mut longest) = (0, 0);
+    while rows < 50_001 {
+        for frame in stream.next().await.unwrap().unwrap() {
+            if let Frame::XLogData { payload, wal_end, .. } = frame {
+                rows += u32::from(payload.starts_with(b"I"));
+                longest = longest.max(payload.len());
+                feedback.durable(wal_end);
+            }
+        }
+    }
+    assert!(longest > 30_000_000);
+    stream.close().await.unwrap();
+    let confirmed: String = client
+        .query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(confirmed.parse::<Lsn>().unwrap(), feedback.position());
+    assert!(feedback.position().is_valid());
 }
