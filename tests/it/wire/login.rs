@@ -247,9 +247,11 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
         .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
         .await
         .unwrap();
-    // What `openssl req -x509` makes: one certificate that calls itself an authority, for both ends.
+    // What the manual's `openssl req -x509 … -subj /CN=localhost` makes: one certificate that calls itself an
+    // authority, for both ends, with a CN alone.
     let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let mut params = CertificateParams::new([]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap().pem();
     cluster.write_file("server.crt", certificate.as_bytes()).unwrap();
