@@ -22,6 +22,7 @@
 //! | | [`site_db`] | the server's statements on the Site DB |
 //! | | [`whatsapp`] | the Cloud API as types, error classes, signature |
 //! | both | [`cli`] | commands, composition, logs, health |
+//! | | [`migrations`] | the schemas that come along, and how they get into the databases |
 //! | | [`dev`] | throwaway Postgres clusters and the Graph simulator, for `demo` and the tests |
 //!
 //! The test `tests/it/architecture.rs` holds the arrows.
@@ -38,6 +39,7 @@ pub mod http;
 pub mod inbox;
 pub mod lsn;
 pub mod metrics;
+pub mod migrations;
 pub mod outbox;
 pub mod pgoutput;
 pub mod replication;

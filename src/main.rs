@@ -1,3 +1,7 @@
-//! The `twinlog` binary.
+//! The `twinlog` binary: everything is in the library, [`twinlog::cli`] is where it begins.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    twinlog::cli::main()
+}

@@ -1,1 +1,125 @@
-//! (to be written)
+//! The command line: what can be asked of the binary, and how it answers.
+//!
+//! One file for each command. A command reads the configuration as far as it needs it, puts the parts together, and
+//! returns an [`Outcome`] or an error; printing errors and exit codes are decided here, once. No business logic lives here.
+//!
+//! Exit codes: 0 success, 1 the work found or hit a problem, 2 usage or configuration.
+
+pub mod admin;
+pub mod systemd;
+
+mod logging;
+mod migrate;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, LogFormat, Needs};
+
+/// Keeps WhatsApp Business conversations safe in two Postgres databases.
+///
+/// Configuration: the defaults (config/default.toml), then the file, then environment variables TWINLOG__SECTION__KEY.
+#[derive(Debug, Parser)]
+#[command(name = "twinlog", version, max_term_width = 100, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// The configuration file (TOML)
+    #[arg(long, global = true, value_name = "FILE", env = "TWINLOG_CONFIG")]
+    config: Option<PathBuf>,
+    /// How log lines look, instead of `log.format`
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Creates or updates Twinlog's tables
+    ///
+    /// Safe to repeat, and safe to run from several machines at once.
+    Migrate(migrate::Arguments),
+}
+
+/// How a command ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// All is well: exit code 0.
+    Success,
+    /// It did its work and what it found is not well: exit code 1. It has said so itself.
+    Problem,
+}
+
+/// Exit code for usage and configuration, as clap's own.
+const EXIT_USAGE: u8 = 2;
+
+/// Runs the command of this process's arguments and says how the process shall end.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One provider for everything: without this the first TLS connection would have to guess. Fails only if there is one
+    // already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // Reads FAILPOINTS; lives as long as the process.
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
+
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            report::error(&anyhow::Error::new(error).context("start the runtime"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(run(cli));
+    // A blocking task that hangs (a name that does not resolve) must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(Outcome::Success) => ExitCode::SUCCESS,
+        Ok(Outcome::Problem) => ExitCode::FAILURE,
+        Err(error) => {
+            report::error(&error);
+            if error.is::<config::ConfigError>() {
+                ExitCode::from(EXIT_USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    match cli.command {
+        Command::Migrate(arguments) => Box::pin(migrate::run(&cli.global, &arguments)).await,
+    }
+}
+
+impl Global {
+    /// Loads what a command needs of the configuration and starts the log with it.
+    fn start(&self, needs: Needs) -> anyhow::Result<Config> {
+        let config = config::load(self.config.as_deref(), needs)?;
+        logging::start(self.log_format.unwrap_or(config.log.format), &config.log.filter)?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

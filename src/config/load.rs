@@ -128,7 +128,7 @@ fn environment_table(environment: &BTreeMap<String, String>, problems: &mut Vec<
         };
         let key = path.to_ascii_lowercase().replace("__", ".");
         let Some(kind) = schema::kind_of(&key) else {
-            problems.push(schema::unknown(name, &key, |known| variable_of(known)));
+            problems.push(schema::unknown(name, &key, variable_of));
             continue;
         };
         let toml_value = || {

@@ -1,5 +1,8 @@
 //! The integration tests: one binary, real parts. Needs Postgres 14 or later, which it finds by itself.
 
+mod architecture;
+mod command_line;
 mod harness;
 mod postgres_clusters;
+mod systemd;
 mod wire;

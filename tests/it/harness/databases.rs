@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 use twinlog::config::DatabaseUrl;
 use twinlog::dev::postgres::{Cluster, Settings};
+use twinlog::migrations;
 
 static SITE: OnceCell<Arc<Cluster>> = OnceCell::const_new();
 static AGENT: OnceCell<Arc<Cluster>> = OnceCell::const_new();
@@ -67,6 +68,12 @@ impl Databases {
             Database::create(agent, format!("agent_{number}")),
         );
         Self { site, agent }
+    }
+
+    /// Twinlog's own tables on both sides, as `twinlog migrate` makes them.
+    pub(crate) async fn migrate(&self) {
+        migrations::apply_site(&self.site.database_url()).await.unwrap();
+        migrations::apply_agent(&self.agent.database_url()).await.unwrap();
     }
 
     /// Runs the same statements on both sides.

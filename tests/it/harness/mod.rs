@@ -13,8 +13,6 @@
 //! A test that restarts or reconfigures a server, or that holds a transaction open for long (a slot's creation waits for
 //! every transaction of the *cluster*), starts its own with [`private_databases`].
 
-#![expect(dead_code, reason = "a harness offers more than the tests of one moment use")]
-
 mod databases;
 mod process;
 mod proxy;
@@ -24,5 +22,5 @@ mod wait;
 pub(crate) use databases::{Database, Databases, databases, private_databases};
 pub(crate) use process::{ConfigFile, Process};
 pub(crate) use proxy::{Direction, Proxy};
-pub(crate) use tables::{assert_same_table, differing_tables, table_digest};
+pub(crate) use tables::{assert_same_table, differing_tables};
 pub(crate) use wait::{SOON, eventually, eventually_equal};

@@ -92,7 +92,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `twinlog --config … ARGUMENTS`. `failpoints` is the `FAILPOINTS` variable, as in
+    /// Starts `twinlog ARGUMENTS` with that configuration. `failpoints` is the `FAILPOINTS` variable, as in
     /// `agent.before_commit=return(abort)`.
     pub(crate) fn start(config: &ConfigFile, arguments: &[&str], failpoints: &str) -> Self {
         Self::start_with(&config.path(), arguments, &[("FAILPOINTS", failpoints)])
@@ -101,9 +101,8 @@ impl Process {
     /// Starts it with an environment of your own on top of this process's.
     pub(crate) fn start_with(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_twinlog"))
-            .arg("--config")
-            .arg(config)
             .args(arguments)
+            .env("TWINLOG_CONFIG", config)
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

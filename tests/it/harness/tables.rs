@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 /// The number of rows of a table (`schema.table`, as it would stand in SQL) and an MD5 over their ordered text forms.
 /// Columns are taken in the order of their names: two sides may have made them in another order.
-pub(crate) async fn table_digest(client: &Client, table: &str) -> (i64, String) {
+async fn table_digest(client: &Client, table: &str) -> (i64, String) {
     let columns: String = client
         .query_one(
             "SELECT string_agg(quote_ident(attname), ', ' ORDER BY attname COLLATE \"C\") FROM pg_attribute

@@ -1,0 +1,214 @@
+//! The admin listener: is it alive, can it work, what is wrong, how much.
+//!
+//! Nothing here asks a database or waits for another part: a probe answers from what the parts last said
+//! ([`crate::health`]), so it is quick even when everything else is stuck. For the loopback interface or a private network:
+//! it has no authentication, and nothing that it shows is secret.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower_http::timeout::TimeoutLayer;
+
+use crate::health::Health;
+use crate::shutdown;
+
+/// How often recorded histogram values are put into their buckets, so that a process that nobody scrapes does not collect
+/// them forever.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// A request that is not answered by then never will be; Prometheus gives up after 10 s by itself.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+struct Admin {
+    health: Health,
+    metrics: PrometheusHandle,
+    started: Instant,
+}
+
+/// Serves the admin routes until `stop` is cancelled.
+///
+/// # Errors
+/// The listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    health: Health,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let upkeep = tokio::spawn(keep_up(metrics.clone(), stop.clone()));
+    let app = router(health, metrics);
+    let stopping = stop.clone();
+    let serving = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned());
+    let result = tokio::select! {
+        result = serving => result,
+        // A client that reads nothing must not hold the process up.
+        () = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(shutdown::GRACE).await;
+        } => Ok(()),
+    };
+    upkeep.abort();
+    result
+}
+
+/// The routes, for a listener or a test.
+fn router(health: Health, metrics: PrometheusHandle) -> Router {
+    let state = Arc::new(Admin {
+        health,
+        metrics,
+        started: Instant::now(),
+    });
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/health", get(report))
+        .route("/metrics", get(scrape))
+        .layer(TimeoutLayer::with_status_code(
+            StatusCode::SERVICE_UNAVAILABLE,
+            REQUEST_TIMEOUT,
+        ))
+        .with_state(state)
+}
+
+async fn keep_up(metrics: PrometheusHandle, stop: CancellationToken) {
+    while shutdown::sleep(UPKEEP, &stop).await {
+        metrics.run_upkeep();
+    }
+}
+
+/// 200 if every part can do its work, else 503 and why not.
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    let reasons: serde_json::Map<_, _> = admin
+        .health
+        .report()
+        .into_iter()
+        .filter(|(_, status)| !status.ready)
+        .map(|(name, status)| (name.to_owned(), json!(status.reason)))
+        .collect();
+    let ready = reasons.is_empty();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(json!({ "ready": ready, "reasons": reasons }))).into_response()
+}
+
+/// Everything that the parts say of themselves. 200 even if they are unwell: it reports, `/readyz` judges.
+async fn report(State(admin): State<Arc<Admin>>) -> Response {
+    let components = admin.health.report();
+    Json(json!({
+        "status": if components.values().all(|status| status.ready) { "ok" } else { "degraded" },
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": admin.started.elapsed().as_secs(),
+        "components": components,
+    }))
+    .into_response()
+}
+
+async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
+    // The text format's own type: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+    let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+    ([content_type], admin.metrics.render()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn get(health: &Health, path: &str) -> (StatusCode, String) {
+        let metrics = crate::metrics::prometheus().unwrap().build_recorder().handle();
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        let response = router(health.clone(), metrics).oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_the_components_and_liveness_does_not() {
+        let health = Health::default();
+        let daemon = health.component("sync");
+        health.component("admin").ready(json!(null));
+
+        assert_eq!(get(&health, "/healthz").await, (StatusCode::OK, "ok\n".to_owned()));
+        let (status, body) = get(&health, "/readyz").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(body, r#"{"ready":false,"reasons":{"sync":"starting"}}"#);
+        let (status, body) = get(&health, "/health").await;
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &body["status"]), (StatusCode::OK, &json!("degraded")));
+        assert_eq!(body["components"]["sync"]["reason"], "starting");
+        assert_eq!(body["components"]["admin"]["ready"], true);
+        assert_eq!(body["version"], env!("CARGO_PKG_VERSION"));
+
+        daemon.ready(json!({ "lag_bytes": 0 }));
+        let (status, body) = get(&health, "/readyz").await;
+        assert_eq!(
+            (status, body.as_str()),
+            (StatusCode::OK, r#"{"ready":true,"reasons":{}}"#)
+        );
+        assert_eq!(get(&health, "/nothing").await.0, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn durations_are_scraped_as_histograms_with_our_buckets() {
+        let recorder = crate::metrics::prometheus().unwrap().build_recorder();
+        let metrics = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            crate::metrics::describe();
+            crate::metrics::observe_commit_to_apply(Duration::from_millis(3));
+            crate::metrics::observe_send(Duration::from_millis(300));
+        });
+        let text = metrics.render();
+        assert!(
+            text.contains("# TYPE twinlog_sync_commit_to_apply_seconds histogram"),
+            "{text}"
+        );
+        assert!(
+            text.contains("twinlog_sync_commit_to_apply_seconds_bucket{le=\"0.005\"} 1"),
+            "{text}"
+        );
+        assert!(text.contains("twinlog_send_seconds_bucket{le=\"10\"} 1"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_hangs_does_not_keep_the_listener_from_stopping() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let metrics = crate::metrics::prometheus().unwrap().build_recorder().handle();
+        let serving = tokio::spawn(serve(listener, Health::default(), metrics, stop.clone()));
+
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        client
+            .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        // The next request never ends.
+        client.write_all(b"GET /healthz HTTP/1.1\r\nhost").await.unwrap();
+
+        stop.cancel();
+        let patience = shutdown::GRACE + Duration::from_secs(5);
+        tokio::time::timeout(patience, serving).await.unwrap().unwrap().unwrap();
+    }
+}

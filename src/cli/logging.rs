@@ -1,0 +1,27 @@
+//! Where log lines go: to standard error, one line an event, as text or JSON.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::LogFormat;
+
+/// Starts the log of this process. `filter` was checked with the configuration.
+pub(super) fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(filter).context("read log.filter")?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => builder.with_ansi(has_colour()).try_init(),
+        // Fields at the top level, where a query looks for them.
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+    };
+    started.map_err(anyhow::Error::from_boxed).context("start the log")
+}
+
+/// Colour for people only, and <https://no-color.org>.
+fn has_colour() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

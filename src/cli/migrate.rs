@@ -1,0 +1,76 @@
+//! `twinlog migrate`: brings the tables of one or both databases up to date.
+
+use std::io::Write;
+
+use clap::{Args, ValueEnum};
+
+use super::{Global, Outcome, report};
+use crate::config::Needs;
+use crate::migrations::{Applied, MigrationError, Set, apply_agent, apply_site};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Only this database; both without it
+    #[arg(value_enum)]
+    database: Option<Database>,
+    /// Prints what was done as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Database {
+    /// The Site DB
+    Site,
+    /// The Agent DB
+    Agent,
+}
+
+pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let wanted = |database| arguments.database.is_none_or(|only| only == database);
+    let (site, agent) = (wanted(Database::Site), wanted(Database::Agent));
+    let config = global.start(Needs {
+        site,
+        agent,
+        whatsapp: false,
+    })?;
+    // The second is tried even if the first fails: one run shows all that is missing.
+    let mut done = Vec::new();
+    let mut outcome = Outcome::Success;
+    let mut note = |result: Result<Vec<Applied>, MigrationError>| match result {
+        Ok(sets) => done.extend(sets),
+        Err(error) => {
+            outcome = Outcome::Problem;
+            report::error(&error.into());
+        }
+    };
+    if site {
+        note(apply_site(&config.site.url).await);
+    }
+    if agent {
+        note(apply_agent(&config.agent.url).await);
+    }
+    print(&done, arguments.json)?;
+    Ok(outcome)
+}
+
+fn print(done: &[Applied], json: bool) -> anyhow::Result<()> {
+    let mut out = anstream::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(done)?)?;
+        return Ok(());
+    }
+    for Applied { set, applied, present } in done {
+        let database = set.database();
+        let part = match set {
+            Set::Twinlog => "bookkeeping",
+            Set::Site | Set::Agent => "business tables",
+        };
+        if applied.is_empty() {
+            writeln!(out, "{database}, {part}: up to date ({present} applied before)")?;
+        } else {
+            writeln!(out, "{database}, {part}: applied {}", applied.join(", "))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! What a person sees of an error: what was tried, why it failed, what to do.
+
+use std::io::Write;
+
+use anstyle::{AnsiColor, Style};
+
+use crate::config::ConfigError;
+use crate::dev::postgres::ClusterError;
+use crate::migrations::MigrationError;
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const HINT: Style = AnsiColor::Cyan.on_default().bold();
+const KEY: Style = Style::new().bold();
+
+/// Prints an error, its causes and its hint to standard error. Nothing can be done if that fails.
+pub(super) fn error(error: &anyhow::Error) {
+    let _ = write_error(&mut anstream::stderr().lock(), error);
+}
+
+fn write_error(out: &mut impl Write, error: &anyhow::Error) -> std::io::Result<()> {
+    writeln!(out, "{ERROR}error{ERROR:#}: {error}")?;
+    if let Some(ConfigError::Invalid(problems)) = error.downcast_ref() {
+        for problem in problems {
+            writeln!(out, "  {KEY}{}{KEY:#} {}", problem.key, problem.what)?;
+            writeln!(out, "      {HINT}→{HINT:#} {}", problem.remedy)?;
+        }
+    }
+    let mut last = error.to_string();
+    for cause in error.chain().skip(1) {
+        let text = cause.to_string();
+        // Some crates say their cause in their own message as well.
+        if !last.contains(&text) {
+            writeln!(out, "  because: {text}")?;
+        }
+        last = text;
+    }
+    if let Some(hint) = hint(error) {
+        writeln!(out, "{HINT}hint{HINT:#}: {hint}")?;
+    }
+    Ok(())
+}
+
+/// What an operator can do, from the first error in the chain that knows.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<MigrationError>() {
+            error.hint()
+        } else if let Some(error) = cause.downcast_ref::<ClusterError>() {
+            error.hint().map(str::to_owned)
+        } else {
+            None
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Problem;
+
+    fn printed(error: &anyhow::Error) -> String {
+        let mut out = anstream::StripStream::new(Vec::new());
+        write_error(&mut out, error).unwrap();
+        String::from_utf8(out.into_inner()).unwrap()
+    }
+
+    #[test]
+    fn configuration_problems_are_a_list_of_keys_and_remedies() {
+        let error = ConfigError::Invalid(vec![Problem {
+            key: "site.url".to_owned(),
+            what: "is missing".to_owned(),
+            remedy: "set it".to_owned(),
+        }]);
+        assert_eq!(
+            printed(&error.into()),
+            "error: 1 problem(s) in the configuration\n  site.url is missing\n      → set it\n"
+        );
+    }
+
+    #[test]
+    fn an_error_says_its_causes_once_and_its_hint() {
+        let error = MigrationError::Rights {
+            database: "Site DB",
+            role: "me".to_owned(),
+            grants: vec!["GRANT CREATE ON DATABASE \"crm\" TO \"me\"".to_owned()],
+        };
+        let error = anyhow::Error::new(error).context("prepare the databases");
+        assert_eq!(
+            printed(&error),
+            "error: prepare the databases\n  because: the role \"me\" may not create Twinlog's tables in the Site DB\n\
+             hint: run as the database's owner: GRANT CREATE ON DATABASE \"crm\" TO \"me\"\n"
+        );
+    }
+}

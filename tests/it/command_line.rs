@@ -1,0 +1,296 @@
+//! The binary as its users meet it: exit codes, configuration problems, `migrate`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::harness::{self, ConfigFile, Database, Process, SOON, private_databases};
+use twinlog::config::{self, DatabaseUrl, Needs};
+use twinlog::dev::postgres::{Settings, Shutdown};
+use twinlog::migrations::{self, MigrationError, Set};
+
+#[tokio::test]
+async fn usage_and_configuration_errors_end_with_2_and_say_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("twinlog.toml");
+    std::fs::write(&file, "[sync]\nslott = \"x\"\nslot = \"A B\"\n").unwrap();
+
+    let mut process = Process::start_with(&file, &["migrate"], &[("TWINLOG__AGENT__URL", "nonsense")]);
+    assert_eq!(process.wait(SOON).await.code(), Some(2));
+    let output = process.output();
+    for expected in [
+        "sync.slott",
+        "did you mean sync.slot?",
+        "site.url is missing",
+        "agent.url",
+        "TWINLOG__AGENT__URL",
+        "a-z, 0-9",
+    ] {
+        assert!(output.contains(expected), "{expected}: {output}");
+    }
+
+    let mut process = Process::start_with(&folder.path().join("none.toml"), &["migrate"], &[]);
+    assert_eq!(process.wait(SOON).await.code(), Some(2));
+    assert!(
+        process
+            .output()
+            .contains("none.toml cannot be read\n  because: No such file"),
+        "{}",
+        process.output()
+    );
+
+    let mut process = Process::start_with(&file, &["migrat"], &[]);
+    assert_eq!(process.wait(SOON).await.code(), Some(2));
+}
+
+#[tokio::test]
+async fn the_harness_writes_a_configuration_that_the_binary_takes() {
+    let db = harness::databases().await;
+    let file = ConfigFile::new(&db, "[sync]\nbatch_rows = 7");
+    let needs = Needs {
+        site: true,
+        agent: true,
+        whatsapp: false,
+    };
+    let config = config::load(Some(&file.path()), needs).unwrap();
+    assert_eq!((&config.sync.slot, config.sync.batch_rows), (&db.site.name, 7));
+    assert_eq!(file.http("/webhook"), format!("http://{}/webhook", config.http.listen));
+    assert_eq!(file.admin("/readyz"), format!("http://{}/readyz", config.admin.listen));
+}
+
+async fn has_table(database: &Database, table: &str) -> bool {
+    let found = database.text(&format!("SELECT to_regclass('{table}')")).await;
+    found.is_some()
+}
+
+#[tokio::test]
+async fn migrate_creates_everything_once_and_keeps_its_books_out_of_public() {
+    let db = harness::databases().await;
+    let config = ConfigFile::new(&db, "");
+
+    let mut first = Process::start(&config, &["migrate"], "");
+    let mut second = Process::start(&config, &["migrate", "--json"], "");
+    let (first_status, second_status) = (first.wait(SOON).await, second.wait(SOON).await);
+    assert!(
+        first_status.success() && second_status.success(),
+        "{}{}",
+        first.output(),
+        second.output()
+    );
+
+    let mut third = Process::start(&config, &["migrate"], "");
+    assert!(third.wait(SOON).await.success());
+    assert_eq!(third.output().matches("up to date").count(), 3, "{}", third.output());
+
+    let books = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE '%sqlx%'";
+    assert_eq!(db.site.text(books).await.as_deref(), Some("0"));
+    assert_eq!(db.agent.text(books).await.as_deref(), Some("0"));
+    let books = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables
+                 WHERE schemaname = 'twinlog' AND tablename LIKE '%sqlx%'";
+    assert_eq!(db.site.text(books).await.as_deref(), Some("_sqlx_migrations_site"));
+    assert_eq!(
+        db.agent.text(books).await.as_deref(),
+        Some("_sqlx_migrations _sqlx_migrations_agent")
+    );
+    assert!(has_table(&db.site, "public.whatsapp_messages").await);
+    assert!(has_table(&db.agent, "public.agent_processing_log").await);
+    assert!(has_table(&db.agent, "twinlog.checkpoint").await);
+}
+
+#[tokio::test]
+async fn a_role_without_rights_is_told_the_grants_and_one_that_needs_none_is_left_alone() {
+    let db = harness::databases().await;
+    let role = format!("role_of_{}", db.agent.name);
+    let database = &db.agent.name;
+    db.agent
+        .batch_execute(&format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'pw'; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+        ))
+        .await
+        .unwrap();
+    let url: DatabaseUrl = format!("postgres://{role}:pw@127.0.0.1:{}/{database}", db.agent.cluster.port())
+        .parse()
+        .unwrap();
+
+    let error = migrations::apply(&url, Set::Agent).await.unwrap_err();
+    assert!(matches!(&error, MigrationError::Rights { .. }), "{error:?}");
+    let hint = error.hint().unwrap();
+    let create = format!("GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\"");
+    let public = format!("GRANT USAGE, CREATE ON SCHEMA public TO \"{role}\"");
+    assert_eq!(hint, format!("run as the database's owner: {create}; {public}"));
+
+    // What it says to paste is enough.
+    db.agent.batch_execute(&format!("{create}; {public}")).await.unwrap();
+    assert_eq!(migrations::apply_agent(&url).await.unwrap().len(), 2);
+    // And once all is there, no right to create anything is needed.
+    db.agent
+        .batch_execute(&format!(
+            "REVOKE CREATE ON DATABASE \"{database}\" FROM {role}; ALTER SCHEMA twinlog OWNER TO postgres;
+             GRANT USAGE ON SCHEMA twinlog TO {role}"
+        ))
+        .await
+        .unwrap();
+    let again = migrations::apply_twinlog(&url).await.unwrap();
+    assert!(again.applied.is_empty() && again.present > 0);
+    db.agent
+        .batch_execute(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing_and_says_why() {
+    let db = harness::databases().await;
+    db.site
+        .batch_execute("CREATE TABLE public.leads (mine int)")
+        .await
+        .unwrap();
+    let error = migrations::apply_site(&db.site.database_url()).await.unwrap_err();
+    assert!(
+        error.hint().unwrap().contains("has a table of that name already"),
+        "{error:?}"
+    );
+    assert!(!has_table(&db.site, "public.whatsapp_accounts").await);
+}
+
+#[tokio::test]
+async fn an_older_binary_leaves_a_newer_database_alone_and_a_changed_migration_is_refused() {
+    let db = harness::databases().await;
+    let url = db.agent.database_url();
+    migrations::apply_twinlog(&url).await.unwrap();
+    db.agent
+        .batch_execute(
+            "INSERT INTO twinlog._sqlx_migrations (version, description, success, checksum, execution_time)
+             VALUES (9999, 'of the future', true, '\\x00', 0)",
+        )
+        .await
+        .unwrap();
+    assert!(migrations::apply_twinlog(&url).await.is_ok());
+    db.agent
+        .batch_execute("UPDATE twinlog._sqlx_migrations SET checksum = '\\x00' WHERE version = 1")
+        .await
+        .unwrap();
+    let error = migrations::apply_twinlog(&url).await.unwrap_err();
+    assert!(error.hint().unwrap().contains("another text"), "{error:?}");
+}
+
+#[tokio::test]
+async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
+    let mut db = private_databases(Settings::default(), Settings::default()).await;
+    db.agent.cluster.stop(Shutdown::Immediate).await.unwrap();
+    let config = ConfigFile::new(&db, "log.filter = \"warn\"");
+    let mut process = Process::start(&config, &["--log-format", "json", "migrate"], "");
+    assert_eq!(process.wait(SOON).await.code(), Some(1));
+    let output = process.output();
+    assert!(
+        output.contains("Site DB, business tables: applied") && output.contains("connect to the Agent DB"),
+        "{output}"
+    );
+    assert!(!output.contains(db.agent.cluster.password()), "{output}");
+
+    db.agent.cluster.start_again().await.unwrap();
+    db.agent.reconnect().await;
+    let mut process = Process::start(&config, &["migrate", "agent"], "");
+    assert!(process.wait(SOON).await.success(), "{}", process.output());
+    assert!(has_table(&db.agent, "twinlog.commands").await);
+}
+
+#[tokio::test]
+async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
+    let db = harness::databases().await;
+    let config = ConfigFile::new(&db, "");
+    let mut process = Process::start(&config, &["--help"], "");
+    process.wait_for_output("migrate", SOON).await;
+    assert!(process.wait(SOON).await.success());
+
+    // Something that runs for long: a migration that waits for another's lock.
+    let lock = db.site.connect().await;
+    db.migrate().await;
+    db.site
+        .batch_execute("DELETE FROM twinlog._sqlx_migrations_site")
+        .await
+        .unwrap();
+    lock.batch_execute("BEGIN; LOCK TABLE twinlog._sqlx_migrations_site")
+        .await
+        .unwrap();
+    for end in ["terminate", "kill9"] {
+        let mut process = Process::start(&config, &["migrate", "site"], "");
+        harness::eventually("it waits for the lock", SOON, || async {
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'
+                           AND application_name = 'twinlog migrate' AND datname = current_database()";
+            match db.site.text(waiting).await.as_deref() {
+                Some("1") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        assert!(process.is_running());
+        if end == "terminate" {
+            process.terminate()
+        } else {
+            process.kill9()
+        }
+        assert!(!process.wait(Duration::from_secs(5)).await.success());
+        // The server notices a dead client only when it writes to it.
+        db.site
+            .batch_execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE application_name = 'twinlog migrate' AND datname = current_database()",
+            )
+            .await
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn migrations_go_over_tls_to_a_server_that_proves_who_it_is_and_to_no_other() {
+    let authority = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let db = private_databases(Settings::default(), Settings::default()).await;
+    let server = &db.agent.cluster;
+    server
+        .write_file("server.crt", authority.cert.pem().as_bytes())
+        .unwrap();
+    server
+        .write_file("server.key", authority.signing_key.serialize_pem().as_bytes())
+        .unwrap();
+    server.set("ssl", "on").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root.crt");
+    std::fs::write(&root, authority.cert.pem()).unwrap();
+
+    let url = |host: &str, more: &str| -> DatabaseUrl {
+        let url = db.agent.url.replace("127.0.0.1", host);
+        format!("{url}?sslmode=verify-full{more}").parse().unwrap()
+    };
+    let trusted = format!("&sslrootcert={}", root.display());
+    let applied = migrations::apply_agent(&url("localhost", &trusted)).await.unwrap();
+    assert_eq!(applied.len(), 2);
+    for stranger in [url("localhost", ""), url("127.0.0.1", &trusted)] {
+        let error = migrations::apply_agent(&stranger).await.unwrap_err();
+        assert!(matches!(error, MigrationError::Connect { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn the_unit_hands_over_the_credentials_that_the_production_example_reads() {
+    let read = |name: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("config")
+            .join(name);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let (unit, example) = (read("twinlog.service"), read("production.toml"));
+    let folder = "/run/credentials/twinlog.service/";
+    let wanted: BTreeSet<&str> = example
+        .split(folder)
+        .skip(1)
+        .map(|rest| rest.split('"').next().unwrap())
+        .collect();
+    let given: BTreeSet<&str> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("LoadCredential=")?.split(':').next())
+        .collect();
+    assert_eq!(wanted, given);
+    for line in ["Type=notify", "WatchdogSec=30s", "RestartPreventExitStatus=2"] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
+}
