@@ -24,6 +24,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest start of the stream: the server reads the slot's state from disk and answers before it decodes.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest leave-taking: the kernel takes five bytes at once, or the connection is dead.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Waits for other transactions that building a slot's snapshot may need, each as long as `lock_timeout`: one for each
 /// of the steps from nothing to a consistent snapshot (`SnapBuildFindSnapshot`).
 const SLOT_LOCK_WAITS: u32 = 3;
@@ -147,9 +149,11 @@ impl ReplicationConnection {
             escape_identifier(slot.as_str())
         );
         let created = self.query_within(&command, limit).await;
-        self.simple_query("SET lock_timeout = 0").await?;
-        created?
-            .first()
+        let reset = self.simple_query("SET lock_timeout = 0").await;
+        // Where both failed, the first says why.
+        let rows = created?;
+        reset?;
+        rows.first()
             .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
             .map(|consistent_point| CreatedSlot { consistent_point })
             .ok_or_else(|| WireError::Protocol("the answer to CREATE_REPLICATION_SLOT makes no sense".to_owned()))
@@ -162,6 +166,13 @@ impl ReplicationConnection {
     pub async fn drop_slot(&mut self, slot: &SlotName) -> Result<(), WireError> {
         let command = format!("DROP_REPLICATION_SLOT {}", escape_identifier(slot.as_str()));
         self.simple_query(&command).await.map(drop)
+    }
+
+    /// Takes leave of the server, so that it logs no broken connection. Just dropping does no other harm.
+    pub async fn close(mut self) {
+        frontend::terminate(self.channel.out());
+        // Whoever leaves does not mind that the other has left before.
+        let _ = within(CLOSE_TIMEOUT, "taking leave", self.channel.flush()).await;
     }
 
     /// Starts the stream: everything of the publications that committed after `start`, or after what the slot has

@@ -50,6 +50,8 @@ pub enum ServerFault {
     WrongPassword,
     /// `pg_hba.conf` lets this role, database or address not in, or the role does not exist.
     NotAdmitted,
+    /// The login came through another certificate than the server's own: somebody stands between.
+    Intercepted,
     /// The role may not replicate.
     NoReplicationRight,
     /// The database does not exist.
@@ -136,6 +138,7 @@ impl ServerError {
         let raised_by = |routine: &str| self.routine.as_deref() == Some(routine);
         Some(match (self.sqlstate.as_str(), self.phase) {
             ("28P01", _) => ServerFault::WrongPassword,
+            ("28000", _) if raised_by("read_client_final_message") => ServerFault::Intercepted,
             ("28000", _) => ServerFault::NotAdmitted,
             ("3D000", _) => ServerFault::DatabaseMissing,
             ("42501", Phase::Login) => ServerFault::NoReplicationRight,
@@ -169,6 +172,11 @@ impl ServerError {
                  scram-sha-256, then: SELECT pg_reload_conf()",
                 self.user
             ),
+            ServerFault::Intercepted => {
+                "connect to the server itself: a proxy that ends TLS, or somebody else, stands \
+                                         between (compare its certificate with the server's ssl_cert_file)"
+                    .to_owned()
+            }
             ServerFault::NoReplicationRight => format!("ALTER ROLE {user} REPLICATION"),
             ServerFault::DatabaseMissing => {
                 format!("correct the database in the URL: there is no {database:?} on that server")

@@ -379,6 +379,17 @@ async fn whatever_ends_or_breaks_a_stream_is_a_typed_error() {
 }
 
 #[tokio::test]
+async fn closing_a_stream_that_failed_says_why_it_failed() {
+    let (mut server, stream, feedback) = streaming("60000").await;
+    server.send(&message(b'E', b"SFATAL\0C57P01\0Mshutting down\0\0")).await;
+    // The pump ends by the error, and with it what it listens to.
+    drop(feedback);
+    assert!(server.receive().await.is_none());
+    let error = stream.close().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
+}
+
+#[tokio::test]
 async fn a_silent_server_is_given_up_after_its_own_limit() {
     let (server, mut stream, _feedback) = streaming("1000").await;
     let error = stream.next().await.unwrap().unwrap_err();
