@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use twinlog::config::DatabaseUrl;
@@ -387,6 +389,52 @@ async fn closing_a_stream_that_failed_says_why_it_failed() {
     assert!(server.receive().await.is_none());
     let error = stream.close().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
+}
+
+#[tokio::test]
+async fn frames_arrive_whole_however_they_are_cut() {
+    let seed: u64 = rand::random();
+    eprintln!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (server, mut stream, _feedback) = streaming("60000").await;
+    // Mostly rows, some larger than a socket's buffer, one larger than what is read together.
+    let payloads: Vec<Vec<u8>> = (0..3_000)
+        .map(|i| {
+            let length = match i % 500 {
+                499 => 200_000,
+                250 if i == 1_250 => 3_000_000,
+                _ => random.random_range(0..300),
+            };
+            vec![random.random(); length]
+        })
+        .collect();
+    let bytes: Vec<u8> = (1..)
+        .zip(&payloads)
+        .flat_map(|(at, payload)| xlog_data(at, payload))
+        .collect();
+    let (_read, mut write) = server.socket.into_split();
+    let writing = tokio::spawn(async move {
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let most = if random.random_bool(0.9) { 700 } else { 100_000 };
+            let piece = random.random_range(1..=most).min(rest.len());
+            write.write_all(&rest[..piece]).await.unwrap();
+            rest = &rest[piece..];
+        }
+        write
+    });
+    let mut seen = 0;
+    while seen < payloads.len() {
+        for frame in stream.next().await.unwrap().unwrap() {
+            let Frame::XLogData { wal_start, payload, .. } = frame else {
+                panic!("{frame:?}")
+            };
+            assert_eq!(wal_start, Lsn(seen as u64 + 1));
+            assert!(payload == payloads[seen], "frame {seen}");
+            seen += 1;
+        }
+    }
+    writing.await.unwrap();
 }
 
 #[tokio::test]

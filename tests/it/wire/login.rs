@@ -58,7 +58,10 @@ async fn a_connection_knows_whom_it_reached() {
             connection.simple_query("SELECT 1; SELECT NULL, ''").await.unwrap(),
             [vec![Some("1".to_owned())], vec![None, Some(String::new())]]
         );
+        connection.close().await;
     }
+    let client = cluster.client("postgres").await.unwrap();
+    streams_over(&client, &cluster.socket_url("postgres")).await;
 }
 
 #[tokio::test]
@@ -268,7 +271,7 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
     let url = |host: &str, mode: &str| url_of(&cluster, "r:p", host, &format!("?sslmode={mode}&sslrootcert={root}"));
 
     assert!(on_tls(&mut connect(&url("localhost", "verify-full")).await.unwrap()).await);
-    streams_over_tls(&client, &url("localhost", "verify-full")).await;
+    streams_over(&client, &url("localhost", "verify-full")).await;
     assert!(on_tls(&mut connect(&url("127.0.0.1", "verify-ca")).await.unwrap()).await);
     let error = connect(&url("127.0.0.1", "verify-full")).await.err().unwrap();
     assert!(matches!(error, WireError::TlsHandshake(_)), "{error}");
@@ -343,13 +346,13 @@ async fn a_login_cannot_be_passed_on_through_anothers_certificate() {
 }
 
 /// Rows small, many and huge arrive, and the feedback passes the other way.
-async fn streams_over_tls(client: &tokio_postgres::Client, url: &str) {
+async fn streams_over(client: &tokio_postgres::Client, url: &str) {
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION p FOR ALL TABLES")
         .await
         .unwrap();
     let mut connection = connect(url).await.unwrap();
-    let slot = "tls".parse().unwrap();
+    let slot = "s".parse().unwrap();
     connection.create_slot(&slot, SOON).await.unwrap();
     let (mut stream, feedback) = connection
         .start_replication(&slot, Lsn::INVALID, &["p".to_owned()])

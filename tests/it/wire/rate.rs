@@ -1,5 +1,5 @@
-//! How fast a backlog is read. Run by hand, in release mode, for the numbers in `wire`'s header:
-//! `cargo test --release --test it wire::rate -- --ignored --nocapture`.
+//! How fast a backlog is read, and how soon a lone change. Run by hand on a quiet machine, for the numbers in the header
+//! of `wire::pace`: `cargo test --test it wire::rate -- --ignored --nocapture`.
 
 use std::time::{Duration, Instant};
 
