@@ -8,8 +8,9 @@
 //! The wait shortens where it fills the socket, which would make the walsender wait for us. What fills a socket differs:
 //! TCP counts bytes, a Unix socket counts the sender's pieces with all their overhead, see [`Capacity`].
 //!
-//! A machine without a free core wakes a sleeper late: with two busy loops beside, the fixed 500 µs fell to half of the
-//! eager rate, the adaptive pace stayed at or above it. So a late wake-up ends the waiting too.
+//! A machine without a free core wakes a sleeper late: with two busy loops beside, a fixed 500 µs fell to half of the
+//! eager rate (80,000 on TCP, 38,000 on a Unix socket), the adaptive pace stayed around it (190,000 and 104,000, eager
+//! 164,000 and 115,000). So a late wake-up ends the waiting too.
 //!
 //! Measured on Postgres 15, two cores, a backlog of pgbench's transactions (four frames each), frames a second,
 //! our side built without optimisation:
@@ -26,8 +27,8 @@ use tokio::time::Instant;
 /// The wait. Half a millisecond: the walsender then fills several segments per wake-up of ours; 2 ms was measured worse,
 /// because the socket's buffer is full before and the walsender idles.
 pub(super) const QUANTUM: Duration = Duration::from_micros(500);
-/// The shortest wait: below, the sleep's own inaccuracy (about 60 µs) is most of it.
-const SHORTEST: Duration = Duration::from_micros(100);
+/// The shortest wait: below, going to sleep and waking up late (by about 60 µs) cost more than is saved, see the table.
+const SHORTEST: Duration = Duration::from_micros(200);
 /// Reads within one quantum that a wait would have made into one. Below, the saving is not worth its latency.
 const MANY_READS: u32 = 8;
 /// Busy windows in a row before the first wait: 2 ms of it. A transaction of some dozen rows is through by then, so an
