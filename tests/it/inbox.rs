@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use twinlog::dev::graph_simulator::samples;
+use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::health::Health;
 use twinlog::inbox::{EventId, Inbox, ReceiveError, Worker, WorkerSettings};
 use twinlog::site_db::links::{Link, learn_recipient, link, link_group};
@@ -18,7 +19,7 @@ use twinlog::site_db::statuses;
 use twinlog::whatsapp::{ContactIdentity, OpaqueId, UserId, WaId, Wamid, signature};
 use uuid::Uuid;
 
-use crate::harness::{Databases, SOON, databases, eventually, eventually_equal};
+use crate::harness::{Databases, SOON, databases, eventually, eventually_equal, private_databases};
 
 const NUMBER: &str = "106540352242922";
 
@@ -34,7 +35,10 @@ struct Site {
 impl Site {
     /// Without a worker: events stay as they came.
     async fn at_rest() -> Self {
-        let db = databases().await;
+        Self::on(databases().await).await
+    }
+
+    async fn on(db: Databases) -> Self {
         twinlog::migrations::apply_site(&db.site.database_url()).await.unwrap();
         let pool = PgPoolOptions::new()
             .max_connections(12)
@@ -523,6 +527,70 @@ async fn a_part_that_cannot_be_stored_never_takes_its_neighbours_down() {
     site.settle().await;
     assert_eq!(site.count("whatsapp_messages").await, 3);
     assert_eq!(site.count("notifications").await, 3);
+}
+
+#[tokio::test]
+async fn a_refused_part_of_a_later_portion_is_named_by_its_place() {
+    let site = Site::working().await;
+    site.db
+        .site
+        .batch_execute("ALTER TABLE whatsapp_messages ADD CONSTRAINT no_poison CHECK (body <> 'poison')")
+        .await
+        .unwrap();
+    let parts: Vec<_> = (0..130)
+        .map(|number| {
+            let body = if number == 77 { "poison" } else { "x" };
+            text(&format!("wamid.{number}"), "16505551234", body)
+        })
+        .collect();
+    site.deliver(&messages(&parts)).await;
+    assert_eq!(site.count("whatsapp_messages").await, 129);
+    assert_eq!(
+        site.text("SELECT (failures->0->>'index') || ' ' || jsonb_array_length(failures) FROM webhook_events")
+            .await
+            .as_deref(),
+        Some("77 1")
+    );
+    assert_eq!(
+        site.text("SELECT unread_count FROM conversations").await.as_deref(),
+        Some("129")
+    );
+}
+
+#[tokio::test]
+async fn a_database_that_dies_again_and_again_loses_no_event_and_doubles_none() {
+    let mut site = Site::on(private_databases(Settings::default().durable(), Settings::default()).await).await;
+    site.work();
+    let mut taken = 0;
+    for number in 0..60 {
+        if number % 20 == 10 {
+            site.db.site.cluster.restart(Shutdown::Immediate).await.unwrap();
+        }
+        let parts = [
+            text(&format!("wamid.{number}"), &format!("1650555{number:04}"), "x"),
+            text("wamid.same", "16505551234", "y"),
+        ];
+        let body = envelope(&[("messages", messages(&parts))]);
+        // As Meta does: again until it is taken. What was not acknowledged may be there all the same.
+        eventually("the event is taken", SOON, || async {
+            site.inbox
+                .receive(Some(&signature::sign(&secret(), &body)), &body)
+                .await
+        })
+        .await;
+        taken += 1;
+    }
+    site.db.site.reconnect().await;
+    site.settle().await;
+    assert!(site.count("webhook_events WHERE state = 'processed'").await >= taken);
+    assert_eq!(site.count("whatsapp_messages").await, 61);
+    assert_eq!(site.count("notifications").await, 61);
+    assert_eq!(
+        site.text("SELECT sum(unread_count) FROM conversations")
+            .await
+            .as_deref(),
+        Some("61")
+    );
 }
 
 #[tokio::test]
