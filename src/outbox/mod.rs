@@ -151,6 +151,7 @@ impl Outbox {
         for sender in shared.numbers.values() {
             tasks.spawn(number::run(Arc::clone(&shared), Arc::clone(sender)));
         }
+        tasks.spawn(waiters::look(Arc::clone(&shared)));
         tasks.spawn(upkeep::run(Arc::clone(&shared), health.component("outbox")));
         Ok((Self(shared), tasks))
     }
@@ -246,7 +247,7 @@ impl Shared {
             // Another process may send it, or a status webhook settle it: then nobody tells us, so look now and then.
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep(waiters::LOOK_EVERY) => {}
+                () = tokio::time::sleep(waiters::LOOK_ALONE_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
                 () = self.stop.cancelled(), if !stopping => {}
             }
@@ -299,7 +300,7 @@ impl Shared {
             }
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep(waiters::LOOK_EVERY) => {}
+                () = tokio::time::sleep(waiters::LOOK_ALONE_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }

@@ -5,3 +5,4 @@ mod command_line;
 mod harness;
 mod inbox;
 mod postgres_clusters;
+mod server;
