@@ -203,10 +203,16 @@ async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
                     contacts.push(status.contact.clone());
                 }
             }
+            Content::UserIdChanged { previous, current } => {
+                contacts.extend([previous, current].map(|id| ContactIdentity {
+                    user_id: Some(id.clone()),
+                    ..ContactIdentity::default()
+                }));
+            }
             Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {}
         }
     }
-    if wamids.is_empty() {
+    if wamids.is_empty() && contacts.is_empty() {
         return Ok(());
     }
     lock(tx, wamids, &contacts).await
@@ -235,6 +241,10 @@ async fn process_part(
             status,
         } => history(tx, account_id, message, *outbound, status.as_deref()).await,
         Content::Status(status) => report(tx, account_id, status).await,
+        Content::UserIdChanged { previous, current } => {
+            store::change_user_id(&mut *tx, previous, current).await?;
+            Ok(None)
+        }
         Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {
             note(part);
             Ok(None)

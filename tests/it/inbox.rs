@@ -15,7 +15,9 @@ use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::health::Health;
 use twinlog::inbox::{EventId, Inbox, ReceiveError, Worker, WorkerSettings};
 use twinlog::site_db::links::{Link, learn_recipient, link, link_group};
+use twinlog::site_db::locks::lock;
 use twinlog::site_db::statuses;
+use twinlog::whatsapp::webhook;
 use twinlog::whatsapp::{ContactIdentity, OpaqueId, UserId, WaId, Wamid, signature};
 use uuid::Uuid;
 
@@ -457,8 +459,72 @@ async fn reports_that_come_too_early_wait_for_their_message() {
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
 }
 
+/// Waits until somebody waits for a lock on a wamid.
+async fn somebody_waits(site: &Site) {
+    eventually_equal("somebody waits for the wamid", SOON, Some("1".to_owned()), || {
+        site.db.site.text(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+    })
+    .await;
+}
+
+fn report_of(value: Value) -> webhook::Status {
+    let mut parts = webhook::parse(&envelope(&[("messages", statuses_of(&[value]))])).unwrap();
+    match parts.remove(0).content {
+        webhook::Content::Status(status) => *status,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
-async fn an_outcome_and_its_reports_never_miss_each_other() {
+async fn an_outcome_waits_for_a_report_that_is_being_committed() {
+    let site = Site::at_rest().await;
+    let account_id = site.account().await;
+    let message = site.outbound("sending", None).await;
+    let report = report_of(status("wamid.race", "delivered", 1));
+    let mut reporting = site.pool.begin().await.unwrap();
+    lock(&mut reporting, [&report.wamid], []).await.unwrap();
+    let recorded = statuses::record(&mut reporting, account_id, &report).await.unwrap();
+    assert_eq!(recorded.message_id, None);
+
+    let mut outcome = site.pool.begin().await.unwrap();
+    let wamid = report.wamid.clone();
+    let accepting = tokio::spawn(async move {
+        let shown = statuses::accept(&mut outcome, message, &wamid, false, OffsetDateTime::now_utc()).await;
+        outcome.commit().await.unwrap();
+        shown
+    });
+    somebody_waits(&site).await;
+    reporting.commit().await.unwrap();
+    assert_eq!(accepting.await.unwrap().unwrap().as_deref(), Some("delivered"));
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn a_report_waits_for_an_outcome_that_is_being_committed() {
+    let site = Site::working().await;
+    let message = site.outbound("sending", None).await;
+    let wamid = Wamid::parse("wamid.race").unwrap();
+    let mut outcome = site.pool.begin().await.unwrap();
+    statuses::accept(&mut outcome, message, &wamid, false, OffsetDateTime::now_utc())
+        .await
+        .unwrap();
+    site.post(&envelope(&[(
+        "messages",
+        statuses_of(&[status("wamid.race", "read", 1)]),
+    )]))
+    .await;
+    somebody_waits(&site).await;
+    outcome.commit().await.unwrap();
+    site.settle().await;
+    assert_eq!(site.shown(message).await.as_deref(), Some("read"));
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn outcomes_and_their_reports_never_miss_each_other() {
     let site = Arc::new(Site::working().await);
     let mut races = JoinSet::new();
     for number in 0..60 {
@@ -755,6 +821,22 @@ async fn a_user_who_hides_the_number_keeps_the_lead() {
         Some("16505551234US.13@x")
     );
     assert_eq!(site.count("conversations").await, 1);
+}
+
+#[tokio::test]
+async fn a_user_with_a_new_id_keeps_the_lead() {
+    let site = Site::working().await;
+    let hidden = |user_id: &str, wamid: &str| json!({"from_user_id": user_id, "id": wamid, "timestamp": "1", "type": "text", "text": {"body": "hi"}});
+    site.deliver(&messages(&[hidden("US.1", "wamid.1")])).await;
+    let change =
+        value(json!({"user_id_update": [{"user_id": {"previous": "US.1", "current": "US.2"}, "timestamp": "2"}]}));
+    site.post(&envelope(&[("user_id_update", change)])).await;
+    site.settle().await;
+    site.deliver(&messages(&[hidden("US.2", "wamid.2")])).await;
+    assert_eq!(
+        site.text("SELECT string_agg(user_id, ' ') FROM leads").await.as_deref(),
+        Some("US.2")
+    );
 }
 
 #[tokio::test]
