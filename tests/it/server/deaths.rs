@@ -99,7 +99,9 @@ async fn after_death_at(failpoint: &str) -> (World, Server, String) {
     let world = World::new().await;
     let mut doomed = Doomed::start(&world, failpoint).await;
     // What it can't take any more, Meta brings to the next one.
-    world.meta.set_callback(Some(format!("{}/webhook", doomed.url).parse().unwrap()));
+    world
+        .meta
+        .set_callback(Some(format!("{}/webhook", doomed.url).parse().unwrap()));
     let body = json!({"to": USER, "text": "survive", "client_id": "c1"});
     doomed.send(&body).await;
     doomed.dies().await;

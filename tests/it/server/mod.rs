@@ -1,6 +1,5 @@
 //! The server in-process, on real Postgres and against the Graph simulator: promise 1 and the routes.
 
-mod adhoc;
 mod deaths;
 mod faults;
 mod graph_route;
