@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::site_db::links::Link;
-use crate::whatsapp::PhoneNumberId;
 use crate::whatsapp::webhook::Message;
+use crate::whatsapp::{PhoneNumberId, UserId};
 
 /// A claimed event.
 #[derive(Debug, sqlx::FromRow)]
@@ -40,7 +40,7 @@ pub(super) struct Origin {
 }
 
 pub(super) async fn insert_event(pool: &PgPool, body: &[u8]) -> sqlx::Result<Uuid> {
-    sqlx::query_scalar("INSERT INTO webhook_events (body, body_sha256) VALUES ($1, $2) RETURNING id")
+    sqlx::query_scalar("INSERT INTO public.webhook_events (body, body_sha256) VALUES ($1, $2) RETURNING id")
         .bind(body)
         .bind(hex::encode(Sha256::digest(body)))
         .fetch_one(pool)
@@ -49,7 +49,7 @@ pub(super) async fn insert_event(pool: &PgPool, body: &[u8]) -> sqlx::Result<Uui
 
 pub(super) async fn reset_event(pool: &PgPool, id: Uuid) -> sqlx::Result<bool> {
     let done = sqlx::query(
-        "UPDATE webhook_events SET state = 'received', attempts = 0, next_attempt_at = now(), processed_at = NULL
+        "UPDATE public.webhook_events SET state = 'received', attempts = 0, next_attempt_at = now(), processed_at = NULL
           WHERE id = $1",
     )
     .bind(id)
@@ -61,7 +61,7 @@ pub(super) async fn reset_event(pool: &PgPool, id: Uuid) -> sqlx::Result<bool> {
 /// The event that is due longest and that nobody else has.
 pub(super) async fn claim_event(tx: &mut PgConnection) -> sqlx::Result<Option<Event>> {
     sqlx::query_as(
-        "SELECT id, body, attempts FROM webhook_events
+        "SELECT id, body, attempts FROM public.webhook_events
           WHERE state = 'received' AND next_attempt_at <= now()
           ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED",
     )
@@ -71,7 +71,7 @@ pub(super) async fn claim_event(tx: &mut PgConnection) -> sqlx::Result<Option<Ev
 
 /// Leaves an event for later.
 pub(super) async fn postpone_event(executor: &mut PgConnection, id: Uuid, seconds: f64) -> sqlx::Result<()> {
-    sqlx::query("UPDATE webhook_events SET next_attempt_at = now() + make_interval(secs => $2) WHERE id = $1")
+    sqlx::query("UPDATE public.webhook_events SET next_attempt_at = now() + make_interval(secs => $2) WHERE id = $1")
         .bind(id)
         .bind(seconds)
         .execute(executor)
@@ -82,7 +82,7 @@ pub(super) async fn postpone_event(executor: &mut PgConnection, id: Uuid, second
 /// The same after a failed attempt.
 pub(super) async fn retry_event(pool: &PgPool, id: Uuid, seconds: f64) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE webhook_events SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
+        "UPDATE public.webhook_events SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
           WHERE id = $1 AND state = 'received'",
     )
     .bind(id)
@@ -101,7 +101,7 @@ pub(super) async fn finish_event(
     failures: Option<&Value>,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE webhook_events SET state = CASE WHEN $4::jsonb IS NULL THEN 'processed' ELSE 'failed' END,
+        "UPDATE public.webhook_events SET state = CASE WHEN $4::jsonb IS NULL THEN 'processed' ELSE 'failed' END,
                 attempts = attempts + 1, real_events = $2, protocol_events = $3, failures = $4,
                 processed_at = clock_timestamp()
           WHERE id = $1",
@@ -117,9 +117,9 @@ pub(super) async fn finish_event(
 
 pub(super) async fn backlog(pool: &PgPool, late_after_seconds: f64) -> sqlx::Result<Backlog> {
     sqlx::query_as(
-        "SELECT (SELECT count(*) FROM webhook_events
+        "SELECT (SELECT count(*) FROM public.webhook_events
                   WHERE state = 'received' AND received_at < now() - make_interval(secs => $1)) AS late,
-                (SELECT count(*) FROM webhook_events WHERE state = 'failed') AS failed",
+                (SELECT count(*) FROM public.webhook_events WHERE state = 'failed') AS failed",
     )
     .bind(late_after_seconds)
     .fetch_one(pool)
@@ -129,7 +129,7 @@ pub(super) async fn backlog(pool: &PgPool, late_after_seconds: f64) -> sqlx::Res
 /// Each number's last real message, in Unix seconds.
 pub(super) async fn last_real_messages(pool: &PgPool) -> sqlx::Result<Vec<(String, f64)>> {
     sqlx::query_as(
-        "SELECT phone_number_id, extract(epoch FROM last_real_message_at)::float8 FROM whatsapp_accounts
+        "SELECT phone_number_id, extract(epoch FROM last_real_message_at)::float8 FROM public.whatsapp_accounts
           WHERE last_real_message_at IS NOT NULL",
     )
     .fetch_all(pool)
@@ -145,7 +145,7 @@ pub(super) async fn account(
 ) -> sqlx::Result<Uuid> {
     let known: Option<(Uuid, bool)> = sqlx::query_as(
         "SELECT id, (waba_id IS NULL AND $2::text IS NOT NULL) OR (display_phone_number IS NULL AND $3::text IS NOT NULL)
-           FROM whatsapp_accounts WHERE phone_number_id = $1",
+           FROM public.whatsapp_accounts WHERE phone_number_id = $1",
     )
     .bind(number.as_str())
     .bind(waba_id)
@@ -156,7 +156,7 @@ pub(super) async fn account(
         return Ok(id);
     }
     sqlx::query_scalar(
-        "INSERT INTO whatsapp_accounts AS a (phone_number_id, waba_id, display_phone_number) VALUES ($1, $2, $3)
+        "INSERT INTO public.whatsapp_accounts AS a (phone_number_id, waba_id, display_phone_number) VALUES ($1, $2, $3)
          ON CONFLICT (phone_number_id) DO UPDATE SET
              waba_id = coalesce(a.waba_id, excluded.waba_id),
              display_phone_number = coalesce(a.display_phone_number, excluded.display_phone_number),
@@ -180,7 +180,7 @@ pub(super) async fn insert_message(
     let user = contact.wa_id.as_ref().map(|id| id.as_str().to_owned());
     let recipient = user.or_else(|| contact.user_id.as_ref().map(ToString::to_string));
     sqlx::query_scalar(
-        "INSERT INTO whatsapp_messages
+        "INSERT INTO public.whatsapp_messages
              (account_id, conversation_id, lead_id, direction, status, type, body, payload, wamid, recipient, context_wamid,
               created_at, provider_at, received_at)
          VALUES ($1, $2, $3, CASE WHEN $4 THEN 'outbound' ELSE 'inbound' END, $5, $6, $7, $8, $9,
@@ -215,7 +215,7 @@ pub(super) async fn touch_conversation(
     unread: bool,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE conversations SET
+        "UPDATE public.conversations SET
              last_inbound_at  = CASE WHEN $2 THEN last_inbound_at ELSE greatest(last_inbound_at, t.at) END,
              last_outbound_at = CASE WHEN $2 THEN greatest(last_outbound_at, t.at) ELSE last_outbound_at END,
              last_message_at  = greatest(last_message_at, t.at),
@@ -240,7 +240,7 @@ pub(super) async fn notify_inbound(
     message_id: Uuid,
 ) -> sqlx::Result<()> {
     sqlx::query(
-        "INSERT INTO notifications (kind, account_id, conversation_id, message_id) VALUES ('inbound_message', $1, $2, $3)",
+        "INSERT INTO public.notifications (kind, account_id, conversation_id, message_id) VALUES ('inbound_message', $1, $2, $3)",
     )
     .bind(account_id)
     .bind(conversation_id)
@@ -252,7 +252,7 @@ pub(super) async fn notify_inbound(
 
 /// The advertisement that brought the lead; the first one counts.
 pub(super) async fn set_referral(tx: &mut PgConnection, lead_id: Uuid, referral: &Value) -> sqlx::Result<()> {
-    sqlx::query("UPDATE leads SET referral = $2, updated_at = now() WHERE id = $1 AND referral IS NULL")
+    sqlx::query("UPDATE public.leads SET referral = $2, updated_at = now() WHERE id = $1 AND referral IS NULL")
         .bind(lead_id)
         .bind(referral)
         .execute(tx)
@@ -263,11 +263,24 @@ pub(super) async fn set_referral(tx: &mut PgConnection, lead_id: Uuid, referral:
 /// A user's new number, if no other lead has it; the old one stays in `phone`.
 pub(super) async fn renumber(tx: &mut PgConnection, lead_id: Uuid, wa_id: &str) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE leads SET phone = coalesce(phone, wa_id), wa_id = $2, updated_at = now()
-          WHERE id = $1 AND NOT EXISTS (SELECT FROM leads other WHERE other.wa_id = $2)",
+        "UPDATE public.leads SET phone = coalesce(phone, wa_id), wa_id = $2, updated_at = now()
+          WHERE id = $1 AND NOT EXISTS (SELECT FROM public.leads other WHERE other.wa_id = $2)",
     )
     .bind(lead_id)
     .bind(wa_id)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A user's new id, if no other lead has it.
+pub(super) async fn change_user_id(tx: &mut PgConnection, previous: &UserId, current: &UserId) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE public.leads SET user_id = $2, updated_at = now()
+          WHERE user_id = $1 AND NOT EXISTS (SELECT FROM public.leads other WHERE other.user_id = $2)",
+    )
+    .bind(previous.as_str())
+    .bind(current.as_str())
     .execute(tx)
     .await?;
     Ok(())
@@ -280,7 +293,7 @@ pub(super) async fn lead_without_user_id(
     wa_id: &str,
 ) -> sqlx::Result<Option<Uuid>> {
     sqlx::query_scalar(
-        "SELECT l.id FROM whatsapp_messages m JOIN leads l ON l.id = m.lead_id
+        "SELECT l.id FROM public.whatsapp_messages m JOIN public.leads l ON l.id = m.lead_id
           WHERE m.id = $1 AND l.user_id IS NULL AND l.wa_id = $2",
     )
     .bind(message_id)
@@ -291,7 +304,7 @@ pub(super) async fn lead_without_user_id(
 
 /// A number has seen real messages.
 pub(super) async fn touch_account(tx: &mut PgConnection, account_id: Uuid) -> sqlx::Result<()> {
-    sqlx::query("UPDATE whatsapp_accounts SET last_real_message_at = clock_timestamp() WHERE id = $1")
+    sqlx::query("UPDATE public.whatsapp_accounts SET last_real_message_at = clock_timestamp() WHERE id = $1")
         .bind(account_id)
         .execute(tx)
         .await?;

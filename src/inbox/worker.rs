@@ -1,14 +1,17 @@
 //! The worker: claims raw events, processes them, tries again what failed for a passing reason, and says how it goes.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
-use super::process::{self, Postponed, Processed};
+use super::process::{self, Claim, Processed};
 use super::{Inbox, store};
 use crate::health::Component;
 use crate::{metrics, retry, shutdown};
@@ -31,8 +34,8 @@ pub struct WorkerSettings {
 impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
-            // One event may wait for a lock while the other goes on.
-            concurrency: 2,
+            // Meta posts concurrently, and an event costs some round trips to the Site DB.
+            concurrency: 4,
             poll: Duration::from_secs(1),
             retry_initial: Duration::from_millis(200),
             retry_max: Duration::from_secs(60),
@@ -44,25 +47,28 @@ impl Default for WorkerSettings {
 /// An event that waits for longer than this is a gap: processing takes milliseconds.
 const LATE_AFTER_SECONDS: f64 = 10.0;
 
+/// Failing events whose first failure is remembered, so that it is not told again.
+const MAX_FAILING: usize = 1000;
+
 /// Processes an inbox's events until it is stopped.
 #[derive(Debug)]
 pub struct Worker {
     inbox: Inbox,
     settings: WorkerSettings,
     health: Component,
-    /// Whether the last attempt failed for a passing reason: said once, not at each attempt.
-    failing: AtomicBool,
+    /// What failed for a passing reason (`None`: the claim itself): said once, not at each attempt.
+    failing: Mutex<HashSet<Option<Uuid>>>,
 }
 
 impl Worker {
     /// A worker; any number of processes may each have one.
     #[must_use]
-    pub const fn new(inbox: Inbox, settings: WorkerSettings, health: Component) -> Self {
+    pub fn new(inbox: Inbox, settings: WorkerSettings, health: Component) -> Self {
         Self {
             inbox,
             settings,
             health,
-            failing: AtomicBool::new(false),
+            failing: Mutex::default(),
         }
     }
 
@@ -86,16 +92,22 @@ impl Worker {
             // Registered before the look, so that an event that comes between the two is not missed.
             let arrived = self.inbox.arrived.notified();
             let started = Instant::now();
-            let outcome = Box::pin(process::next(&self.inbox.pool)).await;
+            let mut claim = None;
+            // A panic must cost one attempt of one event, not the worker.
+            let outcome = AssertUnwindSafe(Box::pin(process::next(&self.inbox.pool, &mut claim)))
+                .catch_unwind()
+                .await
+                .map_err(|_| "a panic".to_owned())
+                .and_then(|outcome| outcome.map_err(|error| kind_of(&error)));
             match outcome {
                 Ok(Some(processed)) => {
                     failures = 0;
-                    self.recovered();
+                    self.recovered(Some(processed.event_id));
                     report(&processed, started.elapsed());
                 }
                 Ok(None) => {
                     failures = 0;
-                    self.recovered();
+                    self.recovered(None);
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return,
@@ -103,9 +115,9 @@ impl Worker {
                         () = tokio::time::sleep(self.settings.poll) => {}
                     }
                 }
-                Err(postponed) => {
+                Err(reason) => {
                     failures = failures.saturating_add(1);
-                    self.postpone(&postponed).await;
+                    self.postpone(claim, &reason).await;
                     let wait = retry::backoff(failures, self.settings.retry_initial, self.settings.poll);
                     if !shutdown::sleep(wait, stop).await {
                         return;
@@ -116,33 +128,46 @@ impl Worker {
     }
 
     /// Puts an event off, so that it does not stand before the others.
-    async fn postpone(&self, postponed: &Postponed) {
-        let kind = kind_of(&postponed.error);
-        let attempt = postponed.event.map_or(1, |(_, attempts)| attempts.saturating_add(1));
-        if !self.failing.swap(true, Ordering::Relaxed) {
+    async fn postpone(&self, claim: Option<Claim>, reason: &str) {
+        let attempt = claim.map_or(1, |claim| claim.attempts.saturating_add(1));
+        let first = {
+            let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            failing.len() < MAX_FAILING && failing.insert(claim.map(|claim| claim.event_id))
+        };
+        if first {
             tracing::error!(
                 severity = "CRITICAL",
-                event_id = ?postponed.event.map(|(id, _)| id),
+                event_id = claim.map(|claim| claim.event_id.to_string()),
                 attempt,
-                error = %kind,
-                "PERSISTENCE: a webhook event is kept but cannot be processed now; it is tried again"
+                error = reason,
+                "PERSISTENCE: webhook events are kept but cannot be processed now; they are tried again"
             );
         }
-        self.health.not_ready(
-            format!("webhook events cannot be processed: {kind}"),
-            serde_json::Value::Null,
-        );
-        if let Some((id, _)) = postponed.event {
-            let attempt = u32::try_from(attempt).unwrap_or(1);
-            let wait = retry::backoff(attempt, self.settings.retry_initial, self.settings.retry_max);
-            // If this fails too, the event is due at once, which is as well.
-            let _ = store::retry_event(&self.inbox.pool, id, wait.as_secs_f64()).await;
-        }
+        let Some(Claim { event_id, .. }) = claim else {
+            // Not even a claim: nothing can be processed. One event that fails is no reason to take no others.
+            self.health.not_ready(
+                format!("webhook events cannot be processed: {reason}"),
+                serde_json::Value::Null,
+            );
+            return;
+        };
+        let attempt = u32::try_from(attempt).unwrap_or(1);
+        let wait = retry::backoff(attempt, self.settings.retry_initial, self.settings.retry_max);
+        // If this fails too, the event is due at once, which is as well.
+        let _ = store::retry_event(&self.inbox.pool, event_id, wait.as_secs_f64()).await;
     }
 
-    fn recovered(&self) {
-        if self.failing.swap(false, Ordering::Relaxed) {
-            tracing::info!("PERSISTENCE: webhook events are processed again");
+    fn recovered(&self, event_id: Option<Uuid>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        if failing.is_empty() {
+            return;
+        }
+        let claims = failing.remove(&None);
+        if claims || (event_id.is_some() && failing.remove(&event_id)) {
+            tracing::info!(
+                event_id = event_id.map(|id| id.to_string()),
+                "PERSISTENCE: what could not be processed is processed again"
+            );
         }
     }
 
@@ -163,11 +188,9 @@ impl Worker {
                     for (number, seconds) in &numbers {
                         metrics::set_account_last_real_message(number, *seconds);
                     }
-                    if !self.failing.load(Ordering::Relaxed) {
-                        // Failed events are a gap to look at, but they don't keep new ones from being processed.
-                        self.health
-                            .ready(json!({"late": backlog.late, "failed": backlog.failed}));
-                    }
+                    // Neither late nor failed events keep new ones from being taken.
+                    self.health
+                        .ready(json!({"late": backlog.late, "failed": backlog.failed}));
                 }
                 Err(error) => {
                     let reason = format!("webhook events cannot be counted: {}", kind_of(&error));

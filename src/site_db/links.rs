@@ -55,14 +55,14 @@ pub async fn link_group(tx: &mut PgConnection, account_id: Uuid, group_id: &str)
     let phone = format!("group:{group_id}");
     lock_keys(&mut *tx, &[format!("lead:{phone}")]).await?;
     let found: Option<Uuid> =
-        sqlx::query_scalar("SELECT id FROM leads WHERE phone = $1 ORDER BY created_at, id LIMIT 1")
+        sqlx::query_scalar("SELECT id FROM public.leads WHERE phone = $1 ORDER BY created_at, id LIMIT 1")
             .bind(&phone)
             .fetch_optional(&mut *tx)
             .await?;
     let lead_id = match found {
         Some(id) => id,
         None => {
-            sqlx::query_scalar("INSERT INTO leads (phone) VALUES ($1) RETURNING id")
+            sqlx::query_scalar("INSERT INTO public.leads (phone) VALUES ($1) RETURNING id")
                 .bind(&phone)
                 .fetch_one(&mut *tx)
                 .await?
@@ -90,10 +90,11 @@ pub async fn learn_recipient(
         wa_id: dialled.cloned(),
         ..ContactIdentity::default()
     };
-    let current: Option<Lead> = sqlx::query_as("SELECT id, wa_id, user_id, name, username FROM leads WHERE id = $1")
-        .bind(lead_id)
-        .fetch_optional(&mut *tx)
-        .await?;
+    let current: Option<Lead> =
+        sqlx::query_as("SELECT id, wa_id, user_id, name, username FROM public.leads WHERE id = $1")
+            .bind(lead_id)
+            .fetch_optional(&mut *tx)
+            .await?;
     let Some(current) = current else { return Ok(()) };
     let actual = known.wa_id.as_ref().map(WaId::as_str);
     let renumbered = actual.is_some() && dialled.is_some() && dialled != known.wa_id.as_ref();
@@ -105,9 +106,9 @@ pub async fn learn_recipient(
         // The number that was dialled is nobody's: it moves to `phone`, of this lead and of the one that has the real
         // number already, and `lead` prefers the latter from now on.
         sqlx::query(
-            "UPDATE leads SET phone = $2, updated_at = now(),
+            "UPDATE public.leads SET phone = $2, updated_at = now(),
                     wa_id = CASE WHEN id <> $1 THEN wa_id
-                                 WHEN EXISTS (SELECT FROM leads other WHERE other.wa_id = $3) THEN NULL
+                                 WHEN EXISTS (SELECT FROM public.leads other WHERE other.wa_id = $3) THEN NULL
                                  ELSE $3 END
               WHERE id = $1 OR (wa_id = $3 AND phone IS NULL)",
         )
@@ -140,7 +141,7 @@ async fn lead(tx: &mut PgConnection, contact: &ContactIdentity) -> sqlx::Result<
         }
         // Writers other than us don't take our lock: then theirs is there, and found in the next turn.
         let inserted: Option<Uuid> = sqlx::query_scalar(
-            "INSERT INTO leads (wa_id, user_id, name, username) VALUES ($1, $2, $3, $4)
+            "INSERT INTO public.leads (wa_id, user_id, name, username) VALUES ($1, $2, $3, $4)
              ON CONFLICT DO NOTHING RETURNING id",
         )
         .bind(contact.wa_id.as_ref().map(WaId::as_str))
@@ -160,9 +161,9 @@ async fn find(tx: &mut PgConnection, contact: &ContactIdentity) -> sqlx::Result<
     // Three index look-ups; `rank` is the order of trust.
     sqlx::query_as(
         "SELECT id, wa_id, user_id, name, username FROM (
-             SELECT 1 AS rank, l.* FROM leads l WHERE user_id = $1
-             UNION ALL SELECT 2, l.* FROM leads l WHERE wa_id = $2
-             UNION ALL SELECT CASE WHEN wa_id IS NULL THEN 4 ELSE 3 END, l.* FROM leads l WHERE phone IN ($2, '+' || $2)
+             SELECT 1 AS rank, l.* FROM public.leads l WHERE user_id = $1
+             UNION ALL SELECT 2, l.* FROM public.leads l WHERE wa_id = $2
+             UNION ALL SELECT CASE WHEN wa_id IS NULL THEN 4 ELSE 3 END, l.* FROM public.leads l WHERE phone IN ($2, '+' || $2)
          ) AS candidates ORDER BY rank, created_at, id LIMIT 1",
     )
     .bind(contact.user_id.as_ref().map(ToString::to_string))
@@ -182,9 +183,9 @@ fn has_news(lead: &Lead, contact: &ContactIdentity) -> bool {
 /// Fills what is empty, with ids that no other lead has. A user name is Meta's, so its newest value counts.
 async fn learn(tx: &mut PgConnection, lead_id: Uuid, contact: &ContactIdentity) -> sqlx::Result<()> {
     sqlx::query(
-        "UPDATE leads SET
-             wa_id    = coalesce(wa_id, CASE WHEN NOT EXISTS (SELECT FROM leads o WHERE o.wa_id = $2) THEN $2 END),
-             user_id  = coalesce(user_id, CASE WHEN NOT EXISTS (SELECT FROM leads o WHERE o.user_id = $3) THEN $3 END),
+        "UPDATE public.leads SET
+             wa_id    = coalesce(wa_id, CASE WHEN NOT EXISTS (SELECT FROM public.leads o WHERE o.wa_id = $2) THEN $2 END),
+             user_id  = coalesce(user_id, CASE WHEN NOT EXISTS (SELECT FROM public.leads o WHERE o.user_id = $3) THEN $3 END),
              name     = coalesce(name, $4),
              username = coalesce($5, username),
              updated_at = now()
@@ -203,7 +204,7 @@ async fn learn(tx: &mut PgConnection, lead_id: Uuid, contact: &ContactIdentity) 
 async fn conversation(tx: &mut PgConnection, account_id: Uuid, lead_id: Uuid) -> sqlx::Result<Uuid> {
     for _ in 0..ATTEMPTS {
         let found: Option<Uuid> =
-            sqlx::query_scalar("SELECT id FROM conversations WHERE account_id = $1 AND lead_id = $2")
+            sqlx::query_scalar("SELECT id FROM public.conversations WHERE account_id = $1 AND lead_id = $2")
                 .bind(account_id)
                 .bind(lead_id)
                 .fetch_optional(&mut *tx)
@@ -212,7 +213,7 @@ async fn conversation(tx: &mut PgConnection, account_id: Uuid, lead_id: Uuid) ->
             return Ok(id);
         }
         let inserted: Option<Uuid> = sqlx::query_scalar(
-            "INSERT INTO conversations (account_id, lead_id) VALUES ($1, $2)
+            "INSERT INTO public.conversations (account_id, lead_id) VALUES ($1, $2)
              ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING id",
         )
         .bind(account_id)

@@ -3,5 +3,6 @@
 mod architecture;
 mod command_line;
 mod harness;
+mod inbox;
 mod postgres_clusters;
 mod server;

@@ -57,26 +57,6 @@ impl Report {
     }
 }
 
-/// A status as a bounded label: one that a row can have, else `other`.
-#[must_use]
-pub fn known(status: &str) -> &'static str {
-    const ALL: [&str; 12] = [
-        "pending",
-        "sending",
-        "accepted",
-        "held",
-        "sent",
-        "delivered",
-        "read",
-        "played",
-        "failed",
-        "unknown",
-        "received",
-        "cancelled",
-    ];
-    ALL.into_iter().find(|&known| known == status).unwrap_or("other")
-}
-
 /// How far a status is. A message that failed after it was sent shows `failed`; one that arrived nevertheless (it had
 /// several devices to go to) shows that it arrived.
 fn rank(status: &str) -> u8 {

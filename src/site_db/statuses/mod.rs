@@ -17,7 +17,7 @@ use super::locks::lock;
 use crate::whatsapp::Wamid;
 use crate::whatsapp::webhook::Status;
 
-pub use fold::{MessageState, Report, known};
+pub use fold::{MessageState, Report};
 
 /// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,12 +32,12 @@ pub struct Recorded {
     pub second_send: bool,
 }
 
-/// Records a report and applies it.
+/// Records a report and applies it. The caller has locked the wamid in this transaction, with all the others that it
+/// needs (see [`super::locks`]).
 ///
 /// # Errors
 /// The database's.
 pub async fn record(tx: &mut PgConnection, account_id: Uuid, status: &Status) -> sqlx::Result<Recorded> {
-    lock(&mut *tx, [&status.wamid], []).await?;
     let (message_id, second_send) = find(&mut *tx, account_id, status).await?;
     let report = Report {
         status: status.status.clone(),
@@ -49,7 +49,7 @@ pub async fn record(tx: &mut PgConnection, account_id: Uuid, status: &Status) ->
     };
     // An orphan whose message is known by now is adopted by the report's repetition too.
     let inserted: Option<bool> = sqlx::query_scalar(
-        "INSERT INTO message_status_events AS e
+        "INSERT INTO public.message_status_events AS e
              (account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload, provider_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (wamid, status, recipient, provider_at)
@@ -110,9 +110,9 @@ pub async fn accept(
 pub async fn adopt_orphans(tx: &mut PgConnection, message_id: Uuid, wamid: &Wamid) -> sqlx::Result<Option<String>> {
     lock(&mut *tx, [wamid], []).await?;
     let orphans = sqlx::query(
-        "UPDATE message_status_events SET message_id = $1
+        "UPDATE public.message_status_events SET message_id = $1
           WHERE wamid = $2 AND message_id IS NULL
-            AND account_id = (SELECT account_id FROM whatsapp_messages WHERE id = $1)
+            AND account_id = (SELECT account_id FROM public.whatsapp_messages WHERE id = $1)
          RETURNING status, provider_at, error_code, error_message",
     )
     .bind(message_id)
@@ -138,7 +138,7 @@ pub async fn adopt_orphans(tx: &mut PgConnection, message_id: Uuid, wamid: &Wami
 /// The message that a report is about: by wamid, else by the echo of our id.
 async fn find(tx: &mut PgConnection, account_id: Uuid, status: &Status) -> sqlx::Result<(Option<Uuid>, bool)> {
     let by_wamid: Option<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM whatsapp_messages WHERE account_id = $1 AND direction = 'outbound' AND wamid = $2",
+        "SELECT id FROM public.whatsapp_messages WHERE account_id = $1 AND direction = 'outbound' AND wamid = $2",
     )
     .bind(account_id)
     .bind(status.wamid.as_str())
@@ -151,7 +151,7 @@ async fn find(tx: &mut PgConnection, account_id: Uuid, status: &Status) -> sqlx:
         return Ok((None, false));
     };
     let by_echo: Option<(Uuid, Option<String>)> = sqlx::query_as(
-        "SELECT id, wamid FROM whatsapp_messages WHERE id = $1 AND account_id = $2 AND direction = 'outbound' FOR UPDATE",
+        "SELECT id, wamid FROM public.whatsapp_messages WHERE id = $1 AND account_id = $2 AND direction = 'outbound' FOR UPDATE",
     )
     .bind(id.0)
     .bind(account_id)
@@ -177,9 +177,9 @@ pub async fn apply(
     let shown = apply_silently(&mut *tx, message_id, wamid, reports).await?;
     if shown.as_deref() == Some("failed") {
         sqlx::query(
-            "INSERT INTO notifications (kind, account_id, conversation_id, message_id, detail)
+            "INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail)
              SELECT 'message_failed', account_id, conversation_id, id, concat_ws(' ', error_code, error_message)
-               FROM whatsapp_messages WHERE id = $1",
+               FROM public.whatsapp_messages WHERE id = $1",
         )
         .bind(message_id)
         .execute(tx)
@@ -201,7 +201,7 @@ pub async fn apply_silently(
     let before: Option<MessageState> = sqlx::query_as(
         "SELECT status, wamid, error_code, error_class, error_message, accepted_at, held_at, sent_at, delivered_at,
                 read_at, played_at, failed_at
-           FROM whatsapp_messages WHERE id = $1 AND direction = 'outbound' FOR UPDATE",
+           FROM public.whatsapp_messages WHERE id = $1 AND direction = 'outbound' FOR UPDATE",
     )
     .bind(message_id)
     .fetch_optional(&mut *tx)
@@ -215,7 +215,7 @@ pub async fn apply_silently(
         return Ok(None);
     }
     sqlx::query(
-        "UPDATE whatsapp_messages SET status = $2, wamid = $3, error_code = $4, error_class = $5, error_message = $6,
+        "UPDATE public.whatsapp_messages SET status = $2, wamid = $3, error_code = $4, error_class = $5, error_message = $6,
                 accepted_at = $7, held_at = $8, sent_at = $9, delivered_at = $10, read_at = $11, played_at = $12,
                 failed_at = $13, updated_at = now()
           WHERE id = $1",
