@@ -20,6 +20,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 
+use crate::change::quote_identifier;
 use crate::config::{DatabaseUrl, Host, SslMode};
 
 /// Migrations that belong together.
@@ -327,8 +328,4 @@ fn connect_options(url: &DatabaseUrl) -> PgConnectOptions {
 
 fn sqlstate(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
-}
-
-fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -57,10 +57,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("agent_db", &["change"]),
     ("change", &[]),
     ("pgoutput", &["change"]),
-    ("wire", &[]),
+    // It quotes the names in its commands as everybody does; the payload's meaning is not its business.
+    ("wire", &["change"]),
     // Both.
-    ("dev", &["whatsapp"]),
-    ("migrations", &[]),
+    ("dev", &["change", "whatsapp"]),
+    ("migrations", &["change"]),
     // Shared modules know each other sparingly, and the halves not at all; metrics are labelled with a table's name.
     ("metrics", &["change"]),
     ("config", &[]),

@@ -6,3 +6,4 @@ mod harness;
 mod inbox;
 mod postgres_clusters;
 mod server;
+mod systemd;
