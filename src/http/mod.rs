@@ -5,6 +5,7 @@
 //! | [`server`] | the whole server: pool, outbox, inbox, listener, and their common end |
 //! | `auth` | which client a request is from |
 //! | `graph` | the Graph-compatible send |
+//! | `passage` | other Graph calls, passed through |
 //! | `plain` | the plain JSON API |
 //! | `webhook` | Meta's handshake and events |
 //! | `answer` | answers and errors in both shapes |
@@ -17,6 +18,7 @@ mod answer;
 mod auth;
 mod graph;
 mod layers;
+mod passage;
 mod plain;
 pub mod server;
 mod webhook;
@@ -78,7 +80,7 @@ pub fn router(state: State) -> Router {
         .route("/v1/messages", post(plain::send))
         .route("/v1/messages/{id}", get(plain::show))
         .route("/webhook", get(webhook::handshake).post(webhook::receive))
-        .fallback(answer::not_found)
+        .fallback(passage::call)
         .method_not_allowed_fallback(answer::method_not_allowed)
         .layer(DefaultBodyLimit::max(max_body_bytes))
         .layer(axum::middleware::from_fn(layers::around))
