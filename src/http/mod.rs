@@ -9,6 +9,7 @@
 //! | `plain` | the plain JSON API |
 //! | `webhook` | Meta's handshake and events |
 //! | `answer` | answers and errors in both shapes |
+//! | `connections` | the listener's bounds |
 //! | `layers` | around every request: id, log line, time-out, panics |
 //!
 //! It decides nothing about messages: it reads requests, asks the [`outbox`](crate::outbox) or the
@@ -16,6 +17,7 @@
 
 mod answer;
 mod auth;
+mod connections;
 mod graph;
 mod layers;
 mod passage;
@@ -40,6 +42,8 @@ use crate::shutdown;
 use crate::site_db::Pool;
 
 pub use server::{ServerError, run_server};
+
+use connections::Bounded;
 
 /// Most requests to send that may wait at a time: each holds its body (a few KB as a rule) and a look at the Site DB
 /// now and then. Beyond it clients are told to come back, before anything is stored.
@@ -93,7 +97,7 @@ pub fn router(state: State) -> Router {
 /// The listener failed.
 pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) -> std::io::Result<()> {
     let stopped = stop.clone().cancelled_owned();
-    let serving = axum::serve(listener, router(state)).with_graceful_shutdown(stopped);
+    let serving = axum::serve(Bounded::new(listener), router(state)).with_graceful_shutdown(stopped);
     let out_of_time = async {
         stop.cancelled().await;
         tokio::time::sleep(shutdown::GRACE + Duration::from_secs(1)).await;

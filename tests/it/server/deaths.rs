@@ -20,6 +20,11 @@ fn child() {
     let (Ok(site), Ok(graph), Ok(port)) = (std::env::var(SITE), std::env::var(GRAPH), std::env::var(PORT)) else {
         return;
     };
+    tracing_subscriber::fmt()
+        .with_env_filter("info,twinlog=trace")
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
     let _scenario = fail::FailScenario::setup();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -35,6 +40,7 @@ fn child() {
 /// A server in a process of its own.
 struct Doomed {
     child: Child,
+    log: tempfile::NamedTempFile,
     url: String,
 }
 
@@ -44,19 +50,28 @@ impl Doomed {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             listener.local_addr().unwrap().port()
         };
+        let log = tempfile::NamedTempFile::new().unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["server::deaths::child", "--exact", "--ignored"])
+            .args(["server::deaths::child", "--exact", "--ignored", "--nocapture"])
             .env(SITE, &world.db.site.url)
             .env(GRAPH, world.meta.url())
             .env(PORT, port.to_string())
-            .env("FAILPOINTS", format!("{failpoint}=return(abort)"))
+            .env(
+                "FAILPOINTS",
+                if failpoint.is_empty() {
+                    String::new()
+                } else {
+                    format!("{failpoint}=return(abort)")
+                },
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
         let doomed = Self {
             child,
+            log,
             url: format!("http://127.0.0.1:{port}"),
         };
         eventually("the child listens", SOON, || async {
@@ -197,5 +212,66 @@ async fn a_death_around_a_webhook_loses_and_doubles_no_message() {
         .await;
         assert_eq!(world.count("true").await, 1);
         server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
+    let world = World::new().await;
+    let doomed = Doomed::start(&world, "").await;
+    world
+        .meta
+        .set_callback(Some(format!("{}/webhook", doomed.url).parse().unwrap()));
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let graph = format!("{}/v26.0/{NUMBER}/messages?access_token={TOKEN}", doomed.url);
+    let send = |body: Value| http.post(&graph).body(body.to_string()).send();
+
+    assert_eq!(send(text("a-secret-body")).await.unwrap().status(), 200);
+    world.fault_once(Fault::Error {
+        code: 131_026,
+        subcode: None,
+    });
+    assert_eq!(send(text("a-secret-body")).await.unwrap().status(), 400);
+    world.fault_once(Fault::AcceptThenHang);
+    send(text("a-secret-body")).await.unwrap();
+    assert_eq!(send(text_to("a-secret-body", "x")).await.unwrap().status(), 400);
+    let wamid = world
+        .meta
+        .inbound(Inbound::text(NUMBER, "16505551234", "a-secret-body"))
+        .await;
+    eventually("the answer is there", SOON, || async {
+        let rows = world.count(&format!("wamid = '{wamid}'")).await;
+        if rows == 1 { Ok(()) } else { Err(rows) }
+    })
+    .await;
+    let forger = secrecy::SecretString::from("not-the-secret");
+    world.meta.post_forged(br#"{"x":"a-secret-body"}"#, &forger).await;
+    let handshake = format!(
+        "{}/webhook?hub.mode=subscribe&hub.verify_token=a-guess&hub.challenge=1",
+        doomed.url
+    );
+    assert_eq!(http.get(handshake).send().await.unwrap().status(), 403);
+    world.meta.expire_token(NUMBER).unwrap();
+    assert_eq!(send(text("a-secret-body")).await.unwrap().status(), 503);
+
+    let log = std::fs::read_to_string(doomed.log.path()).unwrap();
+    for told in [
+        "PERSISTENCE: the message was sent",
+        "PERSISTENCE: the message failed",
+        "the number is held",
+        "WEBHOOK",
+    ] {
+        assert!(log.contains(told), "{told} is missing in {log}");
+    }
+    for secret in [
+        "a-secret-body",
+        "6505551234",
+        TOKEN,
+        "simulator-token",
+        "simulator-secret",
+        "a-guess",
+        "wamid.",
+    ] {
+        assert!(!log.contains(secret), "{secret} is in {log}");
     }
 }
