@@ -107,7 +107,11 @@ async fn main() -> Result<()> {
         return Ok(());
     }
     let options = options();
-    let tuned = || Settings::default().parameter("max_wal_size", "8GB").parameter("checkpoint_timeout", "1h");
+    let tuned = || {
+        Settings::default()
+            .parameter("max_wal_size", "8GB")
+            .parameter("checkpoint_timeout", "1h")
+    };
     let source = Cluster::start(tuned().parameter("synchronous_commit", "off")).await?;
     let target = Cluster::start(tuned()).await?;
     println!(
@@ -116,7 +120,10 @@ async fn main() -> Result<()> {
         options.changes,
         options.rounds
     );
-    println!("{:<12} {:<12} {:>12} {:>14} {:>7}", "workload", "path", "Twinlog", "subscription", "ratio");
+    println!(
+        "{:<12} {:<12} {:>12} {:>14} {:>7}",
+        "workload", "path", "Twinlog", "subscription", "ratio"
+    );
     for (number, workload) in WORKLOADS.iter().enumerate() {
         if options.only.as_ref().is_some_and(|only| only != workload.name) {
             continue;
@@ -157,12 +164,16 @@ async fn measure(
     source.create_database(name).await?;
     target.create_database(&ours_db).await?;
     target.create_database(&theirs_db).await?;
-    let (site, ours, theirs) =
-        (source.client(name).await?, target.client(&ours_db).await?, target.client(&theirs_db).await?);
+    let (site, ours, theirs) = (
+        source.client(name).await?,
+        target.client(&ours_db).await?,
+        target.client(&theirs_db).await?,
+    );
     for client in [&site, &ours, &theirs] {
         client.batch_execute(workload.schema).await?;
     }
-    site.batch_execute(&format!("CREATE PUBLICATION {name} FOR ALL TABLES")).await?;
+    site.batch_execute(&format!("CREATE PUBLICATION {name} FOR ALL TABLES"))
+        .await?;
 
     let url = match path {
         Path::Tcp => source.url(name),
@@ -180,7 +191,11 @@ async fn measure(
         ),
     )?;
     let mut daemon = Daemon::start(&config)?;
-    wait_until(&ours, "SELECT count(*) > 0 AND bool_and(state = 'streaming') FROM twinlog.tables").await?;
+    wait_until(
+        &ours,
+        "SELECT count(*) > 0 AND bool_and(state = 'streaming') FROM twinlog.tables",
+    )
+    .await?;
     daemon.stop()?;
     let connection = match path {
         Path::Tcp => format!(
@@ -191,24 +206,38 @@ async fn measure(
         Path::Unix => {
             let folder = source.data();
             let folder = folder.parent().context("the cluster's folder")?;
-            format!("host={} port={} user=postgres dbname={name}", folder.display(), source.port())
+            format!(
+                "host={} port={} user=postgres dbname={name}",
+                folder.display(),
+                source.port()
+            )
         }
     };
     // The slot is made by hand, so that the subscription can wait, disabled, while the backlog grows.
-    site.batch_execute(&format!("SELECT pg_create_logical_replication_slot('{name}_native', 'pgoutput')")).await?;
+    site.batch_execute(&format!(
+        "SELECT pg_create_logical_replication_slot('{name}_native', 'pgoutput')"
+    ))
+    .await?;
     theirs
         .batch_execute(&format!(
             "CREATE SUBSCRIPTION native CONNECTION '{connection}' PUBLICATION {name} \
              WITH (copy_data = false, create_slot = false, slot_name = '{name}_native', enabled = false)"
         ))
         .await?;
-    theirs.batch_execute("ALTER SUBSCRIPTION native REFRESH PUBLICATION WITH (copy_data = false)").await.ok();
+    theirs
+        .batch_execute("ALTER SUBSCRIPTION native REFRESH PUBLICATION WITH (copy_data = false)")
+        .await
+        .ok();
 
     let mut figures = Vec::new();
     for round in 0..options.rounds {
-        site.batch_execute(&workload.backlog.replace("{n}", &options.changes.to_string())).await?;
+        site.batch_execute(&workload.backlog.replace("{n}", &options.changes.to_string()))
+            .await?;
         site.batch_execute("CHECKPOINT").await?;
-        let end: String = site.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?.get(0);
+        let end: String = site
+            .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
+            .await?
+            .get(0);
         // Alternating, so that neither always has the warmer machine.
         let (mut a, mut b) = (Duration::ZERO, Duration::ZERO);
         for turn in 0..2 {
@@ -233,7 +262,11 @@ async fn measure(
 async fn drain_ours(config: &std::path::Path, ours: &Client, end: &str) -> Result<Duration> {
     let began = Instant::now();
     let mut daemon = Daemon::start(config)?;
-    wait_until(ours, &format!("SELECT end_lsn >= '{end}'::pg_lsn FROM twinlog.checkpoint")).await?;
+    wait_until(
+        ours,
+        &format!("SELECT end_lsn >= '{end}'::pg_lsn FROM twinlog.checkpoint"),
+    )
+    .await?;
     let took = began.elapsed();
     daemon.stop()?;
     Ok(took)
@@ -263,7 +296,12 @@ async fn drain_theirs(site: &Client, theirs: &Client, name: &str, end: &str) -> 
 
 async fn wait_until(client: &Client, condition: &str) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(600);
-    while !client.query_one(condition, &[]).await?.get::<_, Option<bool>>(0).unwrap_or(false) {
+    while !client
+        .query_one(condition, &[])
+        .await?
+        .get::<_, Option<bool>>(0)
+        .unwrap_or(false)
+    {
         ensure!(Instant::now() < deadline, "not reached within 600 s: {condition}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -271,7 +309,8 @@ async fn wait_until(client: &Client, condition: &str) -> Result<()> {
 }
 
 async fn equal(site: &Client, target: &Client, table: &str) -> Result<()> {
-    let digest = format!("SELECT count(*)::text || ' ' || coalesce(sum(hashtextextended(t::text, 0))::text, '') FROM {table} t");
+    let digest =
+        format!("SELECT count(*)::text || ' ' || coalesce(sum(hashtextextended(t::text, 0))::text, '') FROM {table} t");
     let left: String = site.query_one(&digest, &[]).await?.get(0);
     let right: String = target.query_one(&digest, &[]).await?.get(0);
     ensure!(left == right, "{table} differs: {left} and {right}");
