@@ -23,8 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The settings, set where the server knows them. Text forms are pinned on both databases alike (pitfall P28).
-/// `row_security` off makes Postgres raise an error where a policy would hide rows (P31). A generic plan is right for
-/// statements that join an array with a table by key, and saves planning each time.
+/// `row_security` off makes Postgres raise an error where a policy would hide rows (P31).
 const PIN_SETTINGS: &str = "
 SELECT pg_catalog.set_config(s.name, v.value, false)
 FROM (VALUES
@@ -39,7 +38,6 @@ FROM (VALUES
     ('standard_conforming_strings', 'on'),
     ('quote_all_identifiers', 'off'),
     ('row_security', 'off'),
-    ('plan_cache_mode', 'force_generic_plan'),
     ('statement_timeout', '0'),
     ('transaction_timeout', '0'),
     ('lock_timeout', '30s'),

@@ -129,6 +129,14 @@ impl<'a> Round<'a> {
         table.offer(change, heal)
     }
 
+    /// Whether the round is about to heal a key of the change: only then is it known what the change means.
+    pub(super) fn is_healing(&self, change: &Change) -> bool {
+        self.position(&change.relation).is_some_and(|position| {
+            let heals = &self.tables[position].touched_by_heals;
+            heals.contains(&change.key) || moved(change).is_some_and(|(old, _)| heals.contains(old))
+        })
+    }
+
     /// Takes one table's round out, to be written.
     pub(super) fn take(&mut self, relation: &Arc<Relation>) -> Self {
         Self {
@@ -420,6 +428,14 @@ impl<'a> Run<'a> {
         self.keys.insert(&change.key);
         self.keys.extend(old);
         None
+    }
+
+    /// Whether the run is about to heal a key of the change.
+    pub(super) fn is_healing(&self, change: &Change) -> bool {
+        self.group
+            .as_ref()
+            .is_some_and(|group| group.heal && group.relation.table == change.relation.table)
+            && (self.keys.contains(&change.key) || moved(change).is_some_and(|(old, _)| self.keys.contains(old)))
     }
 
     /// What is left to be written.

@@ -98,6 +98,11 @@ impl Sink {
     pub async fn connect(url: &DatabaseUrl, slot: &str, settings: SinkSettings) -> Result<Self, AgentError> {
         let client = connect(url, &settings.application_name).await?;
         let rights = rights::probe(&client).await?;
+        // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
+        client
+            .batch_execute("SET plan_cache_mode = force_generic_plan")
+            .await
+            .map_err(|source| AgentError::from_driver("set plan_cache_mode", None, source))?;
         lock(&client, slot).await?;
         let bookkeeping = Bookkeeping::prepare(&client).await?;
         let foreign_keys = if rights.session_replication_role {
@@ -272,7 +277,9 @@ impl Sink {
             return Ok(Applied::default());
         }
         self.state = State::Broken;
-        let applied = Box::pin(self.apply_segment(&segment)).await?;
+        let applied = Box::pin(self.apply_segment(&segment))
+            .await
+            .map_err(|error| error.for_role(&self.rights.role))?;
         self.state = State::Whole;
         Ok(applied)
     }
@@ -330,8 +337,8 @@ impl Sink {
                 failpoint::reach(failpoint::name::AGENT_AFTER_PARK);
             }
         }
-        // A child waits for its parent: look again as soon as rows of the parent's table were written, but no more often
-        // than every few seconds for those that wait for something else.
+        // A child waits for its parent: look again as soon as rows of the parent's table were written after it, but no
+        // more often than every few seconds where it waits for something else.
         let written = ledger.tables();
         let children: BTreeSet<&TableName> = self
             .foreign_keys
@@ -349,7 +356,7 @@ impl Sink {
                 .execute(
                     "UPDATE twinlog.failed_rows SET next_attempt_at = clock_timestamp()
                      WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason = '23503'
-                       AND next_attempt_at > clock_timestamp()
+                       AND next_attempt_at > clock_timestamp() AND parked_at < now()
                        AND coalesce(last_attempt_at, '-infinity') < clock_timestamp() - interval '5 s'",
                     &[&self.slot, &&*table.schema, &&*table.name],
                 )

@@ -84,6 +84,10 @@ impl Sink {
                 Item::Change(change) => {
                     receive(change, ledger);
                     loop {
+                        if round.is_healing(change) {
+                            let part = round.take(&change.relation);
+                            self.write_round(&part, ledger).await?;
+                        }
                         if self.fold_into_parked(change, ledger)? {
                             break;
                         }
@@ -128,6 +132,11 @@ impl Sink {
                 Item::Change(change) => {
                     receive(change, ledger);
                     loop {
+                        if run.is_healing(change)
+                            && let Some(group) = run.take()
+                        {
+                            self.attempt(group, ledger, checks).await?;
+                        }
                         if self.fold_into_parked(change, ledger)? {
                             break;
                         }
@@ -250,6 +259,15 @@ impl Sink {
         refusal: &Refusal,
         ledger: &mut Ledger,
     ) -> Result<(), AgentError> {
+        if let Some(column) = &refusal.column
+            && !group.relation.columns.iter().any(|known| **known == **column)
+        {
+            // A column that the stream does not have refuses every row alike: the table's fault.
+            return Err(AgentError::ColumnUnfilled {
+                table: group.relation.table.clone(),
+                column: column.clone(),
+            });
+        }
         let why = Why::from(refusal);
         if group.heal {
             self.lot.refused(&group.relation.table, line.key, why);
