@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use twinlog::agent_db::{AgentError, Control, CopyPhase, Item, Segment, Sink, TableProgress, TableState, connect};
-use twinlog::config::DatabaseUrl;
+use twinlog::config::{DatabaseUrl, SslMode};
+use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
 use twinlog::lsn::Lsn;
 use twinlog::retry::Disposition;
 
@@ -309,4 +311,84 @@ async fn a_wrong_password_is_not_retried_for_ever_and_not_shown() {
     assert_eq!(error.disposition(), Disposition::Systemic);
     assert!(!format!("{error:?} {error}").contains("hunter2"));
     assert!(error.hint().is_some());
+}
+
+#[tokio::test]
+async fn tls_is_spoken_and_its_refusals_say_what_to_do() {
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let authority_key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.distinguished_name = DistinguishedName::new();
+    authority.distinguished_name.push(DnType::CommonName, "ours");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let root = authority.self_signed(&authority_key).unwrap();
+    let issuer = Issuer::new(authority, authority_key);
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    cluster.write_file("server.crt", certificate.pem().as_bytes()).unwrap();
+    cluster
+        .write_file("server.key", key.serialize_pem().as_bytes())
+        .unwrap();
+    cluster.write_file("root.crt", root.pem().as_bytes()).unwrap();
+    cluster.set("ssl", "on").await.unwrap();
+    cluster.restart(Shutdown::Fast).await.unwrap();
+
+    let mut url: DatabaseUrl = cluster.url("postgres").parse().unwrap();
+    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    for (mode, rooted, expected) in [
+        (SslMode::Disable, false, "false"),
+        (SslMode::Require, false, "true"),
+        (SslMode::VerifyCa, true, "true"),
+        (SslMode::VerifyFull, true, "true"),
+    ] {
+        url.sslmode = mode;
+        url.sslrootcert = rooted.then(|| cluster.data().join("root.crt"));
+        let client = connect(&url, "tls").await.unwrap();
+        assert_eq!(lines(&client, encrypted).await, [expected], "{mode:?}");
+    }
+    // An authority that signed nothing here.
+    let stranger = CertificateParams::new(vec!["stranger".to_owned()])
+        .unwrap()
+        .self_signed(&KeyPair::generate().unwrap())
+        .unwrap();
+    cluster.write_file("root.crt", stranger.pem().as_bytes()).unwrap();
+    let error = connect(&url, "tls").await.unwrap_err();
+    assert!(
+        error.hint().is_some_and(|hint| hint.contains("sslrootcert")),
+        "{error:?}"
+    );
+    url.sslrootcert = Some("/absent.pem".into());
+    let error = connect(&url, "tls").await.unwrap_err();
+    assert!(matches!(error, AgentError::Tls { .. }), "{error:?}");
+    assert_eq!(error.disposition(), Disposition::Systemic);
+}
+
+#[tokio::test]
+async fn a_server_that_accepts_and_says_nothing_is_given_up() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url: DatabaseUrl = format!("postgres://me@127.0.0.1:{}/db", silent.local_addr().unwrap().port())
+        .parse()
+        .unwrap();
+    tokio::time::pause();
+    let error = connect(&url, "x").await.unwrap_err();
+    assert!(matches!(error, AgentError::ConnectTimeout { .. }), "{error:?}");
+    assert_eq!(error.disposition(), Disposition::Transient);
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_as_good() {
+    let db = crate::harness::databases().await;
+    let url: DatabaseUrl = db.agent.cluster.socket_url(&db.agent.name).parse().unwrap();
+    let client = connect(&url, "socket").await.unwrap();
+    assert_eq!(
+        lines(
+            &client,
+            "SELECT client_addr IS NULL FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        )
+        .await,
+        ["true"]
+    );
 }
