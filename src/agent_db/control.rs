@@ -244,7 +244,8 @@ impl Control {
     }
 
     /// Waits until somebody notifies the daemon (`NOTIFY twinlog`) or the connection ends. A notification that came while
-    /// nobody waited is not lost. Can be dropped and called again.
+    /// nobody waited is not lost. Can be dropped and called again. Returns at once on a connection that has ended, so look
+    /// at [`Control::is_closed`].
     pub async fn notified(&self) {
         if !self.is_closed() {
             self.notified.notified().await;

@@ -162,6 +162,9 @@ pub enum AgentError {
         /// The position that was to be stored.
         to: Lsn,
     },
+    /// The position is another cluster's than the stored one: means nothing here.
+    #[error("the checkpoint belongs to another Site DB")]
+    AnotherSource,
     /// An earlier call failed or was dropped half-way: the open transaction must be rolled back first.
     #[error("the open Agent DB transaction is not whole and must be rolled back")]
     Aborted,
@@ -276,7 +279,16 @@ impl AgentError {
         self
     }
 
-    /// Whose fault it is, and so what happens next.
+    /// Of the daemon's own rows: a refusal that elsewhere would be a row's own is nobody's but ours.
+    #[must_use]
+    pub(super) fn of_bookkeeping(self) -> Self {
+        match self {
+            Self::Refused { .. } if self.disposition() == Disposition::Row => Self::Internal(self.to_string()),
+            other => other,
+        }
+    }
+
+    /// Whose fault it is, and so what happens next. Never [`Disposition::Row`] from the sink: it parks those.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -305,6 +317,7 @@ impl AgentError {
             | Self::IdentityWithoutKey { .. }
             | Self::TooManyFailed { .. }
             | Self::Backwards { .. }
+            | Self::AnotherSource
             | Self::Unreadable { .. }
             | Self::Internal(_) => Disposition::Systemic,
         }
@@ -407,8 +420,9 @@ impl AgentError {
             Self::TooManyFailed { table, .. } => format!(
                 "see what they have in common: twinlog failed list {table}; mend it, or raise sync.max_failed_rows"
             ),
-            Self::Backwards { .. } => {
-                "the Site DB or the Agent DB was restored from a backup: run twinlog resync --all".to_owned()
+            Self::Backwards { .. } | Self::AnotherSource => {
+                "the Site DB or the Agent DB was replaced or restored from a backup: run twinlog resync --all"
+                    .to_owned()
             }
             Self::Unreadable { .. } => {
                 "the schema twinlog was changed by hand or by another version: run twinlog migrate agent".to_owned()

@@ -144,13 +144,18 @@ impl Accounting {
 }
 
 impl Sink {
-    /// The checkpoint, made durable before it is returned; `None` before the first. A predecessor's commit may be visible
+    /// The checkpoint, made durable before it is returned; `None` before the first. Not within a transaction. A predecessor's commit may be visible
     /// and not yet flushed: a synchronous commit of our own flushes everything before it too (pitfall P43).
     ///
     /// # Errors
     /// The statement's or the connection's.
     pub async fn durable_checkpoint(&mut self) -> Result<Option<StoredCheckpoint>, AgentError> {
         self.usable()?;
+        if self.in_transaction {
+            return Err(AgentError::Internal(
+                "the checkpoint was asked for within a transaction".to_owned(),
+            ));
+        }
         // The session's synchronous_commit is never off (see `connect`), so this returns after the flush.
         let sql = format!(
             "UPDATE twinlog.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1 RETURNING {CHECKPOINT_COLUMNS}"
@@ -179,7 +184,8 @@ impl Sink {
         Ok(())
     }
 
-    /// Remembers that rows may be missing. The first reason stays until [`Sink::clear_gap`].
+    /// Remembers that rows may be missing. The first reason stays until [`Sink::clear_gap`]. Within a transaction, both
+    /// become true with its commit.
     ///
     /// # Errors
     /// The statement's or the connection's.

@@ -210,7 +210,7 @@ impl Sink {
         self.state = State::Broken;
         let applied = Box::pin(self.apply_segment(&segment))
             .await
-            .map_err(|error| error.for_role(&self.rights.role))?;
+            .map_err(|error| error.for_role(&self.rights.role).of_bookkeeping())?;
         self.state = State::Whole;
         Ok(applied)
     }
@@ -310,14 +310,16 @@ impl Sink {
                 checkpoint.identity.slot, self.slot
             )));
         }
-        if let Some(known) = &self.checkpoint
-            && known.identity == checkpoint.identity
-            && checkpoint.end_lsn < known.end_lsn
-        {
-            return Err(AgentError::Backwards {
-                from: known.end_lsn,
-                to: checkpoint.end_lsn,
-            });
+        if let Some(known) = &self.checkpoint {
+            if known.identity.system_identifier != checkpoint.identity.system_identifier {
+                return Err(AgentError::AnotherSource);
+            }
+            if checkpoint.end_lsn < known.end_lsn {
+                return Err(AgentError::Backwards {
+                    from: known.end_lsn,
+                    to: checkpoint.end_lsn,
+                });
+            }
         }
         let end_lsn = checkpoint.end_lsn;
         if !self.in_transaction && self.checkpoint.as_ref() == Some(&checkpoint) {
@@ -332,8 +334,10 @@ impl Sink {
         let applied = match Box::pin(self.send_commit(&checkpoint)).await {
             Ok(applied) => applied,
             Err(error) => {
+                let error = error.for_role(&self.rights.role).of_bookkeeping();
                 // The server's own refusal ended the transaction: nothing is committed. Anything else leaves it open.
-                if matches!(&error, AgentError::Refused { refusal, .. } if refusal.disposition() != Disposition::Transient)
+                if matches!(&error, AgentError::Refused { .. } | AgentError::Internal(_))
+                    && error.disposition() != Disposition::Transient
                 {
                     self.state = State::Broken;
                 }

@@ -230,6 +230,45 @@ async fn a_bad_value_that_is_mended_within_the_segment_is_never_seen() {
 }
 
 #[tokio::test]
+async fn a_replay_forgets_what_the_first_try_had_parked_and_healed() {
+    let mut fixture = Fixture::new(&format!("{TABLE}; INSERT INTO t VALUES (8, 1, 'a', NULL)")).await;
+    let t = fixture.resolve("t").await;
+    fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
+    let tally = fixture
+        .apply(vec![
+            // Parks for want of a base, in a round of its own.
+            update(&t, &["7", "=", "x", "="]),
+            rekey(&t, &["7"], &["6", "=", "x", "="]),
+            // Heals, and is changed again.
+            chunk(insert(&t, &["1", "1", "a", "∅"])),
+            update(&t, &["1", "=", "b", "="]),
+            // Refused: all of it is done again, in order.
+            insert(&t, &["9", "100", "a", "∅"]),
+            delete(&t, &["8"]),
+        ])
+        .await;
+    assert_eq!(
+        tally,
+        Tally {
+            received: 5,
+            applied: 2,
+            parked: 3,
+            healed: 1,
+            ..Tally::default()
+        }
+    );
+    assert_eq!(
+        fixture.parked().await,
+        [
+            r#"["7"] delete TW001 2"#,
+            r#"["6"] partial TW002 1"#,
+            r#"["9"] upsert 23514 1"#
+        ]
+    );
+    assert_eq!(fixture.lines("SELECT t FROM t").await, ["(1,1,b,)"]);
+}
+
+#[tokio::test]
 async fn a_truncate_forgets_the_tables_parked_rows() {
     let mut fixture = Fixture::new(TABLE).await;
     let t = fixture.resolve("t").await;

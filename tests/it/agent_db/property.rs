@@ -88,11 +88,7 @@ impl Site {
 /// Histories that are run; each is a few dozen changes in a handful of segments.
 const HISTORIES: usize = 60;
 
-async fn histories(check: &str, parks: bool) {
-    let mut fixture = Fixture::new(&format!(
-        "CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, n int {check})"
-    ))
-    .await;
+async fn histories(mut fixture: Fixture, parks: bool) {
     let t = fixture.resolve("t").await;
     // The seed is proptest's fixed one: a failure shows the history, and comes again.
     let mut runner = TestRunner::deterministic();
@@ -139,10 +135,20 @@ async fn histories(check: &str, parks: bool) {
 
 #[tokio::test]
 async fn any_history_in_any_segments_ends_in_the_same_table() {
-    histories("", false).await;
+    let table = "CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, n int)";
+    histories(Fixture::new(table).await, false).await;
+    histories(Fixture::without_replica_role(table).await, false).await;
 }
 
 #[tokio::test]
 async fn any_history_with_refused_rows_converges_once_they_are_healed() {
-    histories("CHECK (n < 3)", true).await;
+    let table = "CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, n int CHECK (n < 3))";
+    histories(Fixture::new(table).await, true).await;
+    histories(Fixture::without_replica_role(table).await, true).await;
+}
+
+#[tokio::test]
+async fn any_history_under_a_deferred_constraint_converges() {
+    let table = "CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED, n int CHECK (n < 3))";
+    histories(Fixture::without_replica_role(table).await, true).await;
 }

@@ -205,6 +205,31 @@ async fn a_truncate_keeps_its_place_in_the_stream() {
 }
 
 #[tokio::test]
+async fn rows_move_between_partitions() {
+    let mut fixture = Fixture::new(
+        "CREATE TABLE t (id int PRIMARY KEY, a text, b text) PARTITION BY RANGE (id);
+         CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10);
+         CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (10) TO (20);
+         INSERT INTO t VALUES (1, 'a', 'big'), (11, 'a', 'big'), (12, 'a', 'big')",
+    )
+    .await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture
+        .apply(vec![
+            rekey(&t, &["1"], &["15", "b", "="]),
+            rekey(&t, &["11"], &["5", "b", "="]),
+            update(&t, &["12", "c", "="]),
+            insert(&t, &["25", "nowhere to go", "∅"]),
+        ])
+        .await;
+    assert_eq!((tally.applied, tally.parked), (3, 1));
+    assert_eq!(
+        fixture.lines("SELECT t FROM t ORDER BY id").await,
+        ["(5,b,big)", "(12,c,big)", "(15,b,big)"]
+    );
+}
+
+#[tokio::test]
 async fn a_truncate_of_a_table_that_others_refer_to_is_refused_loudly() {
     let mut fixture = Fixture::new(
         "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE extra (id int PRIMARY KEY, t int REFERENCES t);

@@ -105,6 +105,10 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
     fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
     let error = fixture.sink.commit(checkpoint(9)).await.unwrap_err();
     assert!(matches!(error, AgentError::Backwards { .. }));
+    let mut elsewhere = checkpoint(12);
+    elsewhere.identity.system_identifier = "7300000000000000002".into();
+    let error = fixture.sink.commit(elsewhere).await.unwrap_err();
+    assert!(matches!(error, AgentError::AnotherSource));
     let mut at = checkpoint(11);
     at.source_commit_at = Some(time::macros::datetime!(2026-11-21 06:00:00.123456 UTC));
     let committed = fixture.sink.commit(at.clone()).await.unwrap();
