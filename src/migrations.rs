@@ -20,7 +20,9 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 
+use crate::change::quote_identifier;
 use crate::config::{DatabaseUrl, Host, SslMode};
+use crate::retry::{self, Disposition};
 
 /// Migrations that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -125,6 +127,25 @@ pub enum MigrationError {
 }
 
 impl MigrationError {
+    /// What this means for the work that met it.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        let source = match self {
+            Self::Connect { source, .. } | Self::Read { source, .. } => source,
+            Self::Migrate { source, .. } => match source.as_ref() {
+                MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
+                _ => return Disposition::Systemic,
+            },
+            Self::Rights { .. } => return Disposition::Systemic,
+        };
+        match sqlstate(source).map(|code| retry::disposition(&code)) {
+            None => Disposition::Transient,
+            // A migration writes no row of anybody's.
+            Some(Disposition::Row) => Disposition::Systemic,
+            Some(other) => other,
+        }
+    }
+
     /// What an operator can do.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -327,8 +348,4 @@ fn connect_options(url: &DatabaseUrl) -> PgConnectOptions {
 
 fn sqlstate(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
-}
-
-fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -94,7 +94,8 @@ pub fn refusal_hint(error: &std::io::Error) -> Option<String> {
         return None;
     };
     Some(match reason {
-        CertificateError::UnknownIssuer => {
+        // A bad signature is an authority of the same name with another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "name the authority that signed the server's certificate with sslrootcert=FILE".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {

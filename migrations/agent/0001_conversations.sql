@@ -88,12 +88,18 @@ CREATE TABLE public.whatsapp_messages (
     lease_owner       uuid,
     lease_until       timestamptz,
     next_attempt_at   timestamptz,
+    -- Times that Meta's rate limits sent it back: they cost no attempt.
+    throttles         integer     NOT NULL DEFAULT 0,
+    -- A client that waits for its answer takes the message as failed after that: it is never sent later.
+    send_by           timestamptz,
+    -- The Graph API version that the client asked for (NULL: the configured one).
+    api_version       text,
     error_code        integer,
     error_class       text,
     error_message     text,
-    -- Meta's answer to the send, status and body, for the client that asks again.
+    -- Meta's answer to the send, status and body as it came, for the client that asks again.
     response_status   integer,
-    response          jsonb,
+    response          text,
     created_at        timestamptz NOT NULL DEFAULT now(),
     sending_at        timestamptz,
     accepted_at       timestamptz,

@@ -87,12 +87,18 @@ CREATE TABLE public.whatsapp_messages (
     lease_owner       uuid,
     lease_until       timestamptz,
     next_attempt_at   timestamptz,
+    -- Times that Meta's rate limits sent it back: they cost no attempt.
+    throttles         integer     NOT NULL DEFAULT 0,
+    -- A client that waits for its answer takes the message as failed after that: it is never sent later.
+    send_by           timestamptz,
+    -- The Graph API version that the client asked for (NULL: the configured one).
+    api_version       text,
     error_code        integer,
     error_class       text,
     error_message     text,
-    -- Meta's answer to the send, status and body, for the client that asks again.
+    -- Meta's answer to the send, status and body as it came, for the client that asks again.
     response_status   integer,
-    response          jsonb,
+    response          text,
     created_at        timestamptz NOT NULL DEFAULT now(),
     sending_at        timestamptz,
     accepted_at       timestamptz,
@@ -115,8 +121,10 @@ CREATE UNIQUE INDEX whatsapp_messages_client_id ON public.whatsapp_messages (cli
 CREATE INDEX whatsapp_messages_conversation ON public.whatsapp_messages (conversation_id, created_at);
 CREATE INDEX whatsapp_messages_by_wamid ON public.whatsapp_messages (wamid);
 -- The outbox: what is due, what is leased, what waits for an answer.
-CREATE INDEX whatsapp_messages_due ON public.whatsapp_messages (account_id, next_attempt_at, created_at)
-    WHERE status = 'pending';
+CREATE INDEX whatsapp_messages_due ON public.whatsapp_messages (account_id, created_at, id) WHERE status = 'pending';
+-- Messages of one conversation leave one after the other.
+CREATE INDEX whatsapp_messages_queue ON public.whatsapp_messages (conversation_id, created_at, id)
+    WHERE status IN ('pending', 'sending');
 CREATE INDEX whatsapp_messages_leased ON public.whatsapp_messages (lease_until) WHERE status = 'sending';
 CREATE INDEX whatsapp_messages_unknown ON public.whatsapp_messages (unknown_at) WHERE status = 'unknown';
 

@@ -105,8 +105,8 @@ pub struct DaemonReport {
 /// The daemon's second connection.
 #[derive(Debug)]
 pub struct Control {
-    client: Client,
-    slot: String,
+    pub(super) client: Client,
+    pub(super) slot: String,
     notified: Arc<Notify>,
 }
 

@@ -24,6 +24,7 @@ mod checkpoint;
 mod connect;
 mod control;
 mod error;
+mod inspect;
 mod plan;
 mod rights;
 mod segment;
@@ -34,6 +35,7 @@ pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
 pub use connect::connect;
 pub use control::{Command, CommandState, Control, DaemonReport, FailedKey};
 pub use error::{AgentError, Holder, Refusal};
+pub use inspect::{Asked, FailedFilter, FailedRow, StoredDaemon};
 pub use rights::Rights;
 pub use segment::{
     Applied, Committed, CopyPhase, Identity, Item, Segment, TableDescription, TableProgress, TableState, Tally,

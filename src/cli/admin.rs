@@ -186,4 +186,29 @@ mod tests {
         );
         assert!(text.contains("twinlog_send_seconds_bucket{le=\"10\"} 1"), "{text}");
     }
+
+    #[tokio::test]
+    async fn a_client_that_hangs_does_not_keep_the_listener_from_stopping() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let metrics = crate::metrics::prometheus().unwrap().build_recorder().handle();
+        let serving = tokio::spawn(serve(listener, Health::default(), metrics, stop.clone()));
+
+        let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+        client
+            .write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        // The next request never ends.
+        client.write_all(b"GET /healthz HTTP/1.1\r\nhost").await.unwrap();
+
+        stop.cancel();
+        let patience = shutdown::GRACE + Duration::from_secs(5);
+        tokio::time::timeout(patience, serving).await.unwrap().unwrap().unwrap();
+    }
 }

@@ -8,15 +8,21 @@
 pub mod admin;
 pub mod systemd;
 
+mod daemon;
+mod demo;
+mod failed;
 mod logging;
 mod migrate;
 mod report;
+mod resync;
+mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::daemon::Halves;
 use crate::config::{self, Config, LogFormat, Needs};
 
 /// Keeps WhatsApp Business conversations safe in two Postgres databases.
@@ -44,10 +50,27 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Shows everything at work on this machine, from nothing, and proves it
+    ///
+    /// Starts two throwaway Postgres clusters and a simulator of Meta's Graph API, runs server and daemon on them, sends and
+    /// receives real traffic, and compares both databases and the simulator's ledger at the end. Exits 1 if anything differs.
+    Demo(demo::Arguments),
     /// Creates or updates Twinlog's tables
     ///
     /// Safe to repeat, and safe to run from several machines at once.
     Migrate(migrate::Arguments),
+    /// Runs the server and the daemon in one process
+    Run,
+    /// Runs the server: the API and the webhook
+    Serve,
+    /// Runs the daemon: the Site DB's changes into the Agent DB
+    Sync,
+    /// Shows lag, slot, tables and failed rows; exits 1 if anything is not well
+    Status(status::Arguments),
+    /// Reads tables again, online, and makes the Agent DB equal to the Site DB
+    Resync(resync::Arguments),
+    /// Parked rows: what the Agent DB refused
+    Failed(failed::Arguments),
 }
 
 /// How a command ended that did not fail.
@@ -100,6 +123,13 @@ pub fn main() -> ExitCode {
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {
     match cli.command {
         Command::Migrate(arguments) => Box::pin(migrate::run(&cli.global, &arguments)).await,
+        Command::Demo(arguments) => Box::pin(demo::run(&arguments, cli.global.log_format)).await,
+        Command::Run => Box::pin(daemon::run(&cli.global, Halves::Both)).await,
+        Command::Serve => Box::pin(daemon::run(&cli.global, Halves::Server)).await,
+        Command::Sync => Box::pin(daemon::run(&cli.global, Halves::Daemon)).await,
+        Command::Status(arguments) => Box::pin(status::run(&cli.global, &arguments)).await,
+        Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,
+        Command::Failed(arguments) => Box::pin(failed::run(&cli.global, &arguments)).await,
     }
 }
 

@@ -4,9 +4,11 @@ use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
 
+use crate::agent_db::AgentError;
 use crate::config::ConfigError;
 use crate::dev::postgres::ClusterError;
 use crate::migrations::MigrationError;
+use crate::replication::SyncError;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default().bold();
@@ -47,6 +49,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             error.hint()
         } else if let Some(error) = cause.downcast_ref::<ClusterError>() {
             error.hint().map(str::to_owned)
+        } else if let Some(error) = cause.downcast_ref::<SyncError>() {
+            error.hint()
+        } else if let Some(error) = cause.downcast_ref::<AgentError>() {
+            error.hint()
         } else {
             None
         }

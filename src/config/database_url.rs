@@ -59,6 +59,9 @@ pub enum DatabaseUrlError {
     /// Another scheme.
     #[error("the scheme must be postgres:// or postgresql://")]
     Scheme,
+    /// The password is cut off by a character that has a meaning in a URL.
+    #[error("a / ? or # stands before its @: in a user or password write them as %2F, %3F and %23")]
+    Unescaped,
     /// No role.
     #[error("it names no user: postgres://USER@…")]
     NoUser,
@@ -90,6 +93,10 @@ impl FromStr for DatabaseUrl {
             return Err(DatabaseUrlError::Scheme);
         }
         let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        // Else the rest of a password would be taken for a path or a parameter, and be named in an error.
+        if tail.contains('@') {
+            return Err(DatabaseUrlError::Unescaped);
+        }
         let (credentials, address) = authority
             .rsplit_once('@')
             .map_or(("", authority), |(user, host)| (user, host));
@@ -277,6 +284,8 @@ mod tests {
             error("postgres://me@host/crm?x=1"),
             DatabaseUrlError::UnknownParameter("x".into())
         );
+        assert_eq!(error("postgres://me:pa?ss@host/crm"), DatabaseUrlError::Unescaped);
+        assert_eq!(error("postgres://me:pa/ss@host/crm"), DatabaseUrlError::Unescaped);
         assert_eq!(error("postgres://me:%FF@host/crm"), DatabaseUrlError::Value("password"));
     }
 

@@ -1,6 +1,6 @@
 //! The configuration: `config/default.toml` compiled in, then the file, then `TWINLOG__SECTION__KEY`.
 //!
-//! Plain values that are right by construction: [`load`] reports every problem at once, each with its key and remedy,
+//! Plain values that are right by construction: [`load()`] reports every problem at once, each with its key and remedy,
 //! and nothing after it validates again. Secrets are [`SecretString`]s: they can't be printed.
 
 mod database_url;

@@ -38,7 +38,8 @@ impl<'a> Reader<'a> {
 
     /// Notes a problem; says where the value came from if that is not the file, which one looks at anyway.
     pub(super) fn problem(&mut self, key: &str, what: impl Display, remedy: impl Display) {
-        let variable = variable_of(key);
+        // One item of a list comes from where the list comes from.
+        let variable = variable_of(key.split('[').next().unwrap_or(key));
         let source = if self.environment.contains_key(&variable) {
             format!(" (set by the environment variable {variable})")
         } else {

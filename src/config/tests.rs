@@ -350,6 +350,33 @@ fn no_problem_shows_a_secret() {
 }
 
 #[test]
+fn a_slip_of_the_finger_anywhere_in_the_file_shows_no_secret() {
+    let file = COMPLETE
+        .replace("\"token\"", "\"hunter2\"")
+        .replace("\"secret\"", "\"hunter2\"")
+        .replace(":pw@", ":hunter2@");
+    // Also no part of it that is long enough to be worth something.
+    let shows = |result: &Result<Config, ConfigError>| {
+        let text = format!("{result:?}");
+        text.contains("hunter") || text.contains("unter2")
+    };
+    for (at, _) in file.char_indices() {
+        let (before, after) = file.split_at(at);
+        let slips = [
+            "\"", "'", "[", "]", "{", "}", "=", "\n", ",", "#", "\\", " ", "\u{0}", "?", "/", "&", "@", ":", "%",
+        ]
+        .map(|slip| format!("{before}{slip}{after}"))
+        .into_iter()
+        .chain([format!("{before}{}", &after[1..]), before.to_owned()]);
+        for slipped in slips {
+            let result = parse(Some(&slipped), &environment(&[]), EVERYTHING);
+            // (Without the colon before it, a password is a user: no problem.)
+            assert!(result.is_ok() || !shows(&result), "{slipped}: {result:?}");
+        }
+    }
+}
+
+#[test]
 fn a_secret_may_come_from_a_file_without_its_newline() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "postgres://me:pw@db.example.com/crm\n").unwrap();

@@ -2,4 +2,5 @@
 //!
 //! Nothing here is reached by `run`, `serve` or `sync`: those talk to databases that somebody else keeps.
 
+pub mod graph_simulator;
 pub mod postgres;

@@ -1,1 +1,32 @@
-//! (to be written)
+//! The daemon: what the stream means, and what to do when anything ends.
+//!
+//! [`run`] is a loop of *runs*. A run sets up (rights, publication, slot, checkpoint), proves that the slot can be
+//! trusted ([`slot`]), and then holds four tasks together: the [`pipeline`](self::pipeline) with its sink, the copies, the
+//! healing of parked rows, and, across all runs, the monitor. Any error ends the whole run; the next one resumes at the
+//! checkpoint. So there is one way to recover, and it is the way that every start takes.
+//!
+//! Leaves alone: bytes and sockets (`wire`), message formats (`pgoutput`), SQL on the Agent DB (`agent_db`), reading rows
+//! of the Site DB (`copy`). Knows nothing of WhatsApp: any tables with a primary key.
+
+mod assemble;
+mod batch;
+mod copying;
+mod delay;
+mod error;
+mod healing;
+mod monitor;
+mod pipeline;
+mod progress;
+mod run;
+mod setup;
+mod sink_task;
+mod slot;
+mod state;
+mod view;
+
+pub use assemble::StreamError;
+pub use error::SyncError;
+pub use run::run;
+pub use setup::SetupError;
+pub use slot::GapReason;
+pub use state::SyncState;

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::codec::{self, Frame, Status, Streamed};
 use super::connection::{Channel, log_notice};
 use super::error::{Phase, WireError};
-use super::pace::Pace;
+use super::pace::{Capacity, Pace};
 use super::socket::{Socket, within};
 use super::stream::{Batch, Feedback, FrameStream, ROOM};
 use crate::failpoint::{self, name::FEEDBACK_BEFORE_SEND};
@@ -101,6 +101,10 @@ pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration
     let room = Arc::new(Semaphore::new(ROOM));
     let abort = CancellationToken::new();
     let now = Instant::now();
+    let capacity = match channel.socket {
+        Socket::Tcp(_) | Socket::Tls(_) => Capacity::TCP,
+        Socket::Unix(_) => Capacity::UNIX,
+    };
     let pump = Pump {
         channel,
         batches: batches_in,
@@ -110,7 +114,7 @@ pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration
         close: close_asked,
         closed: closed_in,
         abort: abort.clone(),
-        pace: Pace::new(now),
+        pace: Pace::new(capacity, now),
         limits: Limits::from_timeout(timeout),
         frames: Vec::new(),
         cost: 0,
@@ -247,8 +251,8 @@ impl Pump {
                     }
                     let now = Instant::now();
                     self.heard_at = now;
-                    self.pace.took(bytes, now.duration_since(began), now);
                     self.take_frames()?;
+                    self.pace.took(bytes, self.frames.len(), now.duration_since(began), now);
                     if self.asked {
                         self.report(StatusReason::Asked).await?;
                     }

@@ -1,5 +1,6 @@
 //! The binary as its users meet it: exit codes, configuration problems, `migrate`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::harness::{self, ConfigFile, Database, Process, SOON, private_databases};
@@ -174,7 +175,7 @@ async fn an_older_binary_leaves_a_newer_database_alone_and_a_changed_migration_i
 
 #[tokio::test]
 async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
-    let mut db = private_databases(Settings::default(), Settings::default().durable()).await;
+    let mut db = private_databases(Settings::default(), Settings::default()).await;
     db.agent.cluster.stop(Shutdown::Immediate).await.unwrap();
     let config = ConfigFile::new(&db, "log.filter = \"warn\"");
     let mut process = Process::start(&config, &["--log-format", "json", "migrate"], "");
@@ -237,5 +238,59 @@ async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
             )
             .await
             .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn migrations_go_over_tls_to_a_server_that_proves_who_it_is_and_to_no_other() {
+    let authority = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let db = private_databases(Settings::default(), Settings::default()).await;
+    let server = &db.agent.cluster;
+    server
+        .write_file("server.crt", authority.cert.pem().as_bytes())
+        .unwrap();
+    server
+        .write_file("server.key", authority.signing_key.serialize_pem().as_bytes())
+        .unwrap();
+    server.set("ssl", "on").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root.crt");
+    std::fs::write(&root, authority.cert.pem()).unwrap();
+
+    let url = |host: &str, more: &str| -> DatabaseUrl {
+        let url = db.agent.url.replace("127.0.0.1", host);
+        format!("{url}?sslmode=verify-full{more}").parse().unwrap()
+    };
+    let trusted = format!("&sslrootcert={}", root.display());
+    let applied = migrations::apply_agent(&url("localhost", &trusted)).await.unwrap();
+    assert_eq!(applied.len(), 2);
+    for stranger in [url("localhost", ""), url("127.0.0.1", &trusted)] {
+        let error = migrations::apply_agent(&stranger).await.unwrap_err();
+        assert!(matches!(error, MigrationError::Connect { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn the_unit_hands_over_the_credentials_that_the_production_example_reads() {
+    let read = |name: &str| {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("config")
+            .join(name);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let (unit, example) = (read("twinlog.service"), read("production.toml"));
+    let folder = "/run/credentials/twinlog.service/";
+    let wanted: BTreeSet<&str> = example
+        .split(folder)
+        .skip(1)
+        .map(|rest| rest.split('"').next().unwrap())
+        .collect();
+    let given: BTreeSet<&str> = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("LoadCredential=")?.split(':').next())
+        .collect();
+    assert_eq!(wanted, given);
+    for line in ["Type=notify", "WatchdogSec=30s", "RestartPreventExitStatus=2"] {
+        assert!(unit.lines().any(|other| other == line), "{line}");
     }
 }

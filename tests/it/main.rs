@@ -1,6 +1,12 @@
 //! The integration tests: one binary, real parts. Needs Postgres 14 or later, which it finds by itself.
 
 mod agent_db;
+mod architecture;
 mod command_line;
 mod harness;
+mod inbox;
 mod postgres_clusters;
+mod server;
+mod sync;
+mod systemd;
+mod wire;

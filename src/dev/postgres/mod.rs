@@ -16,9 +16,13 @@
 
 mod cluster;
 mod download;
+mod error;
 mod find;
+mod settings;
 mod workspace;
 
-pub use cluster::{Cluster, ClusterError, Settings, Shutdown};
+pub use cluster::{Cluster, Shutdown};
 pub use download::DownloadError;
+pub use error::ClusterError;
 pub use find::{BIN_VARIABLE, FindError, Installation, OLDEST_MAJOR, find};
+pub use settings::Settings;

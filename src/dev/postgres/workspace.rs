@@ -183,11 +183,15 @@ fn account() -> io::Result<Option<Account>> {
     ))
 }
 
-/// The folder for temporary files; as root one that the other user can enter (a private TMPDIR is not).
+/// The folder for temporary files, unless the server could not work there: as root, another user must be able to enter it
+/// (a private TMPDIR is closed), and a Unix socket's path may have 107 bytes (macOS: 103).
 fn parent(account: Option<Account>) -> PathBuf {
+    // /twinlog-pg-01234567/.s.PGSQL.31999
+    const SOCKET_BYTES: usize = 36;
     let folder = std::env::temp_dir();
     let open = |path: &Path| path.metadata().is_ok_and(|metadata| metadata.mode() & 0o001 != 0);
-    if account.is_some() && !folder.ancestors().all(open) {
+    let closed = account.is_some() && !folder.ancestors().all(open);
+    if closed || folder.as_os_str().len() + SOCKET_BYTES > 103 {
         return PathBuf::from("/tmp");
     }
     folder

@@ -1,0 +1,323 @@
+//! `twinlog demo`: everything at once, on this machine, from nothing, and proved at the end.
+//!
+//! Two throwaway Postgres clusters, the Graph simulator, and the server and the daemon as `twinlog run` starts them, over
+//! real sockets. [`traffic`] is the outside world; [`live`] shows what arrives in the Agent DB; [`proof`] compares. All of
+//! it goes away at the end, whatever the end is: the clusters stop and are removed when they are dropped.
+
+mod live;
+mod proof;
+mod traffic;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use secrecy::SecretString;
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::daemon::{Halves, Running};
+use super::{Outcome, logging};
+use crate::agent_db;
+use crate::config::{self, LogFormat, Needs};
+use crate::dev::graph_simulator::{Account, Delays, Settings as SimulatorSettings, Simulator};
+use crate::dev::postgres::{Cluster, Settings};
+use crate::{migrations, shutdown};
+
+use live::Live;
+use traffic::Traffic;
+
+/// The two numbers that work.
+const NUMBERS: [&str; 2] = ["106540352242922", "106540352242923"];
+
+/// The number whose token has expired.
+const EXPIRED: &str = "106540352242999";
+
+/// Signs the simulator's webhooks.
+const APP_SECRET: &str = "demo-app-secret";
+
+/// Longest wait for anything that should happen soon.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The row that the Agent DB refuses for a while: a contact of this name.
+const REFUSED_NAME: &str = "Refused by the Agent DB";
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// How many messages are sent; a third as many come in
+    #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u32).range(8..=100_000))]
+    messages: u32,
+    /// Stays up afterwards, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What the demo runs on.
+struct Stage {
+    /// Where the public API is.
+    http: SocketAddr,
+    /// Where health and metrics are.
+    admin: SocketAddr,
+    simulator: Simulator,
+    token: String,
+    site: Client,
+    agent: Client,
+    site_url: String,
+    agent_url: String,
+    _clusters: [Cluster; 2],
+}
+
+pub(super) async fn run(arguments: &Arguments, log_format: Option<LogFormat>) -> anyhow::Result<Outcome> {
+    // Lines of the log would tear the display; what goes wrong still shows.
+    logging::start(log_format.unwrap_or(LogFormat::Text), "error")?;
+    let stop = shutdown::on_signal().context("listen for signals")?;
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {
+            say("stopped before the end");
+            Ok(Outcome::Problem)
+        }
+        outcome = Box::pin(play(arguments, &stop)) => outcome,
+    }
+}
+
+/// One line for the person who watches.
+fn say(line: impl AsRef<str>) {
+    // Nothing can be done if the terminal is gone.
+    let _ = writeln!(anstream::stdout().lock(), "{}", line.as_ref());
+}
+
+async fn play(arguments: &Arguments, stop: &CancellationToken) -> anyhow::Result<Outcome> {
+    let ending = CancellationToken::new();
+    // Dropped in the opposite order: those who use the databases first.
+    let (stage, mut running) = Box::pin(set_up(&ending)).await?;
+    let live = Live::start(&stage.agent_url).await?;
+
+    let result = tokio::select! {
+        result = Box::pin(act(arguments, &stage)) => result,
+        error = running.failed() => Err(error),
+    };
+    live.end().await;
+    let outcome = match result {
+        Ok(()) => Box::pin(proof::prove(&stage)).await?,
+        Err(error) => return Err(error),
+    };
+    addresses(&stage, arguments.keep);
+    if arguments.keep {
+        stop.cancelled().await;
+    }
+    ending.cancel();
+    running.join().await?;
+    stage.simulator.shutdown().await;
+    Ok(outcome)
+}
+
+/// Everything up to the first message.
+async fn set_up(ending: &CancellationToken) -> anyhow::Result<(Stage, Running)> {
+    say("starting two throwaway Postgres clusters …");
+    let (site_cluster, agent_cluster) =
+        tokio::try_join!(Cluster::start(Settings::default()), Cluster::start(Settings::default()))?;
+    say(format!(
+        "  Postgres {} from {}",
+        site_cluster.major(),
+        site_cluster.bin().display()
+    ));
+    site_cluster.create_database("site").await?;
+    agent_cluster.create_database("agent").await?;
+    let (site_url, agent_url) = (site_cluster.url("site"), agent_cluster.url("agent"));
+
+    let simulator = Simulator::start(SimulatorSettings {
+        app_secret: SecretString::from(APP_SECRET),
+        accounts: NUMBERS.into_iter().chain([EXPIRED]).map(account).collect(),
+        delays: Delays {
+            sent: Duration::from_millis(50),
+            delivered: Some(Duration::from_millis(200)),
+            read: Some(Duration::from_millis(600)),
+        },
+        ..SimulatorSettings::default()
+    })
+    .await?;
+    simulator.expire_token(EXPIRED).context("expire a token")?;
+
+    let token = format!("demo-{}", uuid::Uuid::new_v4().simple());
+    let folder = tempfile::tempdir().context("make a folder for the configuration")?;
+    let file = folder.path().join("twinlog.toml");
+    std::fs::write(&file, configuration(&site_url, &agent_url, &simulator.url(), &token))?;
+    let config = config::load(
+        Some(&file),
+        Needs {
+            site: true,
+            agent: true,
+            whatsapp: true,
+        },
+    )?;
+    migrations::apply_site(&config.site.url).await?;
+    migrations::apply_agent(&config.agent.url).await?;
+    say("  both schemas migrated");
+
+    let site = agent_db::connect(&config.site.url, "twinlog demo").await?;
+    let agent = agent_db::connect(&config.agent.url, "twinlog demo").await?;
+    let running = Running::start(Arc::new(config), Halves::Both, ending).await?;
+    let http = running.http.context("the server has no address")?;
+    simulator.set_callback(Some(format!("http://{http}/webhook").parse()?));
+    let stage = Stage {
+        http,
+        admin: running.admin,
+        simulator,
+        token,
+        site,
+        agent,
+        site_url,
+        agent_url,
+        _clusters: [site_cluster, agent_cluster],
+    };
+    until_ready(&stage).await?;
+    stage.simulator.handshake().await.context("the webhook's handshake")?;
+    say("  server, daemon and Graph simulator are up");
+    Ok((stage, running))
+}
+
+fn account(phone_number_id: &str) -> Account {
+    Account {
+        phone_number_id: phone_number_id.to_owned(),
+        waba_id: "102290129340398".to_owned(),
+        display_phone_number: format!("1555078{}", &phone_number_id[phone_number_id.len() - 4..]),
+        access_token: format!("token-of-{phone_number_id}"),
+    }
+}
+
+/// The configuration as a person would write it.
+fn configuration(site: &str, agent: &str, graph: &str, token: &str) -> String {
+    let accounts: String = NUMBERS
+        .into_iter()
+        .chain([EXPIRED])
+        .map(|number| {
+            format!(
+                "[[whatsapp.accounts]]\nphone_number_id = \"{number}\"\nwaba_id = \"102290129340398\"\naccess_token = \"token-of-{number}\"\n"
+            )
+        })
+        .collect();
+    let hash = hex::encode(Sha256::digest(token));
+    format!(
+        "[site]\nurl = \"{site}\"\n[agent]\nurl = \"{agent}\"\n\
+         [sync]\nretry_initial_ms = 500\nretry_max_ms = 2000\n\
+         [http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [whatsapp]\ngraph_url = \"{graph}\"\napp_secrets = [\"{APP_SECRET}\"]\nverify_token = \"simulator-verify-token\"\n\
+         {accounts}\
+         [[auth.tokens]]\nname = \"demo\"\nsha256 = \"{hash}\"\n"
+    )
+}
+
+async fn until_ready(stage: &Stage) -> anyhow::Result<()> {
+    let client = traffic::client()?;
+    let address = format!("http://{}/readyz", stage.admin);
+    let ready = async {
+        loop {
+            if client
+                .get(&address)
+                .send()
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, ready).await.is_err() {
+        let reasons = client.get(&address).send().await?.text().await?;
+        bail!("not ready after {} s: {reasons}", PATIENCE.as_secs());
+    }
+    Ok(())
+}
+
+/// The traffic, with the two faults in the middle of it.
+async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
+    stage
+        .agent
+        .batch_execute(&format!(
+            "ALTER TABLE public.leads ADD CONSTRAINT demo_refuses CHECK (name IS DISTINCT FROM '{REFUSED_NAME}')"
+        ))
+        .await
+        .context("add the constraint that only the Agent DB has")?;
+    say(format!(
+        "sending {} messages and receiving {} through the public HTTP API …",
+        arguments.messages,
+        arguments.messages / 3
+    ));
+    let traffic = Traffic::new(stage)?;
+    traffic.expired_account().await?;
+    traffic.refused_contact().await;
+    traffic.drive(arguments.messages).await?;
+
+    until(stage, "a row is parked", "SELECT count(*) = 1 FROM twinlog.failed_rows").await?;
+    say("  one row is parked: a constraint that only the Agent DB has refuses it, its neighbours went on");
+    stage
+        .agent
+        .batch_execute("ALTER TABLE public.leads DROP CONSTRAINT demo_refuses")
+        .await
+        .context("drop the constraint again")?;
+    until(
+        stage,
+        "the parked row is healed",
+        "SELECT count(*) = 0 FROM twinlog.failed_rows",
+    )
+    .await?;
+    say("  the constraint is gone, and the row was healed from the Site DB");
+
+    // Everything that Meta reports has been reported, and has been taken in.
+    let settled = async {
+        while stage.simulator.pending() > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, settled)
+        .await
+        .context("wait for the last status")?;
+    let unfinished = "SELECT count(*) = 0 FROM public.webhook_events WHERE state = 'received'";
+    let taken_in = async {
+        while !stage.site.query_one(unfinished, &[]).await?.get::<_, bool>(0) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok::<_, tokio_postgres::Error>(())
+    };
+    tokio::time::timeout(PATIENCE, taken_in)
+        .await
+        .context("wait for the last webhook")??;
+    Ok(())
+}
+
+/// Waits until a condition holds in the Agent DB.
+async fn until(stage: &Stage, what: &'static str, condition: &str) -> anyhow::Result<()> {
+    let holds = async {
+        while !stage.agent.query_one(condition, &[]).await?.get::<_, bool>(0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok::<_, tokio_postgres::Error>(())
+    };
+    tokio::time::timeout(PATIENCE, holds)
+        .await
+        .with_context(|| format!("wait until {what}"))??;
+    Ok(())
+}
+
+fn addresses(stage: &Stage, keep: bool) {
+    let (admin, http) = (stage.admin, stage.http);
+    say("");
+    say(format!(
+        "API      http://{http}/v1/messages   (Authorization: Bearer {})",
+        stage.token
+    ));
+    say(format!("webhook  http://{http}/webhook"));
+    say(format!("health   http://{admin}/health"));
+    say(format!("metrics  http://{admin}/metrics"));
+    if keep {
+        say(format!("Site DB  {}", stage.site_url));
+        say(format!("Agent DB {}", stage.agent_url));
+        say("everything stays up until Ctrl-C");
+    }
+}

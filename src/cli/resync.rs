@@ -1,0 +1,190 @@
+//! `twinlog resync`: reads tables again, online, through the running daemon, or through one of its own if none runs.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::failed::table_name;
+use super::{Global, Outcome};
+use crate::agent_db::{CommandState, Control};
+use crate::config::{Config, Needs};
+use crate::health::Health;
+use crate::{migrations, replication, shutdown};
+
+/// How often progress is looked at.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A daemon that has not reported for this long is not running; it reports every second.
+const SILENT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Tables to read again (schema.table, or a table of public)
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    tables: Vec<String>,
+    /// Every table that is synchronised
+    #[arg(long)]
+    all: bool,
+    /// Only rows of the Site DB for which this SQL condition holds
+    #[arg(long = "where", value_name = "SQL")]
+    condition: Option<String>,
+    /// Waits until it is done, with progress
+    #[arg(long)]
+    wait: bool,
+    /// Prints the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let config = global.start(Needs {
+        site: true,
+        agent: true,
+        whatsapp: false,
+    })?;
+    migrations::apply_twinlog(&config.agent.url).await?;
+    let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog resync").await?;
+    let running = control
+        .daemon()
+        .await?
+        .is_some_and(|daemon| daemon.age < SILENT && daemon.report.state != "stopped");
+    let names: Vec<String> = arguments
+        .tables
+        .iter()
+        .map(|name| table_name(name).to_string())
+        .collect();
+    let request = json!({ "all": arguments.all, "tables": names, "where": arguments.condition });
+    let id = control.request("resync", &request).await?;
+
+    let stop = shutdown::on_signal().context("listen for signals")?;
+    if running && !arguments.wait {
+        say(arguments.json, &json!({ "command": id, "state": "requested" }), || {
+            format!("resync {id} requested from the running daemon; twinlog status shows its progress")
+        })?;
+        return Ok(Outcome::Success);
+    }
+    // Without a daemon this process is one until the resync is done.
+    let own = (!running).then(|| OwnDaemon::start(config, &stop));
+    let result = follow(&control, id, arguments, &stop).await;
+    if let Some(own) = own {
+        own.end().await;
+    }
+    result
+}
+
+struct OwnDaemon {
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl OwnDaemon {
+    fn start(config: Config, stop: &CancellationToken) -> Self {
+        let stop = stop.child_token();
+        let token = stop.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = Box::pin(replication::run(Arc::new(config), &Health::default(), token)).await {
+                tracing::error!(error = error.explain(), "the daemon of this command ended");
+            }
+        });
+        Self { stop, task }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        // A panic in it has been reported; what is durable is durable.
+        let _ = tokio::time::timeout(shutdown::GRACE, self.task).await;
+    }
+}
+
+async fn follow(
+    control: &Control,
+    id: i64,
+    arguments: &Arguments,
+    stop: &CancellationToken,
+) -> anyhow::Result<Outcome> {
+    let bar = if std::io::stderr().is_terminal() && !arguments.json {
+        let style = ProgressStyle::with_template("{spinner} {msg} [{bar:30}] {human_pos}/{human_len} rows")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        ProgressBar::new(0).with_style(style)
+    } else {
+        ProgressBar::hidden()
+    };
+    loop {
+        let Some((command, error)) = control.command(id).await? else {
+            anyhow::bail!("resync {id} is not in the Agent DB any more");
+        };
+        show(&bar, &command.progress);
+        match command.state {
+            CommandState::Done => {
+                bar.finish_and_clear();
+                say(
+                    arguments.json,
+                    &json!({ "command": id, "state": "done", "progress": command.progress }),
+                    || {
+                        let rows = rows(&command.progress);
+                        format!("resync {id} done: {rows} row(s) read, the Agent DB has them all")
+                    },
+                )?;
+                return Ok(Outcome::Success);
+            }
+            CommandState::Failed => {
+                bar.finish_and_clear();
+                anyhow::bail!("resync {id} failed: {}", error.unwrap_or_default());
+            }
+            CommandState::Requested | CommandState::Running => {}
+        }
+        if !shutdown::sleep(TICK, stop).await {
+            bar.finish_and_clear();
+            say(arguments.json, &json!({ "command": id, "state": "running" }), || {
+                format!("resync {id} goes on in the daemon; twinlog status shows its progress")
+            })?;
+            return Ok(Outcome::Problem);
+        }
+    }
+}
+
+fn show(bar: &ProgressBar, progress: &Value) {
+    let tables = progress["tables"].as_array().map_or(&[][..], Vec::as_slice);
+    let estimated: i64 = tables
+        .iter()
+        .map(|table| {
+            table["estimated"]
+                .as_i64()
+                .unwrap_or(0)
+                .max(table["rows"].as_i64().unwrap_or(0))
+        })
+        .sum();
+    bar.set_length(u64::try_from(estimated).unwrap_or(0));
+    bar.set_position(rows(progress));
+    let current = tables
+        .iter()
+        .find(|table| table["state"] == "resyncing")
+        .and_then(|table| table["table"].as_str());
+    bar.set_message(current.unwrap_or("waiting").to_owned());
+    bar.tick();
+}
+
+fn rows(progress: &Value) -> u64 {
+    progress["tables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|table| table["rows"].as_u64())
+        .sum()
+}
+
+fn say(json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    let mut out = anstream::stdout().lock();
+    if json {
+        writeln!(out, "{value}")?
+    } else {
+        writeln!(out, "{}", text())?
+    }
+    Ok(())
+}

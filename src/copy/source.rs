@@ -1,0 +1,480 @@
+//! Reading rows of the Site DB: ranges of keys and single keys, each under one snapshot, as the text that Postgres prints.
+//!
+//! The text protocol is used on purpose: a value travels exactly as its type's output function wrote it, like in the
+//! replication stream (`value::text` would not do: it pads no `char(n)` and spells booleans differently).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::fence::{Fence, PREFIX};
+use super::reader::key_names;
+use super::snapshot::{ParseSnapshotError, Snapshot};
+use crate::agent_db::{self, AgentError, Identity, TableDescription};
+use crate::change::{ColumnValue, Key, Relation, RelationId, Row, TableName, quote_identifier};
+use crate::config::DatabaseUrl;
+use crate::lsn::{Lsn, ParseLsnError};
+use crate::retry::{Disposition, disposition};
+
+/// Rows fetched at a time from the chunk's cursor: what is in memory twice for a moment.
+const FETCH_ROWS: u32 = 2000;
+
+/// Bytes after which a chunk ends early, however few rows it has: two copy workers hold two of these.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A table of the Site DB, as the publication shows it.
+#[derive(Debug, Clone)]
+pub struct SourceTable {
+    /// Its OID, the stream's name for it.
+    pub id: RelationId,
+    /// Its name.
+    pub table: TableName,
+    /// Published columns in the stream's order, never generated ones.
+    pub columns: Vec<Arc<str>>,
+    /// Types of the columns, without their modifiers, ready for a cast.
+    pub types: Vec<String>,
+    /// By what the source identifies the old row of an update or a delete.
+    pub identity: Identity,
+    /// The publication's row filter.
+    pub row_filter: Option<String>,
+    /// Whether it is a partitioned table that is published as one.
+    pub partitioned: bool,
+    /// The planner's estimate of its rows, for progress bars; -1 where it was never analysed.
+    pub estimated_rows: i64,
+}
+
+impl SourceTable {
+    /// The table as the stream will describe it.
+    #[must_use]
+    pub fn describe(&self) -> TableDescription {
+        TableDescription {
+            id: self.id,
+            table: self.table.clone(),
+            columns: self.columns.clone(),
+            identity: self.identity.clone(),
+        }
+    }
+}
+
+/// Why the Site DB could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// No connection.
+    #[error("connect to the Site DB")]
+    Connect(#[source] AgentError),
+    /// A statement failed.
+    #[error("read {what} from the Site DB")]
+    Query {
+        /// What was read.
+        what: &'static str,
+        /// The server's or the driver's word.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The server answered something else than a snapshot.
+    #[error("read a snapshot from the Site DB")]
+    Snapshot(#[from] ParseSnapshotError),
+    /// The server answered something else than a position.
+    #[error("write a fence into the Site DB's log")]
+    Position(#[from] ParseLsnError),
+    /// An answer without the row that was asked for.
+    #[error("the Site DB answered {0} with nothing")]
+    Empty(&'static str),
+}
+
+impl SourceError {
+    /// What this means for the work that met it.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Connect(source) => source.disposition(),
+            Self::Query { source, .. } => match source.code() {
+                Some(code) => match disposition(code.code()) {
+                    // Reading writes no row: what looks like a row's fault is a damaged table or a wrong condition.
+                    Disposition::Row => Disposition::Systemic,
+                    other => other,
+                },
+                None => Disposition::Transient,
+            },
+            Self::Snapshot(_) | Self::Position(_) | Self::Empty(_) => Disposition::Systemic,
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Connect(source) => source.hint(),
+            Self::Query { source, .. } => match source.code().map(tokio_postgres::error::SqlState::code) {
+                Some("42501") => Some(
+                    "the replication role may not read the table: GRANT SELECT ON ALL TABLES IN SCHEMA public TO <role>; \
+                     where row-level security applies also: ALTER ROLE <role> BYPASSRLS"
+                        .to_owned(),
+                ),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Which columns a read by key brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Columns {
+    /// All of [`SourceTable::columns`].
+    All,
+    /// The key's, in key order.
+    Key,
+}
+
+/// One chunk's rows.
+#[derive(Debug)]
+pub struct Chunk {
+    /// What the read saw.
+    pub snapshot: Snapshot,
+    /// The rows, in the order of [`SourceTable::columns`].
+    pub rows: Vec<Row>,
+    /// Whether no row is left behind the last one.
+    pub finished: bool,
+}
+
+/// A connection that reads chunks and writes fences.
+#[derive(Debug)]
+pub struct Source {
+    client: Client,
+}
+
+impl Source {
+    /// Connects, so that row-level security raises an error instead of hiding rows (pitfall P31), and so that a fence is
+    /// flushed when the call returns.
+    ///
+    /// # Errors
+    /// No connection, or a setting was refused.
+    pub async fn connect(url: &DatabaseUrl) -> Result<Self, SourceError> {
+        let client = agent_db::connect(url, "twinlog copy")
+            .await
+            .map_err(SourceError::Connect)?;
+        client
+            .batch_execute(&format!(
+                "SET row_security = off; SET statement_timeout = {}; SET synchronous_commit = local; \
+                 SET idle_in_transaction_session_timeout = {}",
+                STATEMENT_TIMEOUT.as_millis(),
+                STATEMENT_TIMEOUT.as_millis(),
+            ))
+            .await
+            .map_err(query("settings"))?;
+        Ok(Self { client })
+    }
+
+    /// The plain client, for statements on the catalog.
+    #[must_use]
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Writes a fence; returns where in the log.
+    ///
+    /// # Errors
+    /// The statement failed.
+    pub async fn fence(&self, fence: Fence) -> Result<Lsn, SourceError> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT pg_catalog.pg_logical_emit_message(true, $1, $2)::text",
+                &[&PREFIX, &fence.content()],
+            )
+            .await
+            .map_err(query("a fence"))?;
+        Ok(row.get::<_, String>(0).parse()?)
+    }
+
+    /// Reads the rows behind a key, in key order, at most `limit` of them and about [`CHUNK_BYTES`].
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub async fn read_range(
+        &self,
+        table: &SourceTable,
+        relation: &Relation,
+        after: Option<&Key>,
+        condition: Option<&str>,
+        limit: u32,
+    ) -> Result<Chunk, SourceError> {
+        let key = key_columns(table, relation);
+        let mut filters = filters(table, condition);
+        let mut parameters = Vec::new();
+        if let Some(after) = after {
+            let casts: Vec<_> = key
+                .iter()
+                .enumerate()
+                .map(|(index, (_, kind))| format!("${}::text::{kind}", index + 1))
+                .collect();
+            let names: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
+            // Without the parentheses' row constructor for a single column: the planner likes both, people the plain one.
+            filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
+            parameters = key_texts(after);
+        }
+        let order: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
+        let sql = format!(
+            "SELECT {} FROM {} t {} ORDER BY {} LIMIT {}",
+            column_list(table),
+            from(table),
+            where_clause(&filters),
+            order.join(", "),
+            u64::from(limit) + 1,
+        );
+        let mut chunk = self.read(&sql, &parameters, table.columns.len()).await?;
+        if chunk.rows.len() > limit as usize {
+            chunk.rows.truncate(limit as usize);
+            chunk.finished = false;
+        }
+        Ok(chunk)
+    }
+
+    /// Reads the rows that have one of the keys.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub async fn read_keys(
+        &self,
+        table: &SourceTable,
+        relation: &Relation,
+        keys: &[Key],
+        columns: Columns,
+    ) -> Result<Chunk, SourceError> {
+        let key = key_columns(table, relation);
+        let (list, width) = match columns {
+            Columns::All => (column_list(table), table.columns.len()),
+            Columns::Key => (key_names(relation).join(", "), key.len()),
+        };
+        let arrays: Vec<_> = (1..=key.len()).map(|index| format!("${index}::text[]")).collect();
+        let names: Vec<_> = (1..=key.len()).map(|index| format!("__twinlog_{index}")).collect();
+        let matches: Vec<_> = key
+            .iter()
+            .zip(&names)
+            .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
+            .collect();
+        let sql = format!(
+            "SELECT {list} FROM {} t JOIN pg_catalog.unnest({}) AS k({}) ON {} {}",
+            from(table),
+            arrays.join(", "),
+            names.join(", "),
+            matches.join(" AND "),
+            where_clause(&filters(table, None)),
+        );
+        let wanted: Vec<Vec<String>> = (0..key.len())
+            .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
+            .collect();
+        self.read(&sql, &wanted, width).await
+    }
+
+    /// Reads a query's rows under one snapshot, through a cursor: the extended protocol binds the values, the simple one
+    /// brings text.
+    async fn read<P: tokio_postgres::types::ToSql + Sync>(
+        &self,
+        sql: &str,
+        parameters: &[P],
+        width: usize,
+    ) -> Result<Chunk, SourceError> {
+        let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+            parameters.iter().map(|value| value as _).collect();
+        self.client
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            .await
+            .map_err(query("a snapshot"))?;
+        let result = self.read_in_transaction(sql, &parameters, width).await;
+        let ended = self.client.batch_execute("COMMIT").await.map_err(query("a snapshot"));
+        let chunk = result?;
+        ended?;
+        Ok(chunk)
+    }
+
+    async fn read_in_transaction(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        width: usize,
+    ) -> Result<Chunk, SourceError> {
+        let snapshot: Snapshot = self
+            .client
+            .query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[])
+            .await
+            .map_err(query("a snapshot"))?
+            .get::<_, String>(0)
+            .parse()?;
+        self.client
+            .execute(&format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}"), parameters)
+            .await
+            .map_err(query("a chunk"))?;
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let finished = loop {
+            let fetched = self
+                .client
+                .simple_query(&format!("FETCH FORWARD {FETCH_ROWS} FROM chunk"))
+                .await
+                .map_err(query("a chunk"))?;
+            let before = rows.len();
+            for message in &fetched {
+                if let SimpleQueryMessage::Row(row) = message {
+                    rows.push(image(row, width));
+                    bytes += rows.last().map_or(0, Row::size);
+                }
+            }
+            if rows.len() - before < FETCH_ROWS as usize {
+                break true;
+            }
+            if bytes >= CHUNK_BYTES {
+                break false;
+            }
+        };
+        Ok(Chunk {
+            snapshot,
+            rows,
+            finished,
+        })
+    }
+}
+
+/// A page of keys of the *Agent DB*, in its own order, behind a key.
+///
+/// # Errors
+/// A statement failed.
+pub(super) async fn key_page(
+    agent: &Client,
+    relation: &Relation,
+    types: &[String],
+    after: Option<&Key>,
+    condition: Option<&str>,
+    limit: u32,
+) -> Result<Vec<Key>, SourceError> {
+    let names = key_names(relation);
+    let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
+    let mut parameters = Vec::new();
+    if let Some(after) = after {
+        let casts: Vec<_> = types
+            .iter()
+            .enumerate()
+            .map(|(index, kind)| format!("${}::text::{kind}", index + 1))
+            .collect();
+        filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
+        parameters = key_texts(after);
+    }
+    let sql = format!(
+        "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",
+        relation.table.quoted(),
+        where_clause(&filters),
+        list = names.join(", "),
+    );
+    let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+        parameters.iter().map(|value| value as _).collect();
+    let read = async {
+        agent.batch_execute("BEGIN READ ONLY").await?;
+        agent.execute(&sql, &parameters).await?;
+        let messages = agent.simple_query("FETCH ALL FROM page").await;
+        agent.batch_execute("COMMIT").await?;
+        messages
+    };
+    let messages = read.await.map_err(query("a page of keys"))?;
+    Ok(messages
+        .iter()
+        .filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => {
+                let parts =
+                    (0..names.len()).map(|part| row.get(part).map(|text| Bytes::copy_from_slice(text.as_bytes())));
+                parts.collect::<Option<_>>().map(Key)
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+/// A row's image, its values slices of one allocation.
+fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
+    let mut buffer = BytesMut::with_capacity((0..width).map(|index| row.get(index).map_or(0, str::len)).sum());
+    let ends: Vec<Option<usize>> = (0..width)
+        .map(|index| {
+            row.get(index).map(|value| {
+                buffer.extend_from_slice(value.as_bytes());
+                buffer.len()
+            })
+        })
+        .collect();
+    let buffer: Bytes = buffer.freeze();
+    let mut start = 0;
+    Row(ends
+        .into_iter()
+        .map(|end| match end {
+            None => ColumnValue::Null,
+            Some(end) => ColumnValue::Text(buffer.slice(std::mem::replace(&mut start, end)..end)),
+        })
+        .collect())
+}
+
+/// Names (quoted) and types of the key's columns.
+fn key_columns(table: &SourceTable, relation: &Relation) -> Vec<(String, String)> {
+    relation
+        .key
+        .iter()
+        .filter_map(|&index| {
+            let name = relation.columns.get(index)?;
+            let at = table.columns.iter().position(|column| column == name)?;
+            Some((quote_identifier(name), table.types.get(at)?.clone()))
+        })
+        .collect()
+}
+
+fn key_texts(key: &Key) -> Vec<String> {
+    key.0.iter().map(|part| text_of(Some(part))).collect()
+}
+
+/// Keys are UTF-8: the connection's encoding is pinned.
+fn text_of(part: Option<&Bytes>) -> String {
+    part.map(|part| String::from_utf8_lossy(part).into_owned())
+        .unwrap_or_default()
+}
+
+fn column_list(table: &SourceTable) -> String {
+    let names: Vec<_> = table
+        .columns
+        .iter()
+        .map(|name| format!("t.{}", quote_identifier(name)))
+        .collect();
+    names.join(", ")
+}
+
+/// `ONLY`: the rows of tables that inherit from this one are published under their own names.
+fn from(table: &SourceTable) -> String {
+    if table.partitioned {
+        table.table.quoted()
+    } else {
+        format!("ONLY {}", table.table.quoted())
+    }
+}
+
+fn filters(table: &SourceTable, condition: Option<&str>) -> Vec<String> {
+    table
+        .row_filter
+        .iter()
+        .map(String::as_str)
+        .chain(condition)
+        .map(|filter| format!("({filter})"))
+        .collect()
+}
+
+fn where_clause(filters: &[String]) -> String {
+    if filters.is_empty() {
+        String::new()
+    } else {
+        format!("WHERE {}", filters.join(" AND "))
+    }
+}
+
+/// The error of a statement that read `what`.
+pub(crate) fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
+    move |source| SourceError::Query { what, source }
+}

@@ -1,0 +1,97 @@
+//! What the handle and the control routes both do to the world.
+
+use std::time::Duration;
+
+use rand::Rng;
+use url::Url;
+
+use super::fault::{ActiveFault, Fault};
+use super::payload::Inbound;
+use super::world::{Number, World, wamid};
+
+/// The simulator has no such number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the simulator has no such phone_number_id")]
+pub struct UnknownNumber;
+
+/// The callback did not pass Meta's handshake.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// There is none.
+    #[error("no callback is set")]
+    NoCallback,
+    /// It could not be reached.
+    #[error("the callback could not be reached")]
+    Unreachable(#[source] reqwest::Error),
+    /// It did not answer with the challenge.
+    #[error("the callback answered {status} and not the challenge")]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+    },
+}
+
+pub(super) fn set_fault(world: &World, number: &str, fault: Fault, times: Option<u32>) -> Result<(), UnknownNumber> {
+    with_number(world, number, |number| {
+        number
+            .faults
+            .retain(|active| std::mem::discriminant(&active.fault) != std::mem::discriminant(&fault));
+        if times != Some(0) {
+            number.faults.push(ActiveFault {
+                fault,
+                remaining: times,
+            });
+        }
+    })
+}
+
+pub(super) fn clear_faults(world: &World, number: &str) -> Result<(), UnknownNumber> {
+    with_number(world, number, |number| number.faults.clear())
+}
+
+pub(super) fn expire_token(world: &World, number: &str) -> Result<(), UnknownNumber> {
+    with_number(world, number, |number| number.expired = true)
+}
+
+pub(super) fn set_token(world: &World, number: &str, token: &str) -> Result<(), UnknownNumber> {
+    with_number(world, number, |number| {
+        token.clone_into(&mut number.account.access_token);
+        number.expired = false;
+    })
+}
+
+fn with_number(world: &World, number: &str, act: impl FnOnce(&mut Number)) -> Result<(), UnknownNumber> {
+    world.numbers().get_mut(number).map(act).ok_or(UnknownNumber)
+}
+
+pub(super) async fn inbound(world: &World, inbound: &Inbound) -> String {
+    let given = inbound.message.get("id").and_then(serde_json::Value::as_str);
+    let id = given.map_or_else(|| wamid(inbound.from.as_deref().unwrap_or_default()), ToOwned::to_owned);
+    world
+        .emit(&inbound.phone_number_id, "messages", inbound.value(&id), None)
+        .await;
+    id
+}
+
+pub(super) async fn handshake(world: &World) -> Result<(), HandshakeError> {
+    let mut url: Url = world.callback().ok_or(HandshakeError::NoCallback)?;
+    let challenge = rand::rng().random_range(1_000_000_000_u64..10_000_000_000).to_string();
+    url.query_pairs_mut()
+        .append_pair("hub.mode", "subscribe")
+        .append_pair("hub.challenge", &challenge)
+        .append_pair("hub.verify_token", &world.settings.verify_token);
+    let answer = world
+        .client
+        .get(url)
+        .timeout(Duration::from_secs(10))
+        .send()
+        .await
+        .map_err(HandshakeError::Unreachable)?;
+    let status = answer.status().as_u16();
+    let body = answer.text().await.map_err(HandshakeError::Unreachable)?;
+    if status == 200 && body == challenge {
+        Ok(())
+    } else {
+        Err(HandshakeError::Refused { status })
+    }
+}

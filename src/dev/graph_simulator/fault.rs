@@ -1,0 +1,269 @@
+//! What can go wrong on purpose, and the one function that decides what a set of faults means for a send.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Something that goes wrong with the sends of a number. Several may be active; each adds its part to the [`Plan`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Fault {
+    /// The message is accepted, and no answer ever comes.
+    AcceptThenHang,
+    /// The message is accepted, and the connection is reset.
+    AcceptThenReset,
+    /// The message is accepted, and a proxy answers 502 with a page of HTML.
+    AcceptThenBadGateway,
+    /// The message is accepted, and the answer is 500 without JSON.
+    AcceptThenServerError,
+    /// The message is not accepted, and the answer is 500 without JSON.
+    ServerError,
+    /// The message is not accepted, and the connection is reset.
+    ResetUnaccepted,
+    /// 429 with `Retry-After` and Meta's 130429.
+    TooManyRequests {
+        /// The header's value.
+        retry_after_seconds: u64,
+    },
+    /// Meta's error object with this code.
+    Error {
+        /// Meta's code.
+        code: i64,
+        /// Its subcode.
+        #[serde(default)]
+        subcode: Option<i64>,
+    },
+    /// The answer, whatever it is, comes late.
+    SlowAnswer {
+        /// How late.
+        delay_ms: u64,
+    },
+    /// The status `sent` arrives at the callback before the answer leaves.
+    StatusBeforeAnswer,
+    /// The message is accepted and fails later, by a status with this code.
+    FailLater {
+        /// Meta's code, such as 131047.
+        code: i64,
+    },
+    /// The answer says `held_for_quality_assessment`; the message is released later.
+    HeldThenReleased {
+        /// How much later.
+        after_ms: u64,
+    },
+    /// The answer says `held_for_quality_assessment`; the message is dropped later (132015).
+    HeldThenDropped {
+        /// How much later.
+        after_ms: u64,
+    },
+    /// Every status comes twice.
+    DuplicateStatuses,
+    /// The statuses come in reverse order.
+    ReversedStatuses,
+    /// `delivered` is left out, as for a message that is read at once.
+    SkipDelivered,
+    /// The statuses lack our opaque id.
+    WithoutEcho,
+    /// No status ever comes.
+    Silent,
+}
+
+/// What happens to one send.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Plan {
+    /// It is not accepted, for this reason; before the body is looked at.
+    pub(super) refusal: Option<Refusal>,
+    /// What the client gets.
+    pub(super) answer: Answer,
+    /// How late it gets it.
+    pub(super) delay: Duration,
+    /// What the callback gets.
+    pub(super) reports: Reports,
+}
+
+/// Why a send is not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// 500 without JSON.
+    ServerError,
+    /// The connection is reset.
+    Reset,
+    /// 429, code 130429.
+    TooManyRequests { retry_after_seconds: u64 },
+    /// An error of Meta's.
+    Error { code: i64, subcode: Option<i64> },
+}
+
+/// What the client gets for an accepted send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Answer {
+    /// 200.
+    #[default]
+    Accepted,
+    /// Nothing.
+    Hang,
+    /// A reset connection.
+    Reset,
+    /// 502 and HTML.
+    BadGateway,
+    /// 500 and no JSON.
+    ServerError,
+}
+
+/// What the callback gets for an accepted send.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Reports {
+    pub(super) before_answer: bool,
+    pub(super) fail_with: Option<i64>,
+    pub(super) held_for: Option<Duration>,
+    pub(super) duplicate: bool,
+    pub(super) reversed: bool,
+    pub(super) skip_delivered: bool,
+    pub(super) without_echo: bool,
+    pub(super) silent: bool,
+}
+
+/// Meta's code for a template that was paused while the message was held.
+const TEMPLATE_PAUSED: i64 = 132_015;
+
+/// Folds the active faults into what happens; of two that contradict each other the later one counts.
+pub(super) fn decide(faults: impl IntoIterator<Item = Fault>) -> Plan {
+    let mut plan = Plan::default();
+    for fault in faults {
+        match fault {
+            Fault::AcceptThenHang => plan.answer = Answer::Hang,
+            Fault::AcceptThenReset => plan.answer = Answer::Reset,
+            Fault::AcceptThenBadGateway => plan.answer = Answer::BadGateway,
+            Fault::AcceptThenServerError => plan.answer = Answer::ServerError,
+            Fault::ServerError => plan.refusal = Some(Refusal::ServerError),
+            Fault::ResetUnaccepted => plan.refusal = Some(Refusal::Reset),
+            Fault::TooManyRequests { retry_after_seconds } => {
+                plan.refusal = Some(Refusal::TooManyRequests { retry_after_seconds });
+            }
+            Fault::Error { code, subcode } => plan.refusal = Some(Refusal::Error { code, subcode }),
+            Fault::SlowAnswer { delay_ms } => plan.delay = Duration::from_millis(delay_ms),
+            Fault::StatusBeforeAnswer => plan.reports.before_answer = true,
+            Fault::FailLater { code } => plan.reports.fail_with = Some(code),
+            Fault::HeldThenReleased { after_ms } => plan.reports.held_for = Some(Duration::from_millis(after_ms)),
+            Fault::HeldThenDropped { after_ms } => {
+                plan.reports.held_for = Some(Duration::from_millis(after_ms));
+                plan.reports.fail_with = Some(TEMPLATE_PAUSED);
+            }
+            Fault::DuplicateStatuses => plan.reports.duplicate = true,
+            Fault::ReversedStatuses => plan.reports.reversed = true,
+            Fault::SkipDelivered => plan.reports.skip_delivered = true,
+            Fault::WithoutEcho => plan.reports.without_echo = true,
+            Fault::Silent => plan.reports.silent = true,
+        }
+    }
+    plan
+}
+
+/// A fault that is switched on.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct ActiveFault {
+    pub(super) fault: Fault,
+    /// For how many more sends; `None`: until it is cleared.
+    pub(super) remaining: Option<u32>,
+}
+
+/// Takes what the next send meets, and counts it down.
+pub(super) fn take(faults: &mut Vec<ActiveFault>) -> Plan {
+    let plan = decide(faults.iter().map(|active| active.fault));
+    for active in faults.iter_mut() {
+        active.remaining = active.remaining.map(|remaining| remaining.saturating_sub(1));
+    }
+    faults.retain(|active| active.remaining != Some(0));
+    plan
+}
+
+/// The status that Meta used to answer a code with; the code is what counts.
+pub(super) const fn http_status(code: i64) -> u16 {
+    match code {
+        0 | 190 => 401,
+        10 | 200..=299 | 368 | 130_497 | 131_005 | 131_031 => 403,
+        132_001 => 404,
+        130_429 | 80_007 => 429,
+        3 | 131_000 | 131_016 | 131_045 | 131_057 => 500,
+        2 | 133_004 => 503,
+        _ => 400,
+    }
+}
+
+/// Meta's title of a code.
+pub(super) const fn title(code: i64) -> &'static str {
+    match code {
+        4 => "Application request limit reached",
+        100 => "Invalid parameter",
+        130_429 => "Rate limit hit",
+        130_472 => "User's number is part of an experiment",
+        131_000 => "Something went wrong",
+        131_008 => "Required parameter is missing",
+        131_009 => "Parameter value is not valid",
+        131_016 => "Service unavailable",
+        131_026 => "Message undeliverable",
+        131_031 => "Business Account locked",
+        131_042 => "Business eligibility payment issue",
+        131_047 => "Re-engagement message",
+        131_048 => "Spam rate limit hit",
+        131_049 => "This message was not delivered to maintain healthy ecosystem engagement.",
+        131_053 => "Media upload error",
+        131_056 => "(Business Account, Consumer Account) pair rate limit hit",
+        131_057 => "Account in maintenance mode",
+        132_001 => "Template name does not exist in the translation",
+        132_015 => "Template is Paused",
+        132_016 => "Template is Disabled",
+        133_004 => "Server Temporarily Unavailable",
+        _ => "Unknown error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_add_up() {
+        let plan = decide([
+            Fault::AcceptThenHang,
+            Fault::StatusBeforeAnswer,
+            Fault::DuplicateStatuses,
+        ]);
+        assert_eq!(plan.answer, Answer::Hang);
+        assert!(plan.reports.before_answer && plan.reports.duplicate && plan.refusal.is_none());
+        assert_eq!(decide([]), Plan::default());
+    }
+
+    #[test]
+    fn a_counted_fault_ends() {
+        let mut faults = vec![
+            ActiveFault {
+                fault: Fault::ServerError,
+                remaining: Some(2),
+            },
+            ActiveFault {
+                fault: Fault::Silent,
+                remaining: None,
+            },
+        ];
+        assert!(take(&mut faults).refusal.is_some());
+        assert!(take(&mut faults).refusal.is_some());
+        let third = take(&mut faults);
+        assert!(third.refusal.is_none() && third.reports.silent);
+    }
+
+    #[test]
+    fn a_fault_is_written_as_its_kind() {
+        let fault: Fault = serde_json::from_str(r#"{"kind":"error","code":131056}"#).expect("a fault");
+        assert_eq!(
+            fault,
+            Fault::Error {
+                code: 131_056,
+                subcode: None
+            }
+        );
+        assert_eq!(
+            serde_json::to_string(&Fault::AcceptThenHang).expect("JSON"),
+            r#"{"kind":"accept_then_hang"}"#
+        );
+    }
+}

@@ -1,0 +1,311 @@
+//! The Graph API's routes: sends, and the few reads that a client makes at its start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{Html, IntoResponse, Response};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::connection::Reset;
+use super::fault::{Answer, Refusal, http_status, title};
+use super::ledger::Accepted;
+use super::validate::{Send, validate};
+use super::world::{Subject, World, now, wamid};
+use crate::whatsapp::GraphError;
+
+/// Every path that is not the simulator's own.
+pub(super) async fn route(
+    State(world): State<Arc<World>>,
+    ConnectInfo(connection): ConnectInfo<Reset>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let mut segments: Vec<&str> = uri.path().split('/').filter(|segment| !segment.is_empty()).collect();
+    // Meta takes a request without a version too.
+    if segments.first().is_some_and(|&first| is_version(first)) {
+        segments.remove(0);
+    }
+    let query = uri.query().unwrap_or_default();
+    match (&method, segments.as_slice()) {
+        (&Method::POST, &[number, "messages"]) => send(&world, &connection, number, &headers, query, &body).await,
+        (&Method::GET, &[node]) => read(&world, node, &headers, query, node_value),
+        (&Method::GET, &[node, "message_history"]) => read(&world, node, &headers, query, message_history),
+        (&Method::GET, &[node, "message_templates"]) => {
+            read(&world, node, &headers, query, |_, _, _| json!({"data": []}))
+        }
+        (&Method::GET, &[node, "subscribed_apps"]) => read(
+            &world,
+            node,
+            &headers,
+            query,
+            |_, _, _| json!({"data": [{"whatsapp_business_api_data": {"id": "1", "name": "Simulated app", "link": "https://www.facebook.com/games/?app_id=1"}}]}),
+        ),
+        (&Method::POST, &[node, "subscribed_apps"]) => {
+            read(&world, node, &headers, query, |_, _, _| json!({"success": true}))
+        }
+        _ => unknown_object(segments.first().copied().unwrap_or_default()),
+    }
+}
+
+fn is_version(segment: &str) -> bool {
+    segment
+        .strip_prefix('v')
+        .and_then(|version| version.split_once('.'))
+        .is_some_and(|(major, minor)| {
+            let number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            number(major) && number(minor)
+        })
+}
+
+async fn send(
+    world: &Arc<World>,
+    connection: &Reset,
+    number: &str,
+    headers: &HeaderMap,
+    query: &str,
+    body: &[u8],
+) -> Response {
+    if let Some(refused) = unauthorised(world, number, headers, query) {
+        return refused;
+    }
+    let plan = world.plan(number);
+    if !plan.delay.is_zero() && !crate::shutdown::sleep(plan.delay, &world.stop).await {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if let Some(refusal) = plan.refusal {
+        return refuse(connection, refusal);
+    }
+    let (to, kind, opaque) = match validate(body) {
+        Ok(Send::Message { to, kind, opaque }) => (to, kind, opaque),
+        Ok(Send::MarkAsRead) => return answer(world, connection, plan.answer, json!({"success": true})).await,
+        Err(error) => return graph_error(&error),
+    };
+    if let Err(code) = world.throttle(number, &to) {
+        return graph_error(&GraphError::new(code, title(code)));
+    }
+
+    let id = wamid(&to);
+    world.accept(Accepted {
+        wamid: id.clone(),
+        phone_number_id: number.to_owned(),
+        to: to.clone(),
+        kind: kind.clone(),
+        opaque: opaque.clone(),
+        body_sha256: hex::encode(Sha256::digest(body)),
+        accepted_at: now(),
+        statuses: Vec::new(),
+    });
+    let subject = Subject {
+        phone_number_id: number.to_owned(),
+        wamid: id.clone(),
+        to: to.clone(),
+        opaque: opaque.filter(|_| !plan.reports.without_echo),
+    };
+    if plan.reports.before_answer {
+        world.report_before_answer(&subject).await;
+    }
+    world.schedule(subject, &plan.reports);
+
+    let mut message = json!({"id": id});
+    if plan.reports.held_for.is_some() {
+        message["message_status"] = json!("held_for_quality_assessment");
+    } else if kind == "template" {
+        message["message_status"] = json!("accepted");
+    }
+    let contact = if to.contains('.') {
+        json!({"input": to, "user_id": to})
+    } else {
+        let digits: String = to.chars().filter(char::is_ascii_digit).collect();
+        json!({"input": to, "wa_id": digits})
+    };
+    let accepted = json!({"messaging_product": "whatsapp", "contacts": [contact], "messages": [message]});
+    answer(world, connection, plan.answer, accepted).await
+}
+
+async fn answer(world: &World, connection: &Reset, answer: Answer, accepted: Value) -> Response {
+    match answer {
+        Answer::Accepted => Json(accepted).into_response(),
+        Answer::Hang => {
+            // Until the client goes (then this future is dropped) or the simulator does.
+            world.stop.cancelled().await;
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
+        }
+        Answer::Reset => reset(connection),
+        Answer::BadGateway => bad_gateway(),
+        Answer::ServerError => server_error(),
+    }
+}
+
+fn refuse(connection: &Reset, refusal: Refusal) -> Response {
+    match refusal {
+        Refusal::ServerError => server_error(),
+        Refusal::Reset => reset(connection),
+        Refusal::TooManyRequests { retry_after_seconds } => {
+            let mut response = graph_error(&GraphError::new(130_429, title(130_429)));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, retry_after_seconds.into());
+            response
+        }
+        Refusal::Error { code, subcode } => {
+            let error = GraphError::new(code, title(code)).with_details("simulated failure");
+            graph_error(&match subcode {
+                Some(subcode) => error.with_subcode(subcode),
+                None => error,
+            })
+        }
+    }
+}
+
+fn reset(connection: &Reset) -> Response {
+    connection.pull();
+    StatusCode::OK.into_response()
+}
+
+fn bad_gateway() -> Response {
+    (
+        StatusCode::BAD_GATEWAY,
+        Html("<html><body><h1>502 Bad Gateway</h1></body></html>"),
+    )
+        .into_response()
+}
+
+fn server_error() -> Response {
+    (
+        StatusCode::INTERNAL_SERVER_ERROR,
+        Html("<html><body>Sorry, something went wrong.</body></html>"),
+    )
+        .into_response()
+}
+
+/// The answer to a call whose number does not exist, or whose token is not its own or has expired.
+fn unauthorised(world: &World, node: &str, headers: &HeaderMap, query: &str) -> Option<Response> {
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .map(ToOwned::to_owned)
+        .or_else(|| parameter(query, "access_token"));
+    let numbers = world.numbers();
+    let known = numbers
+        .values()
+        .find(|number| bearer.as_deref() == Some(&number.account.access_token));
+    let expired = match known {
+        None => {
+            return Some(graph_error(&GraphError::new(
+                190,
+                if bearer.is_some() {
+                    "Invalid OAuth access token - Cannot parse access token"
+                } else {
+                    "An access token is required to request this resource."
+                },
+            )));
+        }
+        Some(number) => number.expired,
+    };
+    if expired {
+        let error = json!({"message": "Error validating access token: Session has expired on Sunday, 01-Nov-26 00:00:00 PST. The current time is Monday, 02-Nov-26 00:00:00 PST.",
+            "type": "OAuthException", "code": 190, "error_subcode": 463, "fbtrace_id": fbtrace_id()});
+        return Some((StatusCode::UNAUTHORIZED, Json(json!({ "error": error }))).into_response());
+    }
+    let token = bearer.unwrap_or_default();
+    let reachable = numbers.values().any(|number| {
+        number.account.access_token == token
+            && (number.account.phone_number_id == node || number.account.waba_id == node)
+    });
+    (!reachable).then(|| unknown_object(node))
+}
+
+fn read(
+    world: &World,
+    node: &str,
+    headers: &HeaderMap,
+    query: &str,
+    value: impl FnOnce(&World, &str, &str) -> Value,
+) -> Response {
+    unauthorised(world, node, headers, query).unwrap_or_else(|| Json(value(world, node, query)).into_response())
+}
+
+fn node_value(world: &World, node: &str, _: &str) -> Value {
+    let numbers = world.numbers();
+    let Some(number) = numbers.get(node) else {
+        return json!({"id": node, "name": "Simulated business account"});
+    };
+    json!({
+        "id": node,
+        "display_phone_number": number.account.display_phone_number,
+        "verified_name": "Simulated business",
+        "quality_rating": "GREEN",
+        "code_verification_status": "VERIFIED",
+        "platform_type": "CLOUD_API",
+        "throughput": {"level": "STANDARD"},
+        "webhook_configuration": {"application": world.callback().map(String::from)},
+        "health_status": {"can_send_message": "AVAILABLE", "entities": [
+            {"entity_type": "PHONE_NUMBER", "id": node, "can_send_message": "AVAILABLE"}]},
+    })
+}
+
+/// What was reported of each message, newest first, as Meta's Message History API gives it.
+fn message_history(world: &World, node: &str, query: &str) -> Value {
+    let wanted = parameter(query, "message_id");
+    let limit: usize = parameter(query, "limit")
+        .and_then(|limit| limit.parse().ok())
+        .unwrap_or(25)
+        .min(100);
+    let ledger = world.ledger();
+    let messages: Vec<_> = ledger
+        .messages
+        .iter()
+        .rev()
+        .filter(|message| message.phone_number_id == node)
+        .filter(|message| wanted.as_ref().is_none_or(|wanted| *wanted == message.wamid))
+        .take(limit)
+        .map(|message| {
+            let events: Vec<_> = message
+                .statuses
+                .iter()
+                .map(|status| {
+                    json!({"delivery_status": status.status.to_uppercase(), "timestamp": status.at.unix_timestamp(),
+                           "webhook_update_state": "DELIVERED"})
+                })
+                .collect();
+            json!({"id": message.wamid, "message_id": message.wamid, "events": {"data": events}})
+        })
+        .collect();
+    json!({ "data": messages })
+}
+
+fn parameter(query: &str, name: &str) -> Option<String> {
+    url::form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+}
+
+fn unknown_object(id: &str) -> Response {
+    let message = format!(
+        "Unsupported post request. Object with ID '{id}' does not exist, cannot be loaded due to missing permissions, or does not support this operation."
+    );
+    let error = json!({"message": message, "type": "GraphMethodException", "code": 100, "error_subcode": 33, "fbtrace_id": fbtrace_id()});
+    (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response()
+}
+
+fn graph_error(error: &GraphError) -> Response {
+    let status = StatusCode::from_u16(http_status(error.code)).unwrap_or(StatusCode::BAD_REQUEST);
+    let mut body = error.to_body();
+    body["error"]["fbtrace_id"] = json!(fbtrace_id());
+    (status, Json(body)).into_response()
+}
+
+fn fbtrace_id() -> String {
+    format!("A{}", &uuid::Uuid::new_v4().simple().to_string()[..20])
+}
+
+/// How long the simulator's own parts get to end.
+pub(super) const GRACE: Duration = Duration::from_secs(2);

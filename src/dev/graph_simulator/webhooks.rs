@@ -1,0 +1,143 @@
+//! Takes updates to the callback as Meta does: signed, in batches, several at a time, again and again until a 200.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::payload::{Update, envelope};
+use super::world::World;
+use crate::whatsapp::signature;
+
+/// How the callback is called.
+#[derive(Debug, Clone)]
+pub struct WebhookSettings {
+    /// Updates that one POST may carry, if so many wait. Meta goes up to 1000.
+    pub batch: usize,
+    /// POSTs at the same time.
+    pub concurrency: usize,
+    /// When a POST counts as failed.
+    pub timeout: Duration,
+    /// The waits between attempts; the last one repeats. Meta's schedule is days long; this one is compressed.
+    pub retries: Vec<Duration>,
+    /// When an update is dropped: Meta's 7 days, compressed.
+    pub give_up_after: Duration,
+}
+
+impl Default for WebhookSettings {
+    fn default() -> Self {
+        Self {
+            batch: 10,
+            concurrency: 4,
+            timeout: Duration::from_secs(5),
+            retries: [50, 100, 200, 400, 800, 1600].map(Duration::from_millis).to_vec(),
+            give_up_after: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Updates that may wait for the callback; whoever makes more of them waits.
+pub(super) const QUEUE: usize = 10_000;
+
+/// An update with what is to happen when the first attempt is over.
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) update: Update,
+    pub(super) attempted: Option<oneshot::Sender<()>>,
+}
+
+/// Delivers until the simulator stops.
+pub(super) async fn run(world: Arc<World>, mut queue: mpsc::Receiver<Queued>) {
+    let slots = Arc::new(Semaphore::new(world.settings.webhooks.concurrency.max(1)));
+    loop {
+        let first = tokio::select! {
+            biased;
+            () = world.stop.cancelled() => return,
+            first = queue.recv() => match first {
+                Some(first) => first,
+                None => return,
+            },
+        };
+        let mut paused = world.paused.subscribe();
+        let slot = tokio::select! {
+            biased;
+            () = world.stop.cancelled() => return,
+            slot = async {
+                // Never closed: the world holds the sender, and nobody closes the semaphore.
+                let _ = paused.wait_for(|paused| !*paused).await;
+                Arc::clone(&slots).acquire_owned().await
+            } => slot,
+        };
+        let Ok(slot) = slot else { return };
+        let mut batch = vec![first];
+        while batch.len() < world.batch() {
+            let Ok(next) = queue.try_recv() else { break };
+            batch.push(next);
+        }
+        let world = Arc::clone(&world);
+        let task = Arc::clone(&world);
+        world.tasks.spawn(async move {
+            // A batch that the callback refuses waits without holding up the others.
+            deliver(&task, batch, slot).await;
+        });
+    }
+}
+
+async fn deliver(world: &World, batch: Vec<Queued>, slot: tokio::sync::OwnedSemaphorePermit) {
+    let count = batch.len();
+    let mut slot = Some(slot);
+    let (updates, mut waiting): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .map(|queued| (queued.update, queued.attempted))
+        .unzip();
+    let body = envelope(&updates);
+    let started = Instant::now();
+    let mut attempt = 0_usize;
+    loop {
+        let delivered = match world.callback() {
+            // Nobody has subscribed: Meta has nobody to tell.
+            None => true,
+            Some(_) => post(world, &body, &world.settings.app_secret).await == Some(200),
+        };
+        for attempted in waiting.drain(..).flatten() {
+            // Whoever wanted to know may have gone.
+            let _ = attempted.send(());
+        }
+        drop(slot.take());
+        if delivered || started.elapsed() > world.settings.webhooks.give_up_after {
+            world.done(count);
+            return;
+        }
+        let retries = &world.settings.webhooks.retries;
+        let wait = retries
+            .get(attempt)
+            .or(retries.last())
+            .copied()
+            .unwrap_or(Duration::from_secs(1));
+        attempt += 1;
+        if !crate::shutdown::sleep(wait, &world.stop).await {
+            return;
+        }
+    }
+}
+
+/// One signed POST; the status of the answer, if there is one.
+pub(super) async fn post(world: &World, body: &[u8], secret: &SecretString) -> Option<u16> {
+    let callback = world.callback()?;
+    let request = world
+        .client
+        .post(callback)
+        .timeout(world.settings.webhooks.timeout)
+        .header("content-type", "application/json")
+        .header("user-agent", "facebookexternalua")
+        .header(signature::HEADER, signature::sign(secret, body))
+        .body(body.to_vec());
+    let answer = tokio::select! {
+        biased;
+        () = world.stop.cancelled() => return None,
+        answer = request.send() => answer.ok()?,
+    };
+    Some(answer.status().as_u16())
+}

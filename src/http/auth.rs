@@ -1,0 +1,77 @@
+//! Which client a request is from. Our own tokens: they are never passed on to Meta, nor are Meta's ever taken here.
+
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, Uri};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::config::ApiToken;
+
+/// The client whose token the request carries: `Authorization: Bearer`, else `access_token` in the query, which some
+/// Graph clients use (Chatwoot).
+pub(super) fn client<'a>(tokens: &'a [ApiToken], headers: &HeaderMap, uri: &Uri) -> Option<&'a str> {
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
+        let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+    });
+    let token = bearer.or_else(|| query(uri, "access_token"))?;
+    known(tokens, &token)
+}
+
+/// A parameter of the query string.
+pub(super) fn query(uri: &Uri, name: &str) -> Option<String> {
+    url::form_urlencoded::parse(uri.query()?.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+}
+
+/// Compares with every token, whatever the earlier ones said, so that time tells nothing.
+fn known<'a>(tokens: &'a [ApiToken], token: &str) -> Option<&'a str> {
+    let digest: [u8; 32] = Sha256::digest(token).into();
+    let mut found = None;
+    for known in tokens {
+        if bool::from(known.sha256.ct_eq(&digest)) {
+            found = Some(known.name.as_str());
+        }
+    }
+    found
+}
+
+/// Whether two secrets are the same, in a time that depends on neither.
+pub(super) fn same(one: &str, other: &str) -> bool {
+    // Hashed, so that lengths don't show either.
+    Sha256::digest(one).ct_eq(&Sha256::digest(other)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_found_in_the_header_and_in_the_query() {
+        let tokens = [("crm", "t1"), ("bot", "t2")].map(|(name, token)| ApiToken {
+            name: name.to_owned(),
+            sha256: Sha256::digest(token).into(),
+        });
+        let ask = |header: Option<&str>, uri: &str| {
+            let mut headers = HeaderMap::new();
+            if let Some(header) = header {
+                headers.insert(AUTHORIZATION, header.parse().unwrap());
+            }
+            client(&tokens, &headers, &uri.parse().unwrap())
+        };
+        assert_eq!(ask(Some("Bearer t1"), "/x"), Some("crm"));
+        assert_eq!(ask(Some("bearer  t2 "), "/x"), Some("bot"));
+        assert_eq!(ask(None, "/x?a=b&access_token=t2"), Some("bot"));
+        for (header, uri) in [
+            (None, "/x"),
+            (Some("Bearer"), "/x"),
+            (Some("Basic t1"), "/x"),
+            (Some("Bearer t3"), "/x?access_token=t1"),
+            (Some("Bearer "), "/x"),
+            (None, "/x?access_token="),
+        ] {
+            assert_eq!(ask(header, uri), None, "{header:?} {uri}");
+        }
+    }
+}

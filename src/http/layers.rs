@@ -1,0 +1,90 @@
+//! Around every request: an id, a bound in time, a net for panics, and one log line without bodies, numbers or query
+//! strings.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+use futures_util::FutureExt;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::answer;
+
+/// The request's id: the caller's or the proxy's where it sends one, else ours; given back in the answer.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// No request takes longer: the longest legitimate one waits for a send's time-out, its lease's slack and its answer
+/// (4 + 10 + 20 s with the defaults); twice that, also for a client that trickles its body.
+const TIMEOUT: Duration = Duration::from_secs(70);
+
+/// The one middleware.
+pub(super) async fn around(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| {
+            id.len() <= 64
+                && id
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        })
+        .map_or_else(|| Uuid::new_v4().to_string(), ToOwned::to_owned);
+    let method = request.method().clone();
+    // The route, not the path: a path may hold anything that a stranger writes into it.
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
+    let span = tracing::info_span!("request", id = %id, %method, route);
+    let handled = tokio::time::timeout(TIMEOUT, AssertUnwindSafe(next.run(request)).catch_unwind())
+        .instrument(span.clone())
+        .await;
+    let mut response = match handled {
+        Ok(Ok(response)) => response,
+        Ok(Err(panic)) => {
+            let _entered = span.enter();
+            tracing::error!(panic = what(panic.as_ref()), "a request's handler panicked");
+            answer::plain_error(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "an error of ours; the log has it",
+                None,
+            )
+        }
+        Err(_) => answer::plain_error(
+            StatusCode::GATEWAY_TIMEOUT,
+            "timeout",
+            "the request took too long",
+            None,
+        ),
+    };
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response.headers_mut().insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
+    let _entered = span.enter();
+    let (status, millis) = (response.status().as_u16(), started.elapsed().as_millis());
+    if status >= 500 {
+        tracing::warn!(status, ms = millis, "answered");
+    } else {
+        tracing::debug!(status, ms = millis, "answered");
+    }
+    response
+}
+
+/// A panic's words, where it has constant ones; formatted ones may quote values.
+fn what(panic: &(dyn Any + Send)) -> &'static str {
+    panic
+        .downcast_ref::<&'static str>()
+        .copied()
+        .unwrap_or("(no constant text)")
+}

@@ -1,0 +1,93 @@
+//! Meta's handshake and events.
+//!
+//! Meta gets its 200 only when the event's exact bytes are committed; for anything else it comes back for seven days.
+
+use axum::body::Bytes;
+use axum::extract::State as Extract;
+use axum::extract::rejection::BytesRejection;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use secrecy::ExposeSecret;
+
+use super::{State, answer, auth};
+use crate::inbox::ReceiveError;
+use crate::site_db::SiteError;
+use crate::whatsapp::signature;
+
+/// Longest challenge that is echoed; Meta's are 10 digits.
+const MAX_CHALLENGE: usize = 256;
+
+/// `GET`: Meta asks whether this is the server that the dashboard's token belongs to.
+pub(super) async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
+    let expected = state.0.config.whatsapp.verify_token.as_ref();
+    let asked = |name| auth::query(&uri, name).unwrap_or_default();
+    let genuine = expected.is_some_and(|token| auth::same(token.expose_secret(), &asked("hub.verify_token")));
+    let challenge = asked("hub.challenge");
+    if !genuine || asked("hub.mode") != "subscribe" || challenge.len() > MAX_CHALLENGE {
+        tracing::warn!(
+            configured = expected.is_some(),
+            hint = "compare whatsapp.verify_token with the verify token in Meta's dashboard",
+            "WEBHOOK: a handshake was refused"
+        );
+        return answer::plain_error(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "the verify token is not this server's",
+            None,
+        );
+    }
+    tracing::info!("WEBHOOK: Meta's handshake succeeded");
+    // The challenge alone, unquoted, and as text: it is a stranger's.
+    ([(CONTENT_TYPE, "text/plain; charset=utf-8")], challenge).into_response()
+}
+
+/// `POST`: an event. The signature is over these bytes, so nothing looks at them before it is checked.
+pub(super) async fn receive(
+    Extract(state): Extract<State>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => {
+            let (status, why) = answer::body_rejection(&rejection);
+            tracing::error!(
+                status = status.as_u16(),
+                hint = "http.max_body_bytes must be above 3 MB, the most that Meta sends",
+                "WEBHOOK: {why}"
+            );
+            return answer::plain_error(status, "body", why, None);
+        }
+    };
+    let claimed = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
+    match state.0.inbox.receive(claimed, &body).await {
+        Ok(_) => StatusCode::OK.into_response(),
+        Err(ReceiveError::Forged(error)) => {
+            tracing::warn!(hint = error.hint(), bytes = body.len(), "WEBHOOK: refused: {error}");
+            answer::plain_error(
+                StatusCode::UNAUTHORIZED,
+                "signature",
+                "the signature is not right",
+                None,
+            )
+        }
+        Err(ReceiveError::NotStored(error)) => not_stored(&SiteError::from(error)),
+        Err(ReceiveError::TimedOut) => not_stored(&SiteError::timed_out()),
+    }
+}
+
+/// Meta comes again, for seven days.
+fn not_stored(error: &SiteError) -> Response {
+    tracing::error!(
+        sqlstate = error.sqlstate(),
+        hint = error.hint(),
+        "WEBHOOK: an event was not stored, Meta will send it again: {error}"
+    );
+    answer::plain_error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "storage_unavailable",
+        "the event was not stored; send it again",
+        None,
+    )
+}

@@ -1,0 +1,398 @@
+//! One event: its parts, each in a savepoint, in portions that are committed one by one.
+//!
+//! Portions, because a batch of Meta's may have a thousand parts: each takes locks (see [`crate::site_db::locks`]) and a
+//! savepoint, and Postgres's shared lock table and its snapshots are made for some dozens per transaction. An event that
+//! stops between two portions is simply processed again.
+//!
+//! A part that the database refuses for its own sake is rolled back alone and listed in `failures`. Anything else
+//! (connection, deadlock, a missing table) is not the part's fault: the portion is rolled back and the event comes again.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::{Value, json};
+use sqlx::{Acquire, PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::store::{self, Event, Origin};
+use crate::failpoint;
+use crate::metrics;
+use crate::retry::{Disposition, disposition};
+use crate::site_db::MessageStatus;
+use crate::site_db::links::{learn_recipient, link};
+use crate::site_db::locks::lock;
+use crate::site_db::statuses::{self, adopt_orphans};
+use crate::whatsapp::webhook::{Content, Message, Part, Status, parse};
+use crate::whatsapp::{ContactIdentity, PhoneNumberId, WaId, Wamid};
+
+/// Parts in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
+const PORTION: usize = 50;
+
+/// How long an event with further portions is left to its worker before another one may take it.
+const LEASE_SECONDS: f64 = 30.0;
+
+/// What processing an event came to.
+#[derive(Debug)]
+pub(super) struct Processed {
+    pub(super) event_id: Uuid,
+    pub(super) real: usize,
+    pub(super) protocol: usize,
+    pub(super) failures: Vec<Value>,
+}
+
+/// The event that is being processed, and how often it was tried.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim {
+    pub(super) event_id: Uuid,
+    pub(super) attempts: i32,
+}
+
+/// What a committed portion makes known.
+#[derive(Debug, Default)]
+struct Effects {
+    /// Messages that are new or have a new status: direction and status.
+    counted: Vec<(&'static str, String)>,
+    /// Accounts with real messages.
+    real: BTreeMap<Uuid, PhoneNumberId>,
+    failures: Vec<Value>,
+}
+
+/// Claims an event and processes it; `None` if none is due. Says in `claim` which one, for the case that it fails.
+pub(super) async fn next(pool: &PgPool, claim: &mut Option<Claim>) -> sqlx::Result<Option<Processed>> {
+    let mut tx = pool.begin().await?;
+    let Some(event) = store::claim_event(&mut tx).await? else {
+        return Ok(None);
+    };
+    let Event { id, body, attempts } = event;
+    *claim = Some(Claim { event_id: id, attempts });
+    let parts = parse(&body);
+    drop(body);
+    let mut processed = Processed {
+        event_id: id,
+        real: 0,
+        protocol: 0,
+        failures: Vec::new(),
+    };
+    let parts = parts.unwrap_or_else(|error| {
+        processed.failures.push(json!({"reason": error.to_string()}));
+        Vec::new()
+    });
+    processed.real = parts.iter().filter(|part| part.is_real()).count();
+    processed.protocol = parts.len() - processed.real;
+
+    let mut portions = parts.chunks(PORTION).peekable();
+    let mut done = 0;
+    loop {
+        let portion = portions.next().unwrap_or_default();
+        let effects = Box::pin(process_portion(&mut tx, done, portion)).await?;
+        done += portion.len();
+        processed.failures.extend(effects.failures);
+        let last = portions.peek().is_none();
+        if last {
+            let failures = (!processed.failures.is_empty()).then(|| Value::from(processed.failures.clone()));
+            store::finish_event(
+                &mut tx,
+                id,
+                i32::try_from(processed.real).unwrap_or(i32::MAX),
+                i32::try_from(processed.protocol).unwrap_or(i32::MAX),
+                failures.as_ref(),
+            )
+            .await?;
+        } else {
+            store::postpone_event(&mut tx, id, LEASE_SECONDS).await?;
+        }
+        failpoint::reach(failpoint::name::INBOX_BEFORE_COMMIT);
+        tx.commit().await?;
+        for (direction, status) in &effects.counted {
+            let status = status.parse().map_or("other", MessageStatus::as_str);
+            metrics::count_message(direction, status);
+        }
+        let now = OffsetDateTime::now_utc();
+        for number in effects.real.values() {
+            metrics::set_account_last_real_message(number.as_str(), now.unix_timestamp_nanos() as f64 / 1e9);
+        }
+        if last {
+            return Ok(Some(processed));
+        }
+        tx = pool.begin().await?;
+    }
+}
+
+async fn process_portion(tx: &mut PgConnection, first: usize, parts: &[Part]) -> sqlx::Result<Effects> {
+    let mut effects = Effects::default();
+    let mut accounts: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
+    lock_all(&mut *tx, parts).await?;
+    for (index, part) in (first..).zip(parts) {
+        let failure = |reason: &str| json!({"index": index, "field": part.field, "reason": reason});
+        if let Content::Malformed(why) = part.content {
+            effects.failures.push(failure(why));
+            continue;
+        }
+        let Some(number) = &part.phone_number_id else {
+            note(part);
+            continue;
+        };
+        let mut savepoint = tx.begin().await?;
+        let account_id = match accounts.get(number) {
+            Some(&id) => Ok(id),
+            None => {
+                store::account(
+                    &mut savepoint,
+                    number,
+                    part.waba_id.as_deref(),
+                    part.display_phone_number.as_deref(),
+                )
+                .await
+            }
+        };
+        let stored = match account_id {
+            Ok(account_id) => Box::pin(process_part(&mut savepoint, account_id, part))
+                .await
+                .map(|counted| (account_id, counted)),
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok((account_id, counted)) => {
+                savepoint.commit().await?;
+                accounts.insert(number, account_id);
+                if part.is_real() && counted.is_some() {
+                    effects.real.insert(account_id, number.clone());
+                }
+                effects.counted.extend(counted);
+            }
+            Err(error) => match row_fault(&error) {
+                Some(reason) => {
+                    savepoint.rollback().await?;
+                    effects.failures.push(failure(&reason));
+                }
+                None => return Err(error),
+            },
+        }
+    }
+    // In the order of the ids, so that two workers never wait for each other in a circle.
+    for &account_id in effects.real.keys() {
+        store::touch_account(&mut *tx, account_id).await?;
+    }
+    Ok(effects)
+}
+
+/// Takes every lock that the portion needs, before it touches a row.
+async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
+    let mut wamids: Vec<&Wamid> = Vec::with_capacity(parts.len());
+    let mut contacts: Vec<ContactIdentity> = Vec::new();
+    for part in parts {
+        match &part.content {
+            Content::Message(message) | Content::Echo(message) | Content::History { message, .. } => {
+                wamids.push(&message.wamid);
+                contacts.push(message.contact.clone());
+                contacts.extend(new_number(message).map(|wa_id| ContactIdentity {
+                    wa_id: Some(wa_id),
+                    ..ContactIdentity::default()
+                }));
+            }
+            Content::Status(status) => {
+                wamids.push(&status.wamid);
+                if status.contact.user_id.is_some() {
+                    contacts.push(status.contact.clone());
+                }
+            }
+            Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {}
+        }
+    }
+    if wamids.is_empty() {
+        return Ok(());
+    }
+    lock(tx, wamids, &contacts).await
+}
+
+/// Stores a part; what it counts as, if it is news.
+async fn process_part(
+    tx: &mut PgConnection,
+    account_id: Uuid,
+    part: &Part,
+) -> sqlx::Result<Option<(&'static str, String)>> {
+    match &part.content {
+        Content::Message(message) => inbound(tx, account_id, message).await,
+        Content::Echo(message) => echo(tx, account_id, message).await,
+        Content::History {
+            message,
+            outbound,
+            status,
+        } => history(tx, account_id, message, *outbound, status.as_deref()).await,
+        Content::Status(status) => report(tx, account_id, status).await,
+        Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {
+            note(part);
+            Ok(None)
+        }
+    }
+}
+
+async fn inbound(
+    tx: &mut PgConnection,
+    account_id: Uuid,
+    message: &Message,
+) -> sqlx::Result<Option<(&'static str, String)>> {
+    let link = link(&mut *tx, account_id, &message.contact).await?;
+    let origin = Origin {
+        account_id,
+        link,
+        outbound: false,
+        status: "received",
+        created_at: None,
+    };
+    let Some(message_id) = store::insert_message(&mut *tx, &origin, message).await? else {
+        return Ok(None);
+    };
+    if message.kind == "system" {
+        // Not the user's words: it opens no window and asks for nobody's attention.
+        if let Some(wa_id) = new_number(message) {
+            store::renumber(&mut *tx, link.lead_id, wa_id.as_str()).await?;
+        }
+        return Ok(Some(("inbound", "received".to_owned())));
+    }
+    // A reaction, an edit or a removal is about a message that was announced already.
+    let announced = !matches!(message.kind.as_str(), "reaction" | "edit" | "revoke");
+    store::touch_conversation(&mut *tx, link.conversation_id, false, message.at, announced).await?;
+    if announced {
+        store::notify_inbound(&mut *tx, account_id, link.conversation_id, message_id).await?;
+    }
+    if let Some(referral) = &message.referral {
+        store::set_referral(&mut *tx, link.lead_id, referral).await?;
+    }
+    Ok(Some(("inbound", "received".to_owned())))
+}
+
+/// A message that we wrote in the app on the phone: sent, and never ours to send.
+async fn echo(
+    tx: &mut PgConnection,
+    account_id: Uuid,
+    message: &Message,
+) -> sqlx::Result<Option<(&'static str, String)>> {
+    let link = link(&mut *tx, account_id, &message.contact).await?;
+    let origin = Origin {
+        account_id,
+        link,
+        outbound: true,
+        status: "accepted",
+        created_at: None,
+    };
+    let Some(message_id) = store::insert_message(&mut *tx, &origin, message).await? else {
+        return Ok(None);
+    };
+    let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
+    let sent = statuses::Report::of("sent", at);
+    let shown = statuses::apply(&mut *tx, message_id, &message.wamid, &[sent]).await?;
+    let adopted = adopt_orphans(&mut *tx, message_id, &message.wamid).await?;
+    store::touch_conversation(&mut *tx, link.conversation_id, true, message.at, false).await?;
+    Ok(adopted.or(shown).map(|status| ("outbound", status)))
+}
+
+/// A message from before the number came to the API: kept, but no news to anybody.
+async fn history(
+    tx: &mut PgConnection,
+    account_id: Uuid,
+    message: &Message,
+    outbound: bool,
+    status: Option<&str>,
+) -> sqlx::Result<Option<(&'static str, String)>> {
+    let link = link(&mut *tx, account_id, &message.contact).await?;
+    let origin = Origin {
+        account_id,
+        link,
+        outbound,
+        status: if outbound { "accepted" } else { "received" },
+        created_at: message.at,
+    };
+    let Some(message_id) = store::insert_message(&mut *tx, &origin, message).await? else {
+        return Ok(None);
+    };
+    if outbound {
+        let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
+        // `pending` was never sent from the phone's point of view, but Meta has it.
+        let word = match status {
+            Some("error") => "failed",
+            Some(word) => word,
+            None => "sent",
+        };
+        statuses::apply_silently(&mut *tx, message_id, &message.wamid, &[statuses::Report::of(word, at)]).await?;
+        adopt_orphans(&mut *tx, message_id, &message.wamid).await?;
+    }
+    store::touch_conversation(&mut *tx, link.conversation_id, outbound, message.at, false).await?;
+    Ok(None)
+}
+
+async fn report(
+    tx: &mut PgConnection,
+    account_id: Uuid,
+    status: &Status,
+) -> sqlx::Result<Option<(&'static str, String)>> {
+    let recorded = statuses::record(&mut *tx, account_id, status).await?;
+    if recorded.second_send && recorded.new {
+        tracing::error!(
+            message_id = ?recorded.message_id,
+            wamid = %status.wamid,
+            "Meta took this message twice; the user may have it twice"
+        );
+    }
+    // A status tells the user id of a number that we dialled: without it, the answer of a user who hides the number
+    // would open a second lead. In a group, the recipient is not the lead.
+    if let Some(message_id) = recorded.message_id
+        && let (Some(wa_id), Some(_)) = (&status.contact.wa_id, &status.contact.user_id)
+        && let Some(lead_id) = store::lead_without_user_id(&mut *tx, message_id, wa_id.as_str()).await?
+    {
+        learn_recipient(&mut *tx, lead_id, None, &status.contact).await?;
+    }
+    Ok(recorded.changed_to.map(|shown| ("outbound", shown)))
+}
+
+/// The number that a system notice says a user has now.
+fn new_number(message: &Message) -> Option<WaId> {
+    if message.kind != "system" {
+        return None;
+    }
+    let system = message.raw.get("system")?;
+    if system.get("type").and_then(Value::as_str) != Some("user_changed_number") {
+        return None;
+    }
+    let number = system.get("wa_id").or_else(|| system.get("new_wa_id"))?.as_str()?;
+    WaId::parse(number).filter(|number| Some(number) != message.contact.wa_id.as_ref())
+}
+
+/// Says that something came which has no row of its own; the raw event is kept.
+fn note(part: &Part) {
+    let number = part.phone_number_id.as_ref().map(PhoneNumberId::as_str);
+    match &part.content {
+        Content::AccountError(error) => tracing::warn!(
+            phone_number_id = number,
+            waba_id = part.waba_id,
+            code = error.code,
+            class = error.class(400).as_str(),
+            "WEBHOOK: Meta reports an error of the account"
+        ),
+        _ => tracing::info!(
+            phone_number_id = number,
+            waba_id = part.waba_id,
+            field = part.field,
+            "WEBHOOK: an event without a message"
+        ),
+    }
+}
+
+/// The reason, without values, if the database refused the part for its own sake.
+fn row_fault(error: &sqlx::Error) -> Option<String> {
+    match error {
+        sqlx::Error::Database(database) => {
+            let sqlstate = database.code()?;
+            if disposition(&sqlstate) != Disposition::Row {
+                return None;
+            }
+            Some(match database.constraint() {
+                Some(constraint) => format!("SQLSTATE {sqlstate}, constraint {constraint}"),
+                None => format!("SQLSTATE {sqlstate}"),
+            })
+        }
+        // What the driver could not encode was never sent, so the connection is whole.
+        sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => Some("a value has no database form".to_owned()),
+        _ => None,
+    }
+}

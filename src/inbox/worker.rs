@@ -1,0 +1,249 @@
+//! The worker: claims raw events, processes them, tries again what failed for a passing reason, and says how it goes.
+
+use std::collections::HashSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::process::{self, Claim, Processed};
+use super::{Inbox, store};
+use crate::health::Component;
+use crate::{metrics, retry, shutdown};
+
+/// How the worker works.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkerSettings {
+    /// Events at the same time; each takes one connection.
+    pub concurrency: usize,
+    /// How often to look for events of other processes, and for due retries.
+    pub poll: Duration,
+    /// First wait before an event is tried again.
+    pub retry_initial: Duration,
+    /// Longest wait.
+    pub retry_max: Duration,
+    /// How often the backlog is counted.
+    pub survey: Duration,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self {
+            // One event may wait for a lock while the other goes on.
+            concurrency: 2,
+            poll: Duration::from_secs(1),
+            retry_initial: Duration::from_millis(200),
+            retry_max: Duration::from_secs(60),
+            survey: Duration::from_secs(5),
+        }
+    }
+}
+
+/// An event that waits for longer than this is a gap: processing takes milliseconds.
+const LATE_AFTER_SECONDS: f64 = 10.0;
+
+/// Failing events whose first failure is remembered, so that it is not told again.
+const MAX_FAILING: usize = 1000;
+
+/// Processes an inbox's events until it is stopped.
+#[derive(Debug)]
+pub struct Worker {
+    inbox: Inbox,
+    settings: WorkerSettings,
+    health: Component,
+    /// What failed for a passing reason (`None`: the claim itself): said once, not at each attempt.
+    failing: Mutex<HashSet<Option<Uuid>>>,
+}
+
+impl Worker {
+    /// A worker; any number of processes may each have one.
+    #[must_use]
+    pub fn new(inbox: Inbox, settings: WorkerSettings, health: Component) -> Self {
+        Self {
+            inbox,
+            settings,
+            health,
+            failing: Mutex::default(),
+        }
+    }
+
+    /// Works until `stop`; what is under way then is finished.
+    pub async fn run(self, stop: CancellationToken) {
+        let worker = Arc::new(self);
+        let tasks = TaskTracker::new();
+        for _ in 0..worker.settings.concurrency.max(1) {
+            let (worker, stop) = (Arc::clone(&worker), stop.clone());
+            tasks.spawn(async move { worker.process(&stop).await });
+        }
+        let (surveyor, stop) = (Arc::clone(&worker), stop.clone());
+        tasks.spawn(async move { surveyor.survey(&stop).await });
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn process(&self, stop: &CancellationToken) {
+        let mut failures = 0_u32;
+        while !stop.is_cancelled() {
+            // Registered before the look, so that an event that comes between the two is not missed.
+            let arrived = self.inbox.arrived.notified();
+            let started = Instant::now();
+            let mut claim = None;
+            // A panic must cost one attempt of one event, not the worker.
+            let outcome = AssertUnwindSafe(Box::pin(process::next(&self.inbox.pool, &mut claim)))
+                .catch_unwind()
+                .await
+                .map_err(|_| "a panic".to_owned())
+                .and_then(|outcome| outcome.map_err(|error| kind_of(&error)));
+            match outcome {
+                Ok(Some(processed)) => {
+                    failures = 0;
+                    self.recovered(Some(processed.event_id));
+                    report(&processed, started.elapsed());
+                }
+                Ok(None) => {
+                    failures = 0;
+                    self.recovered(None);
+                    tokio::select! {
+                        biased;
+                        () = stop.cancelled() => return,
+                        () = arrived => {}
+                        () = tokio::time::sleep(self.settings.poll) => {}
+                    }
+                }
+                Err(reason) => {
+                    failures = failures.saturating_add(1);
+                    self.postpone(claim, &reason).await;
+                    let wait = retry::backoff(failures, self.settings.retry_initial, self.settings.poll);
+                    if !shutdown::sleep(wait, stop).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts an event off, so that it does not stand before the others.
+    async fn postpone(&self, claim: Option<Claim>, reason: &str) {
+        let attempt = claim.map_or(1, |claim| claim.attempts.saturating_add(1));
+        let first = {
+            let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            failing.len() < MAX_FAILING && failing.insert(claim.map(|claim| claim.event_id))
+        };
+        if first {
+            tracing::error!(
+                severity = "CRITICAL",
+                event_id = claim.map(|claim| claim.event_id.to_string()),
+                attempt,
+                error = reason,
+                "PERSISTENCE: webhook events are kept but cannot be processed now; they are tried again"
+            );
+        }
+        let Some(Claim { event_id, .. }) = claim else {
+            // Not even a claim: nothing can be processed. One event that fails is no reason to take no others.
+            self.health.not_ready(
+                format!("webhook events cannot be processed: {reason}"),
+                serde_json::Value::Null,
+            );
+            return;
+        };
+        let attempt = u32::try_from(attempt).unwrap_or(1);
+        let wait = retry::backoff(attempt, self.settings.retry_initial, self.settings.retry_max);
+        // If this fails too, the event is due at once, which is as well.
+        let _ = store::retry_event(&self.inbox.pool, event_id, wait.as_secs_f64()).await;
+    }
+
+    fn recovered(&self, event_id: Option<Uuid>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        if failing.is_empty() {
+            return;
+        }
+        let claims = failing.remove(&None);
+        if claims || (event_id.is_some() && failing.remove(&event_id)) {
+            tracing::info!(
+                event_id = event_id.map(|id| id.to_string()),
+                "PERSISTENCE: what could not be processed is processed again"
+            );
+        }
+    }
+
+    /// Counts what is not done, for the metrics and the health.
+    async fn survey(&self, stop: &CancellationToken) {
+        loop {
+            let pool = &self.inbox.pool;
+            let looked = async {
+                Ok::<_, sqlx::Error>((
+                    store::backlog(pool, LATE_AFTER_SECONDS).await?,
+                    store::last_real_messages(pool).await?,
+                ))
+            };
+            match looked.await {
+                Ok((backlog, numbers)) => {
+                    let gap = u64::try_from(backlog.late.saturating_add(backlog.failed)).unwrap_or(0);
+                    metrics::set_persistence_gap("webhook_unprocessed", gap);
+                    for (number, seconds) in &numbers {
+                        metrics::set_account_last_real_message(number, *seconds);
+                    }
+                    // Neither late nor failed events keep new ones from being taken.
+                    self.health
+                        .ready(json!({"late": backlog.late, "failed": backlog.failed}));
+                }
+                Err(error) => {
+                    let reason = format!("webhook events cannot be counted: {}", kind_of(&error));
+                    self.health.not_ready(reason, serde_json::Value::Null);
+                }
+            }
+            if !shutdown::sleep(self.settings.survey, stop).await {
+                return;
+            }
+        }
+    }
+}
+
+/// One line for an event, and its parts into the metrics.
+fn report(processed: &Processed, took: Duration) {
+    let count = |parts: usize| u64::try_from(parts).unwrap_or(u64::MAX);
+    metrics::count_webhook_events("real", count(processed.real));
+    metrics::count_webhook_events("protocol", count(processed.protocol));
+    tracing::info!(
+        event_id = %processed.event_id,
+        real = processed.real,
+        protocol = processed.protocol,
+        failed = processed.failures.len(),
+        took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        "WEBHOOK: processed"
+    );
+    if !processed.failures.is_empty() {
+        tracing::error!(
+            severity = "CRITICAL",
+            event_id = %processed.event_id,
+            failed = processed.failures.len(),
+            failures = %serde_json::Value::from(processed.failures.clone()),
+            "PERSISTENCE: parts of a webhook could not be stored; the event is kept and can be replayed"
+        );
+    }
+}
+
+/// What kind of error it is, without the values that a database's message may carry.
+fn kind_of(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(database) => {
+            let sqlstate = database.code().unwrap_or_default();
+            match (database.table(), database.constraint()) {
+                (Some(table), Some(constraint)) => {
+                    format!("SQLSTATE {sqlstate}, table {table}, constraint {constraint}")
+                }
+                (Some(table), None) => format!("SQLSTATE {sqlstate}, table {table}"),
+                _ => format!("SQLSTATE {sqlstate}"),
+            }
+        }
+        sqlx::Error::PoolTimedOut => "no connection to the Site DB was free in time".to_owned(),
+        sqlx::Error::Io(error) => format!("the connection to the Site DB broke ({})", error.kind()),
+        sqlx::Error::PoolClosed => "the connections to the Site DB are closed".to_owned(),
+        _ => "the Site DB's answer could not be used".to_owned(),
+    }
+}

@@ -1,0 +1,251 @@
+//! One number's task: holds its lease, keeps to its rate, claims what is due and starts the attempts.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::{Sender, Shared, attempt};
+use crate::metrics;
+use crate::retry::backoff;
+use crate::shutdown;
+use crate::site_db::{SiteError, accounts, messages};
+
+/// How often a number looks for work that nobody told it about: rows of other processes, and those whose wait is over.
+const POLL: Duration = Duration::from_millis(500);
+/// How long the right to send for a number lasts without renewal: a process that died is replaced after it.
+const LEASE: Duration = Duration::from_secs(15);
+/// The lease is renewed three times in its life, so that two failures in a row do no harm.
+const RENEW: Duration = Duration::from_secs(5);
+/// Pause after giving the lease up because our token was refused: another process, which may have a better one, looks
+/// for free leases every [`POLL`].
+const STAND_BACK: Duration = Duration::from_secs(2);
+/// Most messages that one statement claims. They wait for nothing after it, so a claim never outlives its lease unsent.
+const CLAIM: u32 = 16;
+/// Least and most attempts of a number at a time. A call takes 0.2 to 1 s, so a number at 80 messages a second has up to
+/// 80 under way; each costs a task and its body.
+const IN_FLIGHT: (usize, usize) = (16, 256);
+/// Waits after an error of the Site DB.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What a round found.
+enum Round {
+    /// Claimed all it could: there may be more.
+    Busy,
+    /// Nothing to do for that long, unless woken.
+    Idle(Duration),
+}
+
+struct Number {
+    shared: Arc<Shared>,
+    sender: Arc<Sender>,
+    /// This task's name on leases.
+    owner: Uuid,
+    renewed: Option<Instant>,
+    limiter: DefaultDirectRateLimiter,
+    /// Allowances taken from the limiter and not used yet.
+    allowances: u32,
+    /// How many to claim next: grows while claims come back full, so that an idle number wastes no allowance.
+    wanted: u32,
+    slots: Arc<Semaphore>,
+    running: TaskTracker,
+    was_held: bool,
+}
+
+/// Sends for a number until the stop, then waits for the attempts under way.
+pub(super) async fn run(shared: Arc<Shared>, sender: Arc<Sender>) {
+    let per_second = NonZeroU32::new(sender.account.messages_per_second).unwrap_or(NonZeroU32::MIN);
+    // Meta counts over a second: a burst on top of the steady rate must stay small beside it.
+    let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
+    let in_flight = usize::try_from(per_second.get())
+        .unwrap_or(usize::MAX)
+        .clamp(IN_FLIGHT.0, IN_FLIGHT.1);
+    let mut number = Number {
+        owner: Uuid::new_v4(),
+        renewed: None,
+        limiter: RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)),
+        allowances: 0,
+        wanted: 1,
+        slots: Arc::new(Semaphore::new(in_flight)),
+        running: TaskTracker::new(),
+        was_held: false,
+        shared,
+        sender,
+    };
+    number.work().await;
+    number.running.close();
+    number.running.wait().await;
+    if number.renewed.is_some() {
+        let phone_number_id = &number.sender.account.phone_number_id;
+        let given_up = accounts::give_up_lease(&number.shared.pool, phone_number_id, number.owner);
+        // Courtesy only: it ends by itself.
+        let _ = tokio::time::timeout(Duration::from_secs(1), given_up).await;
+    }
+}
+
+impl Number {
+    async fn work(&mut self) {
+        let stop = self.shared.stop.clone();
+        let sender = Arc::clone(&self.sender);
+        let phone_number_id = &sender.account.phone_number_id;
+        let mut failures = 0_u32;
+        while !stop.is_cancelled() {
+            let round = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                round = self.round() => round,
+            };
+            let wait = match round {
+                Ok(round) => {
+                    if failures > 0 {
+                        tracing::info!(%phone_number_id, failures, "PERSISTENCE: the outbox reaches the Site DB again");
+                        failures = 0;
+                    }
+                    match round {
+                        Round::Busy => continue,
+                        Round::Idle(wait) => wait,
+                    }
+                }
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::error!(
+                            %phone_number_id,
+                            sqlstate = error.sqlstate(),
+                            hint = error.hint(),
+                            "PERSISTENCE: the outbox can't claim messages: {error}"
+                        );
+                    }
+                    failures += 1;
+                    backoff(failures, RETRY.0, RETRY.1)
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = sender.wake.notified(), if failures == 0 => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Claims and starts what is due. Cancelled only between statements that matter: a claim and the start of its
+    /// attempts are [`Number::start`]'s.
+    async fn round(&mut self) -> Result<Round, SiteError> {
+        let account_id = self.sender.account_id(&self.shared.pool).await?;
+        if !self.hold_lease().await? {
+            return Ok(Round::Idle(POLL));
+        }
+        let phone_number_id = self.sender.account.phone_number_id.clone();
+        let gate = accounts::gate(&self.shared.pool, account_id).await?;
+        metrics::set_account_degraded(&phone_number_id, gate.held);
+        if gate.held && !self.was_held {
+            // It may be our token that is at fault: let a process with another one have a go.
+            self.was_held = true;
+            self.renewed = None;
+            accounts::give_up_lease(&self.shared.pool, &phone_number_id, self.owner).await?;
+            shutdown::sleep(STAND_BACK, &self.shared.stop).await;
+            return Ok(Round::Busy);
+        }
+        self.was_held = gate.held;
+        if gate.throttled_seconds > 0.0 {
+            let left = Duration::try_from_secs_f64(gate.throttled_seconds).unwrap_or(POLL);
+            return Ok(Round::Idle(left.min(POLL)));
+        }
+        if gate.held {
+            // A probe goes alone, so that it is one message that Meta refuses, not sixteen.
+            if !gate.probe_due || !self.running.is_empty() {
+                return Ok(Round::Idle(POLL));
+            }
+            self.allow(1).await;
+            let claimed = self
+                .start(account_id, 1, Some(self.shared.config.whatsapp.hold_probe))
+                .await?;
+            self.allowances -= claimed.min(self.allowances);
+            return Ok(Round::Idle(POLL));
+        }
+        let free = u32::try_from(self.slots.available_permits()).unwrap_or(u32::MAX);
+        if free == 0 {
+            // Every attempt that ends wakes us.
+            return Ok(Round::Idle(POLL));
+        }
+        let wanted = self.wanted.min(free).min(CLAIM);
+        self.allow(wanted).await;
+        let limit = self.allowances.min(wanted);
+        let claimed = self.start(account_id, limit, None).await?;
+        // One allowance is kept for the next message; more would be a burst that the limiter does not know of.
+        self.allowances = self.allowances.saturating_sub(claimed).min(1);
+        if claimed == limit {
+            self.wanted = (self.wanted * 2).min(CLAIM);
+            Ok(Round::Busy)
+        } else {
+            self.wanted = 1;
+            Ok(Round::Idle(POLL))
+        }
+    }
+
+    /// Takes or renews the lease when it is time to.
+    async fn hold_lease(&mut self) -> Result<bool, SiteError> {
+        if self.renewed.is_some_and(|renewed| renewed.elapsed() < RENEW) {
+            return Ok(true);
+        }
+        let asked = Instant::now();
+        let phone_number_id = &self.sender.account.phone_number_id;
+        let held = accounts::lease(&self.shared.pool, phone_number_id, self.owner, LEASE).await?;
+        if held && self.renewed.is_none() {
+            // New to the number: whoever had it before may have left a hold that our token does not deserve.
+            self.sender.register(&self.shared.pool).await?;
+        }
+        self.renewed = held.then_some(asked);
+        Ok(held)
+    }
+
+    /// Waits until at least one message may go, and takes up to `wanted` allowances that are there.
+    async fn allow(&mut self, wanted: u32) {
+        if self.allowances == 0 {
+            self.limiter.until_ready().await;
+            self.allowances = 1;
+        }
+        while self.allowances < wanted && self.limiter.check().is_ok() {
+            self.allowances += 1;
+        }
+    }
+
+    /// Claims up to `limit` messages and starts their attempts. In a task of its own, so that a stop can't come between
+    /// the two and leave claimed messages without an attempt.
+    async fn start(&self, account_id: Uuid, limit: u32, probe: Option<Duration>) -> Result<u32, SiteError> {
+        let shared = Arc::clone(&self.shared);
+        let sender = Arc::clone(&self.sender);
+        let slots = Arc::clone(&self.slots);
+        let running = self.running.clone();
+        let claiming = self.running.spawn(async move {
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            let claimed_at = Instant::now();
+            let claimed = messages::claim(&shared.pool, account_id, limit, shared.lease(), probe).await?;
+            let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
+            for message in claimed {
+                // There are as many free slots as were asked for: nobody else takes any.
+                let slot = Arc::clone(&slots).try_acquire_owned().ok();
+                let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
+                let attempt = attempt::Attempt {
+                    message,
+                    account_id,
+                    probe: probe.is_some(),
+                    claimed_at,
+                };
+                running.spawn(async move {
+                    attempt::run(&shared, &sender, attempt).await;
+                    drop(slot);
+                    // A later message of the conversation, or a free slot, may be waited for.
+                    sender.wake.notify_one();
+                });
+            }
+            Ok(count)
+        });
+        // The task does not panic, and the runtime's end needs no count.
+        claiming.await.unwrap_or(Ok(0))
+    }
+}

@@ -1,0 +1,193 @@
+//! From a client's request to a committed `pending` row.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::Shared;
+use crate::failpoint;
+use crate::metrics;
+use crate::site_db::messages::{self, Known, NewRow, WAIT_ELAPSED};
+use crate::site_db::{MessageStatus, SiteError, links, storable};
+use crate::whatsapp::send::Outbound;
+
+/// A message that a client wants sent. Validated: what is here is committed and sent as it is.
+#[derive(Debug, Clone)]
+pub struct NewMessage {
+    /// The number that sends it; must be configured.
+    pub phone_number_id: String,
+    /// The Graph API's request body, byte for byte as it is to go out (but for our opaque id).
+    pub request: Bytes,
+    /// What was read of it.
+    pub outbound: Outbound,
+    /// The client: the name of its API token.
+    pub client_name: String,
+    /// The client's id for this message: the same one again never sends twice.
+    pub client_id: Option<String>,
+    /// The lead that the caller named; else the recipient's, found or made.
+    pub lead_id: Option<Uuid>,
+    /// Set for a client that waits: the message is sent within this time or never.
+    pub send_within: Option<Duration>,
+    /// The Graph API version that the client asked for.
+    pub api_version: Option<String>,
+}
+
+/// A message that is committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Submitted {
+    /// Its id.
+    pub id: Uuid,
+    /// Whether it was known already under the client's id.
+    pub duplicate: bool,
+}
+
+/// Why nothing was stored.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// The number is not one of ours.
+    #[error("the number is not configured")]
+    UnknownNumber,
+    /// The lead does not exist.
+    #[error("the lead does not exist")]
+    UnknownLead,
+    /// The client used the same id for something else.
+    #[error("the client's id was used for another message")]
+    ClientIdReused {
+        /// The message that it stands for.
+        id: Uuid,
+    },
+    /// The Site DB would not take it.
+    #[error("store the message")]
+    Site(#[from] SiteError),
+}
+
+impl From<sqlx::Error> for SubmitError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Site(error.into())
+    }
+}
+
+/// How often a submission whose client id is taken and free again in the same moment is tried.
+const ATTEMPTS: usize = 3;
+
+pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submitted, SubmitError> {
+    let sender = shared
+        .numbers
+        .get(&message.phone_number_id)
+        .ok_or(SubmitError::UnknownNumber)?;
+    let account_id = sender.account_id(&shared.pool).await?;
+    let fingerprint = fingerprint(&message);
+    for _ in 0..ATTEMPTS {
+        if let Some(client_id) = &message.client_id
+            && let Some(known) = messages::find_by_client_id(&shared.pool, &message.client_name, client_id).await?
+        {
+            let submitted = known_already(shared, &message, &fingerprint, &known).await?;
+            sender.wake.notify_one();
+            return Ok(submitted);
+        }
+        if let Some(id) = store(shared, account_id, &message, &fingerprint).await? {
+            failpoint::reach(failpoint::name::SEND_AFTER_PENDING);
+            metrics::count_message("outbound", MessageStatus::Pending.as_str());
+            sender.wake.notify_one();
+            return Ok(Submitted { id, duplicate: false });
+        }
+    }
+    // Taken, but not to be found, three times: somebody deletes rows as fast as they come.
+    Err(SubmitError::Site(SiteError::Shape(sqlx::Error::RowNotFound)))
+}
+
+/// What a client's id stands for: everything that decides what is sent, from where, and whose it is.
+fn fingerprint(message: &NewMessage) -> String {
+    let mut hash = Sha256::new();
+    let lead = message.lead_id.map(|id| id.to_string()).unwrap_or_default();
+    let version = message.api_version.as_deref().unwrap_or_default();
+    for part in [
+        message.phone_number_id.as_bytes(),
+        lead.as_bytes(),
+        version.as_bytes(),
+        &message.request,
+    ] {
+        // With its length, so that no two different lists of parts run together into the same bytes.
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part);
+    }
+    hex::encode(hash.finalize())
+}
+
+/// The message that the client's id stands for, if it is the same request; one that was cancelled because its client
+/// stopped waiting is due again.
+async fn known_already(
+    shared: &Shared,
+    message: &NewMessage,
+    fingerprint: &str,
+    known: &Known,
+) -> Result<Submitted, SubmitError> {
+    if known.request_sha256.as_deref() != Some(fingerprint) {
+        return Err(SubmitError::ClientIdReused { id: known.id });
+    }
+    if known.status == MessageStatus::Cancelled && known.error_class.as_deref() == Some(WAIT_ELAPSED) {
+        // If it is not revived here, another request of the same client has done it.
+        messages::revive(&shared.pool, known.id, message.send_within).await?;
+    }
+    Ok(Submitted {
+        id: known.id,
+        duplicate: true,
+    })
+}
+
+/// Commits the row. `None`: the client's id was taken meanwhile, and nothing is stored.
+async fn store(
+    shared: &Shared,
+    account_id: Uuid,
+    message: &NewMessage,
+    fingerprint: &str,
+) -> Result<Option<Uuid>, SubmitError> {
+    let outbound = &message.outbound;
+    let mut transaction = shared.pool.begin().await?;
+    let (lead_id, conversation_id) = match (message.lead_id, &outbound.contact) {
+        (Some(lead_id), _) => {
+            let conversation = messages::conversation_with(&mut transaction, account_id, lead_id).await?;
+            (lead_id, conversation.ok_or(SubmitError::UnknownLead)?)
+        }
+        (None, Some(contact)) => {
+            let link = links::link(&mut transaction, account_id, contact).await?;
+            (link.lead_id, link.conversation_id)
+        }
+        (None, None) => {
+            let link = links::link_group(&mut transaction, account_id, &outbound.recipient).await?;
+            (link.lead_id, link.conversation_id)
+        }
+    };
+    // Time-ordered, so that the index grows at its end, and that ties of `created_at` within a process fall in order.
+    let id = Uuid::now_v7();
+    let inserted = messages::insert(
+        &mut transaction,
+        &NewRow {
+            id,
+            account_id,
+            conversation_id,
+            lead_id,
+            kind: &outbound.kind,
+            body: outbound.text.as_deref().map(storable).as_deref(),
+            request: &message.request,
+            recipient: &outbound.recipient,
+            context_wamid: outbound.context.as_ref().map(crate::whatsapp::Wamid::as_str),
+            client_name: &message.client_name,
+            client_id: message.client_id.as_deref(),
+            request_sha256: fingerprint,
+            client_opaque: outbound.client_opaque.as_deref().map(storable).as_deref(),
+            send_within: message.send_within,
+            api_version: message.api_version.as_deref(),
+        },
+    )
+    .await?;
+    if !inserted {
+        // Takes a lead or conversation that was made for it back as well.
+        transaction.rollback().await?;
+        return Ok(None);
+    }
+    transaction.commit().await?;
+    Ok(Some(id))
+}

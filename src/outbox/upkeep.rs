@@ -1,0 +1,77 @@
+//! What every server does now and then for all numbers: settle what dead processes left, and measure the gaps.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Shared;
+use crate::health::Component;
+use crate::metrics;
+use crate::shutdown;
+use crate::site_db::{MessageStatus, SiteError, messages};
+
+/// How often. A message of a dead process shows as `unknown` this much after its lease at the latest.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Runs until the stop.
+pub(super) async fn run(shared: Arc<Shared>, health: Component) {
+    let mut failing = false;
+    loop {
+        let tended = tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return,
+            tended = tend(&shared) => tended,
+        };
+        match tended {
+            Ok(gaps) => {
+                failing = false;
+                health.ready(json!({
+                    "unknown": gaps.unknown,
+                    "unsent": gaps.unsent,
+                    "sent_unrecorded": shared.unrecorded.load(Ordering::Relaxed),
+                }));
+            }
+            Err(error) => {
+                health.not_ready(
+                    format!("{error}; {}", error.hint().unwrap_or("see the log")),
+                    json!({"sent_unrecorded": shared.unrecorded.load(Ordering::Relaxed)}),
+                );
+                if !failing {
+                    tracing::warn!(
+                        sqlstate = error.sqlstate(),
+                        hint = error.hint(),
+                        "PERSISTENCE: the outbox's upkeep failed: {error}"
+                    );
+                }
+                failing = true;
+            }
+        }
+        if !shutdown::sleep(EVERY, &shared.stop).await {
+            return;
+        }
+    }
+}
+
+async fn tend(shared: &Shared) -> Result<messages::Gaps, SiteError> {
+    for id in messages::sweep_expired(&shared.pool).await? {
+        metrics::count_message("outbound", MessageStatus::Unknown.as_str());
+        tracing::warn!(
+            message_id = %id,
+            "PERSISTENCE: the process that sent this message recorded no outcome; it is unknown until its status comes"
+        );
+        shared.waiters.tell(id);
+    }
+    for id in messages::sweep_abandoned(&shared.pool).await? {
+        metrics::count_message("outbound", MessageStatus::Cancelled.as_str());
+        tracing::warn!(message_id = %id, "PERSISTENCE: the client that waited for this message is gone; it was not sent");
+        shared.waiters.tell(id);
+    }
+    let gaps = messages::gaps(&shared.pool).await?;
+    metrics::set_persistence_gap("outcome_unknown", u64::try_from(gaps.unknown).unwrap_or(0));
+    metrics::set_persistence_gap("unsent", u64::try_from(gaps.unsent).unwrap_or(0));
+    // Zero is a report too: an alert on a series that does not exist never fires.
+    metrics::set_persistence_gap("sent_unrecorded", shared.unrecorded.load(Ordering::Relaxed));
+    Ok(gaps)
+}

@@ -1,0 +1,92 @@
+//! Who waits for which message in this process. Only a hint to look now: the truth is in the Site DB.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+/// How often a waiter looks although nobody told it anything: another process may have sent the message. A quarter of a
+/// second is little beside the round trip to Meta, and four look-ups by primary key per second and waiting client are
+/// nothing to Postgres.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// By message: how many wait, and what wakes them.
+type All = HashMap<Uuid, (usize, Arc<Notify>)>;
+
+/// The registry; bounded by the number of requests that wait.
+#[derive(Debug, Default)]
+pub(super) struct Waiters(Arc<Mutex<All>>);
+
+/// A place in the registry, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    id: Uuid,
+    notify: Arc<Notify>,
+    all: Arc<Mutex<All>>,
+}
+
+impl Waiters {
+    pub(super) fn register(&self, id: Uuid) -> Ticket {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, notify) = all.entry(id).or_default();
+        *count += 1;
+        Ticket {
+            id,
+            notify: Arc::clone(notify),
+            all: Arc::clone(&self.0),
+        }
+    }
+
+    /// Something about this message was committed.
+    pub(super) fn tell(&self, id: Uuid) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, notify)) = all.get(&id) {
+            notify.notify_waiters();
+        }
+    }
+}
+
+impl Ticket {
+    /// Ends when [`Waiters::tell`] is called after this call, whether or not it is polled already.
+    pub(super) fn told(&self) -> impl Future<Output = ()> + use<> {
+        let mut told = Box::pin(Arc::clone(&self.notify).notified_owned());
+        told.as_mut().enable();
+        told
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((count, _)) = all.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_word_between_the_registration_and_the_wait_is_heard() {
+        let waiters = Waiters::default();
+        let id = Uuid::from_u128(1);
+        let (one, two) = (waiters.register(id), waiters.register(id));
+        let (told_one, told_two) = (one.told(), two.told());
+        waiters.tell(id);
+        told_one.await;
+        told_two.await;
+        drop(one);
+        assert_eq!(waiters.0.lock().unwrap().len(), 1);
+        drop(two);
+        assert!(waiters.0.lock().unwrap().is_empty());
+        waiters.tell(id);
+    }
+}

@@ -1,0 +1,361 @@
+//! Messages → events: keeps the relations, checks the protocol's order, and gives each row its key.
+//!
+//! Stateful but pure: what needs the Agent DB (its primary keys) is asked for with [`Event::Describe`] and answered with
+//! [`Assembler::describe`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::change::{Change, Key, Operation, Origin, Relation, RelationId, Row, TableName, Truncate, Xid, overlay};
+use crate::copy::fence::Fence;
+use crate::lsn::Lsn;
+use crate::pgoutput::{self, Message, OldTuple, RelationMessage};
+use crate::timestamp::PgTimestamp;
+
+/// What the stream says next.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A transaction begins.
+    Begin {
+        /// Where its commit record is.
+        commit_lsn: Lsn,
+        /// When it committed, by the source's clock.
+        committed_at: PgTimestamp,
+    },
+    /// A table has to be looked up in the Agent DB before its changes can be understood; answer with
+    /// [`Assembler::describe`].
+    Describe(RelationMessage),
+    /// A row changed.
+    Change(Change),
+    /// Tables were emptied, and those that the statement named and that are not ours.
+    Truncate(Truncate, Vec<Arc<Relation>>),
+    /// A change of a table that is published but not ours.
+    Filtered(Arc<Relation>),
+    /// A mark of ours in the log.
+    Fence(Fence),
+    /// The transaction ends.
+    Commit {
+        /// Its id.
+        xid: Xid,
+        /// The position after its commit record.
+        end_lsn: Lsn,
+        /// When it committed, by the source's clock.
+        committed_at: PgTimestamp,
+    },
+    /// Nothing that matters here.
+    Nothing,
+}
+
+/// What the stream said cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// Not a message of the protocol.
+    #[error("decode the replication stream")]
+    Decode(#[from] pgoutput::DecodeError),
+    /// Out of order.
+    #[error("the replication stream sent {what} {place}")]
+    Order {
+        /// The message.
+        what: &'static str,
+        /// Where.
+        place: &'static str,
+    },
+    /// BEGIN and COMMIT disagree.
+    #[error("the replication stream began a transaction that commits at {begun} and committed it at {committed}")]
+    CommitMismatch {
+        /// BEGIN's word.
+        begun: Lsn,
+        /// COMMIT's word.
+        committed: Lsn,
+    },
+    /// A change names a relation that was never described.
+    #[error("the replication stream changed relation {0}, which it never described")]
+    UnknownRelation(u32),
+    /// The table is matched by the configuration and published, but was not there when we set up.
+    #[error("table {0} has joined the publication")]
+    NewTable(TableName),
+    /// A row whose key the stream left out (pitfall P22).
+    #[error("a row of table {0} came without its primary key")]
+    Unidentifiable(TableName),
+}
+
+impl StreamError {
+    /// What to do about it.
+    #[must_use]
+    pub(super) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unidentifiable(table) => Some(format!(
+                "on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;",
+                table.quoted()
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// A relation of the stream.
+#[derive(Debug)]
+enum Known {
+    /// Ours, with the message that described it.
+    Ours(Arc<Relation>, RelationMessage),
+    /// Ours, and not answered yet.
+    Asked,
+    /// Published, not ours: only its name is known.
+    Other(Arc<Relation>),
+}
+
+/// The transaction that is being received.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    xid: Xid,
+    commit_lsn: Lsn,
+    /// Before the checkpoint: the server may send again what is durable already (pitfall P7).
+    done_before: bool,
+}
+
+/// Decides whether a table is ours: in the set-up's list, matched but new, or none of our business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Membership {
+    /// Synchronised.
+    Ours,
+    /// Should be, but joined after the set-up.
+    New,
+    /// Not matched by `sync.tables`.
+    Other,
+}
+
+/// See the module's header.
+pub(super) struct Assembler {
+    resume_after: Lsn,
+    membership: Box<dyn Fn(&TableName) -> Membership + Send>,
+    relations: HashMap<RelationId, Known>,
+    open: Option<Open>,
+}
+
+impl std::fmt::Debug for Assembler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Assembler")
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Assembler {
+    /// Starts behind a checkpoint.
+    pub(super) fn new(resume_after: Lsn, membership: impl Fn(&TableName) -> Membership + Send + 'static) -> Self {
+        Self {
+            resume_after,
+            membership: Box::new(membership),
+            relations: HashMap::new(),
+            open: None,
+        }
+    }
+
+    /// Answers [`Event::Describe`].
+    pub(super) fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
+        self.relations.insert(message.id, Known::Ours(relation, message));
+    }
+
+    /// The transaction that is being received.
+    #[must_use]
+    pub(super) fn open_xid(&self) -> Option<Xid> {
+        self.open.map(|open| open.xid)
+    }
+
+    /// Takes the next message.
+    ///
+    /// # Errors
+    /// It cannot be; the stream has to be left.
+    pub(super) fn take(&mut self, message: Message) -> Result<Event, StreamError> {
+        match message {
+            Message::Begin(begin) => {
+                if self.open.is_some() {
+                    return Err(StreamError::Order {
+                        what: "BEGIN",
+                        place: "inside of a transaction",
+                    });
+                }
+                // Records never overlap: a commit record that starts before the checkpoint ends at or before it.
+                let done_before = begin.final_lsn < self.resume_after;
+                self.open = Some(Open {
+                    xid: begin.xid,
+                    commit_lsn: begin.final_lsn,
+                    done_before,
+                });
+                Ok(Event::Begin {
+                    commit_lsn: begin.final_lsn,
+                    committed_at: begin.commit_time,
+                })
+            }
+            Message::Commit(commit) => {
+                let open = self.open.take().ok_or(OUTSIDE("COMMIT"))?;
+                if open.commit_lsn != commit.commit_lsn {
+                    return Err(StreamError::CommitMismatch {
+                        begun: open.commit_lsn,
+                        committed: commit.commit_lsn,
+                    });
+                }
+                Ok(Event::Commit {
+                    xid: open.xid,
+                    end_lsn: commit.end_lsn,
+                    committed_at: commit.commit_time,
+                })
+            }
+            Message::Relation(message) => self.relation_message(message),
+            Message::Insert(insert) => {
+                let Some(relation) = self.changed(insert.relation, "INSERT")? else {
+                    return Ok(self.skipped(insert.relation));
+                };
+                let key = relation.key_of(&insert.row).ok_or_else(|| unidentifiable(relation))?;
+                Ok(change(relation, key, Operation::Insert(insert.row)))
+            }
+            Message::Update(update) => {
+                let Some(relation) = self.changed(update.relation, "UPDATE")? else {
+                    return Ok(self.skipped(update.relation));
+                };
+                let (key, operation) = updated(relation, update.old, update.row)?;
+                Ok(change(relation, key, operation))
+            }
+            Message::Delete(delete) => {
+                let Some(relation) = self.changed(delete.relation, "DELETE")? else {
+                    return Ok(self.skipped(delete.relation));
+                };
+                let key = match &delete.old {
+                    OldTuple::Key(row) | OldTuple::Full(row) => relation.key_of(row),
+                    OldTuple::Absent => None,
+                };
+                Ok(change(
+                    relation,
+                    key.ok_or_else(|| unidentifiable(relation))?,
+                    Operation::Delete,
+                ))
+            }
+            Message::Truncate(truncate) => self.truncate(&truncate),
+            Message::Logical(message) => {
+                if message.transactional && self.open.is_none() {
+                    return Err(OUTSIDE("a transactional message"));
+                }
+                if self.open.is_some_and(|open| open.done_before) {
+                    return Ok(Event::Nothing);
+                }
+                Ok(Fence::parse(&message.prefix, &message.content).map_or(Event::Nothing, Event::Fence))
+            }
+            Message::Type(_) | Message::Origin(_) => Ok(Event::Nothing),
+        }
+    }
+
+    fn relation_message(&mut self, message: RelationMessage) -> Result<Event, StreamError> {
+        if let Some(Known::Ours(_, known)) = self.relations.get(&message.id)
+            && *known == message
+        {
+            return Ok(Event::Nothing);
+        }
+        match (self.membership)(&message.table) {
+            Membership::Ours => {
+                self.relations.insert(message.id, Known::Asked);
+                Ok(Event::Describe(message))
+            }
+            Membership::New => Err(StreamError::NewTable(message.table)),
+            Membership::Other => {
+                let (id, table) = (message.id, message.table);
+                let relation = Relation {
+                    id,
+                    table,
+                    columns: Box::default(),
+                    key: Box::default(),
+                };
+                self.relations.insert(id, Known::Other(Arc::new(relation)));
+                Ok(Event::Nothing)
+            }
+        }
+    }
+
+    /// The relation of a change that counts; `None` where it is not ours or was durable before.
+    fn changed(&self, id: RelationId, what: &'static str) -> Result<Option<&Arc<Relation>>, StreamError> {
+        let open = self.open.ok_or(OUTSIDE(what))?;
+        match self.relations.get(&id) {
+            Some(Known::Ours(relation, _)) => Ok((!open.done_before).then_some(relation)),
+            Some(Known::Other(_)) => Ok(None),
+            Some(Known::Asked) | None => Err(StreamError::UnknownRelation(id.0)),
+        }
+    }
+
+    fn skipped(&self, id: RelationId) -> Event {
+        match (self.relations.get(&id), self.open) {
+            (Some(Known::Other(relation)), Some(Open { done_before: false, .. })) => {
+                Event::Filtered(Arc::clone(relation))
+            }
+            _ => Event::Nothing,
+        }
+    }
+
+    fn truncate(&self, truncate: &pgoutput::Truncate) -> Result<Event, StreamError> {
+        let mut relations = Vec::new();
+        let mut others = Vec::new();
+        for &id in &truncate.relations {
+            match self.changed(id, "TRUNCATE")? {
+                Some(relation) => relations.push(Arc::clone(relation)),
+                None => {
+                    if let Event::Filtered(relation) = self.skipped(id) {
+                        others.push(relation);
+                    }
+                }
+            }
+        }
+        let (cascade, restart_identity) = (truncate.cascade, truncate.restart_identity);
+        Ok(Event::Truncate(
+            Truncate {
+                relations,
+                cascade,
+                restart_identity,
+            },
+            others,
+        ))
+    }
+}
+
+const OUTSIDE: fn(&'static str) -> StreamError = |what| StreamError::Order {
+    what,
+    place: "outside of a transaction",
+};
+
+fn unidentifiable(relation: &Relation) -> StreamError {
+    StreamError::Unidentifiable(relation.table.clone())
+}
+
+fn change(relation: &Arc<Relation>, key: Key, operation: Operation) -> Event {
+    Event::Change(Change {
+        relation: Arc::clone(relation),
+        key,
+        operation,
+        origin: Origin::Stream,
+    })
+}
+
+/// An update's key and operation: what the new image leaves out is taken from the old one, where that has it (P19, P22).
+fn updated(relation: &Relation, old: OldTuple, row: Row) -> Result<(Key, Operation), StreamError> {
+    let unidentifiable = || unidentifiable(relation);
+    let (old_key, row) = match old {
+        OldTuple::Absent => (None, row),
+        OldTuple::Full(mut old) => {
+            let old_key = relation.key_of(&old).ok_or_else(unidentifiable)?;
+            overlay(&mut old, row);
+            (Some(old_key), old)
+        }
+        OldTuple::Key(old) => {
+            let old_key = relation.key_of(&old).ok_or_else(unidentifiable)?;
+            let mut row = row;
+            for &index in &relation.key {
+                if let (Some(value), Some(before)) = (row.0.get_mut(index), old.0.get(index))
+                    && *value == crate::change::ColumnValue::Unchanged
+                {
+                    *value = before.clone();
+                }
+            }
+            (Some(old_key), row)
+        }
+    };
+    let key = relation.key_of(&row).ok_or_else(unidentifiable)?;
+    let old_key = old_key.filter(|old_key| *old_key != key);
+    Ok((key, Operation::Update { old_key, row }))
+}

@@ -1,0 +1,284 @@
+//! When to copy: new tables, copies that a restart interrupted, and what people ask for with `twinlog resync`.
+//!
+//! One task decides, so that a table is never copied twice at a time; the copies themselves run beside each other, a few
+//! at a time. All of its state is in `twinlog.tables` and `twinlog.commands`: a restart goes on where it was.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::agent_db::{self, AgentError, Command, Control, TableProgress, TableState};
+use crate::change::{Relation, TableName};
+use crate::config::Config;
+use crate::copy::board::Board;
+use crate::copy::{CopyError, Reader, Source, SourceTable};
+use crate::retry::{Disposition, backoff};
+use crate::shutdown;
+
+use super::error::SyncError;
+use super::pipeline::Request;
+use super::setup;
+use super::view::View;
+
+/// How often the tables' states are read; commands come sooner, by notification.
+const TICK: Duration = Duration::from_secs(1);
+
+/// First and longest wait before a copy that failed is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What the copies of one run share.
+pub(super) struct Copies {
+    pub(super) config: Arc<Config>,
+    pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
+    pub(super) board: Board,
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) view: Arc<View>,
+    /// The slot was created in this run: transactions that ran before it have ended, and new tables need not wait.
+    pub(super) fresh_slot: bool,
+}
+
+/// Asks the pipeline how a table looks in the Agent DB.
+pub(super) async fn describe(
+    requests: &mpsc::Sender<Request>,
+    table: &SourceTable,
+) -> Result<Arc<Relation>, SyncError> {
+    let (reply, answer) = oneshot::channel();
+    requests
+        .send(Request::Describe(table.describe(), reply))
+        .await
+        .map_err(|_| CopyError::StreamEnded)?;
+    Ok(answer.await.map_err(|_| CopyError::StreamEnded)??)
+}
+
+impl Copies {
+    /// Decides and copies until it is stopped.
+    pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
+        let copies = Arc::new(self);
+        let permits = Arc::new(Semaphore::new(copies.config.sync.copy_workers));
+        let mut running: HashSet<TableName> = HashSet::new();
+        let mut tasks: JoinSet<TableName> = JoinSet::new();
+        loop {
+            let progress = control.tables().await?;
+            copies.serve_commands(&control, &progress, &running).await?;
+            let progress = control.tables().await?;
+            let unfinished = progress.iter().filter(|table| {
+                matches!(
+                    table.state,
+                    TableState::New | TableState::Copying | TableState::Resyncing
+                )
+            });
+            let mut copying = false;
+            for table in unfinished {
+                copying |= table.state != TableState::Resyncing;
+                let Some(source) = copies.tables.get(&table.table) else {
+                    continue;
+                };
+                if running.insert(table.table.clone()) {
+                    let (copies, permits) = (Arc::clone(&copies), Arc::clone(&permits));
+                    let (source, table, stop) = (source.clone(), table.clone(), stop.clone());
+                    tasks.spawn(async move {
+                        let name = table.table.clone();
+                        if let Ok(_permit) = permits.acquire().await {
+                            Box::pin(copies.until_copied(&source, table, &stop)).await;
+                        }
+                        name
+                    });
+                }
+            }
+            copies.view.set_copying(copying);
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+                    if let Ok(table) = ended {
+                        running.remove(&table);
+                    } else {
+                        // A panic in a copy: the run ends, and the next one goes on where the copy was.
+                        return Err(CopyError::StreamEnded.into());
+                    }
+                }
+                () = control.notified() => if control.is_closed() {
+                    return Err(AgentError::Aborted.into());
+                },
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
+    /// Copies one table, however often it takes.
+    async fn until_copied(&self, source: &SourceTable, mut progress: TableProgress, stop: &CancellationToken) {
+        let mut attempt = 0;
+        loop {
+            let error = match Box::pin(self.copy(source, progress.clone(), stop)).await {
+                Ok(()) => return,
+                Err(SyncError::Copy(CopyError::StreamEnded)) => return,
+                Err(error) => error,
+            };
+            if stop.is_cancelled() {
+                return;
+            }
+            attempt += 1;
+            let reason = error.explain();
+            match error.disposition() {
+                Disposition::Transient => {
+                    info!(table = %source.table, attempt, reason, "copy interrupted, tried again")
+                }
+                _ => warn!(table = %source.table, attempt, reason, "copy held until somebody acts, tried again"),
+            }
+            if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
+                return;
+            }
+            // Where the copy is now, and that it waits, for people to see.
+            let Ok(control) = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await
+            else {
+                continue;
+            };
+            if let Ok(tables) = control.tables().await
+                && let Some(now) = tables.into_iter().find(|table| table.table == source.table)
+            {
+                progress = now;
+                progress.detail = Some(reason);
+                // Only for show: the copy's own writes go through the sink.
+                let _ = control.save_table(&progress).await;
+            }
+        }
+    }
+
+    async fn copy(
+        &self,
+        table: &SourceTable,
+        mut progress: TableProgress,
+        stop: &CancellationToken,
+    ) -> Result<(), SyncError> {
+        let source = Source::connect(&self.config.site.url).await?;
+        let agent = agent_db::connect(&self.config.agent.url, "twinlog copy").await?;
+        if progress.state == TableState::New {
+            if !self.fresh_slot {
+                setup::wait_for_running_transactions(source.client(), stop).await?;
+            }
+            progress.state = TableState::Copying;
+        }
+        let first = progress.state == TableState::Copying;
+        let relation = describe(&self.requests, table).await?;
+        info!(table = %table.table, state = progress.state.as_str(), "copy begins");
+        let reader = Reader {
+            board: &self.board,
+            source: &source,
+            table,
+            relation: &relation,
+        };
+        Box::pin(reader.copy(progress, &agent, self.config.sync.copy_chunk_rows)).await?;
+        if first {
+            let done = Request::Copying(table.table.clone(), false);
+            self.requests.send(done).await.map_err(|_| CopyError::StreamEnded)?;
+        }
+        Ok(())
+    }
+
+    /// Starts, follows and ends what people asked for.
+    async fn serve_commands(
+        &self,
+        control: &Control,
+        progress: &[TableProgress],
+        running: &HashSet<TableName>,
+    ) -> Result<(), SyncError> {
+        for command in control.open_commands().await? {
+            let wanted = match self.wanted(&command) {
+                Ok(wanted) => wanted,
+                Err(error) => {
+                    control.finish_command(command.id, Err(&error)).await?;
+                    continue;
+                }
+            };
+            let condition = command
+                .arguments
+                .get("where")
+                .and_then(|text| text.as_str())
+                .map(str::to_owned);
+            let mut done = true;
+            let mut shown = Vec::new();
+            for table in progress.iter().filter(|table| wanted.contains(&table.table)) {
+                let ours = table.command_id == Some(command.id);
+                done &= ours && table.state == TableState::Streaming;
+                shown.push(serde_json::json!({
+                    "table": table.table.to_string(),
+                    "state": if ours { table.state.as_str() } else { "waiting" },
+                    "rows": if ours { table.rows_copied } else { 0 },
+                    "estimated": table.rows_estimated,
+                }));
+                // A table that is being copied now is read again afterwards: what was asked for is a whole new read.
+                if !ours && table.state == TableState::Streaming && !running.contains(&table.table) {
+                    let mut next = TableProgress::new(table.table.clone());
+                    next.state = TableState::Resyncing;
+                    next.command_id = Some(command.id);
+                    next.condition.clone_from(&condition);
+                    control.save_table(&next).await?;
+                }
+            }
+            if done {
+                info!(command = command.id, "resync done");
+                if command.arguments.get("all").and_then(serde_json::Value::as_bool) == Some(true)
+                    && condition.is_none()
+                {
+                    self.clear_gap().await?;
+                }
+                control
+                    .command_progress(command.id, &serde_json::json!({ "tables": shown }))
+                    .await?;
+                control.finish_command(command.id, Ok(())).await?;
+            } else {
+                control
+                    .command_progress(command.id, &serde_json::json!({ "tables": shown }))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn clear_gap(&self) -> Result<(), SyncError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::ClearGap(reply))
+            .await
+            .map_err(|_| CopyError::StreamEnded)?;
+        answer.await.map_err(|_| CopyError::StreamEnded)??;
+        self.view.set_gap(None);
+        Ok(())
+    }
+
+    /// The tables that a command means.
+    fn wanted(&self, command: &Command) -> Result<HashSet<TableName>, String> {
+        if command.arguments.get("all").and_then(serde_json::Value::as_bool) == Some(true) {
+            return Ok(self.tables.keys().cloned().collect());
+        }
+        let names: Vec<&str> = command
+            .arguments
+            .get("tables")
+            .and_then(serde_json::Value::as_array)
+            .map(|names| names.iter().filter_map(serde_json::Value::as_str).collect())
+            .unwrap_or_default();
+        if names.is_empty() {
+            return Err("the command names no table".to_owned());
+        }
+        names
+            .into_iter()
+            .map(|name| {
+                // Without a schema, public is meant, as in SQL.
+                let full = if name.contains('.') {
+                    name.to_owned()
+                } else {
+                    format!("public.{name}")
+                };
+                self.tables
+                    .keys()
+                    .find(|table| table.to_string() == full)
+                    .cloned()
+                    .ok_or_else(|| format!("table {full} is not synchronised: see twinlog status"))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,549 @@
+//! What the Site DB must have before a stream can be read, checked and created where the role may: settings, rights,
+//! tables with primary keys, the publication, and its answer to "which columns and rows".
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use globset::{GlobBuilder, GlobMatcher};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::agent_db::Identity;
+use crate::change::{RelationId, TableName, quote_identifier};
+use crate::config::Sync;
+use crate::copy::SourceTable;
+use crate::lsn::Lsn;
+use crate::retry::{Disposition, disposition};
+use crate::shutdown;
+
+use super::slot::SlotFacts;
+
+/// The oldest server that has everything we read: `pg_logical_emit_message` through pgoutput came with 14.
+const OLDEST_VERSION: i32 = 140_000;
+
+/// What is missing on the Site DB.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A statement failed.
+    #[error("{action} on the Site DB")]
+    Query {
+        /// What was tried.
+        action: &'static str,
+        /// The server's word.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// Too old.
+    #[error("the Site DB runs Postgres {0}, but logical messages need 14 or later")]
+    Version(String),
+    /// Logical decoding is off.
+    #[error("the Site DB's wal_level is {0}, not logical")]
+    WalLevel(String),
+    /// The role may not replicate.
+    #[error("role {0} of the Site DB may not replicate")]
+    NoReplicationRight(String),
+    /// No table matches.
+    #[error("no table of the Site DB matches sync.tables = {0:?}")]
+    NoTables(Vec<String>),
+    /// Rows could not be told apart.
+    #[error("table {0} of the Site DB has no primary key")]
+    NoPrimaryKey(TableName),
+    /// The publication is missing and could not be made.
+    #[error("publication {publication} does not exist in the Site DB and the role may not create it")]
+    CannotCreatePublication {
+        /// Its name.
+        publication: String,
+        /// What to run.
+        statement: String,
+        /// The server's word.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The publication lacks tables and could not be extended.
+    #[error("publication {publication} of the Site DB lacks {} table(s) of sync.tables and the role may not add them", .tables.len())]
+    CannotExtendPublication {
+        /// Its name.
+        publication: String,
+        /// The tables.
+        tables: Vec<TableName>,
+        /// What to run.
+        statement: String,
+        /// The server's word.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The copy could not read.
+    #[error("the role may not read table {0} of the Site DB")]
+    CannotSelect(TableName),
+    /// A pattern that can't be one.
+    #[error("sync.tables has a pattern that is not a glob: {0}")]
+    Pattern(#[from] globset::Error),
+    /// Stopped while waiting.
+    #[error("stopped while waiting for transactions of the Site DB to end")]
+    Stopped,
+}
+
+impl SetupError {
+    /// What this means for the work that met it.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Query { source, .. } => match source.code() {
+                Some(code) => match disposition(code.code()) {
+                    Disposition::Row => Disposition::Systemic,
+                    other => other,
+                },
+                None => Disposition::Transient,
+            },
+            Self::Stopped => Disposition::Transient,
+            _ => Disposition::Systemic,
+        }
+    }
+
+    /// The statement or setting to paste.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Query { .. } | Self::Stopped => None,
+            Self::Version(_) => Some("upgrade the Site DB".to_owned()),
+            Self::WalLevel(_) => {
+                Some("on the Site DB: ALTER SYSTEM SET wal_level = logical; then restart it".to_owned())
+            }
+            Self::NoReplicationRight(role) => Some(format!(
+                "on the Site DB: ALTER ROLE {} REPLICATION; (on RDS: GRANT rds_replication TO {0};)",
+                quote_identifier(role)
+            )),
+            Self::NoTables(_) => Some("create the tables (twinlog migrate site) or change sync.tables".to_owned()),
+            Self::NoPrimaryKey(table) => Some(format!(
+                "on the Site DB: ALTER TABLE {} ADD PRIMARY KEY (…); or leave it out: sync.tables = [\"public.*\", \"!{table}\"]",
+                table.quoted()
+            )),
+            Self::CannotCreatePublication { statement, .. } | Self::CannotExtendPublication { statement, .. } => {
+                Some(format!("on the Site DB, as the tables' owner: {statement};"))
+            }
+            Self::CannotSelect(table) => Some(format!("on the Site DB: GRANT SELECT ON {} TO <role>;", table.quoted())),
+            Self::Pattern(_) => Some("patterns look like public.* or !public.audit_*".to_owned()),
+        }
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SetupError {
+    move |source| SetupError::Query { action, source }
+}
+
+/// `sync.tables`: the last pattern that matches decides.
+#[derive(Debug, Clone)]
+pub(super) struct Selection(Vec<(bool, GlobMatcher)>);
+
+impl Selection {
+    /// Compiles the patterns.
+    ///
+    /// # Errors
+    /// One of them is not a glob.
+    pub(super) fn new(patterns: &[String]) -> Result<Self, SetupError> {
+        let compile = |pattern: &String| {
+            let (takes, glob) = pattern
+                .strip_prefix('!')
+                .map_or((true, pattern.as_str()), |rest| (false, rest));
+            // A name may hold a slash; `*` must match it.
+            Ok((
+                takes,
+                GlobBuilder::new(glob)
+                    .literal_separator(false)
+                    .build()?
+                    .compile_matcher(),
+            ))
+        };
+        Ok(Self(patterns.iter().map(compile).collect::<Result<_, SetupError>>()?))
+    }
+
+    /// Whether a table is synchronised. Our own schema never is.
+    #[must_use]
+    pub(super) fn takes(&self, table: &TableName) -> bool {
+        let name = table.to_string();
+        &*table.schema != "twinlog"
+            && self
+                .0
+                .iter()
+                .rev()
+                .find(|(_, glob)| glob.is_match(&name))
+                .is_some_and(|&(takes, _)| takes)
+    }
+}
+
+/// The Site DB is ready.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// The tables that are synchronised, by name.
+    pub(super) tables: BTreeMap<TableName, SourceTable>,
+    /// Its version, as `server_version_num`.
+    pub(super) version: i32,
+}
+
+/// Checks and creates what the stream needs.
+///
+/// # Errors
+/// What is missing, with the statement to paste.
+pub(super) async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SetupError> {
+    let version = check_server(client).await?;
+    check_role(client).await?;
+    ensure_publication(client, sync, selection).await?;
+    let tables = published(client, &sync.publication, version, selection).await?;
+    if tables.is_empty() {
+        return Err(SetupError::NoTables(sync.tables.clone()));
+    }
+    Ok(Prepared { tables, version })
+}
+
+async fn check_server(client: &Client) -> Result<i32, SetupError> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.current_setting('server_version'), \
+             pg_catalog.current_setting('wal_level')",
+            &[],
+        )
+        .await
+        .map_err(failed("read the settings"))?;
+    let version: i32 = row.get(0);
+    if version < OLDEST_VERSION {
+        return Err(SetupError::Version(row.get(1)));
+    }
+    let wal_level: String = row.get(2);
+    if wal_level != "logical" {
+        return Err(SetupError::WalLevel(wal_level));
+    }
+    Ok(version)
+}
+
+async fn check_role(client: &Client) -> Result<(), SetupError> {
+    // Managed services grant the right through a role of theirs instead of the attribute.
+    let row = client
+        .query_one(
+            "SELECT rolname::text, rolreplication OR rolsuper OR EXISTS (SELECT FROM pg_catalog.pg_roles r \
+             WHERE r.rolname IN ('rds_replication', 'cloudsqlsuperuser', 'azure_pg_admin') \
+             AND pg_catalog.pg_has_role(current_user, r.oid, 'MEMBER')) \
+             FROM pg_catalog.pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await
+        .map_err(failed("read the role's rights"))?;
+    if row.get(1) {
+        Ok(())
+    } else {
+        Err(SetupError::NoReplicationRight(row.get(0)))
+    }
+}
+
+/// A table of the Site DB that the configuration matches.
+struct Candidate {
+    table: TableName,
+    has_key: bool,
+    readable: bool,
+}
+
+async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candidate>, SetupError> {
+    // Partitions are published as their root; temporary and unlogged tables can't be.
+    let rows = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text, \
+             EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), \
+             pg_catalog.has_table_privilege(c.oid, 'SELECT') \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
+             AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
+            &[],
+        )
+        .await
+        .map_err(failed("list the tables"))?;
+    Ok(rows
+        .iter()
+        .map(|row| Candidate {
+            table: TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
+            has_key: row.get(2),
+            readable: row.get(3),
+        })
+        .filter(|candidate| selection.takes(&candidate.table))
+        .collect())
+}
+
+async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection) -> Result<(), SetupError> {
+    let wanted = candidates(client, selection).await?;
+    let existing = client
+        .query_opt(
+            "SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&sync.publication],
+        )
+        .await
+        .map_err(failed("look the publication up"))?;
+    let published: HashSet<TableName> = client
+        .query(
+            // A partition that is published through its root counts as its root.
+            "SELECT DISTINCT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication_tables p \
+             JOIN pg_catalog.pg_namespace pn ON pn.nspname = p.schemaname \
+             JOIN pg_catalog.pg_class pc ON pc.relname = p.tablename AND pc.relnamespace = pn.oid \
+             JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(pc.oid), pc.oid) \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
+            &[&sync.publication],
+        )
+        .await
+        .map_err(failed("list the publication's tables"))?
+        .iter()
+        .map(|row| TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+        .collect();
+    if let Some(candidate) = wanted.iter().find(|candidate| !candidate.has_key) {
+        return Err(SetupError::NoPrimaryKey(candidate.table.clone()));
+    }
+    if let Some(candidate) = wanted.iter().find(|candidate| !candidate.readable) {
+        return Err(SetupError::CannotSelect(candidate.table.clone()));
+    }
+    let name = quote_identifier(&sync.publication);
+    let list = |tables: &[&TableName]| tables.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ");
+    match existing.map(|row| row.get::<_, bool>(0)) {
+        None => {
+            if wanted.is_empty() {
+                return Err(SetupError::NoTables(sync.tables.clone()));
+            }
+            let tables: Vec<_> = wanted.iter().map(|candidate| &candidate.table).collect();
+            let statement = format!(
+                "CREATE PUBLICATION {name} FOR TABLE {} WITH (publish_via_partition_root = true)",
+                list(&tables)
+            );
+            match client.batch_execute(&statement).await {
+                Ok(()) => info!(
+                    publication = sync.publication,
+                    tables = tables.len(),
+                    "publication created"
+                ),
+                Err(source) => {
+                    return Err(may_not(source, |source| SetupError::CannotCreatePublication {
+                        publication: sync.publication.clone(),
+                        statement,
+                        source,
+                    }));
+                }
+            }
+        }
+        Some(true) => {}
+        Some(false) => {
+            let missing: Vec<_> = wanted
+                .iter()
+                .map(|candidate| &candidate.table)
+                .filter(|table| !published.contains(table))
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let statement = format!("ALTER PUBLICATION {name} ADD TABLE {}", list(&missing));
+            match client.batch_execute(&statement).await {
+                Ok(()) => info!(
+                    publication = sync.publication,
+                    tables = missing.len(),
+                    "publication extended"
+                ),
+                Err(source) => {
+                    let tables = missing.into_iter().cloned().collect();
+                    return Err(may_not(source, |source| SetupError::CannotExtendPublication {
+                        publication: sync.publication.clone(),
+                        tables,
+                        statement,
+                        source,
+                    }));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A refusal for want of rights gets its statement; anything else stays what it is.
+fn may_not(source: tokio_postgres::Error, refusal: impl FnOnce(tokio_postgres::Error) -> SetupError) -> SetupError {
+    if source.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
+        refusal(source)
+    } else {
+        failed("prepare the publication")(source)
+    }
+}
+
+/// The publication's own word on what it sends.
+async fn published(
+    client: &Client,
+    publication: &str,
+    version: i32,
+    selection: &Selection,
+) -> Result<BTreeMap<TableName, SourceTable>, SetupError> {
+    // Column lists and row filters came with 15; since 18 a publication may send generated columns, and its column list
+    // says whether it does.
+    let (columns, filter) = if version >= 150_000 {
+        ("p.attnames::text[]", "p.rowfilter")
+    } else {
+        ("NULL::text[]", "NULL::text")
+    };
+    let generated = if version >= 180_000 {
+        "true"
+    } else {
+        "a.attgenerated = ''"
+    };
+    let rows = client
+        .query(
+            &format!(
+                "SELECT c.oid, p.schemaname::text, p.tablename::text, {filter}, c.relkind = 'p', c.reltuples::bigint, \
+                 pg_catalog.array_agg(a.attname::text ORDER BY a.attnum), \
+                 pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, -1) ORDER BY a.attnum), \
+                 c.relreplident = 'f', \
+                 ARRAY(SELECT k.attname::text FROM pg_catalog.pg_index i \
+                 JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid AND k.attnum = ANY (i.indkey::int2[]) \
+                 WHERE i.indrelid = c.oid AND ((c.relreplident = 'd' AND i.indisprimary) OR \
+                 (c.relreplident = 'i' AND i.indisreplident))) \
+                 FROM pg_catalog.pg_publication_tables p \
+                 JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
+                 JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+                 AND ({columns} IS NULL OR a.attname::text = ANY ({columns})) AND {generated} \
+                 WHERE p.pubname = $1 GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 2, 3"
+            ),
+            &[&publication],
+        )
+        .await
+        .map_err(failed("read the publication's tables"))?;
+    Ok(rows
+        .iter()
+        .map(|row| SourceTable {
+            id: RelationId(row.get(0)),
+            table: TableName::new(row.get::<_, &str>(1), row.get::<_, &str>(2)),
+            row_filter: row.get(3),
+            partitioned: row.get(4),
+            estimated_rows: row.get(5),
+            columns: row.get::<_, Vec<String>>(6).into_iter().map(Arc::from).collect(),
+            types: row.get(7),
+            identity: identity(row.get(8), &row.get::<_, Vec<String>>(9), &row.get::<_, Vec<String>>(6)),
+        })
+        .filter(|table| selection.takes(&table.table))
+        .map(|table| (table.table.clone(), table))
+        .collect())
+}
+
+/// By what the source identifies the old row, as the stream will say it.
+fn identity(full: bool, identifying: &[String], columns: &[String]) -> Identity {
+    if full {
+        return Identity::Full;
+    }
+    let positions = columns
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| identifying.contains(name))
+        .map(|(at, _)| at);
+    Identity::Columns(positions.collect())
+}
+
+/// The slot, if it exists.
+///
+/// # Errors
+/// The statement failed.
+pub(super) async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<SlotFacts>, SetupError> {
+    let invalidation = if version >= 170_000 {
+        "invalidation_reason"
+    } else {
+        "NULL::text"
+    };
+    let row = client
+        .query_opt(
+            &format!(
+                "SELECT plugin::text, database::text, confirmed_flush_lsn::text, wal_status, {invalidation} \
+                 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1"
+            ),
+            &[&name],
+        )
+        .await
+        .map_err(failed("look the slot up"))?;
+    Ok(row.map(|row| SlotFacts {
+        plugin: row.get::<_, Option<String>>(0).unwrap_or_else(|| "physical".to_owned()),
+        database: row.get::<_, Option<String>>(1).unwrap_or_default(),
+        confirmed_flush: row
+            .get::<_, Option<String>>(2)
+            .and_then(|position| position.parse::<Lsn>().ok()),
+        wal_status: row.get(3),
+        invalidation: row.get(4),
+    }))
+}
+
+/// Waits until every transaction that runs now has ended (pitfall P10): what one of them wrote into a table before the
+/// table joined the publication is in no stream, and in a copy's snapshot only once it has ended.
+///
+/// # Errors
+/// A statement failed, or we were stopped.
+pub(super) async fn wait_for_running_transactions(client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
+    let horizon: String = client
+        .query_one(
+            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
+            &[],
+        )
+        .await
+        .map_err(failed("read a snapshot"))?
+        .get(0);
+    let mut rounds = 0_u32;
+    loop {
+        let done: bool = client
+            .query_one(
+                "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::text::xid8",
+                &[&horizon],
+            )
+            .await
+            .map_err(failed("read a snapshot"))?
+            .get(0);
+        if done {
+            return Ok(());
+        }
+        rounds += 1;
+        // After about five seconds, and then every half a minute: somebody should know.
+        if rounds == 50 || rounds.is_multiple_of(300) {
+            let pids = blockers(client).await;
+            warn!(
+                pids,
+                "the copy of a new table waits for older transactions of the Site DB to end"
+            );
+        }
+        if !shutdown::sleep(Duration::from_millis(100), stop).await {
+            return Err(SetupError::Stopped);
+        }
+    }
+}
+
+/// The processes whose transactions are oldest, for a person to look at; empty where that can't be read.
+pub(super) async fn blockers(client: &Client) -> String {
+    let rows = client
+        .query(
+            "SELECT pid::text || coalesce(' (' || application_name || ', ' || state || ')', '') \
+             FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() \
+             ORDER BY xact_start LIMIT 5",
+            &[],
+        )
+        .await
+        .unwrap_or_default();
+    rows.iter()
+        .filter_map(|row| row.get::<_, Option<String>>(0))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_matching_pattern_decides() {
+        let patterns = ["public.*", "!public.audit_*", "public.audit_keep", "crm.leads"].map(String::from);
+        let selection = Selection::new(&patterns).unwrap();
+        let takes = |schema: &str, name: &str| selection.takes(&TableName::new(schema, name));
+        assert!(takes("public", "leads") && takes("public", "audit_keep") && takes("crm", "leads"));
+        assert!(takes("public", "with.dot") && takes("public", "with/slash"));
+        assert!(!takes("public", "audit_log") && !takes("crm", "other"));
+        assert!(
+            !Selection::new(&["*".into()])
+                .unwrap()
+                .takes(&TableName::new("twinlog", "checkpoint"))
+        );
+        assert!(Selection::new(&["a[".into()]).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! The sink's own task: it applies one batch while the pipeline fills the next one.
+//!
+//! Orders are taken one by one; the channel holds one more, so that neither side waits for the other in the steady
+//! state and no more than two batches are ever in memory. The first error ends the task: the transaction is gone with
+//! the connection, and the next run resumes at the checkpoint.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::agent_db::{AgentError, Applied, Checkpoint, Committed, Segment, Sink, SourceIdentity, TableDescription};
+use crate::change::{Relation, TableName};
+use crate::copy::board::Outcome;
+use crate::lsn::Lsn;
+use crate::timestamp::PgTimestamp;
+
+use super::batch::Closed;
+
+/// What the pipeline asks of the sink.
+enum Order {
+    /// Apply the beginning of a transaction; keep the Agent transaction open.
+    Apply(Segment),
+    /// Apply whole transactions and commit them with their checkpoint.
+    Commit(Closed),
+    /// Move the checkpoint of an idle stream.
+    Checkpoint(Lsn),
+    /// Look a table up.
+    Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
+    /// A table's first copy begins or ends.
+    Copying(TableName, bool),
+    /// A full resync has shown that nothing is missing.
+    ClearGap(oneshot::Sender<Result<(), AgentError>>),
+}
+
+/// What the sink says of its own accord.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// A commit is durable.
+    Durable {
+        /// What it held.
+        committed: Committed,
+        /// When its source transactions committed.
+        commits: Vec<PgTimestamp>,
+        /// Readers whose chunks are in it.
+        chunks: Vec<oneshot::Sender<Outcome>>,
+    },
+    /// A part of an open transaction is written.
+    Applied(Applied),
+    /// It is over.
+    Failed(AgentError),
+}
+
+/// The pipeline's end of the sink's task.
+#[derive(Debug)]
+pub(super) struct SinkHandle {
+    orders: mpsc::Sender<Order>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    /// Orders that will be reported and are not yet.
+    in_flight: usize,
+    task: JoinHandle<()>,
+}
+
+/// The sink's task has ended; its last report says why.
+#[derive(Debug)]
+pub(super) struct SinkEnded;
+
+impl SinkHandle {
+    /// Gives the sink its task.
+    pub(super) fn spawn(sink: Sink, identity: SourceIdentity) -> Self {
+        let (orders, inbox) = mpsc::channel(1);
+        // Unbounded in type only: one report an order, and two orders at most.
+        let (outbox, reports) = mpsc::unbounded_channel();
+        let task = tokio::spawn(Box::pin(work(sink, identity, inbox, outbox)));
+        Self {
+            orders,
+            reports,
+            in_flight: 0,
+            task,
+        }
+    }
+
+    /// Whether it has nothing to do.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.in_flight == 0
+    }
+
+    /// Hands over the beginning of a transaction; waits while the sink is two batches behind.
+    pub(super) async fn apply(&mut self, segment: Segment) -> Result<(), SinkEnded> {
+        self.order(Order::Apply(segment)).await
+    }
+
+    /// Hands over whole transactions; waits while the sink is two batches behind.
+    pub(super) async fn commit(&mut self, closed: Closed) -> Result<(), SinkEnded> {
+        self.order(Order::Commit(closed)).await
+    }
+
+    /// Moves the checkpoint of an idle stream.
+    pub(super) async fn checkpoint(&mut self, position: Lsn) -> Result<(), SinkEnded> {
+        self.order(Order::Checkpoint(position)).await
+    }
+
+    async fn order(&mut self, order: Order) -> Result<(), SinkEnded> {
+        self.orders.send(order).await.map_err(|_| SinkEnded)?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Looks a table up, behind everything that was ordered before.
+    pub(super) async fn resolve(
+        &self,
+        description: TableDescription,
+    ) -> Result<Result<Arc<Relation>, AgentError>, SinkEnded> {
+        let (reply, answer) = oneshot::channel();
+        self.orders
+            .send(Order::Resolve(description, reply))
+            .await
+            .map_err(|_| SinkEnded)?;
+        answer.await.map_err(|_| SinkEnded)
+    }
+
+    /// Says that a table's first copy begins or ends.
+    pub(super) async fn copying(&self, table: TableName, copying: bool) -> Result<(), SinkEnded> {
+        self.orders
+            .send(Order::Copying(table, copying))
+            .await
+            .map_err(|_| SinkEnded)
+    }
+
+    /// Takes the mark off that rows may be missing.
+    pub(super) async fn clear_gap(&self, reply: oneshot::Sender<Result<(), AgentError>>) -> Result<(), SinkEnded> {
+        self.orders.send(Order::ClearGap(reply)).await.map_err(|_| SinkEnded)
+    }
+
+    /// The next report. Cancel-safe. `None` once the task has ended and everything was read.
+    pub(super) async fn report(&mut self) -> Option<Report> {
+        let report = self.reports.recv().await;
+        self.in_flight = self.in_flight.saturating_sub(1);
+        report
+    }
+}
+
+impl Drop for SinkHandle {
+    fn drop(&mut self) {
+        // An open transaction is rolled back by the server when the connection goes.
+        self.task.abort();
+    }
+}
+
+async fn work(
+    mut sink: Sink,
+    identity: SourceIdentity,
+    mut inbox: mpsc::Receiver<Order>,
+    outbox: mpsc::UnboundedSender<Report>,
+) {
+    while let Some(order) = inbox.recv().await {
+        let report = match order {
+            Order::Resolve(description, reply) => {
+                // A reader that no longer waits has been stopped with the run.
+                let _ = reply.send(sink.resolve(&description).await);
+                continue;
+            }
+            Order::ClearGap(reply) => {
+                // Between two transactions of the stream only: the mark is a transaction of its own.
+                let _ = reply.send(sink.clear_gap().await);
+                continue;
+            }
+            Order::Copying(table, copying) => {
+                sink.set_copying(&table, copying);
+                continue;
+            }
+            Order::Apply(segment) => sink.apply(segment).await.map(Report::Applied),
+            Order::Commit(closed) => commit(&mut sink, &identity, closed).await,
+            Order::Checkpoint(position) => {
+                let checkpoint = Checkpoint {
+                    identity: identity.clone(),
+                    end_lsn: position,
+                    source_commit_at: None,
+                };
+                sink.commit(checkpoint).await.map(|committed| Report::Durable {
+                    committed,
+                    commits: Vec::new(),
+                    chunks: Vec::new(),
+                })
+            }
+        };
+        let failed = report.is_err();
+        // The pipeline has gone: so shall we.
+        if outbox.send(report.unwrap_or_else(Report::Failed)).is_err() || failed {
+            return;
+        }
+    }
+}
+
+async fn commit(sink: &mut Sink, identity: &SourceIdentity, closed: Closed) -> Result<Report, AgentError> {
+    let Closed {
+        items,
+        boundary,
+        commits,
+        chunks,
+    } = closed;
+    sink.apply(Segment {
+        items,
+        lsn: boundary.end_lsn,
+    })
+    .await?;
+    let checkpoint = Checkpoint {
+        identity: identity.clone(),
+        end_lsn: boundary.end_lsn,
+        source_commit_at: boundary.committed_at.to_datetime(),
+    };
+    let committed = sink.commit(checkpoint).await?;
+
+    Ok(Report::Durable {
+        committed,
+        commits,
+        chunks,
+    })
+}

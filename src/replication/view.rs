@@ -1,0 +1,168 @@
+//! Where the stream stands, for those who only look: the monitor, `status`, health.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::agent_db::{Applied, Tally};
+use crate::change::TableName;
+use crate::lsn::Lsn;
+use crate::metrics;
+use crate::timestamp::PgTimestamp;
+
+use super::batch::age;
+use super::state::SyncState;
+
+/// Written by the pipeline, read by anyone. Each figure is right by itself; together they are a moment apart.
+#[derive(Debug)]
+pub(super) struct View {
+    received: AtomicU64,
+    durable: AtomicU64,
+    settled: AtomicU64,
+    /// Microseconds of the oldest commit that is not durable yet; 0 (the year 2000) is none.
+    oldest: AtomicI64,
+    /// The source's clock less ours, in microseconds.
+    clock_offset: AtomicI64,
+    parked: Mutex<BTreeMap<TableName, u64>>,
+    total: Mutex<Tally>,
+    state: Mutex<(SyncState, Option<String>)>,
+    /// Why rows may be missing, while that is so.
+    gap: Mutex<Option<String>>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            received: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            oldest: AtomicI64::new(0),
+            clock_offset: AtomicI64::new(0),
+            parked: Mutex::default(),
+            total: Mutex::default(),
+            state: Mutex::new((SyncState::Connecting, None)),
+            gap: Mutex::new(None),
+        }
+    }
+}
+
+impl View {
+    pub(super) fn received(&self, position: Lsn) {
+        self.received.fetch_max(position.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn stand(&self, durable: Lsn, settled: Lsn, oldest: Option<PgTimestamp>) {
+        self.durable.store(durable.0, Ordering::Relaxed);
+        self.oldest
+            .store(oldest.map_or(0, |commit| commit.0), Ordering::Relaxed);
+        self.settled.store(settled.0, Ordering::Release);
+    }
+
+    pub(super) fn applied(&self, applied: &Applied) {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        for (table, &rows) in &applied.parked_now {
+            metrics::set_failed_rows(table, rows);
+            parked.insert(table.clone(), rows);
+        }
+        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
+        for (table, tally) in &applied.tables {
+            for (result, changes) in [
+                ("applied", tally.applied),
+                ("unchanged", tally.unchanged),
+                ("superseded", tally.superseded),
+                ("filtered", tally.filtered),
+                ("parked", tally.parked),
+            ] {
+                metrics::count_rows(table, "change", result, changes);
+            }
+            metrics::count_rows(table, "copy", "applied", tally.copied);
+            metrics::count_retries("healed", tally.healed);
+            total.add(tally);
+        }
+    }
+
+    pub(super) fn parked(&self) -> BTreeMap<TableName, u64> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn total(&self) -> Tally {
+        *self.total.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the state, and why where that needs a word. Returns whether it is another than before.
+    pub(super) fn set_state(&self, state: SyncState, detail: Option<String>) -> bool {
+        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = current.0 != state || current.1 != detail;
+        *current = (state, detail);
+        metrics::set_sync_state(state.as_str(), &SyncState::ALL);
+        changed
+    }
+
+    pub(super) fn state(&self) -> (SyncState, Option<String>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Rows may be missing, and why; or not any more.
+    pub(super) fn set_gap(&self, reason: Option<String>) {
+        *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    pub(super) fn gap(&self) -> Option<String> {
+        self.gap.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A run begins. What needs a person goes on being said until the stream flows.
+    pub(super) fn set_connecting(&self) {
+        if !matches!(self.state().0, SyncState::Held | SyncState::Gap | SyncState::Standby) {
+            self.set_state(SyncState::Connecting, None);
+        }
+    }
+
+    /// The stream flows; a first copy runs beside it, or none. A gap stays one until it is closed.
+    pub(super) fn set_copying(&self, copying: bool) {
+        match self.gap() {
+            Some(reason) => self.set_state(SyncState::Gap, Some(reason)),
+            None if copying => self.set_state(SyncState::Copying, None),
+            None => self.set_state(SyncState::Streaming, None),
+        };
+    }
+
+    /// Rows that are parked, as they are known at the start of a run.
+    pub(super) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
+        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        for (table, rows) in counts {
+            metrics::set_failed_rows(&table, rows);
+            parked.insert(table, rows);
+        }
+    }
+
+    pub(super) fn set_clock_offset(&self, micros: i64) {
+        self.clock_offset.store(micros, Ordering::Relaxed);
+    }
+
+    /// The source's clock, as well as we know it.
+    pub(super) fn source_now(&self) -> PgTimestamp {
+        PgTimestamp(PgTimestamp::now().0 + self.clock_offset.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn received_lsn(&self) -> Lsn {
+        Lsn(self.received.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn durable_lsn(&self) -> Lsn {
+        Lsn(self.durable.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn settled_lsn(&self) -> Lsn {
+        Lsn(self.settled.load(Ordering::Acquire))
+    }
+
+    /// The age of the oldest transaction that was received and is not durable.
+    pub(super) fn oldest_unapplied(&self) -> Option<Duration> {
+        match self.oldest.load(Ordering::Relaxed) {
+            0 => None,
+            commit => Some(age(PgTimestamp(commit), self.source_now())),
+        }
+    }
+}

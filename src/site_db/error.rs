@@ -1,0 +1,104 @@
+//! What can go wrong on the Site DB, and what an operator does about it.
+
+use std::borrow::Cow;
+
+use crate::retry::{Disposition, disposition};
+
+/// A statement on the Site DB did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum SiteError {
+    /// No connection could be had, or it broke.
+    #[error("the Site DB can't be reached")]
+    Unreachable(#[source] sqlx::Error),
+    /// Postgres refused the statement.
+    #[error("the Site DB refused a statement (SQLSTATE {sqlstate})")]
+    Refused {
+        /// Its SQLSTATE, empty where it gave none.
+        sqlstate: String,
+        /// Postgres's own words; may quote values, so it goes into no log line.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// A row is not of the shape that this version expects.
+    #[error("the Site DB's tables are not as this version expects them")]
+    Shape(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for SiteError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(database) => Self::Refused {
+                sqlstate: database.code().unwrap_or(Cow::Borrowed("")).into_owned(),
+                source: error,
+            },
+            sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::TypeNotFound { .. }
+            | sqlx::Error::RowNotFound => Self::Shape(error),
+            _ => Self::Unreachable(error),
+        }
+    }
+}
+
+impl SiteError {
+    /// No answer within the caller's patience.
+    #[must_use]
+    pub const fn timed_out() -> Self {
+        Self::Unreachable(sqlx::Error::PoolTimedOut)
+    }
+
+    /// Whose fault it is: the one table in [`crate::retry`].
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Unreachable(_) => Disposition::Transient,
+            Self::Refused { sqlstate, .. } => disposition(sqlstate),
+            Self::Shape(_) => Disposition::Systemic,
+        }
+    }
+
+    /// The SQLSTATE, where Postgres answered.
+    #[must_use]
+    pub fn sqlstate(&self) -> &str {
+        match self {
+            Self::Refused { sqlstate, .. } => sqlstate,
+            Self::Unreachable(_) | Self::Shape(_) => "",
+        }
+    }
+
+    /// The unique index or constraint that a row ran into, if that is what happened.
+    #[must_use]
+    pub fn constraint(&self) -> Option<&str> {
+        match self {
+            Self::Refused {
+                source: sqlx::Error::Database(database),
+                ..
+            } => database.constraint(),
+            _ => None,
+        }
+    }
+
+    /// What to do about it, where a person must act.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unreachable(_) => Some("check that Postgres runs, and [site] url"),
+            Self::Shape(_) => Some("run: twinlog migrate site"),
+            Self::Refused { sqlstate, .. } => match sqlstate.as_str() {
+                "42P01" | "42703" | "3F000" => Some("run: twinlog migrate site"),
+                "42501" => Some(
+                    "GRANT USAGE ON SCHEMA public, twinlog TO <role>; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN \
+                     SCHEMA public, twinlog TO <role>; with row-level security the role also needs BYPASSRLS or a policy",
+                ),
+                "53100" => Some("the Site DB's disk is full: make room"),
+                "53300" => Some("raise max_connections on the Site DB or lower [site] max_connections"),
+                "25006" => Some("[site] url leads to a read-only standby: point it to the primary"),
+                "28P01" | "28000" => Some("the role or password in [site] url is not right"),
+                "3D000" => Some("the database in [site] url does not exist"),
+                _ => None,
+            },
+        }
+    }
+}

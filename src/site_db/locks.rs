@@ -1,0 +1,46 @@
+//! Advisory locks on things that may have no row yet: a message's wamid before its outcome is committed, a person before
+//! the lead exists. Held to the end of the transaction.
+//!
+//! Why they are needed: a status may arrive while the answer to its send is being committed. Each of the two must see
+//! what the other wrote, and there is no row that both could lock. So both lock the wamid first; and every transaction
+//! here runs at READ COMMITTED, so that the statements after a lock see what its last holder committed.
+//!
+//! The locks of one call are taken in the order of their keys, so two calls never wait for each other in a circle. A
+//! transaction that needs several takes them in one call, before it touches a row.
+
+use sqlx::PgConnection;
+
+use crate::whatsapp::{ContactIdentity, Wamid};
+
+/// Locks these messages and these people, in one order for all callers.
+///
+/// Each key is an entry in Postgres's shared lock table (64 per connection by default), so a caller with very many works
+/// in portions.
+///
+/// # Errors
+/// The database's; a lock that a `lock_timeout` gave up on among them.
+pub async fn lock<'a>(
+    tx: &mut PgConnection,
+    wamids: impl IntoIterator<Item = &'a Wamid>,
+    contacts: impl IntoIterator<Item = &'a ContactIdentity>,
+) -> sqlx::Result<()> {
+    let mut keys: Vec<String> = wamids.into_iter().map(|wamid| wamid.as_str().to_owned()).collect();
+    for contact in contacts {
+        keys.extend(contact.user_id.iter().map(|id| format!("lead:{id}")));
+        keys.extend(contact.wa_id.iter().map(|id| format!("lead:{}", id.as_str())));
+    }
+    lock_keys(tx, &keys).await
+}
+
+/// Locks keys of the caller's own making.
+pub(super) async fn lock_keys(tx: &mut PgConnection, keys: &[String]) -> sqlx::Result<()> {
+    // The sorted subquery is a barrier for the planner: the outer function sees the rows in that order.
+    sqlx::query(
+        "SELECT pg_advisory_xact_lock(key)
+           FROM (SELECT DISTINCT hashtextextended(name, 0) AS key FROM unnest($1::text[]) AS name ORDER BY key) AS keys",
+    )
+    .bind(keys)
+    .execute(tx)
+    .await?;
+    Ok(())
+}

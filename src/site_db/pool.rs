@@ -1,0 +1,70 @@
+//! The pool: how the server connects to the Site DB.
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use sqlx::Executor;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+
+use crate::config::{DatabaseUrl, Host, Site, SslMode};
+
+/// Connections to the Site DB, shared by everything in this process.
+pub type Pool = sqlx::PgPool;
+
+/// How long a request waits for a connection: Meta's clients give up after 5 s at the earliest, and must hear from us
+/// before that.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What each connection is set to, whatever the role's or the database's defaults are:
+/// - a statement that runs longer than 10 s is lost anyway, its caller has given up;
+/// - a transaction that a stalled process leaves open would hold row locks that every other server waits for;
+/// - a commit counts when it is on disk: with `off` a crash of the Site DB could take back a `sending` that was acted on.
+const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
+     set_config('idle_in_transaction_session_timeout', '30s', false), \
+     set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
+     ELSE current_setting('synchronous_commit') END, false)";
+
+/// A pool that connects when it is first used, so that a Site DB that is down does not stop the server from starting.
+#[must_use]
+pub fn connect(site: &Site) -> Pool {
+    PgPoolOptions::new()
+        .max_connections(site.max_connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // Idle ones go before a firewall forgets them silently.
+        .idle_timeout(Duration::from_secs(120))
+        .max_lifetime(Duration::from_secs(1800))
+        .test_before_acquire(true)
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                connection.execute(SESSION).await?;
+                Ok(())
+            })
+        })
+        .connect_lazy_with(options(&site.url))
+}
+
+fn options(url: &DatabaseUrl) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass()
+        .port(url.port)
+        .username(&url.user)
+        .database(&url.database)
+        .application_name("twinlog serve")
+        .ssl_mode(match url.sslmode {
+            SslMode::Disable => PgSslMode::Disable,
+            SslMode::Require => PgSslMode::Require,
+            SslMode::VerifyCa => PgSslMode::VerifyCa,
+            SslMode::VerifyFull => PgSslMode::VerifyFull,
+        });
+    let options = match &url.host {
+        Host::Tcp(host) => options.host(host),
+        Host::Unix(folder) => options.socket(folder),
+    };
+    let options = match &url.password {
+        Some(password) => options.password(password.expose_secret()),
+        None => options,
+    };
+    match &url.sslrootcert {
+        Some(file) => options.ssl_root_cert(file),
+        None => options,
+    }
+}

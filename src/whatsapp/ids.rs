@@ -1,0 +1,226 @@
+//! The identities of the Cloud API. Each is a type, so that no function can take one for another.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest id that we take from outside: Meta's are below 200 characters, and an index row has its limit.
+const MAX_ID: usize = 512;
+
+/// Meta's id of one of our business numbers; not the number itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct PhoneNumberId(String);
+
+/// Meta's id of a message. Opaque: neither its prefix nor its content means anything to us.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct Wamid(String);
+
+/// A user's phone number as WhatsApp knows it: digits with the country code, no sign.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct WaId(String);
+
+/// A business-scoped user id (BSUID), such as `US.13491208655302741918`: the identity of a user who may hide the number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct UserId(String);
+
+/// Who a message is from or for, as far as Meta told. [`UserId`] first, [`WaId`] second.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ContactIdentity {
+    /// The number, absent for users who hide it.
+    pub wa_id: Option<WaId>,
+    /// The business-scoped id, absent in older payloads and where a number was dialled.
+    pub user_id: Option<UserId>,
+    /// The name of the profile.
+    pub name: Option<String>,
+    /// The user name.
+    pub username: Option<String>,
+}
+
+impl PhoneNumberId {
+    /// Takes what may stand in a path: letters, digits, `_` and `-` (Meta's are digits; emulators are freer).
+    #[must_use]
+    pub fn parse(id: &str) -> Option<Self> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        (!id.is_empty() && id.len() <= 64 && id.bytes().all(plain)).then(|| Self(id.to_owned()))
+    }
+
+    /// The id as Meta writes it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Wamid {
+    /// Takes any id that is not empty, has no control characters and fits an index.
+    #[must_use]
+    pub fn parse(id: &str) -> Option<Self> {
+        (!id.is_empty() && id.len() <= MAX_ID && !id.contains(char::is_control)).then(|| Self(id.to_owned()))
+    }
+
+    /// The id as Meta writes it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl WaId {
+    /// Normalises a phone number in any usual format: `+49 (151) 12-34`, `0049…`, `49151…`.
+    ///
+    /// Nothing is guessed: a national number stays what it is, as no country can be known here.
+    #[must_use]
+    pub fn parse(phone: &str) -> Option<Self> {
+        let phone = phone.trim();
+        let mut digits = String::with_capacity(phone.len().min(MAX_ID));
+        for (position, character) in phone.char_indices() {
+            match character {
+                '0'..='9' => digits.push(character),
+                '+' if position == 0 => {}
+                '-' | '(' | ')' | '.' | '/' | ' ' | '\u{a0}' | '\u{2010}'..='\u{2015}' | '\u{202a}'..='\u{202e}' => {}
+                _ => return None,
+            }
+        }
+        let digits = digits.strip_prefix("00").unwrap_or(&digits);
+        // E.164 ends at 15 digits; WhatsApp's own ids of test numbers and of short codes go a little beyond, both ways.
+        (4..=20).contains(&digits.len()).then(|| Self(digits.to_owned()))
+    }
+
+    /// The digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Shows the length only: a phone number does not belong in a log.
+impl fmt::Debug for WaId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WaId({} digits)", self.0.len())
+    }
+}
+
+impl UserId {
+    /// Takes `<CC>.<id>` and `<CC>.ENT.<id>`.
+    #[must_use]
+    pub fn parse(id: &str) -> Option<Self> {
+        let (country, rest) = id.split_once('.')?;
+        let own = rest.strip_prefix("ENT.").unwrap_or(rest);
+        let valid = country.len() == 2
+            && country.bytes().all(|byte| byte.is_ascii_uppercase())
+            && (1..=128).contains(&own.len())
+            && own.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        valid.then(|| Self(id.to_owned()))
+    }
+
+    /// The id as Meta writes it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl ContactIdentity {
+    /// The identity behind a recipient as a client writes it: a BSUID or a phone number.
+    #[must_use]
+    pub fn from_recipient(recipient: &str) -> Option<Self> {
+        if let Some(user_id) = UserId::parse(recipient) {
+            return Some(Self {
+                user_id: Some(user_id),
+                ..Self::default()
+            });
+        }
+        WaId::parse(recipient).map(|wa_id| Self {
+            wa_id: Some(wa_id),
+            ..Self::default()
+        })
+    }
+
+    /// Whether there is anything to find the person by.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.wa_id.is_some() || self.user_id.is_some()
+    }
+}
+
+macro_rules! display_as_written {
+    ($($id:ty),*) => {$(
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $id {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let id = String::deserialize(deserializer)?;
+                Self::parse(&id).ok_or_else(|| serde::de::Error::custom(concat!("not a ", stringify!($id))))
+            }
+        }
+    )*};
+}
+// Not `WaId`: a phone number must not slip into a format string.
+display_as_written!(PhoneNumberId, Wamid, UserId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phone_number_is_normalised_from_any_format() {
+        for phone in [
+            "+16505551234",
+            "16505551234",
+            "+1 (650) 555-1234",
+            "001 650 555 1234",
+            " +1.650.555.1234 ",
+            "+1\u{a0}650\u{2011}555\u{2011}1234",
+        ] {
+            assert_eq!(
+                WaId::parse(phone).as_ref().map(WaId::as_str),
+                Some("16505551234"),
+                "{phone}"
+            );
+        }
+        for phone in [
+            "",
+            "+",
+            "abc",
+            "1650+5551234",
+            "US.123",
+            "123",
+            "123456789012345678901",
+            "１２３４５",
+        ] {
+            assert_eq!(WaId::parse(phone), None, "{phone}");
+        }
+    }
+
+    #[test]
+    fn a_business_scoped_user_id_has_a_country_and_an_id() {
+        for id in ["US.13491208655302741918", "DE.ENT.abc123", "BR.a"] {
+            assert_eq!(UserId::parse(id).as_ref().map(UserId::as_str), Some(id));
+        }
+        for id in ["", "US", "US.", "us.1", "USA.1", "US.ENT.", "US.a b", "US.é"] {
+            assert_eq!(UserId::parse(id), None, "{id}");
+        }
+        assert_eq!(UserId::parse(&format!("US.{}", "1".repeat(129))), None);
+    }
+
+    #[test]
+    fn a_phone_number_is_not_printed() {
+        let shown = format!("{:?}", ContactIdentity::from_recipient("+16505551234"));
+        assert!(!shown.contains("6505551234"), "{shown}");
+    }
+
+    #[test]
+    fn an_emulators_message_id_is_taken_too() {
+        assert!(Wamid::parse("mock_incoming_1").is_some());
+        assert!(Wamid::parse("").is_none());
+        assert!(Wamid::parse("wamid.\0").is_none());
+    }
+}

@@ -1,0 +1,57 @@
+//! The id of ours in `biz_opaque_callback_data`, which Meta echoes in the statuses of a message: it settles the sends
+//! whose answer was lost, as it names the row.
+//!
+//! It is seen by every app that is subscribed to the business account, so it is a random id and nothing more, and at 39
+//! bytes it is far below both limits that Meta has published (512 characters, earlier 256 bytes).
+
+use std::fmt;
+
+use uuid::Uuid;
+
+/// Marks the ids that are ours: other apps on the same account may set their own.
+const PREFIX: &str = "tl:";
+
+/// A message row's id as Meta carries it: `tl:` and the uuid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OpaqueId(pub Uuid);
+
+impl OpaqueId {
+    /// Reads an echo; `None` if the value is not one of ours.
+    #[must_use]
+    pub fn parse(echo: &str) -> Option<Self> {
+        let id = echo.strip_prefix(PREFIX)?;
+        // The hyphenated form only: what we write, and one spelling per id.
+        if id.len() != uuid::fmt::Hyphenated::LENGTH {
+            return None;
+        }
+        Uuid::try_parse(id).ok().map(Self)
+    }
+}
+
+impl fmt::Display for OpaqueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}", self.0.hyphenated())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_survives_the_round_trip_and_strangers_are_no_ids() {
+        let id = OpaqueId(Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0));
+        assert_eq!(OpaqueId::parse(&id.to_string()), Some(id));
+        assert!(id.to_string().len() <= 256);
+        for stranger in [
+            "",
+            "tl:",
+            "tl:1234",
+            "order-17",
+            "tl:123456789abcdef0123456789abcdef0",
+            "{tl:}",
+        ] {
+            assert_eq!(OpaqueId::parse(stranger), None, "{stranger}");
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! A send request and its answer: the few fields that we must know, and our opaque id put into the client's bytes.
+//!
+//! The body goes out byte for byte but for that id. Modelling and rewriting it would break some client: pywa sends
+//! explicit nulls, others upper-case enums or coordinates as strings, and Meta takes them all. So we check only what we
+//! could not work without, and leave the rest to Meta.
+
+use serde_json::Value;
+
+use super::error::GraphError;
+use super::ids::{ContactIdentity, UserId, WaId, Wamid};
+use super::members::{Members, scalar};
+use super::opaque::OpaqueId;
+use super::text;
+
+/// The member that carries our id.
+const OPAQUE_KEY: &str = "biz_opaque_callback_data";
+/// Meta's limit for it, in characters.
+const MAX_OPAQUE: usize = 512;
+/// Longest type name that we store; Meta's longest is 17 characters.
+const MAX_KIND: usize = 64;
+
+/// What a client wants of `POST /{phone_number_id}/messages`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// A message to a user or a group.
+    Message(Outbound),
+    /// Mark as read, perhaps with the typing indicator: no message, nothing to store.
+    MarkAsRead {
+        /// The user's message.
+        wamid: Wamid,
+        /// Whether the user sees us typing.
+        typing: bool,
+    },
+}
+
+/// A message that a client wants sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbound {
+    /// Meta's name of the type, in lower case as far as it is one of Meta's.
+    pub kind: String,
+    /// The recipient as the client wrote it: `to`, else `recipient`, as Meta decides.
+    pub recipient: String,
+    /// Who that is; `None` for a group, whose id is neither a number nor a user's.
+    pub contact: Option<ContactIdentity>,
+    /// The quoted message.
+    pub context: Option<Wamid>,
+    /// The client's own `biz_opaque_callback_data`.
+    pub client_opaque: Option<String>,
+    /// What a person reads of it.
+    pub text: Option<String>,
+}
+
+/// What the answer to an accepted send says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Meta's id of the message.
+    pub wamid: Wamid,
+    /// The recipient's number as WhatsApp knows it; may differ from the one dialled (Brazil, Mexico).
+    pub wa_id: Option<WaId>,
+    /// The recipient's business-scoped id.
+    pub user_id: Option<UserId>,
+    /// How far it went.
+    pub status: AcceptedStatus,
+}
+
+/// `message_status` of an accepted send. Only template sends have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptedStatus {
+    /// On its way.
+    Accepted,
+    /// Kept by Meta while it judges the template: it will be released or dropped (132015). Never to be sent again.
+    Held,
+    /// The template is paused; Meta took the message and reports its fate by a status.
+    Paused,
+}
+
+/// Reads a request.
+///
+/// # Errors
+/// An error in Meta's shape for the client; nothing may be stored or sent.
+pub fn read(body: &[u8]) -> Result<Request, GraphError> {
+    let members = members(body)?;
+    if members.string("messaging_product").as_deref() != Some("whatsapp") {
+        return Err(GraphError::new(
+            100,
+            "The parameter messaging_product is required and must be whatsapp.",
+        ));
+    }
+    if members.get("type").is_none()
+        && members
+            .string("status")
+            .is_some_and(|status| status.eq_ignore_ascii_case("read"))
+    {
+        let wamid = members.string("message_id").and_then(|id| Wamid::parse(&id));
+        return Ok(Request::MarkAsRead {
+            wamid: wamid.ok_or_else(|| missing("message_id"))?,
+            typing: members.get("typing_indicator").is_some(),
+        });
+    }
+
+    let recipient = members
+        .string("to")
+        .filter(|to| !to.trim().is_empty())
+        .or_else(|| members.string("recipient").filter(|id| !id.trim().is_empty()))
+        .ok_or_else(|| missing("to"))?;
+    if recipient.len() > MAX_OPAQUE || recipient.contains(char::is_control) {
+        return Err(invalid("to"));
+    }
+    let to_group = members
+        .string("recipient_type")
+        .is_some_and(|kind| kind.eq_ignore_ascii_case("group"));
+    let contact = if to_group {
+        None
+    } else {
+        Some(ContactIdentity::from_recipient(&recipient).ok_or_else(|| invalid("to"))?)
+    };
+
+    // Without a type Meta takes it for text.
+    let kind = members.string("type").unwrap_or_else(|| "text".to_owned());
+    if kind.is_empty() || kind.len() > MAX_KIND || kind.contains(char::is_control) {
+        return Err(invalid("type"));
+    }
+    let kind = kind.to_ascii_lowercase();
+    let content = members.value(&kind).ok_or_else(|| missing(&kind))?;
+
+    let client_opaque = members.value(OPAQUE_KEY).as_ref().and_then(scalar);
+    if client_opaque
+        .as_ref()
+        .is_some_and(|opaque| opaque.chars().count() > MAX_OPAQUE)
+    {
+        return Err(invalid(OPAQUE_KEY));
+    }
+    let context = members
+        .value("context")
+        .and_then(|context| Wamid::parse(context.get("message_id")?.as_str()?));
+    let text = text::of_message(&kind, &Value::Object([(kind.clone(), content)].into_iter().collect()));
+    Ok(Request::Message(Outbound {
+        kind,
+        recipient,
+        contact,
+        context,
+        client_opaque,
+        text,
+    }))
+}
+
+/// The same body with our id as its `biz_opaque_callback_data`; every other byte as it was.
+///
+/// A value of the client's is replaced where it stands (in each place, should the key be there twice: which of them
+/// counts is the reader's choice), else the member is put in front. Keys are compared as JSON means them, so an escaped
+/// spelling is found, and one of the same name further inside is not touched.
+///
+/// # Errors
+/// The body is not a JSON object.
+pub fn with_opaque(body: &[u8], id: OpaqueId) -> Result<Vec<u8>, GraphError> {
+    let members = members(body)?;
+    let ours = format!("\"{id}\"");
+    let mut out = Vec::with_capacity(body.len() + OPAQUE_KEY.len() + ours.len() + 4);
+    let mut copied = 0;
+    for value in members.all(OPAQUE_KEY) {
+        // The raw value is a slice of the body, so its place is the distance of the two addresses.
+        let start = value.get().as_ptr().addr() - body.as_ptr().addr();
+        out.extend_from_slice(body.get(copied..start).unwrap_or_default());
+        out.extend_from_slice(ours.as_bytes());
+        copied = start + value.get().len();
+    }
+    if copied == 0 {
+        // The object's brace is the first byte that is not white space; `members` has seen that it is there.
+        copied = body.iter().position(|&byte| byte == b'{').map_or(0, |brace| brace + 1);
+        out.extend_from_slice(body.get(..copied).unwrap_or_default());
+        out.extend_from_slice(format!("\"{OPAQUE_KEY}\":{ours}").as_bytes());
+        if !members.is_empty() {
+            out.push(b',');
+        }
+    }
+    out.extend_from_slice(body.get(copied..).unwrap_or_default());
+    Ok(out)
+}
+
+/// Reads the answer to a send; `None` if it names no message (then nobody knows what happened).
+#[must_use]
+pub fn accepted(body: &[u8]) -> Option<Accepted> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let string = |pointer: &str| body.pointer(pointer).and_then(scalar);
+    Some(Accepted {
+        wamid: Wamid::parse(&string("/messages/0/id")?)?,
+        wa_id: string("/contacts/0/wa_id").and_then(|id| WaId::parse(&id)),
+        user_id: string("/contacts/0/user_id").and_then(|id| UserId::parse(&id)),
+        status: match string("/messages/0/message_status").as_deref() {
+            Some("held_for_quality_assessment") => AcceptedStatus::Held,
+            Some("paused") => AcceptedStatus::Paused,
+            // Absent for all but templates.
+            _ => AcceptedStatus::Accepted,
+        },
+    })
+}
+
+fn members(body: &[u8]) -> Result<Members<'_>, GraphError> {
+    std::str::from_utf8(body)
+        .ok()
+        .and_then(Members::read)
+        .ok_or_else(|| GraphError::new(100, "Invalid parameter").with_details("the body is not a JSON object"))
+}
+
+fn missing(parameter: &str) -> GraphError {
+    GraphError::new(131_008, "Required parameter is missing")
+        .with_details(format!("Parameter '{parameter}' is missing"))
+}
+
+fn invalid(parameter: &str) -> GraphError {
+    GraphError::new(131_009, "Parameter value is not valid")
+        .with_details(format!("Parameter '{parameter}' is not valid"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const ID: OpaqueId = OpaqueId(Uuid::from_u128(7));
+    const OURS: &str = "\"tl:00000000-0000-0000-0000-000000000007\"";
+
+    fn message(body: &str) -> Outbound {
+        match read(body.as_bytes()) {
+            Ok(Request::Message(message)) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_text_is_read() {
+        let read = message(
+            r#"{"messaging_product":"whatsapp","to":"+1 650 555-1234","type":"text","text":{"body":"hi"},
+                "context":{"message_id":"wamid.Q"},"biz_opaque_callback_data":"mine"}"#,
+        );
+        assert_eq!(read.kind, "text");
+        assert_eq!(read.recipient, "+1 650 555-1234");
+        assert_eq!(
+            read.contact.and_then(|contact| contact.wa_id),
+            WaId::parse("16505551234")
+        );
+        assert_eq!(read.context.map(|wamid| wamid.to_string()).as_deref(), Some("wamid.Q"));
+        assert_eq!(read.client_opaque.as_deref(), Some("mine"));
+        assert_eq!(read.text.as_deref(), Some("hi"));
+    }
+
+    #[test]
+    fn the_looseness_of_real_clients_is_taken() {
+        let upper = message(
+            r#"{"messaging_product":"whatsapp","to":16505551234,"type":"TEXT","text":{"body":"x"},"context":null}"#,
+        );
+        assert_eq!((upper.kind.as_str(), upper.recipient.as_str()), ("text", "16505551234"));
+        let untyped = message(r#"{"messaging_product":"whatsapp","to":"16505551234","text":{"body":"x"}}"#);
+        assert_eq!(untyped.kind, "text");
+        let hidden =
+            message(r#"{"messaging_product":"whatsapp","recipient":"US.1","type":"text","text":{"body":"x"}}"#);
+        assert_eq!(
+            hidden.contact.and_then(|contact| contact.user_id),
+            UserId::parse("US.1")
+        );
+        let both = message(
+            r#"{"messaging_product":"whatsapp","to":"16505551234","recipient":"US.1","type":"text","text":{"body":"x"}}"#,
+        );
+        assert_eq!(both.recipient, "16505551234");
+        let group = message(
+            r#"{"messaging_product":"whatsapp","recipient_type":"group","to":"Y2FwaV9ncm91cA","type":"text","text":{"body":"x"}}"#,
+        );
+        assert_eq!(group.contact, None);
+    }
+
+    #[test]
+    fn marking_as_read_is_no_message() {
+        for (body, typing) in [
+            (
+                r#"{"messaging_product":"whatsapp","status":"read","message_id":"wamid.I"}"#,
+                false,
+            ),
+            (
+                r#"{"messaging_product":"whatsapp","status":"read","message_id":"wamid.I","typing_indicator":{"type":"text"}}"#,
+                true,
+            ),
+        ] {
+            assert!(
+                matches!(read(body.as_bytes()), Ok(Request::MarkAsRead { typing: read, .. }) if read == typing),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_body_that_we_cannot_work_with_is_refused_in_metas_words() {
+        for (body, code) in [
+            ("", 100),
+            ("[]", 100),
+            ("{", 100),
+            ("{}", 100),
+            (
+                r#"{"messaging_product":"whatsapp","type":"text","text":{"body":"x"}}"#,
+                131_008,
+            ),
+            (
+                r#"{"messaging_product":"whatsapp","to":"","type":"text","text":{"body":"x"}}"#,
+                131_008,
+            ),
+            (
+                r#"{"messaging_product":"whatsapp","to":"nobody","type":"text","text":{"body":"x"}}"#,
+                131_009,
+            ),
+            (
+                r#"{"messaging_product":"whatsapp","to":"16505551234","type":"text"}"#,
+                131_008,
+            ),
+            (r#"{"messaging_product":"whatsapp","status":"read"}"#, 131_008),
+        ] {
+            assert_eq!(read(body.as_bytes()).expect_err(body).code, code, "{body}");
+        }
+        let long = json!({"messaging_product":"whatsapp","to":"16505551234","text":{"body":"x"},"biz_opaque_callback_data":"é".repeat(513)});
+        assert_eq!(read(long.to_string().as_bytes()).expect_err("too long").code, 131_009);
+    }
+
+    #[test]
+    fn our_id_goes_in_and_nothing_else_changes() {
+        for (body, expected) in [
+            ("{}", format!("{{\"biz_opaque_callback_data\":{OURS}}}")),
+            (
+                " \n{ \"a\" : 1 }\t",
+                format!(" \n{{\"biz_opaque_callback_data\":{OURS}, \"a\" : 1 }}\t"),
+            ),
+            (
+                r#"{"a":{"biz_opaque_callback_data":"deep"},"t":"caf\u00e9 \/ \"biz_opaque_callback_data\":\"x\""}"#,
+                format!(
+                    r#"{{"biz_opaque_callback_data":{OURS},"a":{{"biz_opaque_callback_data":"deep"}},"t":"caf\u00e9 \/ \"biz_opaque_callback_data\":\"x\""}}"#
+                ),
+            ),
+            (
+                r#"{"a":1, "biz_opaque_callback_data" : "th\"ei\\rs" ,"b":[2,{"x":null}]}"#,
+                format!(r#"{{"a":1, "biz_opaque_callback_data" : {OURS} ,"b":[2,{{"x":null}}]}}"#),
+            ),
+            (
+                r#"{"biz_opaque_callback_data":"1","x":"biz_opaque_callback_data","biz_opaque_callback_dat\u0061":{"y":[1]}}"#,
+                format!(
+                    r#"{{"biz_opaque_callback_data":{OURS},"x":"biz_opaque_callback_data","biz_opaque_callback_dat\u0061":{OURS}}}"#
+                ),
+            ),
+            (
+                r#"{"biz_opaque_callback_data":null}"#,
+                format!(r#"{{"biz_opaque_callback_data":{OURS}}}"#),
+            ),
+        ] {
+            let out = with_opaque(body.as_bytes(), ID).expect("an object");
+            assert_eq!(String::from_utf8(out).expect("UTF-8"), expected);
+        }
+        assert!(with_opaque(b"[]", ID).is_err());
+        assert!(with_opaque(b"{\"a\":}", ID).is_err());
+        assert!(with_opaque(&[b'{', 0xff, b'}'], ID).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_read() {
+        let read = accepted(
+            br#"{"messaging_product":"whatsapp","contacts":[{"input":"+1","wa_id":"16505551234"}],
+                 "messages":[{"id":"wamid.A","message_status":"held_for_quality_assessment"}]}"#,
+        )
+        .expect("an answer");
+        assert_eq!(read.wamid.as_str(), "wamid.A");
+        assert_eq!(read.status, AcceptedStatus::Held);
+        assert_eq!(read.wa_id, WaId::parse("16505551234"));
+        for other in [
+            &b""[..],
+            b"{}",
+            b"{\"success\":true}",
+            b"{\"messages\":[]}",
+            b"{\"messages\":[{\"id\":\"\"}]}",
+        ] {
+            assert_eq!(accepted(other), None);
+        }
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".{0,12}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((key(), inner), 0..4)
+                    .prop_map(|members| Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn key() -> impl Strategy<Value = String> {
+        prop_oneof![3 => ".{0,8}", 1 => Just(OPAQUE_KEY.to_owned())]
+    }
+
+    proptest! {
+        #[test]
+        fn surgery_changes_one_member_and_no_other_byte(
+            members in prop::collection::vec((key(), any_json(), "[ \n\t\r]{0,3}"), 0..6),
+        ) {
+            // An object written with free white space, and duplicates where they come.
+            let mut body = String::from(" {");
+            for (index, (key, value, space)) in members.iter().enumerate() {
+                let comma = if index == 0 { "" } else { "," };
+                body.push_str(&format!("{comma}{space}{}{space}:{space}{value}{space}", Value::from(key.as_str())));
+            }
+            body.push('}');
+            let out = String::from_utf8(with_opaque(body.as_bytes(), ID).expect("an object")).expect("UTF-8");
+
+            // Read again, our id is there, and all else means the same.
+            let before: Value = serde_json::from_str(&body).expect("JSON");
+            let mut after: Value = serde_json::from_str(&out).expect("JSON");
+            prop_assert_eq!(&after[OPAQUE_KEY], &Value::from(ID.to_string()));
+            let theirs = before.get(OPAQUE_KEY).cloned();
+            match theirs {
+                Some(theirs) => after[OPAQUE_KEY] = theirs,
+                None => { after.as_object_mut().expect("an object").remove(OPAQUE_KEY); }
+            }
+            prop_assert_eq!(&after, &before);
+
+            // Byte for byte: without the client's key, taking ours out gives the body back.
+            if before.get(OPAQUE_KEY).is_none() {
+                let member = format!("\"{OPAQUE_KEY}\":{OURS}");
+                let restored = out.replacen(&format!("{member},"), "", 1).replacen(&member, "", 1);
+                prop_assert_eq!(restored, body);
+            } else {
+                // With it, what we replaced are exactly its values.
+                let mut expected = body.clone();
+                let values: Vec<_> = Members::read(&body).expect("an object").all(OPAQUE_KEY)
+                    .map(|value| (value.get().as_ptr().addr() - body.as_ptr().addr(), value.get().len()))
+                    .collect();
+                for &(start, length) in values.iter().rev() {
+                    expected.replace_range(start..start + length, OURS);
+                }
+                prop_assert_eq!(out, expected);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = read(&bytes);
+            let _ = with_opaque(&bytes, ID);
+            let _ = accepted(&bytes);
+        }
+    }
+}

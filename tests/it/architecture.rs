@@ -1,0 +1,335 @@
+//! The rules of the map in `src/lib.rs`, held: who may name whom, one database driver a folder, one place for metric
+//! names, headers, files that fit in a head.
+//!
+//! Reads the sources as text, comments and `#[cfg(test)]` parts left out: a link in a doc comment binds nobody.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Pure or small, and everybody may use them.
+const SHARED: &[&str] = &[
+    "config",
+    "failpoint",
+    "health",
+    "lsn",
+    "metrics",
+    "retry",
+    "shutdown",
+    "timestamp",
+    "tls",
+];
+
+/// Beside [`SHARED`], which modules each module may name. One that is not here may not exist.
+const ARROWS: &[(&str, &[&str])] = &[
+    // Composition names everything; nothing names composition.
+    (
+        "cli",
+        &[
+            "agent_db",
+            "change",
+            "copy",
+            "dev",
+            "http",
+            "inbox",
+            "migrations",
+            "outbox",
+            "pgoutput",
+            "realtime",
+            "replication",
+            "site_db",
+            "whatsapp",
+            "wire",
+        ],
+    ),
+    // The server's half.
+    ("http", &["inbox", "outbox", "realtime", "site_db", "whatsapp"]),
+    ("inbox", &["site_db", "whatsapp"]),
+    ("outbox", &["site_db", "whatsapp"]),
+    ("realtime", &["site_db", "whatsapp"]),
+    ("site_db", &["whatsapp"]),
+    ("whatsapp", &[]),
+    // The daemon's half.
+    (
+        "replication",
+        &["agent_db", "change", "copy", "migrations", "pgoutput", "wire"],
+    ),
+    ("copy", &["agent_db", "change"]),
+    ("agent_db", &["change"]),
+    ("change", &[]),
+    ("pgoutput", &["change"]),
+    // It quotes the names in its commands as everybody does; the payload's meaning is not its business.
+    ("wire", &["change"]),
+    // Both.
+    ("dev", &["change", "whatsapp"]),
+    ("migrations", &["change"]),
+    // Shared modules know each other sparingly, and the halves not at all; metrics are labelled with a table's name.
+    ("metrics", &["change"]),
+    ("config", &[]),
+    ("failpoint", &[]),
+    ("health", &[]),
+    ("lsn", &[]),
+    ("retry", &[]),
+    ("shutdown", &[]),
+    ("timestamp", &[]),
+    ("tls", &[]),
+];
+
+/// Which modules may name a crate that speaks to the outside: one driver a folder. `dev` and `cli` stand for the people who
+/// try and operate it.
+const DRIVERS: &[(&str, &[&str])] = &[
+    ("tokio_postgres", &["agent_db", "copy", "dev", "cli", "tls"]),
+    (
+        "sqlx",
+        &["site_db", "outbox", "inbox", "realtime", "migrations", "http", "cli"],
+    ),
+    // `change` quotes identifiers with it.
+    ("postgres_protocol", &["wire", "pgoutput", "change", "agent_db", "copy"]),
+    ("axum", &["http", "realtime", "dev", "cli"]),
+    ("reqwest", &["whatsapp", "outbox", "http", "dev", "cli"]),
+];
+
+/// A file that is longer is two files.
+const MAX_LINES: usize = 700;
+
+struct Source {
+    path: PathBuf,
+    /// The module right under the crate's root.
+    module: String,
+    text: String,
+    /// Without comments and without what stands behind `#[cfg(test)]`, which is the end of a file by convention.
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    assert!(files.len() > 20, "the sources are not where they should be: {files:?}");
+    files
+        .into_iter()
+        .map(|path| {
+            let relative = path.strip_prefix(&root).unwrap().to_owned();
+            let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            // Tests in a file of their own are tests.
+            let is_test = relative.file_stem().is_some_and(|name| name == "tests");
+            let code = if is_test { String::new() } else { code_of(&text) };
+            Source {
+                module: first.trim_end_matches(".rs").to_owned(),
+                path: relative,
+                text,
+                code,
+            }
+        })
+        .collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+fn code_of(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        // A module of tests in a file of its own does not end this file.
+        if line.trim() == "#[cfg(test)]" && !text.contains(&format!("{line}\nmod tests;")) {
+            break;
+        }
+        if !line.trim_start().starts_with("//") {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
+}
+
+/// Every module that code names as `crate::x` or in `crate::{x, y::z}`.
+fn named_modules(code: &str) -> BTreeSet<String> {
+    let word = |text: &str| -> String {
+        text.chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+            .collect()
+    };
+    let mut named = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            named.insert(word(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (0, 0);
+        for (offset, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth > 0 => depth -= 1,
+                ',' if depth == 0 => {
+                    named.insert(word(group[start..offset].trim()));
+                    start = offset + 1;
+                }
+                '}' => {
+                    named.insert(word(group[start..offset].trim()));
+                    break;
+                }
+                _ => {}
+            }
+        }
+    }
+    named.remove("");
+    named
+}
+
+fn uses_crate(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = code[at + name.len()..].chars().next();
+        let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        !before.is_some_and(inside) && !after.is_some_and(inside)
+    })
+}
+
+#[test]
+fn modules_name_only_those_that_the_map_lets_them() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        if matches!(source.module.as_str(), "lib" | "main") {
+            continue;
+        }
+        let Some((_, allowed)) = ARROWS.iter().find(|(module, _)| *module == source.module) else {
+            wrong.push(format!(
+                "{}: the module {} is not on the map",
+                source.path.display(),
+                source.module
+            ));
+            continue;
+        };
+        for named in named_modules(&source.code) {
+            let is_module = ARROWS.iter().any(|(module, _)| *module == named);
+            let free = named == source.module || SHARED.contains(&named.as_str()) || !is_module;
+            if !free && !allowed.contains(&named.as_str()) {
+                wrong.push(format!(
+                    "{}: {} may not name {named}",
+                    source.path.display(),
+                    source.module
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_map_has_no_circle_and_the_halves_never_meet() {
+    // Whatever a module can reach over the arrows.
+    let reach = |from: &str| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![from.to_owned()]);
+        while let Some(module) = open.pop() {
+            let (_, next) = ARROWS.iter().find(|(name, _)| *name == module).unwrap();
+            open.extend(
+                next.iter()
+                    .filter(|name| seen.insert(**name))
+                    .map(|name| (*name).to_owned()),
+            );
+        }
+        seen
+    };
+    for (module, _) in ARROWS {
+        assert!(!reach(module).contains(module), "{module} reaches itself");
+    }
+    for (one, other) in [
+        ("http", "replication"),
+        ("outbox", "agent_db"),
+        ("replication", "site_db"),
+        ("copy", "outbox"),
+    ] {
+        assert!(
+            !reach(one).contains(other) && !reach(other).contains(one),
+            "{one} and {other} meet"
+        );
+    }
+    for shared in SHARED {
+        assert!(
+            ARROWS.iter().any(|(module, _)| module == shared),
+            "{shared} is not on the map"
+        );
+    }
+}
+
+#[test]
+fn each_driver_stays_in_its_folders() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        for (driver, allowed) in DRIVERS {
+            if uses_crate(&source.code, driver) && !allowed.contains(&source.module.as_str()) {
+                wrong.push(format!(
+                    "{}: {} may not use {driver}",
+                    source.path.display(),
+                    source.module
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn only_the_metrics_module_names_metrics() {
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|source| source.module != "metrics") {
+        for macro_name in ["counter!(", "gauge!(", "histogram!("] {
+            if source.code.contains(macro_name) {
+                wrong.push(format!("{}: {macro_name}", source.path.display()));
+            }
+        }
+        for (name, ..) in twinlog::metrics::ALL {
+            if source.code.contains(name) {
+                wrong.push(format!("{}: {name}", source.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_metric_is_named_once_with_its_kind_unit_and_help() {
+    let mut names = BTreeSet::new();
+    for (name, kind, help) in twinlog::metrics::ALL {
+        assert!(names.insert(name), "{name} twice");
+        assert!(name.starts_with("twinlog_") && !help.is_empty(), "{name}");
+        assert!(["counter", "gauge", "histogram"].contains(kind), "{name}: {kind}");
+        assert_eq!(
+            name.ends_with("_total"),
+            *kind == "counter",
+            "{name}: counters and only they end in _total"
+        );
+    }
+}
+
+#[test]
+fn every_file_says_its_job_and_fits_in_a_head() {
+    let mut wrong = Vec::new();
+    for source in sources() {
+        let lines = source.text.lines().count();
+        if lines > MAX_LINES {
+            wrong.push(format!("{}: {lines} lines", source.path.display()));
+        }
+        let header = source.text.lines().next().unwrap_or_default();
+        if !header.starts_with("//! ") || header.contains("to be written") {
+            wrong.push(format!("{}: no header", source.path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_reader_of_paths_sees_through_groups() {
+    let code = "use crate::{lsn::Lsn, change::{Change, X}, retry};\nlet x = crate::wire::y(); use crate::config;";
+    let named: Vec<String> = named_modules(code).into_iter().collect();
+    assert_eq!(named, ["change", "config", "lsn", "retry", "wire"]);
+    assert!(uses_crate("sqlx::query()", "sqlx") && !uses_crate("my_sqlx::query()", "sqlx"));
+}

@@ -1,0 +1,165 @@
+//! Every way in which an answer can be lost or late: known is what is known, and nothing is sent twice.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
+    for fault in [
+        Fault::AcceptThenHang,
+        Fault::AcceptThenReset,
+        Fault::AcceptThenBadGateway,
+        Fault::AcceptThenServerError,
+    ] {
+        let world = World::new().await;
+        let server = world.serve().await;
+        world.meta.pause_webhooks(true);
+        world.fault_once(fault);
+        let lost = server.graph_with(&text("perhaps"), Some("k")).await;
+        assert_eq!((lost.status, lost.code()), (504, 131_000), "{fault:?} {lost:?}");
+        let id = lost.id();
+        assert_eq!(world.status(&id).await, "unknown", "{fault:?}");
+        // Asking again with the same key sends nothing.
+        assert_eq!(server.graph_with(&text("perhaps"), Some("k")).await.status, 504);
+        // Nor does it block the conversation.
+        assert_eq!(server.graph(&text("next")).await.status, 200, "{fault:?}");
+
+        world.meta.pause_webhooks(false);
+        world.reaches(&id, &["sent", "delivered"]).await;
+        let found = server.graph_with(&text("perhaps"), Some("k")).await;
+        assert_eq!(found.status, 200, "{found:?}");
+        assert_eq!(Some(found.wamid()), world.column(&id, "wamid").await);
+        assert_eq!(world.meta.ledger().messages.len(), 2, "{fault:?}");
+        world.nothing_lost_or_doubled().await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loss_before_acceptance_is_unknown_as_well_and_is_not_sent_again() {
+    for fault in [Fault::ServerError, Fault::ResetUnaccepted] {
+        let world = World::new().await;
+        let server = world.serve().await;
+        world.fault_once(fault);
+        let lost = server.graph(&text("perhaps")).await;
+        assert_eq!(lost.status, 504, "{fault:?}");
+        assert_eq!(server.graph(&text("next")).await.status, 200);
+        assert_eq!(world.status(&lost.id()).await, "unknown");
+        assert_eq!(world.meta.ledger().messages.len(), 1);
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_that_pass_are_tried_again_and_end() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let error = Fault::Error {
+        code: 131_016,
+        subcode: None,
+    };
+    world.meta.set_fault_times(NUMBER, error, 2).unwrap();
+    let sent = server.graph(&text("third time")).await;
+    assert_eq!(sent.status, 200, "{sent:?}");
+    assert_eq!(world.column(&sent.id(), "attempt").await.as_deref(), Some("3"));
+
+    world.fault(error);
+    let taken = server.plain(&json!({"to": USER, "text": "never"})).await;
+    let id = taken.body["id"].as_str().unwrap();
+    world.reaches(id, &["failed"]).await;
+    assert_eq!(world.column(id, "attempt").await.as_deref(), Some("6"));
+    assert_eq!(world.column(id, "error_code").await.as_deref(), Some("131016"));
+    assert_eq!(world.meta.ledger().messages.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_graph_api_costs_no_attempt_and_no_message() {
+    let mut world = World::new().await;
+    // A port where nobody listens until somebody does.
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    world.config.whatsapp.graph_url = format!("http://127.0.0.1:{port}").parse().unwrap();
+    let server = world.serve().await;
+    let taken = server.plain(&json!({"to": USER, "text": "wait for it"})).await;
+    let id = taken.body["id"].as_str().unwrap();
+    eventually("it is tried often", SOON, || async {
+        let throttles: i32 = world.column(id, "throttles").await.unwrap().parse().unwrap();
+        if throttles >= 4 { Ok(()) } else { Err(throttles) }
+    })
+    .await;
+    assert_eq!(world.column(id, "error_class").await.as_deref(), Some("not_sent"));
+    let meta = Simulator::start(Settings {
+        listen: ([127, 0, 0, 1], port).into(),
+        ..prompt()
+    })
+    .await
+    .unwrap();
+    meta.set_callback(Some(server.callback()));
+    world.reaches(id, &["accepted", "sent", "delivered"]).await;
+    assert_eq!(world.column(id, "attempt").await.as_deref(), Some("1"));
+    assert_eq!(meta.ledger().messages.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_is_faster_than_the_answer_is_not_taken_back() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    world.fault(Fault::StatusBeforeAnswer);
+    world.fault(Fault::SlowAnswer { delay_ms: 300 });
+    let answer = server.graph(&text("quick")).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(["sent", "delivered"].contains(&world.status(&answer.id()).await.as_str()));
+    world.reaches(&answer.id(), &["delivered"]).await;
+    world.nothing_lost_or_doubled().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_template_is_not_sent_again_and_follows_its_status() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let template = json!({"messaging_product": "whatsapp", "to": USER, "type": "template",
+        "template": {"name": "order", "language": {"code": "en_US"}}});
+    world.meta.pause_webhooks(true);
+    world.fault_once(Fault::HeldThenReleased { after_ms: 10 });
+    let held = server.graph(&template).await;
+    assert_eq!(
+        (held.status, &held.body["messages"][0]["message_status"]),
+        (200, &json!("held_for_quality_assessment"))
+    );
+    assert_eq!(world.status(&held.id()).await, "held");
+    world.meta.pause_webhooks(false);
+    world.reaches(&held.id(), &["sent", "delivered"]).await;
+
+    world.fault_once(Fault::HeldThenDropped { after_ms: 10 });
+    let dropped = server.graph(&template).await;
+    world.reaches(&dropped.id(), &["failed"]).await;
+    assert_eq!(
+        world.column(&dropped.id(), "error_code").await.as_deref(),
+        Some("132015")
+    );
+    assert_eq!(world.meta.ledger().messages.len(), 2);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_after_acceptance_shows_without_our_doing() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    world.fault_once(Fault::FailLater { code: 131_047 });
+    let answer = server.graph(&text("window")).await;
+    assert_eq!(answer.status, 200);
+    world.reaches(&answer.id(), &["failed"]).await;
+    assert_eq!(
+        world.column(&answer.id(), "error_code").await.as_deref(),
+        Some("131047")
+    );
+    assert_eq!(
+        world.column(&answer.id(), "error_class").await.as_deref(),
+        Some("window")
+    );
+    server.stop().await;
+}

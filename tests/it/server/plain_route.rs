@@ -1,0 +1,176 @@
+//! The plain JSON API.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_taken_shown_and_sent() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let taken = server
+        .plain(&json!({"to": "0016505551234", "text": "hi", "client_id": "c1"}))
+        .await;
+    assert_eq!(taken.status, 202, "{taken:?}");
+    let id = taken.body["id"].as_str().unwrap();
+    for field in ["lead_id", "conversation_id"] {
+        assert!(taken.body[field].is_string(), "{field}");
+    }
+    assert_eq!(taken.body["to"], USER);
+    world.reaches(id, &["accepted", "sent", "delivered"]).await;
+    let shown = server.get(&format!("/v1/messages/{id}")).await;
+    assert_eq!((shown.status, &shown.body["id"]), (200, &json!(id)));
+    assert!(shown.body["wamid"].is_string() && shown.body["accepted_at"].is_string());
+
+    let again = server
+        .plain(&json!({"to": USER, "text": "hi", "client_id": "c1", "wait": true}))
+        .await;
+    assert_eq!(
+        (again.status, &again.body["id"], &again.body["duplicate"]),
+        (200, &json!(id), &json!(true))
+    );
+    let other = server
+        .plain(&json!({"to": USER, "text": "ho", "client_id": "c1"}))
+        .await;
+    assert_eq!(
+        (other.status, &other.body["error"]["code"]),
+        (409, &json!("client_id_reused"))
+    );
+    assert_eq!(world.meta.ledger().messages.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_gives_the_outcome_and_a_message_is_never_cancelled_by_it() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let sent = server.plain(&json!({"to": USER, "text": "now", "wait": true})).await;
+    assert_eq!(sent.status, 200, "{sent:?}");
+    assert!(sent.body["wamid"].is_string());
+
+    world.fault_once(Fault::TooManyRequests { retry_after_seconds: 1 });
+    let waiting = server.plain(&json!({"to": USER, "text": "later", "wait": 300})).await;
+    assert_eq!(waiting.status, 202, "{waiting:?}");
+    let id = waiting.body["id"].as_str().unwrap();
+    world.reaches(id, &["accepted", "sent", "delivered"]).await;
+    // A throttle costs no attempt.
+    assert_eq!(world.column(id, "attempt").await.as_deref(), Some("1"));
+    assert_eq!(world.column(id, "throttles").await.as_deref(), Some("1"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_message_belongs_to_the_lead_that_was_named() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    world
+        .db
+        .site
+        .batch_execute("INSERT INTO leads (id, phone) VALUES ('00000000-0000-0000-0000-000000000001', '+16505559999')")
+        .await
+        .unwrap();
+    let lead = "00000000-0000-0000-0000-000000000001";
+    let sent = server
+        .plain(&json!({"lead_id": lead, "text": "hi", "wait": true}))
+        .await;
+    assert_eq!(
+        (sent.status, &sent.body["lead_id"], &sent.body["to"]),
+        (200, &json!(lead), &json!("+16505559999"))
+    );
+    let other = server
+        .plain(&json!({"lead_id": lead, "to": USER, "text": "hi", "wait": true}))
+        .await;
+    assert_eq!(
+        (other.status, &other.body["lead_id"], &other.body["to"]),
+        (200, &json!(lead), &json!(USER))
+    );
+    assert_eq!(sent.body["conversation_id"], other.body["conversation_id"]);
+    let nobody = server
+        .plain(&json!({"lead_id": "00000000-0000-0000-0000-000000000002", "to": USER, "text": "hi"}))
+        .await;
+    assert_eq!(
+        (nobody.status, &nobody.body["error"]["field"]),
+        (422, &json!("lead_id"))
+    );
+    assert_eq!(world.count("true").await, 2);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_request_says_why_and_leaves_no_row() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    for (body, status, field) in [
+        (json!({"text": "x"}), 422, json!("to")),
+        (json!({"to": "0151 1234567", "text": "x"}), 422, json!("to")),
+        (json!({"to": USER, "text": ""}), 422, json!("text")),
+        (json!({"to": USER, "type": "image"}), 422, json!("image")),
+        (
+            json!({"to": USER, "text": "x", "phone_number_id": "1"}),
+            422,
+            json!("phone_number_id"),
+        ),
+        (
+            json!({"to": USER, "text": "x", "cleint_id": "1"}),
+            422,
+            json!("cleint_id"),
+        ),
+        (json!([]), 400, Value::Null),
+    ] {
+        let answer = server.plain(&body).await;
+        assert_eq!(
+            (answer.status, &answer.body["error"]["field"]),
+            (status, &field),
+            "{body}"
+        );
+    }
+    let unauthorized = server
+        .post("/v1/messages", &[], json!({"to": USER, "text": "x"}).to_string())
+        .await;
+    assert_eq!(unauthorized.status, 401);
+    for id in ["x", "00000000-0000-0000-0000-000000000009"] {
+        assert_eq!(server.get(&format!("/v1/messages/{id}")).await.status, 404);
+    }
+    assert_eq!(world.count("true").await, 0);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_a_conversation_leave_in_order_and_others_pass_them() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    // The first one is sent back by the pair limit; nothing to the same user may overtake it.
+    world.fault_once(Fault::Error {
+        code: 131_056,
+        subcode: None,
+    });
+    let first = server.plain(&json!({"to": USER, "text": "1"})).await;
+    let first_id = first.body["id"].as_str().unwrap();
+    eventually("the first is sent back", SOON, || async {
+        let throttles = world.column(first_id, "throttles").await;
+        if throttles.as_deref() == Some("1") {
+            Ok(())
+        } else {
+            Err(throttles)
+        }
+    })
+    .await;
+    for text in ["2", "3", "4"] {
+        assert_eq!(server.plain(&json!({"to": USER, "text": text})).await.status, 202);
+    }
+    let other = server
+        .plain(&json!({"to": "+16505550000", "text": "other", "wait": true}))
+        .await;
+    assert_eq!(other.status, 200, "{other:?}");
+    assert_eq!(world.status(first_id).await, "pending");
+    eventually("all are sent", SOON, || async {
+        let sent = world.meta.ledger().messages.len();
+        if sent == 5 { Ok(()) } else { Err(sent) }
+    })
+    .await;
+    let mut order = Vec::new();
+    for message in world.meta.ledger().messages {
+        let id = message.opaque.unwrap().trim_start_matches("tl:").to_owned();
+        order.push(world.column(&id, "body").await.unwrap());
+    }
+    assert_eq!(order, ["other", "1", "2", "3", "4"]);
+    server.stop().await;
+}

@@ -1,0 +1,82 @@
+//! The webhook's route. What events mean is the inbox's, and tested there.
+
+use super::*;
+use secrecy::SecretString;
+use twinlog::dev::graph_simulator::Inbound;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metas_handshake_succeeds_and_nobody_elses() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    world.meta.handshake().await.unwrap();
+    let good = server
+        .get("/webhook?hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=simulator-verify-token")
+        .await;
+    assert_eq!((good.status, &good.body), (200, &json!(1_158_201_444)));
+    for query in [
+        "",
+        "?hub.mode=subscribe&hub.challenge=1",
+        "?hub.mode=subscribe&hub.challenge=1&hub.verify_token=",
+        "?hub.mode=subscribe&hub.challenge=1&hub.verify_token=wrong",
+        "?hub.mode=unsubscribe&hub.challenge=1&hub.verify_token=simulator-verify-token",
+    ] {
+        assert_eq!(server.get(&format!("/webhook{query}")).await.status, 403, "{query}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_is_stored_before_its_200_and_a_forged_one_never() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let events = || world.db.site.text("SELECT count(*) FROM webhook_events");
+    let body = br#"{"object":"whatsapp_business_account","entry":[]}"#;
+    assert_eq!(world.meta.post_webhook(body).await, Some(200));
+    assert_eq!(events().await.as_deref(), Some("1"));
+    let kept = world
+        .db
+        .site
+        .text("SELECT convert_from(body, 'UTF8') FROM webhook_events")
+        .await;
+    assert_eq!(kept.unwrap().as_bytes(), body);
+
+    let forger = SecretString::from("not-the-secret");
+    assert_eq!(world.meta.post_forged(body, &forger).await, Some(401));
+    // Not even JSON is looked at before the signature.
+    assert_eq!(world.meta.post_forged(b"{", &forger).await, Some(401));
+    assert_eq!(server.post("/webhook", &[], String::new()).await.status, 401);
+    let malformed = server
+        .post("/webhook", &[("x-hub-signature-256", "sha256=xyz")], "{}".to_owned())
+        .await;
+    assert_eq!(malformed.status, 401);
+    assert_eq!(world.meta.post_webhook(&vec![b' '; 5_000_000]).await, Some(413));
+    assert_eq!(events().await.as_deref(), Some("1"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_finds_the_conversation_of_what_it_answers() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let sent = server.graph(&text("how are you?")).await;
+    let wamid = world.meta.inbound(Inbound::text(NUMBER, "16505551234", "fine")).await;
+    let conversation = world.column(&sent.id(), "conversation_id").await;
+    eventually("the answer is in the same conversation", SOON, || async {
+        let query = format!("SELECT conversation_id FROM whatsapp_messages WHERE wamid = '{wamid}'");
+        let rows = world
+            .db
+            .site
+            .query(
+                &query.replace("SELECT conversation_id", "SELECT conversation_id::text"),
+                &[],
+            )
+            .await
+            .unwrap();
+        match rows.first().map(|row| row.get::<_, Option<String>>(0)) {
+            Some(found) if found == conversation => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    server.stop().await;
+}

@@ -1,0 +1,374 @@
+//! A scripted walsender over a real socket: what a real one never sends, and when exactly it is answered.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use twinlog::config::DatabaseUrl;
+use twinlog::lsn::Lsn;
+use twinlog::retry::Disposition;
+use twinlog::wire::{Feedback, Frame, FrameStream, Phase, ReplicationConnection, ServerFault, WireError};
+
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![tag];
+    out.put_u32(body.len() as u32 + 4);
+    out.extend(body);
+    out
+}
+
+fn xlog_data(position: u64, payload: &[u8]) -> Vec<u8> {
+    let mut body = vec![b'w'];
+    body.put_u64(position);
+    body.put_u64(position);
+    body.put_i64(0);
+    body.extend(payload);
+    message(b'd', &body)
+}
+
+fn keepalive(position: u64, reply_requested: bool) -> Vec<u8> {
+    let mut body = vec![b'k'];
+    body.put_u64(position);
+    body.put_i64(0);
+    body.put_u8(reply_requested.into());
+    message(b'd', &body)
+}
+
+/// A row of one text column.
+fn row(value: &str) -> Vec<u8> {
+    let mut body = vec![0, 1];
+    body.put_u32(value.len() as u32);
+    body.extend(value.as_bytes());
+    message(b'D', &body)
+}
+
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+/// A server that has one connection, and lets everybody in.
+struct Walsender {
+    socket: TcpStream,
+    inbox: BytesMut,
+}
+
+/// A status update as the server sees it.
+#[derive(Debug, PartialEq, Eq)]
+struct Status {
+    written: u64,
+    flushed: u64,
+    applied: u64,
+    reply_requested: bool,
+}
+
+impl Walsender {
+    /// The next message of the client's: tag and body.
+    async fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
+        loop {
+            if self.inbox.len() >= 5 {
+                let length = u32::from_be_bytes(self.inbox[1..5].try_into().unwrap()) as usize + 1;
+                if self.inbox.len() >= length {
+                    let message = self.inbox.split_to(length);
+                    return Some((message[0], message[5..].to_vec()));
+                }
+            }
+            if self.socket.read_buf(&mut self.inbox).await.ok()? == 0 {
+                return None;
+            }
+        }
+    }
+
+    async fn status(&mut self) -> Status {
+        let (tag, body) = self.receive().await.expect("a status update");
+        assert_eq!((tag, body[0], body.len()), (b'd', b'r', 34));
+        let mut fields = &body[1..];
+        let (written, flushed, applied) = (fields.get_u64(), fields.get_u64(), fields.get_u64());
+        fields.advance(8);
+        Status {
+            written,
+            flushed,
+            applied,
+            reply_requested: fields.get_u8() != 0,
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.unwrap();
+    }
+}
+
+/// Listens, and gives the address.
+async fn listen() -> (TcpListener, DatabaseUrl) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, format!("postgres://me@127.0.0.1:{port}/crm").parse().unwrap())
+}
+
+/// Takes the one connection up to the client's first message, with the body of its startup packet.
+async fn accept(listener: TcpListener) -> (Walsender, Vec<u8>) {
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let length = socket.read_u32().await.unwrap() as usize;
+    let mut startup = vec![0; length - 4];
+    socket.read_exact(&mut startup).await.unwrap();
+    let walsender = Walsender {
+        socket,
+        inbox: BytesMut::new(),
+    };
+    (walsender, startup)
+}
+
+/// A stream of a walsender with this `wal_sender_timeout`, in milliseconds.
+async fn streaming(timeout: &str) -> (Walsender, FrameStream, Feedback) {
+    let (listener, url) = listen().await;
+    let server = async {
+        let (mut server, _) = accept(listener).await;
+        server.send(&message(b'R', &[0, 0, 0, 0])).await;
+        server.send(READY).await;
+        let (tag, _) = server.receive().await.unwrap();
+        assert_eq!(tag, b'Q');
+        server.send(&row(timeout)).await;
+        server.send(&message(b'C', b"SELECT 1\0")).await;
+        server.send(READY).await;
+        let (tag, start) = server.receive().await.unwrap();
+        assert_eq!(tag, b'Q');
+        assert!(start.starts_with(b"START_REPLICATION"));
+        server.send(&message(b'W', &[0, 0, 0])).await;
+        server
+    };
+    let client = async {
+        let connection = ReplicationConnection::connect(&url, "twinlog-test").await.unwrap();
+        let slot = "s".parse().unwrap();
+        connection
+            .start_replication(&slot, Lsn::INVALID, &["p".to_owned()])
+            .await
+            .unwrap()
+    };
+    let (server, (stream, feedback)) = tokio::join!(server, client);
+    (server, stream, feedback)
+}
+
+fn positions(frames: &[Frame]) -> Vec<u64> {
+    frames
+        .iter()
+        .map(|frame| match frame {
+            Frame::XLogData { wal_end, .. } | Frame::KeepAlive { wal_end, .. } => wal_end.0,
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn a_startup_packet_pins_what_values_are_printed_under() {
+    let (listener, url) = listen().await;
+    let (connection, (_server, startup)) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {
+        let (mut server, startup) = accept(listener).await;
+        // An error before anything else, as when all connections are taken.
+        server.send(&message(b'E', b"SFATAL\0C53300\0Msorry\0\0")).await;
+        (server, startup)
+    });
+    let text = String::from_utf8_lossy(&startup[4..]).into_owned();
+    for pair in [
+        "replication\0database\0",
+        "DateStyle\0ISO\0",
+        "extra_float_digits\x003\0",
+        "TimeZone\0UTC\0",
+    ] {
+        assert!(text.contains(pair), "{text:?}");
+    }
+    let error = connection.err().unwrap();
+    assert_eq!(error.fault(), Some(ServerFault::NoFreeConnection));
+    assert_eq!(error.disposition(), Disposition::Transient);
+}
+
+#[tokio::test]
+async fn a_lone_frame_is_handed_on_at_once_and_a_request_is_answered_at_once() {
+    let (mut server, mut stream, feedback) = streaming("60000").await;
+    let began = Instant::now();
+    server.send(&xlog_data(100, b"x")).await;
+    assert_eq!(positions(&stream.next().await.unwrap().unwrap()), [100]);
+    server.send(&keepalive(200, true)).await;
+    // The position is received and nothing is durable: nobody said so.
+    let expected = Status {
+        written: 200,
+        flushed: 0,
+        applied: 0,
+        reply_requested: false,
+    };
+    assert_eq!(server.status().await, expected);
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    drop(feedback);
+}
+
+#[tokio::test]
+async fn a_durable_position_is_reported_promptly_never_lower_and_never_higher() {
+    let (mut server, stream, feedback) = streaming("60000").await;
+    feedback.durable(Lsn(100));
+    assert_eq!(server.status().await.flushed, 100);
+    feedback.durable(Lsn(50));
+    feedback.durable(Lsn(120));
+    let status = server.status().await;
+    assert_eq!((status.written, status.flushed, status.applied), (120, 120, 120));
+    assert_eq!(feedback.position(), Lsn(120));
+    // The last report of a stream that is closed has what was told last, though the throttle held it back.
+    feedback.durable(Lsn(130));
+    let closing = tokio::spawn(stream.close());
+    let mut last = server.status().await;
+    loop {
+        let (tag, body) = server.receive().await.unwrap();
+        if tag == b'c' {
+            break;
+        }
+        let mut flushed = &body[9..];
+        last.flushed = flushed.get_u64();
+    }
+    assert_eq!(last.flushed, 130);
+    server.send(&message(b'c', b"")).await;
+    server.send(&message(b'C', b"COPY 0\0")).await;
+    server.send(READY).await;
+    closing.await.unwrap().unwrap();
+    assert_eq!(server.receive().await.unwrap().0, b'X');
+    assert!(server.receive().await.is_none());
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_end_the_stream_is_left_within_two_seconds() {
+    let (server, stream, _feedback) = streaming("60000").await;
+    let began = Instant::now();
+    let error = stream.close().await.unwrap_err();
+    assert!(matches!(error, WireError::Timeout { .. }), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    drop(server);
+}
+
+#[tokio::test]
+async fn reports_come_by_themselves_and_ask_a_quiet_server_for_a_sign_of_life() {
+    let (mut server, _stream, _feedback) = streaming("1000").await;
+    for _ in 0..3 {
+        assert!(server.status().await.reply_requested);
+        server.send(&keepalive(7, false)).await;
+    }
+    assert_eq!(server.status().await.written, 7);
+}
+
+#[tokio::test]
+async fn reports_go_on_while_the_consumer_takes_nothing() {
+    let (server, mut stream, feedback) = streaming("1000").await;
+    // More than the pump may hold for a consumer, in the background: the server's writes block.
+    let frame = xlog_data(9, &[b'x'; 100_000]);
+    let (mut read, mut write) = server.socket.into_split();
+    let total = 600;
+    let writing = tokio::spawn(async move {
+        for _ in 0..total {
+            write.write_all(&frame).await.unwrap();
+        }
+        write
+    });
+    for round in 0_u64..4 {
+        feedback.durable(Lsn(round + 1));
+        let mut status = [0; 39];
+        read.read_exact(&mut status).await.unwrap();
+    }
+    assert!(!writing.is_finished(), "the pump reads without limit");
+    // Nothing is lost by it.
+    let mut frames = 0;
+    while frames < total {
+        frames += stream.next().await.unwrap().unwrap().len();
+    }
+    writing.await.unwrap();
+    assert!(stream.try_next().is_none());
+}
+
+#[tokio::test]
+async fn what_came_before_an_error_is_handed_out_and_nothing_after_it() {
+    let (mut server, mut stream, _feedback) = streaming("60000").await;
+    let mut bytes = xlog_data(1, b"a");
+    bytes.extend(xlog_data(2, b"b"));
+    bytes.extend(message(b'E', b"SERROR\0C42704\0Mpublication \"p\" does not exist\0\0"));
+    bytes.extend(xlog_data(3, b"c"));
+    server.send(&bytes).await;
+    let mut seen = Vec::new();
+    let error = loop {
+        match stream.next().await.unwrap() {
+            Ok(frames) => seen.extend(positions(&frames)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(seen, [1, 2]);
+    assert_eq!(error.fault(), Some(ServerFault::PublicationMissing));
+    let WireError::Server(error) = error else {
+        panic!("{error}")
+    };
+    assert_eq!(error.phase, Phase::Stream);
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn whatever_ends_or_breaks_a_stream_is_a_typed_error() {
+    let mut cut = xlog_data(1, b"payload");
+    cut.truncate(10);
+    for (bytes, expected) in [
+        (message(b'd', b"w123"), "protocol"),
+        (message(b'd', b"?"), "protocol"),
+        (b"d\x7f\xff\xff\xff".to_vec(), "protocol"),
+        (b"d\0\0\0\x01".to_vec(), "protocol"),
+        (message(b'?', b""), "protocol"),
+        (message(b'D', b"\0\0"), "protocol"),
+        (message(b'E', b"SERROR"), "protocol"),
+        (message(b'c', b""), "ended"),
+        (message(b'C', b"COPY 0\0"), "ended"),
+        (cut, "closed"),
+        (Vec::new(), "closed"),
+    ] {
+        let (mut server, mut stream, _feedback) = streaming("60000").await;
+        server.send(&bytes).await;
+        drop(server);
+        let error = stream.next().await.unwrap().unwrap_err();
+        let kind = match &error {
+            WireError::Protocol(_) => "protocol",
+            WireError::StreamEnded => "ended",
+            WireError::Closed => "closed",
+            other => panic!("{bytes:?}: {other:?}"),
+        };
+        assert_eq!(kind, expected, "{bytes:?}: {error}");
+        assert_eq!(error.disposition(), Disposition::Transient);
+        assert!(stream.next().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_silent_server_is_given_up_after_its_own_limit() {
+    let (server, mut stream, _feedback) = streaming("1000").await;
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert!(matches!(error, WireError::Timeout { .. }), "{error}");
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_its_proof_out_is_not_believed() {
+    let (listener, url) = listen().await;
+    let url: DatabaseUrl = format!("{url}").replace("me@", "me:secret@").parse().unwrap();
+    let (connection, _server) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {
+        let (mut server, _) = accept(listener).await;
+        server.send(&message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")).await;
+        server.receive().await.unwrap();
+        server.send(&message(b'R', &[0, 0, 0, 0])).await;
+        server.send(READY).await;
+        server
+    });
+    assert!(matches!(connection.err().unwrap(), WireError::Protocol(_)));
+}
+
+#[tokio::test]
+async fn a_way_to_log_in_that_is_not_spoken_is_named() {
+    for (request, name) in [(7, "GSSAPI"), (9, "SSPI")] {
+        let (listener, url) = listen().await;
+        let (connection, _server) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {
+            let (mut server, _) = accept(listener).await;
+            server.send(&message(b'R', &[0, 0, 0, request])).await;
+            server
+        });
+        let error = connection.err().unwrap();
+        assert!(
+            matches!(error, WireError::AuthMethod(method) if method == name),
+            "{error}"
+        );
+        assert!(error.hint().unwrap().contains("scram-sha-256"));
+    }
+}

@@ -1,0 +1,265 @@
+//! Reaching a server and being let in: TLS modes, ways to log in, and what is told where it fails.
+
+use std::io::Write;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tempfile::NamedTempFile;
+use twinlog::config::DatabaseUrl;
+use twinlog::dev::postgres::{Cluster, Settings};
+use twinlog::retry::Disposition;
+use twinlog::wire::{ReplicationConnection, ServerFault, WireError};
+
+async fn connect(url: &str) -> Result<ReplicationConnection, WireError> {
+    let url: DatabaseUrl = url.parse().unwrap();
+    ReplicationConnection::connect(&url, "twinlog-test").await
+}
+
+/// A role's URL over TCP on the cluster's database `postgres`.
+fn url_of(cluster: &Cluster, role: &str, host: &str, tail: &str) -> String {
+    format!("postgres://{role}@{host}:{}/postgres{tail}", cluster.port())
+}
+
+/// Whether the walsender of the connection is on TLS.
+async fn on_tls(connection: &mut ReplicationConnection) -> bool {
+    let rows = connection
+        .simple_query("SELECT ssl::text FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()")
+        .await
+        .unwrap();
+    rows == [[Some("true".to_owned())]]
+}
+
+#[tokio::test]
+async fn a_connection_knows_whom_it_reached() {
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    for url in [cluster.url("postgres"), cluster.socket_url("postgres")] {
+        let mut connection = connect(&url).await.unwrap();
+        let identity = connection.identify_system().await.unwrap();
+        let client = cluster.client("postgres").await.unwrap();
+        let expected: String = client
+            .query_one("SELECT system_identifier::text FROM pg_control_system()", &[])
+            .await
+            .unwrap()
+            .get(0);
+        assert_eq!(identity.system_identifier, expected);
+        assert_eq!((identity.timeline, identity.database.as_str()), (1, "postgres"));
+        assert!(identity.position.is_valid());
+        assert!(connection.server_version().starts_with(&cluster.major().to_string()));
+        // An error of the server's leaves the connection usable.
+        let error = connection.simple_query("SELECT 1/0").await.unwrap_err();
+        assert_eq!(error.sqlstate(), Some("22012"));
+        assert_eq!(
+            connection.simple_query("SELECT 1; SELECT NULL, ''").await.unwrap(),
+            [vec![Some("1".to_owned())], vec![None, Some(String::new())]]
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_way_to_log_in_is_spoken() {
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let client = cluster.client("postgres").await.unwrap();
+    client
+        .batch_execute(
+            "SET password_encryption = 'scram-sha-256';
+             CREATE ROLE by_scram LOGIN REPLICATION PASSWORD 'pä55 wörd';
+             CREATE ROLE by_cleartext LOGIN REPLICATION PASSWORD 'p';
+             CREATE ROLE no_replication LOGIN PASSWORD 'p';
+             CREATE ROLE not_admitted LOGIN REPLICATION PASSWORD 'p';
+             SET password_encryption = 'md5';
+             CREATE ROLE by_md5 LOGIN REPLICATION PASSWORD 'p';",
+        )
+        .await
+        .unwrap();
+    let hba = "local all all trust\n\
+               host all by_scram 127.0.0.1/32 scram-sha-256\n\
+               host all by_cleartext 127.0.0.1/32 password\n\
+               host all by_md5 127.0.0.1/32 md5\n\
+               host all no_replication 127.0.0.1/32 scram-sha-256\n";
+    cluster.write_file("pg_hba.conf", hba.as_bytes()).unwrap();
+    cluster.set("log_connections", "on").await.unwrap();
+    let url = |login: &str| url_of(&cluster, login, "127.0.0.1", "");
+
+    for login in ["by_scram:p%C3%A455%20w%C3%B6rd", "by_cleartext:p", "by_md5:p"] {
+        let mut connection = connect(&url(login))
+            .await
+            .unwrap_or_else(|error| panic!("{login}: {error}"));
+        connection.identify_system().await.unwrap();
+    }
+    for login in ["by_scram:wrong", "by_cleartext:wrong", "by_md5:wrong"] {
+        let error = connect(&url(login)).await.err().unwrap();
+        assert_eq!(error.fault(), Some(ServerFault::WrongPassword), "{login}: {error}");
+        assert_eq!(error.disposition(), Disposition::Systemic);
+        assert!(!format!("{error} {error:?} {:?}", error.hint()).contains("wrong"));
+    }
+    for login in ["by_scram", "by_cleartext", "by_md5"] {
+        let error = connect(&url(login)).await.err().unwrap();
+        assert!(matches!(error, WireError::PasswordMissing), "{login}: {error}");
+    }
+    let fault = |error: Option<WireError>| {
+        let error = error.unwrap();
+        (error.fault().unwrap(), error.hint().unwrap())
+    };
+    let (what, hint) = fault(connect(&url("no_replication:p")).await.err());
+    assert_eq!(what, ServerFault::NoReplicationRight);
+    assert_eq!(hint, "ALTER ROLE \"no_replication\" REPLICATION");
+    let (what, hint) = fault(connect(&url("not_admitted:p")).await.err());
+    assert_eq!(what, ServerFault::NotAdmitted);
+    assert!(hint.contains("hostssl postgres not_admitted"), "{hint}");
+    let (what, hint) = fault(
+        connect(&format!("postgres://by_md5:p@127.0.0.1:{}/nowhere", cluster.port()))
+            .await
+            .err(),
+    );
+    assert_eq!(what, ServerFault::DatabaseMissing);
+    assert!(hint.contains("nowhere"));
+}
+
+#[tokio::test]
+async fn an_unreachable_host_is_told_from_a_refusal() {
+    // Nobody listens on a port that was just given back.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let error = connect(&format!("postgres://me@127.0.0.1:{port}/crm"))
+        .await
+        .err()
+        .unwrap();
+    assert!(matches!(error, WireError::Unreachable { .. }), "{error}");
+    assert_eq!(error.disposition(), Disposition::Transient);
+    assert!(error.to_string().contains(&port.to_string()));
+}
+
+fn authority(name: &str) -> Issuer<'static, KeyPair> {
+    let mut params = CertificateParams::new([]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    Issuer::new(params, KeyPair::generate().unwrap())
+}
+
+fn pem(issuer: &Issuer<'static, KeyPair>, name: &str) -> NamedTempFile {
+    let mut params = CertificateParams::new([]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    file_of(&params.self_signed(issuer.key()).unwrap().pem())
+}
+
+fn file_of(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn sslmode_means_what_it_means_to_libpq() {
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let client = cluster.client("postgres").await.unwrap();
+    client
+        .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
+        .await
+        .unwrap();
+    let url = |host: &str, tail: &str| url_of(&cluster, "r:p", host, tail);
+
+    let refused = connect(&url("127.0.0.1", "?sslmode=require")).await.err().unwrap();
+    assert!(matches!(refused, WireError::TlsRefused), "{refused}");
+
+    let issuer = authority("the authority");
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    cluster.write_file("server.crt", certificate.pem().as_bytes()).unwrap();
+    cluster
+        .write_file("server.key", key.serialize_pem().as_bytes())
+        .unwrap();
+    cluster.set("ssl", "on").await.unwrap();
+    let (right, wrong) = (
+        pem(&issuer, "the authority"),
+        pem(&authority("another"), "the authority"),
+    );
+    let (right, wrong) = (right.path().display(), wrong.path().display());
+
+    for (host, tail, expected) in [
+        ("127.0.0.1", "?sslmode=disable".to_owned(), Ok(false)),
+        ("127.0.0.1", "?sslmode=require".to_owned(), Ok(true)),
+        ("127.0.0.1", format!("?sslmode=require&sslrootcert={right}"), Ok(true)),
+        // libpq takes `require` for `verify-ca` where it has an authority.
+        (
+            "127.0.0.1",
+            format!("?sslmode=require&sslrootcert={wrong}"),
+            Err("sslrootcert"),
+        ),
+        ("127.0.0.1", format!("?sslmode=verify-ca&sslrootcert={right}"), Ok(true)),
+        (
+            "127.0.0.1",
+            format!("?sslmode=verify-ca&sslrootcert={wrong}"),
+            Err("sslrootcert"),
+        ),
+        (
+            "localhost",
+            format!("?sslmode=verify-full&sslrootcert={right}"),
+            Ok(true),
+        ),
+        (
+            "localhost",
+            format!("?sslmode=verify-full&sslrootcert={wrong}"),
+            Err("sslrootcert"),
+        ),
+        (
+            "127.0.0.1",
+            format!("?sslmode=verify-full&sslrootcert={right}"),
+            Err("subjectAltName"),
+        ),
+        // The system's authorities know nothing of ours.
+        (
+            "localhost",
+            "?sslmode=verify-full".to_owned(),
+            Err("ca-certificates|sslrootcert"),
+        ),
+    ] {
+        match (connect(&url(host, &tail)).await, expected) {
+            (Ok(mut connection), Ok(tls)) => assert_eq!(on_tls(&mut connection).await, tls, "{host} {tail}"),
+            (Err(error), Err(advice)) => {
+                assert!(
+                    matches!(error, WireError::TlsHandshake(_) | WireError::Tls(_)),
+                    "{tail}: {error:?}"
+                );
+                assert_eq!(error.disposition(), Disposition::Systemic);
+                let hint = error.hint().unwrap();
+                assert!(advice.split('|').any(|word| hint.contains(word)), "{tail}: {hint}");
+            }
+            (Ok(_), Err(_)) => panic!("{host} {tail}: was let in"),
+            (Err(error), Ok(_)) => panic!("{host} {tail}: {error:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_is_named() {
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let client = cluster.client("postgres").await.unwrap();
+    client
+        .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
+        .await
+        .unwrap();
+    // What `openssl req -x509` makes: one certificate that calls itself an authority, for both ends.
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let certificate = params.self_signed(&key).unwrap().pem();
+    cluster.write_file("server.crt", certificate.as_bytes()).unwrap();
+    cluster
+        .write_file("server.key", key.serialize_pem().as_bytes())
+        .unwrap();
+    cluster.set("ssl", "on").await.unwrap();
+    let root = file_of(&certificate);
+    let root = root.path().display();
+    let url = |host: &str, mode: &str| url_of(&cluster, "r:p", host, &format!("?sslmode={mode}&sslrootcert={root}"));
+
+    assert!(on_tls(&mut connect(&url("localhost", "verify-full")).await.unwrap()).await);
+    assert!(on_tls(&mut connect(&url("127.0.0.1", "verify-ca")).await.unwrap()).await);
+    let error = connect(&url("127.0.0.1", "verify-full")).await.err().unwrap();
+    assert!(matches!(error, WireError::TlsHandshake(_)), "{error}");
+}
