@@ -231,7 +231,7 @@ impl Control {
     /// The connection's.
     pub async fn connect(url: &DatabaseUrl, slot: &str, application_name: &str) -> Result<Self, AgentError> {
         let notified = Arc::new(Notify::new());
-        let client = connect::open(url, application_name, Some(Arc::clone(&notified))).await?;
+        let (client, _) = connect::open(url, application_name, Some(Arc::clone(&notified))).await?;
         client
             .batch_execute(&format!("LISTEN {CHANNEL}"))
             .await

@@ -22,12 +22,15 @@ pub(super) struct Bookkeeping {
     pub accounting: Statement,
 }
 
+/// An idle stream's position has no commit of its own: that of the last transaction stays.
 const CHECKPOINT: &str = "
-INSERT INTO twinlog.checkpoint (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at)
+INSERT INTO twinlog.checkpoint AS c (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at)
 VALUES ($1, $2, $3, $4, $5, $6::text::pg_lsn, $7)
 ON CONFLICT (slot) DO UPDATE SET publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
     timeline = EXCLUDED.timeline, database = EXCLUDED.database, end_lsn = EXCLUDED.end_lsn,
-    source_commit_at = EXCLUDED.source_commit_at, updated_at = clock_timestamp()";
+    source_commit_at = CASE WHEN c.system_identifier = EXCLUDED.system_identifier
+        THEN coalesce(EXCLUDED.source_commit_at, c.source_commit_at) ELSE EXCLUDED.source_commit_at END,
+    updated_at = clock_timestamp()";
 
 const ACCOUNTING: &str = "
 INSERT INTO twinlog.accounting AS a

@@ -16,6 +16,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tokio_postgres::Client;
 
 use self::bookkeeping::{Accounting, Bookkeeping};
@@ -25,7 +26,7 @@ use self::pipeline::{Request, in_order};
 use self::send::Prepared;
 use super::catalog::{self, ForeignKey, Target};
 use super::checkpoint::Checkpoint;
-use super::connect::connect;
+use super::connect;
 use super::control::save_table;
 use super::error::AgentError;
 use super::rights::{self, Rights};
@@ -54,6 +55,8 @@ pub struct SinkSettings {
 #[derive(Debug)]
 pub struct Sink {
     client: Client,
+    /// Cuts the connection.
+    connection: AbortHandle,
     slot: String,
     rights: Rights,
     state: State,
@@ -95,13 +98,28 @@ impl Sink {
     /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection's, or that of a schema `twinlog`
     /// that is not there.
     pub async fn connect(url: &DatabaseUrl, slot: &str, settings: SinkSettings) -> Result<Self, AgentError> {
-        let client = connect(url, &settings.application_name).await?;
+        let (client, connection) = connect::open(url, &settings.application_name, None).await?;
         let rights = rights::probe(&client).await?;
         // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
         client
             .batch_execute("SET plan_cache_mode = force_generic_plan")
             .await
             .map_err(|source| AgentError::from_driver("set plan_cache_mode", None, source))?;
+        // A backend whose daemon has gone shall notice in the middle of a statement too, and free the lock. Not every
+        // platform can look (PostgreSQL 14 on macOS): then it notices a little later.
+        match client
+            .batch_execute("SET client_connection_check_interval = '5s'")
+            .await
+        {
+            Err(source) if source.as_db_error().is_none() => {
+                return Err(AgentError::from_driver(
+                    "set client_connection_check_interval",
+                    None,
+                    source,
+                ));
+            }
+            Ok(()) | Err(_) => {}
+        }
         bookkeeping::lock(&client, slot).await?;
         let bookkeeping = Bookkeeping::prepare(&client).await?;
         let foreign_keys = if rights.session_replication_role {
@@ -121,6 +139,7 @@ impl Sink {
         }
         Ok(Self {
             client,
+            connection,
             slot: slot.to_owned(),
             rights,
             state: State::Whole,
@@ -322,7 +341,11 @@ impl Sink {
             }
         }
         let end_lsn = checkpoint.end_lsn;
-        if !self.in_transaction && self.checkpoint.as_ref() == Some(&checkpoint) {
+        let is_known = self
+            .checkpoint
+            .as_ref()
+            .is_some_and(|known| known.identity == checkpoint.identity && known.end_lsn == end_lsn);
+        if is_known && !self.in_transaction {
             return Ok(Committed {
                 end_lsn,
                 applied: Applied::default(),
@@ -462,6 +485,15 @@ impl Sink {
         let target = Arc::new(target);
         self.targets.insert(address(&target.relation), Arc::clone(&target));
         target
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        // In the middle of a statement, a polite end would wait for its answer, and the slot's lock with it.
+        if self.state != State::Whole {
+            self.connection.abort();
+        }
     }
 }
 

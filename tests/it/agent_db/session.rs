@@ -63,6 +63,19 @@ async fn a_sink_that_has_lost_its_connection_cannot_commit() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_vanishes_in_the_middle_of_a_statement_frees_the_lock() {
+    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let t = fixture.resolve("t").await;
+    fixture.agent().batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+    let stuck = tokio::time::timeout(Duration::from_millis(200), fixture.try_apply(vec![insert(&t, &["1"])])).await;
+    assert!(stuck.is_err());
+    let Fixture { db, sink, .. } = fixture;
+    drop(sink);
+    // The table is still locked: nothing but the check of the connection can end the statement this soon.
+    connect_soon(&db.agent.database_url(), "slot").await;
+}
+
+#[tokio::test]
 async fn a_huge_transaction_goes_through_many_segments_and_is_seen_at_once_or_not_at_all() {
     let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY, n int CHECK (n < 100))").await;
     let t = fixture.resolve("t").await;
@@ -118,9 +131,20 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
     at.end_lsn = Lsn(0x16_B374_D848);
     assert!(fixture.sink.commit(at.clone()).await.unwrap().written);
     assert_eq!(fixture.sink.durable_checkpoint().await.unwrap().unwrap().checkpoint, at);
+    // An idle stream moves on without a commit: when the last one was stays known.
+    let mut idle = at.clone();
+    (idle.end_lsn, idle.source_commit_at) = (Lsn(0x16_B374_D849), None);
+    assert!(fixture.sink.commit(idle).await.unwrap().written);
+    let stored = fixture.sink.durable_checkpoint().await.unwrap().unwrap().checkpoint;
+    assert_eq!(
+        (stored.end_lsn, stored.source_commit_at),
+        (Lsn(0x16_B374_D849), at.source_commit_at)
+    );
+    at.end_lsn = Lsn(0x16_B374_D900);
+    fixture.sink.commit(at).await.unwrap();
     assert_eq!(
         fixture.lines("SELECT end_lsn FROM twinlog.checkpoint").await,
-        ["16/B374D848"]
+        ["16/B374D900"]
     );
 }
 
