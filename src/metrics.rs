@@ -308,7 +308,11 @@ mod tests {
             let (series, rest) = line.split_once(['{', ' ']).unwrap();
             let name = ["_bucket", "_sum", "_count"]
                 .iter()
-                .find_map(|suffix| series.strip_suffix(suffix).filter(|name| ALL.iter().any(|entry| entry.0 == *name)))
+                .find_map(|suffix| {
+                    series
+                        .strip_suffix(suffix)
+                        .filter(|name| ALL.iter().any(|entry| entry.0 == *name))
+                })
                 .unwrap_or(series);
             let names = labels.entry(name.to_owned()).or_default();
             if let Some((inside, _)) = rest.split_once('}') {
@@ -321,7 +325,10 @@ mod tests {
             .map(|&(name, kind, _)| {
                 assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
                 assert!(text.contains(&format!("# TYPE {name} {kind}")), "{name} is no {kind}");
-                let labels = LABELS.iter().find(|entry| entry.0 == name).map_or(&[][..], |entry| entry.1);
+                let labels = LABELS
+                    .iter()
+                    .find(|entry| entry.0 == name)
+                    .map_or(&[][..], |entry| entry.1);
                 (name.to_owned(), labels.iter().map(|&label| label.to_owned()).collect())
             })
             .collect();

@@ -38,12 +38,20 @@ fn every_command_explains_itself() {
         let help = twinlog(&arguments);
         pages.push_str(&format!("$ twinlog {}\n{help}\n", arguments.join(" ")));
         let further = commands(&help);
-        waiting.extend(further.into_iter().rev().map(|name| [path.clone(), vec![name]].concat()));
+        waiting.extend(
+            further
+                .into_iter()
+                .rev()
+                .map(|name| [path.clone(), vec![name]].concat()),
+        );
     }
     insta::assert_snapshot!("help", pages);
 }
 
 #[test]
 fn the_version_is_the_package_s() {
-    assert_eq!(twinlog(&["--version"]), format!("twinlog {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(
+        twinlog(&["--version"]),
+        format!("twinlog {}\n", env!("CARGO_PKG_VERSION"))
+    );
 }

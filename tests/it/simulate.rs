@@ -24,7 +24,13 @@ async fn simulate(arguments: &[&str]) -> (Process, String) {
     let mut process = Process::start_with(Path::new("/nonexistent"), &arguments, &[]);
     process.wait_for_output("Ctrl-C ends it.", SOON).await;
     let output = process.output();
-    let url = output.split("graph_url = \"").nth(1).unwrap().split('"').next().unwrap();
+    let url = output
+        .split("graph_url = \"")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap();
     (process, url.to_owned())
 }
 
@@ -36,7 +42,9 @@ async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
         client
             .post(format!("{url}/v26.0/106540352242922/messages"))
             .bearer_auth("simulator-token")
-            .json(&json!({"messaging_product": "whatsapp", "to": "16505551234", "type": "text", "text": {"body": "Hi"}}))
+            .json(
+                &json!({"messaging_product": "whatsapp", "to": "16505551234", "type": "text", "text": {"body": "Hi"}}),
+            )
             .send()
     };
     assert_eq!(send().await.unwrap().status(), 200);
@@ -69,7 +77,10 @@ async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
         // The fallback is the Graph API, which answers strangers with 401 and unknown paths with 404 or 400 and an error.
         assert_ne!(status, 405, "{method} {path}");
         let body = answer.text().await.unwrap();
-        assert!(!body.contains("OAuthException") && !body.contains("GraphMethodException"), "{method} {path}: {body}");
+        assert!(
+            !body.contains("OAuthException") && !body.contains("GraphMethodException"),
+            "{method} {path}: {body}"
+        );
     }
 
     process.signal(nix::sys::signal::Signal::SIGINT);
@@ -122,11 +133,21 @@ async fn a_person_who_writes_to_it_reaches_a_server_that_has_what_it_printed() {
     })
     .await;
     let message = json!({"phone_number_id": "222", "from": "16505550001", "text": "hello from outside"});
-    let written = client.post(format!("{url}/_simulator/inbound")).json(&message).send().await;
+    let written = client
+        .post(format!("{url}/_simulator/inbound"))
+        .json(&message)
+        .send()
+        .await;
     assert!(ok(written));
-    harness::eventually_equal("the message is in the Site DB", SOON, Some("hello from outside".to_owned()), || {
-        db.site.text("SELECT max(body) FROM whatsapp_messages WHERE direction = 'inbound'")
-    })
+    harness::eventually_equal(
+        "the message is in the Site DB",
+        SOON,
+        Some("hello from outside".to_owned()),
+        || {
+            db.site
+                .text("SELECT max(body) FROM whatsapp_messages WHERE direction = 'inbound'")
+        },
+    )
     .await;
 }
 
@@ -138,11 +159,12 @@ async fn what_cannot_be_simulated_is_a_usage_error() {
         ["--callback", "nowhere"],
         ["--listen", "here"],
     ] {
-        let mut process = Process::start_with(
-            Path::new("/nonexistent"),
-            &["simulate", wrong[0], wrong[1]],
-            &[],
+        let mut process = Process::start_with(Path::new("/nonexistent"), &["simulate", wrong[0], wrong[1]], &[]);
+        assert_eq!(
+            process.wait(SOON).await.code(),
+            Some(2),
+            "{wrong:?}: {}",
+            process.output()
         );
-        assert_eq!(process.wait(SOON).await.code(), Some(2), "{wrong:?}: {}", process.output());
     }
 }

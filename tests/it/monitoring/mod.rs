@@ -31,7 +31,10 @@ fn panels(dashboard: &Value) -> Vec<&Value> {
 }
 
 fn labels_of(metric: &str) -> &'static [&'static str] {
-    LABELS.iter().find(|entry| entry.0 == metric).map_or(&[], |entry| entry.1)
+    LABELS
+        .iter()
+        .find(|entry| entry.0 == metric)
+        .map_or(&[], |entry| entry.1)
 }
 
 /// Every word of ours in a text, as written.
@@ -70,7 +73,12 @@ fn check_queries(text: &str) {
     for word in words(text) {
         assert!(metric_of(word).is_some(), "{word} is no series of ours");
     }
-    let known: BTreeSet<&str> = LABELS.iter().flat_map(|entry| entry.1).copied().chain(FOREIGN).collect();
+    let known: BTreeSet<&str> = LABELS
+        .iter()
+        .flat_map(|entry| entry.1)
+        .copied()
+        .chain(FOREIGN)
+        .collect();
     for word in ["by", "on"] {
         for label in lists(text, word).iter().flat_map(|list| list.split(',')) {
             assert!(known.contains(label.trim()), "nothing has the label {label:?}: {text}");
@@ -84,8 +92,13 @@ fn check_queries(text: &str) {
         let Some(metric) = metric_of(name) else { continue };
         let inside = &text[at + 1..at + text[at..].find('}').unwrap()];
         for matcher in inside.split(',') {
-            let end = matcher.find(['=', '!']).unwrap_or_else(|| panic!("{matcher:?} is no matcher"));
-            let (label, value) = (matcher[..end].trim(), matcher[end..].trim_start_matches(['=', '!', '~']));
+            let end = matcher
+                .find(['=', '!'])
+                .unwrap_or_else(|| panic!("{matcher:?} is no matcher"));
+            let (label, value) = (
+                matcher[..end].trim(),
+                matcher[end..].trim_start_matches(['=', '!', '~']),
+            );
             assert!(
                 FOREIGN.contains(&label) || labels_of(metric).contains(&label),
                 "{metric} has no label {label:?}"
@@ -95,7 +108,10 @@ fn check_queries(text: &str) {
                 assert!(SyncState::ALL.contains(&value), "there is no state {value:?}");
             }
             if metric == twinlog::metrics::PERSISTENCE_GAP && label == "kind" {
-                assert!(is_counted("set_persistence_gap", value), "nothing counts the gap {value:?}");
+                assert!(
+                    is_counted("set_persistence_gap", value),
+                    "nothing counts the gap {value:?}"
+                );
             }
         }
     }
@@ -140,7 +156,11 @@ fn the_dashboard_asks_for_series_and_labels_that_exist() {
                     .filter_map(metric_of)
                     .any(|metric| FOREIGN.contains(&label) || labels_of(metric).contains(&label));
                 assert!(
-                    if grouped.is_empty() { plain } else { grouped.contains(&label) },
+                    if grouped.is_empty() {
+                        plain
+                    } else {
+                        grouped.contains(&label)
+                    },
                     "{}: the legend's {label:?} is not in {query}",
                     panel["title"]
                 );
@@ -160,12 +180,18 @@ fn the_dashboard_can_be_imported_with_any_prometheus() {
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 38, "Grafana 10");
     assert!(dashboard["id"].is_null(), "an id belongs to one Grafana");
     let variable = &dashboard["templating"]["list"][0];
-    assert_eq!((&variable["name"], &variable["type"]), (&"datasource".into(), &"datasource".into()));
+    assert_eq!(
+        (&variable["name"], &variable["type"]),
+        (&"datasource".into(), &"datasource".into())
+    );
     let mut ids = BTreeSet::new();
     let mut taken: BTreeMap<(u64, u64), &str> = BTreeMap::new();
     for panel in dashboard["panels"].as_array().unwrap() {
         let title = panel["title"].as_str().unwrap();
-        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{title}: its id stands twice");
+        assert!(
+            ids.insert(panel["id"].as_u64().unwrap()),
+            "{title}: its id stands twice"
+        );
         let [x, y, w, h] = ["x", "y", "w", "h"].map(|side| panel["gridPos"][side].as_u64().unwrap());
         assert!(x + w <= 24, "{title} is beyond the grid");
         for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
@@ -183,7 +209,12 @@ fn the_dashboard_can_be_imported_with_any_prometheus() {
 fn the_alerts_ask_for_series_and_labels_that_exist_and_say_what_to_do() {
     let alerts = read("grafana/alerts.yml");
     check_queries(&alerts);
-    let known: BTreeSet<&str> = LABELS.iter().flat_map(|entry| entry.1).copied().chain(FOREIGN).collect();
+    let known: BTreeSet<&str> = LABELS
+        .iter()
+        .flat_map(|entry| entry.1)
+        .copied()
+        .chain(FOREIGN)
+        .collect();
     for rest in alerts.split("$labels.").skip(1) {
         let label = rest.split([' ', '}']).next().unwrap();
         assert!(known.contains(label), "nothing has the label {label:?}");
@@ -213,7 +244,11 @@ fn the_alerts_fire_when_they_should_and_are_quiet_when_all_is_well() {
     let tests = read("tests/it/monitoring/alerts.test.yml").replace("- ALERTS", &format!("- {}", rules.display()));
     std::fs::write(&file, tests).unwrap();
     for (action, file) in [("check", &rules), ("test", &file)] {
-        let output = Command::new("promtool").args([action, "rules"]).arg(file).output().unwrap();
+        let output = Command::new("promtool")
+            .args([action, "rules"])
+            .arg(file)
+            .output()
+            .unwrap();
         assert!(
             output.status.success(),
             "promtool {action}: {}{}",
@@ -227,7 +262,11 @@ fn the_alerts_fire_when_they_should_and_are_quiet_when_all_is_well() {
 fn table(text: &str, wanted: impl Fn(&str) -> bool) -> Vec<Vec<String>> {
     text.lines()
         .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
-        .map(|line| line.split(" | ").map(|cell| cell.trim().trim_end_matches('`').to_owned()).collect())
+        .map(|line| {
+            line.split(" | ")
+                .map(|cell| cell.trim().trim_end_matches('`').to_owned())
+                .collect()
+        })
         .filter(|cells: &Vec<String>| wanted(&cells[0]))
         .collect()
 }
@@ -237,7 +276,14 @@ fn the_readme_lists_every_metric_with_its_kind_and_labels() {
     let listed: Vec<Vec<String>> = table(&read("README.md"), |name| name.starts_with("twinlog_"));
     let expected: Vec<Vec<String>> = ALL
         .iter()
-        .map(|&(name, kind, help)| vec![name.to_owned(), kind.to_owned(), labels_of(name).join(", "), help.to_owned()])
+        .map(|&(name, kind, help)| {
+            vec![
+                name.to_owned(),
+                kind.to_owned(),
+                labels_of(name).join(", "),
+                help.to_owned(),
+            ]
+        })
         .collect();
     let print = |rows: &[Vec<String>]| {
         let rows: Vec<String> = rows
@@ -253,7 +299,10 @@ fn the_readme_lists_every_metric_with_its_kind_and_labels() {
 fn the_folder_s_readme_lists_every_panel_and_every_alert() {
     let text = read("grafana/README.md");
     let listed = |heading: &str| -> Vec<String> {
-        let part = text.split(heading).nth(1).unwrap_or_else(|| panic!("there is no {heading:?}"));
+        let part = text
+            .split(heading)
+            .nth(1)
+            .unwrap_or_else(|| panic!("there is no {heading:?}"));
         let part = part.split("\n## ").next().unwrap();
         part.lines()
             .filter_map(|line| line.strip_prefix("| "))
@@ -262,7 +311,10 @@ fn the_folder_s_readme_lists_every_panel_and_every_alert() {
             .collect()
     };
     let dashboard = dashboard();
-    let titles: Vec<&str> = panels(&dashboard).iter().map(|panel| panel["title"].as_str().unwrap()).collect();
+    let titles: Vec<&str> = panels(&dashboard)
+        .iter()
+        .map(|panel| panel["title"].as_str().unwrap())
+        .collect();
     assert_eq!(listed("\n## Panels"), titles);
     let alerts = read("grafana/alerts.yml");
     let names: Vec<&str> = alerts
