@@ -11,7 +11,7 @@
 //! | not sent within `http.send_wait_ms` (rate limit, number held, errors that pass) | 503, code 131016; the row is `cancelled` and will never be sent, so trying again can't duplicate |
 //! | it is not known whether it was sent | 504, code 131000; the row is `unknown` |
 //! | the Site DB is down | 503, code 2; nothing was stored or sent |
-//! | `Idempotency-Key` used before for another request | 409, code 100 |
+//! | `Idempotency-Key` used before for another request, or for a message that an operator cancelled | 409, code 100 |
 //!
 //! With an `Idempotency-Key` header, the same request again gives the same row's answer, whatever became of the first:
 //! only a row that was cancelled as above is sent then.
@@ -27,7 +27,7 @@ use uuid::Uuid;
 use super::{State, answer, auth};
 use crate::outbox::{Call, Delivered, NewMessage, SubmitError};
 use crate::site_db::MessageStatus;
-use crate::site_db::messages::Message;
+use crate::site_db::messages::{Message, WAIT_ELAPSED};
 use crate::whatsapp::GraphError;
 use crate::whatsapp::send::{self, Outbound, Request};
 
@@ -259,6 +259,13 @@ fn refused(message: &Message) -> Response {
 }
 
 fn cancelled(message: &Message) -> Response {
+    if message.error_class.as_deref() != Some(WAIT_ELAPSED) {
+        let error = GraphError::new(100, "Invalid parameter").with_details(format!(
+            "The message {} was cancelled by an operator and will not be sent",
+            message.id
+        ));
+        return answer::graph_error(StatusCode::CONFLICT, &error);
+    }
     let why = match (message.error_code, &message.error_message) {
         (_, Some(reason)) => format!(" The last attempt brought: {reason}."),
         (Some(code), None) => format!(" The last attempt brought code {code}."),

@@ -121,7 +121,6 @@ impl View {
     pub(super) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         for (table, rows) in counts {
-            metrics::set_failed_rows(&table, rows);
             parked.insert(table, rows);
         }
     }
