@@ -145,7 +145,8 @@ async fn command(arguments: &[&str], config: &Path, variables: &[(&'static str, 
 /// config/production.toml with the secrets where this machine has them, as `LoadCredential=` puts them there.
 fn production(folder: &Path, secrets: &BTreeMap<&str, String>) -> PathBuf {
     for (name, secret) in secrets {
-        std::fs::write(folder.join(name), secret).unwrap();
+        // As `cat` and an Enter leave it.
+        std::fs::write(folder.join(name), format!("{secret}\n")).unwrap();
     }
     let example = std::fs::read_to_string(repository("config/production.toml")).unwrap();
     let file = folder.join("twinlog.toml");
@@ -252,6 +253,8 @@ async fn follow(own: bool) {
         let sent = client
             .post(format!("{base}/v1/messages"))
             .bearer_auth("api-token")
+            // What curl says of any -d.
+            .header("content-type", "application/x-www-form-urlencoded")
             .body(json!({"to": "+16505551234", "text": text, "wait": true}).to_string())
             .send()
             .await
@@ -395,5 +398,30 @@ fn the_readme_lists_every_command() {
         if name != "help" {
             assert!(readme.contains(&format!("\n| `twinlog {name}` | ")), "{name}");
         }
+    }
+}
+
+#[test]
+fn what_the_readme_calls_missing_is_missing() {
+    let readme = std::fs::read_to_string(repository("README.md")).unwrap();
+    let section = readme.split("\n## What is not there yet\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let routes = std::fs::read_to_string(repository("src/http/mod.rs")).unwrap();
+    let words: Vec<&str> = section.split('`').skip(1).step_by(2).collect();
+    assert!(words.contains(&"doctor"), "{words:?}");
+    for word in words {
+        let path = word.split_once(' ').map_or(word, |(_, path)| path);
+        assert!(!routes.contains(&format!(".route(\"{path}\"")), "{word} is there");
+        assert!(
+            twinlog::metrics::ALL.iter().all(|entry| entry.0 != word),
+            "{word} is there"
+        );
+        let mut arguments: Vec<&str> = word.split(' ').collect();
+        arguments.push("--help");
+        let asked = std::process::Command::new(env!("CARGO_BIN_EXE_twinlog"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(!asked.status.success(), "there is a command {word}");
     }
 }
