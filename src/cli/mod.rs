@@ -79,11 +79,11 @@ enum Command {
     Run,
     /// Runs the server: the API and the webhook
     ///
-    /// Needs [site], [whatsapp] and [[auth.tokens]] of the configuration.
+    /// Needs the sections site, http, whatsapp and auth of the configuration.
     Serve,
     /// Runs the daemon: the Site DB's changes into the Agent DB
     ///
-    /// Needs [site], [agent] and [sync] of the configuration, and works on any tables that have a primary key.
+    /// Needs the sections site, agent and sync of the configuration, and works on any tables that have a primary key.
     Sync,
     /// Shows lag, slot, tables and failed rows; exits 1 if anything is not well
     ///
