@@ -117,6 +117,7 @@ impl SyncError {
             text.push_str(" — ");
             text.push_str(&hint);
         }
-        text
+        // The servers' words may hold line breaks; a log record may not.
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }

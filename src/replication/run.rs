@@ -122,7 +122,7 @@ impl Daemon {
             let wait = match (&error, error.disposition()) {
                 (SyncError::Agent(AgentError::Busy { .. }), _) => {
                     if self.view.set_state(SyncState::Standby, Some(reason.clone())) {
-                        info!(slot = %self.slot, reason, "standing by");
+                        info!(slot = %self.slot, %reason, "standing by");
                     }
                     STANDBY
                 }
@@ -130,20 +130,20 @@ impl Daemon {
                     self.view.set_gap(Some(reason.clone()));
                     self.view.set_state(SyncState::Gap, Some(reason.clone()));
                     if news {
-                        error!(slot = %self.slot, reason, "rows may be missing: the stream is held");
+                        error!(slot = %self.slot, %reason, "rows may be missing: the stream is held");
                     }
                     HELD
                 }
                 (_, Disposition::Transient) => {
                     if news {
-                        warn!(slot = %self.slot, attempt, reason, "the stream was interrupted, reconnecting");
+                        warn!(slot = %self.slot, attempt, %reason, "the stream was interrupted, reconnecting");
                     }
                     self.view.set_state(SyncState::Connecting, Some(reason.clone()));
                     backoff(attempt, sync.reconnect_initial, sync.reconnect_max)
                 }
                 (_, Disposition::Systemic | Disposition::Row) => {
                     if news {
-                        error!(slot = %self.slot, reason, "held until somebody acts");
+                        error!(slot = %self.slot, %reason, "held until somebody acts");
                     }
                     self.view.set_state(SyncState::Held, Some(reason.clone()));
                     HELD
