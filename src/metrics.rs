@@ -63,7 +63,7 @@ pub const ALL: &[(&str, &str, &str)] = &[
     (
         SYNC_ROWS_TOTAL,
         "counter",
-        "changes by table, operation (insert, update, delete, truncate, copy) and result",
+        "changes by table, operation (insert, update, delete, truncate, copy, any) and result",
     ),
     (
         FAILED_ROWS,

@@ -9,12 +9,13 @@
 //! | `verify-ca` | a chain to the system's authorities | a chain to the file's |
 //! | `verify-full` | the same, and the name is the host's | the same, and the name is the host's |
 //!
-//! Two places where webpki, under rustls, is stricter than libpq, and what is done: a certificate that stands in
-//! `sslrootcert` itself is trusted even where it calls itself an authority (`openssl req -x509` makes such, and small
-//! set-ups use it for both ends), because a file that names a certificate is a stronger statement than a chain; a name
-//! that is only in the subject's CN is refused, and the hint says to write a `subjectAltName`. In every mode the
-//! handshake's signature is checked, so that the other end owns the certificate that it shows: without that, channel
-//! binding would bind to nothing.
+//! In two places webpki, under rustls, is stricter than libpq, and the certificate that Postgres's own manual tells to
+//! make (`openssl req -x509 … -subj /CN=host`) meets both, so they are evened out. A certificate that stands in
+//! `sslrootcert` itself is trusted although it calls itself an authority: a file that names a certificate says more than
+//! a chain. And where a certificate has no `subjectAltName`, its subject's CN is its name.
+//!
+//! In every mode the handshake's signature is checked, so that the other end owns the certificate that it shows: without
+//! that, channel binding would bind to nothing.
 //!
 //! Sources: <https://www.postgresql.org/docs/current/libpq-ssl.html>, <https://www.rfc-editor.org/rfc/rfc5929#section-4>
 
@@ -99,9 +100,7 @@ pub fn refusal_hint(error: &std::io::Error) -> Option<String> {
             "name the authority that signed the server's certificate with sslrootcert=FILE".to_owned()
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            "connect by a name in the certificate's subjectAltName (its CN alone does not count), or use \
-             sslmode=verify-ca"
-                .to_owned()
+            "connect by a name in the certificate's subjectAltName, or use sslmode=verify-ca".to_owned()
         }
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             "renew the server's certificate".to_owned()
@@ -276,8 +275,11 @@ impl ServerCertVerifier for Verifier {
                 self.provider.signature_verification_algorithms.all,
             )?;
         }
-        if named {
-            verify_server_name(&certificate, server_name)?;
+        if named
+            && let Err(error) = verify_server_name(&certificate, server_name)
+            && !is_common_name(end_entity, server_name)
+        {
+            return Err(error);
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -302,6 +304,41 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Whether a certificate without a `subjectAltName` has this host as its subject's CN, as libpq compares them:
+/// whatever the case, and `*.` for one label.
+fn is_common_name(certificate: &CertificateDer<'_>, host: &ServerName<'_>) -> bool {
+    /// `subjectAltName`.
+    const ALTERNATIVE_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
+    /// `commonName`.
+    const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+
+    let Ok(certificate) = x509_cert::Certificate::from_der(certificate) else {
+        return false;
+    };
+    let certificate = certificate.tbs_certificate;
+    let has_alternatives = certificate
+        .extensions
+        .iter()
+        .flatten()
+        .any(|extension| extension.extn_id == ALTERNATIVE_NAME);
+    let host = host.to_str();
+    let mut attributes = certificate.subject.0.iter().flat_map(|names| names.0.iter());
+    !has_alternatives
+        && attributes.any(|attribute| {
+            // Each of the string types that a CN may have is ASCII where a host name is.
+            attribute.oid == COMMON_NAME
+                && std::str::from_utf8(attribute.value.value()).is_ok_and(|name| matches_host(name, &host))
+        })
+}
+
+fn matches_host(pattern: &str, host: &str) -> bool {
+    match (pattern.strip_prefix("*."), host.split_once('.')) {
+        (Some(domain), Some((label, rest))) => !label.is_empty() && rest.eq_ignore_ascii_case(domain),
+        (Some(_), None) => false,
+        (None, _) => !pattern.is_empty() && pattern.eq_ignore_ascii_case(host),
     }
 }
 
@@ -356,6 +393,27 @@ mod tests {
     #[test]
     fn require_alone_needs_no_authorities() {
         assert!(client_config(SslMode::Require, None).is_ok());
+    }
+
+    #[test]
+    fn a_common_name_counts_where_there_is_no_alternative() {
+        let key = KeyPair::generate().unwrap();
+        let certificate = |alternatives: &[&str]| {
+            let names: Vec<_> = alternatives.iter().map(ToString::to_string).collect();
+            let mut params = CertificateParams::new(names).unwrap();
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, "*.Example.com");
+            params.self_signed(&key).unwrap().der().clone()
+        };
+        let is_name = |certificate: &_, host| is_common_name(certificate, &server_name(host).unwrap());
+        assert!(is_name(&certificate(&[]), "db.example.com"));
+        assert!(!is_name(&certificate(&[]), "example.com"));
+        assert!(!is_name(&certificate(&[]), "a.db.example.com"));
+        assert!(!is_name(&certificate(&["other.org"]), "db.example.com"));
+        assert!(matches_host("LOCALHOST", "localhost"));
+        assert!(!matches_host("", "localhost"));
+        assert!(!matches_host("*.", "localhost"));
     }
 
     #[test]

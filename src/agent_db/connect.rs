@@ -8,6 +8,7 @@ use futures_util::future::poll_fn;
 use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -23,8 +24,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The settings, set where the server knows them. Text forms are pinned on both databases alike (pitfall P28).
-/// `row_security` off makes Postgres raise an error where a policy would hide rows (P31). A generic plan is right for
-/// statements that join an array with a table by key, and saves planning each time.
+/// `row_security` off makes Postgres raise an error where a policy would hide rows (P31).
 const PIN_SETTINGS: &str = "
 SELECT pg_catalog.set_config(s.name, v.value, false)
 FROM (VALUES
@@ -39,7 +39,6 @@ FROM (VALUES
     ('standard_conforming_strings', 'on'),
     ('quote_all_identifiers', 'off'),
     ('row_security', 'off'),
-    ('plan_cache_mode', 'force_generic_plan'),
     ('statement_timeout', '0'),
     ('transaction_timeout', '0'),
     ('lock_timeout', '30s'),
@@ -61,22 +60,23 @@ WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
 /// # Errors
 /// The server can't be reached within [`CONNECT_TIMEOUT`], refuses, or TLS can't be set up.
 pub async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Client, AgentError> {
-    open(url, application_name, None).await
+    open(url, application_name, None).await.map(|(client, _)| client)
 }
 
-/// As [`connect`]; `notified` is woken by every NOTIFY that the session listens to, and when the connection ends.
+/// As [`connect`]; `notified` is woken by every NOTIFY that the session listens to, and when the connection ends. The
+/// handle cuts the connection at once; a client that is dropped alone closes it only when the last answer is there.
 pub(super) async fn open(
     url: &DatabaseUrl,
     application_name: &str,
     notified: Option<Arc<Notify>>,
-) -> Result<Client, AgentError> {
+) -> Result<(Client, AbortHandle), AgentError> {
     let attempt = Box::pin(async {
-        let client = establish(url, application_name, notified).await?;
+        let (client, connection) = establish(url, application_name, notified).await?;
         client
             .simple_query(PIN_SETTINGS)
             .await
             .map_err(|source| AgentError::from_driver("pin the session's settings", None, source))?;
-        Ok(client)
+        Ok((client, connection))
     });
     tokio::time::timeout(CONNECT_TIMEOUT, attempt)
         .await
@@ -92,7 +92,7 @@ async fn establish(
     url: &DatabaseUrl,
     application_name: &str,
     notified: Option<Arc<Notify>>,
-) -> Result<Client, AgentError> {
+) -> Result<(Client, AbortHandle), AgentError> {
     let mut config = Config::new();
     match &url.host {
         Host::Tcp(name) => config.host(name),
@@ -119,8 +119,8 @@ async fn establish(
     if url.sslmode == SslMode::Disable {
         config.ssl_mode(tokio_postgres::config::SslMode::Disable);
         let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
-        tokio::spawn(drive(connection, notified));
-        Ok(client)
+        let task = tokio::spawn(drive(connection, notified));
+        Ok((client, task.abort_handle()))
     } else {
         config.ssl_mode(tokio_postgres::config::SslMode::Require);
         let tls = tls::client_config(url.sslmode, url.sslrootcert.as_deref()).map_err(|source| AgentError::Tls {
@@ -130,8 +130,8 @@ async fn establish(
         let (client, connection) = Box::pin(config.connect(MakeRustlsConnect::new(tls)))
             .await
             .map_err(refused)?;
-        tokio::spawn(drive(connection, notified));
-        Ok(client)
+        let task = tokio::spawn(drive(connection, notified));
+        Ok((client, task.abort_handle()))
     }
 }
 

@@ -231,7 +231,7 @@ impl Control {
     /// The connection's.
     pub async fn connect(url: &DatabaseUrl, slot: &str, application_name: &str) -> Result<Self, AgentError> {
         let notified = Arc::new(Notify::new());
-        let client = connect::open(url, application_name, Some(Arc::clone(&notified))).await?;
+        let (client, _) = connect::open(url, application_name, Some(Arc::clone(&notified))).await?;
         client
             .batch_execute(&format!("LISTEN {CHANNEL}"))
             .await
@@ -244,7 +244,8 @@ impl Control {
     }
 
     /// Waits until somebody notifies the daemon (`NOTIFY twinlog`) or the connection ends. A notification that came while
-    /// nobody waited is not lost. Can be dropped and called again.
+    /// nobody waited is not lost. Can be dropped and called again. Returns at once on a connection that has ended, so look
+    /// at [`Control::is_closed`].
     pub async fn notified(&self) {
         if !self.is_closed() {
             self.notified.notified().await;

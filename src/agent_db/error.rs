@@ -56,6 +56,8 @@ pub enum AgentError {
         table: Option<TableName>,
         /// The server's answer.
         refusal: Box<Refusal>,
+        /// The role that was refused, where known.
+        role: Option<Box<str>>,
     },
     /// Another daemon holds the slot's lock: stand by.
     #[error("another daemon is active for slot {slot}{}", .holder.as_ref().map(|holder| format!(": {holder}")).unwrap_or_default())]
@@ -160,6 +162,9 @@ pub enum AgentError {
         /// The position that was to be stored.
         to: Lsn,
     },
+    /// The position is another cluster's than the stored one: means nothing here.
+    #[error("the checkpoint belongs to another Site DB")]
+    AnotherSource,
     /// An earlier call failed or was dropped half-way: the open transaction must be rolled back first.
     #[error("the open Agent DB transaction is not whole and must be rolled back")]
     Aborted,
@@ -259,12 +264,31 @@ impl AgentError {
                 action,
                 table: table.cloned(),
                 refusal: Box::new(refusal),
+                role: None,
             },
             None => Self::Connection { action, source },
         }
     }
 
-    /// Whose fault it is, and so what happens next.
+    /// Names the role for the hint.
+    #[must_use]
+    pub(super) fn for_role(mut self, name: &str) -> Self {
+        if let Self::Refused { role, .. } = &mut self {
+            *role = Some(name.into());
+        }
+        self
+    }
+
+    /// Of the daemon's own rows: a refusal that elsewhere would be a row's own is nobody's but ours.
+    #[must_use]
+    pub(super) fn of_bookkeeping(self) -> Self {
+        match self {
+            Self::Refused { .. } if self.disposition() == Disposition::Row => Self::Internal(self.to_string()),
+            other => other,
+        }
+    }
+
+    /// Whose fault it is, and so what happens next. Never [`Disposition::Row`] from the sink: it parks those.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -293,6 +317,7 @@ impl AgentError {
             | Self::IdentityWithoutKey { .. }
             | Self::TooManyFailed { .. }
             | Self::Backwards { .. }
+            | Self::AnotherSource
             | Self::Unreadable { .. }
             | Self::Internal(_) => Disposition::Systemic,
         }
@@ -327,12 +352,14 @@ impl AgentError {
                 let of_certificate = std::error::Error::source(source)
                     .and_then(|cause| cause.downcast_ref::<std::io::Error>())
                     .and_then(tls::refusal_hint);
-                let of_refusal = Refusal::of(source).and_then(|refusal| refusal_hint(None, &refusal.sqlstate));
+                let of_refusal = Refusal::of(source).and_then(|refusal| refusal_hint(None, &refusal.sqlstate, None));
                 of_certificate.or(of_refusal).unwrap_or_else(|| REACH.to_owned())
             }
             Self::ConnectTimeout { .. } => REACH.to_owned(),
             Self::Tls { source, .. } => source.hint(),
-            Self::Refused { table, refusal, .. } => return refusal_hint(table.as_ref(), &refusal.sqlstate),
+            Self::Refused {
+                table, refusal, role, ..
+            } => return refusal_hint(table.as_ref(), &refusal.sqlstate, role.as_deref()),
             Self::Busy { .. } => {
                 "this daemon stands by and takes over when the other one ends; nothing to do unless it should not run"
                     .to_owned()
@@ -393,8 +420,9 @@ impl AgentError {
             Self::TooManyFailed { table, .. } => format!(
                 "see what they have in common: twinlog failed list {table}; mend it, or raise sync.max_failed_rows"
             ),
-            Self::Backwards { .. } => {
-                "the Site DB or the Agent DB was restored from a backup: run twinlog resync --all".to_owned()
+            Self::Backwards { .. } | Self::AnotherSource => {
+                "the Site DB or the Agent DB was replaced or restored from a backup: run twinlog resync --all"
+                    .to_owned()
             }
             Self::Unreadable { .. } => {
                 "the schema twinlog was changed by hand or by another version: run twinlog migrate agent".to_owned()
@@ -412,12 +440,13 @@ impl AgentError {
 const REACH: &str = "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
 
 /// What a person can do about a SQLSTATE, for those that need one.
-fn refusal_hint(table: Option<&TableName>, sqlstate: &str) -> Option<String> {
+fn refusal_hint(table: Option<&TableName>, sqlstate: &str, role: Option<&str>) -> Option<String> {
+    let role = role.map_or_else(|| "the daemon's role".to_owned(), crate::change::quote_identifier);
     let of_table = table.map_or_else(|| "ALL TABLES IN SCHEMA twinlog".to_owned(), TableName::quoted);
     Some(match sqlstate {
         "42501" => format!(
-            "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {of_table} TO the daemon's \
-             role; where row-level security is on: ALTER ROLE the daemon's role BYPASSRLS;"
+            "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {of_table} TO {role}; and where \
+             row-level security is on, as a superuser: ALTER ROLE {role} BYPASSRLS;"
         ),
         "53100" => "the Agent DB's disk is full: free space; the daemon goes on by itself".to_owned(),
         "53300" => "raise max_connections in the Agent DB, or end sessions that are not needed".to_owned(),
@@ -450,6 +479,7 @@ mod tests {
                 constraint: Some("leads_wa_id_key".into()),
                 column: None,
             }),
+            role: Some("crm daemon".into()),
         }
     }
 
@@ -471,7 +501,7 @@ mod tests {
         assert!(
             error
                 .hint()
-                .is_some_and(|hint| hint.contains("GRANT") && hint.contains(r#""public"."leads""#))
+                .is_some_and(|hint| hint.contains(r#"ON "public"."leads" TO "crm daemon";"#))
         );
     }
 }

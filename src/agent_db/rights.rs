@@ -7,6 +7,8 @@ use super::error::AgentError;
 /// What the session may do. Nothing here is required: where something is missing the sink has another way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rights {
+    /// The role.
+    pub role: String,
     /// `session_replication_role = replica` is set: triggers and foreign keys of the Agent DB stay silent. Without it,
     /// rows are written in foreign-key order and rows that a foreign key refuses are parked until their parent is there.
     pub session_replication_role: bool,
@@ -23,7 +25,8 @@ pub struct Rights {
 pub(super) async fn probe(client: &Client) -> Result<Rights, AgentError> {
     let row = client
         .query_one(
-            "SELECT r.rolsuper, r.rolsuper OR r.rolbypassrls, pg_catalog.current_setting('server_version_num')::int4
+            "SELECT r.rolsuper, r.rolsuper OR r.rolbypassrls, pg_catalog.current_setting('server_version_num')::int4,
+                    current_user::text
              FROM pg_catalog.pg_roles r WHERE r.rolname = current_user",
             &[],
         )
@@ -40,5 +43,6 @@ pub(super) async fn probe(client: &Client) -> Result<Rights, AgentError> {
         superuser: row.get(0),
         bypass_rls: row.get(1),
         server_version: row.get(2),
+        role: row.get(3),
     })
 }

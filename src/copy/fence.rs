@@ -22,8 +22,6 @@ pub enum Fence {
     Low(ChunkId),
     /// The chunk's read ended before this.
     High(ChunkId),
-    /// Nothing but a sign of life, so that an idle slot can move on a server whose writes are all elsewhere.
-    Heartbeat,
 }
 
 impl Fence {
@@ -33,7 +31,6 @@ impl Fence {
         match self {
             Self::Low(ChunkId(id)) => format!("low {id}"),
             Self::High(ChunkId(id)) => format!("high {id}"),
-            Self::Heartbeat => "heartbeat".to_owned(),
         }
     }
 
@@ -44,9 +41,6 @@ impl Fence {
             return None;
         }
         let content = std::str::from_utf8(content).ok()?;
-        if content == "heartbeat" {
-            return Some(Self::Heartbeat);
-        }
         let (kind, id) = content.split_once(' ')?;
         let id = ChunkId(id.parse().ok()?);
         match kind {
@@ -64,7 +58,7 @@ mod tests {
     #[test]
     fn reads_what_it_writes_and_nothing_else() {
         let id = ChunkId(Uuid::new_v4());
-        for fence in [Fence::Low(id), Fence::High(id), Fence::Heartbeat] {
+        for fence in [Fence::Low(id), Fence::High(id)] {
             assert_eq!(Fence::parse(PREFIX, fence.content().as_bytes()), Some(fence));
             assert_eq!(Fence::parse("other", fence.content().as_bytes()), None);
         }

@@ -402,7 +402,7 @@ mod tests {
                     },
                 ),
                 _ => {
-                    let row = if step.value % 2 == 0 {
+                    let row = if step.value.is_multiple_of(2) {
                         full(step.other)
                     } else {
                         partial(step.other)

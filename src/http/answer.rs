@@ -88,13 +88,8 @@ pub(super) fn body_rejection(rejection: &BytesRejection) -> (StatusCode, &'stati
 }
 
 /// No such route.
-pub(super) async fn not_found(uri: Uri) -> Response {
-    shaped(
-        &uri,
-        StatusCode::NOT_FOUND,
-        "not_found",
-        "there is nothing at this path",
-    )
+pub(super) fn not_found(uri: &Uri) -> Response {
+    shaped(uri, StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
 }
 
 /// A route, but not with this method.

@@ -11,7 +11,7 @@
 //! | not sent within `http.send_wait_ms` (rate limit, number held, errors that pass) | 503, code 131016; the row is `cancelled` and will never be sent, so trying again can't duplicate |
 //! | it is not known whether it was sent | 504, code 131000; the row is `unknown` |
 //! | the Site DB is down | 503, code 2; nothing was stored or sent |
-//! | `Idempotency-Key` used before for another request | 409, code 100 |
+//! | `Idempotency-Key` used before for another request, or for a message that an operator cancelled | 409, code 100 |
 //!
 //! With an `Idempotency-Key` header, the same request again gives the same row's answer, whatever became of the first:
 //! only a row that was cancelled as above is sent then.
@@ -19,15 +19,15 @@
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State as Extract};
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use axum::response::Response;
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{State, answer, auth};
-use crate::outbox::{Delivered, NewMessage, SubmitError};
+use crate::outbox::{Call, Delivered, NewMessage, SubmitError};
 use crate::site_db::MessageStatus;
-use crate::site_db::messages::Message;
+use crate::site_db::messages::{Message, WAIT_ELAPSED};
 use crate::whatsapp::GraphError;
 use crate::whatsapp::send::{self, Outbound, Request};
 
@@ -81,15 +81,11 @@ pub(super) async fn send(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     if !is_version(&version) {
-        return answer::not_found(uri).await;
+        return answer::not_found(&uri);
     }
     let config = &state.0.config;
     let Some(client) = auth::client(&config.tokens, &headers, &uri) else {
-        return answer::graph_error(
-            StatusCode::UNAUTHORIZED,
-            &GraphError::new(190, "Invalid OAuth access token - Cannot parse access token")
-                .with_details("the token is not one of this server's API tokens"),
-        );
+        return unauthorized();
     };
     if !state.0.outbox.has_number(&phone_number_id) {
         return answer::graph_error(
@@ -174,13 +170,31 @@ pub(super) async fn send(
     answer::about(id, response)
 }
 
+pub(super) fn unauthorized() -> Response {
+    answer::graph_error(
+        StatusCode::UNAUTHORIZED,
+        &GraphError::new(190, "Invalid OAuth access token - Cannot parse access token")
+            .with_details("the token is not one of this server's API tokens"),
+    )
+}
+
 fn bad_request(error: &GraphError) -> Response {
     answer::graph_error(StatusCode::BAD_REQUEST, error)
 }
 
 /// Mark as read and typing: no message, so nothing is stored, and a lost answer does no harm.
 async fn pass(state: &State, phone_number_id: &str, version: &str, body: Bytes) -> Response {
-    match state.0.outbox.pass(phone_number_id, version, body.into()).await {
+    let call = Call {
+        method: Method::POST,
+        path: format!("{version}/{phone_number_id}/messages"),
+        content_type: Some("application/json".to_owned()),
+        body,
+    };
+    passed_on(state, phone_number_id, call).await
+}
+
+pub(super) async fn passed_on(state: &State, phone_number_id: &str, call: Call) -> Response {
+    match state.0.outbox.pass(phone_number_id, call).await {
         Ok(passed) => answer::passed(passed.status, passed.content_type.as_deref(), passed.body),
         Err(error) => {
             tracing::warn!(phone_number_id, "a call was not passed on: {error}");
@@ -245,6 +259,13 @@ fn refused(message: &Message) -> Response {
 }
 
 fn cancelled(message: &Message) -> Response {
+    if message.error_class.as_deref() != Some(WAIT_ELAPSED) {
+        let error = GraphError::new(100, "Invalid parameter").with_details(format!(
+            "The message {} was cancelled by an operator and will not be sent",
+            message.id
+        ));
+        return answer::graph_error(StatusCode::CONFLICT, &error);
+    }
     let why = match (message.error_code, &message.error_message) {
         (_, Some(reason)) => format!(" The last attempt brought: {reason}."),
         (Some(code), None) => format!(" The last attempt brought code {code}."),

@@ -5,9 +5,11 @@
 //! | [`server`] | the whole server: pool, outbox, inbox, listener, and their common end |
 //! | `auth` | which client a request is from |
 //! | `graph` | the Graph-compatible send |
+//! | `passage` | other Graph calls, passed through |
 //! | `plain` | the plain JSON API |
 //! | `webhook` | Meta's handshake and events |
 //! | `answer` | answers and errors in both shapes |
+//! | `connections` | the listener's bounds |
 //! | `layers` | around every request: id, log line, time-out, panics |
 //!
 //! It decides nothing about messages: it reads requests, asks the [`outbox`](crate::outbox) or the
@@ -15,8 +17,10 @@
 
 mod answer;
 mod auth;
+mod connections;
 mod graph;
 mod layers;
+mod passage;
 mod plain;
 pub mod server;
 mod webhook;
@@ -38,6 +42,8 @@ use crate::shutdown;
 use crate::site_db::Pool;
 
 pub use server::{ServerError, run_server};
+
+use connections::Bounded;
 
 /// Most requests to send that may wait at a time: each holds its body (a few KB as a rule) and a look at the Site DB
 /// now and then. Beyond it clients are told to come back, before anything is stored.
@@ -78,7 +84,7 @@ pub fn router(state: State) -> Router {
         .route("/v1/messages", post(plain::send))
         .route("/v1/messages/{id}", get(plain::show))
         .route("/webhook", get(webhook::handshake).post(webhook::receive))
-        .fallback(answer::not_found)
+        .fallback(passage::call)
         .method_not_allowed_fallback(answer::method_not_allowed)
         .layer(DefaultBodyLimit::max(max_body_bytes))
         .layer(axum::middleware::from_fn(layers::around))
@@ -91,7 +97,7 @@ pub fn router(state: State) -> Router {
 /// The listener failed.
 pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) -> std::io::Result<()> {
     let stopped = stop.clone().cancelled_owned();
-    let serving = axum::serve(listener, router(state)).with_graceful_shutdown(stopped);
+    let serving = axum::serve(Bounded::new(listener), router(state)).with_graceful_shutdown(stopped);
     let out_of_time = async {
         stop.cancelled().await;
         tokio::time::sleep(shutdown::GRACE + Duration::from_secs(1)).await;

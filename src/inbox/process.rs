@@ -1,11 +1,13 @@
-//! One event: its parts, each in a savepoint, in portions that are committed one by one.
+//! One event: its parts, which fail alone, in portions that are committed one by one.
 //!
-//! Portions, because a batch of Meta's may have a thousand parts: each takes locks (see [`crate::site_db::locks`]) and a
+//! Portions, because a batch of Meta's may have a thousand parts: each takes locks (see [`crate::site_db::locks`]) and perhaps a
 //! savepoint, and Postgres's shared lock table and its snapshots are made for some dozens per transaction. An event that
 //! stops between two portions is simply processed again.
 //!
-//! A part that the database refuses for its own sake is rolled back alone and listed in `failures`. Anything else
-//! (connection, deadlock, a missing table) is not the part's fault: the portion is rolled back and the event comes again.
+//! Nearly always every part of a portion can be stored, so the portion is tried as a whole first. If the database refuses
+//! a part for its own sake, the portion is done again with a savepoint around each part, and what is refused then is
+//! rolled back alone and listed in `failures`. Anything else (connection, deadlock, a missing table) is not a part's
+//! fault: the portion is rolled back and the event comes again.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -119,6 +121,22 @@ pub(super) async fn next(pool: &PgPool, claim: &mut Option<Claim>) -> sqlx::Resu
 }
 
 async fn process_portion(tx: &mut PgConnection, first: usize, parts: &[Part]) -> sqlx::Result<Effects> {
+    let mut whole = tx.begin().await?;
+    match Box::pin(process_parts(&mut whole, first, parts, false)).await {
+        Ok(effects) => {
+            whole.commit().await?;
+            Ok(effects)
+        }
+        Err(error) if row_fault(&error).is_some() => {
+            whole.rollback().await?;
+            Box::pin(process_parts(tx, first, parts, true)).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Stores parts. With `apart`, one that is refused is a failure among the effects, else an error.
+async fn process_parts(tx: &mut PgConnection, first: usize, parts: &[Part], apart: bool) -> sqlx::Result<Effects> {
     let mut effects = Effects::default();
     let mut accounts: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
     lock_all(&mut *tx, parts).await?;
@@ -132,28 +150,20 @@ async fn process_portion(tx: &mut PgConnection, first: usize, parts: &[Part]) ->
             note(part);
             continue;
         };
-        let mut savepoint = tx.begin().await?;
-        let account_id = match accounts.get(number) {
-            Some(&id) => Ok(id),
-            None => {
-                store::account(
-                    &mut savepoint,
-                    number,
-                    part.waba_id.as_deref(),
-                    part.display_phone_number.as_deref(),
-                )
-                .await
+        let known = accounts.get(number).copied();
+        let stored = if apart {
+            let mut savepoint = tx.begin().await?;
+            let stored = Box::pin(process_part(&mut savepoint, known, number, part)).await;
+            match &stored {
+                Ok(_) => savepoint.commit().await?,
+                Err(_) => savepoint.rollback().await?,
             }
-        };
-        let stored = match account_id {
-            Ok(account_id) => Box::pin(process_part(&mut savepoint, account_id, part))
-                .await
-                .map(|counted| (account_id, counted)),
-            Err(error) => Err(error),
+            stored
+        } else {
+            Box::pin(process_part(&mut *tx, known, number, part)).await
         };
         match stored {
             Ok((account_id, counted)) => {
-                savepoint.commit().await?;
                 accounts.insert(number, account_id);
                 if part.is_real() && counted.is_some() {
                     effects.real.insert(account_id, number.clone());
@@ -161,11 +171,8 @@ async fn process_portion(tx: &mut PgConnection, first: usize, parts: &[Part]) ->
                 effects.counted.extend(counted);
             }
             Err(error) => match row_fault(&error) {
-                Some(reason) => {
-                    savepoint.rollback().await?;
-                    effects.failures.push(failure(&reason));
-                }
-                None => return Err(error),
+                Some(reason) if apart => effects.failures.push(failure(&reason)),
+                _ => return Err(error),
             },
         }
     }
@@ -196,22 +203,36 @@ async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
                     contacts.push(status.contact.clone());
                 }
             }
+            Content::UserIdChanged { previous, current } => {
+                contacts.extend([previous, current].map(|id| ContactIdentity {
+                    user_id: Some(id.clone()),
+                    ..ContactIdentity::default()
+                }));
+            }
             Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {}
         }
     }
-    if wamids.is_empty() {
+    if wamids.is_empty() && contacts.is_empty() {
         return Ok(());
     }
     lock(tx, wamids, &contacts).await
 }
 
-/// Stores a part; what it counts as, if it is news.
+/// Stores a part; its account, and what it counts as, if it is news.
 async fn process_part(
     tx: &mut PgConnection,
-    account_id: Uuid,
+    account_id: Option<Uuid>,
+    number: &PhoneNumberId,
     part: &Part,
-) -> sqlx::Result<Option<(&'static str, String)>> {
-    match &part.content {
+) -> sqlx::Result<(Uuid, Option<(&'static str, String)>)> {
+    let account_id = match account_id {
+        Some(id) => id,
+        None => {
+            let (waba_id, display) = (part.waba_id.as_deref(), part.display_phone_number.as_deref());
+            store::account(&mut *tx, number, waba_id, display).await?
+        }
+    };
+    let counted = match &part.content {
         Content::Message(message) => inbound(tx, account_id, message).await,
         Content::Echo(message) => echo(tx, account_id, message).await,
         Content::History {
@@ -220,11 +241,16 @@ async fn process_part(
             status,
         } => history(tx, account_id, message, *outbound, status.as_deref()).await,
         Content::Status(status) => report(tx, account_id, status).await,
+        Content::UserIdChanged { previous, current } => {
+            store::change_user_id(&mut *tx, previous, current).await?;
+            Ok(None)
+        }
         Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {
             note(part);
             Ok(None)
         }
-    }
+    };
+    Ok((account_id, counted?))
 }
 
 async fn inbound(
@@ -369,6 +395,22 @@ fn note(part: &Part) {
             class = error.class(400).as_str(),
             "WEBHOOK: Meta reports an error of the account"
         ),
+        // What may stop us from sending: a person should know.
+        _ if [
+            "account_update",
+            "account_alerts",
+            "phone_number_quality_update",
+            "security",
+        ]
+        .contains(&part.field.as_str()) =>
+        {
+            tracing::warn!(
+                phone_number_id = number,
+                waba_id = part.waba_id,
+                field = part.field,
+                "WEBHOOK: Meta reports on the account; see the raw event"
+            );
+        }
         _ => tracing::info!(
             phone_number_id = number,
             waba_id = part.waba_id,

@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::site_db::links::Link;
-use crate::whatsapp::PhoneNumberId;
 use crate::whatsapp::webhook::Message;
+use crate::whatsapp::{PhoneNumberId, UserId};
 
 /// A claimed event.
 #[derive(Debug, sqlx::FromRow)]
@@ -268,6 +268,19 @@ pub(super) async fn renumber(tx: &mut PgConnection, lead_id: Uuid, wa_id: &str) 
     )
     .bind(lead_id)
     .bind(wa_id)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// A user's new id, if no other lead has it.
+pub(super) async fn change_user_id(tx: &mut PgConnection, previous: &UserId, current: &UserId) -> sqlx::Result<()> {
+    sqlx::query(
+        "UPDATE public.leads SET user_id = $2, updated_at = now()
+          WHERE user_id = $1 AND NOT EXISTS (SELECT FROM public.leads other WHERE other.user_id = $2)",
+    )
+    .bind(previous.as_str())
+    .bind(current.as_str())
     .execute(tx)
     .await?;
     Ok(())

@@ -34,8 +34,8 @@ pub struct WorkerSettings {
 impl Default for WorkerSettings {
     fn default() -> Self {
         Self {
-            // One event may wait for a lock while the other goes on.
-            concurrency: 2,
+            // Meta posts concurrently, and an event costs some round trips to the Site DB.
+            concurrency: 4,
             poll: Duration::from_secs(1),
             retry_initial: Duration::from_millis(200),
             retry_max: Duration::from_secs(60),

@@ -119,16 +119,12 @@ fn count(next: &Next) {
 }
 
 /// Commits the outcome: again and again until the Site DB takes it, or the process must end. Then the row's lease makes
-/// it `unknown`.
+/// it `unknown`. The log names our row, never the wamid: that has the recipient's number in it, in base64.
 async fn commit(shared: &Shared, sender: &Sender, attempt: &Attempt, next: &Next, response: &Response) {
     let (id, phone_number_id) = (attempt.message.id, &sender.account.phone_number_id);
     let sent = matches!(next, Next::Accepted { .. });
     let mut with_wamid = true;
     let mut failures = 0_u32;
-    let wamid = match next {
-        Next::Accepted { accepted, .. } => Some(accepted.wamid.as_str()),
-        _ => None,
-    };
     let result = loop {
         let tried = tokio::time::timeout(
             COMMIT_TIMEOUT,
@@ -141,7 +137,7 @@ async fn commit(shared: &Shared, sender: &Sender, attempt: &Attempt, next: &Next
             Err(error) => error,
         };
         if with_wamid && error.constraint() == Some("whatsapp_messages_wamid") {
-            tracing::error!(%phone_number_id, message_id = %id, wamid, "PERSISTENCE: another message has this wamid already");
+            tracing::error!(%phone_number_id, message_id = %id, "PERSISTENCE: another message has this wamid already");
             with_wamid = false;
             continue;
         }
@@ -156,7 +152,6 @@ async fn commit(shared: &Shared, sender: &Sender, attempt: &Attempt, next: &Next
                 message_id = %id,
                 conversation_id = %attempt.message.conversation_id,
                 lead_id = %attempt.message.lead_id,
-                wamid,
                 sqlstate = error.sqlstate(),
                 hint = error.hint(),
                 "PERSISTENCE: the outcome of a send can't be stored, trying on: {error}"
@@ -191,7 +186,6 @@ async fn commit(shared: &Shared, sender: &Sender, attempt: &Attempt, next: &Next
             severity = "CRITICAL",
             %phone_number_id,
             message_id = %id,
-            wamid,
             "PERSISTENCE: stopped before the outcome of a send was stored; it will show as unknown until its status comes"
         ),
     }
@@ -237,7 +231,7 @@ async fn commit_once(
         Next::Pending {
             wait,
             consumed,
-            throttle,
+            pause,
             cause,
         } => {
             let waits = outcomes::Wait {
@@ -245,8 +239,8 @@ async fn commit_once(
                 consumed: *consumed,
             };
             let counted = outcomes::pending_again(&mut transaction, key, waits, &problem(cause), response).await?;
-            if let Some(reach) = throttle {
-                accounts::throttle(&mut transaction, attempt.account_id, *reach, *wait).await?;
+            if let Some((reach, length)) = pause {
+                accounts::throttle(&mut transaction, attempt.account_id, *reach, *length).await?;
             }
             counted.then_some(MessageStatus::Pending)
         }
@@ -295,6 +289,10 @@ async fn commit_once(
         Next::Unknown(why) if reached.is_some() => tracing::warn!(
             %phone_number_id, %message_id, %conversation_id, why,
             "PERSISTENCE: it is not known whether the message was sent; its status will tell"
+        ),
+        Next::Accepted { .. } => tracing::info!(
+            %phone_number_id, %message_id, %conversation_id, lead_id = %message.lead_id, attempt = message.attempt,
+            "PERSISTENCE: the message was sent and its outcome is stored"
         ),
         _ => {
             tracing::debug!(%phone_number_id, %message_id, reached = reached.map(MessageStatus::as_str), "attempt ended")

@@ -7,6 +7,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
@@ -23,8 +24,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Idle connections go well before Meta's edge closes them (observed: minutes), as a request that meets the close is
 /// lost without need.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest answer that is read; Meta's are a few hundred bytes.
+/// Longest answer to a send that is read; Meta's are a few hundred bytes.
 const MAX_ANSWER: usize = 256 * 1024;
+/// Longest answer that is passed on: a long page of templates is some hundred KB.
+const MAX_PASSED: usize = 16 * 1024 * 1024;
+/// The type of a send's body.
+const JSON: &str = "application/json";
 
 /// The client for the Graph API.
 #[derive(Debug, Clone)]
@@ -38,6 +43,19 @@ pub(super) struct Graph {
 #[derive(Debug, thiserror::Error)]
 #[error("set up the HTTPS client")]
 pub struct GraphSetupError(#[from] reqwest::Error);
+
+/// A call that is passed on.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Its method.
+    pub method: Method,
+    /// Version, path and query, without a slash in front.
+    pub path: String,
+    /// Its body's type; `None`: it has no body.
+    pub content_type: Option<String>,
+    /// Its body.
+    pub body: Bytes,
+}
 
 /// An answer that is passed on as it is.
 #[derive(Debug, Clone)]
@@ -83,7 +101,12 @@ impl Graph {
         token: &SecretString,
         body: Vec<u8>,
     ) -> (Answer, Response) {
-        let (status, headers, body) = match self.post(version, phone_number_id, token, body).await {
+        let version = version.unwrap_or(&self.version);
+        let url = format!("{}/{version}/{phone_number_id}/messages", self.base);
+        let sent = self
+            .call(Method::POST, url, token, Some(JSON), body.into(), MAX_ANSWER)
+            .await;
+        let (status, headers, body) = match sent {
             Ok(answer) => answer,
             Err(failure) => return (failure.into_answer(), Response::default()),
         };
@@ -106,16 +129,18 @@ impl Graph {
         (answer, response)
     }
 
-    /// Passes a call on that may be repeated without harm (mark as read, typing).
-    pub(super) async fn pass(
-        &self,
-        version: Option<&str>,
-        phone_number_id: &str,
-        token: &SecretString,
-        body: Vec<u8>,
-    ) -> Result<Passed, NoAnswer> {
+    /// Passes a call on that sends no message. `path` begins with the version and may have a query.
+    pub(super) async fn pass(&self, token: &SecretString, call: Call) -> Result<Passed, NoAnswer> {
+        let url = format!("{}/{}", self.base, call.path);
         let (status, headers, body) = self
-            .post(version, phone_number_id, token, body)
+            .call(
+                call.method,
+                url,
+                token,
+                call.content_type.as_deref(),
+                call.body,
+                MAX_PASSED,
+            )
             .await
             .map_err(|failure| NoAnswer(failure.why()))?;
         Ok(Passed {
@@ -128,30 +153,26 @@ impl Graph {
         })
     }
 
-    async fn post(
+    async fn call(
         &self,
-        version: Option<&str>,
-        phone_number_id: &str,
+        method: Method,
+        url: String,
         token: &SecretString,
-        body: Vec<u8>,
+        content_type: Option<&str>,
+        body: Bytes,
+        max_answer: usize,
     ) -> Result<(u16, HeaderMap, Bytes), Failure> {
-        let version = version.unwrap_or(&self.version);
-        let url = format!("{}/{version}/{phone_number_id}/messages", self.base);
-        let mut response = self
-            .client
-            .post(url)
-            .bearer_auth(token.expose_secret())
-            .header(CONTENT_TYPE, "application/json")
-            .body(body)
-            .send()
-            .await
-            .map_err(|error| Failure::of(&error))?;
+        let mut request = self.client.request(method, url).bearer_auth(token.expose_secret());
+        if let Some(content_type) = content_type {
+            request = request.header(CONTENT_TYPE, content_type).body(body);
+        }
+        let mut response = request.send().await.map_err(|error| Failure::of(&error))?;
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let mut body = Vec::new();
         loop {
             match response.chunk().await {
-                Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER => body.extend_from_slice(&chunk),
+                Ok(Some(chunk)) if body.len() + chunk.len() <= max_answer => body.extend_from_slice(&chunk),
                 Ok(Some(_)) => return Err(Failure::Lost("the answer is too long")),
                 Ok(None) => return Ok((status, headers, body.into())),
                 // The status alone proves nothing: it may be a proxy's.

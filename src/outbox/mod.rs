@@ -41,7 +41,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use call::{GraphSetupError, NoAnswer, Passed};
+pub use call::{Call, GraphSetupError, NoAnswer, Passed};
 pub use submit::{NewMessage, SubmitError, Submitted};
 
 use crate::config::{Account, Config};
@@ -151,6 +151,7 @@ impl Outbox {
         for sender in shared.numbers.values() {
             tasks.spawn(number::run(Arc::clone(&shared), Arc::clone(sender)));
         }
+        tasks.spawn(waiters::look(Arc::clone(&shared)));
         tasks.spawn(upkeep::run(Arc::clone(&shared), health.component("outbox")));
         Ok((Self(shared), tasks))
     }
@@ -203,18 +204,18 @@ impl Outbox {
             .unwrap_or_else(|_| Err(SiteError::Unreachable(sqlx::Error::WorkerCrashed)))
     }
 
-    /// Passes a call on that is no message: mark as read, typing.
+    /// Passes a call on with a number's token. The caller has made sure that it sends no message: those go through
+    /// [`Outbox::submit`].
     ///
     /// # Errors
     /// The Graph API did not answer, or the number is not ours.
-    pub async fn pass(&self, phone_number_id: &str, version: &str, body: Vec<u8>) -> Result<Passed, NoAnswer> {
+    pub async fn pass(&self, phone_number_id: &str, call: Call) -> Result<Passed, NoAnswer> {
         let sender = self
             .0
             .numbers
             .get(phone_number_id)
             .ok_or(NoAnswer("the number is not configured"))?;
-        let token = &sender.account.access_token;
-        self.0.graph.pass(Some(version), phone_number_id, token, body).await
+        self.0.graph.pass(&sender.account.access_token, call).await
     }
 }
 
@@ -246,7 +247,7 @@ impl Shared {
             // Another process may send it, or a status webhook settle it: then nobody tells us, so look now and then.
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep(waiters::LOOK_EVERY) => {}
+                () = tokio::time::sleep(waiters::LOOK_ALONE_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
                 () = self.stop.cancelled(), if !stopping => {}
             }
@@ -299,7 +300,7 @@ impl Shared {
             }
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep(waiters::LOOK_EVERY) => {}
+                () = tokio::time::sleep(waiters::LOOK_ALONE_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }

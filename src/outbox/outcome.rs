@@ -55,8 +55,8 @@ pub enum Next {
         wait: Duration,
         /// Whether the attempt counts towards the limit: not where the message is not to blame.
         consumed: bool,
-        /// Whom else the wait concerns.
-        throttle: Option<ThrottleReach>,
+        /// What else pauses, and for how long.
+        pause: Option<(ThrottleReach, Duration)>,
         /// Why.
         cause: Cause,
     },
@@ -103,6 +103,9 @@ pub struct Tries {
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 /// Attempts for code 1, which is Meta's trouble or an invalid request: nobody can tell, so one more try.
 const MAX_ATTEMPTS_AMBIGUOUS: u32 = 2;
+/// Longest pause of a number whose calls don't get out: it keeps a long queue from running into the same wall, and ends
+/// soon after the network is back.
+const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(5);
 /// Exponent at which the pair limit's wait of 4^X seconds ends: 4^5 s are 17 minutes, after which the recipient's
 /// allowance (one message in 6 s, 45 at most) is whole again.
 const MAX_PAIR_EXPONENT: u32 = 5;
@@ -120,7 +123,7 @@ const MAX_PAIR_EXPONENT: u32 = 5;
 /// | 5xx or 2xx that is not the Graph API's | unknown |
 /// | 429 that is not the Graph API's | as a throttle of the number |
 /// | 3xx, 4xx that is not the Graph API's | as transient: something on the way refused it |
-/// | not sent | wait with backoff, for ever: an outage of the network is no message's fault |
+/// | not sent | wait with backoff, for ever, and the number with it: an outage of the network is no message's fault |
 /// | lost | unknown |
 #[must_use]
 pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
@@ -138,7 +141,7 @@ pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
             Next::Pending {
                 wait: backoff(tries.attempt, policy.initial, policy.max),
                 consumed: true,
-                throttle: None,
+                pause: None,
                 cause,
             }
         }
@@ -164,16 +167,17 @@ pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
                 ErrorClass::Account => Next::Hold(cause),
                 ErrorClass::Throttle(scope) => {
                     let pair = Duration::from_secs(4_u64.pow(tries.throttles.min(MAX_PAIR_EXPONENT)));
-                    let (wait, throttle) = match scope {
-                        ThrottleScope::Pair => (sent_back(retry_after.or(Some(pair))), None),
-                        ThrottleScope::Number => (sent_back(retry_after), Some(ThrottleReach::Number)),
-                        ThrottleScope::Waba => (sent_back(retry_after), Some(ThrottleReach::Waba)),
-                        ThrottleScope::App => (sent_back(retry_after), Some(ThrottleReach::App)),
+                    let reach = match scope {
+                        ThrottleScope::Pair => None,
+                        ThrottleScope::Number => Some(ThrottleReach::Number),
+                        ThrottleScope::Waba => Some(ThrottleReach::Waba),
+                        ThrottleScope::App => Some(ThrottleReach::App),
                     };
+                    let wait = sent_back(retry_after.or(reach.is_none().then_some(pair)));
                     Next::Pending {
                         wait,
                         consumed: false,
-                        throttle,
+                        pause: reach.map(|reach| (reach, wait)),
                         cause,
                     }
                 }
@@ -188,14 +192,14 @@ pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
                             Next::Pending {
                                 wait,
                                 consumed,
-                                throttle,
+                                pause,
                                 cause,
                             },
                             Some(asked),
                         ) => Next::Pending {
                             wait: wait.max(asked.min(MAX_RETRY_AFTER)),
                             consumed,
-                            throttle,
+                            pause,
                             cause,
                         },
                         (next, _) => next,
@@ -214,28 +218,34 @@ pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
                 message: format!("HTTP {status} from something that is not the Graph API"),
             };
             match status {
-                429 => Next::Pending {
-                    wait: sent_back(retry_after),
-                    consumed: false,
-                    throttle: Some(ThrottleReach::Number),
-                    cause: cause(ErrorClass::Throttle(ThrottleScope::Number).as_str()),
-                },
+                429 => {
+                    let wait = sent_back(retry_after);
+                    Next::Pending {
+                        wait,
+                        consumed: false,
+                        pause: Some((ThrottleReach::Number, wait)),
+                        cause: cause(ErrorClass::Throttle(ThrottleScope::Number).as_str()),
+                    }
+                }
                 300..=499 => transient(cause(ErrorClass::Transient.as_str()), policy.max_attempts),
                 200..=299 => Next::Unknown("the answer names no message"),
                 _ => Next::Unknown("a server error that is not the Graph API's"),
             }
         }
-        Answer::NotSent(why) => Next::Pending {
-            wait: sent_back(None),
-            consumed: false,
-            throttle: None,
-            cause: Cause {
-                code: None,
-                label: None,
-                class: "not_sent",
-                message: why.to_owned(),
-            },
-        },
+        Answer::NotSent(why) => {
+            let wait = sent_back(None);
+            Next::Pending {
+                wait,
+                consumed: false,
+                pause: Some((ThrottleReach::Number, wait.min(MAX_OUTAGE_PAUSE))),
+                cause: Cause {
+                    code: None,
+                    label: None,
+                    class: "not_sent",
+                    message: why.to_owned(),
+                },
+            }
+        }
         Answer::Lost(why) => Next::Unknown(why),
     }
 }
@@ -270,17 +280,17 @@ mod tests {
             Next::Pending { consumed: true, .. } => "retry",
             Next::Pending {
                 consumed: false,
-                throttle: Some(ThrottleReach::Number),
+                pause: Some((ThrottleReach::Number, _)),
                 ..
             } => "throttle number",
             Next::Pending {
                 consumed: false,
-                throttle: Some(ThrottleReach::Waba),
+                pause: Some((ThrottleReach::Waba, _)),
                 ..
             } => "throttle waba",
             Next::Pending {
                 consumed: false,
-                throttle: Some(ThrottleReach::App),
+                pause: Some((ThrottleReach::App, _)),
                 ..
             } => "throttle app",
             Next::Pending { consumed: false, .. } => "wait",
@@ -362,7 +372,7 @@ mod tests {
             (foreign(502), "unknown"),
             (foreign(503), "unknown"),
             (foreign(504), "unknown"),
-            (Answer::NotSent("refused"), "wait"),
+            (Answer::NotSent("refused"), "throttle number"),
             (Answer::Lost("time-out"), "unknown"),
         ] {
             assert_eq!(word(&next(answer.clone(), tries(1, 0), POLICY)), expected, "{answer:?}");
@@ -376,7 +386,10 @@ mod tests {
         assert_eq!(word(&next(refused(400, 1), tries(2, 0), POLICY)), "failed");
         // Without blame there is no bound.
         assert_eq!(word(&next(refused(400, 131_056), tries(6, 99), POLICY)), "wait");
-        assert_eq!(word(&next(Answer::NotSent("x"), tries(6, 99), POLICY)), "wait");
+        assert_eq!(
+            word(&next(Answer::NotSent("x"), tries(6, 99), POLICY)),
+            "throttle number"
+        );
         assert_eq!(word(&next(refused(401, 190), tries(6, 99), POLICY)), "hold");
     }
 

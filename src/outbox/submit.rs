@@ -102,13 +102,7 @@ pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submi
 fn fingerprint(message: &NewMessage) -> String {
     let mut hash = Sha256::new();
     let lead = message.lead_id.map(|id| id.to_string()).unwrap_or_default();
-    let version = message.api_version.as_deref().unwrap_or_default();
-    for part in [
-        message.phone_number_id.as_bytes(),
-        lead.as_bytes(),
-        version.as_bytes(),
-        &message.request,
-    ] {
+    for part in [message.phone_number_id.as_bytes(), lead.as_bytes(), &message.request] {
         // With its length, so that no two different lists of parts run together into the same bytes.
         hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         hash.update(part);

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Shared;
 use crate::health::Component;
 use crate::metrics;
 use crate::shutdown;
-use crate::site_db::{MessageStatus, SiteError, messages};
+use crate::site_db::{MessageStatus, SiteError, accounts, messages};
 
 /// How often. A message of a dead process shows as `unknown` this much after its lease at the latest.
 const EVERY: Duration = Duration::from_secs(5);
@@ -25,13 +25,9 @@ pub(super) async fn run(shared: Arc<Shared>, health: Component) {
             tended = tend(&shared) => tended,
         };
         match tended {
-            Ok(gaps) => {
+            Ok(detail) => {
                 failing = false;
-                health.ready(json!({
-                    "unknown": gaps.unknown,
-                    "unsent": gaps.unsent,
-                    "sent_unrecorded": shared.unrecorded.load(Ordering::Relaxed),
-                }));
+                health.ready(detail);
             }
             Err(error) => {
                 health.not_ready(
@@ -54,7 +50,8 @@ pub(super) async fn run(shared: Arc<Shared>, health: Component) {
     }
 }
 
-async fn tend(shared: &Shared) -> Result<messages::Gaps, SiteError> {
+/// One round; what it found, for the health report.
+async fn tend(shared: &Shared) -> Result<Value, SiteError> {
     for id in messages::sweep_expired(&shared.pool).await? {
         metrics::count_message("outbound", MessageStatus::Unknown.as_str());
         tracing::warn!(
@@ -72,6 +69,17 @@ async fn tend(shared: &Shared) -> Result<messages::Gaps, SiteError> {
     metrics::set_persistence_gap("outcome_unknown", u64::try_from(gaps.unknown).unwrap_or(0));
     metrics::set_persistence_gap("unsent", u64::try_from(gaps.unsent).unwrap_or(0));
     // Zero is a report too: an alert on a series that does not exist never fires.
-    metrics::set_persistence_gap("sent_unrecorded", shared.unrecorded.load(Ordering::Relaxed));
-    Ok(gaps)
+    let unrecorded = shared.unrecorded.load(Ordering::Relaxed);
+    metrics::set_persistence_gap("sent_unrecorded", unrecorded);
+    let mut held = Vec::new();
+    for number in accounts::overview(&shared.pool).await? {
+        // Only those that are configured: others may be anybody's, and series must be bounded.
+        if shared.numbers.contains_key(&number.phone_number_id) {
+            metrics::set_account_degraded(&number.phone_number_id, number.held);
+            if number.held {
+                held.push(json!({"phone_number_id": number.phone_number_id, "code": number.hold_code}));
+            }
+        }
+    }
+    Ok(json!({"unknown": gaps.unknown, "unsent": gaps.unsent, "sent_unrecorded": unrecorded, "held": held}))
 }

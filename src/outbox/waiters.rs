@@ -8,10 +8,15 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-/// How often a waiter looks although nobody told it anything: another process may have sent the message. A quarter of a
-/// second is little beside the round trip to Meta, and four look-ups by primary key per second and waiting client are
-/// nothing to Postgres.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(250);
+use super::Shared;
+use crate::shutdown;
+use crate::site_db::{MessageStatus, messages};
+
+/// How often one statement looks at all messages that are waited for: another process may have sent one, or a status
+/// webhook settled it. A quarter of a second is little beside the round trip to Meta.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often a waiter looks by itself, should that statement fail.
+pub(super) const LOOK_ALONE_EVERY: Duration = Duration::from_secs(2);
 
 /// By message: how many wait, and what wakes them.
 type All = HashMap<Uuid, (usize, Arc<Notify>)>;
@@ -45,6 +50,36 @@ impl Waiters {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, notify)) = all.get(&id) {
             notify.notify_waiters();
+        }
+    }
+}
+
+/// Looks for all waiters of this process at once, and tells those whose message has moved on. Runs until the stop; then
+/// nothing is begun elsewhere that a waiter could miss for long.
+pub(super) async fn look(shared: Arc<Shared>) {
+    let mut seen: HashMap<Uuid, String> = HashMap::new();
+    loop {
+        let ids: Vec<Uuid> = {
+            let all = shared.waiters.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.keys().copied().collect()
+        };
+        if !ids.is_empty()
+            && let Ok(statuses) = messages::statuses(&shared.pool, &ids).await
+        {
+            let before = std::mem::take(&mut seen);
+            for (id, status) in statuses {
+                // Who is new here may have looked before the message moved on from where all begin.
+                let moved = before
+                    .get(&id)
+                    .map_or(status != MessageStatus::Pending.as_str(), |before| *before != status);
+                if moved {
+                    shared.waiters.tell(id);
+                }
+                seen.insert(id, status);
+            }
+        }
+        if !shutdown::sleep(LOOK_EVERY, &shared.stop).await {
+            return;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The logical replication protocol, version 1: the bytes that the `pgoutput` plugin writes → [`Message`].
 //!
-//! Its job is one function, [`decode`]: one payload of the stream in, one message out. It is pure and total: every read
+//! Its job is one function, [`decode()`]: one payload of the stream in, one message out. It is pure and total: every read
 //! is checked, the whole payload must be consumed, and malformed input is a [`DecodeError`], never a panic and never a
 //! message that was half understood. It keeps no state, so it does not know which relation an id stands for, whether a
 //! transaction is open, or what a value means; `replication` does. It never learns a type either: values stay the text

@@ -26,6 +26,8 @@ pub(super) struct Boundary {
 pub(super) struct Batch {
     rows: usize,
     bytes: usize,
+    /// Of these, the open transaction's.
+    open_bytes: usize,
     max_rows: usize,
     max_bytes: usize,
     items: Vec<Item>,
@@ -59,6 +61,7 @@ impl Batch {
         Self {
             rows: 0,
             bytes: 0,
+            open_bytes: 0,
             max_rows,
             max_bytes,
             items: Vec::new(),
@@ -71,7 +74,7 @@ impl Batch {
 
     /// Adds something of the open transaction.
     pub(super) fn push(&mut self, item: Item) {
-        self.bytes += match &item {
+        let bytes = match &item {
             Item::Change(change) => {
                 // The change itself, its key's box and the shares of both.
                 160 + match &change.operation {
@@ -81,6 +84,8 @@ impl Batch {
             }
             _ => 64,
         };
+        self.bytes += bytes;
+        self.open_bytes += bytes;
         self.rows += 1;
         self.items.push(item);
     }
@@ -111,6 +116,7 @@ impl Batch {
             self.commits.push(boundary.committed_at);
         }
         self.whole = self.items.len();
+        self.open_bytes = 0;
         self.boundary = Some(boundary);
     }
 
@@ -136,9 +142,7 @@ impl Batch {
         let items = mem::replace(&mut self.items, rest);
         self.whole = 0;
         self.rows = self.items.len();
-        if self.rows == 0 {
-            self.bytes = 0;
-        }
+        self.bytes = self.open_bytes;
         Some(Closed {
             items,
             boundary,
@@ -151,6 +155,7 @@ impl Batch {
     pub(super) fn take_open(&mut self) -> Vec<Item> {
         self.rows = 0;
         self.bytes = 0;
+        self.open_bytes = 0;
         mem::take(&mut self.items)
     }
 }
@@ -165,4 +170,60 @@ pub(super) fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
 #[must_use]
 pub(super) fn same_shape(one: &Relation, other: &Relation) -> bool {
     one.columns == other.columns && one.key == other.key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{RelationId, TableName};
+
+    fn relation(name: &str) -> Arc<Relation> {
+        let table = TableName::new("public", name);
+        Arc::new(Relation {
+            id: RelationId(1),
+            table,
+            columns: Box::default(),
+            key: Box::default(),
+        })
+    }
+
+    fn boundary(end: u64) -> Boundary {
+        Boundary {
+            end_lsn: Lsn(end),
+            committed_at: PgTimestamp(7),
+        }
+    }
+
+    #[test]
+    fn what_is_whole_and_what_is_open_are_taken_apart() {
+        let mut batch = Batch::new(3, 1 << 20);
+        let (ours, other) = (relation("ours"), relation("other"));
+        batch.count_filtered(&ours);
+        batch.count_filtered(&ours);
+        assert!(!batch.is_full(), "the same thing twice is one item");
+        batch.close_transaction(boundary(10));
+        batch.count_filtered(&ours);
+        batch.count_filtered(&other);
+        assert!(batch.is_full());
+        let closed = batch.take_whole().unwrap();
+        assert_eq!(
+            (closed.items.len(), closed.boundary.end_lsn, closed.commits.len()),
+            (1, Lsn(10), 1)
+        );
+        assert!(
+            matches!(closed.items[0], Item::Filtered { count: 2, .. }),
+            "and never merged over a commit"
+        );
+        assert!(!batch.is_full());
+        assert!(batch.take_whole().is_none());
+        assert_eq!(batch.take_open().len(), 2);
+    }
+
+    #[test]
+    fn a_transaction_without_effects_leaves_nothing_to_apply() {
+        let mut batch = Batch::new(10, 1 << 20);
+        batch.close_transaction(boundary(10));
+        assert!(batch.take_whole().is_none());
+        assert_eq!(batch.oldest_commit(), None);
+    }
 }

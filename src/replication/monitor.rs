@@ -32,6 +32,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// How long a database may take to answer before it counts as out of reach.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long a sample may take to be applied before the delay counts from it: far below what anybody is alarmed by, far
+/// above what a stream that keeps up needs.
+const SETTLE: Duration = Duration::from_millis(250);
+
 /// What the source says about its log and our slot.
 struct Sample {
     end: Lsn,
@@ -97,6 +101,9 @@ impl Monitor {
                 .set_clock_offset(PgTimestamp::from_datetime(sample.clock).0 + half - PgTimestamp::now().0);
             self.delay.sample(asked, sample.end);
         }
+        if let Some(sample) = &sample {
+            self.let_settle(sample.end).await;
+        }
         let (durable, settled) = (self.view.durable_lsn(), self.view.settled_lsn());
         let delay = self
             .delay
@@ -138,6 +145,15 @@ impl Monitor {
         }
         if !matches!(timeout(PATIENCE, self.report(report)).await, Ok(Some(()))) {
             self.agent = None;
+        }
+    }
+
+    /// Gives a change that is on its way the moment that it takes: what was the end of the log when we asked is normally
+    /// applied a millisecond later, and under steady traffic the very newest change never is at any moment.
+    async fn let_settle(&self, end: Lsn) {
+        let deadline = Instant::now() + SETTLE;
+        while self.view.settled_lsn() < end && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 

@@ -375,7 +375,7 @@ impl Pipeline {
                 }
             }
             Event::Fence(Fence::High(id)) => self.merge(id).await?,
-            Event::Fence(Fence::Heartbeat) | Event::Nothing => {}
+            Event::Nothing => {}
         }
         Ok(())
     }

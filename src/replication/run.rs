@@ -197,7 +197,6 @@ impl Daemon {
             tables: Arc::clone(&tables),
             board: board.clone(),
             requests,
-            view: Arc::clone(&view),
         };
         let (known, selection) = (Arc::clone(&tables), self.selection.clone());
         let membership = move |table: &TableName| match (known.contains_key(table), selection.takes(table)) {

@@ -62,22 +62,10 @@ impl View {
     pub(super) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         for (table, &rows) in &applied.parked_now {
-            metrics::set_failed_rows(table, rows);
             parked.insert(table.clone(), rows);
         }
         let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
-        for (table, tally) in &applied.tables {
-            for (result, changes) in [
-                ("applied", tally.applied),
-                ("unchanged", tally.unchanged),
-                ("superseded", tally.superseded),
-                ("filtered", tally.filtered),
-                ("parked", tally.parked),
-            ] {
-                metrics::count_rows(table, "change", result, changes);
-            }
-            metrics::count_rows(table, "copy", "applied", tally.copied);
-            metrics::count_retries("healed", tally.healed);
+        for tally in applied.tables.values() {
             total.add(tally);
         }
     }
@@ -132,7 +120,6 @@ impl View {
     pub(super) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         for (table, rows) in counts {
-            metrics::set_failed_rows(&table, rows);
             parked.insert(table, rows);
         }
     }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use sqlx::{FromRow, PgConnection};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Pool, SiteError};
@@ -215,14 +214,26 @@ pub async fn give_up_lease(pool: &Pool, phone_number_id: &str, owner: Uuid) -> R
     Ok(())
 }
 
-/// When each number last had a real message, for the gauges.
+/// A number, for its gauge and the health report.
+#[derive(Debug, Clone, FromRow)]
+pub struct Overview {
+    /// Meta's id of the number.
+    pub phone_number_id: String,
+    /// Whether it is held.
+    pub held: bool,
+    /// Meta's code of the hold.
+    pub hold_code: Option<i32>,
+}
+
+/// All numbers.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn last_real_messages(pool: &Pool) -> Result<Vec<(String, Option<OffsetDateTime>)>, SiteError> {
-    Ok(
-        sqlx::query_as("SELECT phone_number_id, last_real_message_at FROM public.whatsapp_accounts")
-            .fetch_all(pool)
-            .await?,
+pub async fn overview(pool: &Pool) -> Result<Vec<Overview>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT phone_number_id, status = 'held' AS held, hold_code \
+         FROM public.whatsapp_accounts ORDER BY phone_number_id",
     )
+    .fetch_all(pool)
+    .await?)
 }

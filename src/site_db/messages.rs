@@ -143,8 +143,6 @@ pub struct Claimed {
     pub request: Option<Vec<u8>>,
     /// The Graph API version that the client asked for.
     pub api_version: Option<String>,
-    /// Whether a client waits for the answer and takes the message as failed without one.
-    pub sync: bool,
 }
 
 /// What should be settled and is not, over all numbers.
@@ -279,21 +277,40 @@ pub async fn claim(
     lease: Duration,
     probe: Option<Duration>,
 ) -> Result<Vec<Claimed>, SiteError> {
+    let Some(interval) = probe else {
+        // One statement is one transaction: the usual case takes one round trip.
+        return claim_due(&mut *pool.acquire().await?, account_id, limit, lease, false).await;
+    };
     let mut transaction = pool.begin().await?;
-    if let Some(interval) = probe {
-        let due = sqlx::query(
-            "UPDATE public.whatsapp_accounts SET probe_at = now() + make_interval(secs => $2), updated_at = now() \
-             WHERE id = $1 AND status = 'held' AND coalesce(probe_at <= now(), true)",
-        )
-        .bind(account_id)
-        .bind(interval.as_secs_f64())
-        .execute(&mut *transaction)
-        .await?;
-        if due.rows_affected() == 0 {
-            return Ok(Vec::new());
-        }
+    let due = sqlx::query(
+        "UPDATE public.whatsapp_accounts SET probe_at = now() + make_interval(secs => $2), updated_at = now() \
+         WHERE id = $1 AND status = 'held' AND coalesce(probe_at <= now(), true)",
+    )
+    .bind(account_id)
+    .bind(interval.as_secs_f64())
+    .execute(&mut *transaction)
+    .await?;
+    if due.rows_affected() == 0 {
+        return Ok(Vec::new());
     }
-    let claimed: Vec<Claimed> = sqlx::query_as(
+    let claimed = claim_due(&mut transaction, account_id, limit, lease, true).await?;
+    if claimed.is_empty() {
+        // Nothing to send: the probe was not used either.
+        transaction.rollback().await?;
+    } else {
+        transaction.commit().await?;
+    }
+    Ok(claimed)
+}
+
+async fn claim_due(
+    connection: &mut PgConnection,
+    account_id: Uuid,
+    limit: usize,
+    lease: Duration,
+    through_hold: bool,
+) -> Result<Vec<Claimed>, SiteError> {
+    Ok(sqlx::query_as(
         "WITH due AS ( \
            SELECT m.id FROM public.whatsapp_messages m JOIN public.whatsapp_accounts a ON a.id = m.account_id \
            WHERE m.account_id = $1 AND m.status = 'pending' AND m.direction = 'outbound' \
@@ -310,21 +327,27 @@ pub async fn claim(
            updated_at = now() \
          FROM due WHERE m.id = due.id \
          RETURNING m.id, m.lease_owner, m.attempt, m.throttles, m.conversation_id, m.lead_id, m.request, \
-           m.api_version, m.send_by IS NOT NULL AS sync",
+           m.api_version",
     )
     .bind(account_id)
     .bind(i64::try_from(limit).unwrap_or(i64::MAX))
     .bind(lease.as_secs_f64())
-    .bind(probe.is_some())
-    .fetch_all(&mut *transaction)
-    .await?;
-    if claimed.is_empty() {
-        // Nothing to send: the probe, if this was one, was not used either.
-        transaction.rollback().await?;
-    } else {
-        transaction.commit().await?;
-    }
-    Ok(claimed)
+    .bind(through_hold)
+    .fetch_all(connection)
+    .await?)
+}
+
+/// The statuses of some messages, for those who wait for them.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn statuses(pool: &Pool, ids: &[Uuid]) -> Result<Vec<(Uuid, String)>, SiteError> {
+    Ok(
+        sqlx::query_as("SELECT id, status FROM public.whatsapp_messages WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(pool)
+            .await?,
+    )
 }
 
 /// Cancels a message that was not sent, because its client stops waiting. Returns false if it is too late for that:

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use postgres_protocol::escape::escape_identifier;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,7 +15,6 @@ use super::pump::{self, Reactor};
 use super::slot::{SlotName, SystemIdentity};
 use super::socket::{Socket, within};
 use super::stream::{Feedback, FrameStream};
-use crate::change::quote_identifier;
 use crate::config::DatabaseUrl;
 use crate::lsn::Lsn;
 
@@ -24,6 +24,8 @@ const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest start of the stream: the server reads the slot's state from disk and answers before it decodes.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest leave-taking: the kernel takes five bytes at once, or the connection is dead.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Waits for other transactions that building a slot's snapshot may need, each as long as `lock_timeout`: one for each
 /// of the steps from nothing to a consistent snapshot (`SnapBuildFindSnapshot`).
 const SLOT_LOCK_WAITS: u32 = 3;
@@ -58,6 +60,8 @@ pub struct ReplicationConnection {
     channel: Channel,
     reactor: Reactor,
     server_version: String,
+    /// A question was asked whose answer was not read to its end: nothing can be asked any more.
+    interrupted: bool,
 }
 
 impl ReplicationConnection {
@@ -86,6 +90,7 @@ impl ReplicationConnection {
             channel,
             reactor,
             server_version,
+            interrupted: false,
         })
     }
 
@@ -115,6 +120,8 @@ impl ReplicationConnection {
 
     /// Runs SQL or a replication command; the rows of all its statements, as text.
     ///
+    /// Where this (or another question) is cancelled or times out, the connection is at its end.
+    ///
     /// # Errors
     /// The server refused it (the connection stays usable), it took longer than 30 s, or the connection broke.
     pub async fn simple_query(&mut self, query: &str) -> Result<Vec<Vec<Option<String>>>, WireError> {
@@ -139,12 +146,14 @@ impl ReplicationConnection {
         };
         let command = format!(
             "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
-            quote_identifier(slot.as_str())
+            escape_identifier(slot.as_str())
         );
         let created = self.query_within(&command, limit).await;
-        self.simple_query("SET lock_timeout = 0").await?;
-        created?
-            .first()
+        let reset = self.simple_query("SET lock_timeout = 0").await;
+        // Where both failed, the first says why.
+        let rows = created?;
+        reset?;
+        rows.first()
             .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
             .map(|consistent_point| CreatedSlot { consistent_point })
             .ok_or_else(|| WireError::Protocol("the answer to CREATE_REPLICATION_SLOT makes no sense".to_owned()))
@@ -155,8 +164,15 @@ impl ReplicationConnection {
     /// # Errors
     /// There is none, somebody uses it, or the connection broke.
     pub async fn drop_slot(&mut self, slot: &SlotName) -> Result<(), WireError> {
-        let command = format!("DROP_REPLICATION_SLOT {}", quote_identifier(slot.as_str()));
+        let command = format!("DROP_REPLICATION_SLOT {}", escape_identifier(slot.as_str()));
         self.simple_query(&command).await.map(drop)
+    }
+
+    /// Takes leave of the server, so that it logs no broken connection. Just dropping does no other harm.
+    pub async fn close(mut self) {
+        frontend::terminate(self.channel.out());
+        // Whoever leaves does not mind that the other has left before.
+        let _ = within(CLOSE_TIMEOUT, "taking leave", self.channel.flush()).await;
     }
 
     /// Starts the stream: everything of the publications that committed after `start`, or after what the slot has
@@ -200,22 +216,29 @@ impl ReplicationConnection {
     }
 
     async fn query_within(&mut self, query: &str, limit: Duration) -> Result<Vec<Vec<Option<String>>>, WireError> {
+        if std::mem::replace(&mut self.interrupted, true) {
+            return Err(WireError::Closed);
+        }
         self.channel.phase = Phase::Query;
         let answer = async {
             frontend::query(query, self.channel.out()).map_err(|error| codec::protocol(&error))?;
             self.channel.flush().await?;
             self.channel.receive_rows().await
         };
-        within(limit, "waiting for an answer", answer).await?
+        let rows = within(limit, "waiting for an answer", answer).await?;
+        // An error of the server's was read up to its readiness, unless it was the last that the server had to say: then
+        // the next question finds out.
+        self.interrupted = !matches!(rows, Ok(_) | Err(WireError::Server(_)));
+        rows
     }
 }
 
 /// `START_REPLICATION` with its options. Names are quoted twice: as identifiers in a list, and the list as a literal.
 fn start_command(slot: &SlotName, start: Lsn, publications: &[String]) -> String {
-    let names: Vec<_> = publications.iter().map(|name| quote_identifier(name)).collect();
+    let names: Vec<_> = publications.iter().map(|name| escape_identifier(name)).collect();
     format!(
         "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{}', messages 'true')",
-        quote_identifier(slot.as_str()),
+        escape_identifier(slot.as_str()),
         // The replication grammar knows no backslash escapes: doubling the quote is all.
         names.join(",").replace('\'', "''"),
     )

@@ -3,7 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use crate::change::quote_identifier;
+use postgres_protocol::escape::escape_identifier;
+
 use crate::retry::{self, Disposition};
 use crate::tls::{self, TlsError};
 
@@ -49,6 +50,8 @@ pub enum ServerFault {
     WrongPassword,
     /// `pg_hba.conf` lets this role, database or address not in, or the role does not exist.
     NotAdmitted,
+    /// The login came through another certificate than the server's own: somebody stands between.
+    Intercepted,
     /// The role may not replicate.
     NoReplicationRight,
     /// The database does not exist.
@@ -135,6 +138,7 @@ impl ServerError {
         let raised_by = |routine: &str| self.routine.as_deref() == Some(routine);
         Some(match (self.sqlstate.as_str(), self.phase) {
             ("28P01", _) => ServerFault::WrongPassword,
+            ("28000", _) if raised_by("read_client_final_message") => ServerFault::Intercepted,
             ("28000", _) => ServerFault::NotAdmitted,
             ("3D000", _) => ServerFault::DatabaseMissing,
             ("42501", Phase::Login) => ServerFault::NoReplicationRight,
@@ -158,7 +162,7 @@ impl ServerError {
 
     /// The statement or setting that an operator can paste.
     fn advice(&self) -> Option<String> {
-        let (user, database) = (quote_identifier(&self.user), &self.database);
+        let (user, database) = (escape_identifier(&self.user), &self.database);
         Some(match self.fault()? {
             ServerFault::WrongPassword => {
                 format!("correct the password in the URL, or set it: ALTER ROLE {user} PASSWORD '…'")
@@ -168,6 +172,11 @@ impl ServerError {
                  scram-sha-256, then: SELECT pg_reload_conf()",
                 self.user
             ),
+            ServerFault::Intercepted => {
+                "connect to the server itself: a proxy that ends TLS, or somebody else, stands \
+                                         between (compare its certificate with the server's ssl_cert_file)"
+                    .to_owned()
+            }
             ServerFault::NoReplicationRight => format!("ALTER ROLE {user} REPLICATION"),
             ServerFault::DatabaseMissing => {
                 format!("correct the database in the URL: there is no {database:?} on that server")

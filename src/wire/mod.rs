@@ -20,7 +20,7 @@
 //!
 //! **Reading in quanta.** The source's walsender makes one `send` per row, and an eager reader makes every one of them
 //! pay for a wake-up. While there is a backlog the pump lets the socket fill for half a millisecond and takes all at
-//! once; [`pace`] decides when. That is also why the thread matters: tokio's timer ticks in milliseconds, and a wait of
+//! once; `pace` decides when. That is also why the thread matters: tokio's timer ticks in milliseconds, and a wait of
 //! two was measured worse than of half; on its own thread the pump may simply sleep, to about 60 µs exactly.
 //!
 //! Sources: <https://www.postgresql.org/docs/current/protocol-replication.html>,

@@ -224,11 +224,13 @@ impl Pump {
         let room = Arc::clone(&self.room);
         loop {
             let reading = self.frames.is_empty();
+            let mut began = Instant::now();
             if let Some(wait) = self.pace.wait().filter(|_| reading) {
                 // Blocks this thread on purpose: it has no other task, and no timer of tokio's is as fine.
                 thread::sleep(wait);
+                // Where the sleep took longer than asked, the machine is busy: the pace must know.
+                began += wait;
             }
-            let began = Instant::now();
             let report_at = self.report_at(began);
             let deadline = if reading {
                 report_at.min(self.heard_at + self.limits.silence)

@@ -77,7 +77,13 @@ impl FrameStream {
         }
         match within(CLOSE_TIMEOUT, "closing the stream", &mut self.closed).await? {
             Ok(outcome) => outcome,
-            Err(_) => Err(WireError::Closed),
+            // It failed before: its error is the last thing that it handed out, unless that was taken already.
+            Err(_) => {
+                while let Some(batch) = self.batches.recv().await {
+                    batch?;
+                }
+                Err(WireError::Closed)
+            }
         }
     }
 }

@@ -77,7 +77,11 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// Which modules may name a crate that speaks to the outside: one driver a folder. `dev` and `cli` stand for the people who
 /// try and operate it.
 const DRIVERS: &[(&str, &[&str])] = &[
-    ("tokio_postgres", &["agent_db", "copy", "dev", "cli", "tls"]),
+    // `replication` asks the Site DB's catalog with it; rows are read by `copy` and written by `agent_db`.
+    (
+        "tokio_postgres",
+        &["agent_db", "copy", "replication", "dev", "cli", "tls"],
+    ),
     (
         "sqlx",
         &["site_db", "outbox", "inbox", "realtime", "migrations", "http", "cli"],

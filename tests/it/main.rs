@@ -1,5 +1,6 @@
 //! The integration tests: one binary, real parts. Needs Postgres 14 or later, which it finds by itself.
 
+mod agent_db;
 mod architecture;
 mod command_line;
 mod harness;

@@ -1,26 +1,36 @@
-//! The checkpoint's and the accounting's statements: prepared once, as every commit needs them in one round trip.
+//! The slot's lock, its checkpoint and gap, and the accounting. What every commit needs is prepared once, for one round
+//! trip.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::{Client, Statement};
 
-use crate::agent_db::checkpoint::Checkpoint;
-use crate::agent_db::error::AgentError;
+use super::Sink;
+use crate::agent_db::checkpoint::{Checkpoint, StoredCheckpoint};
+use crate::agent_db::control::{CHECKPOINT_COLUMNS, stored_checkpoint};
+use crate::agent_db::error::{AgentError, Holder};
 use crate::agent_db::segment::Tally;
 use crate::change::TableName;
 
+/// First half of the advisory lock's key ("twin" in ASCII); the second is a hash of the slot's name.
+const LOCK_CLASS: i32 = 0x7477_696E;
+
+/// The statements of a commit.
 #[derive(Debug)]
 pub(super) struct Bookkeeping {
     pub checkpoint: Statement,
     pub accounting: Statement,
 }
 
+/// An idle stream's position has no commit of its own: that of the last transaction stays.
 const CHECKPOINT: &str = "
-INSERT INTO twinlog.checkpoint (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at)
+INSERT INTO twinlog.checkpoint AS c (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at)
 VALUES ($1, $2, $3, $4, $5, $6::text::pg_lsn, $7)
 ON CONFLICT (slot) DO UPDATE SET publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
     timeline = EXCLUDED.timeline, database = EXCLUDED.database, end_lsn = EXCLUDED.end_lsn,
-    source_commit_at = EXCLUDED.source_commit_at, updated_at = clock_timestamp()";
+    source_commit_at = CASE WHEN c.system_identifier = EXCLUDED.system_identifier
+        THEN coalesce(EXCLUDED.source_commit_at, c.source_commit_at) ELSE EXCLUDED.source_commit_at END,
+    updated_at = clock_timestamp()";
 
 const ACCOUNTING: &str = "
 INSERT INTO twinlog.accounting AS a
@@ -134,4 +144,117 @@ impl Accounting {
             )
             .await
     }
+}
+
+impl Sink {
+    /// The checkpoint, made durable before it is returned; `None` before the first. Not within a transaction. A predecessor's commit may be visible
+    /// and not yet flushed: a synchronous commit of our own flushes everything before it too (pitfall P43).
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn durable_checkpoint(&mut self) -> Result<Option<StoredCheckpoint>, AgentError> {
+        self.usable()?;
+        if self.in_transaction {
+            return Err(AgentError::Internal(
+                "the checkpoint was asked for within a transaction".to_owned(),
+            ));
+        }
+        // The session's synchronous_commit is never off (see `connect`), so this returns after the flush.
+        let sql = format!(
+            "UPDATE twinlog.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1 RETURNING {CHECKPOINT_COLUMNS}"
+        );
+        let row = self
+            .client
+            .query_opt(&sql, &[&self.slot])
+            .await
+            .map_err(|source| AgentError::from_driver("read the checkpoint", None, source))?;
+        let stored = row.as_ref().map(stored_checkpoint).transpose()?;
+        self.checkpoint = stored.as_ref().map(|stored| stored.checkpoint.clone());
+        Ok(stored)
+    }
+
+    /// Writes the slot's first checkpoint, or replaces one of another identity or a later position, after somebody
+    /// decided that this is right. A gap that is set stays set. Durable when it returns.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn initialise_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), AgentError> {
+        self.usable()?;
+        write_checkpoint(&self.client, &self.bookkeeping.checkpoint, checkpoint)
+            .await
+            .map_err(|source| AgentError::from_driver("write the checkpoint", None, source))?;
+        self.checkpoint = Some(checkpoint.clone());
+        Ok(())
+    }
+
+    /// Remembers that rows may be missing. The first reason stays until [`Sink::clear_gap`]. Within a transaction, both
+    /// become true with its commit.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
+        self.usable()?;
+        self.client
+            .execute(
+                "UPDATE twinlog.checkpoint SET gap_reason = $2, gap_since = clock_timestamp()
+                 WHERE slot = $1 AND gap_reason IS NULL",
+                &[&self.slot, &reason],
+            )
+            .await
+            .map_err(|source| AgentError::from_driver("remember a gap", None, source))?;
+        Ok(())
+    }
+
+    /// A full resync has shown that nothing is missing.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
+        self.usable()?;
+        self.client
+            .execute(
+                "UPDATE twinlog.checkpoint SET gap_reason = NULL, gap_since = NULL WHERE slot = $1",
+                &[&self.slot],
+            )
+            .await
+            .map_err(|source| AgentError::from_driver("clear a gap", None, source))?;
+        Ok(())
+    }
+}
+
+/// Takes the slot's lock, or says who has it.
+pub(super) async fn lock(client: &Client, slot: &str) -> Result<(), AgentError> {
+    let failed = |source| AgentError::from_driver("take the slot's lock", None, source);
+    let locked: bool = client
+        .query_one(
+            "SELECT pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2))",
+            &[&LOCK_CLASS, &slot],
+        )
+        .await
+        .map_err(failed)?
+        .get(0);
+    if locked {
+        return Ok(());
+    }
+    let holder = client
+        .query_opt(
+            "SELECT l.pid, coalesce(a.application_name, ''), a.client_addr::text
+             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+               AND l.classid::int8 = $1::int4::int8 AND l.objid = pg_catalog.hashtext($2)::bit(32)::int8::oid
+             LIMIT 1",
+            &[&LOCK_CLASS, &slot],
+        )
+        .await
+        .map_err(failed)?
+        .map(|row| Holder {
+            pid: row.get(0),
+            application: row.get(1),
+            address: row.get(2),
+        });
+    Err(AgentError::Busy {
+        slot: slot.to_owned(),
+        holder,
+    })
 }

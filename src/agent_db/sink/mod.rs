@@ -1,5 +1,6 @@
-//! The one connection that writes: session, transaction, checkpoint. How rows are written is [`write`]'s matter, which are
-//! parked [`parking`]'s, what is counted [`ledger`]'s.
+//! The one connection that writes: session, transaction, commit. How a segment is written is [`write`]'s matter and its
+//! round trips [`send`]'s, which rows are parked [`parking`]'s, what is counted [`ledger`]'s, lock and checkpoint
+//! [`bookkeeping`]'s.
 //!
 //! A call that fails or is dropped half-way leaves the sink unusable until [`Sink::rollback`]; a commit whose answer was
 //! not seen leaves it unusable for good. So a caller can't commit a checkpoint over rows that are not there.
@@ -8,24 +9,26 @@ mod bookkeeping;
 mod ledger;
 mod parking;
 mod pipeline;
+mod send;
 mod write;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tokio_postgres::Client;
 
 use self::bookkeeping::{Accounting, Bookkeeping};
 use self::ledger::Ledger;
 use self::parking::Lot;
 use self::pipeline::{Request, in_order};
-use self::write::Prepared;
+use self::send::Prepared;
 use super::catalog::{self, ForeignKey, Target};
-use super::checkpoint::{Checkpoint, StoredCheckpoint};
-use super::connect::connect;
-use super::control::{CHECKPOINT_COLUMNS, save_table, stored_checkpoint};
-use super::error::{AgentError, Holder};
+use super::checkpoint::Checkpoint;
+use super::connect;
+use super::control::save_table;
+use super::error::AgentError;
 use super::rights::{self, Rights};
 use super::segment::{Applied, Committed, Identity, Item, Segment, TableDescription};
 use super::sql::Kind;
@@ -34,9 +37,6 @@ use crate::config::DatabaseUrl;
 use crate::failpoint;
 use crate::metrics;
 use crate::retry::Disposition;
-
-/// First half of the advisory lock's key ("twin" in ASCII); the second is a hash of the slot's name.
-const LOCK_CLASS: i32 = 0x7477_696E;
 
 /// What the sink must be told.
 #[derive(Debug, Clone)]
@@ -55,6 +55,8 @@ pub struct SinkSettings {
 #[derive(Debug)]
 pub struct Sink {
     client: Client,
+    /// Cuts the connection.
+    connection: AbortHandle,
     slot: String,
     rights: Rights,
     state: State,
@@ -96,9 +98,29 @@ impl Sink {
     /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection's, or that of a schema `twinlog`
     /// that is not there.
     pub async fn connect(url: &DatabaseUrl, slot: &str, settings: SinkSettings) -> Result<Self, AgentError> {
-        let client = connect(url, &settings.application_name).await?;
+        let (client, connection) = connect::open(url, &settings.application_name, None).await?;
         let rights = rights::probe(&client).await?;
-        lock(&client, slot).await?;
+        // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
+        client
+            .batch_execute("SET plan_cache_mode = force_generic_plan")
+            .await
+            .map_err(|source| AgentError::from_driver("set plan_cache_mode", None, source))?;
+        // A backend whose daemon has gone shall notice in the middle of a statement too, and free the lock. Not every
+        // platform can look (PostgreSQL 14 on macOS): then it notices a little later.
+        match client
+            .batch_execute("SET client_connection_check_interval = '5s'")
+            .await
+        {
+            Err(source) if source.as_db_error().is_none() => {
+                return Err(AgentError::from_driver(
+                    "set client_connection_check_interval",
+                    None,
+                    source,
+                ));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        bookkeeping::lock(&client, slot).await?;
         let bookkeeping = Bookkeeping::prepare(&client).await?;
         let foreign_keys = if rights.session_replication_role {
             Vec::new()
@@ -117,6 +139,7 @@ impl Sink {
         }
         Ok(Self {
             client,
+            connection,
             slot: slot.to_owned(),
             rights,
             state: State::Whole,
@@ -145,74 +168,6 @@ impl Sink {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.client.is_closed()
-    }
-
-    /// The checkpoint, made durable before it is returned; `None` before the first. A predecessor's commit may be visible
-    /// and not yet flushed: a synchronous commit of our own flushes everything before it too (pitfall P43).
-    ///
-    /// # Errors
-    /// The statement's or the connection's.
-    pub async fn durable_checkpoint(&mut self) -> Result<Option<StoredCheckpoint>, AgentError> {
-        self.usable()?;
-        // The session's synchronous_commit is never off (see `connect`), so this returns after the flush.
-        let sql = format!(
-            "UPDATE twinlog.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1 RETURNING {CHECKPOINT_COLUMNS}"
-        );
-        let row = self
-            .client
-            .query_opt(&sql, &[&self.slot])
-            .await
-            .map_err(|source| AgentError::from_driver("read the checkpoint", None, source))?;
-        let stored = row.as_ref().map(stored_checkpoint).transpose()?;
-        self.checkpoint = stored.as_ref().map(|stored| stored.checkpoint.clone());
-        Ok(stored)
-    }
-
-    /// Writes the slot's first checkpoint, or replaces one of another identity or a later position, after somebody
-    /// decided that this is right. A gap that is set stays set. Durable when it returns.
-    ///
-    /// # Errors
-    /// The statement's or the connection's.
-    pub async fn initialise_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), AgentError> {
-        self.usable()?;
-        bookkeeping::write_checkpoint(&self.client, &self.bookkeeping.checkpoint, checkpoint)
-            .await
-            .map_err(|source| AgentError::from_driver("write the checkpoint", None, source))?;
-        self.checkpoint = Some(checkpoint.clone());
-        Ok(())
-    }
-
-    /// Remembers that rows may be missing. The first reason stays until [`Sink::clear_gap`].
-    ///
-    /// # Errors
-    /// The statement's or the connection's.
-    pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
-        self.usable()?;
-        self.client
-            .execute(
-                "UPDATE twinlog.checkpoint SET gap_reason = $2, gap_since = clock_timestamp()
-                 WHERE slot = $1 AND gap_reason IS NULL",
-                &[&self.slot, &reason],
-            )
-            .await
-            .map_err(|source| AgentError::from_driver("remember a gap", None, source))?;
-        Ok(())
-    }
-
-    /// A full resync has shown that nothing is missing.
-    ///
-    /// # Errors
-    /// The statement's or the connection's.
-    pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
-        self.usable()?;
-        self.client
-            .execute(
-                "UPDATE twinlog.checkpoint SET gap_reason = NULL, gap_since = NULL WHERE slot = $1",
-                &[&self.slot],
-            )
-            .await
-            .map_err(|source| AgentError::from_driver("clear a gap", None, source))?;
-        Ok(())
     }
 
     /// Matches a table of the stream with the Agent DB's. The same description gives the same relation as long as the
@@ -272,7 +227,9 @@ impl Sink {
             return Ok(Applied::default());
         }
         self.state = State::Broken;
-        let applied = Box::pin(self.apply_segment(&segment)).await?;
+        let applied = Box::pin(self.apply_segment(&segment))
+            .await
+            .map_err(|error| error.for_role(&self.rights.role).of_bookkeeping())?;
         self.state = State::Whole;
         Ok(applied)
     }
@@ -330,8 +287,8 @@ impl Sink {
                 failpoint::reach(failpoint::name::AGENT_AFTER_PARK);
             }
         }
-        // A child waits for its parent: look again as soon as rows of the parent's table were written, but no more often
-        // than every few seconds for those that wait for something else.
+        // A child waits for its parent: look again as soon as rows of the parent's table were written after it, but no
+        // more often than every few seconds where it waits for something else.
         let written = ledger.tables();
         let children: BTreeSet<&TableName> = self
             .foreign_keys
@@ -349,7 +306,7 @@ impl Sink {
                 .execute(
                     "UPDATE twinlog.failed_rows SET next_attempt_at = clock_timestamp()
                      WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason = '23503'
-                       AND next_attempt_at > clock_timestamp()
+                       AND next_attempt_at > clock_timestamp() AND parked_at < now()
                        AND coalesce(last_attempt_at, '-infinity') < clock_timestamp() - interval '5 s'",
                     &[&self.slot, &&*table.schema, &&*table.name],
                 )
@@ -372,17 +329,23 @@ impl Sink {
                 checkpoint.identity.slot, self.slot
             )));
         }
-        if let Some(known) = &self.checkpoint
-            && known.identity == checkpoint.identity
-            && checkpoint.end_lsn < known.end_lsn
-        {
-            return Err(AgentError::Backwards {
-                from: known.end_lsn,
-                to: checkpoint.end_lsn,
-            });
+        if let Some(known) = &self.checkpoint {
+            if known.identity.system_identifier != checkpoint.identity.system_identifier {
+                return Err(AgentError::AnotherSource);
+            }
+            if checkpoint.end_lsn < known.end_lsn {
+                return Err(AgentError::Backwards {
+                    from: known.end_lsn,
+                    to: checkpoint.end_lsn,
+                });
+            }
         }
         let end_lsn = checkpoint.end_lsn;
-        if !self.in_transaction && self.checkpoint.as_ref() == Some(&checkpoint) {
+        let is_known = self
+            .checkpoint
+            .as_ref()
+            .is_some_and(|known| known.identity == checkpoint.identity && known.end_lsn == end_lsn);
+        if is_known && !self.in_transaction {
             return Ok(Committed {
                 end_lsn,
                 applied: Applied::default(),
@@ -394,8 +357,10 @@ impl Sink {
         let applied = match Box::pin(self.send_commit(&checkpoint)).await {
             Ok(applied) => applied,
             Err(error) => {
+                let error = error.for_role(&self.rights.role).of_bookkeeping();
                 // The server's own refusal ended the transaction: nothing is committed. Anything else leaves it open.
-                if matches!(&error, AgentError::Refused { refusal, .. } if refusal.disposition() != Disposition::Transient)
+                if matches!(&error, AgentError::Refused { .. } | AgentError::Internal(_))
+                    && error.disposition() != Disposition::Transient
                 {
                     self.state = State::Broken;
                 }
@@ -523,43 +488,15 @@ impl Sink {
     }
 }
 
-fn address(relation: &Arc<Relation>) -> usize {
-    Arc::as_ptr(relation) as usize
+impl Drop for Sink {
+    fn drop(&mut self) {
+        // In the middle of a statement, a polite end would wait for its answer, and the slot's lock with it.
+        if self.state != State::Whole {
+            self.connection.abort();
+        }
+    }
 }
 
-/// Takes the slot's lock, or says who has it.
-async fn lock(client: &Client, slot: &str) -> Result<(), AgentError> {
-    let failed = |source| AgentError::from_driver("take the slot's lock", None, source);
-    let locked: bool = client
-        .query_one(
-            "SELECT pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2))",
-            &[&LOCK_CLASS, &slot],
-        )
-        .await
-        .map_err(failed)?
-        .get(0);
-    if locked {
-        return Ok(());
-    }
-    let holder = client
-        .query_opt(
-            "SELECT l.pid, coalesce(a.application_name, ''), a.client_addr::text
-             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
-               AND l.classid::int8 = $1::int4::int8 AND l.objid = pg_catalog.hashtext($2)::bit(32)::int8::oid
-             LIMIT 1",
-            &[&LOCK_CLASS, &slot],
-        )
-        .await
-        .map_err(failed)?
-        .map(|row| Holder {
-            pid: row.get(0),
-            application: row.get(1),
-            address: row.get(2),
-        });
-    Err(AgentError::Busy {
-        slot: slot.to_owned(),
-        holder,
-    })
+fn address(relation: &Arc<Relation>) -> usize {
+    Arc::as_ptr(relation) as usize
 }

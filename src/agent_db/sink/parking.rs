@@ -4,11 +4,11 @@
 //! the segment's end [`Lot::flush`] writes it into the open transaction. The set of keys is the transaction's own view:
 //! after a rollback it must be loaded again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
 use indexmap::IndexMap;
 use tokio_postgres::Client;
 
@@ -18,7 +18,8 @@ use crate::lsn::Lsn;
 
 /// A partial update, or the move of a partial row, whose row is missing (pitfall P21).
 pub(super) const MISSING_BASE: &str = "TW001";
-/// A change of a key that was parked already: the entry keeps its first reason.
+/// A change that nobody refused, parked because its key was: the entry keeps its first reason. It is seen as a reason only
+/// where there was no entry: a parked row moved to this key, or the entry was discarded in the meantime.
 const FOLDED: &str = "TW002";
 
 /// All parked keys of the slot.
@@ -28,7 +29,7 @@ pub(super) struct Lot {
     limit: usize,
     retry_initial: Duration,
     retry_max: Duration,
-    parked: HashMap<TableName, AHashSet<Key>>,
+    parked: AHashMap<TableName, AHashSet<Key>>,
     /// What the segment did, in order of the keys' first appearance.
     pending: IndexMap<(TableName, Key), Pending>,
     /// Tables that the segment emptied, before what is pending.
@@ -92,7 +93,7 @@ impl Lot {
             limit,
             retry_initial,
             retry_max,
-            parked: HashMap::new(),
+            parked: AHashMap::new(),
             pending: IndexMap::new(),
             cleared: Vec::new(),
             undo: Vec::new(),
@@ -448,7 +449,8 @@ impl Rows {
         let why = why.unwrap_or_else(|| Why {
             reason: FOLDED.to_owned(),
             constraint: None,
-            message: "a change of a key that was parked before".to_owned(),
+            message: "the row was parked when it changed: under its old key, or before its entry was discarded"
+                .to_owned(),
         });
         self.reasons.push(why.reason);
         self.constraints.push(why.constraint);

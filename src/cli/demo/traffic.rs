@@ -82,7 +82,7 @@ impl<'a> Traffic<'a> {
     pub(super) async fn drive(&self, messages: u32) -> anyhow::Result<()> {
         stream::iter(0..messages)
             .map(|index| async move {
-                let quoted = if index % 3 == 0 {
+                let quoted = if index.is_multiple_of(3) {
                     Some(self.receive(index).await)
                 } else {
                     None
@@ -109,7 +109,7 @@ impl<'a> Traffic<'a> {
             "button",
             "document",
         ];
-        let message = if index % 6 == 0 {
+        let message = if index.is_multiple_of(6) {
             Inbound::text(number, &person(index), &format!("question {index}: does it arrive? 👋"))
         } else {
             Inbound::sample(number, &person(index), kinds[index as usize % kinds.len()])
@@ -136,7 +136,7 @@ impl<'a> Traffic<'a> {
             }
         };
         body["to"] = json!(to);
-        let answer = if index % 2 == 0 {
+        let answer = if index.is_multiple_of(2) {
             body["messaging_product"] = json!("whatsapp");
             body["recipient_type"] = json!("individual");
             if let Some(wamid) = quoted {

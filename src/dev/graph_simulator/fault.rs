@@ -33,7 +33,7 @@ pub enum Fault {
         #[serde(default)]
         subcode: Option<i64>,
     },
-    /// The answer, whatever it is, comes late.
+    /// The answer, whatever it is, comes late; an accepted message does not.
     SlowAnswer {
         /// How late.
         delay_ms: u64,

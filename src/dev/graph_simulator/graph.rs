@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::connection::Reset;
-use super::fault::{Answer, Refusal, http_status, title};
+use super::fault::{Answer, Plan, Refusal, http_status, title};
 use super::ledger::Accepted;
 use super::validate::{Send, validate};
 use super::world::{Subject, World, now, wamid};
@@ -76,9 +76,13 @@ async fn send(
         return refused;
     }
     let plan = world.plan(number);
-    if !plan.delay.is_zero() && !crate::shutdown::sleep(plan.delay, &world.stop).await {
-        return StatusCode::SERVICE_UNAVAILABLE.into_response();
-    }
+    let response = judge(world, connection, number, body, &plan).await;
+    // Late is the answer, not what it tells: an accepted message is on its way meanwhile.
+    crate::shutdown::sleep(plan.delay, &world.stop).await;
+    response
+}
+
+async fn judge(world: &Arc<World>, connection: &Reset, number: &str, body: &[u8], plan: &Plan) -> Response {
     if let Some(refusal) = plan.refusal {
         return refuse(connection, refusal);
     }

@@ -236,6 +236,26 @@ async fn a_status_may_come_before_the_answer() {
 }
 
 #[tokio::test]
+async fn a_late_answer_delays_nothing_else() {
+    let (simulator, callback) = simulator().await;
+    simulator
+        .set_fault(NUMBER, Fault::SlowAnswer { delay_ms: 60_000 })
+        .expect("our number");
+    let body = text();
+    let waiting = async {
+        while callback.statuses().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        answer = send(&simulator, &body) => panic!("{answer:?}"),
+        () = waiting => {}
+    }
+    assert_eq!(simulator.ledger().messages.len(), 1);
+    simulator.shutdown().await;
+}
+
+#[tokio::test]
 async fn statuses_come_twice_backwards_or_as_failures() {
     let (simulator, callback) = simulator().await;
     for (faults, expected) in [

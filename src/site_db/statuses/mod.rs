@@ -32,12 +32,12 @@ pub struct Recorded {
     pub second_send: bool,
 }
 
-/// Records a report and applies it.
+/// Records a report and applies it. The caller has locked the wamid in this transaction, with all the others that it
+/// needs (see [`super::locks`]).
 ///
 /// # Errors
 /// The database's.
 pub async fn record(tx: &mut PgConnection, account_id: Uuid, status: &Status) -> sqlx::Result<Recorded> {
-    lock(&mut *tx, [&status.wamid], []).await?;
     let (message_id, second_send) = find(&mut *tx, account_id, status).await?;
     let report = Report {
         status: status.status.clone(),

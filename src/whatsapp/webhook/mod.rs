@@ -59,6 +59,13 @@ pub enum Content {
     },
     /// An error without a message (`value.errors`): throughput, the app, the account.
     AccountError(Box<GraphError>),
+    /// A user's business-scoped id has changed (`user_id_update`): the number did.
+    UserIdChanged {
+        /// The id that we may know.
+        previous: UserId,
+        /// The id that counts from now on.
+        current: UserId,
+    },
     /// Anything else: account and template events, fields that are new.
     Other(Value),
     /// It could not be read; the reason names no values.
@@ -178,6 +185,7 @@ fn read_change(waba_id: Option<&String>, change: &RawValue, parts: &mut Vec<Part
                 });
                 origin.each(members, "errors", parts, read_error);
             }
+            "user_id_update" => origin.each(members, "user_id_update", parts, read_user_id_change),
             "history" => origin.history(members, business.as_ref(), parts),
             _ => {}
         }
@@ -261,6 +269,15 @@ fn read_error(raw: &RawValue) -> Content {
         .map_or(Content::Malformed("an error without a code"), |error| {
             Content::AccountError(Box::new(error))
         })
+}
+
+fn read_user_id_change(raw: &RawValue) -> Content {
+    let change = value(raw).unwrap_or(Value::Null);
+    let id = |pointer: &str| change.pointer(pointer).and_then(Value::as_str).and_then(UserId::parse);
+    match (id("/user_id/previous"), id("/user_id/current")) {
+        (Some(previous), Some(current)) => Content::UserIdChanged { previous, current },
+        _ => Content::Malformed("a change of a user id without the two ids"),
+    }
 }
 
 fn read_status(raw: &RawValue, people: &[ContactIdentity]) -> Result<Status, &'static str> {

@@ -1,3 +1,5 @@
+//! Webhooks as Meta sends them, and as nobody should.
+
 use serde_json::json;
 
 use super::*;

@@ -111,8 +111,10 @@ impl Fixture {
 
     /// Key, operation, reason and number of changes of each parked row.
     pub(super) async fn parked(&self) -> Vec<String> {
-        self.lines("SELECT key || ' ' || operation || ' ' || reason || ' ' || changes FROM twinlog.failed_rows ORDER BY id")
-            .await
+        self.lines(
+            "SELECT key || ' ' || operation || ' ' || reason || ' ' || changes FROM twinlog.failed_rows ORDER BY id",
+        )
+        .await
     }
 }
 
@@ -180,7 +182,10 @@ pub(super) fn row(values: &[&str]) -> Row {
 }
 
 pub(super) fn key(parts: &[&str]) -> Key {
-    Key(parts.iter().map(|part| Bytes::copy_from_slice(part.as_bytes())).collect())
+    Key(parts
+        .iter()
+        .map(|part| Bytes::copy_from_slice(part.as_bytes()))
+        .collect())
 }
 
 fn change(relation: &Arc<Relation>, key: Key, operation: Operation) -> Change {

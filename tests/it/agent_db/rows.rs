@@ -20,7 +20,10 @@ async fn a_keys_changes_fold_into_one_row_and_all_are_accounted_for() {
             insert(&t, &["4", "", "NULL"]),
         ])
         .await;
-    assert_eq!(fixture.lines("SELECT t FROM t ORDER BY id").await, ["(1,y,big)", "(4,\"\",NULL)"]);
+    assert_eq!(
+        fixture.lines("SELECT t FROM t ORDER BY id").await,
+        ["(1,y,big)", "(4,\"\",NULL)"]
+    );
     assert_eq!(
         tally,
         Tally {
@@ -41,7 +44,8 @@ async fn a_keys_changes_fold_into_one_row_and_all_are_accounted_for() {
 
 #[tokio::test]
 async fn an_unchanged_value_is_never_overwritten() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text, b text); INSERT INTO t VALUES (1, 'a', 'b')").await;
+    let mut fixture =
+        Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text, b text); INSERT INTO t VALUES (1, 'a', 'b')").await;
     let t = fixture.resolve("t").await;
     fixture
         .apply(vec![update(&t, &["1", "=", "b2"]), update(&t, &["1", "a2", "="])])
@@ -53,7 +57,8 @@ async fn an_unchanged_value_is_never_overwritten() {
 
 #[tokio::test]
 async fn a_partial_image_after_a_delete_in_the_same_segment_does_not_make_a_row() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text, b text); INSERT INTO t VALUES (1, 'a', 'b')").await;
+    let mut fixture =
+        Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text, b text); INSERT INTO t VALUES (1, 'a', 'b')").await;
     let t = fixture.resolve("t").await;
     let tally = fixture
         .apply(vec![delete(&t, &["1"]), update(&t, &["1", "=", "c"])])
@@ -77,14 +82,18 @@ async fn rows_swap_their_keys_through_a_third_one() {
             update(&t, &["2", "ONE", "="]),
         ])
         .await;
-    assert_eq!(fixture.lines("SELECT t FROM t ORDER BY id").await, ["(1,two,B2)", "(2,ONE,B1)"]);
+    assert_eq!(
+        fixture.lines("SELECT t FROM t ORDER BY id").await,
+        ["(1,two,B2)", "(2,ONE,B1)"]
+    );
     assert_eq!((tally.received, tally.applied, tally.parked), (4, 4, 0));
 }
 
 #[tokio::test]
 async fn a_changed_key_leaves_no_row_behind_and_keeps_columns_of_the_agents_own() {
     let mut fixture =
-        Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text, note text); INSERT INTO t VALUES (1, 'a', 'ours')").await;
+        Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text, note text); INSERT INTO t VALUES (1, 'a', 'ours')")
+            .await;
     let mut description = fixture.describe("t").await;
     description.columns.truncate(2);
     let t = fixture.sink.resolve(&description).await.unwrap();
@@ -129,7 +138,10 @@ async fn unique_values_cross_between_rows_without_parking() {
             insert(&t, &["d", "3"]),
         ])
         .await;
-    assert_eq!(fixture.lines("SELECT t FROM t ORDER BY id").await, ["(a,2)", "(b,1)", "(d,3)"]);
+    assert_eq!(
+        fixture.lines("SELECT t FROM t ORDER BY id").await,
+        ["(a,2)", "(b,1)", "(d,3)"]
+    );
     assert_eq!(tally.parked, 0);
     assert!(tally.balances());
 }
@@ -152,7 +164,10 @@ async fn generated_and_identity_columns_are_left_to_the_agent_or_taken_as_they_c
             rekey(&t, &["42"], &["43", "6", "8"]),
         ])
         .await;
-    assert_eq!(fixture.lines("SELECT t FROM t ORDER BY id").await, ["(41,5,10,7)", "(43,6,12,8)"]);
+    assert_eq!(
+        fixture.lines("SELECT t FROM t ORDER BY id").await,
+        ["(41,5,10,7)", "(43,6,12,8)"]
+    );
     assert_eq!((tally.applied, tally.parked), (2, 0));
 }
 
@@ -187,6 +202,31 @@ async fn a_truncate_keeps_its_place_in_the_stream() {
     assert_eq!(fixture.lines("SELECT id FROM p").await, ["4"]);
     assert!(fixture.lines("SELECT id FROM s").await.is_empty());
     assert!(applied.tables.values().all(Tally::balances));
+}
+
+#[tokio::test]
+async fn rows_move_between_partitions() {
+    let mut fixture = Fixture::new(
+        "CREATE TABLE t (id int PRIMARY KEY, a text, b text) PARTITION BY RANGE (id);
+         CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10);
+         CREATE TABLE t2 PARTITION OF t FOR VALUES FROM (10) TO (20);
+         INSERT INTO t VALUES (1, 'a', 'big'), (11, 'a', 'big'), (12, 'a', 'big')",
+    )
+    .await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture
+        .apply(vec![
+            rekey(&t, &["1"], &["15", "b", "="]),
+            rekey(&t, &["11"], &["5", "b", "="]),
+            update(&t, &["12", "c", "="]),
+            insert(&t, &["25", "nowhere to go", "∅"]),
+        ])
+        .await;
+    assert_eq!((tally.applied, tally.parked), (3, 1));
+    assert_eq!(
+        fixture.lines("SELECT t FROM t ORDER BY id").await,
+        ["(5,b,big)", "(12,c,big)", "(15,b,big)"]
+    );
 }
 
 #[tokio::test]
@@ -320,7 +360,11 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
     };
     let cases = [
         ("absent", &["id"][..], "pg_dump"),
-        ("nokey", &["id", "a"], r#"ALTER TABLE "public"."nokey" ADD PRIMARY KEY ("id");"#),
+        (
+            "nokey",
+            &["id", "a"],
+            r#"ALTER TABLE "public"."nokey" ADD PRIMARY KEY ("id");"#,
+        ),
         ("late", &["id"], r#"DROP CONSTRAINT "late_pkey""#),
         ("short", &["id", "a", "b"], r#"ADD COLUMN "a" …, ADD COLUMN "b" …"#),
         ("computed", &["id", "a"], r#"ALTER COLUMN "a" DROP EXPRESSION"#),
@@ -334,7 +378,10 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
         let hint = error.hint().unwrap_or_default();
         assert!(hint.contains(expected), "{table}: {error}: {hint}");
         assert_eq!(error.disposition(), Disposition::Systemic, "{error}");
-        assert_eq!(error.table().map(|table| table.name.to_string()).as_deref(), Some(table));
+        assert_eq!(
+            error.table().map(|table| table.name.to_string()).as_deref(),
+            Some(table)
+        );
     }
     // None of that has broken the sink.
     let t = fixture.resolve("short").await;

@@ -6,7 +6,16 @@ use super::fixture::{Fixture, insert, lines, update};
 const VALUES: &[(&str, &[&str])] = &[
     ("smallint", &["-32768"]),
     ("bigint", &["9223372036854775807"]),
-    ("numeric", &["NaN", "Infinity", "-Infinity", "1.00", "123456789012345678901234567890.000000001"]),
+    (
+        "numeric",
+        &[
+            "NaN",
+            "Infinity",
+            "-Infinity",
+            "1.00",
+            "123456789012345678901234567890.000000001",
+        ],
+    ),
     ("numeric(10,2)", &["-0.50"]),
     ("real", &["NaN", "-Infinity", "1e-45", "-0"]),
     ("double precision", &["0.1", "1.7976931348623157e+308", "-0", "5e-324"]),
@@ -21,9 +30,22 @@ const VALUES: &[(&str, &[&str])] = &[
     ("date", &["infinity", "-infinity", "0044-03-15 BC", "5874897-12-31"]),
     ("time", &["24:00:00", "23:59:59.999999"]),
     ("timetz", &["24:00:00+15:59"]),
-    ("timestamp", &["infinity", "0001-01-01 00:00:00 BC", "294276-12-31 23:59:59.999999"]),
-    ("timestamptz", &["-infinity", "4713-11-24 00:00:00+00 BC", "2026-11-21 06:00:00.123456+00"]),
-    ("interval", &["-1 years -2 mons +3 days -04:05:06.789", "178000000 years"]),
+    (
+        "timestamp",
+        &["infinity", "0001-01-01 00:00:00 BC", "294276-12-31 23:59:59.999999"],
+    ),
+    (
+        "timestamptz",
+        &[
+            "-infinity",
+            "4713-11-24 00:00:00+00 BC",
+            "2026-11-21 06:00:00.123456+00",
+        ],
+    ),
+    (
+        "interval",
+        &["-1 years -2 mons +3 days -04:05:06.789", "178000000 years"],
+    ),
     ("uuid", &["a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"]),
     ("json", &["{\"b\": 1,  \"a\": 1, \"a\": 2}", "null"]),
     ("jsonb", &["{\"a\": \"\\\\u0041\\\"\"}", "1.10"]),
@@ -41,7 +63,16 @@ const VALUES: &[(&str, &[&str])] = &[
     ("int4range", &["[1,5)", "empty", "(,)"]),
     ("tstzrange", &["[\"2026-01-01 00:00:00+00\",infinity)"]),
     ("int4multirange", &["{[1,3),[5,9)}"]),
-    ("int[]", &["{}", "{NULL,1}", "{{1,2},{3,4}}", "[0:1]={1,2}", "[-1:0][2:3]={{1,2},{3,4}}"]),
+    (
+        "int[]",
+        &[
+            "{}",
+            "{NULL,1}",
+            "{{1,2},{3,4}}",
+            "[0:1]={1,2}",
+            "[-1:0][2:3]={{1,2},{3,4}}",
+        ],
+    ),
     ("text[]", &["{\"\",NULL,\"NULL\",\"a,b\",\"c\\\"d\\\\\"}"]),
     ("varchar(2)[]", &["{ab,c}"]),
     ("mood", &["so so", "it's"]),
@@ -163,7 +194,9 @@ async fn what_does_not_fit_is_parked_and_never_cut() {
     changes.push(insert(&t, &values));
     let tally = fixture.apply(changes).await;
     assert_eq!((tally.applied, tally.parked), (1, bad.len() as u64));
-    let reasons = fixture.lines("SELECT reason FROM twinlog.failed_rows ORDER BY id").await;
+    let reasons = fixture
+        .lines("SELECT reason FROM twinlog.failed_rows ORDER BY id")
+        .await;
     let expected: Vec<&str> = bad.iter().map(|(_, _, reason)| *reason).collect();
     assert_eq!(reasons, expected);
     // Nor by an update, whose casts are other ones.
@@ -203,6 +236,5 @@ async fn keys_of_extension_types_are_matched_by_their_own_equality() {
         .apply(vec![insert(&t, &["key", "3", "b"]), insert(&t, &["kEY", "4", "c"])])
         .await;
     assert_eq!((tally.applied, tally.parked), (2, 0));
-    assert_eq!(fixture.lines("SELECT k || n FROM t").await, ["Key4"]);
-    super::fixture::lines(fixture.agent(), "SELECT 1").await;
+    assert_eq!(fixture.lines("SELECT k::text || n::text FROM t").await, ["Key4"]);
 }

@@ -1,6 +1,7 @@
 //! Every way in which an answer can be lost or late: known is what is known, and nothing is sent twice.
 
 use super::*;
+use crate::harness::eventually_equal;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
@@ -106,14 +107,51 @@ async fn an_unreachable_graph_api_costs_no_attempt_and_no_message() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_status_that_is_faster_than_the_answer_is_not_taken_back() {
     let world = World::new().await;
-    let server = world.serve().await;
+    let server = Arc::new(world.serve().await);
     world.fault(Fault::StatusBeforeAnswer);
-    world.fault(Fault::SlowAnswer { delay_ms: 300 });
-    let answer = server.graph(&text("quick")).await;
-    assert_eq!(answer.status, 200, "{answer:?}");
-    assert!(["sent", "delivered"].contains(&world.status(&answer.id()).await.as_str()));
-    world.reaches(&answer.id(), &["delivered"]).await;
+    // The two meet within a millisecond, in either order.
+    let mut requests = tokio::task::JoinSet::new();
+    for index in 0..20 {
+        let server = Arc::clone(&server);
+        requests.spawn(async move { server.graph(&text_to(&format!("+16505555{index:03}"), "quick")).await });
+    }
+    for answer in requests.join_all().await {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let id = answer.id();
+        world.reaches(&id, &["delivered"]).await;
+        eventually_equal("the answer is stored", SOON, Some("200".to_owned()), || {
+            world.column(&id, "response_status")
+        })
+        .await;
+        assert_eq!(world.status(&id).await, "delivered");
+        assert_eq!(world.column(&id, "wamid").await, Some(answer.wamid()));
+        assert_eq!(world.column(&id, "lease_owner").await, None);
+    }
     world.nothing_lost_or_doubled().await;
+    Arc::into_inner(server).unwrap().stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_status_that_came_while_the_answer_was_waited_for_in_vain_stands() {
+    let mut world = World::new().await;
+    world.config.whatsapp.send_timeout = Duration::from_secs(5);
+    world.config.http.send_wait = Duration::from_secs(60);
+    let server = world.serve().await;
+    world.fault_once(Fault::AcceptThenHang);
+    let taken = server.plain(&json!({"to": USER, "text": "x"})).await;
+    let id = taken.body["id"].as_str().unwrap();
+    world.reaches(id, &["delivered"]).await;
+    // The conversation goes on at once, though the attempt has not ended yet.
+    let next = server.graph(&text("next")).await;
+    assert_eq!(next.status, 200, "{next:?}");
+    let ended = "SELECT coalesce(bool_and(now() > sending_at + interval '6 seconds'), false) FROM whatsapp_messages";
+    eventually_equal("the time-out is over", SOON, Some("true".to_owned()), || {
+        world.db.site.text(ended)
+    })
+    .await;
+    assert_eq!(world.status(id).await, "delivered");
+    assert_eq!(world.column(id, "unknown_at").await, None);
+    assert_eq!(world.meta.ledger().messages.len(), 2);
     server.stop().await;
 }
 

@@ -273,3 +273,26 @@ async fn the_clients_bytes_go_out_untouched() {
     assert_eq!(kept.as_deref(), Some("mine"));
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn set_up_probes_pass_with_our_token_and_sends_have_no_side_door() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let number = server.get(&format!("/v26.0/{NUMBER}")).await;
+    assert_eq!((number.status, &number.body["id"]), (200, &json!(NUMBER)), "{number:?}");
+    let bearer = format!("Bearer {TOKEN}");
+    for path in ["marketing_messages", "messages/", "%6dessages"] {
+        let answer = server
+            .post(
+                &format!("/v26.0/{NUMBER}/{path}"),
+                &[("authorization", &bearer)],
+                text("x").to_string(),
+            )
+            .await;
+        assert_eq!((answer.status, answer.code()), (405, 100), "{path}");
+    }
+    let stranger = server.http.get(format!("{}/v26.0/{NUMBER}", server.url));
+    assert_eq!(answer(stranger.send().await.unwrap()).await.status, 401);
+    assert!(world.meta.ledger().messages.is_empty());
+    server.stop().await;
+}

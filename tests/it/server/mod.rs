@@ -1,5 +1,6 @@
 //! The server in-process, on real Postgres and against the Graph simulator: promise 1 and the routes.
 
+mod deaths;
 mod faults;
 mod graph_route;
 mod holds;

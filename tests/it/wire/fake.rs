@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, BytesMut};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use twinlog::config::DatabaseUrl;
@@ -276,6 +278,52 @@ async fn reports_go_on_while_the_consumer_takes_nothing() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_consumer_is_behind_still_closes_in_good_order() {
+    let (server, stream, _feedback) = streaming("60000").await;
+    let (mut read, mut write) = server.socket.into_split();
+    let writing = tokio::spawn(async move {
+        let frame = xlog_data(9, &[b'x'; 100_000]);
+        for _ in 0..600 {
+            write.write_all(&frame).await.unwrap();
+        }
+        for end in [message(b'c', b""), message(b'C', b"COPY 0\0"), READY.to_vec()] {
+            write.write_all(&end).await.unwrap();
+        }
+    });
+    // One status update, CopyDone, Terminate.
+    let (closed, said) = tokio::join!(stream.close(), async {
+        let mut said = Vec::new();
+        read.read_to_end(&mut said).await.unwrap();
+        said
+    });
+    closed.unwrap();
+    writing.await.unwrap();
+    assert_eq!(said.len(), 39 + 5 + 5);
+    assert_eq!((said[0], said[39], said[44]), (b'd', b'c', b'X'));
+}
+
+#[tokio::test]
+async fn a_question_that_was_given_up_is_the_last() {
+    let (listener, url) = listen().await;
+    let (connection, mut server) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {
+        let (mut server, _) = accept(listener).await;
+        server.send(&message(b'R', &[0, 0, 0, 0])).await;
+        server.send(READY).await;
+        server
+    });
+    let mut connection = connection.unwrap();
+    let given_up = tokio::time::timeout(Duration::from_millis(50), connection.simple_query("SELECT 1")).await;
+    assert!(given_up.is_err());
+    // The late answer is not taken for that of the next question.
+    server.send(&row("1")).await;
+    server.send(READY).await;
+    assert!(matches!(
+        connection.simple_query("SELECT 2").await,
+        Err(WireError::Closed)
+    ));
+}
+
+#[tokio::test]
 async fn what_came_before_an_error_is_handed_out_and_nothing_after_it() {
     let (mut server, mut stream, _feedback) = streaming("60000").await;
     let mut bytes = xlog_data(1, b"a");
@@ -330,6 +378,63 @@ async fn whatever_ends_or_breaks_a_stream_is_a_typed_error() {
         assert_eq!(error.disposition(), Disposition::Transient);
         assert!(stream.next().await.is_none());
     }
+}
+
+#[tokio::test]
+async fn closing_a_stream_that_failed_says_why_it_failed() {
+    let (mut server, stream, feedback) = streaming("60000").await;
+    server.send(&message(b'E', b"SFATAL\0C57P01\0Mshutting down\0\0")).await;
+    // The pump ends by the error, and with it what it listens to.
+    drop(feedback);
+    assert!(server.receive().await.is_none());
+    let error = stream.close().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
+}
+
+#[tokio::test]
+async fn frames_arrive_whole_however_they_are_cut() {
+    let seed: u64 = rand::random();
+    eprintln!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (server, mut stream, _feedback) = streaming("60000").await;
+    // Mostly rows, some larger than a socket's buffer, one larger than what is read together.
+    let payloads: Vec<Vec<u8>> = (0..3_000)
+        .map(|i| {
+            let length = match i % 500 {
+                499 => 200_000,
+                250 if i == 1_250 => 3_000_000,
+                _ => random.random_range(0..300),
+            };
+            vec![random.random(); length]
+        })
+        .collect();
+    let bytes: Vec<u8> = (1..)
+        .zip(&payloads)
+        .flat_map(|(at, payload)| xlog_data(at, payload))
+        .collect();
+    let (_read, mut write) = server.socket.into_split();
+    let writing = tokio::spawn(async move {
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let most = if random.random_bool(0.9) { 700 } else { 100_000 };
+            let piece = random.random_range(1..=most).min(rest.len());
+            write.write_all(&rest[..piece]).await.unwrap();
+            rest = &rest[piece..];
+        }
+        write
+    });
+    let mut seen = 0;
+    while seen < payloads.len() {
+        for frame in stream.next().await.unwrap().unwrap() {
+            let Frame::XLogData { wal_start, payload, .. } = frame else {
+                panic!("{frame:?}")
+            };
+            assert_eq!(wal_start, Lsn(seen as u64 + 1));
+            assert!(payload == payloads[seen], "frame {seen}");
+            seen += 1;
+        }
+    }
+    writing.await.unwrap();
 }
 
 #[tokio::test]

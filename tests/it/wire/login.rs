@@ -1,13 +1,20 @@
 //! Reaching a server and being let in: TLS modes, ways to log in, and what is told where it fails.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::NamedTempFile;
-use twinlog::config::DatabaseUrl;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use twinlog::config::{DatabaseUrl, SslMode};
 use twinlog::dev::postgres::{Cluster, Settings};
+use twinlog::lsn::Lsn;
 use twinlog::retry::Disposition;
-use twinlog::wire::{ReplicationConnection, ServerFault, WireError};
+use twinlog::wire::{Frame, ReplicationConnection, ServerFault, WireError};
+
+use crate::harness::SOON;
 
 async fn connect(url: &str) -> Result<ReplicationConnection, WireError> {
     let url: DatabaseUrl = url.parse().unwrap();
@@ -51,7 +58,10 @@ async fn a_connection_knows_whom_it_reached() {
             connection.simple_query("SELECT 1; SELECT NULL, ''").await.unwrap(),
             [vec![Some("1".to_owned())], vec![None, Some(String::new())]]
         );
+        connection.close().await;
     }
+    let client = cluster.client("postgres").await.unwrap();
+    streams_over(&client, &cluster.socket_url("postgres")).await;
 }
 
 #[tokio::test]
@@ -244,9 +254,11 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
         .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
         .await
         .unwrap();
-    // What `openssl req -x509` makes: one certificate that calls itself an authority, for both ends.
+    // What the manual's `openssl req -x509 … -subj /CN=localhost` makes: one certificate that calls itself an
+    // authority, for both ends, with a CN alone.
     let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let mut params = CertificateParams::new([]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap().pem();
     cluster.write_file("server.crt", certificate.as_bytes()).unwrap();
@@ -259,7 +271,117 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
     let url = |host: &str, mode: &str| url_of(&cluster, "r:p", host, &format!("?sslmode={mode}&sslrootcert={root}"));
 
     assert!(on_tls(&mut connect(&url("localhost", "verify-full")).await.unwrap()).await);
+    streams_over(&client, &url("localhost", "verify-full")).await;
     assert!(on_tls(&mut connect(&url("127.0.0.1", "verify-ca")).await.unwrap()).await);
     let error = connect(&url("127.0.0.1", "verify-full")).await.err().unwrap();
     assert!(matches!(error, WireError::TlsHandshake(_)), "{error}");
+}
+
+/// Somebody between, with a certificate of their own and TLS to both sides.
+async fn in_the_middle(cluster: &Cluster) -> u16 {
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    let theirs = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    let ours = twinlog::tls::client_config(SslMode::Require, None).unwrap();
+    let (acceptor, connector) = (TlsAcceptor::from(Arc::new(theirs)), TlsConnector::from(Arc::new(ours)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, server_port) = (listener.local_addr().unwrap().port(), cluster.port());
+    tokio::spawn(async move {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = TcpStream::connect(("127.0.0.1", server_port)).await.unwrap();
+        let mut request = [0; 8];
+        client.read_exact(&mut request).await.unwrap();
+        server.write_all(&request).await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'S');
+        client.write_all(b"S").await.unwrap();
+        let mut client = acceptor.accept(client).await.unwrap();
+        let name = twinlog::tls::server_name("localhost").unwrap();
+        let mut server = connector.connect(name, server).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_login_cannot_be_passed_on_through_anothers_certificate() {
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let client = cluster.client("postgres").await.unwrap();
+    client
+        .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
+        .await
+        .unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
+    cluster.write_file("server.crt", certificate.pem().as_bytes()).unwrap();
+    cluster
+        .write_file("server.key", key.serialize_pem().as_bytes())
+        .unwrap();
+    cluster.set("ssl", "on").await.unwrap();
+    // `require` does not look at who signed the certificate; the login is bound to it all the same.
+    assert!(
+        connect(&url_of(&cluster, "r:p", "127.0.0.1", "?sslmode=require"))
+            .await
+            .is_ok()
+    );
+    let port = in_the_middle(&cluster).await;
+    let error = connect(&format!("postgres://r:p@127.0.0.1:{port}/postgres?sslmode=require"))
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(error.fault(), Some(ServerFault::Intercepted), "{error:?}");
+}
+
+/// Rows small, many and huge arrive, and the feedback passes the other way.
+async fn streams_over(client: &tokio_postgres::Client, url: &str) {
+    client
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION p FOR ALL TABLES")
+        .await
+        .unwrap();
+    let mut connection = connect(url).await.unwrap();
+    let slot = "s".parse().unwrap();
+    connection.create_slot(&slot, SOON).await.unwrap();
+    let (mut stream, feedback) = connection
+        .start_replication(&slot, Lsn::INVALID, &["p".to_owned()])
+        .await
+        .unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO t SELECT i, i FROM generate_series(1, 50000) i;
+             INSERT INTO t VALUES (0, repeat('x', 30000000))",
+        )
+        .await
+        .unwrap();
+    let (mut rows, mut longest) = (0, 0);
+    while rows < 50_001 {
+        for frame in stream.next().await.unwrap().unwrap() {
+            if let Frame::XLogData { payload, wal_end, .. } = frame {
+                rows += u32::from(payload.starts_with(b"I"));
+                longest = longest.max(payload.len());
+                feedback.durable(wal_end);
+            }
+        }
+    }
+    assert!(longest > 30_000_000);
+    stream.close().await.unwrap();
+    let confirmed: String = client
+        .query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(confirmed.parse::<Lsn>().unwrap(), feedback.position());
+    assert!(feedback.position().is_valid());
 }

@@ -1,5 +1,5 @@
-//! How fast a backlog is read. Run by hand, in release mode, for the numbers in `wire`'s header:
-//! `cargo test --release --test it wire::rate -- --ignored --nocapture`.
+//! How fast a backlog is read, and how soon a lone change. Run by hand on a quiet machine, for the numbers in the header
+//! of `wire::pace`: `cargo test --test it wire::rate -- --ignored --nocapture`.
 
 use std::time::{Duration, Instant};
 
@@ -7,6 +7,50 @@ use twinlog::lsn::Lsn;
 use twinlog::wire::{Frame, ReplicationConnection};
 
 use crate::harness;
+
+/// From before a lone insert is sent until its frames are here, behind a backlog and on a quiet stream.
+#[tokio::test]
+#[ignore = "a measurement, not a test"]
+async fn a_lone_change_is_here_at_once() {
+    let db = harness::databases().await;
+    db.site
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY); CREATE PUBLICATION p FOR ALL TABLES")
+        .await
+        .unwrap();
+    let slot = db.site.name.parse().unwrap();
+    let mut connection = ReplicationConnection::connect(&db.site.database_url(), "twinlog-test")
+        .await
+        .unwrap();
+    connection.create_slot(&slot, Duration::from_secs(10)).await.unwrap();
+    let (mut stream, _feedback) = connection
+        .start_replication(&slot, Lsn::INVALID, &["p".to_owned()])
+        .await
+        .unwrap();
+    db.site
+        .batch_execute("INSERT INTO t SELECT generate_series(-100000, -1)")
+        .await
+        .unwrap();
+    let (mut commits, mut times) = (0, Vec::new());
+    for id in 0..=200 {
+        let began = Instant::now();
+        if id > 0 {
+            db.site
+                .batch_execute(&format!("INSERT INTO t VALUES ({id})"))
+                .await
+                .unwrap();
+        }
+        while commits <= id {
+            for frame in stream.next().await.unwrap().unwrap() {
+                if let Frame::XLogData { payload, .. } = frame {
+                    commits += i32::from(payload.starts_with(b"C"));
+                }
+            }
+        }
+        times.push(began.elapsed());
+    }
+    times[1..].sort();
+    eprintln!("lone insert: median {:?}, 99 % {:?}", times[100], times[198]);
+}
 
 #[tokio::test]
 #[ignore = "a measurement, not a test"]

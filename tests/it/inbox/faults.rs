@@ -1,0 +1,201 @@
+//! What fails: parts alone, events for a time, processes and databases.
+
+use super::*;
+
+#[tokio::test]
+async fn a_part_that_cannot_be_stored_never_takes_its_neighbours_down() {
+    let site = Site::working().await;
+    site.db
+        .site
+        .batch_execute("ALTER TABLE whatsapp_messages ADD CONSTRAINT no_poison CHECK (body <> 'poison')")
+        .await
+        .unwrap();
+    let parts = [
+        text("wamid.1", "16505551234", "before"),
+        text("wamid.2", "16505550002", "poison"),
+        json!({"id": "wamid.3", "type": "text"}),
+        text("wamid.4", "16505550004", "after"),
+    ];
+    let event = site
+        .post(&envelope(&[
+            ("messages", messages(&parts)),
+            ("brand_new_field", json!({"x": 1})),
+        ]))
+        .await;
+    site.settle().await;
+    assert_eq!(site.count("whatsapp_messages").await, 2);
+    // The refused part left nothing, not even its lead.
+    assert_eq!(site.count("leads").await, 2);
+    let failures = site
+        .text("SELECT failures FROM webhook_events WHERE state = 'failed'")
+        .await
+        .unwrap();
+    let failures: Value = serde_json::from_str(&failures).unwrap();
+    assert_eq!(failures[0]["index"], 1);
+    assert_eq!(failures[0]["reason"], "SQLSTATE 23514, constraint no_poison");
+    assert_eq!(failures[1]["index"], 2);
+    assert!(!failures.to_string().contains("16505550002"));
+
+    site.db
+        .site
+        .batch_execute("ALTER TABLE whatsapp_messages DROP CONSTRAINT no_poison")
+        .await
+        .unwrap();
+    site.inbox.replay(event).await.unwrap();
+    site.settle().await;
+    assert_eq!(site.count("whatsapp_messages").await, 3);
+    assert_eq!(site.count("notifications").await, 3);
+}
+
+#[tokio::test]
+async fn a_refused_part_of_a_later_portion_is_named_by_its_place() {
+    let site = Site::working().await;
+    site.db
+        .site
+        .batch_execute("ALTER TABLE whatsapp_messages ADD CONSTRAINT no_poison CHECK (body <> 'poison')")
+        .await
+        .unwrap();
+    let parts: Vec<_> = (0..130)
+        .map(|number| {
+            let body = if number == 77 { "poison" } else { "x" };
+            text(&format!("wamid.{number}"), "16505551234", body)
+        })
+        .collect();
+    site.deliver(&messages(&parts)).await;
+    assert_eq!(site.count("whatsapp_messages").await, 129);
+    assert_eq!(
+        site.text("SELECT (failures->0->>'index') || ' ' || jsonb_array_length(failures) FROM webhook_events")
+            .await
+            .as_deref(),
+        Some("77 1")
+    );
+    assert_eq!(
+        site.text("SELECT unread_count FROM conversations").await.as_deref(),
+        Some("129")
+    );
+}
+
+#[tokio::test]
+async fn a_database_that_dies_again_and_again_loses_no_event_and_doubles_none() {
+    let mut site = Site::on(private_databases(Settings::default().durable(), Settings::default()).await).await;
+    site.work();
+    let mut taken = 0;
+    for number in 0..60 {
+        if number % 20 == 10 {
+            site.db.site.cluster.restart(Shutdown::Immediate).await.unwrap();
+        }
+        let parts = [
+            text(&format!("wamid.{number}"), &format!("1650555{number:04}"), "x"),
+            text("wamid.same", "16505551234", "y"),
+        ];
+        let body = envelope(&[("messages", messages(&parts))]);
+        // As Meta does: again until it is taken. What was not acknowledged may be there all the same.
+        eventually("the event is taken", SOON, || async {
+            site.inbox
+                .receive(Some(&signature::sign(&secret(), &body)), &body)
+                .await
+        })
+        .await;
+        taken += 1;
+    }
+    site.db.site.reconnect().await;
+    site.settle().await;
+    assert!(site.count("webhook_events WHERE state = 'processed'").await >= taken);
+    assert_eq!(site.count("whatsapp_messages").await, 61);
+    assert_eq!(site.count("notifications").await, 61);
+    assert_eq!(
+        site.text("SELECT sum(unread_count) FROM conversations")
+            .await
+            .as_deref(),
+        Some("61")
+    );
+}
+
+#[tokio::test]
+async fn an_event_without_an_envelope_is_kept_as_failed() {
+    let site = Site::working().await;
+    site.post(b"[]").await;
+    site.settle().await;
+    let kept = "SELECT state || encode(body, 'escape') FROM webhook_events";
+    assert_eq!(site.text(kept).await.as_deref(), Some("failed[]"));
+}
+
+#[tokio::test]
+async fn a_missing_column_keeps_events_until_it_is_back() {
+    let site = Site::working().await;
+    site.db
+        .site
+        .batch_execute("ALTER TABLE whatsapp_messages RENAME COLUMN payload TO lost")
+        .await
+        .unwrap();
+    site.post(&envelope(&[(
+        "messages",
+        messages(&[text("wamid.1", "16505551234", "x")]),
+    )]))
+    .await;
+    eventually("the event was tried", SOON, || async {
+        let tried = site
+            .count("webhook_events WHERE state = 'received' AND attempts > 0")
+            .await;
+        if tried == 1 { Ok(()) } else { Err(tried) }
+    })
+    .await;
+    assert_eq!(site.count("leads").await, 0);
+    site.db
+        .site
+        .batch_execute("ALTER TABLE whatsapp_messages RENAME COLUMN lost TO payload")
+        .await
+        .unwrap();
+    site.settle().await;
+    assert_eq!(site.count("whatsapp_messages WHERE wamid = 'wamid.1'").await, 1);
+}
+
+#[tokio::test]
+async fn events_of_a_dead_process_are_processed_by_the_next() {
+    let mut site = Site::at_rest().await;
+    for number in 0..20 {
+        site.post(&envelope(&[(
+            "messages",
+            messages(&[text(&format!("wamid.{number}"), "16505551234", "x")]),
+        )]))
+        .await;
+    }
+    // Nobody wakes this worker: it finds them by itself.
+    site.work();
+    site.settle().await;
+    assert_eq!(site.count("whatsapp_messages").await, 20);
+    eventually("the inbox is ready", SOON, || async {
+        if site.health.is_ready() { Ok(()) } else { Err(()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_thousand_updates_of_two_numbers_in_one_post_are_all_stored() {
+    let site = Site::working().await;
+    let mut changes = Vec::new();
+    for number in 0..500 {
+        let from = format!("1650555{:04}", number % 100);
+        let mut change = messages(&[text(&format!("wamid.{number}"), &from, "x")]);
+        if number % 2 == 1 {
+            change["metadata"]["phone_number_id"] = json!("2");
+        }
+        changes.push(("messages", change));
+        changes.push((
+            "messages",
+            statuses_of(&[status(&format!("wamid.out.{number}"), "sent", 1)]),
+        ));
+    }
+    site.post(&envelope(&changes)).await;
+    site.settle().await;
+    assert_eq!(site.count("whatsapp_messages").await, 500);
+    assert_eq!(site.count("message_status_events").await, 500);
+    assert_eq!(site.count("leads").await, 100);
+    assert_eq!(site.count("whatsapp_accounts").await, 2);
+    assert_eq!(
+        site.text("SELECT state || ' ' || real_events || ' ' || protocol_events FROM webhook_events")
+            .await
+            .as_deref(),
+        Some("processed 500 500")
+    );
+}

@@ -1,0 +1,201 @@
+//! The inbox on a real Site DB: what is kept, what becomes of it, and what repetition, disorder and faults change (nothing).
+
+mod faults;
+mod messages;
+mod people;
+mod receiving;
+mod reports;
+
+use crate::harness::{Databases, SOON, databases, eventually, eventually_equal, private_databases};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use std::sync::Arc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use twinlog::dev::graph_simulator::samples;
+use twinlog::dev::postgres::{Settings, Shutdown};
+use twinlog::health::Health;
+use twinlog::inbox::{EventId, Inbox, ReceiveError, Worker, WorkerSettings};
+use twinlog::site_db::links::{Link, learn_recipient, link, link_group};
+use twinlog::site_db::locks::lock;
+use twinlog::site_db::statuses;
+use twinlog::whatsapp::webhook;
+use twinlog::whatsapp::{ContactIdentity, OpaqueId, UserId, WaId, Wamid, signature};
+use uuid::Uuid;
+
+const NUMBER: &str = "106540352242922";
+
+/// A migrated Site DB with an inbox, and a worker if the test wants one.
+struct Site {
+    db: Databases,
+    pool: PgPool,
+    inbox: Inbox,
+    health: Health,
+    stop: Option<DropGuard>,
+}
+
+impl Site {
+    /// Without a worker: events stay as they came.
+    async fn at_rest() -> Self {
+        Self::on(databases().await).await
+    }
+
+    async fn on(db: Databases) -> Self {
+        twinlog::migrations::apply_site(&db.site.database_url()).await.unwrap();
+        let pool = PgPoolOptions::new()
+            .max_connections(12)
+            .connect(&db.site.url)
+            .await
+            .unwrap();
+        Self {
+            inbox: Inbox::new(pool.clone(), vec![secret()]),
+            db,
+            pool,
+            health: Health::default(),
+            stop: None,
+        }
+    }
+
+    async fn working() -> Self {
+        let mut site = Self::at_rest().await;
+        site.work();
+        site
+    }
+
+    fn work(&mut self) {
+        let stop = CancellationToken::new();
+        let settings = WorkerSettings {
+            concurrency: 4,
+            poll: Duration::from_millis(20),
+            retry_initial: Duration::from_millis(20),
+            retry_max: Duration::from_millis(100),
+            survey: Duration::from_millis(50),
+        };
+        let worker = Worker::new(self.inbox.clone(), settings, self.health.component("inbox"));
+        tokio::spawn(worker.run(stop.clone()));
+        self.stop = Some(stop.drop_guard());
+    }
+
+    async fn post(&self, body: &[u8]) -> EventId {
+        self.inbox
+            .receive(Some(&signature::sign(&secret(), body)), body)
+            .await
+            .unwrap()
+    }
+
+    /// Posts one change and waits until nothing is left to do.
+    async fn deliver(&self, value: &Value) {
+        self.post(&envelope(&[("messages", value.clone())])).await;
+        self.settle().await;
+    }
+
+    async fn settle(&self) {
+        eventually_equal("every event is processed", SOON, Some("0".to_owned()), || {
+            self.db
+                .site
+                .text("SELECT count(*) FROM webhook_events WHERE state = 'received'")
+        })
+        .await;
+    }
+
+    async fn text(&self, query: &str) -> Option<String> {
+        self.db.site.text(query).await
+    }
+
+    async fn count(&self, what: &str) -> usize {
+        self.text(&format!("SELECT count(*) FROM {what}"))
+            .await
+            .unwrap()
+            .parse()
+            .unwrap()
+    }
+
+    async fn account(&self) -> Uuid {
+        sqlx::query_scalar(
+            "INSERT INTO whatsapp_accounts (phone_number_id) VALUES ($1)
+             ON CONFLICT (phone_number_id) DO UPDATE SET updated_at = now() RETURNING id",
+        )
+        .bind(NUMBER)
+        .fetch_one(&self.pool)
+        .await
+        .unwrap()
+    }
+
+    /// A message of ours as the outbox leaves it.
+    async fn outbound(&self, status: &str, wamid: Option<&str>) -> Uuid {
+        let account_id = self.account().await;
+        let mut tx = self.pool.begin().await.unwrap();
+        let Link {
+            lead_id,
+            conversation_id,
+        } = link(&mut tx, account_id, &contact("16505551234")).await.unwrap();
+        let id = sqlx::query_scalar(
+            "INSERT INTO whatsapp_messages (account_id, conversation_id, lead_id, direction, status, type, wamid)
+             VALUES ($1, $2, $3, 'outbound', $4, 'text', $5) RETURNING id",
+        )
+        .bind(account_id)
+        .bind(conversation_id)
+        .bind(lead_id)
+        .bind(status)
+        .bind(wamid)
+        .fetch_one(&mut *tx)
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
+        id
+    }
+
+    async fn shown(&self, message: Uuid) -> Option<String> {
+        self.text(&format!("SELECT status FROM whatsapp_messages WHERE id = '{message}'"))
+            .await
+    }
+}
+
+fn secret() -> SecretString {
+    SecretString::from("app-secret")
+}
+
+fn contact(phone: &str) -> ContactIdentity {
+    ContactIdentity::from_recipient(phone).unwrap()
+}
+
+fn value(rest: Value) -> Value {
+    let mut value = json!({"messaging_product": "whatsapp",
+        "metadata": {"display_phone_number": "15550783881", "phone_number_id": NUMBER}});
+    value.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+    value
+}
+
+fn text(wamid: &str, from: &str, body: &str) -> Value {
+    json!({"from": from, "id": wamid, "timestamp": "1749416383", "type": "text", "text": {"body": body}})
+}
+
+fn messages(messages: &[Value]) -> Value {
+    value(json!({ "messages": messages }))
+}
+
+fn status(wamid: &str, status: &str, second: i64) -> Value {
+    let mut value = json!({"id": wamid, "status": status, "timestamp": (1_750_000_000 + second).to_string(), "recipient_id": "16505551234"});
+    if status == "failed" {
+        value["errors"] = json!([{"code": 131_047, "title": "Re-engagement message"}]);
+    }
+    value
+}
+
+fn statuses_of(statuses: &[Value]) -> Value {
+    value(json!({ "statuses": statuses }))
+}
+
+fn envelope(changes: &[(&str, Value)]) -> Vec<u8> {
+    let changes: Vec<_> = changes
+        .iter()
+        .map(|(field, value)| json!({"field": field, "value": value}))
+        .collect();
+    json!({"object": "whatsapp_business_account", "entry": [{"id": "WABA", "changes": changes}]})
+        .to_string()
+        .into_bytes()
+}

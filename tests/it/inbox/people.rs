@@ -1,0 +1,116 @@
+//! Who a lead is: numbers, user ids, groups, and what is learnt about them.
+
+use super::*;
+
+#[tokio::test]
+async fn a_user_who_hides_the_number_keeps_the_lead() {
+    let site = Site::working().await;
+    // We know the number only; a status tells the user id; then the user writes without the number.
+    let message = site.outbound("accepted", Some("wamid.out")).await;
+    let mut report = status("wamid.out", "delivered", 1);
+    report["recipient_user_id"] = json!("US.13");
+    site.deliver(&statuses_of(&[report])).await;
+    assert_eq!(site.shown(message).await.as_deref(), Some("delivered"));
+    site.deliver(&value(json!({"contacts": [{"profile": {"username": "@x"}, "user_id": "US.13"}],
+        "messages": [{"from_user_id": "US.13", "id": "wamid.in", "timestamp": "1", "type": "text", "text": {"body": "hi"}}]})))
+    .await;
+    assert_eq!(site.count("leads").await, 1);
+    assert_eq!(
+        site.text("SELECT wa_id || user_id || username FROM leads")
+            .await
+            .as_deref(),
+        Some("16505551234US.13@x")
+    );
+    assert_eq!(site.count("conversations").await, 1);
+}
+
+#[tokio::test]
+async fn a_user_with_a_new_id_keeps_the_lead() {
+    let site = Site::working().await;
+    let hidden = |user_id: &str, wamid: &str| json!({"from_user_id": user_id, "id": wamid, "timestamp": "1", "type": "text", "text": {"body": "hi"}});
+    site.deliver(&messages(&[hidden("US.1", "wamid.1")])).await;
+    let change =
+        value(json!({"user_id_update": [{"user_id": {"previous": "US.1", "current": "US.2"}, "timestamp": "2"}]}));
+    site.post(&envelope(&[("user_id_update", change)])).await;
+    site.settle().await;
+    site.deliver(&messages(&[hidden("US.2", "wamid.2")])).await;
+    assert_eq!(
+        site.text("SELECT string_agg(user_id, ' ') FROM leads").await.as_deref(),
+        Some("US.2")
+    );
+}
+
+#[tokio::test]
+async fn many_links_to_a_new_person_make_one_lead() {
+    let site = Site::at_rest().await;
+    let account_id = site.account().await;
+    let mut links = JoinSet::new();
+    for number in 0..40 {
+        let pool = site.pool.clone();
+        links.spawn(async move {
+            let contact = ContactIdentity {
+                wa_id: (number % 3 != 0).then(|| WaId::parse("16505551234").unwrap()),
+                user_id: (number % 3 != 1).then(|| UserId::parse("US.13").unwrap()),
+                ..ContactIdentity::default()
+            };
+            let mut tx = pool.begin().await.unwrap();
+            let link = link(&mut tx, account_id, &contact).await.unwrap();
+            tx.commit().await.unwrap();
+            link.lead_id
+        });
+    }
+    links.join_all().await;
+    // Those who knew one id only may have come first, and nobody can say that the two are one person; but no more than two.
+    let leads = site.count("leads").await;
+    assert!((1..=2).contains(&leads), "{leads} leads");
+    assert_eq!(site.count("conversations").await, leads);
+    let mut tx = site.pool.begin().await.unwrap();
+    let refused = link(&mut tx, account_id, &ContactIdentity::default()).await;
+    assert!(refused.is_err());
+}
+
+#[tokio::test]
+async fn the_number_that_whatsapp_knows_replaces_the_one_that_was_dialled() {
+    let site = Site::at_rest().await;
+    let account_id = site.account().await;
+    let (dialled, actual) = (contact("+55 11 99999-8888"), contact("551199998888"));
+    let mut tx = site.pool.begin().await.unwrap();
+    let first = link(&mut tx, account_id, &dialled).await.unwrap();
+    learn_recipient(&mut tx, first.lead_id, dialled.wa_id.as_ref(), &actual)
+        .await
+        .unwrap();
+    // The answer comes from the real number, and the next message is dialled as before.
+    assert_eq!(link(&mut tx, account_id, &actual).await.unwrap(), first);
+    assert_eq!(link(&mut tx, account_id, &dialled).await.unwrap(), first);
+    tx.commit().await.unwrap();
+    assert_eq!(
+        site.text("SELECT wa_id || ' ' || phone FROM leads").await.as_deref(),
+        Some("551199998888 5511999998888")
+    );
+
+    // The real number wrote before anybody dialled the other.
+    let (dialled, actual) = (contact("+52 1 55 1234 5678"), contact("525512345678"));
+    let mut tx = site.pool.begin().await.unwrap();
+    let real = link(&mut tx, account_id, &actual).await.unwrap();
+    let second = link(&mut tx, account_id, &dialled).await.unwrap();
+    assert_ne!(real, second);
+    learn_recipient(&mut tx, second.lead_id, dialled.wa_id.as_ref(), &actual)
+        .await
+        .unwrap();
+    assert_eq!(link(&mut tx, account_id, &dialled).await.unwrap(), real);
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_group_has_a_lead_of_its_own() {
+    let site = Site::at_rest().await;
+    let account_id = site.account().await;
+    let mut tx = site.pool.begin().await.unwrap();
+    let first = link_group(&mut tx, account_id, "Y2FwaV9ncm91cA").await.unwrap();
+    assert_eq!(link_group(&mut tx, account_id, "Y2FwaV9ncm91cA").await.unwrap(), first);
+    assert_ne!(
+        link_group(&mut tx, account_id, "other").await.unwrap().lead_id,
+        first.lead_id
+    );
+    tx.commit().await.unwrap();
+}

@@ -1,0 +1,171 @@
+//! Statuses: early, late, twice, in any order, and against the outcome of the send.
+
+use super::*;
+
+#[tokio::test]
+async fn statuses_move_a_message_on_in_any_order() {
+    let site = Site::working().await;
+    for (order, expected) in [
+        (&["sent", "delivered", "read"][..], "read"),
+        (&["read", "delivered", "sent"], "read"),
+        (&["sent", "failed"], "failed"),
+        (&["failed", "delivered"], "delivered"),
+        (&["delivered", "failed"], "delivered"),
+        (&["read", "played", "sent", "sent"], "played"),
+    ] {
+        let wamid = format!("wamid.{}", order.join("."));
+        let message = site.outbound("accepted", Some(&wamid)).await;
+        for (second, name) in (0..).zip(order) {
+            site.deliver(&statuses_of(&[status(&wamid, name, second)])).await;
+        }
+        assert_eq!(site.shown(message).await.as_deref(), Some(expected), "{order:?}");
+    }
+    let gaps = "SELECT count(*) FROM whatsapp_messages WHERE status IN ('delivered', 'read', 'played')
+                 AND (delivered_at IS NULL OR sent_at IS NULL OR (status = 'read' AND read_at IS NULL))";
+    assert_eq!(site.text(gaps).await.as_deref(), Some("0"));
+    let error = "SELECT error_code || error_class FROM whatsapp_messages WHERE status = 'failed'";
+    assert_eq!(site.text(error).await.as_deref(), Some("131047window"));
+    assert_eq!(site.count("notifications WHERE kind = 'message_failed'").await, 2);
+}
+
+#[tokio::test]
+async fn the_echo_of_our_id_settles_a_message_whose_answer_was_lost() {
+    let site = Site::working().await;
+    for before in ["unknown", "sending", "pending"] {
+        let message = site.outbound(before, None).await;
+        let wamid = format!("wamid.{before}");
+        let mut report = status(&wamid, "sent", 1);
+        report["biz_opaque_callback_data"] = json!(OpaqueId(message).to_string());
+        site.deliver(&statuses_of(&[report])).await;
+        assert_eq!(site.shown(message).await.as_deref(), Some("sent"), "{before}");
+        // The next report has no echo: the wamid is known by now.
+        site.deliver(&statuses_of(&[status(&wamid, "read", 2)])).await;
+        assert_eq!(site.shown(message).await.as_deref(), Some("read"), "{before}");
+    }
+    assert_eq!(site.count("whatsapp_messages WHERE accepted_at IS NULL").await, 0);
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn a_second_send_of_the_same_message_is_kept_apart() {
+    let site = Site::working().await;
+    let message = site.outbound("accepted", Some("wamid.first")).await;
+    let mut report = status("wamid.second", "read", 1);
+    report["biz_opaque_callback_data"] = json!(OpaqueId(message).to_string());
+    site.deliver(&statuses_of(&[report])).await;
+    assert_eq!(site.shown(message).await.as_deref(), Some("accepted"));
+    let trace = format!("message_status_events WHERE wamid = 'wamid.second' AND message_id = '{message}'");
+    assert_eq!(site.count(&trace).await, 1);
+}
+
+#[tokio::test]
+async fn reports_that_come_too_early_wait_for_their_message() {
+    let site = Site::working().await;
+    let message = site.outbound("sending", None).await;
+    site.deliver(&statuses_of(&[
+        status("wamid.early", "delivered", 2),
+        status("wamid.early", "sent", 1),
+    ]))
+    .await;
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 2);
+    let wamid = Wamid::parse("wamid.early").unwrap();
+    let mut tx = site.pool.begin().await.unwrap();
+    let shown = statuses::accept(&mut tx, message, &wamid, false, OffsetDateTime::now_utc())
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(shown.as_deref(), Some("delivered"));
+    assert_eq!(site.shown(message).await, shown);
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+/// Waits until somebody waits for a lock on a wamid.
+async fn somebody_waits(site: &Site) {
+    eventually_equal("somebody waits for the wamid", SOON, Some("1".to_owned()), || {
+        site.db.site.text(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+    })
+    .await;
+}
+
+fn report_of(value: Value) -> webhook::Status {
+    let mut parts = webhook::parse(&envelope(&[("messages", statuses_of(&[value]))])).unwrap();
+    match parts.remove(0).content {
+        webhook::Content::Status(status) => *status,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_outcome_waits_for_a_report_that_is_being_committed() {
+    let site = Site::at_rest().await;
+    let account_id = site.account().await;
+    let message = site.outbound("sending", None).await;
+    let report = report_of(status("wamid.race", "delivered", 1));
+    let mut reporting = site.pool.begin().await.unwrap();
+    lock(&mut reporting, [&report.wamid], []).await.unwrap();
+    let recorded = statuses::record(&mut reporting, account_id, &report).await.unwrap();
+    assert_eq!(recorded.message_id, None);
+
+    let mut outcome = site.pool.begin().await.unwrap();
+    let wamid = report.wamid.clone();
+    let accepting = tokio::spawn(async move {
+        let shown = statuses::accept(&mut outcome, message, &wamid, false, OffsetDateTime::now_utc()).await;
+        outcome.commit().await.unwrap();
+        shown
+    });
+    somebody_waits(&site).await;
+    reporting.commit().await.unwrap();
+    assert_eq!(accepting.await.unwrap().unwrap().as_deref(), Some("delivered"));
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn a_report_waits_for_an_outcome_that_is_being_committed() {
+    let site = Site::working().await;
+    let message = site.outbound("sending", None).await;
+    let wamid = Wamid::parse("wamid.race").unwrap();
+    let mut outcome = site.pool.begin().await.unwrap();
+    statuses::accept(&mut outcome, message, &wamid, false, OffsetDateTime::now_utc())
+        .await
+        .unwrap();
+    site.post(&envelope(&[(
+        "messages",
+        statuses_of(&[status("wamid.race", "read", 1)]),
+    )]))
+    .await;
+    somebody_waits(&site).await;
+    outcome.commit().await.unwrap();
+    site.settle().await;
+    assert_eq!(site.shown(message).await.as_deref(), Some("read"));
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn outcomes_and_their_reports_never_miss_each_other() {
+    let site = Arc::new(Site::working().await);
+    let mut races = JoinSet::new();
+    for number in 0..60 {
+        let site = Arc::clone(&site);
+        races.spawn(async move {
+            let message = site.outbound("sending", None).await;
+            let wamid = Wamid::parse(&format!("wamid.race.{number}")).unwrap();
+            let body = envelope(&[("messages", statuses_of(&[status(wamid.as_str(), "delivered", 1)]))]);
+            let report = site.post(&body);
+            let outcome = async {
+                let mut tx = site.pool.begin().await.unwrap();
+                statuses::accept(&mut tx, message, &wamid, false, OffsetDateTime::now_utc())
+                    .await
+                    .unwrap();
+                tx.commit().await.unwrap();
+            };
+            tokio::join!(report, outcome);
+        });
+    }
+    races.join_all().await;
+    site.settle().await;
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+    assert_eq!(site.count("whatsapp_messages WHERE status <> 'delivered'").await, 0);
+}
