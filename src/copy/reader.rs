@@ -313,7 +313,7 @@ impl Reader<'_> {
                 &[&self.relation.table.quoted(), &names],
             )
             .await
-            .map_err(super::source::agent("the key's types"))?;
+            .map_err(super::source::query_agent("the key's types"))?;
         Ok(row.iter().map(|row| row.get(0)).collect())
     }
 }

@@ -49,6 +49,17 @@ pub struct SourceTable {
 }
 
 impl SourceTable {
+    /// Whether the stream and a copy see the table as before. (The estimate of its rows is none of it.)
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.columns == other.columns
+            && self.types == other.types
+            && self.identity == other.identity
+            && self.row_filter == other.row_filter
+            && self.partitioned == other.partitioned
+    }
+
     /// The table as the stream will describe it.
     #[must_use]
     pub fn describe(&self) -> TableDescription {
@@ -391,7 +402,7 @@ pub(super) async fn key_page(
         agent.batch_execute("COMMIT").await?;
         messages
     };
-    let messages = read.await.map_err(agent("a page of keys"))?;
+    let messages = read.await.map_err(query_agent("a page of keys"))?;
     Ok(messages
         .iter()
         .filter_map(|message| match message {
@@ -487,7 +498,7 @@ fn where_clause(filters: &[String]) -> String {
 }
 
 /// The error of a statement on the Agent DB that read `what`.
-pub(super) fn agent(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
+pub(super) fn query_agent(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
     move |source| SourceError::Agent { what, source }
 }
 

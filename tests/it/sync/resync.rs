@@ -144,6 +144,11 @@ async fn a_resync_that_waits_goes_on_by_itself_when_the_daemon_dies() {
     let mut daemon = start_sync(&config).await;
     until_equal(&db, &["notes"], SOON).await;
     damage(&db).await;
+    eventually_equal("the daemon has reported", SOON, Some("1".to_owned()), || {
+        db.agent
+            .text("SELECT count(*) FROM twinlog.daemon WHERE state = 'streaming'")
+    })
+    .await;
     daemon.kill9();
     // Its last word is young: the command believes that it runs.
     let (status, output) = command(&config, &["resync", "notes", "--wait"]).await;

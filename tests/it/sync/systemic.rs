@@ -10,7 +10,7 @@ async fn new_sessions(db: &Databases) {
     db.agent
         .batch_execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE datname = current_database() AND application_name LIKE 'twinlog%'",
+             WHERE datname = current_database() AND application_name LIKE 'twinlog %'",
         )
         .await
         .unwrap();
@@ -145,8 +145,15 @@ async fn more_parked_rows_than_are_allowed_hold_the_stream_with_the_reason() {
     until_state(&config, "held").await;
     assert!(daemon.output().contains("max_failed_rows"), "{}", daemon.output());
     assert!(parked(&db).await <= 5);
-    let (status, output) = command(&config, &["status", "--json"]).await;
-    assert!(!status.success() && output.contains("max_failed_rows"), "{output}");
+    eventually("status says it", SOON, || async {
+        let (status, output) = command(&config, &["status", "--json"]).await;
+        if !status.success() && output.contains("max_failed_rows") {
+            Ok(())
+        } else {
+            Err(output)
+        }
+    })
+    .await;
     db.agent
         .batch_execute("ALTER TABLE notes DROP CONSTRAINT none")
         .await
