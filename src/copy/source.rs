@@ -138,6 +138,14 @@ impl SourceError {
                 ),
                 _ => None,
             },
+            Self::Agent { source, .. } => match source.code().map(tokio_postgres::error::SqlState::code) {
+                Some("42501") => Some(
+                    "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public \
+                     TO <role>; where row-level security applies also: ALTER ROLE <role> BYPASSRLS"
+                        .to_owned(),
+                ),
+                _ => None,
+            },
             _ => None,
         }
     }
