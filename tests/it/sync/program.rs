@@ -4,17 +4,25 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// The tables that programs write.
-pub(super) const TABLES: &[&str] = &["docs", "pairs", "codes", "swaps"];
+pub(super) const TABLES: &[&str] = &["docs", "pairs", "codes", "swaps", "\"Odd Schema\".\"tä.ble\"", "made"];
 
 /// Made on both sides. `docs.big` is stored out of line, so that most updates leave it out of the stream; `codes` has a
-/// second unique index, `swaps` one that is checked at the end of a statement.
+/// second unique index, `swaps` one that is checked at the end of a statement; the
+/// odd one sends whole old rows and has names that need quotes, `made` is identified by another index than its key and has
+/// columns that the database makes.
 pub(super) const SCHEMA: &str = "
     CREATE TABLE docs (id bigint PRIMARY KEY, n int NOT NULL, small text, big text);
     ALTER TABLE docs ALTER big SET STORAGE EXTERNAL;
     CREATE TABLE pairs (a int, b text, v int, note text, PRIMARY KEY (a, b));
     CREATE TABLE codes (id int PRIMARY KEY, code text UNIQUE, big text);
     ALTER TABLE codes ALTER big SET STORAGE EXTERNAL;
-    CREATE TABLE swaps (id int PRIMARY KEY, place int NOT NULL UNIQUE DEFERRABLE INITIALLY IMMEDIATE)";
+    CREATE TABLE swaps (id int PRIMARY KEY, place int NOT NULL UNIQUE DEFERRABLE INITIALLY IMMEDIATE);
+    CREATE SCHEMA \"Odd Schema\";
+    CREATE TABLE \"Odd Schema\".\"tä.ble\" (\"select\" text PRIMARY KEY, \"Größe \"\"x\"\"\" numeric, big text, tags text[]);
+    ALTER TABLE \"Odd Schema\".\"tä.ble\" REPLICA IDENTITY FULL;
+    ALTER TABLE \"Odd Schema\".\"tä.ble\" ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE made (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code int NOT NULL UNIQUE, UNIQUE (id, code), twice int GENERATED ALWAYS AS (code * 2) STORED, big text);
+    ALTER TABLE made REPLICA IDENTITY USING INDEX made_id_code_key";
 
 /// Rows that are there before the daemon is.
 pub(super) const SEED_ROWS: &str = "
@@ -84,7 +92,9 @@ impl Program {
     }
 
     fn statement(&mut self) -> String {
-        match self.below(100) {
+        match self.below(120) {
+            100..110 => self.odd(),
+            110..120 => self.made(),
             0..60 => self.docs(),
             60..75 => self.pairs(),
             75..88 => self.codes(),
@@ -182,6 +192,38 @@ impl Program {
             ),
             4 => format!("UPDATE codes SET id = {y} WHERE id = {x} AND NOT EXISTS (SELECT FROM codes WHERE id = {y})"),
             _ => format!("UPDATE codes SET code = NULL WHERE id = {x}"),
+        }
+    }
+
+    fn odd(&mut self) -> String {
+        let table = "\"Odd Schema\".\"tä.ble\"";
+        let (x, y, n) = (self.below(15), self.below(15), self.below(1000));
+        match self.below(5) {
+            0 | 1 => format!(
+                "INSERT INTO {table} VALUES ('k ''{x}', {n}.50, {}, ARRAY['a,b', NULL, '{{\"x\"}}', 'é{n}']) \
+                 ON CONFLICT DO NOTHING",
+                self.big()
+            ),
+            2 => format!("UPDATE {table} SET \"Größe \"\"x\"\"\" = 'NaN', tags = NULL WHERE \"select\" = 'k ''{x}'"),
+            3 => format!(
+                "UPDATE {table} SET \"select\" = 'k ''{y}' WHERE \"select\" = 'k ''{x}' \
+                 AND NOT EXISTS (SELECT FROM {table} WHERE \"select\" = 'k ''{y}')"
+            ),
+            _ => format!("DELETE FROM {table} WHERE \"select\" = 'k ''{x}'"),
+        }
+    }
+
+    fn made(&mut self) -> String {
+        let (x, y) = (self.below(25), self.below(25));
+        match self.below(4) {
+            0 | 1 => format!(
+                "INSERT INTO made (code, big) VALUES ({x}, {}) ON CONFLICT DO NOTHING",
+                self.big()
+            ),
+            2 => format!(
+                "UPDATE made SET code = {y} WHERE code = {x} AND NOT EXISTS (SELECT FROM made WHERE code = {y})"
+            ),
+            _ => format!("DELETE FROM made WHERE code = {x}"),
         }
     }
 
