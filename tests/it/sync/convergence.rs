@@ -21,7 +21,7 @@ use super::{balanced, on_both, parked, start_sync, until_equal};
 use crate::harness::{ConfigFile, Databases, Process, SOON, eventually, eventually_equal, private_databases};
 
 /// How long programs run where nobody says otherwise.
-const BUDGET: Duration = Duration::from_secs(10);
+const BUDGET: Duration = Duration::from_secs(6);
 
 /// Writers at the same time: their transactions interleave in the log.
 const WRITERS: u64 = 2;
@@ -35,29 +35,60 @@ fn number(variable: &str) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_programs_and_accidents_end_with_both_databases_equal() {
+    campaign(Role::Superuser).await;
+}
+
+/// As on a managed service: foreign keys and triggers hold for the daemon, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn random_programs_and_accidents_end_with_both_databases_equal_for_a_role_without_privileges() {
+    campaign(Role::Owner).await;
+}
+
+/// Who the daemon is in the Agent DB.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Superuser,
+    /// The tables' owner, and nothing else.
+    Owner,
+}
+
+async fn campaign(role: Role) {
     let budget = number("TWINLOG_CAMPAIGN_SECONDS").map_or(BUDGET, Duration::from_secs);
     let end = Instant::now() + budget;
     // A transaction that is held open would hold up the other tests' slots.
     let clusters = private_databases(Settings::default(), Settings::default()).await;
     if let Some(seed) = number("TWINLOG_SEED") {
-        return run(clusters.another().await, seed).await;
+        return run(clusters.another().await, seed, role).await;
     }
     loop {
-        run(clusters.another().await, rand::random::<u64>() % 1_000_000).await;
+        run(clusters.another().await, rand::random::<u64>() % 1_000_000, role).await;
         if Instant::now() >= end {
             return;
         }
     }
 }
 
-async fn run(db: Databases, seed: u64) {
+async fn run(db: Databases, seed: u64, role: Role) {
     eprintln!("TWINLOG_SEED={seed}");
+    let mut agent_url = db.agent.url.clone();
+    if role == Role::Owner {
+        let name = &db.agent.name;
+        db.agent
+            .batch_execute(&format!(
+                "CREATE ROLE {name} LOGIN PASSWORD '{name}'; ALTER DATABASE {name} OWNER TO {name}; SET ROLE {name}"
+            ))
+            .await
+            .unwrap();
+        agent_url = format!("postgres://{name}:{name}@127.0.0.1:{}/{name}", db.agent.cluster.port());
+    }
     on_both(&db, SCHEMA).await;
     db.site.batch_execute(SEED_ROWS).await.unwrap();
     // Small batches and chunks, so that transactions cross their edges.
     let mut random = StdRng::seed_from_u64(seed);
-    let config = ConfigFile::new(
-        &db,
+    let config = ConfigFile::with_urls(
+        &db.site.url,
+        &agent_url,
+        &db.site.name,
         &format!(
             "[sync]\ntables = [\"*\"]\nretry_initial_ms = 20\nretry_max_ms = 200\nreconnect_max_ms = 200\nbatch_rows = {}\ncopy_chunk_rows = {}\n",
             [1, 7, 100, 8192][random.random_range(0..4)],
