@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
-use twinlog::dev::postgres::Settings;
+use twinlog::dev::postgres::{Cluster, Settings};
 
 use super::program::{Program, SCHEMA, SEED_ROWS, TABLES};
 use super::{balanced, on_both, parked, start_sync, until_equal};
@@ -95,7 +95,7 @@ async fn run(db: Databases, seed: u64, role: Role) {
             [3, 40, 10_000][random.random_range(0..3)],
         ),
     );
-    let writers = Writers::start(&db, seed).await;
+    let writers = Writers::start(&db, seed);
     let mut world = World {
         daemon: start_sync(&config).await,
         config,
@@ -265,14 +265,14 @@ struct Writers {
 }
 
 impl Writers {
-    async fn start(db: &Databases, seed: u64) -> Self {
+    fn start(db: &Databases, seed: u64) -> Self {
         let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = Vec::new();
         for writer in 0..WRITERS {
-            let client = db.site.connect().await;
+            let (cluster, name) = (Arc::clone(&db.site.cluster), db.site.name.clone());
             let program = Program::new(seed * WRITERS + writer);
             tasks.push(tokio::spawn(write(
-                client,
+                (cluster, name),
                 program,
                 Arc::clone(&stop),
                 Arc::clone(&done),
@@ -298,12 +298,21 @@ impl Writers {
     }
 }
 
-async fn write(client: Client, mut program: Program, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) {
-    // Locks that a held transaction has must not stop a writer.
-    client.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
+async fn write(database: (Arc<Cluster>, String), mut program: Program, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) {
+    let mut client: Option<Client> = None;
     let mut round = 0_u32;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
+        // A COPY that is refused before it begins confuses the driver: the connection may end with it.
+        let client = match &mut client {
+            Some(client) if !client.is_closed() => client,
+            slot => {
+                let fresh = database.0.client(&database.1).await.unwrap();
+                // Locks that a held transaction has must not stop a writer.
+                fresh.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
+                slot.insert(fresh)
+            }
+        };
         if round.is_multiple_of(25) {
             let rows = program.bulk();
             if let Ok(copy) = client.copy_in::<_, Bytes>("COPY docs FROM STDIN").await {
@@ -315,7 +324,7 @@ async fn write(client: Client, mut program: Program, stop: Arc<AtomicBool>, done
         }
         // Deadlocks, time-outs and unique violations roll back.
         if client.batch_execute(&program.transaction()).await.is_err() {
-            client.batch_execute("ROLLBACK").await.unwrap();
+            let _ = client.batch_execute("ROLLBACK").await;
         }
         done.fetch_add(1, Ordering::Relaxed);
         // Leaves some of the machine to the daemon.
