@@ -9,4 +9,5 @@ mod postgres_clusters;
 mod server;
 mod sync;
 mod systemd;
+mod whole;
 mod wire;
