@@ -4,6 +4,7 @@ mod deaths;
 mod faults;
 mod graph_route;
 mod holds;
+mod observed;
 mod outages;
 mod plain_route;
 mod several;
