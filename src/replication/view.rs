@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::agent_db::{Applied, Tally};
 use crate::change::TableName;
 use crate::lsn::Lsn;
@@ -27,6 +29,8 @@ pub(super) struct View {
     parked: Mutex<BTreeMap<TableName, u64>>,
     total: Mutex<Tally>,
     state: Mutex<(SyncState, Option<String>)>,
+    /// Told when the state changes.
+    changed: Notify,
     /// Why rows may be missing, while that is so.
     gap: Mutex<Option<String>>,
 }
@@ -42,6 +46,7 @@ impl Default for View {
             parked: Mutex::default(),
             total: Mutex::default(),
             state: Mutex::new((SyncState::Connecting, None)),
+            changed: Notify::new(),
             gap: Mutex::new(None),
         }
     }
@@ -61,6 +66,7 @@ impl View {
 
     pub(super) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        // The sink has told the metrics, by operation (`agent_db::sink::ledger`).
         for (table, &rows) in &applied.parked_now {
             parked.insert(table.clone(), rows);
         }
@@ -84,7 +90,15 @@ impl View {
         let changed = current.0 != state || current.1 != detail;
         *current = (state, detail);
         metrics::set_sync_state(state.as_str(), &SyncState::ALL);
+        if changed {
+            self.changed.notify_one();
+        }
         changed
+    }
+
+    /// Waits until the state changes, for the one who tells others. A change while nobody waits is not lost.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     pub(super) fn state(&self) -> (SyncState, Option<String>) {
@@ -107,12 +121,14 @@ impl View {
         }
     }
 
-    /// The stream flows; a first copy runs beside it, or none. A gap stays one until it is closed.
-    pub(super) fn set_copying(&self, copying: bool) {
-        match self.gap() {
-            Some(reason) => self.set_state(SyncState::Gap, Some(reason)),
-            None if copying => self.set_state(SyncState::Copying, None),
-            None => self.set_state(SyncState::Streaming, None),
+    /// The stream flows; a first copy runs beside it, or none, or one waits for a person. A gap stays one until it is
+    /// closed.
+    pub(super) fn set_flowing(&self, copying: bool, held: Option<String>) {
+        match (self.gap(), held) {
+            (Some(reason), _) => self.set_state(SyncState::Gap, Some(reason)),
+            (None, Some(reason)) => self.set_state(SyncState::Held, Some(reason)),
+            (None, None) if copying => self.set_state(SyncState::Copying, None),
+            (None, None) => self.set_state(SyncState::Streaming, None),
         };
     }
 
