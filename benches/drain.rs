@@ -106,8 +106,9 @@ fn options() -> Options {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // `cargo test` runs benches as tests: nothing to do there.
-    if std::env::args().any(|argument| argument == "--test") {
+    // `cargo test --benches` runs benches as well, but only `cargo bench` says `--bench`: else there is nothing to do.
+    let said = |word: &str| std::env::args().any(|argument| argument == word);
+    if said("--test") || !said("--bench") {
         return Ok(());
     }
     let options = options();

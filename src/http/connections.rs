@@ -1,5 +1,8 @@
-//! Connections of the public listener, bounded in number and in silence: a stranger who opens many, or says nothing, must
-//! not use up the process's descriptors.
+//! Connections of the public listener, bounded in number and in silence: a stranger who opens many, says nothing, or says
+//! it a byte at a time, must not use up the process's descriptors.
+//!
+//! Served by hyper itself rather than by `axum::serve`, which sets no time limit for a request's head. HTTP/1.1 only: that
+//! is what proxies speak to what is behind them, and it spares us a second protocol's worth of strangers' tricks.
 
 use std::future::Future;
 use std::io;
@@ -9,31 +12,79 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::Router;
 use axum::serve::Listener;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Most connections at a time. Below systemd's usual soft limit of 1024 descriptors, with room for the pool, the calls to
 /// Meta and the admin listener; who comes beyond waits in the kernel's queue.
 const MAX: usize = 768;
 /// A connection on which nothing moves for that long ends. Above the longest request (`layers`), so that no answer is cut,
-/// and above the 60 s after which proxies usually close idle connections themselves.
-const SILENCE: Duration = Duration::from_secs(90);
+/// and above the 60 s after which proxies usually close idle connections themselves. A request's head has as long, from
+/// the end of the request before: then bytes that trickle hold a connection no longer than silence does.
+pub(super) const SILENCE: Duration = Duration::from_secs(90);
+
+/// Serves the routes until the stop, then until the requests under way have ended.
+pub(super) async fn serve(listener: TcpListener, router: Router, silence: Duration, stop: CancellationToken) {
+    let mut listener = Bounded::new(listener, silence);
+    let service = TowerToHyperService::new(router.into_service::<Incoming>());
+    let mut protocol = http1::Builder::new();
+    protocol.timer(TokioTimer::new()).header_read_timeout(silence);
+    let connections = TaskTracker::new();
+    loop {
+        let (connection, _) = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let serving = protocol
+            .serve_connection(TokioIo::new(connection), service.clone())
+            .with_upgrades();
+        let stop = stop.clone();
+        connections.spawn(async move {
+            let mut serving = std::pin::pin!(serving);
+            let ended = tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = stop.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            };
+            if let Err(error) = ended {
+                // Clients go as they please.
+                tracing::trace!("a connection ended: {error}");
+            }
+        });
+    }
+    // Who knocks now finds another server, or nobody.
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
 
 /// The listener.
 #[derive(Debug)]
-pub(super) struct Bounded {
+struct Bounded {
     listener: TcpListener,
     slots: Arc<Semaphore>,
+    silence: Duration,
 }
 
 impl Bounded {
-    pub(super) fn new(listener: TcpListener) -> Self {
+    fn new(listener: TcpListener, silence: Duration) -> Self {
         Self {
             listener,
             slots: Arc::new(Semaphore::new(MAX)),
+            silence,
         }
     }
 }
@@ -51,7 +102,8 @@ impl Listener for Bounded {
         let _ = stream.set_nodelay(true);
         let connection = Connection {
             stream,
-            silence: Box::pin(tokio::time::sleep(SILENCE)),
+            patience: self.silence,
+            silence: Box::pin(tokio::time::sleep(self.silence)),
             _slot: slot,
         };
         (connection, address)
@@ -64,8 +116,9 @@ impl Listener for Bounded {
 
 /// A connection with its slot and its patience.
 #[derive(Debug)]
-pub(super) struct Connection {
+struct Connection {
     stream: TcpStream,
+    patience: Duration,
     silence: Pin<Box<Sleep>>,
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -74,7 +127,8 @@ impl Connection {
     /// Something moved, or the patience goes on.
     fn judge<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.silence.as_mut().reset(Instant::now() + SILENCE);
+            let end = Instant::now() + self.patience;
+            self.silence.as_mut().reset(end);
             return polled;
         }
         match self.silence.as_mut().poll(context) {
@@ -125,13 +179,13 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_ends_and_gives_its_slot_back() {
-        let mut bounded = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        let mut bounded = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap(), SILENCE);
         let address = bounded.local_addr().unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(address), bounded.accept());
         let (_client, mut connection) = (client.unwrap(), accepted.0);
@@ -142,5 +196,54 @@ mod tests {
         assert!(begun.elapsed() >= SILENCE);
         drop(connection);
         assert_eq!(bounded.slots.available_permits(), MAX);
+    }
+
+    /// Serves one route; its address and what stops it.
+    async fn served(silence: Duration) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let serving = tokio::spawn(serve(listener, router, silence, stop.clone()));
+        (address, stop, serving)
+    }
+
+    #[tokio::test]
+    async fn a_head_that_trickles_holds_its_connection_no_longer_than_silence_does() {
+        let (address, stop, serving) = served(Duration::from_millis(500)).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
+        let (mut answers, mut questions) = client.split();
+        let trickling = async {
+            // Writing fails once the other side has gone.
+            while questions.write_all(b"y").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let ended = async {
+            // An error of 408 first, or nothing.
+            let _ = answers.read_to_end(&mut Vec::new()).await;
+        };
+        tokio::time::timeout(Duration::from_secs(20), async {
+            tokio::select! { () = trickling => {}, () = ended => {} }
+        })
+        .await
+        .expect("the connection ends");
+        stop.cancel();
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_idle_connections_and_takes_no_new_ones() {
+        let (address, stop, serving) = served(SILENCE).await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = vec![0; 1024];
+        let length = client.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
+        stop.cancel();
+        let ending = tokio::time::timeout(Duration::from_secs(20), serving);
+        ending.await.expect("an idle connection keeps nobody").unwrap();
+        assert_eq!(client.read(&mut answer).await.unwrap(), 0);
+        assert!(TcpStream::connect(address).await.is_err());
     }
 }

@@ -43,8 +43,6 @@ use crate::site_db::Pool;
 
 pub use server::{ServerError, run_server};
 
-use connections::Bounded;
-
 /// Most requests to send that may wait at a time: each holds its body (a few KB as a rule) and a look at the Site DB
 /// now and then. Beyond it clients are told to come back, before anything is stored.
 const MAX_WAITING: usize = 2048;
@@ -92,18 +90,14 @@ pub fn router(state: State) -> Router {
 }
 
 /// Serves the public listener until the stop; then requests under way have [`shutdown::GRACE`] to end.
-///
-/// # Errors
-/// The listener failed.
-pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) -> std::io::Result<()> {
-    let stopped = stop.clone().cancelled_owned();
-    let serving = axum::serve(Bounded::new(listener), router(state)).with_graceful_shutdown(stopped);
+pub async fn serve(listener: TcpListener, state: State, stop: CancellationToken) {
+    let serving = connections::serve(listener, router(state), connections::SILENCE, stop.clone());
     let out_of_time = async {
         stop.cancelled().await;
         tokio::time::sleep(shutdown::GRACE + Duration::from_secs(1)).await;
     };
     tokio::select! {
-        served = serving.into_future() => served,
-        () = out_of_time => Ok(()),
+        () = serving => {}
+        () = out_of_time => {}
     }
 }

@@ -253,23 +253,26 @@ fn refused(error: &SubmitError) -> Response {
     }
 }
 
-/// `GET /v1/messages/{id}`.
+/// `GET /v1/messages/{id}`: one that this client had sent.
 pub(super) async fn show(
     Extract(state): Extract<State>,
     Path(id): Path<String>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    if auth::client(&state.0.config.tokens, &headers, &uri).is_none() {
+    let Some(client) = auth::client(&state.0.config.tokens, &headers, &uri) else {
         return unauthorized();
-    }
+    };
     let not_found = || answer::plain_error(StatusCode::NOT_FOUND, "not_found", "there is no such message", None);
     let Ok(id) = Uuid::try_parse(&id) else {
         return not_found();
     };
     match messages::find(&state.0.pool, id).await {
-        Ok(Some(message)) => Json(show_message(&message)).into_response(),
-        Ok(None) => not_found(),
+        Ok(Some(message)) if message.client_name.as_deref() == Some(client) => {
+            Json(show_message(&message)).into_response()
+        }
+        // Another client's does not even exist: its recipient is none of this one's business.
+        Ok(_) => not_found(),
         Err(error) => {
             answer::log_unavailable(&error);
             answer::plain_error(

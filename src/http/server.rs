@@ -25,9 +25,6 @@ pub enum ServerError {
     /// The outbox could not be set up.
     #[error("start the outbox")]
     Outbox(#[source] GraphSetupError),
-    /// The public listener failed.
-    #[error("serve the public listener")]
-    Listener(#[source] std::io::Error),
     /// A part ended although nobody told it to: a fault of ours.
     #[error("a part of the server ended by itself")]
     Part(#[source] tokio::task::JoinError),
@@ -74,9 +71,9 @@ pub async fn run_server(
     listening.ready(json!({"listen": listener.local_addr().ok().map(|address| address.to_string())}));
     let serving_stop = stop.clone();
     parts.spawn(async move {
-        let served = super::serve(listener, state, serving_stop).await;
+        super::serve(listener, state, serving_stop).await;
         listening.not_ready("stopped", json!(null));
-        served.map_err(ServerError::Listener)
+        Ok(())
     });
 
     let mut result = Ok(());

@@ -84,6 +84,8 @@ pub struct Message {
     pub wamid: Option<String>,
     /// The recipient as given.
     pub recipient: Option<String>,
+    /// Who had it sent; `None` for one that no client of ours did.
+    pub client_name: Option<String>,
     /// The client's id for it.
     pub client_id: Option<String>,
     /// Attempts made.
@@ -251,7 +253,7 @@ pub async fn conversation_with(
 pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<Message>, SiteError> {
     Ok(sqlx::query_as(
         "SELECT m.id, a.phone_number_id, m.conversation_id, m.lead_id, m.direction, m.status, m.type, m.wamid, \
-         m.recipient, m.client_id, m.attempt, m.next_attempt_at, m.error_code, m.error_class, m.error_message, \
+         m.recipient, m.client_name, m.client_id, m.attempt, m.next_attempt_at, m.error_code, m.error_class, m.error_message, \
          m.response_status, m.response, m.created_at, m.sending_at, m.accepted_at, m.held_at, m.sent_at, \
          m.delivered_at, m.read_at, m.played_at, m.failed_at, m.unknown_at, m.cancelled_at \
          FROM public.whatsapp_messages m JOIN public.whatsapp_accounts a ON a.id = m.account_id WHERE m.id = $1",

@@ -43,6 +43,61 @@ async fn usage_and_configuration_errors_end_with_2_and_say_what_to_do() {
 }
 
 #[tokio::test]
+async fn serve_and_run_with_a_wrong_configuration_list_everything_and_end_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("twinlog.toml");
+    std::fs::write(
+        &file,
+        r#"
+        [site]
+        url = "postgres://site.example.com/crm"
+        max_connections = 0
+        [http]
+        listen = "everywhere"
+        [whatsapp]
+        graph_url = "ftp://graph.example.com"
+        app_secrets = []
+        send_timeout_ms = "soon"
+        [[whatsapp.accounts]]
+        phone_number_id = "+49 30"
+        acess_token = "a-misspelt-secret"
+        [[auth.tokens]]
+        name = "crm"
+        sha256 = "a-token-and-not-its-hash"
+        "#,
+    )
+    .unwrap();
+    for command in ["serve", "run"] {
+        let mut process = Process::start_with(&file, &[command], &[]);
+        assert_eq!(process.wait(SOON).await.code(), Some(2), "{}", process.output());
+        let output = process.output();
+        let mut keys = vec![
+            "site.max_connections",
+            "http.listen",
+            "whatsapp.graph_url",
+            "whatsapp.app_secrets",
+            "whatsapp.send_timeout_ms",
+            "phone_number_id",
+            "acess_token",
+            "did you mean",
+            "sha256",
+        ];
+        // The server does well without the Agent DB.
+        if command == "run" {
+            keys.push("agent.url is missing");
+        } else {
+            assert!(!output.contains("agent.url"), "{output}");
+        }
+        for key in keys {
+            assert!(output.contains(key), "{command}: {key}: {output}");
+        }
+        for secret in ["a-misspelt-secret", "a-token-and-not-its-hash"] {
+            assert!(!output.contains(secret), "{command}: {output}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_harness_writes_a_configuration_that_the_binary_takes() {
     let db = harness::databases().await;
     let file = ConfigFile::new(&db, "[sync]\nbatch_rows = 7");

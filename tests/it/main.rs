@@ -13,4 +13,5 @@ mod server;
 mod simulate;
 mod sync;
 mod systemd;
+mod whole;
 mod wire;

@@ -1,110 +1,45 @@
 //! A server that dies at every durability edge, as by `kill -9`, and another that takes over.
-//!
-//! The server that dies is this test binary once more, running [`child`] alone: failpoints and aborts are a process's.
-
-use std::process::{Child, Command, Stdio};
 
 use super::*;
+use crate::harness::{ConfigFile, Process};
 use twinlog::dev::graph_simulator::Inbound;
 use twinlog::failpoint::name;
 
-/// Tells [`child`] its databases, Meta and port.
-const SITE: &str = "TWINLOG_TEST_SITE";
-const GRAPH: &str = "TWINLOG_TEST_GRAPH";
-const PORT: &str = "TWINLOG_TEST_PORT";
-
-/// The server in the process that dies; does nothing where nobody started it for that.
-#[test]
-#[ignore = "started by the other tests in a process of its own"]
-fn child() {
-    let (Ok(site), Ok(graph), Ok(port)) = (std::env::var(SITE), std::env::var(GRAPH), std::env::var(PORT)) else {
-        return;
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter("info,twinlog=trace")
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
-    let _scenario = fail::FailScenario::setup();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await.unwrap();
-        let config = configuration(&site, &graph, "simulator-token");
-        let stop = CancellationToken::new();
-        run_server(Arc::new(config), Health::default(), listener, stop)
-            .await
-            .unwrap();
-    });
-}
-
-/// A server in a process of its own.
+/// `twinlog serve`, set to die, with Meta's webhooks going to it.
 struct Doomed {
-    child: Child,
-    log: tempfile::NamedTempFile,
-    url: String,
+    process: Process,
+    config: ConfigFile,
 }
 
 impl Doomed {
-    async fn start(world: &World, failpoint: &str) -> Self {
-        let port = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap().port()
-        };
-        let log = tempfile::NamedTempFile::new().unwrap();
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["server::deaths::child", "--exact", "--ignored", "--nocapture"])
-            .env(SITE, &world.db.site.url)
-            .env(GRAPH, world.meta.url())
-            .env(PORT, port.to_string())
-            .env(
-                "FAILPOINTS",
-                if failpoint.is_empty() {
-                    String::new()
-                } else {
-                    format!("{failpoint}=return(abort)")
-                },
-            )
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.reopen().unwrap())
-            .spawn()
-            .unwrap();
-        let doomed = Self {
-            child,
-            log,
-            url: format!("http://127.0.0.1:{port}"),
-        };
-        eventually("the child listens", SOON, || async {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await
-        })
-        .await;
-        doomed
+    async fn start(world: &World, failpoints: &str, log: &str) -> Self {
+        let more = format!(
+            "{}\n[log]\nfilter = \"{log}\"",
+            sections(&world.meta.url(), "simulator-token")
+        );
+        let config = ConfigFile::new(&world.db, &more);
+        let mut process = Process::start(&config, &["serve"], failpoints);
+        process.wait_for_output("listening", SOON).await;
+        let callback = config.http("/webhook").parse().unwrap();
+        world.meta.set_callback(Some(callback));
+        Self { process, config }
+    }
+
+    /// One that dies there.
+    async fn at(world: &World, failpoint: &str) -> Self {
+        Self::start(world, &format!("{failpoint}=return(abort)"), "info").await
     }
 
     async fn send(&self, body: &Value) {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let request = http.post(format!("{}/v1/messages", self.url)).bearer_auth(TOKEN);
+        let request = http.post(self.config.http("/v1/messages")).bearer_auth(TOKEN);
         // It may die before or after its answer.
         let _ = request.body(body.to_string()).send().await;
     }
 
     async fn dies(&mut self) {
-        let end = std::time::Instant::now() + SOON;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                assert!(!status.success(), "{status}");
-                return;
-            }
-            assert!(std::time::Instant::now() < end, "the failpoint was not reached");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-impl Drop for Doomed {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let status = self.process.wait(SOON).await;
+        assert!(!status.success(), "{status}");
     }
 }
 
@@ -112,11 +47,8 @@ impl Drop for Doomed {
 /// Returns the world, the second server and the message's id.
 async fn after_death_at(failpoint: &str) -> (World, Server, String) {
     let world = World::new().await;
-    let mut doomed = Doomed::start(&world, failpoint).await;
     // What it can't take any more, Meta brings to the next one.
-    world
-        .meta
-        .set_callback(Some(format!("{}/webhook", doomed.url).parse().unwrap()));
+    let mut doomed = Doomed::at(&world, failpoint).await;
     let body = json!({"to": USER, "text": "survive", "client_id": "c1"});
     doomed.send(&body).await;
     doomed.dies().await;
@@ -177,10 +109,7 @@ async fn after_a_death_after_the_outcome_everything_is_there() {
 async fn a_death_around_a_webhook_loses_and_doubles_no_message() {
     for failpoint in [name::WEBHOOK_AFTER_COMMIT, name::INBOX_BEFORE_COMMIT] {
         let world = World::new().await;
-        let mut doomed = Doomed::start(&world, failpoint).await;
-        world
-            .meta
-            .set_callback(Some(format!("{}/webhook", doomed.url).parse().unwrap()));
+        let mut doomed = Doomed::at(&world, failpoint).await;
         let wamid = world.meta.inbound(Inbound::text(NUMBER, "16505551234", "hello?")).await;
         doomed.dies().await;
         let server = world.serve().await;
@@ -218,12 +147,12 @@ async fn a_death_around_a_webhook_loses_and_doubles_no_message() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
     let world = World::new().await;
-    let doomed = Doomed::start(&world, "").await;
-    world
-        .meta
-        .set_callback(Some(format!("{}/webhook", doomed.url).parse().unwrap()));
+    // Everything that every crate in the process has to say, and the driver's statements with it.
+    let mut doomed = Doomed::start(&world, "", "debug,twinlog=trace,sqlx=trace,hyper=trace,reqwest=trace").await;
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let graph = format!("{}/v26.0/{NUMBER}/messages?access_token={TOKEN}", doomed.url);
+    let graph = doomed
+        .config
+        .http(&format!("/v26.0/{NUMBER}/messages?access_token={TOKEN}"));
     let send = |body: Value| http.post(&graph).body(body.to_string()).send();
 
     assert_eq!(send(text("a-secret-body")).await.unwrap().status(), 200);
@@ -246,15 +175,17 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
     .await;
     let forger = secrecy::SecretString::from("not-the-secret");
     world.meta.post_forged(br#"{"x":"a-secret-body"}"#, &forger).await;
-    let handshake = format!(
-        "{}/webhook?hub.mode=subscribe&hub.verify_token=a-guess&hub.challenge=1",
-        doomed.url
-    );
+    let handshake = doomed
+        .config
+        .http("/webhook?hub.mode=subscribe&hub.verify_token=a-guess&hub.challenge=1");
     assert_eq!(http.get(handshake).send().await.unwrap().status(), 403);
     world.meta.expire_token(NUMBER).unwrap();
     assert_eq!(send(text("a-secret-body")).await.unwrap().status(), 503);
 
-    let log = std::fs::read_to_string(doomed.log.path()).unwrap();
+    doomed.process.terminate();
+    assert!(doomed.process.wait(SOON).await.success());
+    let log = doomed.process.output();
+    assert!(log.contains("DEBUG"), "the log was not at its most talkative");
     for told in [
         "PERSISTENCE: the message was sent",
         "PERSISTENCE: the message failed",

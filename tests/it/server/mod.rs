@@ -4,6 +4,7 @@ mod deaths;
 mod faults;
 mod graph_route;
 mod holds;
+mod observed;
 mod outages;
 mod plain_route;
 mod several;
@@ -27,9 +28,9 @@ use twinlog::migrations;
 use crate::harness::{self, Databases, SOON, eventually};
 
 /// The simulator's number.
-const NUMBER: &str = "106540352242922";
+pub(crate) const NUMBER: &str = "106540352242922";
 /// A token of our API; its SHA-256 is in the configuration.
-const TOKEN: &str = "crm-token";
+pub(crate) const TOKEN: &str = "crm-token";
 /// A user.
 const USER: &str = "+16505551234";
 
@@ -77,7 +78,7 @@ impl Answer {
 }
 
 /// Statuses come at once, so that tests need not wait for them.
-fn prompt() -> Settings {
+pub(crate) fn prompt() -> Settings {
     Settings {
         delays: Delays {
             sent: Duration::from_millis(5),
@@ -168,11 +169,21 @@ impl World {
 /// The server's part of a configuration.
 fn configuration(site: &str, graph: &str, access_token: &str) -> Config {
     let file = tempfile::NamedTempFile::new().unwrap();
+    let text = format!("[site]\nurl = \"{site}\"\n{}", sections(graph, access_token));
+    std::fs::write(file.path(), text).unwrap();
+    let needs = Needs {
+        site: true,
+        agent: false,
+        whatsapp: true,
+    };
+    config::load(Some(file.path()), needs).unwrap()
+}
+
+/// What a server's configuration holds beside its databases and listeners.
+pub(crate) fn sections(graph: &str, access_token: &str) -> String {
     let sha256 = hex::encode(Sha256::digest(TOKEN));
-    let text = format!(
+    format!(
         r#"
-        [site]
-        url = "{site}"
         [whatsapp]
         graph_url = "{graph}"
         app_secrets = ["simulator-secret"]
@@ -190,14 +201,7 @@ fn configuration(site: &str, graph: &str, access_token: &str) -> Config {
         name = "crm"
         sha256 = "{sha256}"
         "#
-    );
-    std::fs::write(file.path(), text).unwrap();
-    let needs = Needs {
-        site: true,
-        agent: false,
-        whatsapp: true,
-    };
-    config::load(Some(file.path()), needs).unwrap()
+    )
 }
 
 impl Server {

@@ -1,6 +1,7 @@
 //! The plain JSON API.
 
 use super::*;
+use twinlog::dev::graph_simulator::Inbound;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_taken_shown_and_sent() {
@@ -35,6 +36,46 @@ async fn a_message_is_taken_shown_and_sent() {
         (409, &json!("client_id_reused"))
     );
     assert_eq!(world.meta.ledger().messages.len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_sees_what_it_had_sent_and_nothing_else() {
+    let mut world = World::new().await;
+    world.config.tokens.insert(
+        0,
+        twinlog::config::ApiToken {
+            name: "bot".to_owned(),
+            sha256: Sha256::digest("bot-token").into(),
+        },
+    );
+    let server = world.serve().await;
+    let ask = async |token: &str, path: &str| {
+        let request = server.http.get(format!("{}{path}", server.url)).bearer_auth(token);
+        answer(request.send().await.unwrap()).await
+    };
+    let body = json!({"to": USER, "text": "hi", "client_id": "c1"});
+    let path = format!("/v1/messages/{}", server.plain(&body).await.id());
+    assert_eq!(ask(TOKEN, &path).await.status, 200);
+    let strangers = ask("bot-token", &path).await;
+    let nobodys = ask("bot-token", &format!("/v1/messages/{}", uuid::Uuid::new_v4())).await;
+    assert_eq!((strangers.status, &strangers.body), (404, &nobodys.body));
+    assert_eq!(ask("crm", &path).await.status, 401);
+
+    // Nor do their ids for messages meet.
+    let bearer = [("authorization", "Bearer bot-token")];
+    let bots = server.post("/v1/messages", &bearer, body.to_string()).await;
+    assert_eq!((bots.status, &bots.body["duplicate"]), (202, &Value::Null), "{bots:?}");
+    assert_ne!(format!("/v1/messages/{}", bots.id()), path);
+    // And a user's answer belongs to the Site DB's readers, not to this API's.
+    let question = Inbound::text(NUMBER, "16505551234", "who are you?");
+    let wamid = world.meta.inbound(question).await;
+    let inbound = eventually("the answer is there", SOON, || async {
+        let query = format!("SELECT min(id::text) FROM whatsapp_messages WHERE wamid = '{wamid}'");
+        world.db.site.text(&query).await.ok_or("not yet")
+    })
+    .await;
+    assert_eq!(ask(TOKEN, &format!("/v1/messages/{inbound}")).await.status, 404);
     server.stop().await;
 }
 

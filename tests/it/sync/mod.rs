@@ -52,7 +52,7 @@ fn quick(db: &Databases) -> ConfigFile {
 }
 
 /// The sum of the accounting over all tables: (received, accounted for).
-async fn accounting(db: &Databases) -> (i64, i64) {
+pub(crate) async fn accounting(db: &Databases) -> (i64, i64) {
     let row = db
         .agent
         .query_one(

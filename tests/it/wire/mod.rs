@@ -2,5 +2,4 @@
 
 mod fake;
 mod login;
-mod rate;
 mod stream;

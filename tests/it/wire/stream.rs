@@ -112,8 +112,15 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
         db.site.batch_execute(statement).await.unwrap();
     }
     let messages = messages_until(&mut stream, is_fence).await;
+    // A table or type may be described again at any time (an autovacuum is enough), and is at a truncate.
+    let mut described = std::collections::HashSet::new();
     let kinds: String = messages
         .iter()
+        .filter(|message| match message {
+            Message::Relation(relation) => described.insert(('R', relation.id.0)),
+            Message::Type(described_type) => described.insert(('Y', described_type.oid)),
+            _ => true,
+        })
         .map(|message| match message {
             Message::Begin(_) => 'B',
             Message::Commit(commit) => {
@@ -130,10 +137,7 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
             Message::Logical(_) => 'M',
         })
         .collect();
-    // A truncate may describe its relations again, in an order of its own.
-    let (before, rest) = kinds.split_at(kinds.find('T').unwrap());
-    assert_eq!(before.trim_end_matches(['R', 'Y']), "BYRIICBUCBUCBDCBRICBUCBDCB");
-    assert_eq!(rest, "TCBMCM");
+    assert_eq!(kinds, "BYRIICBUCBUCBDCBRICBUCBDCBTCBMCM");
     let text = |value: &ColumnValue| match value {
         ColumnValue::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
         other => format!("{other:?}"),
