@@ -50,10 +50,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     })?;
     migrations::apply_twinlog(&config.agent.url).await?;
     let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog resync").await?;
-    let running = control
-        .daemon()
-        .await?
-        .is_some_and(|daemon| daemon.age < SILENT && daemon.report.state != "stopped");
+    let running = daemon_runs(&control).await?;
     let names: Vec<String> = arguments
         .tables
         .iter()
@@ -70,35 +67,50 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         return Ok(Outcome::Success);
     }
     // Without a daemon this process is one until the resync is done.
-    let own = (!running).then(|| OwnDaemon::start(config, &stop));
-    let result = follow(&control, id, arguments, &stop).await;
-    if let Some(own) = own {
-        own.end().await;
+    let mut own = OwnDaemon {
+        config: Arc::new(config),
+        stop: stop.child_token(),
+        task: None,
+    };
+    if !running {
+        own.start();
     }
+    let result = follow(&control, id, arguments, &stop, &mut own).await;
+    own.end().await;
     result
 }
 
+/// Whether a daemon is at work, by its own word.
+async fn daemon_runs(control: &Control) -> anyhow::Result<bool> {
+    Ok(control
+        .daemon()
+        .await?
+        .is_some_and(|daemon| daemon.age < SILENT && daemon.report.state != "stopped"))
+}
+
+/// This process as the daemon, where there is no other.
 struct OwnDaemon {
+    config: Arc<Config>,
     stop: CancellationToken,
-    task: tokio::task::JoinHandle<()>,
+    task: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl OwnDaemon {
-    fn start(config: Config, stop: &CancellationToken) -> Self {
-        let stop = stop.child_token();
-        let token = stop.clone();
-        let task = tokio::spawn(async move {
-            if let Err(error) = Box::pin(replication::run(Arc::new(config), &Health::default(), token)).await {
+    fn start(&mut self) {
+        let (config, stop) = (Arc::clone(&self.config), self.stop.clone());
+        self.task = Some(tokio::spawn(async move {
+            if let Err(error) = Box::pin(replication::run(config, &Health::default(), stop)).await {
                 tracing::error!(error = error.explain(), "the daemon of this command ended");
             }
-        });
-        Self { stop, task }
+        }));
     }
 
     async fn end(self) {
         self.stop.cancel();
-        // A panic in it has been reported; what is durable is durable.
-        let _ = tokio::time::timeout(shutdown::GRACE, self.task).await;
+        if let Some(task) = self.task {
+            // A panic in it has been reported; what is durable is durable.
+            let _ = tokio::time::timeout(shutdown::GRACE, task).await;
+        }
     }
 }
 
@@ -107,6 +119,7 @@ async fn follow(
     id: i64,
     arguments: &Arguments,
     stop: &CancellationToken,
+    own: &mut OwnDaemon,
 ) -> anyhow::Result<Outcome> {
     let bar = if std::io::stderr().is_terminal() && !arguments.json {
         let style = ProgressStyle::with_template("{spinner} {msg} [{bar:30}] {human_pos}/{human_len} rows")
@@ -138,6 +151,10 @@ async fn follow(
                 anyhow::bail!("resync {id} failed: {}", error.unwrap_or_default());
             }
             CommandState::Requested | CommandState::Running => {}
+        }
+        if own.task.is_none() && !daemon_runs(control).await? {
+            tracing::warn!("no word from the daemon: this command does its work");
+            own.start();
         }
         if !shutdown::sleep(TICK, stop).await {
             bar.finish_and_clear();

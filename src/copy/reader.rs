@@ -32,12 +32,9 @@ const VOID_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 /// Why a copy could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The Site DB could not be read.
+    /// The Site DB, or the keys of the Agent DB, could not be read.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The Agent DB's keys could not be read.
-    #[error("read the keys of the Agent DB")]
-    Agent(#[source] SourceError),
     /// The stream stopped; the copy resumes with it.
     #[error("the replication stream ended during a copy")]
     StreamEnded,
@@ -51,7 +48,7 @@ impl CopyError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Source(source) | Self::Agent(source) => source.disposition(),
+            Self::Source(source) => source.disposition(),
             Self::StreamEnded | Self::RelationChanged(_) => Disposition::Transient,
         }
     }
@@ -60,7 +57,7 @@ impl CopyError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Source(source) | Self::Agent(source) => source.hint(),
+            Self::Source(source) => source.hint(),
             Self::StreamEnded | Self::RelationChanged(_) => None,
         }
     }
@@ -99,8 +96,7 @@ impl Reader<'_> {
                 condition,
                 1,
             )
-            .await
-            .map_err(CopyError::Agent)?
+            .await?
             .is_empty();
             progress.phase = Some(CopyPhase::Rows);
             progress.rows_estimated = Some(self.table.estimated_rows).filter(|&rows| rows >= 0);
@@ -156,9 +152,7 @@ impl Reader<'_> {
         loop {
             let condition = progress.condition.as_deref();
             let after = progress.last_key.clone();
-            let page = key_page(agent, self.relation, &types, after.as_ref(), condition, chunk_rows)
-                .await
-                .map_err(CopyError::Agent)?;
+            let page = key_page(agent, self.relation, &types, after.as_ref(), condition, chunk_rows).await?;
             let last = page.last().cloned();
             let missing = self.missing(&page).await?;
             if missing.is_empty()
@@ -319,8 +313,7 @@ impl Reader<'_> {
                 &[&self.relation.table.quoted(), &names],
             )
             .await
-            .map_err(super::source::query("the key's types"))
-            .map_err(CopyError::Agent)?;
+            .map_err(super::source::query_agent("the key's types"))?;
         Ok(row.iter().map(|row| row.get(0)).collect())
     }
 }

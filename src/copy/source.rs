@@ -49,6 +49,17 @@ pub struct SourceTable {
 }
 
 impl SourceTable {
+    /// Whether the stream and a copy see the table as before. (The estimate of its rows is none of it.)
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.columns == other.columns
+            && self.types == other.types
+            && self.identity == other.identity
+            && self.row_filter == other.row_filter
+            && self.partitioned == other.partitioned
+    }
+
     /// The table as the stream will describe it.
     #[must_use]
     pub fn describe(&self) -> TableDescription {
@@ -76,6 +87,15 @@ pub enum SourceError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// A statement on the Agent DB failed.
+    #[error("read {what} from the Agent DB")]
+    Agent {
+        /// What was read.
+        what: &'static str,
+        /// The server's or the driver's word.
+        #[source]
+        source: tokio_postgres::Error,
+    },
     /// The server answered something else than a snapshot.
     #[error("read a snapshot from the Site DB")]
     Snapshot(#[from] ParseSnapshotError),
@@ -93,7 +113,7 @@ impl SourceError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Connect(source) => source.disposition(),
-            Self::Query { source, .. } => match source.code() {
+            Self::Query { source, .. } | Self::Agent { source, .. } => match source.code() {
                 Some(code) => match disposition(code.code()) {
                     // Reading writes no row: what looks like a row's fault is a damaged table or a wrong condition.
                     Disposition::Row => Disposition::Systemic,
@@ -252,7 +272,10 @@ impl Source {
             Columns::All => (column_list(table), table.columns.len()),
             Columns::Key => (key_names(relation).join(", "), key.len()),
         };
-        let arrays: Vec<_> = (1..=key.len()).map(|index| format!("${index}::text[]")).collect();
+        // `unnest` of several arrays is syntax, not a function: it cannot be named with its schema.
+        let arrays: Vec<_> = (1..=key.len())
+            .map(|index| format!("pg_catalog.unnest(${index}::text[])"))
+            .collect();
         let names: Vec<_> = (1..=key.len()).map(|index| format!("__twinlog_{index}")).collect();
         let matches: Vec<_> = key
             .iter()
@@ -260,7 +283,7 @@ impl Source {
             .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
             .collect();
         let sql = format!(
-            "SELECT {list} FROM {} t JOIN pg_catalog.unnest({}) AS k({}) ON {} {}",
+            "SELECT {list} FROM {} t JOIN ROWS FROM ({}) AS k({}) ON {} {}",
             from(table),
             arrays.join(", "),
             names.join(", "),
@@ -379,7 +402,7 @@ pub(super) async fn key_page(
         agent.batch_execute("COMMIT").await?;
         messages
     };
-    let messages = read.await.map_err(query("a page of keys"))?;
+    let messages = read.await.map_err(query_agent("a page of keys"))?;
     Ok(messages
         .iter()
         .filter_map(|message| match message {
@@ -472,6 +495,11 @@ fn where_clause(filters: &[String]) -> String {
     } else {
         format!("WHERE {}", filters.join(" AND "))
     }
+}
+
+/// The error of a statement on the Agent DB that read `what`.
+pub(super) fn query_agent(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
+    move |source| SourceError::Agent { what, source }
 }
 
 /// The error of a statement that read `what`.

@@ -102,6 +102,9 @@ enum Known {
     Asked,
     /// Published, not ours: only its name is known.
     Other(Arc<Relation>),
+    /// Ours by its name, and unknown to the set-up. A server describes partitions that are published as their root, too,
+    /// and never changes them; so this is an error with the first change only.
+    New(TableName),
 }
 
 /// The transaction that is being received.
@@ -255,7 +258,10 @@ impl Assembler {
                 self.relations.insert(message.id, Known::Asked);
                 Ok(Event::Describe(message))
             }
-            Membership::New => Err(StreamError::NewTable(message.table)),
+            Membership::New => {
+                self.relations.insert(message.id, Known::New(message.table));
+                Ok(Event::Nothing)
+            }
             Membership::Other => {
                 let (id, table) = (message.id, message.table);
                 let relation = Relation {
@@ -276,6 +282,8 @@ impl Assembler {
         match self.relations.get(&id) {
             Some(Known::Ours(relation, _)) => Ok((!open.done_before).then_some(relation)),
             Some(Known::Other(_)) => Ok(None),
+            Some(Known::New(_)) if open.done_before => Ok(None),
+            Some(Known::New(table)) => Err(StreamError::NewTable(table.clone())),
             Some(Known::Asked) | None => Err(StreamError::UnknownRelation(id.0)),
         }
     }

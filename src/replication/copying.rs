@@ -123,11 +123,18 @@ impl Copies {
             }
             attempt += 1;
             let reason = error.explain();
+            // A condition that a database does not take is its author's fault: he waits for the word.
+            if progress.condition.is_some() && error.disposition() != Disposition::Transient {
+                if self.give_up(&progress, &reason).await.is_ok() {
+                    warn!(table = %source.table, %reason, "resync with a condition given up");
+                    return;
+                }
+            }
             match error.disposition() {
                 Disposition::Transient => {
-                    info!(table = %source.table, attempt, reason, "copy interrupted, tried again")
+                    info!(table = %source.table, attempt, %reason, "copy interrupted, tried again")
                 }
-                _ => warn!(table = %source.table, attempt, reason, "copy held until somebody acts, tried again"),
+                _ => warn!(table = %source.table, attempt, %reason, "copy held until somebody acts, tried again"),
             }
             if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
                 return;
@@ -146,6 +153,17 @@ impl Copies {
                 let _ = control.save_table(&progress).await;
             }
         }
+    }
+
+    /// Ends a resync that cannot succeed as it was asked for. What it has mended stays; the table goes on streaming.
+    async fn give_up(&self, progress: &TableProgress, reason: &str) -> Result<(), AgentError> {
+        let control = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await?;
+        if let Some(command) = progress.command_id {
+            control.finish_command(command, Err(reason)).await?;
+        }
+        let mut now = TableProgress::new(progress.table.clone());
+        now.state = TableState::Streaming;
+        Box::pin(control.save_table(&now)).await
     }
 
     async fn copy(
@@ -186,6 +204,9 @@ impl Copies {
         progress: &[TableProgress],
         running: &HashSet<TableName>,
     ) -> Result<(), SyncError> {
+        // Tables that an earlier command waits for: whoever came first is served first, or two commands would take them
+        // from each other for ever.
+        let mut claimed: HashSet<&TableName> = HashSet::new();
         for command in control.open_commands().await? {
             let wanted = match self.wanted(&command) {
                 Ok(wanted) => wanted,
@@ -203,20 +224,25 @@ impl Copies {
             let mut shown = Vec::new();
             for table in progress.iter().filter(|table| wanted.contains(&table.table)) {
                 let ours = table.command_id == Some(command.id);
-                done &= ours && table.state == TableState::Streaming;
+                let finished = has_finished(&command, &table.table) || (ours && table.state == TableState::Streaming);
+                done &= finished;
                 shown.push(serde_json::json!({
                     "table": table.table.to_string(),
-                    "state": if ours { table.state.as_str() } else { "waiting" },
-                    "rows": if ours { table.rows_copied } else { 0 },
+                    "state": if finished { FINISHED } else if ours { table.state.as_str() } else { "waiting" },
+                    "rows": if ours { table.rows_copied } else { rows_before(&command, &table.table) },
                     "estimated": table.rows_estimated,
                 }));
                 // A table that is being copied now is read again afterwards: what was asked for is a whole new read.
-                if !ours && table.state == TableState::Streaming && !running.contains(&table.table) {
+                let free = !claimed.contains(&table.table) && !running.contains(&table.table);
+                if !finished && !ours && table.state == TableState::Streaming && free {
                     let mut next = TableProgress::new(table.table.clone());
                     next.state = TableState::Resyncing;
                     next.command_id = Some(command.id);
                     next.condition.clone_from(&condition);
                     control.save_table(&next).await?;
+                }
+                if !finished {
+                    claimed.insert(&table.table);
                 }
             }
             if done {
@@ -281,4 +307,24 @@ impl Copies {
             })
             .collect()
     }
+}
+
+/// The word in a command's progress for a table that was read for it.
+const FINISHED: &str = "streaming";
+
+/// What a command's progress says of a table: what was read for it stays read, whoever reads the table next.
+fn shown<'a>(command: &'a Command, table: &TableName) -> Option<&'a serde_json::Value> {
+    let name = table.to_string();
+    let tables = command.progress.get("tables")?.as_array()?;
+    tables.iter().find(|shown| shown["table"] == *name)
+}
+
+fn has_finished(command: &Command, table: &TableName) -> bool {
+    shown(command, table).is_some_and(|shown| shown["state"] == FINISHED)
+}
+
+fn rows_before(command: &Command, table: &TableName) -> i64 {
+    shown(command, table)
+        .and_then(|shown| shown["rows"].as_i64())
+        .unwrap_or(0)
 }

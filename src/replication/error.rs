@@ -47,6 +47,19 @@ pub enum SyncError {
         /// The plugin.
         plugin: String,
     },
+    /// The Site DB's tables are others than at the set-up.
+    #[error("table {0} of the Site DB has joined, left or changed")]
+    TableChanged(crate::change::TableName),
+    /// The slot serves another database.
+    #[error(
+        "slot {slot} belongs to database {database:?} of the Site DB's cluster, another database than site.url names"
+    )]
+    SlotElsewhere {
+        /// The slot.
+        slot: String,
+        /// Its database.
+        database: String,
+    },
     /// The server ended the stream, as it does when it shuts down.
     #[error("the Site DB ended the stream")]
     StreamEnded,
@@ -71,8 +84,12 @@ impl SyncError {
             Self::Copy(error) => error.disposition(),
             Self::Migration(error) => error.disposition(),
             // The set-up is done again, and finds the table.
-            Self::Stream(StreamError::NewTable(_)) => Disposition::Transient,
-            Self::Stream(_) | Self::Gap(_) | Self::WrongPlugin { .. } | Self::SlotName(_) => Disposition::Systemic,
+            Self::Stream(StreamError::NewTable(_)) | Self::TableChanged(_) => Disposition::Transient,
+            Self::Stream(_)
+            | Self::Gap(_)
+            | Self::WrongPlugin { .. }
+            | Self::SlotElsewhere { .. }
+            | Self::SlotName(_) => Disposition::Systemic,
             Self::StreamEnded | Self::SinkEnded => Disposition::Transient,
         }
     }
@@ -96,7 +113,10 @@ impl SyncError {
             Self::WrongPlugin { slot, .. } => Some(format!(
                 "choose another sync.slot, or on the Site DB: SELECT pg_drop_replication_slot('{slot}');"
             )),
-            Self::SlotName(_) | Self::StreamEnded | Self::SinkEnded => None,
+            Self::SlotElsewhere { database, .. } => Some(format!(
+                "correct site.url (its database is not {database}), or choose another sync.slot"
+            )),
+            Self::TableChanged(_) | Self::SlotName(_) | Self::StreamEnded | Self::SinkEnded => None,
         }
     }
 
@@ -117,6 +137,7 @@ impl SyncError {
             text.push_str(" — ");
             text.push_str(&hint);
         }
-        text
+        // The servers' words may hold line breaks; a log record may not.
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }

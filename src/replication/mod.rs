@@ -1,8 +1,8 @@
 //! The daemon: what the stream means, and what to do when anything ends.
 //!
 //! [`run`] is a loop of *runs*. A run sets up (rights, publication, slot, checkpoint), proves that the slot can be
-//! trusted ([`slot`]), and then holds four tasks together: the [`pipeline`](self::pipeline) with its sink, the copies, the
-//! healing of parked rows, and, across all runs, the monitor. Any error ends the whole run; the next one resumes at the
+//! trusted ([`slot`]), and then holds its tasks together: the [`pipeline`](self::pipeline) with its sink, the copies, the
+//! healing of parked rows, a look-out for new tables, and, across all runs, the monitor. Any error ends the whole run; the next one resumes at the
 //! checkpoint. So there is one way to recover, and it is the way that every start takes.
 //!
 //! Leaves alone: bytes and sockets (`wire`), message formats (`pgoutput`), SQL on the Agent DB (`agent_db`), reading rows
@@ -14,6 +14,7 @@ mod copying;
 mod delay;
 mod error;
 mod healing;
+mod lookout;
 mod monitor;
 mod pipeline;
 mod progress;

@@ -29,6 +29,9 @@ use super::view::View;
 /// How often. A second is what the alert on five seconds of delay needs, and costs the source one trivial query.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Between a change of the state and the word of it: others that follow at once are told with it.
+const NEWS: Duration = Duration::from_millis(50);
+
 /// How long a database may take to answer before it counts as out of reach.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -76,7 +79,13 @@ impl Monitor {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         loop {
             Box::pin(self.tick()).await;
-            if !shutdown::sleep(TICK, &stop).await {
+            let view = Arc::clone(&self.view);
+            let alive = tokio::select! {
+                alive = shutdown::sleep(TICK, &stop) => alive,
+                // A new state is told at once; one that changes all the time, not more often than this.
+                () = view.changed() => shutdown::sleep(NEWS, &stop).await,
+            };
+            if !alive {
                 break;
             }
         }

@@ -28,6 +28,7 @@ use super::batch::Batch;
 use super::copying::Copies;
 use super::error::SyncError;
 use super::healing::Healing;
+use super::lookout::Lookout;
 use super::monitor::Monitor;
 use super::pipeline::{Parts, Pipeline};
 use super::setup::{self, Prepared, Selection};
@@ -122,7 +123,7 @@ impl Daemon {
             let wait = match (&error, error.disposition()) {
                 (SyncError::Agent(AgentError::Busy { .. }), _) => {
                     if self.view.set_state(SyncState::Standby, Some(reason.clone())) {
-                        info!(slot = %self.slot, reason, "standing by");
+                        info!(slot = %self.slot, %reason, "standing by");
                     }
                     STANDBY
                 }
@@ -130,20 +131,20 @@ impl Daemon {
                     self.view.set_gap(Some(reason.clone()));
                     self.view.set_state(SyncState::Gap, Some(reason.clone()));
                     if news {
-                        error!(slot = %self.slot, reason, "rows may be missing: the stream is held");
+                        error!(slot = %self.slot, %reason, "rows may be missing: the stream is held");
                     }
                     HELD
                 }
                 (_, Disposition::Transient) => {
                     if news {
-                        warn!(slot = %self.slot, attempt, reason, "the stream was interrupted, reconnecting");
+                        warn!(slot = %self.slot, attempt, %reason, "the stream was interrupted, reconnecting");
                     }
                     self.view.set_state(SyncState::Connecting, Some(reason.clone()));
                     backoff(attempt, sync.reconnect_initial, sync.reconnect_max)
                 }
                 (_, Disposition::Systemic | Disposition::Row) => {
                     if news {
-                        error!(slot = %self.slot, reason, "held until somebody acts");
+                        error!(slot = %self.slot, %reason, "held until somebody acts");
                     }
                     self.view.set_state(SyncState::Held, Some(reason.clone()));
                     HELD
@@ -204,6 +205,12 @@ impl Daemon {
             (false, true) => Membership::New,
             (false, false) => Membership::Other,
         };
+        let lookout = Lookout {
+            config: Arc::clone(&config),
+            selection: self.selection.clone(),
+            tables: Arc::clone(&tables),
+            version: prepared.version,
+        };
         let pipeline = Pipeline::new(Parts {
             frames,
             feedback,
@@ -223,6 +230,7 @@ impl Daemon {
             result = Box::pin(pipeline.run(stop)) => result,
             result = Box::pin(only_errors(copies.run(copy_control, &readers))) => result,
             result = Box::pin(only_errors(healing.run(heal_control, &readers))) => result,
+            result = Box::pin(only_errors(lookout.run(&readers))) => result,
         };
         readers.cancel();
         result
@@ -275,6 +283,14 @@ impl Daemon {
             history,
         };
         let slot = setup::slot(source.client(), &sync.slot, prepared.version).await?;
+        if let Some(slot) = &slot
+            && slot.database != site.database
+        {
+            return Err(SyncError::SlotElsewhere {
+                slot: sync.slot.clone(),
+                database: slot.database.clone(),
+            });
+        }
         self.view.set_gap(
             stored
                 .as_ref()
@@ -404,15 +420,23 @@ impl Daemon {
         tables: &BTreeMap<TableName, SourceTable>,
         sink: &mut Sink,
     ) -> Result<bool, SyncError> {
-        sink.set_gap(&reason.to_string()).await?;
-        self.view.set_gap(Some(reason.to_string()));
+        if reason.outlives_its_cause() {
+            sink.set_gap(&reason.to_string()).await?;
+        }
         let command = control.open_commands().await?.into_iter().find(|command| {
             command.kind == "resync"
                 && command.arguments.get("all").and_then(serde_json::Value::as_bool) == Some(true)
                 && command.arguments.get("where").is_none_or(serde_json::Value::is_null)
         });
         let Some(command) = command else { return Ok(false) };
+        // From here on the checkpoint is another: only the mark says that rows may be missing.
+        sink.set_gap(&reason.to_string()).await?;
+        self.view.set_gap(Some(reason.to_string()));
         warn!(command = command.id, reason = %reason, "going on over a gap: every table is read again");
+        // What it had read before the gap counts no more.
+        control
+            .command_progress(command.id, &serde_json::json!({ "tables": [] }))
+            .await?;
         let known = control.tables().await?;
         for table in tables.keys() {
             let state = known

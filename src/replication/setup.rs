@@ -270,28 +270,7 @@ async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candid
 
 async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection) -> Result<(), SetupError> {
     let wanted = candidates(client, selection).await?;
-    let existing = client
-        .query_opt(
-            "SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1",
-            &[&sync.publication],
-        )
-        .await
-        .map_err(failed("look the publication up"))?;
-    let published: HashSet<TableName> = client
-        .query(
-            // A partition that is published through its root counts as its root.
-            "SELECT DISTINCT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication_tables p \
-             JOIN pg_catalog.pg_namespace pn ON pn.nspname = p.schemaname \
-             JOIN pg_catalog.pg_class pc ON pc.relname = p.tablename AND pc.relnamespace = pn.oid \
-             JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(pc.oid), pc.oid) \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
-            &[&sync.publication],
-        )
-        .await
-        .map_err(failed("list the publication's tables"))?
-        .iter()
-        .map(|row| TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
-        .collect();
+    let missing = missing(client, &sync.publication, &wanted).await?;
     if let Some(candidate) = wanted.iter().find(|candidate| !candidate.has_key) {
         return Err(SetupError::NoPrimaryKey(candidate.table.clone()));
     }
@@ -300,7 +279,7 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
     }
     let name = quote_identifier(&sync.publication);
     let list = |tables: &[&TableName]| tables.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ");
-    match existing.map(|row| row.get::<_, bool>(0)) {
+    match missing {
         None => {
             if wanted.is_empty() {
                 return Err(SetupError::NoTables(sync.tables.clone()));
@@ -325,16 +304,8 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
                 }
             }
         }
-        Some(true) => {}
-        Some(false) => {
-            let missing: Vec<_> = wanted
-                .iter()
-                .map(|candidate| &candidate.table)
-                .filter(|table| !published.contains(table))
-                .collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
+        Some(missing) if missing.is_empty() => {}
+        Some(missing) => {
             let statement = format!("ALTER PUBLICATION {name} ADD TABLE {}", list(&missing));
             match client.batch_execute(&statement).await {
                 Ok(()) => info!(
@@ -355,6 +326,78 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
         }
     }
     Ok(())
+}
+
+/// Which of the tables the publication would have to be extended by; `None` where there is no publication.
+async fn missing<'a>(
+    client: &Client,
+    publication: &str,
+    wanted: &'a [Candidate],
+) -> Result<Option<Vec<&'a TableName>>, SetupError> {
+    let existing = client
+        .query_opt(
+            "SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(failed("look the publication up"))?;
+    match existing.map(|row| row.get::<_, bool>(0)) {
+        None => return Ok(None),
+        Some(true) => return Ok(Some(Vec::new())),
+        Some(false) => {}
+    }
+    let published: HashSet<TableName> = client
+        .query(
+            // A partition that is published through its root counts as its root; a root that has none yet is a member
+            // without being listed.
+            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication_tables p \
+             JOIN pg_catalog.pg_namespace pn ON pn.nspname = p.schemaname \
+             JOIN pg_catalog.pg_class pc ON pc.relname = p.tablename AND pc.relnamespace = pn.oid \
+             JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(pc.oid), pc.oid) \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 \
+             UNION SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p \
+             JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid \
+             JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(failed("list the publication's tables"))?
+        .iter()
+        .map(|row| TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+        .collect();
+    let missing = wanted
+        .iter()
+        .map(|candidate| &candidate.table)
+        .filter(|table| !published.contains(table));
+    Ok(Some(missing.collect()))
+}
+
+/// A table that is not as the set-up found it: it joined, left or changed. One that the set-up would refuse does not count
+/// before there is a set-up again: what streams goes on streaming.
+///
+/// # Errors
+/// A statement failed.
+pub(super) async fn changed(
+    client: &Client,
+    sync: &Sync,
+    version: i32,
+    selection: &Selection,
+    known: &BTreeMap<TableName, SourceTable>,
+) -> Result<Option<TableName>, SetupError> {
+    let published = published(client, &sync.publication, version, selection).await?;
+    let gone = known.keys().find(|table| !published.contains_key(*table));
+    let other = published
+        .iter()
+        .find(|(name, table)| known.get(*name).is_none_or(|known| !known.same_as(table)))
+        .map(|(name, _)| name);
+    if let Some(table) = gone.or(other) {
+        return Ok(Some(table.clone()));
+    }
+    let mut wanted = candidates(client, selection).await?;
+    wanted.retain(|candidate| candidate.has_key && candidate.readable);
+    let missing = missing(client, &sync.publication, &wanted).await?;
+    Ok(missing.and_then(|missing| missing.first().map(|&table| table.clone())))
 }
 
 /// A refusal for want of rights gets its statement; anything else stays what it is.

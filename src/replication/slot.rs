@@ -70,6 +70,16 @@ pub enum GapReason {
     },
 }
 
+impl GapReason {
+    /// Whether the hole can be there although a later look finds nothing wrong: a server that was restored from a backup
+    /// writes on, and its log passes the checkpoint again. Such a reason is kept. What only says that we look at the wrong
+    /// place is gone with the look at the right one.
+    #[must_use]
+    pub(super) const fn outlives_its_cause(&self) -> bool {
+        !matches!(self, Self::OtherSystem | Self::OtherSource)
+    }
+}
+
 impl fmt::Display for GapReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::agent_db::{Applied, Tally};
 use crate::change::TableName;
 use crate::lsn::Lsn;
@@ -27,6 +29,8 @@ pub(super) struct View {
     parked: Mutex<BTreeMap<TableName, u64>>,
     total: Mutex<Tally>,
     state: Mutex<(SyncState, Option<String>)>,
+    /// Told when the state changes.
+    changed: Notify,
     /// Why rows may be missing, while that is so.
     gap: Mutex<Option<String>>,
 }
@@ -42,6 +46,7 @@ impl Default for View {
             parked: Mutex::default(),
             total: Mutex::default(),
             state: Mutex::new((SyncState::Connecting, None)),
+            changed: Notify::new(),
             gap: Mutex::new(None),
         }
     }
@@ -84,7 +89,15 @@ impl View {
         let changed = current.0 != state || current.1 != detail;
         *current = (state, detail);
         metrics::set_sync_state(state.as_str(), &SyncState::ALL);
+        if changed {
+            self.changed.notify_one();
+        }
         changed
+    }
+
+    /// Waits until the state changes, for the one who tells others. A change while nobody waits is not lost.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     pub(super) fn state(&self) -> (SyncState, Option<String>) {

@@ -70,6 +70,11 @@ impl Databases {
         Self { site, agent }
     }
 
+    /// A further fresh pair on the same two clusters.
+    pub(crate) async fn another(&self) -> Self {
+        Self::on(&self.site.cluster, &self.agent.cluster).await
+    }
+
     /// Twinlog's own tables on both sides, as `twinlog migrate` makes them.
     pub(crate) async fn migrate(&self) {
         migrations::apply_site(&self.site.database_url()).await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use twinlog::agent_db;
 use twinlog::failpoint::name;
 
-use super::{accounting, on_both, quick, start_sync, until_equal};
+use super::{balanced, on_both, quick, start_sync, until_equal};
 use crate::harness::{ConfigFile, Databases, Process, SOON, databases, eventually, private_databases};
 use twinlog::dev::postgres::{Settings, Shutdown};
 
@@ -74,11 +74,6 @@ impl Traffic {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.unwrap();
     }
-}
-
-async fn balanced(db: &Databases) {
-    let (received, accounted) = accounting(db).await;
-    assert_eq!(received, accounted);
 }
 
 #[tokio::test(flavor = "multi_thread")]

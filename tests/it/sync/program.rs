@@ -1,0 +1,201 @@
+//! Random programs: transactions for the Site DB that reach every way in which a row can change.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// The tables that programs write.
+pub(super) const TABLES: &[&str] = &["docs", "pairs", "codes", "swaps"];
+
+/// Made on both sides. `docs.big` is stored out of line, so that most updates leave it out of the stream; `codes` has a
+/// second unique index, `swaps` one that is checked at the end of a statement.
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE docs (id bigint PRIMARY KEY, n int NOT NULL, small text, big text);
+    ALTER TABLE docs ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE pairs (a int, b text, v int, note text, PRIMARY KEY (a, b));
+    CREATE TABLE codes (id int PRIMARY KEY, code text UNIQUE, big text);
+    ALTER TABLE codes ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE swaps (id int PRIMARY KEY, place int NOT NULL UNIQUE DEFERRABLE INITIALLY IMMEDIATE)";
+
+/// Rows that are there before the daemon is.
+pub(super) const SEED_ROWS: &str = "
+    INSERT INTO docs SELECT i, 0, 's' || i, repeat(md5(i::text), 90) FROM generate_series(1, 400, 3) i;
+    INSERT INTO pairs SELECT i % 10, chr(97 + i % 7), i, NULL FROM generate_series(1, 200) i ON CONFLICT DO NOTHING;
+    INSERT INTO codes SELECT i, 'c' || i, repeat(md5(i::text), 80) FROM generate_series(1, 30) i;
+    INSERT INTO swaps SELECT i, i FROM generate_series(1, 20) i";
+
+/// Small, so that programs meet their own rows.
+const DOCS: i64 = 60;
+
+/// Writes transactions.
+pub(super) struct Program {
+    random: StdRng,
+    /// Ids that nobody else takes, for bulk inserts.
+    next_bulk: i64,
+}
+
+impl Program {
+    /// The program of a seed.
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            next_bulk: 1_000_000 * i64::try_from(1 + seed % 1000).unwrap_or(1),
+        }
+    }
+
+    fn below(&mut self, end: i64) -> i64 {
+        self.random.random_range(0..end)
+    }
+
+    fn chance(&mut self, percent: u32) -> bool {
+        self.random.random_ratio(percent, 100)
+    }
+
+    /// One transaction, whole; it may fail on the Site DB (then it is rolled back, which is a case, too).
+    pub(super) fn transaction(&mut self) -> String {
+        let statements = 1 + self.below(6);
+        let mut sql = String::from("BEGIN;\n");
+        for _ in 0..statements {
+            if self.chance(12) {
+                let statement = self.statement();
+                let end = if self.chance(70) { "ROLLBACK TO s" } else { "RELEASE s" };
+                sql.push_str(&format!("SAVEPOINT s;\n{statement};\n{end};\n"));
+            } else {
+                sql.push_str(&format!("{};\n", self.statement()));
+            }
+        }
+        sql.push_str(if self.chance(6) { "ROLLBACK" } else { "COMMIT" });
+        sql
+    }
+
+    /// Rows for COPY into `docs`: as many, and their text.
+    pub(super) fn bulk(&mut self) -> String {
+        let rows = 20 + self.below(300);
+        (0..rows)
+            .map(|row| {
+                self.next_bulk += 1;
+                let big = if row % 9 == 0 {
+                    "long ".repeat(800)
+                } else {
+                    "\\N".to_owned()
+                };
+                format!("{}\t{row}\tbulk\\\\ \\t{row}\t{big}\n", self.next_bulk)
+            })
+            .collect()
+    }
+
+    fn statement(&mut self) -> String {
+        match self.below(100) {
+            0..60 => self.docs(),
+            60..75 => self.pairs(),
+            75..88 => self.codes(),
+            88..98 => self.swaps(),
+            _ => ["TRUNCATE pairs", "TRUNCATE codes, swaps", "TRUNCATE docs"]
+                [usize::try_from(self.below(3)).unwrap_or(0)]
+            .to_owned(),
+        }
+    }
+
+    fn big(&mut self) -> String {
+        match self.below(4) {
+            0 => "NULL".to_owned(),
+            1 => "'short'".to_owned(),
+            _ => format!("repeat(md5('{}'), 100)", self.below(1000)),
+        }
+    }
+
+    fn docs(&mut self) -> String {
+        let (id, to, n) = (self.below(DOCS), self.below(DOCS), self.below(40));
+        let span = self.below(8);
+        let free = "NOT EXISTS (SELECT FROM docs o WHERE o.id =";
+        match self.below(12) {
+            0 => format!(
+                "INSERT INTO docs VALUES ({id}, {n}, 'new', {}) ON CONFLICT DO NOTHING",
+                self.big()
+            ),
+            1 => format!(
+                "INSERT INTO docs VALUES ({id}, {n}, 'up', {}) ON CONFLICT (id) DO UPDATE SET n = docs.n + 1, small = excluded.small",
+                self.big()
+            ),
+            2 => format!(
+                "INSERT INTO docs SELECT i, {n}, 'many', repeat(md5(i::text), 70) FROM generate_series({id}, {id} + {span}) i \
+                 ON CONFLICT DO NOTHING"
+            ),
+            3 | 4 => format!("UPDATE docs SET n = n + {n} WHERE id BETWEEN {id} AND {id} + {span}"),
+            5 => format!("UPDATE docs SET small = 'u{n}' WHERE n % 7 = {}", n % 7),
+            6 => format!("UPDATE docs SET big = {} WHERE id = {id}", self.big()),
+            7 => format!("UPDATE docs SET id = {to} WHERE id = {id} AND {free} {to})"),
+            8 => format!(
+                "UPDATE docs SET id = {to}, n = {n}, big = {} WHERE id = {id} AND {free} {to})",
+                self.big()
+            ),
+            9 => {
+                format!("UPDATE docs SET id = -id - 1 WHERE id BETWEEN {id} AND {id} + {span} AND {free} -docs.id - 1)")
+            }
+            10 => format!("DELETE FROM docs WHERE id BETWEEN {id} AND {id} + {}", span / 3),
+            _ => format!(
+                "DELETE FROM docs WHERE id = {id}; INSERT INTO docs VALUES ({id}, {n}, 'again', {}); \
+                 UPDATE docs SET n = n + 1 WHERE id = {id}",
+                self.big()
+            ),
+        }
+    }
+
+    fn pairs(&mut self) -> String {
+        let (a, v) = (self.below(12), self.below(100));
+        let (b, c) = (self.below(8), self.below(8));
+        let (b, c) = (["a", "B", "c d", "é", "", "Z", "_", "ß"], [b, c]);
+        let [b, c] = c.map(|at| b[usize::try_from(at).unwrap_or(0)]);
+        match self.below(5) {
+            0 | 1 => format!(
+                "INSERT INTO pairs VALUES ({a}, '{b}', {v}) ON CONFLICT (a, b) DO UPDATE SET v = excluded.v, note = 'n{v}'"
+            ),
+            2 => format!("UPDATE pairs SET v = v + 1 WHERE a = {a}"),
+            3 => format!(
+                "UPDATE pairs SET b = '{c}' WHERE a = {a} AND b = '{b}' AND NOT EXISTS (SELECT FROM pairs o WHERE o.a = {a} AND o.b = '{c}')"
+            ),
+            _ => format!("DELETE FROM pairs WHERE a = {a} AND b = '{b}'"),
+        }
+    }
+
+    /// Values of a unique column wander between rows within one transaction.
+    fn codes(&mut self) -> String {
+        let (x, y, fresh) = (self.below(30), self.below(30), self.below(100_000));
+        match self.below(6) {
+            0 => format!(
+                "INSERT INTO codes VALUES ({x}, 'f{fresh}', repeat('y', {})) ON CONFLICT DO NOTHING",
+                self.below(2) * 4000
+            ),
+            1 if x != y => format!(
+                "CREATE TEMP TABLE IF NOT EXISTS held (id int, code text); TRUNCATE held; \
+                 INSERT INTO held SELECT id, code FROM codes WHERE id IN ({x}, {y}); \
+                 UPDATE codes SET code = 'tmp' || id || '-{fresh}' WHERE id IN ({x}, {y}); \
+                 UPDATE codes c SET code = h.code FROM held h WHERE c.id IN ({x}, {y}) AND h.id = {x} + {y} - c.id"
+            ),
+            2 => format!(
+                "WITH gone AS (DELETE FROM codes WHERE id = {x} RETURNING code) SELECT 1; \
+                 INSERT INTO codes VALUES ({y}, 'g{fresh}', NULL) ON CONFLICT (id) DO UPDATE SET code = excluded.code"
+            ),
+            3 => format!(
+                "CREATE TEMP TABLE IF NOT EXISTS held (id int, code text); TRUNCATE held; \
+                 INSERT INTO held SELECT id, code FROM codes WHERE id = {x}; DELETE FROM codes WHERE id = {x}; \
+                 UPDATE codes SET code = h.code FROM held h WHERE codes.id = {y}"
+            ),
+            4 => format!("UPDATE codes SET id = {y} WHERE id = {x} AND NOT EXISTS (SELECT FROM codes WHERE id = {y})"),
+            _ => format!("UPDATE codes SET code = NULL WHERE id = {x}"),
+        }
+    }
+
+    fn swaps(&mut self) -> String {
+        let (x, y) = (self.below(20), self.below(20));
+        match self.below(4) {
+            0 => "UPDATE swaps SET place = place + 1".to_owned(),
+            1 => format!("DELETE FROM swaps WHERE id = {x}"),
+            2 => format!(
+                "INSERT INTO swaps SELECT {x}, coalesce(max(place), 0) + 1 FROM swaps ON CONFLICT (id) DO NOTHING"
+            ),
+            _ => format!(
+                "UPDATE swaps s SET place = o.place FROM swaps o WHERE s.id IN ({x}, {y}) AND o.id IN ({x}, {y}) AND s.id <> o.id"
+            ),
+        }
+    }
+}
