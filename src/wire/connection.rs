@@ -42,6 +42,8 @@ pub const PINNED_SETTINGS: &[(&str, &str)] = &[
     ("TimeZone", "UTC"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("quote_all_identifiers", "off"),
     ("search_path", "\"\""),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
@@ -144,8 +146,15 @@ impl ReplicationConnection {
         } else {
             QUERY_TIMEOUT + lock_timeout.saturating_mul(SLOT_LOCK_WAITS)
         };
+        // Since 17 a standby may keep a copy of the slot, so that the stream goes on after a failover; it does so where
+        // its `sync_replication_slots` is on, and costs nothing where there is none.
+        let options = if major(&self.server_version) >= 17 {
+            "(SNAPSHOT 'nothing', FAILOVER true)"
+        } else {
+            "NOEXPORT_SNAPSHOT"
+        };
         let command = format!(
-            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}",
             escape_identifier(slot.as_str())
         );
         let created = self.query_within(&command, limit).await;
@@ -231,6 +240,12 @@ impl ReplicationConnection {
         self.interrupted = !matches!(rows, Ok(_) | Err(WireError::Server(_)));
         rows
     }
+}
+
+/// The major version in what a server calls itself; 0 where it names none.
+fn major(version: &str) -> u32 {
+    let digits = version.split(|c: char| !c.is_ascii_digit()).next();
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
 
 /// `START_REPLICATION` with its options. Names are quoted twice: as identifiers in a list, and the list as a literal.
@@ -390,6 +405,19 @@ pub(super) fn log_notice(notice: &WireError) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_servers_version_is_known_whatever_follows_it() {
+        for (text, expected) in [
+            ("17.2 (Debian 17.2-1)", 17),
+            ("18beta1", 18),
+            ("9.6.24", 9),
+            ("", 0),
+            ("devel", 0),
+        ] {
+            assert_eq!(major(text), expected, "{text:?}");
+        }
+    }
 
     #[test]
     fn publication_names_are_quoted_as_identifiers_and_as_a_literal() {
