@@ -5,6 +5,7 @@ mod architecture;
 mod command_line;
 mod harness;
 mod inbox;
+mod pitfalls;
 mod postgres_clusters;
 mod server;
 mod sync;
