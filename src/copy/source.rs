@@ -219,6 +219,14 @@ impl Source {
             ))
             .await
             .map_err(query("settings"))?;
+        // Under UTF8 such a server would refuse to show a text that is none.
+        client
+            .batch_execute(
+                "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+                 WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'",
+            )
+            .await
+            .map_err(query("the encoding"))?;
         Ok(Self { client })
     }
 

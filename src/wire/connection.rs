@@ -62,6 +62,8 @@ pub struct ReplicationConnection {
     channel: Channel,
     reactor: Reactor,
     server_version: String,
+    /// The database's encoding is `SQL_ASCII`: its texts may be any bytes.
+    any_bytes: bool,
     /// A question was asked whose answer was not read to its end: nothing can be asked any more.
     interrupted: bool,
 }
@@ -87,11 +89,12 @@ impl ReplicationConnection {
             },
         };
         let login = Box::pin(log_in(&mut channel, url, application_name));
-        let server_version = within(LOGIN_TIMEOUT, "logging in", login).await??;
+        let Greeting { version, encoding } = within(LOGIN_TIMEOUT, "logging in", login).await??;
         Ok(Self {
             channel,
             reactor,
-            server_version,
+            server_version: version,
+            any_bytes: encoding == "SQL_ASCII",
             interrupted: false,
         })
     }
@@ -199,6 +202,11 @@ impl ReplicationConnection {
         publications: &[String],
     ) -> Result<(FrameStream, Feedback), WireError> {
         let timeout = self.wal_sender_timeout().await?;
+        if self.any_bytes {
+            // Under UTF8 the server would refuse to send a text that is none, and with it everything after it. As it is,
+            // the Agent DB refuses it, and it alone (pitfall P29).
+            self.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
+        }
         let command = start_command(slot, start, publications);
         self.channel.phase = Phase::Start;
         frontend::query(&command, self.channel.out()).map_err(|error| codec::protocol(&error))?;
@@ -259,8 +267,15 @@ fn start_command(slot: &SlotName, start: Lsn, publications: &[String]) -> String
     )
 }
 
-/// Startup and login; the server's version.
-async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str) -> Result<String, WireError> {
+/// What a server says of itself when it lets somebody in.
+#[derive(Debug, Default)]
+struct Greeting {
+    version: String,
+    encoding: String,
+}
+
+/// Startup and login.
+async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str) -> Result<Greeting, WireError> {
     let parameters = [
         ("user", url.user.as_str()),
         ("database", url.database.as_str()),
@@ -274,16 +289,20 @@ async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str
     .map_err(|error| codec::protocol(&error))?;
     channel.flush().await?;
     auth::log_in(channel, &url.user, url.password.as_ref()).await?;
-    let mut version = String::new();
+    let mut greeting = Greeting::default();
     loop {
         match channel.receive().await? {
             Message::ParameterStatus(status) => {
-                if status.name().map_err(|error| codec::protocol(&error))? == "server_version" {
-                    version = status.value().map_err(|error| codec::protocol(&error))?.to_owned();
+                let name = status.name().map_err(|error| codec::protocol(&error))?;
+                let value = status.value().map_err(|error| codec::protocol(&error))?;
+                match name {
+                    "server_version" => value.clone_into(&mut greeting.version),
+                    "server_encoding" => value.clone_into(&mut greeting.encoding),
+                    _ => {}
                 }
             }
             Message::BackendKeyData(_) => {}
-            Message::ReadyForQuery(_) => return Ok(version),
+            Message::ReadyForQuery(_) => return Ok(greeting),
             _ => {
                 return Err(WireError::Protocol("an unexpected message after logging in".to_owned()));
             }

@@ -9,7 +9,7 @@ use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::failpoint::name;
 
 use crate::harness::{
-    ConfigFile, Database, Databases, Process, Proxy, SOON, databases, eventually, eventually_equal, private_databases,
+    ConfigFile, Databases, Process, Proxy, SOON, databases, eventually, eventually_equal, private_databases,
 };
 use crate::sync::{
     accounting, balanced, command, on_both, parked, quick, start_sync, until_equal, until_state, until_table,
@@ -239,16 +239,51 @@ async fn a_strangers_connection_keeps_the_slot() {
     let mut daemon = start_sync(&config).await;
     daemon.terminate();
     assert!(daemon.wait(SOON).await.success());
-    // The same slot, for another Agent DB: another's daemon, by mistake.
-    let other = Database::create(&db.agent.cluster, format!("{}_other", db.agent.name)).await;
-    other.batch_execute(NOTES).await.unwrap();
-    let elsewhere = ConfigFile::with_urls(&db.site.url, &other.url, &db.site.name, "");
-    let mut stranger = start_sync(&elsewhere).await;
+    let mut stranger = Stranger(
+        std::process::Command::new(db.site.cluster.bin().join("pg_recvlogical"))
+            .args([
+                "--start",
+                "--no-loop",
+                "-s",
+                "0",
+                "-F",
+                "0",
+                "-f",
+                "/dev/null",
+                "-o",
+                "proto_version=1",
+                "-o",
+            ])
+            .arg(format!("publication_names={}", db.site.name))
+            .args(["-S", &db.site.name, "-d", &db.site.url])
+            .spawn()
+            .unwrap(),
+    );
+    eventually("the stranger has the slot", SOON, || async {
+        walsender(&db).await.map(drop).ok_or("nobody has it")
+    })
+    .await;
     let before = walsender(&db).await;
     let mut daemon = Process::start(&config, &["sync"], "");
     daemon.wait_for_output("is active", SOON).await;
     assert_eq!(walsender(&db).await, before, "it was not ours to end");
-    assert!(stranger.is_running() && daemon.is_running());
+    assert!(stranger.0.try_wait().unwrap().is_none() && daemon.is_running());
+    drop(stranger);
+    db.site
+        .batch_execute("INSERT INTO notes VALUES (1, 'a', 1)")
+        .await
+        .unwrap();
+    until_equal(&db, &["notes"], 2 * SOON).await;
+}
+
+/// A process of somebody else's, ended with the test.
+struct Stranger(std::process::Child);
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
