@@ -5,8 +5,12 @@
 //! cluster (each into its own database); what they wrote is compared before a figure counts. Options after `--`:
 //! `--changes N` (a backlog's size, default 400,000), `--rounds N` (default 3; the median is printed), `--only NAME`.
 //!
+//! Beside the rate stands what a change cost in CPU time, of all processes together (decoding, reading, applying): that figure
+//! hardly depends on what else the machine is doing.
+//!
 //! Nothing is asserted about time: a noisy machine may print what it likes.
 
+use std::collections::HashMap;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -121,8 +125,8 @@ async fn main() -> Result<()> {
         options.rounds
     );
     println!(
-        "{:<12} {:<12} {:>12} {:>14} {:>7}",
-        "workload", "path", "Twinlog", "subscription", "ratio"
+        "{:<12} {:<12} {:>12} {:>14} {:>7}   {:>12} {:>12}",
+        "workload", "path", "Twinlog", "subscription", "ratio", "µs CPU ours", "theirs"
     );
     for (number, workload) in WORKLOADS.iter().enumerate() {
         if options.only.as_ref().is_some_and(|only| only != workload.name) {
@@ -131,14 +135,19 @@ async fn main() -> Result<()> {
         for path in [Path::Tcp, Path::Unix] {
             let name = format!("bench_{number}_{}", u8::from(path == Path::Unix));
             let figures = measure(&source, &target, &name, workload, path, &options).await?;
-            let (ours, theirs) = (median(figures.iter().map(|f| f.0)), median(figures.iter().map(|f| f.1)));
+            let of = |figure: fn(&Round) -> f64| median(figures.iter().map(figure));
+            let rate = |drain: &Drain| options.changes as f64 / drain.took.as_secs_f64();
+            let (ours, theirs) = (
+                median(figures.iter().map(|round| rate(&round.ours))),
+                median(figures.iter().map(|round| rate(&round.theirs))),
+            );
             println!(
-                "{:<12} {:<12} {:>12.0} {:>14.0} {:>6.2}x",
+                "{:<12} {:<12} {ours:>12.0} {theirs:>14.0} {:>6.2}x   {:>12.2} {:>12.2}",
                 workload.name,
                 path.name(),
-                ours,
-                theirs,
-                ours / theirs
+                ours / theirs,
+                of(|round| round.ours.cpu) / options.changes as f64 * 1e6,
+                of(|round| round.theirs.cpu) / options.changes as f64 * 1e6,
             );
         }
     }
@@ -151,7 +160,71 @@ fn median(figures: impl Iterator<Item = f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Rows a second of Twinlog and of the subscription, for each round.
+/// One drain of a backlog.
+#[derive(Default)]
+struct Drain {
+    took: Duration,
+    /// CPU seconds of all processes.
+    cpu: f64,
+}
+
+/// The same backlog, drained by both.
+#[derive(Default)]
+struct Round {
+    ours: Drain,
+    theirs: Drain,
+}
+
+/// CPU seconds that the clusters' processes and our own ended children have used so far (Linux; 0 elsewhere).
+fn cpu_seconds(clusters: &[&Cluster]) -> Result<f64> {
+    /// `/proc/PID/stat` counts in these.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Ok(0.0);
+    };
+    // pid → (parent, own ticks, ended children's ticks)
+    let mut stats: HashMap<u32, (u32, f64, f64)> = HashMap::new();
+    for entry in processes {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process may end while we look.
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+            continue;
+        };
+        let Some((_, rest)) = stat.rsplit_once(')') else {
+            continue;
+        };
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let ticks = |index: usize| {
+            fields
+                .get(index)
+                .and_then(|text| text.parse::<f64>().ok())
+                .unwrap_or(0.0)
+        };
+        let parent = fields.get(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+        stats.insert(pid, (parent, ticks(11) + ticks(12), ticks(13) + ticks(14)));
+    }
+    let postmasters: Vec<u32> = clusters.iter().filter_map(|cluster| cluster.pid()).collect();
+    let own = std::process::id();
+    let ticks: f64 = stats
+        .iter()
+        .map(|(pid, (parent, used, ended))| {
+            if *pid == own {
+                *ended
+            } else if postmasters.contains(pid) {
+                used + ended
+            } else if stats.get(parent).is_some_and(|_| postmasters.contains(parent)) {
+                *used
+            } else {
+                0.0
+            }
+        })
+        .sum();
+    Ok(ticks / TICKS_PER_SECOND)
+}
+
+/// What each round took of Twinlog and of the subscription.
 async fn measure(
     source: &Cluster,
     target: &Cluster,
@@ -159,7 +232,7 @@ async fn measure(
     workload: &Workload,
     path: Path,
     options: &Options,
-) -> Result<Vec<(f64, f64)>> {
+) -> Result<Vec<Round>> {
     let (ours_db, theirs_db) = (format!("{name}_twinlog"), format!("{name}_native"));
     source.create_database(name).await?;
     target.create_database(&ours_db).await?;
@@ -235,20 +308,28 @@ async fn measure(
             .await?
             .get(0);
         // Alternating, so that neither always has the warmer machine.
-        let (mut a, mut b) = (Duration::ZERO, Duration::ZERO);
-        for turn in 0..2 {
-            if (round + turn) % 2 == 0 {
-                a = drain_ours(&config, &ours, &end).await?;
+        let clusters = [source, target];
+        let first = round % 2 == 0;
+        let mut result = Round::default();
+        for ours_turn in [first, !first] {
+            let before = cpu_seconds(&clusters)?;
+            let drain = if ours_turn {
+                &mut result.ours
             } else {
-                b = drain_theirs(&site, &theirs, name, &end).await?;
-            }
+                &mut result.theirs
+            };
+            drain.took = if ours_turn {
+                drain_ours(&config, &ours, &end).await?
+            } else {
+                drain_theirs(&site, &theirs, name, &end).await?
+            };
+            drain.cpu = cpu_seconds(&clusters)? - before;
         }
         for table in workload.tables {
             equal(&site, &ours, table).await?;
             equal(&site, &theirs, table).await?;
         }
-        let changes = options.changes as f64;
-        figures.push((changes / a.as_secs_f64(), changes / b.as_secs_f64()));
+        figures.push(result);
     }
     theirs.batch_execute("ALTER SUBSCRIPTION native DISABLE; ALTER SUBSCRIPTION native SET (slot_name = NONE); DROP SUBSCRIPTION native").await?;
     Ok(figures)
@@ -299,7 +380,7 @@ async fn wait_until(client: &Client, condition: &str) -> Result<()> {
         .is_ok_and(|row| row.get::<_, Option<bool>>(0).unwrap_or(false))
     {
         ensure!(Instant::now() < deadline, "not reached within 600 s: {condition}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }

@@ -119,6 +119,21 @@ pub const ALL: &[(&str, &str, &str)] = &[
     (ACCOUNT_DEGRADED, "gauge", "1 while an account cannot send, else 0"),
 ];
 
+/// The labels of each metric that has some, in the order of the code. Like [`ALL`], dashboards, alerts, the README and the
+/// tests are held to this list.
+pub const LABELS: &[(&str, &[&str])] = &[
+    (SYNC_ROWS_TOTAL, &["table", "op", "result"]),
+    (FAILED_ROWS, &["table"]),
+    (FAILED_ROW_RETRIES_TOTAL, &["result"]),
+    (SYNC_STATE, &["state"]),
+    (PERSISTENCE_GAP, &["kind"]),
+    (MESSAGES_TOTAL, &["direction", "status"]),
+    (SEND_ERRORS_TOTAL, &["code", "class"]),
+    (WEBHOOK_EVENTS_TOTAL, &["kind"]),
+    (ACCOUNT_LAST_REAL_MESSAGE, &["account"]),
+    (ACCOUNT_DEGRADED, &["account"]),
+];
+
 /// Bounds of [`SYNC_COMMIT_TO_APPLY_SECONDS`]: about a millisecond is what a lone change takes, 50 ms the goal for a busy
 /// stream, 5 s the limit that users set and alert on; beyond lies catching up, where minutes are told apart.
 const APPLY_BUCKETS: &[f64] = &[
@@ -251,4 +266,72 @@ pub fn set_account_last_real_message(phone_number_id: &str, unix_seconds: f64) {
 /// Whether a configured account cannot send.
 pub fn set_account_degraded(phone_number_id: &str, degraded: bool) {
     gauge!(ACCOUNT_DEGRADED, "account" => phone_number_id.to_owned()).set(if degraded { 1.0 } else { 0.0 });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    /// Everything that can be told, told once.
+    fn tell_all() {
+        let table = TableName::new("public", "leads");
+        set_sync_delay(Duration::from_secs(1));
+        observe_commit_to_apply(Duration::from_millis(3));
+        set_lag_bytes(1);
+        count_rows(&table, "insert", "applied", 1);
+        set_failed_rows(&table, 1);
+        count_retries("healed", 1);
+        set_slot(1, Some(2));
+        set_sync_state("streaming", &["streaming", "gap"]);
+        set_persistence_gap("unsent", 0);
+        count_message("outbound", "sent");
+        observe_send(Duration::from_millis(200));
+        count_send_error(Some(131_047), "window");
+        count_webhook_events("real", 1);
+        set_account_last_real_message("106540352242922", 1.0);
+        set_account_degraded("106540352242922", false);
+    }
+
+    #[test]
+    fn every_metric_is_described_and_has_the_labels_that_the_list_says() {
+        let recorder = prometheus().unwrap().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            tell_all();
+        });
+        let text = handle.render();
+        let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+            let (series, rest) = line.split_once(['{', ' ']).unwrap();
+            let name = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| {
+                    series
+                        .strip_suffix(suffix)
+                        .filter(|name| ALL.iter().any(|entry| entry.0 == *name))
+                })
+                .unwrap_or(series);
+            let names = labels.entry(name.to_owned()).or_default();
+            if let Some((inside, _)) = rest.split_once('}') {
+                names.extend(inside.split(',').map(|pair| pair.split_once('=').unwrap().0.to_owned()));
+                names.remove("le");
+            }
+        }
+        let expected: BTreeMap<String, BTreeSet<String>> = ALL
+            .iter()
+            .map(|&(name, kind, _)| {
+                assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
+                assert!(text.contains(&format!("# TYPE {name} {kind}")), "{name} is no {kind}");
+                let labels = LABELS
+                    .iter()
+                    .find(|entry| entry.0 == name)
+                    .map_or(&[][..], |entry| entry.1);
+                (name.to_owned(), labels.iter().map(|&label| label.to_owned()).collect())
+            })
+            .collect();
+        assert_eq!(labels, expected);
+    }
 }

@@ -16,7 +16,7 @@
 //! exists that we could decode wrongly (pitfall P28). Why a session lock: the lock, the rows and the checkpoint live and
 //! die with one connection, so a daemon that has lost its place can't commit.
 //!
-//! The driver is `tokio-postgres`, for its pipelining; `copy` and `cli` use [`connect`] for their own connections.
+//! The driver is `tokio-postgres`, for its pipelining; `copy` and `cli` use [`connect()`] for their own connections.
 
 mod array;
 mod catalog;

@@ -34,7 +34,7 @@ struct List {
     /// Only this table (schema.table, or a table of public)
     table: Option<String>,
     /// At most so many
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, value_name = "ROWS", default_value_t = 100)]
     limit: u32,
     /// Prints them as JSON
     #[arg(long)]
@@ -49,7 +49,7 @@ struct Retry {
     #[arg(long, requires = "table")]
     key: Option<String>,
     /// How many seconds to wait for the daemon; 0 does not wait
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     wait: u64,
     /// Prints the result as JSON
     #[arg(long)]

@@ -15,6 +15,7 @@ mod logging;
 mod migrate;
 mod report;
 mod resync;
+mod simulate;
 mod status;
 
 use std::path::PathBuf;
@@ -29,7 +30,12 @@ use crate::config::{self, Config, LogFormat, Needs};
 ///
 /// Configuration: the defaults (config/default.toml), then the file, then environment variables TWINLOG__SECTION__KEY.
 #[derive(Debug, Parser)]
-#[command(name = "twinlog", version, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "twinlog",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 success, 1 the work found or hit a problem, 2 usage or configuration."
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -41,10 +47,17 @@ struct Cli {
 #[derive(Debug, clap::Args)]
 struct Global {
     /// The configuration file (TOML)
-    #[arg(long, global = true, value_name = "FILE", env = "TWINLOG_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TWINLOG_CONFIG",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     config: Option<PathBuf>,
     /// How log lines look, instead of `log.format`
-    #[arg(long, global = true, value_name = "FORMAT")]
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Global options")]
     log_format: Option<LogFormat>,
 }
 
@@ -60,17 +73,36 @@ enum Command {
     /// Safe to repeat, and safe to run from several machines at once.
     Migrate(migrate::Arguments),
     /// Runs the server and the daemon in one process
+    ///
+    /// Until SIGTERM or Ctrl-C; then what is under way is ended first. Several may run: they share the sending, and of the
+    /// daemons one works and the others stand by.
     Run,
     /// Runs the server: the API and the webhook
+    ///
+    /// Needs the sections site, http, whatsapp and auth of the configuration.
     Serve,
     /// Runs the daemon: the Site DB's changes into the Agent DB
+    ///
+    /// Needs the sections site, agent and sync of the configuration, and works on any tables that have a primary key.
     Sync,
     /// Shows lag, slot, tables and failed rows; exits 1 if anything is not well
+    ///
+    /// Asks only the Agent DB, so it works from any machine, whatever state the daemon is in.
     Status(status::Arguments),
     /// Reads tables again, online, and makes the Agent DB equal to the Site DB
+    ///
+    /// Through the running daemon, or by itself if none runs. The tables stay readable and go on being synchronised; rows
+    /// that only the Agent DB has are deleted.
     Resync(resync::Arguments),
     /// Parked rows: what the Agent DB refused
+    ///
+    /// They are tried again by themselves, with the row's present state from the Site DB.
     Failed(failed::Arguments),
+    /// Runs the simulator of Meta's Graph API alone, to try a client without a business number
+    ///
+    /// It accepts what Meta would, reports statuses to the callback, lets people write, and fails on demand: its switches
+    /// are HTTP routes, which it prints. Needs no configuration and no database.
+    Simulate(simulate::Arguments),
 }
 
 /// How a command ended that did not fail.
@@ -130,6 +162,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Status(arguments) => Box::pin(status::run(&cli.global, &arguments)).await,
         Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,
         Command::Failed(arguments) => Box::pin(failed::run(&cli.global, &arguments)).await,
+        Command::Simulate(arguments) => Box::pin(simulate::run(&arguments, cli.global.log_format)).await,
     }
 }
 

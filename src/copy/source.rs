@@ -169,6 +169,14 @@ impl SourceError {
                 "on the database whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
                 table.quoted()
             )),
+            Self::Agent { source, .. } => match source.code().map(tokio_postgres::error::SqlState::code) {
+                Some("42501") => Some(
+                    "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public \
+                     TO <role>; where row-level security applies also: ALTER ROLE <role> BYPASSRLS"
+                        .to_owned(),
+                ),
+                _ => None,
+            },
             _ => None,
         }
     }

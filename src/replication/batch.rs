@@ -37,8 +37,14 @@ pub(super) struct Batch {
     boundary: Option<Boundary>,
     /// When each whole transaction with effects committed, for the latency histogram.
     commits: Vec<PgTimestamp>,
-    /// Readers of merged chunks, to be told once the batch is durable.
+    /// Readers of chunks that were merged in whole transactions, to be told once the batch is durable.
     chunks: Vec<oneshot::Sender<Outcome>>,
+    /// The same of the open transaction.
+    open_chunks: Vec<oneshot::Sender<Outcome>>,
+    /// The beginning of the open transaction was taken.
+    open_taken: bool,
+    /// A whole transaction waits for its commit although no item of it may be left here.
+    owed: bool,
 }
 
 /// Whole transactions, ready to be applied and committed.
@@ -69,6 +75,9 @@ impl Batch {
             boundary: None,
             commits: Vec::new(),
             chunks: Vec::new(),
+            open_chunks: Vec::new(),
+            open_taken: false,
+            owed: false,
         }
     }
 
@@ -107,14 +116,17 @@ impl Batch {
 
     /// A reader waits for the chunk that was just pushed.
     pub(super) fn await_chunk(&mut self, reader: oneshot::Sender<Outcome>) {
-        self.chunks.push(reader);
+        self.open_chunks.push(reader);
     }
 
     /// The open transaction is whole.
     pub(super) fn close_transaction(&mut self, boundary: Boundary) {
-        if self.items.len() > self.whole {
+        if self.items.len() > self.whole || self.open_taken {
             self.commits.push(boundary.committed_at);
         }
+        self.owed |= self.open_taken || !self.open_chunks.is_empty();
+        self.open_taken = false;
+        self.chunks.append(&mut self.open_chunks);
         self.whole = self.items.len();
         self.open_bytes = 0;
         self.boundary = Some(boundary);
@@ -132,15 +144,16 @@ impl Batch {
         self.commits.first().copied()
     }
 
-    /// Takes the whole transactions out; `None` where they hold nothing to apply. What is left belongs to the open one.
+    /// Takes the whole transactions out; `None` where nothing of them has to be applied or committed. What is left belongs to the open one.
     pub(super) fn take_whole(&mut self) -> Option<Closed> {
-        if self.whole == 0 {
+        if self.whole == 0 && !self.owed {
             return None;
         }
         let boundary = self.boundary?;
         let rest = self.items.split_off(self.whole);
         let items = mem::replace(&mut self.items, rest);
         self.whole = 0;
+        self.owed = false;
         self.rows = self.items.len();
         self.bytes = self.open_bytes;
         Some(Closed {
@@ -156,6 +169,7 @@ impl Batch {
         self.rows = 0;
         self.bytes = 0;
         self.open_bytes = 0;
+        self.open_taken |= !self.items.is_empty();
         mem::take(&mut self.items)
     }
 }
@@ -225,5 +239,37 @@ mod tests {
         batch.close_transaction(boundary(10));
         assert!(batch.take_whole().is_none());
         assert_eq!(batch.oldest_commit(), None);
+    }
+
+    #[test]
+    fn a_transaction_whose_last_item_was_taken_before_its_end_is_committed_all_the_same() {
+        let mut batch = Batch::new(1, 1 << 20);
+        batch.count_filtered(&relation("ours"));
+        assert!(batch.take_whole().is_none(), "not before its end");
+        assert_eq!(batch.take_open().len(), 1);
+        batch.close_transaction(boundary(10));
+        let closed = batch.take_whole().unwrap();
+        assert_eq!(
+            (closed.items.len(), closed.boundary.end_lsn, closed.commits.len()),
+            (0, Lsn(10), 1)
+        );
+        assert!(batch.take_whole().is_none(), "once");
+    }
+
+    #[test]
+    fn a_reader_is_told_with_the_commit_of_its_own_transaction() {
+        let mut batch = Batch::new(10, 1 << 20);
+        batch.count_filtered(&relation("ours"));
+        batch.close_transaction(boundary(10));
+        let (reader, _outcome) = oneshot::channel();
+        batch.await_chunk(reader);
+        assert!(batch.take_whole().unwrap().chunks.is_empty(), "not with the one before");
+        batch.close_transaction(boundary(20));
+        let closed = batch.take_whole().unwrap();
+        assert_eq!(
+            (closed.items.len(), closed.chunks.len()),
+            (0, 1),
+            "even if it brought nothing"
+        );
     }
 }

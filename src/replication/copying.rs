@@ -28,8 +28,9 @@ use super::view::View;
 /// How often the tables' states are read; commands come sooner, by notification.
 const TICK: Duration = Duration::from_secs(1);
 
-/// First and longest wait before a copy that failed is tried again.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// First and longest wait before a copy that failed is tried again: an attempt is one connection and one chunk, and
+/// whoever has mended what it waited for looks on.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// What the copies of one run share.
 pub(super) struct Copies {
@@ -72,9 +73,12 @@ impl Copies {
                     TableState::New | TableState::Copying | TableState::Resyncing
                 )
             });
-            let mut copying = false;
+            let (mut copying, mut held) = (false, None);
             for table in unfinished {
                 copying |= table.state != TableState::Resyncing;
+                if let (None, Some(reason)) = (&held, &table.detail) {
+                    held = Some(format!("the copy of table {} is held: {reason}", table.table));
+                }
                 let Some(source) = copies.tables.get(&table.table) else {
                     continue;
                 };
@@ -90,7 +94,7 @@ impl Copies {
                     });
                 }
             }
-            copies.view.set_copying(copying);
+            copies.view.set_flowing(copying, held);
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
@@ -130,27 +134,31 @@ impl Copies {
                     return;
                 }
             }
+            let mut detail = None;
             match error.disposition() {
                 Disposition::Transient => {
                     info!(table = %source.table, attempt, %reason, "copy interrupted, tried again")
                 }
-                _ => warn!(table = %source.table, attempt, %reason, "copy held until somebody acts, tried again"),
+                _ => {
+                    warn!(table = %source.table, attempt, %reason, "copy held until somebody acts, tried again");
+                    detail = Some(reason);
+                }
+            }
+            // Where the copy is now, and why it waits, for people to see; the next chunk takes the word away.
+            if let Ok(control) = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await
+                && let Ok(tables) = control.tables().await
+                && let Some(now) = tables.into_iter().find(|table| table.table == source.table)
+            {
+                progress = TableProgress { detail: None, ..now };
+                let shown = TableProgress {
+                    detail,
+                    ..progress.clone()
+                };
+                // Only for show: the copy's own writes go through the sink.
+                let _ = control.save_table(&shown).await;
             }
             if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
                 return;
-            }
-            // Where the copy is now, and that it waits, for people to see.
-            let Ok(control) = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await
-            else {
-                continue;
-            };
-            if let Ok(tables) = control.tables().await
-                && let Some(now) = tables.into_iter().find(|table| table.table == source.table)
-            {
-                progress = now;
-                progress.detail = Some(reason);
-                // Only for show: the copy's own writes go through the sink.
-                let _ = control.save_table(&progress).await;
             }
         }
     }

@@ -66,6 +66,7 @@ impl View {
 
     pub(super) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        // The sink has told the metrics, by operation (`agent_db::sink::ledger`).
         for (table, &rows) in &applied.parked_now {
             parked.insert(table.clone(), rows);
         }
@@ -120,12 +121,14 @@ impl View {
         }
     }
 
-    /// The stream flows; a first copy runs beside it, or none. A gap stays one until it is closed.
-    pub(super) fn set_copying(&self, copying: bool) {
-        match self.gap() {
-            Some(reason) => self.set_state(SyncState::Gap, Some(reason)),
-            None if copying => self.set_state(SyncState::Copying, None),
-            None => self.set_state(SyncState::Streaming, None),
+    /// The stream flows; a first copy runs beside it, or none, or one waits for a person. A gap stays one until it is
+    /// closed.
+    pub(super) fn set_flowing(&self, copying: bool, held: Option<String>) {
+        match (self.gap(), held) {
+            (Some(reason), _) => self.set_state(SyncState::Gap, Some(reason)),
+            (None, Some(reason)) => self.set_state(SyncState::Held, Some(reason)),
+            (None, None) if copying => self.set_state(SyncState::Copying, None),
+            (None, None) => self.set_state(SyncState::Streaming, None),
         };
     }
 

@@ -315,6 +315,32 @@ fn every_metric_is_named_once_with_its_kind_unit_and_help() {
 }
 
 #[test]
+fn every_key_of_the_configuration_is_used_by_the_work() {
+    let defaults = twinlog::config::DEFAULTS;
+    // A key without a default stands there as a comment.
+    let keys: BTreeSet<&str> = defaults
+        .lines()
+        .filter_map(|line| line.trim_start_matches(['#', ' ']).split_once(" = "))
+        .map(|(key, _)| key)
+        .filter(|key| {
+            key.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        })
+        .collect();
+    assert!(keys.len() > 30, "the keys are not found: {keys:?}");
+    let sources = sources();
+    for key in keys {
+        // A duration's field has no unit in its name.
+        let field = key.strip_suffix("_ms").unwrap_or(key);
+        let used = sources
+            .iter()
+            .filter(|source| !matches!(source.module.as_str(), "config" | "dev"))
+            .any(|source| uses_crate(&source.code, field));
+        assert!(used, "nothing reads {key}");
+    }
+}
+
+#[test]
 fn every_file_says_its_job_and_fits_in_a_head() {
     let mut wrong = Vec::new();
     for source in sources() {

@@ -1,4 +1,4 @@
-//! The one connection that writes: session, transaction, commit. How a segment is written is [`write`]'s matter and its
+//! The one connection that writes: session, transaction, commit. How a segment is written is `write`'s matter and its
 //! round trips [`send`]'s, which rows are parked [`parking`]'s, what is counted [`ledger`]'s, lock and checkpoint
 //! [`bookkeeping`]'s.
 //!

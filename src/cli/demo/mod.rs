@@ -49,7 +49,7 @@ const REFUSED_NAME: &str = "Refused by the Agent DB";
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// How many messages are sent; a third as many come in
-    #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u32).range(8..=100_000))]
+    #[arg(long, value_name = "NUMBER", default_value_t = 240, value_parser = clap::value_parser!(u32).range(8..=100_000))]
     messages: u32,
     /// Stays up afterwards, until Ctrl-C
     #[arg(long)]
@@ -250,6 +250,7 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
         arguments.messages / 3
     ));
     let traffic = Traffic::new(stage)?;
+    say("  one number's token has expired, on purpose; an operator is told so by this line of the log:");
     traffic.expired_account().await?;
     traffic.refused_contact().await;
     traffic.drive(arguments.messages).await?;

@@ -16,6 +16,47 @@ use super::payload::Inbound;
 use super::world::World;
 use super::{actions, samples};
 
+/// The control routes, for people: method, path, what it does and takes.
+pub const CONTROL_ROUTES: &[(&str, &str, &str)] = &[
+    ("GET", "/_simulator", "numbers, faults, callback, what is pending"),
+    (
+        "GET",
+        "/_simulator/ledger",
+        "every message that was accepted, with the statuses reported",
+    ),
+    (
+        "POST",
+        "/_simulator/inbound",
+        r#"somebody writes: {"phone_number_id": "…", "text": "Hello"}"#,
+    ),
+    (
+        "POST",
+        "/_simulator/faults",
+        r#"sends fail: {"phone_number_id": "…", "fault": {"kind": "accept_then_hang"}, "times": 1}"#,
+    ),
+    ("DELETE", "/_simulator/faults", "no more of them: ?phone_number_id=…"),
+    (
+        "POST",
+        "/_simulator/tokens",
+        r#"its token expires: {"phone_number_id": "…"}; or is this: "access_token": "…""#,
+    ),
+    (
+        "POST",
+        "/_simulator/callback",
+        r#"webhooks go there: {"url": "http://127.0.0.1:8080/webhook"}"#,
+    ),
+    (
+        "POST",
+        "/_simulator/webhooks",
+        r#"hold them back, or bundle them: {"paused": true, "batch": 100}"#,
+    ),
+    (
+        "POST",
+        "/_simulator/handshake",
+        "verify the callback as Meta's dashboard does",
+    ),
+];
+
 /// The control routes.
 pub(super) fn router() -> Router<Arc<World>> {
     Router::new()

@@ -39,6 +39,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 pub use actions::{HandshakeError, UnknownNumber};
+pub use control::CONTROL_ROUTES;
 pub use fault::Fault;
 pub use ledger::{Accepted, Ledger, Reported};
 pub use limits::Limits;

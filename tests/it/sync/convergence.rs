@@ -171,10 +171,10 @@ impl World {
                     "constraint added"
                 });
                 let sql = if self.checked {
-                    "ALTER TABLE docs DROP CONSTRAINT some; ALTER TABLE codes DROP CONSTRAINT some"
+                    "ALTER TABLE docs DROP CONSTRAINT picky; ALTER TABLE codes DROP CONSTRAINT picky"
                 } else {
-                    "ALTER TABLE docs ADD CONSTRAINT some CHECK (n % 5 <> 2) NOT VALID;
-                     ALTER TABLE codes ADD CONSTRAINT some CHECK (code NOT LIKE '%7') NOT VALID"
+                    "ALTER TABLE docs ADD CONSTRAINT picky CHECK (n % 5 <> 2) NOT VALID;
+                     ALTER TABLE codes ADD CONSTRAINT picky CHECK (code NOT LIKE '%7') NOT VALID"
                 };
                 self.db.agent.batch_execute(sql).await.unwrap();
                 self.checked = !self.checked;
@@ -209,7 +209,7 @@ impl World {
         if self.checked {
             self.db
                 .agent
-                .batch_execute("ALTER TABLE docs DROP CONSTRAINT some; ALTER TABLE codes DROP CONSTRAINT some")
+                .batch_execute("ALTER TABLE docs DROP CONSTRAINT picky; ALTER TABLE codes DROP CONSTRAINT picky")
                 .await
                 .unwrap();
             self.checked = false;

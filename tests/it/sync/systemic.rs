@@ -197,3 +197,21 @@ async fn one_huge_transaction_passes_with_flat_memory() {
     until_equal(&db, &["notes"], SOON).await;
     balanced(&db).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_exactly_as_many_rows_as_a_batch_holds_is_committed_without_waiting_for_another() {
+    let db = databases().await;
+    on_both(&db, NOTES).await;
+    let config = ConfigFile::new(&db, "[sync]\nbatch_rows = 10\n");
+    let _daemon = start_sync(&config).await;
+    until_state(&config, "streaming").await;
+    for rows in [10, 20, 1] {
+        db.site
+            .batch_execute(&format!(
+                "INSERT INTO notes SELECT {rows} * 100 + i, 'x', i FROM generate_series(1, {rows}) i"
+            ))
+            .await
+            .unwrap();
+        until_equal(&db, &["notes"], SOON).await;
+    }
+}
