@@ -113,6 +113,10 @@ pub struct Control {
 const TABLE_COLUMNS: &str = "schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated, condition, \
                              command_id, detail, started_at, finished_at, copied_at_lsn::text";
 
+/// Keys of a table that is not synchronised any more would stay due for ever, and take the place of others.
+const SYNCHRONISED: &str = "EXISTS (SELECT FROM twinlog.tables t WHERE t.slot = f.slot \
+                            AND t.schema_name = f.schema_name AND t.table_name = f.table_name)";
+
 /// Upserts a row of `twinlog.tables`; shared with the sink, which writes it beside the rows.
 pub(super) const SAVE_TABLE: &str = "
 INSERT INTO twinlog.tables (slot, schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated,
@@ -258,7 +262,7 @@ impl Control {
         self.client.is_closed()
     }
 
-    /// Parked keys whose time has come, the longest waiting first, at most `limit`.
+    /// Parked keys of tables that are synchronised and whose time has come, the longest waiting first, at most `limit`.
     ///
     /// # Errors
     /// The statement's or the connection's.
@@ -266,8 +270,11 @@ impl Control {
         let rows = self
             .client
             .query(
-                "SELECT schema_name, table_name, key, attempts, reason FROM twinlog.failed_rows
-                 WHERE slot = $1 AND next_attempt_at <= now() ORDER BY next_attempt_at, id LIMIT $2",
+                &format!(
+                    "SELECT schema_name, table_name, key, attempts, reason FROM twinlog.failed_rows f
+                     WHERE slot = $1 AND next_attempt_at <= now() AND {SYNCHRONISED}
+                     ORDER BY next_attempt_at, id LIMIT $2"
+                ),
                 &[&self.slot, &i64::from(limit)],
             )
             .await
@@ -294,7 +301,10 @@ impl Control {
         let row = self
             .client
             .query_one(
-                "SELECT extract(epoch FROM min(next_attempt_at) - now())::float8 FROM twinlog.failed_rows WHERE slot = $1",
+                &format!(
+                    "SELECT extract(epoch FROM min(next_attempt_at) - now())::float8 FROM twinlog.failed_rows f
+                     WHERE slot = $1 AND {SYNCHRONISED}"
+                ),
                 &[&self.slot],
             )
             .await

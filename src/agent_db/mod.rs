@@ -28,6 +28,7 @@ mod inspect;
 mod plan;
 mod rights;
 mod segment;
+mod shape;
 mod sink;
 mod sql;
 
@@ -40,4 +41,5 @@ pub use rights::Rights;
 pub use segment::{
     Applied, Committed, CopyPhase, Identity, Item, Segment, TableDescription, TableProgress, TableState, Tally,
 };
+pub use shape::Shape;
 pub use sink::{Sink, SinkSettings};

@@ -12,7 +12,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::fence::{Fence, PREFIX};
 use super::reader::key_names;
 use super::snapshot::{ParseSnapshotError, Snapshot};
-use crate::agent_db::{self, AgentError, Identity, TableDescription};
+use crate::agent_db::{self, AgentError, Identity, Shape, TableDescription};
 use crate::change::{ColumnValue, Key, Relation, RelationId, Row, TableName, quote_identifier};
 use crate::config::DatabaseUrl;
 use crate::lsn::{Lsn, ParseLsnError};
@@ -23,6 +23,11 @@ const FETCH_ROWS: u32 = 2000;
 
 /// Bytes after which a chunk ends early, however few rows it has: two copy workers hold two of these.
 const CHUNK_BYTES: usize = 16 << 20;
+
+/// Stands for a text of the Site DB that is not UTF-8 (a database in `SQL_ASCII` may hold any bytes, pitfall P29) and that
+/// the driver therefore does not hand out. Every Agent DB refuses it as it would refuse the text itself, so that the row is
+/// parked and not its table held.
+const NOT_UTF8: &[u8] = b"\xff";
 
 /// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -38,6 +43,10 @@ pub struct SourceTable {
     pub columns: Vec<Arc<str>>,
     /// Types of the columns, without their modifiers, ready for a cast.
     pub types: Vec<String>,
+    /// Types of the columns as they were declared.
+    pub declared: Vec<String>,
+    /// By what it is a member of the publication, and what that sends: changes with every leaving and joining.
+    pub membership: String,
     /// By what the source identifies the old row of an update or a delete.
     pub identity: Identity,
     /// The publication's row filter.
@@ -54,10 +63,25 @@ impl SourceTable {
     pub fn same_as(&self, other: &Self) -> bool {
         self.id == other.id
             && self.columns == other.columns
-            && self.types == other.types
+            && self.declared == other.declared
+            && self.membership == other.membership
             && self.identity == other.identity
             && self.row_filter == other.row_filter
             && self.partitioned == other.partitioned
+    }
+
+    /// What is remembered of it over a restart.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        let columns = self.columns.iter().zip(&self.declared);
+        Shape {
+            oid: self.id.0,
+            membership: self.membership.clone(),
+            columns: columns
+                .map(|(name, kind)| format!("{} {kind}", quote_identifier(name)))
+                .collect(),
+            row_filter: self.row_filter.clone(),
+        }
     }
 
     /// The table as the stream will describe it.
@@ -102,6 +126,9 @@ pub enum SourceError {
     /// The server answered something else than a position.
     #[error("write a fence into the Site DB's log")]
     Position(#[from] ParseLsnError),
+    /// A key that can't be told from others.
+    #[error("a key of table {0} is not UTF-8")]
+    KeyEncoding(TableName),
     /// An answer without the row that was asked for.
     #[error("the Site DB answered {0} with nothing")]
     Empty(&'static str),
@@ -121,7 +148,7 @@ impl SourceError {
                 },
                 None => Disposition::Transient,
             },
-            Self::Snapshot(_) | Self::Position(_) | Self::Empty(_) => Disposition::Systemic,
+            Self::Snapshot(_) | Self::Position(_) | Self::KeyEncoding(_) | Self::Empty(_) => Disposition::Systemic,
         }
     }
 
@@ -138,6 +165,10 @@ impl SourceError {
                 ),
                 _ => None,
             },
+            Self::KeyEncoding(table) => Some(format!(
+                "on the database whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
+                table.quoted()
+            )),
             Self::Agent { source, .. } => match source.code().map(tokio_postgres::error::SqlState::code) {
                 Some("42501") => Some(
                     "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public \
@@ -196,6 +227,14 @@ impl Source {
             ))
             .await
             .map_err(query("settings"))?;
+        // Under UTF8 such a server would refuse to show a text that is none.
+        client
+            .batch_execute(
+                "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+                 WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'",
+            )
+            .await
+            .map_err(query("the encoding"))?;
         Ok(Self { client })
     }
 
@@ -257,6 +296,14 @@ impl Source {
             u64::from(limit) + 1,
         );
         let mut chunk = self.read(&sql, &parameters, table.columns.len()).await?;
+        let keys_are_texts = chunk.rows.iter().all(|row| {
+            relation
+                .key_of(row)
+                .is_none_or(|key| key.0.iter().all(|part| &**part != NOT_UTF8))
+        });
+        if !keys_are_texts {
+            return Err(SourceError::KeyEncoding(table.table.clone()));
+        }
         if chunk.rows.len() > limit as usize {
             chunk.rows.truncate(limit as usize);
             chunk.finished = false;
@@ -411,26 +458,34 @@ pub(super) async fn key_page(
         messages
     };
     let messages = read.await.map_err(query_agent("a page of keys"))?;
-    Ok(messages
+    messages
         .iter()
         .filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => {
-                let parts =
-                    (0..names.len()).map(|part| row.get(part).map(|text| Bytes::copy_from_slice(text.as_bytes())));
-                parts.collect::<Option<_>>().map(Key)
+                let parts = (0..names.len()).map(|part| match row.try_get(part) {
+                    Ok(Some(text)) => Some(Bytes::copy_from_slice(text.as_bytes())),
+                    _ => None,
+                });
+                let key = parts.collect::<Option<_>>().map(Key);
+                Some(key.ok_or_else(|| SourceError::KeyEncoding(relation.table.clone())))
             }
             _ => None,
         })
-        .collect())
+        .collect()
 }
 
 /// A row's image, its values slices of one allocation.
 fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
-    let mut buffer = BytesMut::with_capacity((0..width).map(|index| row.get(index).map_or(0, str::len)).sum());
+    let value = |index| match row.try_get(index) {
+        Ok(value) => value.map(str::as_bytes),
+        // What the driver cannot decode is no UTF-8.
+        Err(_) => Some(NOT_UTF8),
+    };
+    let mut buffer = BytesMut::with_capacity((0..width).map(|index| value(index).map_or(0, <[u8]>::len)).sum());
     let ends: Vec<Option<usize>> = (0..width)
         .map(|index| {
-            row.get(index).map(|value| {
-                buffer.extend_from_slice(value.as_bytes());
+            value(index).map(|value| {
+                buffer.extend_from_slice(value);
                 buffer.len()
             })
         })

@@ -1,4 +1,4 @@
-//! Captured bytes (Postgres 15, `pg_logical_slot_get_binary_changes`), and properties over a test-only encoder.
+//! Captured bytes (Postgres 15, taken from a slot by SQL), and properties over a test-only encoder.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proptest::prelude::*;

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::agent_db::{AgentError, Control};
 use crate::change::{Key, TableName};
 use crate::config::Config;
 use crate::copy::board::Board;
-use crate::copy::{Reader, Source, SourceTable};
+use crate::copy::{CopyError, Reader, Source, SourceTable};
+use crate::retry::Disposition;
+use crate::shutdown;
 
 use super::copying::describe;
 use super::error::SyncError;
@@ -27,6 +29,9 @@ const IDLE: Duration = Duration::from_secs(1);
 /// At least this long between two rounds: a key of a table that is not synchronised any more stays due for ever.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long healing waits after the Site DB refused to be read.
+const REFUSED: Duration = Duration::from_secs(5);
+
 /// What healing needs of the run.
 pub(super) struct Healing {
     pub(super) config: Arc<Config>,
@@ -39,6 +44,8 @@ impl Healing {
     /// Heals what is due until it is stopped.
     pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
         let mut source: Option<Source> = None;
+        // What was said last, so that it is said once.
+        let mut held: Option<(TableName, String)> = None;
         loop {
             let wait = control
                 .next_failed_row_due()
@@ -55,22 +62,43 @@ impl Healing {
             for failed in control.due_failed_rows(KEYS).await? {
                 due.entry(failed.table).or_default().push(failed.key);
             }
+            let mut refused = false;
             for (table, keys) in due {
                 let Some(table) = self.tables.get(&table) else { continue };
-                let source = match &mut source {
-                    Some(source) => source,
-                    none => none.insert(Source::connect(&self.config.site.url).await?),
-                };
-                let relation = describe(&self.requests, table).await?;
-                let reader = Reader {
-                    board: &self.board,
-                    source,
-                    table,
-                    relation: &relation,
-                };
-                Box::pin(reader.heal(&keys)).await?;
-                debug!(table = %table.table, keys = keys.len(), "parked rows tried again");
+                match Box::pin(self.heal(&mut source, table, &keys)).await {
+                    Ok(()) => debug!(table = %table.table, keys = keys.len(), "parked rows tried again"),
+                    // That a table can't be read is no reason to hold the stream: its parked rows wait.
+                    Err(SyncError::Copy(error)) if error.disposition() != Disposition::Transient => {
+                        refused = true;
+                        source = None;
+                        let reason = SyncError::Copy(error).explain();
+                        if held.as_ref() != Some(&(table.table.clone(), reason.clone())) {
+                            warn!(table = %table.table, %reason, "parked rows can't be read from the Site DB");
+                            held = Some((table.table.clone(), reason));
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if refused && !shutdown::sleep(REFUSED, stop).await {
+                return Ok(());
             }
         }
+    }
+
+    async fn heal(&self, source: &mut Option<Source>, table: &SourceTable, keys: &[Key]) -> Result<(), SyncError> {
+        let source = match source {
+            Some(source) => source,
+            none => none.insert(Source::connect(&self.config.site.url).await.map_err(CopyError::from)?),
+        };
+        let relation = describe(&self.requests, table).await?;
+        let reader = Reader {
+            board: &self.board,
+            source,
+            table,
+            relation: &relation,
+        };
+        Box::pin(reader.heal(keys)).await?;
+        Ok(())
     }
 }

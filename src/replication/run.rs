@@ -454,34 +454,43 @@ impl Daemon {
     }
 
     /// Every table that is synchronised has its row, and no other: one that comes back later has missed changes and must
-    /// be copied anew.
+    /// be copied anew. So must one that is not what it was when it was copied.
     async fn register(
         &self,
         control: &Control,
         tables: &BTreeMap<TableName, SourceTable>,
         anew: bool,
     ) -> Result<(), SyncError> {
-        let known = control.tables().await?;
-        // Without a checkpoint nothing is known of what happened since these were copied.
-        for table in known
-            .iter()
-            .filter(|table| anew && table.state == TableState::Streaming)
-        {
-            let next = TableProgress {
-                state: TableState::Resyncing,
-                ..TableProgress::new(table.table.clone())
-            };
-            control.save_table(&next).await?;
-        }
+        let (known, shapes) = (control.tables().await?, control.shapes().await?);
         for gone in known.iter().filter(|known| !tables.contains_key(&known.table)) {
             warn!(table = %gone.table, "the table is not published or not selected any more");
             control.forget_table(&gone.table).await?;
         }
-        for table in tables
-            .keys()
-            .filter(|table| !known.iter().any(|known| known.table == **table))
-        {
-            control.save_table(&TableProgress::new(table.clone())).await?;
+        for (name, table) in tables {
+            let (state, before) = (known.iter().find(|known| known.table == *name), shapes.get(name));
+            let shape = table.shape();
+            let mut next = TableProgress::new(name.clone());
+            next.command_id = state.and_then(|state| state.command_id);
+            let outdated = before.and_then(|before| before.outdated_by(&shape));
+            if let Some(why) = outdated {
+                // As a new one, that is: after the transactions that run now (pitfall P10).
+                warn!(table = %name, why, "the table is read again");
+                control.save_table(&next).await?;
+            } else if let Some(state) = state {
+                // Without a checkpoint nothing is known of what happened since they were copied, or half copied.
+                if anew && state.state != TableState::New {
+                    if state.state != TableState::Copying {
+                        next.state = TableState::Resyncing;
+                    }
+                    control.save_table(&next).await?;
+                }
+            } else {
+                control.save_table(&next).await?;
+            }
+            // Last: whoever is interrupted before it does the same again.
+            if before != Some(&shape) {
+                control.remember_shape(name, &shape).await?;
+            }
         }
         Ok(())
     }

@@ -423,6 +423,12 @@ async fn published(
     } else {
         ("NULL::text[]", "NULL::text")
     };
+    // So did publications of whole schemas.
+    let schemas = if version >= 150_000 {
+        "(SELECT s.oid FROM pg_catalog.pg_publication_namespace s WHERE s.pnpubid = b.oid AND s.pnnspid = c.relnamespace)"
+    } else {
+        "NULL"
+    };
     let generated = if version >= 180_000 {
         "true"
     } else {
@@ -438,7 +444,13 @@ async fn published(
                  ARRAY(SELECT k.attname::text FROM pg_catalog.pg_index i \
                  JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid AND k.attnum = ANY (i.indkey::int2[]) \
                  WHERE i.indrelid = c.oid AND ((c.relreplident = 'd' AND i.indisprimary) OR \
-                 (c.relreplident = 'i' AND i.indisreplident))) \
+                 (c.relreplident = 'i' AND i.indisreplident))), \
+                 pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum), \
+                 (SELECT pg_catalog.concat_ws(':', b.oid, (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) \
+                 FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
+                 (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
+                 b.pubinsert, b.pubupdate, b.pubdelete, b.pubtruncate, b.pubviaroot) \
+                 FROM pg_catalog.pg_publication b WHERE b.pubname = $1) \
                  FROM pg_catalog.pg_publication_tables p \
                  JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
                  JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
@@ -460,6 +472,8 @@ async fn published(
             estimated_rows: row.get(5),
             columns: row.get::<_, Vec<String>>(6).into_iter().map(Arc::from).collect(),
             types: row.get(7),
+            declared: row.get(10),
+            membership: row.get(11),
             identity: identity(row.get(8), &row.get::<_, Vec<String>>(9), &row.get::<_, Vec<String>>(6)),
         })
         .filter(|table| selection.takes(&table.table))

@@ -42,6 +42,8 @@ pub const PINNED_SETTINGS: &[(&str, &str)] = &[
     ("TimeZone", "UTC"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("lc_monetary", "C"),
+    ("quote_all_identifiers", "off"),
     ("search_path", "\"\""),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
@@ -60,6 +62,8 @@ pub struct ReplicationConnection {
     channel: Channel,
     reactor: Reactor,
     server_version: String,
+    /// The database's encoding is `SQL_ASCII`: its texts may be any bytes.
+    any_bytes: bool,
     /// A question was asked whose answer was not read to its end: nothing can be asked any more.
     interrupted: bool,
 }
@@ -85,11 +89,12 @@ impl ReplicationConnection {
             },
         };
         let login = Box::pin(log_in(&mut channel, url, application_name));
-        let server_version = within(LOGIN_TIMEOUT, "logging in", login).await??;
+        let Greeting { version, encoding } = within(LOGIN_TIMEOUT, "logging in", login).await??;
         Ok(Self {
             channel,
             reactor,
-            server_version,
+            server_version: version,
+            any_bytes: encoding == "SQL_ASCII",
             interrupted: false,
         })
     }
@@ -144,8 +149,15 @@ impl ReplicationConnection {
         } else {
             QUERY_TIMEOUT + lock_timeout.saturating_mul(SLOT_LOCK_WAITS)
         };
+        // Since 17 a standby may keep a copy of the slot, so that the stream goes on after a failover; it does so where
+        // its `sync_replication_slots` is on, and costs nothing where there is none.
+        let options = if major(&self.server_version) >= 17 {
+            "(SNAPSHOT 'nothing', FAILOVER true)"
+        } else {
+            "NOEXPORT_SNAPSHOT"
+        };
         let command = format!(
-            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}",
             escape_identifier(slot.as_str())
         );
         let created = self.query_within(&command, limit).await;
@@ -190,6 +202,11 @@ impl ReplicationConnection {
         publications: &[String],
     ) -> Result<(FrameStream, Feedback), WireError> {
         let timeout = self.wal_sender_timeout().await?;
+        if self.any_bytes {
+            // Under UTF8 the server would refuse to send a text that is none, and with it everything after it. As it is,
+            // the Agent DB refuses it, and it alone (pitfall P29).
+            self.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
+        }
         let command = start_command(slot, start, publications);
         self.channel.phase = Phase::Start;
         frontend::query(&command, self.channel.out()).map_err(|error| codec::protocol(&error))?;
@@ -233,6 +250,12 @@ impl ReplicationConnection {
     }
 }
 
+/// The major version in what a server calls itself; 0 where it names none.
+fn major(version: &str) -> u32 {
+    let digits = version.split(|c: char| !c.is_ascii_digit()).next();
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
 /// `START_REPLICATION` with its options. Names are quoted twice: as identifiers in a list, and the list as a literal.
 fn start_command(slot: &SlotName, start: Lsn, publications: &[String]) -> String {
     let names: Vec<_> = publications.iter().map(|name| escape_identifier(name)).collect();
@@ -244,8 +267,15 @@ fn start_command(slot: &SlotName, start: Lsn, publications: &[String]) -> String
     )
 }
 
-/// Startup and login; the server's version.
-async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str) -> Result<String, WireError> {
+/// What a server says of itself when it lets somebody in.
+#[derive(Debug, Default)]
+struct Greeting {
+    version: String,
+    encoding: String,
+}
+
+/// Startup and login.
+async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str) -> Result<Greeting, WireError> {
     let parameters = [
         ("user", url.user.as_str()),
         ("database", url.database.as_str()),
@@ -259,16 +289,20 @@ async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str
     .map_err(|error| codec::protocol(&error))?;
     channel.flush().await?;
     auth::log_in(channel, &url.user, url.password.as_ref()).await?;
-    let mut version = String::new();
+    let mut greeting = Greeting::default();
     loop {
         match channel.receive().await? {
             Message::ParameterStatus(status) => {
-                if status.name().map_err(|error| codec::protocol(&error))? == "server_version" {
-                    version = status.value().map_err(|error| codec::protocol(&error))?.to_owned();
+                let name = status.name().map_err(|error| codec::protocol(&error))?;
+                let value = status.value().map_err(|error| codec::protocol(&error))?;
+                match name {
+                    "server_version" => value.clone_into(&mut greeting.version),
+                    "server_encoding" => value.clone_into(&mut greeting.encoding),
+                    _ => {}
                 }
             }
             Message::BackendKeyData(_) => {}
-            Message::ReadyForQuery(_) => return Ok(version),
+            Message::ReadyForQuery(_) => return Ok(greeting),
             _ => {
                 return Err(WireError::Protocol("an unexpected message after logging in".to_owned()));
             }
@@ -390,6 +424,19 @@ pub(super) fn log_notice(notice: &WireError) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_servers_version_is_known_whatever_follows_it() {
+        for (text, expected) in [
+            ("17.2 (Debian 17.2-1)", 17),
+            ("18beta1", 18),
+            ("9.6.24", 9),
+            ("", 0),
+            ("devel", 0),
+        ] {
+            assert_eq!(major(text), expected, "{text:?}");
+        }
+    }
 
     #[test]
     fn publication_names_are_quoted_as_identifiers_and_as_a_literal() {

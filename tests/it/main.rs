@@ -7,6 +7,7 @@ mod harness;
 mod help;
 mod inbox;
 mod monitoring;
+mod pitfalls;
 mod postgres_clusters;
 mod quickstart;
 mod server;

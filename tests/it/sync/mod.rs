@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::harness::{ConfigFile, Databases, Process, SOON, differing_tables, eventually, eventually_equal};
 
 /// Waits until the tables are equal in both databases, and fails with those that are not.
-async fn until_equal(db: &Databases, tables: &[&str], deadline: Duration) {
+pub(crate) async fn until_equal(db: &Databases, tables: &[&str], deadline: Duration) {
     eventually_equal("the tables are equal", deadline, Vec::<String>::new(), || {
         differing_tables(&db.site, &db.agent, tables)
     })
@@ -29,7 +29,7 @@ async fn until_equal(db: &Databases, tables: &[&str], deadline: Duration) {
 }
 
 /// Starts `twinlog sync` and waits until the stream flows.
-async fn start_sync(config: &ConfigFile) -> Process {
+pub(crate) async fn start_sync(config: &ConfigFile) -> Process {
     let mut process = Process::start(config, &["sync"], "");
     process
         .wait_for_output("the stream flows", Duration::from_secs(30))
@@ -38,13 +38,13 @@ async fn start_sync(config: &ConfigFile) -> Process {
 }
 
 /// Creates the same schema on both sides.
-async fn on_both(db: &Databases, sql: &str) {
+pub(crate) async fn on_both(db: &Databases, sql: &str) {
     db.site.batch_execute(sql).await.unwrap();
     db.agent.batch_execute(sql).await.unwrap();
 }
 
 /// A configuration of the daemon for tests: quick retries.
-fn quick(db: &Databases) -> ConfigFile {
+pub(crate) fn quick(db: &Databases) -> ConfigFile {
     ConfigFile::new(
         db,
         "[sync]\nretry_initial_ms = 50\nretry_max_ms = 500\nreconnect_max_ms = 500\n",
@@ -66,7 +66,7 @@ pub(crate) async fn accounting(db: &Databases) -> (i64, i64) {
 }
 
 /// How many rows are parked.
-async fn parked(db: &Databases) -> i64 {
+pub(crate) async fn parked(db: &Databases) -> i64 {
     db.agent
         .query_one("SELECT count(*) FROM twinlog.failed_rows", &[])
         .await
@@ -75,14 +75,14 @@ async fn parked(db: &Databases) -> i64 {
 }
 
 /// Runs a command of the binary to its end: its status and all that it printed.
-async fn command(config: &ConfigFile, arguments: &[&str]) -> (ExitStatus, String) {
+pub(crate) async fn command(config: &ConfigFile, arguments: &[&str]) -> (ExitStatus, String) {
     let mut process = Process::start(config, arguments, "");
     let status = process.wait(2 * SOON).await;
     (status, process.output())
 }
 
 /// What an admin route answers: the status code and the body; `None` where nobody listens.
-async fn admin(config: &ConfigFile, path: &str) -> Option<(u16, String)> {
+pub(crate) async fn admin(config: &ConfigFile, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", config.admin_port)).await.ok()?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
@@ -93,7 +93,7 @@ async fn admin(config: &ConfigFile, path: &str) -> Option<(u16, String)> {
 }
 
 /// Waits until the daemon's metrics name a state, and no other.
-async fn until_state(config: &ConfigFile, state: &str) {
+pub(crate) async fn until_state(config: &ConfigFile, state: &str) {
     let wanted = format!("twinlog_sync_state{{state=\"{state}\"}} 1");
     eventually(&format!("the state is {state}"), 2 * SOON, || async {
         let body = admin(config, "/metrics")
@@ -115,7 +115,7 @@ async fn until_state(config: &ConfigFile, state: &str) {
 }
 
 /// Waits until a table's copy is in a state, with so many rows copied at least.
-async fn until_table(db: &Databases, table: &str, state: &str, rows: i64) {
+pub(crate) async fn until_table(db: &Databases, table: &str, state: &str, rows: i64) {
     eventually(&format!("{table} is {state} with {rows} row(s)"), 2 * SOON, || async {
         let row = db
             .agent
@@ -139,7 +139,7 @@ async fn until_table(db: &Databases, table: &str, state: &str, rows: i64) {
 }
 
 /// The identity that holds for every transaction: received = applied + unchanged + superseded + filtered + parked.
-async fn balanced(db: &Databases) {
+pub(crate) async fn balanced(db: &Databases) {
     let (received, accounted) = accounting(db).await;
     assert_eq!(received, accounted);
 }
