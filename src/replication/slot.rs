@@ -341,6 +341,16 @@ mod tests {
     }
 
     #[test]
+    fn looking_at_the_wrong_place_leaves_no_mark_and_a_restore_does() {
+        let restored = GapReason::LogBehind {
+            wal_end: Lsn(1),
+            checkpoint: Lsn(2),
+        };
+        assert!(restored.outlives_its_cause() && GapReason::SlotMissing.outlives_its_cause());
+        assert!(!GapReason::OtherSystem.outlives_its_cause() && !GapReason::OtherSource.outlives_its_cause());
+    }
+
+    #[test]
     fn a_failover_that_lost_nothing_goes_on() {
         let mut source = source();
         source.identity.timeline = 3;
