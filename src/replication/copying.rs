@@ -128,11 +128,12 @@ impl Copies {
             attempt += 1;
             let reason = error.explain();
             // A condition that a database does not take is its author's fault: he waits for the word.
-            if progress.condition.is_some() && error.disposition() != Disposition::Transient {
-                if self.give_up(&progress, &reason).await.is_ok() {
-                    warn!(table = %source.table, %reason, "resync with a condition given up");
-                    return;
-                }
+            if progress.condition.is_some()
+                && error.disposition() != Disposition::Transient
+                && self.give_up(&progress, &reason).await.is_ok()
+            {
+                warn!(table = %source.table, %reason, "resync with a condition given up");
+                return;
             }
             let mut detail = None;
             match error.disposition() {

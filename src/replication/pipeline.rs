@@ -187,10 +187,17 @@ impl Pipeline {
         if sent.is_ok() {
             return Ok(());
         }
+        Err(self.why_ended().await)
+    }
+
+    /// The sink's last word.
+    async fn why_ended(&mut self) -> SyncError {
         while let Some(report) = self.sink.report().await {
-            self.reported(Some(report))?;
+            if let Err(error) = self.reported(Some(report)) {
+                return error;
+            }
         }
-        Err(SyncError::SinkEnded)
+        SyncError::SinkEnded
     }
 
     fn reported(&mut self, report: Option<Report>) -> Result<(), SyncError> {
@@ -227,12 +234,7 @@ impl Pipeline {
         match request {
             Request::Describe(description, reply) => {
                 let id = description.id;
-                let answer = self
-                    .sink
-                    .resolve(description)
-                    .await
-                    .map_err(|SinkEnded| SyncError::SinkEnded)?;
-                let answer = match answer {
+                let answer = match self.resolve(description).await? {
                     Ok(relation) => Ok(self.canonical(id, relation).await?),
                     Err(error) => Err(error),
                 };
@@ -240,19 +242,22 @@ impl Pipeline {
                 let _ = reply.send(answer);
             }
             Request::ClearGap(reply) => {
-                self.sink
-                    .clear_gap(reply)
-                    .await
-                    .map_err(|SinkEnded| SyncError::SinkEnded)?;
+                let sent = self.sink.clear_gap(reply).await;
+                self.sent(sent).await?;
             }
             Request::Copying(table, copying) => {
-                self.sink
-                    .copying(table, copying)
-                    .await
-                    .map_err(|SinkEnded| SyncError::SinkEnded)?;
+                let sent = self.sink.copying(table, copying).await;
+                self.sent(sent).await?;
             }
         }
         Ok(())
+    }
+
+    async fn resolve(&mut self, description: TableDescription) -> Result<Result<Arc<Relation>, AgentError>, SyncError> {
+        match self.sink.resolve(description).await {
+            Ok(answer) => Ok(answer),
+            Err(SinkEnded) => Err(self.why_ended().await),
+        }
     }
 
     /// The one `Arc` of a table. A new shape replaces it, after everything of the old one was handed over.
@@ -398,11 +403,7 @@ impl Pipeline {
             columns: message.columns.iter().map(|column| Arc::clone(&column.name)).collect(),
             identity,
         };
-        let resolved = self
-            .sink
-            .resolve(description)
-            .await
-            .map_err(|SinkEnded| SyncError::SinkEnded)??;
+        let resolved = self.resolve(description).await??;
         let relation = self.canonical(message.id, resolved).await?;
         self.assembler.describe(message, relation);
         Ok(())

@@ -271,6 +271,8 @@ impl Sink {
         );
         let table = first.relation.table.clone();
         self.open().await?;
+        // A table with checks that are still to come can't be truncated.
+        self.check_deferred().await?;
         self.client
             .batch_execute(&sql)
             .await

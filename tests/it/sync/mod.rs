@@ -6,6 +6,7 @@ mod copying;
 mod gap;
 mod joining;
 mod kills;
+mod oracle;
 mod program;
 mod resync;
 mod setup;

@@ -4,24 +4,48 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// The tables that programs write.
-pub(super) const TABLES: &[&str] = &["docs", "pairs", "codes", "swaps"];
+pub(super) const TABLES: &[&str] = &[
+    "docs",
+    "pairs",
+    "codes",
+    "swaps",
+    "\"Odd Schema\".\"tä.ble\"",
+    "made",
+    "parents",
+    "children",
+    "nodes",
+];
 
 /// Made on both sides. `docs.big` is stored out of line, so that most updates leave it out of the stream; `codes` has a
-/// second unique index, `swaps` one that is checked at the end of a statement.
+/// second unique index, `swaps` one that is checked at the end of a statement; the
+/// odd one sends whole old rows and has names that need quotes, `made` is identified by another index than its key and has
+/// columns that the database makes; the last three refer to each other and to themselves.
 pub(super) const SCHEMA: &str = "
     CREATE TABLE docs (id bigint PRIMARY KEY, n int NOT NULL, small text, big text);
     ALTER TABLE docs ALTER big SET STORAGE EXTERNAL;
     CREATE TABLE pairs (a int, b text, v int, note text, PRIMARY KEY (a, b));
     CREATE TABLE codes (id int PRIMARY KEY, code text UNIQUE, big text);
     ALTER TABLE codes ALTER big SET STORAGE EXTERNAL;
-    CREATE TABLE swaps (id int PRIMARY KEY, place int NOT NULL UNIQUE DEFERRABLE INITIALLY IMMEDIATE)";
+    CREATE TABLE swaps (id int PRIMARY KEY, place int NOT NULL UNIQUE DEFERRABLE INITIALLY IMMEDIATE);
+    CREATE SCHEMA \"Odd Schema\";
+    CREATE TABLE \"Odd Schema\".\"tä.ble\" (\"select\" text PRIMARY KEY, \"Größe \"\"x\"\"\" numeric, big text, tags text[]);
+    ALTER TABLE \"Odd Schema\".\"tä.ble\" REPLICA IDENTITY FULL;
+    ALTER TABLE \"Odd Schema\".\"tä.ble\" ALTER big SET STORAGE EXTERNAL;
+    CREATE TABLE made (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code int NOT NULL UNIQUE, UNIQUE (id, code), twice int GENERATED ALWAYS AS (code * 2) STORED, big text);
+    ALTER TABLE made REPLICA IDENTITY USING INDEX made_id_code_key;
+    CREATE TABLE parents (id int PRIMARY KEY, name text);
+    CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, n int);
+    CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes ON DELETE SET NULL)";
 
 /// Rows that are there before the daemon is.
 pub(super) const SEED_ROWS: &str = "
     INSERT INTO docs SELECT i, 0, 's' || i, repeat(md5(i::text), 90) FROM generate_series(1, 400, 3) i;
     INSERT INTO pairs SELECT i % 10, chr(97 + i % 7), i, NULL FROM generate_series(1, 200) i ON CONFLICT DO NOTHING;
     INSERT INTO codes SELECT i, 'c' || i, repeat(md5(i::text), 80) FROM generate_series(1, 30) i;
-    INSERT INTO swaps SELECT i, i FROM generate_series(1, 20) i";
+    INSERT INTO swaps SELECT i, i FROM generate_series(1, 20) i;
+    INSERT INTO parents SELECT i, 'p' || i FROM generate_series(1, 15) i;
+    INSERT INTO children SELECT i, 1 + i % 15, 0 FROM generate_series(1, 40) i;
+    INSERT INTO nodes SELECT i, CASE WHEN i % 4 <> 0 THEN 21 - i END FROM generate_series(1, 20) i";
 
 /// Small, so that programs meet their own rows.
 const DOCS: i64 = 60;
@@ -84,14 +108,20 @@ impl Program {
     }
 
     fn statement(&mut self) -> String {
-        match self.below(100) {
+        match self.below(135) {
+            120..135 => self.family(),
+            100..110 => self.odd(),
+            110..120 => self.made(),
             0..60 => self.docs(),
             60..75 => self.pairs(),
             75..88 => self.codes(),
             88..98 => self.swaps(),
-            _ => ["TRUNCATE pairs", "TRUNCATE codes, swaps", "TRUNCATE docs"]
-                [usize::try_from(self.below(3)).unwrap_or(0)]
-            .to_owned(),
+            _ => match self.below(4) {
+                0 => "TRUNCATE pairs".to_owned(),
+                1 => "TRUNCATE codes, swaps".to_owned(),
+                2 => "TRUNCATE docs".to_owned(),
+                _ => "TRUNCATE parents CASCADE".to_owned(),
+            },
         }
     }
 
@@ -182,6 +212,63 @@ impl Program {
             ),
             4 => format!("UPDATE codes SET id = {y} WHERE id = {x} AND NOT EXISTS (SELECT FROM codes WHERE id = {y})"),
             _ => format!("UPDATE codes SET code = NULL WHERE id = {x}"),
+        }
+    }
+
+    fn odd(&mut self) -> String {
+        let table = "\"Odd Schema\".\"tä.ble\"";
+        let (x, y, n) = (self.below(15), self.below(15), self.below(1000));
+        match self.below(5) {
+            0 | 1 => format!(
+                "INSERT INTO {table} VALUES ('k ''{x}', {n}.50, {}, ARRAY['a,b', NULL, '{{\"x\"}}', 'é{n}']) \
+                 ON CONFLICT DO NOTHING",
+                self.big()
+            ),
+            2 => format!("UPDATE {table} SET \"Größe \"\"x\"\"\" = 'NaN', tags = NULL WHERE \"select\" = 'k ''{x}'"),
+            3 => format!(
+                "UPDATE {table} SET \"select\" = 'k ''{y}' WHERE \"select\" = 'k ''{x}' \
+                 AND NOT EXISTS (SELECT FROM {table} WHERE \"select\" = 'k ''{y}')"
+            ),
+            _ => format!("DELETE FROM {table} WHERE \"select\" = 'k ''{x}'"),
+        }
+    }
+
+    /// Rows that need each other.
+    fn family(&mut self) -> String {
+        let (x, y, child) = (self.below(15), self.below(15), self.below(40));
+        match self.below(8) {
+            0 => format!("DELETE FROM parents WHERE id = {x}"),
+            1 => format!(
+                "INSERT INTO parents VALUES ({x}, 'again') ON CONFLICT DO NOTHING; \
+                 INSERT INTO children VALUES ({child}, {x}, 1) ON CONFLICT (id) DO UPDATE SET parent = {x}"
+            ),
+            2 => format!(
+                "UPDATE parents SET id = {y} WHERE id = {x} AND NOT EXISTS (SELECT FROM parents WHERE id = {y})"
+            ),
+            3 => format!(
+                "UPDATE children SET n = n + 1, parent = (SELECT min(id) FROM parents WHERE id > {x}) WHERE id = {child}"
+            ),
+            4 => format!("DELETE FROM children WHERE parent = {x}; DELETE FROM parents WHERE id = {x}"),
+            5 => format!(
+                "INSERT INTO nodes VALUES ({x}, NULL) ON CONFLICT DO NOTHING; \
+                 INSERT INTO nodes VALUES ({y}, {x}) ON CONFLICT DO NOTHING; UPDATE nodes SET up = {y} WHERE id = {x}"
+            ),
+            6 => format!("DELETE FROM nodes WHERE id IN ({x}, {y})"),
+            _ => format!("UPDATE nodes SET up = NULL WHERE id = {x}; DELETE FROM nodes WHERE up = {x}"),
+        }
+    }
+
+    fn made(&mut self) -> String {
+        let (x, y) = (self.below(25), self.below(25));
+        match self.below(4) {
+            0 | 1 => format!(
+                "INSERT INTO made (code, big) VALUES ({x}, {}) ON CONFLICT DO NOTHING",
+                self.big()
+            ),
+            2 => format!(
+                "UPDATE made SET code = {y} WHERE code = {x} AND NOT EXISTS (SELECT FROM made WHERE code = {y})"
+            ),
+            _ => format!("DELETE FROM made WHERE code = {x}"),
         }
     }
 

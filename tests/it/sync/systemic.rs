@@ -215,3 +215,35 @@ async fn a_transaction_of_exactly_as_many_rows_as_a_batch_holds_is_committed_wit
         until_equal(&db, &["notes"], SOON).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_without_privileges_truncates_a_table_that_its_transaction_has_changed() {
+    const PLACES: &str = "CREATE TABLE places (id int PRIMARY KEY, place int UNIQUE DEFERRABLE INITIALLY IMMEDIATE)";
+    let db = databases().await;
+    let name = db.agent.name.clone();
+    db.agent
+        .batch_execute(&format!(
+            "CREATE ROLE {name} LOGIN PASSWORD '{name}'; ALTER DATABASE {name} OWNER TO {name}; SET ROLE {name}"
+        ))
+        .await
+        .unwrap();
+    on_both(&db, PLACES).await;
+    let agent = format!("postgres://{name}:{name}@127.0.0.1:{}/{name}", db.agent.cluster.port());
+    let config = ConfigFile::with_urls(&db.site.url, &agent, &db.site.name, "");
+    let mut daemon = start_sync(&config).await;
+    db.site
+        .batch_execute(
+            "INSERT INTO places SELECT i, i FROM generate_series(1, 20) i;
+             BEGIN; UPDATE places SET place = place + 1; TRUNCATE places; INSERT INTO places VALUES (1, 1); COMMIT",
+        )
+        .await
+        .unwrap();
+    until_equal(&db, &["places"], SOON).await;
+    daemon.kill9();
+    db.agent
+        .batch_execute(&format!(
+            "RESET ROLE; ALTER DATABASE {name} OWNER TO CURRENT_USER; REASSIGN OWNED BY {name} TO CURRENT_USER; DROP ROLE {name}"
+        ))
+        .await
+        .unwrap();
+}
