@@ -129,7 +129,7 @@ async fn the_rate_is_kept_and_nothing_is_lost_by_it() {
     let started = std::time::Instant::now();
     for index in 0..60 {
         let to = format!("+16505552{index:03}");
-        assert_eq!(server.plain(&json!({"to": to, "text": "x"})).await.status, 202);
+        assert!(server.plain(&json!({"to": to, "text": "x"})).await.status < 300);
     }
     eventually("all are sent", SOON, || async {
         let sent = world.meta.ledger().messages.len();

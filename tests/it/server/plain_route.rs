@@ -196,7 +196,7 @@ async fn messages_of_a_conversation_leave_in_order_and_others_pass_them() {
     })
     .await;
     for text in ["2", "3", "4"] {
-        assert_eq!(server.plain(&json!({"to": USER, "text": text})).await.status, 202);
+        assert!(server.plain(&json!({"to": USER, "text": text})).await.status < 300);
     }
     let other = server
         .plain(&json!({"to": "+16505550000", "text": "other", "wait": true}))
