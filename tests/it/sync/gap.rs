@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{admin, balanced, command, on_both, quick, start_sync, until_equal, until_state};
-use crate::harness::{ConfigFile, Databases, Process, SOON, databases, eventually, private_databases};
+use crate::harness::{
+    ConfigFile, Databases, Process, SOON, databases, eventually, eventually_equal, private_databases,
+};
 use twinlog::dev::postgres::Settings;
 
 const NOTES: &str = "CREATE TABLE notes (id bigint PRIMARY KEY, body text, n int)";
@@ -157,6 +159,12 @@ async fn a_slot_that_was_advanced_by_hand_is_a_gap_that_a_restart_does_not_heal(
     // The closing of a gap may be killed, too: it stays one.
     let mut daemon = Process::start(&config, &["sync"], "copy.before_high_fence=return(abort)");
     until_state(&config, "gap").await;
+    // The command must know of this daemon, or it would be one itself.
+    eventually_equal("the daemon has reported", SOON, Some("true".to_owned()), || {
+        db.agent
+            .text("SELECT bool_or(state = 'gap' AND reported_at > now() - interval '1 s') FROM twinlog.daemon")
+    })
+    .await;
     let (status, output) = command(&config, &["resync", "--all"]).await;
     assert!(status.success(), "{output}");
     daemon.wait(2 * SOON).await;
