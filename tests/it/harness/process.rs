@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Databases;
+use super::{Databases, SOON, eventually};
 
 /// A configuration file for the binary, removed when dropped.
 pub(crate) struct ConfigFile {
@@ -168,6 +168,18 @@ impl Process {
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Waits until it has said `text`, be it its last word: a state may be seen elsewhere before the line is here.
+    ///
+    /// # Panics
+    /// If it has not within [`SOON`], with what it said.
+    pub(crate) async fn says(&self, text: &str) {
+        eventually(&format!("twinlog says {text:?}"), SOON, || async {
+            let output = self.output();
+            if output.contains(text) { Ok(()) } else { Err(output) }
+        })
+        .await;
     }
 
     /// Waits until it has printed something that contains `text`.

@@ -353,7 +353,7 @@ async fn a_table_that_was_created_anew_while_nobody_looked_is_read_again() {
         .unwrap();
     let daemon = start_sync(&config).await;
     until_equal(&db, &["notes"], SOON).await;
-    assert!(daemon.output().contains("created anew"), "{}", daemon.output());
+    daemon.says("created anew").await;
     // And once more, under its eyes.
     db.site
         .batch_execute(&format!(

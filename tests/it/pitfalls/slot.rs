@@ -91,11 +91,7 @@ async fn a_site_db_that_was_restored_from_a_backup_is_a_gap_and_never_gone_on_wi
     // THEN nothing flows until everything was read again
     let daemon = Process::start(&config, &["sync"], "");
     until_state(&config, "gap").await;
-    assert!(
-        daemon.output().contains("restored from a backup"),
-        "{}",
-        daemon.output()
-    );
+    daemon.says("restored from a backup").await;
     let (status, output) = command(&config, &["resync", "--all", "--wait"]).await;
     assert!(status.success(), "{output}");
     until_equal(&db, &["notes"], SOON).await;

@@ -76,7 +76,7 @@ async fn shown_and_closed(db: &Databases, config: &ConfigFile, daemon: &mut Proc
     })
     .await;
     assert!(!status.0.success() && status.1.contains(why), "{}", status.1);
-    assert!(daemon.output().contains("twinlog resync --all"), "the way out is said");
+    daemon.says("twinlog resync --all").await;
     // Single tables do not close it.
     let requested = Process::start(config, &["resync", "notes"], "");
     drop(requested);
@@ -216,7 +216,7 @@ async fn another_database_or_cluster_behind_the_same_url_is_a_gap_and_nothing_is
     let elsewhere = ConfigFile::with_urls(&other.site.url, &db.agent.url, &db.site.name, "");
     let mut daemon = Process::start(&elsewhere, &["sync"], "");
     until_state(&elsewhere, "held").await;
-    assert!(daemon.output().contains("another database"), "{}", daemon.output());
+    daemon.says("another database").await;
     daemon.kill9();
     assert_eq!(db.agent.text(rows).await.as_deref(), Some("0"));
 
@@ -229,7 +229,7 @@ async fn another_database_or_cluster_behind_the_same_url_is_a_gap_and_nothing_is
     let elsewhere = ConfigFile::with_urls(&other.agent.url, &db.agent.url, &db.site.name, "");
     let mut daemon = Process::start(&elsewhere, &["sync"], "");
     until_state(&elsewhere, "gap").await;
-    assert!(daemon.output().contains("another cluster"), "{}", daemon.output());
+    daemon.says("another cluster").await;
     daemon.kill9();
     assert_eq!(db.agent.text(rows).await.as_deref(), Some("0"));
 

@@ -36,7 +36,7 @@ async fn an_agent_db_that_is_read_only_holds_the_stream_and_parks_nothing() {
         .await
         .unwrap();
     until_state(&config, "held").await;
-    assert!(daemon.output().contains("read-only"), "{}", daemon.output());
+    daemon.says("read-only").await;
     assert_eq!(parked(&db).await, 0);
     db.agent
         .batch_execute(&format!(
@@ -79,11 +79,7 @@ async fn a_right_that_is_revoked_in_mid_stream_holds_the_stream_and_parks_nothin
         .await
         .unwrap();
     until_state(&config, "held").await;
-    assert!(
-        daemon.output().contains("permission denied for table notes"),
-        "{}",
-        daemon.output()
-    );
+    daemon.says("permission denied for table notes").await;
     assert_eq!(parked(&db).await, 0);
     db.agent
         .batch_execute(&format!("GRANT INSERT ON notes TO {name}"))
@@ -113,7 +109,7 @@ async fn a_table_that_is_dropped_in_the_agent_db_holds_the_stream_until_it_is_ba
         .await
         .unwrap();
     until_state(&config, "held").await;
-    assert!(daemon.output().contains("notes"), "{}", daemon.output());
+    daemon.says("notes").await;
     assert_eq!(parked(&db).await, 0);
     db.agent.batch_execute(NOTES).await.unwrap();
     until_state(&config, "streaming").await;
@@ -143,7 +139,7 @@ async fn more_parked_rows_than_are_allowed_hold_the_stream_with_the_reason() {
         .await
         .unwrap();
     until_state(&config, "held").await;
-    assert!(daemon.output().contains("max_failed_rows"), "{}", daemon.output());
+    daemon.says("max_failed_rows").await;
     assert!(parked(&db).await <= 5);
     eventually("status says it", SOON, || async {
         let (status, output) = command(&config, &["status", "--json"]).await;
