@@ -328,6 +328,7 @@ async fn the_daemon_alone_needs_no_more_than_the_readme_grants() {
     variables.push(("TWINLOG__ADMIN__LISTEN", "127.0.0.1:0".to_owned()));
     for expected in [100, 101] {
         let mut daemon = Process::start_with(defaults.path(), &["sync"], &borrowed(&variables));
+        daemon.wait_for_output("the stream flows", SOON).await;
         eventually_equal("the orders are there", SOON, expected, || {
             agent.count("SELECT count(*) FROM shop.orders")
         })
