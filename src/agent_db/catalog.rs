@@ -21,6 +21,8 @@ pub(super) struct Target {
     pub equals: Vec<String>,
     /// Whether its rows are in partitions.
     pub partitioned: bool,
+    /// Whether `COPY` does there what INSERT does: it refuses row-level security and passes by rules.
+    pub copyable: bool,
 }
 
 /// How to write a column.
@@ -107,7 +109,8 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
     let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
     let class = client
         .query_opt(
-            "SELECT c.oid, c.relkind::text FROM pg_catalog.pg_class c
+            "SELECT c.oid, c.relkind::text, NOT c.relhasrules AND NOT pg_catalog.row_security_active(c.oid)
+             FROM pg_catalog.pg_class c
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
             &[&&*table.schema, &&*table.name],
         )
@@ -120,6 +123,7 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
         return Err(AgentError::NotATable { table: table.clone() });
     }
     let partitioned = kind == "p";
+    let copyable: bool = class.get(2);
     let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
     let key = client.query(KEY, &[&oid]).await.map_err(failed)?;
 
@@ -223,6 +227,7 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
             .map(|row| format!("OPERATOR({}.{})", quote_identifier(row.get(1)), row.get::<_, &str>(2)))
             .collect(),
         partitioned,
+        copyable,
     })
 }
 

@@ -23,6 +23,7 @@ mod catalog;
 mod checkpoint;
 mod connect;
 mod control;
+mod copy_text;
 mod error;
 mod inspect;
 mod plan;

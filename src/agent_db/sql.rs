@@ -11,6 +11,9 @@ use super::catalog::{Column, Target};
 /// What a statement does to rows of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
+    /// Insert full images that nothing is known to be in the way of, by `COPY`: the cheapest way by far, and refused as a
+    /// whole where one key is there already.
+    Copy,
     /// Insert full images, or overwrite what is there.
     Upsert {
         /// Overwrite only where something differs: a chunk mostly finds what is there already.
@@ -51,6 +54,7 @@ pub(super) struct Text {
 /// The statement of a kind for a table.
 pub(super) fn statement(target: &Target, kind: &Kind) -> Text {
     match kind {
+        Kind::Copy => copy(target),
         Kind::Upsert { only_if_different } => upsert(target, *only_if_different),
         Kind::Partial { present } => update(target, present, false),
         Kind::Move { present } => update(target, present, true),
@@ -70,6 +74,19 @@ pub(super) fn truncate(targets: &[&Target], restart_identity: bool) -> String {
         .collect();
     let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
     format!("TRUNCATE {}{identity}", tables.join(", "))
+}
+
+/// `COPY … FROM STDIN` in text form; a value of an identity column is taken as it is, like with OVERRIDING SYSTEM VALUE.
+fn copy(target: &Target) -> Text {
+    let mut sql = format!("COPY {} (", target.relation.table.quoted());
+    list(&mut sql, target.columns.iter(), |sql, column| {
+        sql.push_str(&column.name)
+    });
+    sql.push_str(") FROM STDIN");
+    Text {
+        sql,
+        parameters: Vec::new(),
+    }
 }
 
 fn upsert(target: &Target, only_if_different: bool) -> Text {
@@ -226,6 +243,7 @@ mod tests {
             ],
             equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
             partitioned: false,
+            copyable: true,
         }
     }
 
@@ -316,6 +334,16 @@ mod tests {
             text.sql,
             r#"UPDATE "public"."le""ads" AS t SET "id" = x.c2::bigint, "shop" = x.c3::public.citext FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS x(c0, c1, c2, c3, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
         );
+    }
+
+    #[test]
+    fn a_copy_names_the_columns_of_the_stream() {
+        let text = statement(&target(), &Kind::Copy);
+        assert_eq!(
+            text.sql,
+            r#"COPY "public"."le""ads" ("name", "id", "shop", "seq") FROM STDIN"#
+        );
+        assert_eq!(text.parameters, []);
     }
 
     #[test]

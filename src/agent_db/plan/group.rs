@@ -89,11 +89,28 @@ impl<'e> Group<'e> {
         groups
     }
 
-    /// The statements of the rows of a table's round.
-    pub(in crate::agent_db) fn of_rows(table: &'e TableRound<'_>) -> Vec<Self> {
+    /// The statements of the rows of a table's round. `may_copy`: rows of this origin that should be new may go by COPY.
+    pub(in crate::agent_db) fn of_rows(table: &'e TableRound<'_>, may_copy: impl Fn(Origin) -> bool) -> Vec<Self> {
+        /// A COPY costs one more round trip, about 100 µs, and saves about 2 µs a row.
+        const FEWEST_TO_COPY: usize = 64;
+        let new_rows = |origin| {
+            let news = table
+                .rows
+                .values()
+                .filter(|entry| entry.is_new && entry.last.origin == origin);
+            may_copy(origin) && news.take(FEWEST_TO_COPY).count() == FEWEST_TO_COPY
+        };
+        let (copy_stream, copy_chunk) = (new_rows(Origin::Stream), new_rows(Origin::Chunk));
         let mut groups: Vec<Self> = Vec::new();
         for (&key, entry) in &table.rows {
-            let (kind, row) = kind_of(entry.image(), entry.last.origin);
+            let (mut kind, row) = kind_of(entry.image(), entry.last.origin);
+            let copies = match entry.last.origin {
+                Origin::Stream => copy_stream,
+                Origin::Chunk => copy_chunk,
+            };
+            if copies && entry.is_new && matches!(kind, Kind::Upsert { .. }) {
+                kind = Kind::Copy;
+            }
             let line = Line {
                 change: entry.last,
                 key,
@@ -170,6 +187,11 @@ impl<'e> Group<'e> {
             lines,
             ..*self
         })
+    }
+
+    /// Whether this goes by COPY, which is refused as a whole and after which no other statement is in flight.
+    pub(in crate::agent_db) fn copies(&self) -> bool {
+        self.kind == Kind::Copy
     }
 
     /// Whether this removes rows: what must come first for unique indexes, and last for foreign keys.

@@ -42,6 +42,8 @@ pub(super) struct Entry<'a> {
     folded: Folded<'a>,
     /// The last of them: decides how the result is counted.
     pub last: &'a Change,
+    /// The first of them was an insert: no row should be there yet.
+    pub is_new: bool,
 }
 
 #[derive(Debug)]
@@ -195,6 +197,7 @@ impl<'a> TableRound<'a> {
                 vacant.insert(Entry {
                     folded: Folded::One(&change.operation),
                     last: change,
+                    is_new: matches!(change.operation, Operation::Insert(_)),
                 });
                 Offer::Taken
             }

@@ -68,7 +68,7 @@ fn change() -> impl Strategy<Value = Change> {
 /// nothing (the sink parks the former and inserts full images of the latter).
 fn write(table: &mut Table, line: &Line<'_>, kind: &Kind) {
     match kind {
-        Kind::Upsert { .. } => {
+        Kind::Copy | Kind::Upsert { .. } => {
             table.insert(line.change.key.clone(), line.row.unwrap().clone());
         }
         Kind::Delete => {
@@ -92,7 +92,7 @@ fn write(table: &mut Table, line: &Line<'_>, kind: &Kind) {
 
 fn write_round(table: &mut Table, round: &Round<'_>) {
     for part in &round.tables {
-        for group in Group::of_moves(part).iter().chain(&Group::of_rows(part)) {
+        for group in Group::of_moves(part).iter().chain(&Group::of_rows(part, |_| true)) {
             let keys: AHashSet<_> = group.lines.iter().map(|line| line.key).collect();
             assert_eq!(keys.len(), group.lines.len(), "a key twice in one statement");
             // Backwards: the order within a statement must not matter.
@@ -161,7 +161,7 @@ fn each_change_is_in_the_round_or_reported_as_folded() {
         .iter()
         .filter(|change| matches!(round.offer(change, false), Offer::Folded(_)))
         .count();
-    let groups = Group::of_rows(&round.tables[0]);
+    let groups = Group::of_rows(&round.tables[0], |_| true);
     assert_eq!((folded, groups.len(), groups[0].lines.len()), (7, 1, 3));
 }
 

@@ -6,6 +6,7 @@
 //! not seen leaves it unusable for good. So a caller can't commit a checkpoint over rows that are not there.
 
 mod bookkeeping;
+mod bulk;
 mod ledger;
 mod parking;
 mod pipeline;
@@ -20,6 +21,7 @@ use tokio::task::AbortHandle;
 use tokio_postgres::Client;
 
 use self::bookkeeping::{Accounting, Bookkeeping};
+use self::bulk::Spared;
 use self::ledger::Ledger;
 use self::parking::Lot;
 use self::pipeline::{Request, in_order};
@@ -72,6 +74,7 @@ pub struct Sink {
     bookkeeping: Bookkeeping,
     lot: Lot,
     copying: HashSet<TableName>,
+    spared: Spared,
     foreign_keys: Vec<ForeignKey>,
     depths: HashMap<TableName, usize>,
     /// What the open transaction holds.
@@ -151,6 +154,7 @@ impl Sink {
             bookkeeping,
             lot,
             copying: HashSet::new(),
+            spared: Spared::default(),
             depths: catalog::depths(&foreign_keys),
             foreign_keys,
             ledger: Ledger::default(),

@@ -1,11 +1,13 @@
 //! Sending groups of rows in one round trip, and counting what each did.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::TryStreamExt;
 use tokio_postgres::{Client, Statement};
 
 use super::Sink;
+use super::bulk;
 use super::ledger::{Kind as Counted, Ledger};
 use super::parking::Why;
 use super::pipeline::{Request, in_order};
@@ -153,7 +155,7 @@ impl Sink {
                     .count();
                 ledger.of(table, Counted::Update).applied += total - parked as u64;
             }
-            Kind::Upsert { .. } => {
+            Kind::Copy | Kind::Upsert { .. } => {
                 let inserts = group
                     .lines
                     .iter()
@@ -166,50 +168,84 @@ impl Sink {
         Ok(())
     }
 
-    /// One round trip: `before`, the groups' statements, `after`.
+    /// `before`, the groups' statements, `after`: one round trip, and one more for each COPY.
     async fn send(
         &mut self,
         groups: &[(&Group<'_>, Arc<Target>)],
         before: &str,
         after: &str,
     ) -> Result<Vec<Reply>, AgentError> {
-        let mut prepared = Vec::with_capacity(groups.len());
+        let mut parts = Vec::with_capacity(groups.len());
         for (group, target) in groups {
-            prepared.push(self.prepared(target, &group.kind).await?);
+            parts.push(Part {
+                group,
+                prepared: self.prepared(target, &group.kind).await?,
+                rows: group.lines.iter().filter_map(|line| line.row).collect(),
+                keys: group.lines.iter().map(|line| line.key).collect(),
+            });
         }
-        let opening = self.opening.take();
-        let columns: Vec<(Vec<&Row>, Vec<&Key>)> = groups
-            .iter()
-            .map(|(group, _)| {
-                (
-                    group.lines.iter().filter_map(|line| line.row).collect(),
-                    group.lines.iter().map(|line| line.key).collect(),
-                )
-            })
-            .collect();
+        let opening = self.opening.take().unwrap_or_default();
+        let mut heads = vec![&*opening, before];
+        let mut replies = Vec::with_capacity(groups.len());
+        let mut rest = parts.as_slice();
+        loop {
+            // A COPY flies alone: behind a statement that fails it would not be taken up.
+            let until = rest.iter().position(|part| part.group.copies()).unwrap_or(rest.len());
+            let (flight, others) = rest.split_at(until.max(usize::from(!rest.is_empty())));
+            rest = others;
+            let tail = if rest.is_empty() { after } else { "" };
+            replies.extend(self.fly(&heads, flight, tail).await?);
+            heads.clear();
+            if rest.is_empty() {
+                return Ok(replies);
+            }
+        }
+    }
+
+    /// One round trip: `heads`, the parts' statements, `tail`.
+    async fn fly(&mut self, heads: &[&str], parts: &[Part<'_>], tail: &str) -> Result<Vec<Reply>, AgentError> {
         let client = &self.client;
+        let copied = parts
+            .iter()
+            .find(|part| part.group.copies())
+            .map(|part| &part.group.relation.table);
+        let started = AtomicBool::new(false);
         let mut requests: Vec<Request<'_, Result<Reply, tokio_postgres::Error>>> = Vec::new();
-        let heads = [opening.as_deref().unwrap_or_default(), before];
-        for head in heads.into_iter().filter(|head| !head.is_empty()) {
+        for head in heads.iter().filter(|head| !head.is_empty()) {
             requests.push(Box::pin(command(client, head)));
         }
         let first = requests.len();
-        for (((group, _), prepared), (rows, keys)) in groups.iter().zip(&prepared).zip(&columns) {
-            requests.push(Box::pin(run(client, &group.kind, prepared, rows, keys)));
+        for part in parts {
+            requests.push(Box::pin(part.run(client, &started)));
         }
-        if !after.is_empty() {
-            requests.push(Box::pin(command(client, after)));
+        if !tail.is_empty() {
+            requests.push(Box::pin(command(client, tail)));
         }
-        let mut replies = Vec::with_capacity(groups.len());
+        let mut replies = Vec::with_capacity(parts.len());
         for (position, answer) in in_order(requests).await.into_iter().enumerate() {
-            let group = position.checked_sub(first).and_then(|position| groups.get(position));
-            // The first error is the true one; those behind it only say that the transaction is aborted.
-            let reply = answer.map_err(|source| {
-                AgentError::from_driver("write rows", group.map(|(group, _)| &group.relation.table), source)
-            })?;
-            if group.is_some() {
-                replies.push(reply);
+            let part = position.checked_sub(first).and_then(|position| parts.get(position));
+            match answer {
+                Ok(reply) if part.is_some() => replies.push(reply),
+                Ok(_) => {}
+                Err(source) if copied.is_some() && !started.load(Ordering::Relaxed) => {
+                    self.connection.abort();
+                    return Err(AgentError::Connection {
+                        action: "begin a COPY",
+                        source,
+                    });
+                }
+                // The first error is the true one; those behind it only say that the transaction is aborted.
+                Err(source) => {
+                    if let Some(table) = copied {
+                        self.spared.refused(table);
+                    }
+                    let table = part.map(|part| &part.group.relation.table);
+                    return Err(AgentError::from_driver("write rows", table, source));
+                }
             }
+        }
+        if let Some(table) = copied {
+            self.spared.accepted(table);
         }
         Ok(replies)
     }
@@ -243,30 +279,42 @@ async fn command(client: &Client, sql: &str) -> Result<Reply, tokio_postgres::Er
     client.batch_execute(sql).await.map(|()| Reply::Done)
 }
 
-async fn run(
-    client: &Client,
-    kind: &Kind,
-    prepared: &Prepared,
-    rows: &[&Row],
-    keys: &[&Key],
-) -> Result<Reply, tokio_postgres::Error> {
-    let parameters = prepared.parameters.iter().map(|parameter| match *parameter {
-        Parameter::Column(column) => TextArray::Column { rows, column },
-        Parameter::KeyPart(part) => TextArray::KeyPart { keys, part },
-    });
-    if matches!(kind, Kind::Partial { .. } | Kind::Move { .. }) {
-        let found = client
-            .query_raw(&prepared.statement, parameters)
-            .await?
-            .and_then(|row| std::future::ready(row.try_get::<_, i64>(0)))
-            .try_collect()
-            .await?;
-        Ok(Reply::Found(found))
-    } else {
-        client
-            .execute_raw(&prepared.statement, parameters)
-            .await
-            .map(Reply::Count)
+/// A group's statement and what goes into it.
+struct Part<'e> {
+    group: &'e Group<'e>,
+    prepared: Arc<Prepared>,
+    rows: Vec<&'e Row>,
+    keys: Vec<&'e Key>,
+}
+
+impl Part<'_> {
+    /// Runs the statement. `started` is for a COPY, see [`bulk::copy`].
+    async fn run(&self, client: &Client, started: &AtomicBool) -> Result<Reply, tokio_postgres::Error> {
+        let Prepared {
+            statement, parameters, ..
+        } = &*self.prepared;
+        let parameters = parameters.iter().map(|parameter| match *parameter {
+            Parameter::Column(column) => TextArray::Column {
+                rows: &self.rows,
+                column,
+            },
+            Parameter::KeyPart(part) => TextArray::KeyPart { keys: &self.keys, part },
+        });
+        match self.group.kind {
+            Kind::Copy => bulk::copy(client, statement, &self.rows, started)
+                .await
+                .map(Reply::Count),
+            Kind::Partial { .. } | Kind::Move { .. } => {
+                let found = client
+                    .query_raw(statement, parameters)
+                    .await?
+                    .and_then(|row| std::future::ready(row.try_get::<_, i64>(0)))
+                    .try_collect()
+                    .await?;
+                Ok(Reply::Found(found))
+            }
+            Kind::Upsert { .. } | Kind::Delete => client.execute_raw(statement, parameters).await.map(Reply::Count),
+        }
     }
 }
 

@@ -30,11 +30,19 @@ impl Sink {
     /// Writes a segment's rows and parks those that are refused (in memory; the caller flushes the lot).
     pub(super) async fn write(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
         self.lot.begin_segment();
-        let mut ledger = Ledger::default();
-        let error = match Box::pin(self.at_once(segment, &mut ledger)).await {
-            Ok(()) => return Ok(ledger),
-            Err(error) if is_row_error(&error) => error,
-            Err(error) => return Err(error),
+        self.spared.next_segment();
+        let error = loop {
+            let mut ledger = Ledger::default();
+            match Box::pin(self.at_once(segment, &mut ledger)).await {
+                Ok(()) => return Ok(ledger),
+                // Each refusal spares one more table, so this comes to an end.
+                Err(error) if is_row_error(&error) && self.spared.take_refused() => {
+                    tracing::debug!(%error, "a COPY was refused; writing the batch with upserts");
+                    self.rewind().await?;
+                }
+                Err(error) if is_row_error(&error) => break error,
+                Err(error) => return Err(error),
+            }
         };
         tracing::debug!(%error, items = segment.items.len(), "a batch was refused; replaying it in order");
         let mut ledger = Ledger::default();
@@ -92,13 +100,7 @@ impl Sink {
 
     /// In exact stream order, each run of like neighbours under its own savepoint.
     async fn one_by_one(&mut self, segment: &Segment, ledger: &mut Ledger, checks: Checks) -> Result<(), AgentError> {
-        self.lot.take_back();
-        if self.opening.is_none() {
-            self.command("ROLLBACK TO SAVEPOINT segment").await?;
-        }
-        if self.is_fallback() && self.opening.is_none() {
-            self.command("SET CONSTRAINTS ALL DEFERRED").await?;
-        }
+        self.rewind().await?;
         let mut run = Run::default();
         for item in &segment.items {
             match item {
@@ -137,6 +139,18 @@ impl Sink {
         Ok(())
     }
 
+    /// Back to where the segment began.
+    async fn rewind(&mut self) -> Result<(), AgentError> {
+        self.lot.take_back();
+        if self.opening.is_none() {
+            self.command("ROLLBACK TO SAVEPOINT segment").await?;
+            if self.is_fallback() {
+                self.command("SET CONSTRAINTS ALL DEFERRED").await?;
+            }
+        }
+        Ok(())
+    }
+
     fn heals(&self, change: &Change) -> bool {
         change.origin == Origin::Chunk && self.lot.contains(&change.relation.table, &change.key)
     }
@@ -161,7 +175,15 @@ impl Sink {
                 self.write_groups(&moves, "", "", ledger).await?;
             }
         }
-        let mut groups: Vec<Group<'_>> = round.tables.iter().flat_map(Group::of_rows).collect();
+        let mut groups: Vec<Group<'_>> = Vec::new();
+        for table in &round.tables {
+            let name = &table.relation.table;
+            let may_copy = self.target(table.relation).await?.copyable && !self.spared.contains(name);
+            let is_copying = self.copying.contains(name);
+            groups.extend(Group::of_rows(table, |origin| {
+                may_copy && (origin == Origin::Stream || is_copying)
+            }));
+        }
         if self.is_fallback() {
             // Foreign keys: parents before children, then deletes the other way round.
             groups.sort_by_key(|group| {
@@ -173,8 +195,8 @@ impl Sink {
                 }
             });
         } else {
-            // Unique indexes: what leaves makes room for what comes.
-            groups.sort_by_key(|group| !group.deletes());
+            // Unique indexes: what leaves, or gives a value up, makes room for what comes.
+            groups.sort_by_key(|group| (!group.deletes(), group.copies()));
         }
         if !groups.is_empty() {
             self.write_groups(&groups, "", "", ledger).await?;
