@@ -257,3 +257,42 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
         assert!(!log.contains(secret), "{secret} is in {log}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemons_log_holds_no_values_either() {
+    let world = World::new().await;
+    migrations::apply_agent(&world.db.agent.database_url()).await.unwrap();
+    let talkative = "[log]\nfilter = \"debug,twinlog=trace,tokio_postgres=trace\"";
+    let config = ConfigFile::new(&world.db, talkative);
+    let mut daemon = Process::start(&config, &["sync"], "");
+    let lead = "INSERT INTO leads (phone, name) VALUES ('+49555999888', 'a-secret-name')";
+    world.db.site.batch_execute(lead).await.unwrap();
+    let there = || {
+        world
+            .db
+            .agent
+            .text("SELECT count(*) FROM leads WHERE name = 'a-secret-name'")
+    };
+    crate::harness::eventually_equal("the lead is on the other side", SOON, Some("1".to_owned()), there).await;
+    // And one that comes by the stream, whenever the first one came.
+    world
+        .db
+        .site
+        .batch_execute("UPDATE leads SET phone = '+49555999777', username = 'b-secret-name'")
+        .await
+        .unwrap();
+    let changed = || {
+        world
+            .db
+            .agent
+            .text("SELECT count(*) FROM leads WHERE username = 'b-secret-name'")
+    };
+    crate::harness::eventually_equal("its change is there", SOON, Some("1".to_owned()), changed).await;
+    daemon.terminate();
+    assert!(daemon.wait(SOON).await.success());
+    let log = daemon.output();
+    assert!(log.contains("DEBUG"), "the log was not at its most talkative");
+    for secret in ["555999", "a-secret-name", "b-secret-name"] {
+        assert!(!log.contains(secret), "{secret} is in {log}");
+    }
+}
