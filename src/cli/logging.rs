@@ -10,6 +10,9 @@ use crate::config::LogFormat;
 /// Starts the log of this process. `filter` was checked with the configuration.
 pub(super) fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().parse(filter).context("read log.filter")?;
+    // At `debug` it prints every statement's parameters: the rows themselves. Whatever the filter says, not here.
+    let quiet = "tokio_postgres=warn".parse().context("read our own directive")?;
+    let filter = filter.add_directive(quiet);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -79,12 +79,14 @@ pub(super) fn log_unavailable(error: &SiteError) {
     );
 }
 
-/// Why a body was not read.
-pub(super) fn body_rejection(rejection: &BytesRejection) -> (StatusCode, &'static str) {
-    match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
-        _ => (StatusCode::BAD_REQUEST, "the body could not be read"),
-    }
+/// A request's body, within the limit; else why it was not read.
+pub(super) async fn body(request: Request) -> Result<Bytes, (StatusCode, &'static str)> {
+    Bytes::from_request(request, &())
+        .await
+        .map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+            _ => (StatusCode::BAD_REQUEST, "the body could not be read"),
+        })
 }
 
 /// No such route.
@@ -102,11 +104,21 @@ pub(super) async fn method_not_allowed(uri: Uri) -> Response {
     )
 }
 
+/// The request came to no end of its own.
+pub(super) fn broken(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
+    shaped(uri, status, code, message)
+}
+
 /// Graph clients know only Meta's shape.
 fn shaped(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
     let version = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
     if super::graph::is_version(version) {
-        let error = GraphError::new(100, "Unsupported request").with_details(message);
+        let error = if status.is_server_error() {
+            GraphError::new(131_000, "Something went wrong")
+        } else {
+            GraphError::new(100, "Unsupported request")
+        };
+        let error = error.with_details(message);
         graph_error(status, &error)
     } else {
         plain_error(status, code, message, None)

@@ -17,8 +17,7 @@
 //! only a row that was cancelled as above is sent then.
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State as Extract};
+use axum::extract::{Path, Request as HttpRequest, State as Extract};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use axum::response::Response;
 use serde_json::json;
@@ -29,14 +28,12 @@ use crate::outbox::{Call, Delivered, NewMessage, SubmitError};
 use crate::site_db::MessageStatus;
 use crate::site_db::messages::{Message, WAIT_ELAPSED};
 use crate::whatsapp::GraphError;
-use crate::whatsapp::send::{self, Outbound, Request};
+use crate::whatsapp::send::{self, Request};
 
 /// The client's id for its request.
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest such id: an index row has its limit, and a uuid has 36 characters.
 pub(super) const MAX_CLIENT_ID: usize = 255;
-/// Meta's limit for a text, in characters.
-pub(super) const MAX_TEXT: usize = 4096;
 
 /// Whether a path segment is a version of the Graph API, `v26.0`.
 pub(super) fn is_version(segment: &str) -> bool {
@@ -52,33 +49,14 @@ pub(super) fn is_client_id(id: &str) -> bool {
     !id.is_empty() && id.chars().count() <= MAX_CLIENT_ID && !id.contains(char::is_control)
 }
 
-/// What Meta would refuse for certain, and so need not be stored.
-pub(super) fn check(outbound: &Outbound) -> Result<(), GraphError> {
-    if outbound.kind != "text" {
-        return Ok(());
-    }
-    match &outbound.text {
-        None => {
-            Err(GraphError::new(131_008, "Required parameter is missing")
-                .with_details("Parameter 'text.body' is missing"))
-        }
-        Some(text) if text.is_empty() => {
-            Err(GraphError::new(131_008, "Required parameter is missing")
-                .with_details("Parameter 'text.body' is empty"))
-        }
-        Some(text) if text.chars().count() > MAX_TEXT => Err(GraphError::new(131_009, "Parameter value is not valid")
-            .with_details(format!("Parameter 'text.body' is longer than {MAX_TEXT} characters"))),
-        Some(_) => Ok(()),
-    }
-}
-
 /// The route.
 pub(super) async fn send(
     Extract(state): Extract<State>,
     Path((version, phone_number_id)): Path<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    // Its body is read when we know from whom it is: strangers must not fill our memory.
+    request: HttpRequest,
 ) -> Response {
     if !is_version(&version) {
         return answer::not_found(&uri);
@@ -98,10 +76,9 @@ pub(super) async fn send(
             .with_subcode(33),
         );
     }
-    let body = match body {
+    let body = match answer::body(request).await {
         Ok(body) => body,
-        Err(rejection) => {
-            let (status, why) = answer::body_rejection(&rejection);
+        Err((status, why)) => {
             return answer::graph_error(status, &GraphError::new(100, "Invalid parameter").with_details(why));
         }
     };
@@ -120,9 +97,6 @@ pub(super) async fn send(
         Ok(Request::MarkAsRead { .. }) => return pass(&state, &phone_number_id, &version, body).await,
         Err(error) => return bad_request(&error),
     };
-    if let Err(error) = check(&outbound) {
-        return bad_request(&error);
-    }
     let Ok(_waiting) = state.0.waiting.try_acquire() else {
         return answer::graph_error(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -36,6 +36,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         })
         .map_or_else(|| Uuid::new_v4().to_string(), ToOwned::to_owned);
     let method = request.method().clone();
+    let uri = request.uri().clone();
     // The route, not the path: a path may hold anything that a stranger writes into it.
     let route = request
         .extensions()
@@ -50,18 +51,18 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         Ok(Err(panic)) => {
             let _entered = span.enter();
             tracing::error!(panic = what(panic.as_ref()), "a request's handler panicked");
-            answer::plain_error(
+            answer::broken(
+                &uri,
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
                 "an error of ours; the log has it",
-                None,
             )
         }
-        Err(_) => answer::plain_error(
+        Err(_) => answer::broken(
+            &uri,
             StatusCode::GATEWAY_TIMEOUT,
             "timeout",
             "the request took too long",
-            None,
         ),
     };
     if let Ok(value) = HeaderValue::from_str(&id) {

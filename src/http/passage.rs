@@ -5,9 +5,7 @@
 //! GET, batches). So it is a short list of what passes and not one of what doesn't: GETs without those parameters, media
 //! uploads and deletions.
 
-use axum::body::Bytes;
-use axum::extract::State as Extract;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State as Extract};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::Response;
@@ -29,7 +27,7 @@ pub(super) async fn call(
     method: Method,
     uri: Uri,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    request: Request,
 ) -> Response {
     let path = uri.path().trim_start_matches('/');
     let mut segments = path.split('/');
@@ -49,10 +47,9 @@ pub(super) async fn call(
             .with_details("several numbers are configured: say whose token to use with phone_number_id=… in the query");
         return answer::graph_error(StatusCode::BAD_REQUEST, &error);
     };
-    let body = match body {
+    let body = match answer::body(request).await {
         Ok(body) => body,
-        Err(rejection) => {
-            let (status, why) = answer::body_rejection(&rejection);
+        Err((status, why)) => {
             return answer::graph_error(status, &GraphError::new(100, "Invalid parameter").with_details(why));
         }
     };

@@ -2,9 +2,7 @@
 //!
 //! Meta gets its 200 only when the event's exact bytes are committed; for anything else it comes back for seven days.
 
-use axum::body::Bytes;
-use axum::extract::State as Extract;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::{Request, State as Extract};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -43,15 +41,10 @@ pub(super) async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Respo
 }
 
 /// `POST`: an event. The signature is over these bytes, so nothing looks at them before it is checked.
-pub(super) async fn receive(
-    Extract(state): Extract<State>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    let body = match body {
+pub(super) async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Request) -> Response {
+    let body = match answer::body(request).await {
         Ok(body) => body,
-        Err(rejection) => {
-            let (status, why) = answer::body_rejection(&rejection);
+        Err((status, why)) => {
             tracing::error!(
                 status = status.as_u16(),
                 hint = "http.max_body_bytes must be above 3 MB, the most that Meta sends",

@@ -21,8 +21,8 @@ use crate::failpoint;
 use crate::metrics;
 use crate::retry::{Disposition, disposition};
 use crate::site_db::MessageStatus;
-use crate::site_db::links::{learn_recipient, link};
-use crate::site_db::locks::lock;
+use crate::site_db::links::{learn_recipient, link, link_group, person};
+use crate::site_db::locks;
 use crate::site_db::statuses::{self, adopt_orphans};
 use crate::whatsapp::webhook::{Content, Message, Part, Status, parse};
 use crate::whatsapp::{ContactIdentity, PhoneNumberId, WaId, Wamid};
@@ -186,12 +186,14 @@ async fn process_parts(tx: &mut PgConnection, first: usize, parts: &[Part], apar
 /// Takes every lock that the portion needs, before it touches a row.
 async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
     let mut wamids: Vec<&Wamid> = Vec::with_capacity(parts.len());
+    let mut groups: Vec<&str> = Vec::new();
     let mut contacts: Vec<ContactIdentity> = Vec::new();
     for part in parts {
         match &part.content {
             Content::Message(message) | Content::Echo(message) | Content::History { message, .. } => {
                 wamids.push(&message.wamid);
                 contacts.push(message.contact.clone());
+                groups.extend(message.group.as_deref());
                 contacts.extend(new_number(message).map(|wa_id| ContactIdentity {
                     wa_id: Some(wa_id),
                     ..ContactIdentity::default()
@@ -215,7 +217,7 @@ async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
     if wamids.is_empty() && contacts.is_empty() {
         return Ok(());
     }
-    lock(tx, wamids, &contacts).await
+    locks::lock_all(tx, wamids, &contacts, groups).await
 }
 
 /// Stores a part; its account, and what it counts as, if it is news.
@@ -258,7 +260,17 @@ async fn inbound(
     account_id: Uuid,
     message: &Message,
 ) -> sqlx::Result<Option<(&'static str, String)>> {
-    let link = link(&mut *tx, account_id, &message.contact).await?;
+    let (speaker, link) = match &message.group {
+        // What is said in a group belongs where we answer it; the person is known all the same.
+        Some(group) => (
+            person(&mut *tx, &message.contact).await?,
+            link_group(&mut *tx, account_id, group).await?,
+        ),
+        None => {
+            let link = link(&mut *tx, account_id, &message.contact).await?;
+            (link.lead_id, link)
+        }
+    };
     let origin = Origin {
         account_id,
         link,
@@ -272,7 +284,7 @@ async fn inbound(
     if message.kind == "system" {
         // Not the user's words: it opens no window and asks for nobody's attention.
         if let Some(wa_id) = new_number(message) {
-            store::renumber(&mut *tx, link.lead_id, wa_id.as_str()).await?;
+            store::renumber(&mut *tx, speaker, wa_id.as_str()).await?;
         }
         return Ok(Some(("inbound", "received".to_owned())));
     }
@@ -283,7 +295,7 @@ async fn inbound(
         store::notify_inbound(&mut *tx, account_id, link.conversation_id, message_id).await?;
     }
     if let Some(referral) = &message.referral {
-        store::set_referral(&mut *tx, link.lead_id, referral).await?;
+        store::set_referral(&mut *tx, speaker, referral).await?;
     }
     Ok(Some(("inbound", "received".to_owned())))
 }
@@ -354,9 +366,9 @@ async fn report(
 ) -> sqlx::Result<Option<(&'static str, String)>> {
     let recorded = statuses::record(&mut *tx, account_id, status).await?;
     if recorded.second_send && recorded.new {
+        // Not the wamid: that has the user's number in it, in base64. The status event has it.
         tracing::error!(
-            message_id = ?recorded.message_id,
-            wamid = %status.wamid,
+            message_id = recorded.message_id.map(|id| id.to_string()),
             "Meta took this message twice; the user may have it twice"
         );
     }

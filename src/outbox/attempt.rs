@@ -32,6 +32,8 @@ pub(super) struct Attempt {
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits between such tries.
 const COMMIT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Longest that a message of a held number is left out of the probes.
+const MAX_HELD: Duration = Duration::from_secs(3600);
 /// What a stop leaves, of [`shutdown::GRACE`], for committing after the last call had to end.
 const COMMIT_RESERVE: Duration = Duration::from_secs(2);
 
@@ -51,13 +53,27 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
         attempt: u32::try_from(message.attempt).unwrap_or(1),
         throttles: u32::try_from(message.throttles).unwrap_or(0),
     };
-    let next = outcome::next(answer, tries, policy);
+    let next = judged(outcome::next(answer, tries, policy), sender, &attempt);
     count(&next);
     commit(shared, sender, &attempt, &next, &response).await;
     failpoint::reach(failpoint::name::SEND_AFTER_OUTCOME);
     shared.waiters.tell(message.id);
     if let Next::Accepted { accepted, .. } = &next {
         learn_recipient(shared, message, accepted).await;
+    }
+}
+
+/// What comes next, in the light of what the number's other messages met: one that alone is refused for the account's
+/// sake fails, and the number goes on without it.
+fn judged(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
+    let id = attempt.message.id;
+    match next {
+        Next::Hold(cause) if sender.suspects.refused(id, cause.code, Instant::now()) => Next::Failed(cause),
+        Next::Accepted { .. } => {
+            sender.suspects.accepted(id, attempt.claimed_at);
+            next
+        }
+        _ => next,
     }
 }
 
@@ -245,8 +261,13 @@ async fn commit_once(
             counted.then_some(MessageStatus::Pending)
         }
         Next::Hold(cause) => {
+            // Beyond the next probe, and further each time, so that the probes take turns: else one message that is
+            // refused for its own sake would hold the number for ever. A release ends the wait.
+            let probes = u32::try_from(message.throttles).unwrap_or(0).saturating_add(1);
             let waits = outcomes::Wait {
-                after: Duration::ZERO,
+                after: (shared.config.whatsapp.hold_probe * 3 / 2)
+                    .saturating_mul(probes)
+                    .min(MAX_HELD),
                 consumed: false,
             };
             let counted = outcomes::pending_again(&mut transaction, key, waits, &problem(cause), response).await?;

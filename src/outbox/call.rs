@@ -174,7 +174,7 @@ impl Graph {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() + chunk.len() <= max_answer => body.extend_from_slice(&chunk),
                 Ok(Some(_)) => return Err(Failure::Lost("the answer is too long")),
-                Ok(None) => return Ok((status, headers, body.into())),
+                Ok(None) => return Ok((status, headers, without(token, body))),
                 // The status alone proves nothing: it may be a proxy's.
                 Err(error) => {
                     return Err(match Failure::of(&error) {
@@ -184,6 +184,27 @@ impl Graph {
             }
         }
     }
+}
+
+/// An answer without our access token: Meta writes it into its links to the next page, and quotes one that it can't
+/// read in its errors; neither a client of ours nor a row or a log line may have it.
+fn without(token: &SecretString, body: Vec<u8>) -> Bytes {
+    const INSTEAD: &str = "ACCESS_TOKEN";
+    let token = token.expose_secret();
+    // What is no text is no answer of the API's.
+    let mut body = match String::from_utf8(body) {
+        Ok(body) if !token.is_empty() => body,
+        Ok(body) => return body.into(),
+        Err(error) => return error.into_bytes().into(),
+    };
+    let in_urls: String = url::form_urlencoded::byte_serialize(token.as_bytes()).collect();
+    let in_json = serde_json::Value::from(token).to_string();
+    for written in [token, &in_urls, in_json.trim_matches('"')] {
+        if body.contains(written) {
+            body = body.replace(written, INSTEAD);
+        }
+    }
+    body.into()
 }
 
 /// A call without an answer. The words are constants: error texts of HTTP clients quote URLs.
@@ -278,6 +299,27 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(name, value.parse().expect("a header"));
         headers
+    }
+
+    #[test]
+    fn the_token_is_taken_out_of_answers_however_it_is_written() {
+        let token = SecretString::from("EAA|1\"2");
+        for (body, clean) in [
+            (
+                r#"{"message":"Malformed access token EAA|1\"2"}"#,
+                r#"{"message":"Malformed access token ACCESS_TOKEN"}"#,
+            ),
+            (
+                "next?access_token=EAA%7C1%222&after=x",
+                "next?access_token=ACCESS_TOKEN&after=x",
+            ),
+            ("EAA|1\"2", "ACCESS_TOKEN"),
+            ("{\"data\":[]}", "{\"data\":[]}"),
+        ] {
+            assert_eq!(without(&token, body.into()), clean);
+        }
+        assert_eq!(without(&token, vec![0xff, b'E']), &[0xff, b'E'][..]);
+        assert_eq!(without(&SecretString::from(""), b"x".to_vec()), "x");
     }
 
     #[test]

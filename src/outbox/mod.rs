@@ -26,6 +26,7 @@ mod call;
 mod number;
 pub mod outcome;
 mod submit;
+mod suspects;
 mod upkeep;
 mod waiters;
 
@@ -50,6 +51,7 @@ use crate::site_db::messages::Message;
 use crate::site_db::{MessageStatus, Pool, SiteError, accounts, messages};
 use crate::whatsapp::PhoneNumberId;
 use call::Graph;
+use suspects::Suspects;
 use waiters::Waiters;
 
 /// Beyond the send's time-out: how long a claimed message is ours before any server may call it `unknown`. Long enough
@@ -83,6 +85,8 @@ struct Sender {
     id: OnceCell<Uuid>,
     /// There may be something to send.
     wake: Notify,
+    /// Messages that may be refused for their own sake where Meta says that it is the account's.
+    suspects: Suspects,
 }
 
 impl Sender {
@@ -134,6 +138,7 @@ impl Outbox {
                     account: account.clone(),
                     id: OnceCell::new(),
                     wake: Notify::new(),
+                    suspects: Suspects::default(),
                 };
                 (account.phone_number_id.clone(), Arc::new(sender))
             })

@@ -18,10 +18,11 @@ use crate::site_db::{SiteError, accounts, messages};
 
 /// How often a number looks for work that nobody told it about: rows of other processes, and those whose wait is over.
 const POLL: Duration = Duration::from_millis(500);
-/// How long the right to send for a number lasts without renewal: a process that died is replaced after it.
-const LEASE: Duration = Duration::from_secs(15);
+/// How long the right to send for a number lasts without renewal: a process that died is replaced after it, and until
+/// then nothing is sent. One that is late with its renewal risks a burst beyond the rate and nothing else.
+const LEASE: Duration = Duration::from_secs(6);
 /// The lease is renewed three times in its life, so that two failures in a row do no harm.
-const RENEW: Duration = Duration::from_secs(5);
+const RENEW: Duration = Duration::from_secs(2);
 /// Pause after giving the lease up because our token was refused: another process, which may have a better one, looks
 /// for free leases every [`POLL`].
 const STAND_BACK: Duration = Duration::from_secs(2);

@@ -115,7 +115,7 @@ const MAX_PAIR_EXPONENT: u32 = 5;
 /// | answer | next |
 /// |---|---|
 /// | wamid | accepted; held where Meta assesses (or has paused) the template |
-/// | error of class account | hold the number, the message waits, no attempt consumed |
+/// | error of class account | hold the number, the message waits, no attempt consumed (one that alone is refused so fails in the end: `suspects`) |
 /// | throttle | wait as Meta says, else backoff (pair: 4^X s), no attempt consumed; the scope waits with it |
 /// | transient | backoff, up to `max_attempts` (code 1: 2), then failed |
 /// | window, permanent, template | failed |

@@ -52,22 +52,23 @@ pub async fn upsert(
     .bind(waba_id)
     .execute(pool)
     .await?;
-    let released = sqlx::query(
-        "UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, held_at = NULL, \
-         probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
-         WHERE phone_number_id = $1 AND status = 'held' AND held_token_sha256 IS DISTINCT FROM $2",
+    let released: Option<Uuid> = sqlx::query_scalar(
+        "WITH released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, \
+           held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
+           WHERE phone_number_id = $1 AND status = 'held' AND held_token_sha256 IS DISTINCT FROM $2 RETURNING id), \
+         due AS (UPDATE public.whatsapp_messages m SET next_attempt_at = now(), updated_at = now() FROM released \
+           WHERE m.account_id = released.id AND m.status = 'pending' AND m.error_class = 'account') \
+         SELECT id FROM released",
     )
     .bind(phone_number_id)
     .bind(token_sha256)
-    .execute(pool)
-    .await?
-    .rows_affected()
-        > 0;
+    .fetch_optional(pool)
+    .await?;
     let id = sqlx::query_scalar("SELECT id FROM public.whatsapp_accounts WHERE phone_number_id = $1")
         .bind(phone_number_id)
         .fetch_one(pool)
         .await?;
-    Ok((id, released))
+    Ok((id, released.is_some()))
 }
 
 /// Whether a number may send now.
@@ -139,19 +140,23 @@ pub async fn hold(connection: &mut PgConnection, account_id: Uuid, hold: &Hold<'
     Ok(newly)
 }
 
-/// Releases a hold, after a probe that Meta accepted. Returns whether there was one.
+/// Releases a hold, after a probe that Meta accepted; what the hold kept waiting is due. Returns whether there was one.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn release(connection: &mut PgConnection, account_id: Uuid) -> Result<bool, SiteError> {
-    let released = sqlx::query(
-        "UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, held_at = NULL, \
-         probe_at = NULL, held_token_sha256 = NULL, updated_at = now() WHERE id = $1 AND status = 'held'",
+    let released: Option<Uuid> = sqlx::query_scalar(
+        "WITH released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, \
+           held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
+           WHERE id = $1 AND status = 'held' RETURNING id), \
+         due AS (UPDATE public.whatsapp_messages m SET next_attempt_at = now(), updated_at = now() FROM released \
+           WHERE m.account_id = released.id AND m.status = 'pending' AND m.error_class = 'account') \
+         SELECT id FROM released",
     )
     .bind(account_id)
-    .execute(connection)
+    .fetch_optional(connection)
     .await?;
-    Ok(released.rows_affected() > 0)
+    Ok(released.is_some())
 }
 
 /// Stops sending for a while, as Meta asked. Never shortens a throttle.

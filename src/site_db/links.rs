@@ -7,7 +7,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::locks::{lock, lock_keys};
+use super::locks::{group_key, lock, lock_keys};
 use crate::whatsapp::{ContactIdentity, WaId};
 
 /// Where a message belongs.
@@ -47,13 +47,21 @@ pub async fn link(tx: &mut PgConnection, account_id: Uuid, contact: &ContactIden
     })
 }
 
-/// The same for a group: its lead stands for the group, with `group:` and Meta's id in `phone`.
+/// Finds or makes the lead alone: of a person who speaks in a group, say, whose words are not that person's conversation.
+///
+/// # Errors
+/// As for [`link`].
+pub async fn person(tx: &mut PgConnection, contact: &ContactIdentity) -> sqlx::Result<Uuid> {
+    lead(tx, contact).await
+}
+
+/// The same as [`link`] for a group: its lead stands for the group, with `group:` and Meta's id in `phone`.
 ///
 /// # Errors
 /// The database's.
 pub async fn link_group(tx: &mut PgConnection, account_id: Uuid, group_id: &str) -> sqlx::Result<Link> {
     let phone = format!("group:{group_id}");
-    lock_keys(&mut *tx, &[format!("lead:{phone}")]).await?;
+    lock_keys(&mut *tx, &[group_key(group_id)]).await?;
     let found: Option<Uuid> =
         sqlx::query_scalar("SELECT id FROM public.leads WHERE phone = $1 ORDER BY created_at, id LIMIT 1")
             .bind(&phone)

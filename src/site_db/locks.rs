@@ -24,12 +24,31 @@ pub async fn lock<'a>(
     wamids: impl IntoIterator<Item = &'a Wamid>,
     contacts: impl IntoIterator<Item = &'a ContactIdentity>,
 ) -> sqlx::Result<()> {
+    lock_all(tx, wamids, contacts, []).await
+}
+
+/// The same with groups, by Meta's ids.
+///
+/// # Errors
+/// As for [`lock`].
+pub async fn lock_all<'a>(
+    tx: &mut PgConnection,
+    wamids: impl IntoIterator<Item = &'a Wamid>,
+    contacts: impl IntoIterator<Item = &'a ContactIdentity>,
+    groups: impl IntoIterator<Item = &'a str>,
+) -> sqlx::Result<()> {
     let mut keys: Vec<String> = wamids.into_iter().map(|wamid| wamid.as_str().to_owned()).collect();
     for contact in contacts {
         keys.extend(contact.user_id.iter().map(|id| format!("lead:{id}")));
         keys.extend(contact.wa_id.iter().map(|id| format!("lead:{}", id.as_str())));
     }
+    keys.extend(groups.into_iter().map(group_key));
     lock_keys(tx, &keys).await
+}
+
+/// The key of a group's lead.
+pub(super) fn group_key(group_id: &str) -> String {
+    format!("lead:group:{group_id}")
 }
 
 /// Locks keys of the caller's own making.

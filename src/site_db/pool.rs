@@ -18,8 +18,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// What each connection is set to, whatever the role's or the database's defaults are:
 /// - a statement that runs longer than 10 s is lost anyway, its caller has given up;
 /// - a transaction that a stalled process leaves open would hold row locks that every other server waits for;
-/// - a commit counts when it is on disk: with `off` a crash of the Site DB could take back a `sending` that was acted on.
+/// - a commit counts when it is on disk: with `off` a crash of the Site DB could take back a `sending` that was acted on;
+/// - the driver logs notices, and a trigger of the CRM's own may put a row's values into one.
 const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
+     set_config('client_min_messages', 'error', false), \
      set_config('idle_in_transaction_session_timeout', '30s', false), \
      set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
      ELSE current_setting('synchronous_commit') END, false)";

@@ -3,7 +3,8 @@
 //! The code decides (with the subcode in one case), never the HTTP status or the title: Meta's own documentation says so
 //! and the statuses vary. Errors come in the answer to a call, in `failed` statuses and in `value.errors`, always alike.
 //!
-//! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes>
+//! Sources: <https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes>, and for the limits of the Graph
+//! API itself <https://developers.facebook.com/docs/graph-api/overview/rate-limiting>
 
 use serde_json::{Map, Value, json};
 
@@ -79,8 +80,9 @@ fn documented(code: i64, subcode: Option<i64>) -> Option<ErrorClass> {
         33 | 368 | 131_031 | 131_037 | 131_042 | 131_044 | 131_045 | 133_010 | 134_011 => Account,
         // Spam restriction of the number, limit after template misclassification: sending on makes it worse.
         131_048 | 131_064 => Account,
-        4 => Throttle(ThrottleScope::App),
-        80_007 => Throttle(ThrottleScope::Waba),
+        // Beside WhatsApp's own, the Graph API's: of the app (4, 341), of the token (17), of this kind of call (613).
+        4 | 17 | 341 | 613 => Throttle(ThrottleScope::App),
+        80_007 | 80_008 => Throttle(ThrottleScope::Waba),
         // 131057: in maintenance or being upgraded, for up to a minute.
         130_429 | 131_057 => Throttle(ThrottleScope::Number),
         131_056 => Throttle(ThrottleScope::Pair),
@@ -237,8 +239,8 @@ mod tests {
                     131_048, 131_064, 133_010, 134_011,
                 ],
             ),
-            (Throttle(App), &[4]),
-            (Throttle(Waba), &[80_007]),
+            (Throttle(App), &[4, 17, 341, 613]),
+            (Throttle(Waba), &[80_007, 80_008]),
             (Throttle(Number), &[130_429, 131_057]),
             (Throttle(Pair), &[131_056]),
             (Transient, &[1, 2, 131_000, 131_016, 133_004, 134_101]),

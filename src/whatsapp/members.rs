@@ -94,11 +94,12 @@ pub(super) fn value(raw: &RawValue) -> Option<Value> {
     serde_json::from_str(&repair(json)).ok()
 }
 
-/// A string, or a number written out: Meta and its clients use both for the same field.
+/// A string, or a whole number written out: Meta and its clients use both for the same field. Not `16505551234.0`, a
+/// spreadsheet's number: written out, it would have a digit more.
 pub(super) fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
+        Value::Number(number) if !number.is_f64() => Some(number.to_string()),
         _ => None,
     }
 }

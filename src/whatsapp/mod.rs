@@ -11,11 +11,13 @@
 //! | [`signature`] | `X-Hub-Signature-256` |
 //! | [`webhook`] | a webhook's body → its parts |
 //! | [`send`] | a send request's and its answer's few fields; our opaque id put into the bytes |
+//! | `content` | what a send of each type must have |
 //! | [`opaque`] | the id of ours that Meta echoes in every status |
 //! | [`text`] | the line that a person reads of a message |
 //!
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api>
 
+mod content;
 pub mod error;
 pub mod ids;
 mod members;

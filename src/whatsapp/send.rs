@@ -6,6 +6,7 @@
 
 use serde_json::Value;
 
+use super::content;
 use super::error::GraphError;
 use super::ids::{ContactIdentity, UserId, WaId, Wamid};
 use super::members::{Members, scalar};
@@ -116,12 +117,16 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
     };
 
     // Without a type Meta takes it for text.
-    let kind = members.string("type").unwrap_or_else(|| "text".to_owned());
+    let kind = match members.get("type") {
+        Some(_) => members.string("type").ok_or_else(|| invalid("type"))?,
+        None => "text".to_owned(),
+    };
     if kind.is_empty() || kind.len() > MAX_KIND || kind.contains(char::is_control) {
         return Err(invalid("type"));
     }
     let kind = kind.to_ascii_lowercase();
     let content = members.value(&kind).ok_or_else(|| missing(&kind))?;
+    content::check(&kind, &content)?;
 
     let client_opaque = members.value(OPAQUE_KEY).as_ref().and_then(scalar);
     if client_opaque
@@ -202,12 +207,12 @@ fn members(body: &[u8]) -> Result<Members<'_>, GraphError> {
         .ok_or_else(|| GraphError::new(100, "Invalid parameter").with_details("the body is not a JSON object"))
 }
 
-fn missing(parameter: &str) -> GraphError {
+pub(super) fn missing(parameter: &str) -> GraphError {
     GraphError::new(131_008, "Required parameter is missing")
         .with_details(format!("Parameter '{parameter}' is missing"))
 }
 
-fn invalid(parameter: &str) -> GraphError {
+pub(super) fn invalid(parameter: &str) -> GraphError {
     GraphError::new(131_009, "Parameter value is not valid")
         .with_details(format!("Parameter '{parameter}' is not valid"))
 }

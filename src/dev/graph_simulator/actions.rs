@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::Rng;
 use url::Url;
 
-use super::fault::{ActiveFault, Fault};
+use super::fault::ActiveFault;
 use super::payload::Inbound;
 use super::world::{Number, World, wamid};
 
@@ -31,16 +31,14 @@ pub enum HandshakeError {
     },
 }
 
-pub(super) fn set_fault(world: &World, number: &str, fault: Fault, times: Option<u32>) -> Result<(), UnknownNumber> {
+pub(super) fn set_fault(world: &World, number: &str, active: ActiveFault) -> Result<(), UnknownNumber> {
+    let kind = std::mem::discriminant(&active.fault);
     with_number(world, number, |number| {
         number
             .faults
-            .retain(|active| std::mem::discriminant(&active.fault) != std::mem::discriminant(&fault));
-        if times != Some(0) {
-            number.faults.push(ActiveFault {
-                fault,
-                remaining: times,
-            });
+            .retain(|other| std::mem::discriminant(&other.fault) != kind || other.to != active.to);
+        if active.remaining != Some(0) {
+            number.faults.push(active);
         }
     })
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::fault::Fault;
+use super::fault::{ActiveFault, Fault};
 use super::payload::Inbound;
 use super::world::World;
 use super::{actions, samples};
@@ -32,7 +32,7 @@ pub const CONTROL_ROUTES: &[(&str, &str, &str)] = &[
     (
         "POST",
         "/_simulator/faults",
-        r#"sends fail: {"phone_number_id": "…", "fault": {"kind": "accept_then_hang"}, "times": 1}"#,
+        r#"sends fail: {"phone_number_id": "…", "fault": {"kind": "accept_then_hang"}, "times": 1}; "to": "…" for one recipient"#,
     ),
     ("DELETE", "/_simulator/faults", "no more of them: ?phone_number_id=…"),
     (
@@ -95,16 +95,17 @@ async fn ledger(State(world): State<Arc<World>>) -> Json<Value> {
 struct SetFault {
     phone_number_id: String,
     fault: Fault,
+    to: Option<String>,
     times: Option<u32>,
 }
 
 async fn set_fault(State(world): State<Arc<World>>, Json(request): Json<SetFault>) -> Response {
-    done(actions::set_fault(
-        &world,
-        &request.phone_number_id,
-        request.fault,
-        request.times,
-    ))
+    let active = ActiveFault {
+        fault: request.fault,
+        to: request.to,
+        remaining: request.times,
+    };
+    done(actions::set_fault(&world, &request.phone_number_id, active))
 }
 
 #[derive(Deserialize)]

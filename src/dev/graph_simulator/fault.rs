@@ -159,17 +159,20 @@ pub(super) fn decide(faults: impl IntoIterator<Item = Fault>) -> Plan {
 }
 
 /// A fault that is switched on.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct ActiveFault {
     pub(super) fault: Fault,
+    /// Only for sends to this recipient, as the request has it; `None`: for all.
+    pub(super) to: Option<String>,
     /// For how many more sends; `None`: until it is cleared.
     pub(super) remaining: Option<u32>,
 }
 
 /// Takes what the next send meets, and counts it down.
-pub(super) fn take(faults: &mut Vec<ActiveFault>) -> Plan {
-    let plan = decide(faults.iter().map(|active| active.fault));
-    for active in faults.iter_mut() {
+pub(super) fn take(faults: &mut Vec<ActiveFault>, recipient: Option<&str>) -> Plan {
+    let meets = |active: &ActiveFault| active.to.is_none() || active.to.as_deref() == recipient;
+    let plan = decide(faults.iter().filter(|active| meets(active)).map(|active| active.fault));
+    for active in faults.iter_mut().filter(|active| meets(active)) {
         active.remaining = active.remaining.map(|remaining| remaining.saturating_sub(1));
     }
     faults.retain(|active| active.remaining != Some(0));
@@ -234,21 +237,24 @@ mod tests {
     }
 
     #[test]
-    fn a_counted_fault_ends() {
+    fn a_counted_fault_ends_and_one_for_a_recipient_meets_nobody_else() {
+        let active = |fault, to: Option<&str>, remaining| ActiveFault {
+            fault,
+            to: to.map(ToOwned::to_owned),
+            remaining,
+        };
         let mut faults = vec![
-            ActiveFault {
-                fault: Fault::ServerError,
-                remaining: Some(2),
-            },
-            ActiveFault {
-                fault: Fault::Silent,
-                remaining: None,
-            },
+            active(Fault::ServerError, None, Some(2)),
+            active(Fault::Silent, None, None),
+            active(Fault::AcceptThenHang, Some("1"), Some(1)),
         ];
-        assert!(take(&mut faults).refusal.is_some());
-        assert!(take(&mut faults).refusal.is_some());
-        let third = take(&mut faults);
+        assert!(take(&mut faults, Some("2")).refusal.is_some());
+        let second = take(&mut faults, None);
+        assert!(second.refusal.is_some() && second.answer == Answer::Accepted);
+        let third = take(&mut faults, Some("1"));
         assert!(third.refusal.is_none() && third.reports.silent);
+        assert_eq!(third.answer, Answer::Hang);
+        assert_eq!(take(&mut faults, Some("1")).answer, Answer::Accepted);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::connection::Reset;
 use super::fault::{Answer, Plan, Refusal, http_status, title};
 use super::ledger::Accepted;
+use super::media;
 use super::validate::{Send, validate};
 use super::world::{Subject, World, now, wamid};
 use crate::whatsapp::GraphError;
@@ -35,10 +36,20 @@ pub(super) async fn route(
     let query = uri.query().unwrap_or_default();
     match (&method, segments.as_slice()) {
         (&Method::POST, &[number, "messages"]) => send(&world, &connection, number, &headers, query, &body).await,
+        (&Method::POST, &[number, "media"]) => media::upload(&world, number, &headers, query, &body),
+        (&Method::GET, &["whatsapp_business", "attachments"]) => {
+            let id = parameter(query, "mid").unwrap_or_default();
+            media::download(&world, &id, &headers, query)
+        }
+        (&Method::GET, &[id]) if media::is_one(&world, id) => media::resolve(&world, id, &headers, query),
+        (&Method::DELETE, &[id]) => media::delete(&world, id, &headers, query),
         (&Method::GET, &[node]) => read(&world, node, &headers, query, node_value),
         (&Method::GET, &[node, "message_history"]) => read(&world, node, &headers, query, message_history),
         (&Method::GET, &[node, "message_templates"]) => {
-            read(&world, node, &headers, query, |_, _, _| json!({"data": []}))
+            let bearer = token(&headers, query).unwrap_or_default();
+            read(&world, node, &headers, query, |_, node, query| {
+                templates(node, query, &bearer)
+            })
         }
         (&Method::GET, &[node, "subscribed_apps"]) => read(
             &world,
@@ -75,18 +86,29 @@ async fn send(
     if let Some(refused) = unauthorised(world, number, headers, query) {
         return refused;
     }
-    let plan = world.plan(number);
-    let response = judge(world, connection, number, body, &plan).await;
+    let request = validate(body);
+    let recipient = match &request {
+        Ok(Send::Message { to, .. }) => Some(to.as_str()),
+        _ => None,
+    };
+    let plan = world.plan(number, recipient);
+    let response = judge(world, connection, number, (body, request), &plan).await;
     // Late is the answer, not what it tells: an accepted message is on its way meanwhile.
     crate::shutdown::sleep(plan.delay, &world.stop).await;
     response
 }
 
-async fn judge(world: &Arc<World>, connection: &Reset, number: &str, body: &[u8], plan: &Plan) -> Response {
+async fn judge(
+    world: &Arc<World>,
+    connection: &Reset,
+    number: &str,
+    (body, request): (&[u8], Result<Send, GraphError>),
+    plan: &Plan,
+) -> Response {
     if let Some(refusal) = plan.refusal {
         return refuse(connection, refusal);
     }
-    let (to, kind, opaque) = match validate(body) {
+    let (to, kind, opaque) = match request {
         Ok(Send::Message { to, kind, opaque }) => (to, kind, opaque),
         Ok(Send::MarkAsRead) => return answer(world, connection, plan.answer, json!({"success": true})).await,
         Err(error) => return graph_error(&error),
@@ -190,27 +212,21 @@ fn server_error() -> Response {
 }
 
 /// The answer to a call whose number does not exist, or whose token is not its own or has expired.
-fn unauthorised(world: &World, node: &str, headers: &HeaderMap, query: &str) -> Option<Response> {
-    let bearer = headers
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .map(ToOwned::to_owned)
-        .or_else(|| parameter(query, "access_token"));
+pub(super) fn unauthorised(world: &World, node: &str, headers: &HeaderMap, query: &str) -> Option<Response> {
+    let bearer = token(headers, query);
     let numbers = world.numbers();
     let known = numbers
         .values()
         .find(|number| bearer.as_deref() == Some(&number.account.access_token));
     let expired = match known {
         None => {
-            return Some(graph_error(&GraphError::new(
-                190,
-                if bearer.is_some() {
-                    "Invalid OAuth access token - Cannot parse access token"
-                } else {
-                    "An access token is required to request this resource."
-                },
-            )));
+            let message = match &bearer {
+                // Meta quotes what can be no token at all.
+                Some(token) if token.contains('|') => format!("Malformed access token {token}"),
+                Some(_) => "Invalid OAuth access token - Cannot parse access token".to_owned(),
+                None => "An access token is required to request this resource.".to_owned(),
+            };
+            return Some(graph_error(&GraphError::new(190, &message)));
         }
         Some(number) => number.expired,
     };
@@ -225,6 +241,41 @@ fn unauthorised(world: &World, node: &str, headers: &HeaderMap, query: &str) -> 
             && (number.account.phone_number_id == node || number.account.waba_id == node)
     });
     (!reachable).then(|| unknown_object(node))
+}
+
+/// The token of a call: in the header, or in the query.
+fn token(headers: &HeaderMap, query: &str) -> Option<String> {
+    headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .map(ToOwned::to_owned)
+        .or_else(|| parameter(query, "access_token"))
+}
+
+/// The account's templates, in pages; a link to the next one, with the token in it as Meta's has, where there is one.
+fn templates(node: &str, query: &str, token: &str) -> Value {
+    const NAMES: [&str; 3] = ["hello_world", "order", "reminder"];
+    let number = |name| parameter(query, name).and_then(|value| value.parse::<usize>().ok());
+    let (start, limit) = (number("after").unwrap_or(0), number("limit").unwrap_or(25).max(1));
+    let end = start.saturating_add(limit);
+    let page = (1..).zip(NAMES).skip(start).take(limit).map(|(id, name)| {
+        json!({"id": id.to_string(), "name": name, "language": "en_US", "status": "APPROVED", "category": "UTILITY",
+               "components": [{"type": "BODY", "text": "Hello"}]})
+    });
+    let mut answer = json!({ "data": page.collect::<Vec<_>>() });
+    answer["paging"] = json!({"cursors": {"before": start.to_string(), "after": end.to_string()}});
+    if end < NAMES.len() {
+        let query = url::form_urlencoded::Serializer::new(String::new())
+            .append_pair("access_token", token)
+            .append_pair("limit", &limit.to_string())
+            .append_pair("after", &end.to_string())
+            .finish();
+        answer["paging"]["next"] = json!(format!(
+            "https://graph.facebook.com/v26.0/{node}/message_templates?{query}"
+        ));
+    }
+    answer
 }
 
 fn read(
@@ -292,7 +343,7 @@ fn parameter(query: &str, name: &str) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
-fn unknown_object(id: &str) -> Response {
+pub(super) fn unknown_object(id: &str) -> Response {
     let message = format!(
         "Unsupported post request. Object with ID '{id}' does not exist, cannot be loaded due to missing permissions, or does not support this operation."
     );
@@ -300,7 +351,7 @@ fn unknown_object(id: &str) -> Response {
     (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response()
 }
 
-fn graph_error(error: &GraphError) -> Response {
+pub(super) fn graph_error(error: &GraphError) -> Response {
     let status = StatusCode::from_u16(http_status(error.code)).unwrap_or(StatusCode::BAD_REQUEST);
     let mut body = error.to_body();
     body["error"]["fbtrace_id"] = json!(fbtrace_id());

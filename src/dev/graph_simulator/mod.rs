@@ -18,6 +18,7 @@ mod fault;
 mod graph;
 mod ledger;
 mod limits;
+mod media;
 mod payload;
 pub mod samples;
 mod validate;
@@ -47,6 +48,7 @@ pub use payload::Inbound;
 pub use webhooks::WebhookSettings;
 
 use connection::{Reset, ResettableListener};
+use fault::ActiveFault;
 use world::World;
 
 /// Longest request body: Meta's webhooks reach 3 MB, its requests don't.
@@ -219,7 +221,15 @@ impl Simulator {
     /// # Errors
     /// There is no such number.
     pub fn set_fault(&self, phone_number_id: &str, fault: Fault) -> Result<(), UnknownNumber> {
-        actions::set_fault(&self.world, phone_number_id, fault, None)
+        self.switch(phone_number_id, fault, None, None)
+    }
+
+    /// Switches a fault on for sends to one recipient, as the requests write it, until it is cleared.
+    ///
+    /// # Errors
+    /// There is no such number.
+    pub fn set_fault_for(&self, phone_number_id: &str, to: &str, fault: Fault) -> Result<(), UnknownNumber> {
+        self.switch(phone_number_id, fault, Some(to), None)
     }
 
     /// Switches a fault on for the next sends.
@@ -227,7 +237,18 @@ impl Simulator {
     /// # Errors
     /// There is no such number.
     pub fn set_fault_times(&self, phone_number_id: &str, fault: Fault, times: u32) -> Result<(), UnknownNumber> {
-        actions::set_fault(&self.world, phone_number_id, fault, Some(times))
+        self.switch(phone_number_id, fault, None, Some(times))
+    }
+
+    fn switch(
+        &self,
+        phone_number_id: &str,
+        fault: Fault,
+        to: Option<&str>,
+        remaining: Option<u32>,
+    ) -> Result<(), UnknownNumber> {
+        let to = to.map(ToOwned::to_owned);
+        actions::set_fault(&self.world, phone_number_id, ActiveFault { fault, to, remaining })
     }
 
     /// Switches all faults of a number off.

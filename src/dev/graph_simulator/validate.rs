@@ -58,7 +58,10 @@ pub(super) fn validate(body: &[u8]) -> Result<Send, GraphError> {
     if !group && !to.contains('.') && !(4..=20).contains(&digits) {
         return Err(invalid("Recipient phone number is not valid"));
     }
-    let kind = text(&body, "type").map_or_else(|| "text".to_owned(), |kind| kind.to_ascii_lowercase());
+    let kind = match body.get("type") {
+        None | Some(Value::Null) => "text".to_owned(),
+        Some(kind) => kind.as_str().unwrap_or_default().to_ascii_lowercase(),
+    };
     if !KINDS.contains(&kind.as_str()) {
         return Err(parameter(&format!(
             "Param type must be one of {{{}}}",
@@ -157,6 +160,7 @@ mod tests {
             (json!({"to": "1"}), Some(100)),
             (json!({"messaging_product": "whatsapp"}), Some(100)),
             (base(json!({"type": "hologram"})), Some(100)),
+            (base(json!({"type": {}, "text": {"body": "x"}})), Some(100)),
             (base(json!({"type": "text"})), Some(131_008)),
             (base(json!({"type": "text", "text": {"body": ""}})), Some(131_008)),
             (

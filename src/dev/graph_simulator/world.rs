@@ -17,6 +17,7 @@ use url::Url;
 use super::fault::{self, ActiveFault, Plan, Reports};
 use super::ledger::{Accepted, Ledger};
 use super::limits::Buckets;
+use super::media::Media;
 use super::payload::{StatusOf, Update, status};
 use super::webhooks::Queued;
 use super::{Account, Settings};
@@ -42,6 +43,7 @@ pub(super) struct Number {
     /// Whether the token has expired; a new one ends that.
     pub(super) expired: bool,
     pub(super) faults: Vec<ActiveFault>,
+    pub(super) media: Media,
     buckets: Buckets,
 }
 
@@ -66,6 +68,7 @@ impl World {
                 account: account.clone(),
                 expired: false,
                 faults: Vec::new(),
+                media: Media::default(),
                 buckets: Buckets::default(),
             };
             (account.phone_number_id.clone(), number)
@@ -119,10 +122,10 @@ impl World {
     }
 
     /// What the next send of a number meets.
-    pub(super) fn plan(&self, phone_number_id: &str) -> Plan {
+    pub(super) fn plan(&self, phone_number_id: &str, recipient: Option<&str>) -> Plan {
         self.numbers()
             .get_mut(phone_number_id)
-            .map_or_else(Plan::default, |number| fault::take(&mut number.faults))
+            .map_or_else(Plan::default, |number| fault::take(&mut number.faults, recipient))
     }
 
     /// Meta's rate limits, if they are on.

@@ -15,6 +15,8 @@ pub struct Message {
     pub wamid: Wamid,
     /// The user: its sender, or its recipient if we wrote it.
     pub contact: ContactIdentity,
+    /// Meta's id of the group that it was written in.
+    pub group: Option<String>,
     /// Meta's name of the type; `unknown` if there is none.
     pub kind: String,
     /// What a person reads of it.
@@ -153,6 +155,7 @@ fn read_as(raw: &RawValue, [number, user]: [&str; 2], people: &[ContactIdentity]
         wamid,
         contact,
         text: text::of_message(&kind, &raw),
+        group: string("/group_id").filter(|id| id.len() <= 512 && !id.contains(char::is_control)),
         kind,
         context,
         at: string("/timestamp").and_then(|at| timestamp(&at)),

@@ -102,6 +102,36 @@ async fn the_number_that_whatsapp_knows_replaces_the_one_that_was_dialled() {
 }
 
 #[tokio::test]
+async fn what_is_said_in_a_group_is_in_the_groups_conversation() {
+    let site = Site::working().await;
+    let mut said = text("wamid.group", "16505551234", "to all");
+    said["group_id"] = json!("Y2FwaV9ncm91cA");
+    let contacts = json!([{"profile": {"name": "Ada"}, "wa_id": "16505551234"}]);
+    site.deliver(&value(json!({"contacts": contacts, "messages": [said]})))
+        .await;
+    site.deliver(&messages(&[text("wamid.alone", "16505551234", "to you")]))
+        .await;
+    let account_id = site.account().await;
+    let mut tx = site.pool.begin().await.unwrap();
+    let group = link_group(&mut tx, account_id, "Y2FwaV9ncm91cA").await.unwrap();
+    let alone = link(&mut tx, account_id, &contact("16505551234")).await.unwrap();
+    tx.commit().await.unwrap();
+    for (wamid, belongs) in [("wamid.group", group), ("wamid.alone", alone)] {
+        let found = format!("SELECT lead_id || ' ' || conversation_id FROM whatsapp_messages WHERE wamid = '{wamid}'");
+        let expected = format!("{} {}", belongs.lead_id, belongs.conversation_id);
+        assert_eq!(site.text(&found).await, Some(expected), "{wamid}");
+    }
+    // Whoever spoke is known all the same.
+    assert_eq!(
+        site.text("SELECT name FROM leads WHERE wa_id = '16505551234'")
+            .await
+            .as_deref(),
+        Some("Ada")
+    );
+    assert_eq!((site.count("leads").await, site.count("conversations").await), (2, 2));
+}
+
+#[tokio::test]
 async fn a_group_has_a_lead_of_its_own() {
     let site = Site::at_rest().await;
     let account_id = site.account().await;

@@ -47,11 +47,23 @@ impl Doomed {
 /// Returns the world, the second server and the message's id.
 async fn after_death_at(failpoint: &str) -> (World, Server, String) {
     let world = World::new().await;
+    let leased = failpoint == name::SEND_AFTER_PENDING;
+    if leased {
+        // Another process has the number: this one must not claim the message between its commit and the death.
+        let lease = format!(
+            "INSERT INTO twinlog.number_leases VALUES ('{NUMBER}', gen_random_uuid(), now() + interval '1 hour')"
+        );
+        world.db.site.batch_execute(&lease).await.unwrap();
+    }
     // What it can't take any more, Meta brings to the next one.
     let mut doomed = Doomed::at(&world, failpoint).await;
     let body = json!({"to": USER, "text": "survive", "client_id": "c1"});
     doomed.send(&body).await;
     doomed.dies().await;
+    if leased {
+        let gone = "DELETE FROM twinlog.number_leases";
+        world.db.site.batch_execute(gone).await.unwrap();
+    }
     let server = world.serve().await;
     let again = server.plain(&body).await;
     assert!(again.status < 300, "{again:?}");
@@ -145,8 +157,36 @@ async fn a_death_around_a_webhook_loses_and_doubles_no_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_killed_servers_number_is_sent_for_again_within_seconds() {
+    let world = World::new().await;
+    let mut doomed = Doomed::start(&world, "", "info").await;
+    doomed
+        .send(&json!({"to": USER, "text": "its number now", "wait": true}))
+        .await;
+    assert_eq!(world.meta.ledger().messages.len(), 1);
+    doomed.process.kill9();
+    let killed = std::time::Instant::now();
+    let server = world.serve().await;
+    let taken = server.plain(&json!({"to": USER, "text": "x", "wait": 30_000})).await;
+    assert_eq!(taken.status, 200, "{taken:?}");
+    assert!(killed.elapsed() < Duration::from_secs(9), "{:?}", killed.elapsed());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
     let world = World::new().await;
+    // Triggers of the CRM's own may be talkative.
+    world
+        .db
+        .site
+        .batch_execute(
+            "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE WARNING 'stored: %', NEW.body; RETURN NEW; END $$; \
+             CREATE TRIGGER tell BEFORE INSERT ON whatsapp_messages FOR EACH ROW EXECUTE FUNCTION tell()",
+        )
+        .await
+        .unwrap();
     // Everything that every crate in the process has to say, and the driver's statements with it.
     let mut doomed = Doomed::start(&world, "", "debug,twinlog=trace,sqlx=trace,hyper=trace,reqwest=trace").await;
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -173,6 +213,17 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
         if rows == 1 { Ok(()) } else { Err(rows) }
     })
     .await;
+    // Meta took a message twice: a second wamid under our id.
+    let sent = "SELECT id FROM whatsapp_messages WHERE status IN ('sent', 'delivered') LIMIT 1";
+    let id = world.db.site.text(sent).await.unwrap();
+    let status = json!([{"id": "wamid.SECOND", "status": "sent", "timestamp": "1750030073", "recipient_id": "16505551234",
+        "biz_opaque_callback_data": format!("tl:{id}")}]);
+    world
+        .meta
+        .update(NUMBER, "messages", json!({ "statuses": status }))
+        .await;
+    let told = doomed.process.wait_for_output("Meta took this message twice", SOON);
+    told.await;
     let forger = secrecy::SecretString::from("not-the-secret");
     world.meta.post_forged(br#"{"x":"a-secret-body"}"#, &forger).await;
     let handshake = doomed
@@ -203,6 +254,45 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
         "a-guess",
         "wamid.",
     ] {
+        assert!(!log.contains(secret), "{secret} is in {log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_daemons_log_holds_no_values_either() {
+    let world = World::new().await;
+    migrations::apply_agent(&world.db.agent.database_url()).await.unwrap();
+    let talkative = "[log]\nfilter = \"debug,twinlog=trace,tokio_postgres=trace\"";
+    let config = ConfigFile::new(&world.db, talkative);
+    let mut daemon = Process::start(&config, &["sync"], "");
+    let lead = "INSERT INTO leads (phone, name) VALUES ('+49555999888', 'a-secret-name')";
+    world.db.site.batch_execute(lead).await.unwrap();
+    let there = || {
+        world
+            .db
+            .agent
+            .text("SELECT count(*) FROM leads WHERE name = 'a-secret-name'")
+    };
+    crate::harness::eventually_equal("the lead is on the other side", SOON, Some("1".to_owned()), there).await;
+    // And one that comes by the stream, whenever the first one came.
+    world
+        .db
+        .site
+        .batch_execute("UPDATE leads SET phone = '+49555999777', username = 'b-secret-name'")
+        .await
+        .unwrap();
+    let changed = || {
+        world
+            .db
+            .agent
+            .text("SELECT count(*) FROM leads WHERE username = 'b-secret-name'")
+    };
+    crate::harness::eventually_equal("its change is there", SOON, Some("1".to_owned()), changed).await;
+    daemon.terminate();
+    assert!(daemon.wait(SOON).await.success());
+    let log = daemon.output();
+    assert!(log.contains("DEBUG"), "the log was not at its most talkative");
+    for secret in ["555999", "a-secret-name", "b-secret-name"] {
         assert!(!log.contains(secret), "{secret} is in {log}");
     }
 }

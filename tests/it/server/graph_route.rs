@@ -1,5 +1,8 @@
 //! The Graph-compatible route: Meta's answers, our limits.
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,6 +69,9 @@ async fn a_body_that_is_no_message_leaves_no_row() {
     let world = World::new().await;
     let server = world.serve().await;
     let bearer = format!("Bearer {TOKEN}");
+    let of = |kind: &str, content: Value| {
+        json!({"messaging_product": "whatsapp", "to": USER, "type": kind, (kind): content}).to_string()
+    };
     for (body, code) in [
         (String::new(), 100),
         ("{".to_owned(), 100),
@@ -89,6 +95,23 @@ async fn a_body_that_is_no_message_leaves_no_row() {
         (
             json!({"messaging_product": "whatsapp", "to": USER, "type": "text", "text": {}}).to_string(),
             131_008,
+        ),
+        // A spreadsheet's number: its last digit is none.
+        (
+            json!({"messaging_product": "whatsapp", "to": 16_505_551_234.0, "text": {"body": "x"}}).to_string(),
+            131_008,
+        ),
+        (of("image", json!({})), 131_008),
+        (of("video", json!({"caption": "x"})), 131_008),
+        (of("template", json!({"name": "order"})), 131_008),
+        (of("template", json!({"language": {"code": "en"}})), 131_008),
+        (of("reaction", json!({"emoji": "👍"})), 131_008),
+        (of("location", json!({"latitude": "1.5"})), 131_008),
+        (of("contacts", json!([])), 131_008),
+        (of("interactive", json!({"body": {"text": "x"}})), 131_008),
+        (
+            json!({"messaging_product": "whatsapp", "to": USER, "type": {}, "text": {"body": "x"}}).to_string(),
+            131_009,
         ),
     ] {
         let answer = server
@@ -126,6 +149,100 @@ async fn a_body_that_is_no_message_leaves_no_row() {
     );
     let method = server.get(&format!("/v26.0/{NUMBER}/messages")).await;
     assert_eq!((method.status, method.code()), (405, 100));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_is_refused_before_the_body_is_read() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let address = server.url.trim_start_matches("http://");
+    for path in [
+        "/v1/messages",
+        "/v26.0/106540352242922/messages",
+        "/v26.0/106540352242922/media",
+    ] {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        // The body that is announced never comes.
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer guess\r\ncontent-length: 4000000\r\n\r\n"
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        let read = tokio::time::timeout(SOON, connection.read_exact(&mut answer)).await;
+        read.unwrap_or_else(|_| panic!("{path} waits for the body")).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 401", "{path}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn media_are_uploaded_looked_up_and_deleted_with_our_token() {
+    let world = World::new().await;
+    let server = world.serve().await;
+    let bearer = format!("Bearer {TOKEN}");
+    let form = "--b\r\ncontent-disposition: form-data; name=\"messaging_product\"\r\n\r\nwhatsapp\r\n--b\r\n\
+        content-disposition: form-data; name=\"file\"; filename=\"x.png\"\r\ncontent-type: image/png\r\n\r\npixels\r\n--b--\r\n";
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("content-type", "multipart/form-data; boundary=b"),
+    ];
+    let uploaded = server
+        .post(&format!("/v26.0/{NUMBER}/media"), &headers, form.to_owned())
+        .await;
+    assert_eq!(uploaded.status, 200, "{uploaded:?}");
+    let id = uploaded.body["id"].as_str().unwrap();
+    let found = server.get(&format!("/v26.0/{id}")).await;
+    assert_eq!(
+        (found.status, &found.body["mime_type"]),
+        (200, &json!("image/png")),
+        "{found:?}"
+    );
+    assert_eq!(found.body["file_size"], 6);
+    let sent = json!({"messaging_product": "whatsapp", "to": USER, "type": "image", "image": {"id": id}});
+    assert_eq!(server.graph(&sent).await.status, 200);
+    let delete = || {
+        server
+            .http
+            .delete(format!("{}/v26.0/{id}", server.url))
+            .bearer_auth(TOKEN)
+    };
+    assert_eq!(
+        answer(delete().send().await.unwrap()).await.body,
+        json!({"success": true})
+    );
+    assert_eq!(answer(delete().send().await.unwrap()).await.code(), 100);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metas_token_is_in_no_answer_and_in_no_row() {
+    let mut world = World::new().await;
+    let server = world.serve().await;
+    // Meta's links to the next page carry the token of the request.
+    let page = server.get("/v26.0/102290129340398/message_templates?limit=1").await;
+    let next = page.body["paging"]["next"].as_str().unwrap();
+    assert!(
+        next.contains("access_token=") && !next.contains("simulator-token"),
+        "{page:?}"
+    );
+    server.stop().await;
+
+    // And it quotes one that it can't read.
+    world.config = configuration(&world.db.site.url, &world.meta.url(), "EAAmistyped|token");
+    let server = world.serve().await;
+    let refused = server.get(&format!("/v26.0/{NUMBER}")).await;
+    assert_eq!((refused.status, refused.code()), (401, 190));
+    assert!(refused.body.to_string().contains("Malformed"), "{refused:?}");
+    assert!(!refused.body.to_string().contains("mistyped"), "{refused:?}");
+    let held = server.graph(&text("x")).await;
+    assert_eq!(held.code(), 131_016);
+    assert!(held.body.to_string().contains("Malformed"), "{held:?}");
+    assert!(!held.body.to_string().contains("mistyped"), "{held:?}");
+    for table in ["whatsapp_messages", "whatsapp_accounts"] {
+        let rows = format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%mistyped%'");
+        assert_eq!(world.db.site.text(&rows).await.as_deref(), Some("0"), "{table}");
+    }
     server.stop().await;
 }
 

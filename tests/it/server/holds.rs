@@ -95,6 +95,42 @@ async fn a_probe_finds_out_that_the_cause_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_refused_for_the_account_alone_stops_itself_and_not_the_number() {
+    let mut world = World::new().await;
+    world.config.whatsapp.hold_probe = Duration::from_millis(300);
+    let server = world.serve().await;
+    // The account may not do what this message asks for; all else it may.
+    let outcast = "+16505550000";
+    let fault = Fault::Error { code: 3, subcode: None };
+    world.meta.set_fault_for(NUMBER, outcast, fault).unwrap();
+    let taken = server.plain(&json!({"to": outcast, "text": "x"})).await;
+    let id = taken.body["id"].as_str().unwrap();
+    let others = async {
+        for index in 0.. {
+            let to = format!("+16505551{index:03}");
+            assert!(server.plain(&json!({"to": to, "text": "x"})).await.status < 300);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        status = world.reaches(id, &["failed"]) => assert_eq!(status, "failed"),
+        () = others => {}
+    }
+    assert_eq!(world.column(id, "error_code").await.as_deref(), Some("3"));
+    let last = server.plain(&json!({"to": USER, "text": "x", "wait": 10_000})).await;
+    assert_eq!(last.status, 200, "{last:?}");
+    eventually("all others are sent", SOON, || async {
+        let waiting = world.count("status IN ('pending', 'sending')").await;
+        if waiting == 0 { Ok(()) } else { Err(waiting) }
+    })
+    .await;
+    assert_eq!(account(&world, "status").await.as_deref(), Some("active"));
+    assert_eq!(world.count("status = 'failed'").await, 1);
+    world.nothing_lost_or_doubled().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_with_a_good_token_takes_over_from_one_with_a_bad_one() {
     let world = World::new().await;
     world.meta.set_token(NUMBER, "good").unwrap();

@@ -145,6 +145,13 @@ async fn a_bad_request_says_why_and_leaves_no_row() {
         (json!({"to": "0151 1234567", "text": "x"}), 422, json!("to")),
         (json!({"to": USER, "text": ""}), 422, json!("text")),
         (json!({"to": USER, "type": "image"}), 422, json!("image")),
+        (json!({"to": USER, "type": "image", "image": {}}), 422, json!("image")),
+        (
+            json!({"to": USER, "type": "template", "template": {"name": "x"}}),
+            422,
+            json!("template"),
+        ),
+        (json!({"to": 16_505_551_234.0, "text": "x"}), 422, json!("to")),
         (
             json!({"to": USER, "text": "x", "phone_number_id": "1"}),
             422,

@@ -1,0 +1,102 @@
+//! Messages that Meta refuses for the account's sake, although it takes others of the same number: then the refusal is
+//! about the message after all (it asks for something that this account may not do), and it must not hold the number
+//! again and again.
+//!
+//! Kept in memory: a process that forgets it only takes longer to find out.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// Refusals, each with another message accepted since the one before, after which a message is to blame itself. Several,
+/// because an account may also be restricted anew.
+const PROOFS: u32 = 3;
+/// Messages that are remembered. Each has held the number for a while, so there are few.
+const MAX: usize = 1000;
+/// Codes that are about the access token, and so never about a message.
+const TOKEN_CODES: [i32; 2] = [0, 190];
+
+/// A number's suspects.
+#[derive(Debug, Default)]
+pub(super) struct Suspects(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// When the latest attempt began that was accepted.
+    accepted: Option<Instant>,
+    /// When each message was refused last, and how often after another one was accepted.
+    refused: HashMap<Uuid, (Instant, u32)>,
+}
+
+impl Suspects {
+    /// A message was accepted, by an attempt that began then.
+    pub(super) fn accepted(&self, id: Uuid, begun: Instant) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.refused.remove(&id);
+        known.accepted = known.accepted.max(Some(begun));
+    }
+
+    /// A message was refused for the account's sake, now. Returns whether it is to blame itself.
+    pub(super) fn refused(&self, id: Uuid, code: Option<i32>, now: Instant) -> bool {
+        if code.is_none_or(|code| TOKEN_CODES.contains(&code)) {
+            return false;
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let accepted = known.accepted;
+        if known.refused.len() >= MAX && !known.refused.contains_key(&id) {
+            known.refused.clear();
+        }
+        let (before, proofs) = known.refused.entry(id).or_insert((now, 0));
+        if accepted.is_some_and(|accepted| accepted > *before) {
+            *proofs += 1;
+        }
+        *before = now;
+        let guilty = *proofs >= PROOFS;
+        if guilty {
+            known.refused.remove(&id);
+        }
+        guilty
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const ID: Uuid = Uuid::from_u128(1);
+    const OTHER: Uuid = Uuid::from_u128(2);
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_is_refused_again_and_again_while_others_pass_is_to_blame() {
+        let suspects = Suspects::default();
+        let tick = || tokio::time::advance(Duration::from_secs(1));
+        let refused = |code| suspects.refused(ID, Some(code), Instant::now());
+        // Nothing else is accepted: the account is at fault, however long.
+        for _ in 0..10 {
+            assert!(!refused(10));
+            tick().await;
+        }
+        // Another attempt that had begun before the refusal proves nothing.
+        let begun = Instant::now();
+        tick().await;
+        assert!(!refused(10));
+        suspects.accepted(OTHER, begun);
+        for last in [false, false, false, true] {
+            tick().await;
+            assert_eq!(refused(10), last);
+            tick().await;
+            suspects.accepted(OTHER, Instant::now());
+        }
+        // A token is never a message's fault.
+        for _ in 0..10 {
+            tick().await;
+            assert!(!refused(190));
+            tick().await;
+            suspects.accepted(OTHER, Instant::now());
+        }
+    }
+}
