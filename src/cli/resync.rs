@@ -166,7 +166,11 @@ async fn follow(
         if !shutdown::sleep(TICK, stop).await {
             bar.finish_and_clear();
             say(arguments.json, &json!({ "command": id, "state": "running" }), || {
-                format!("resync {id} goes on in the daemon; twinlog status shows its progress")
+                if own.task.is_some() {
+                    format!("resync {id} is not done; the next daemon that runs goes on with it")
+                } else {
+                    format!("resync {id} goes on in the daemon; twinlog status shows its progress")
+                }
             })?;
             return Ok(Outcome::Problem);
         }

@@ -150,7 +150,8 @@ async fn set_up(screen: &Screen, ending: &CancellationToken) -> anyhow::Result<(
     simulator.expire_token(EXPIRED).context("expire a token")?;
 
     let token = format!("demo-{}", uuid::Uuid::new_v4().simple());
-    let mut file = tempfile::NamedTempFile::new().context("make a file for the configuration")?;
+    let mut file = tempfile::NamedTempFile::new()
+        .with_context(|| format!("make a file in {} (TMPDIR)", std::env::temp_dir().display()))?;
     file.write_all(configuration(&site_url, &agent_url, &simulator.url(), &token).as_bytes())?;
     let config = config::load(
         Some(file.path()),
