@@ -88,11 +88,25 @@ async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) 
         screen.say("stopped before the end");
         Ok(Outcome::Problem)
     };
+    screen.say("starting two throwaway Postgres clusters …");
+    // A task of its own, and both to their end: what is half made when Ctrl-C comes, or when the other one fails, is
+    // finished before it is removed; a process that ended meanwhile could leave it behind.
+    let mut clusters =
+        tokio::spawn(async { tokio::join!(Cluster::start(Settings::default()), Cluster::start(Settings::default())) });
+    let (site, agent) = tokio::select! {
+        biased;
+        () = stop.cancelled() => {
+            let _ = clusters.await;
+            return stopped();
+        }
+        made = &mut clusters => made.context("start the clusters")?,
+    };
+    let clusters = [site?, agent?];
     // Dropped in the opposite order: those who use the databases first.
     let (stage, mut running) = tokio::select! {
         biased;
         () = stop.cancelled() => return stopped(),
-        ready = Box::pin(set_up(screen, &ending)) => ready?,
+        ready = Box::pin(set_up(clusters, screen, &ending)) => ready?,
     };
     let outcome = tokio::select! {
         biased;
@@ -121,12 +135,12 @@ async fn act_and_prove(arguments: &Arguments, stage: &Stage) -> anyhow::Result<O
 }
 
 /// Everything up to the first message.
-async fn set_up(screen: &Screen, ending: &CancellationToken) -> anyhow::Result<(Stage, Running)> {
-    screen.say("starting two throwaway Postgres clusters …");
-    // Both to their end: one that fails must not leave the other's initdb behind.
-    let (site_cluster, agent_cluster) =
-        tokio::join!(Cluster::start(Settings::default()), Cluster::start(Settings::default()));
-    let (site_cluster, agent_cluster) = (site_cluster?, agent_cluster?);
+async fn set_up(
+    clusters: [Cluster; 2],
+    screen: &Screen,
+    ending: &CancellationToken,
+) -> anyhow::Result<(Stage, Running)> {
+    let [site_cluster, agent_cluster] = clusters;
     screen.say(format!(
         "  Postgres {} from {}",
         site_cluster.major(),
