@@ -23,6 +23,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::change::quote_identifier;
 use crate::config::{DatabaseUrl, Host, SslMode};
 use crate::retry::{self, Disposition};
+use crate::tls;
 
 /// Migrations that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -86,10 +87,12 @@ pub struct Applied {
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
     /// It can't be reached.
-    #[error("connect to the {database}")]
+    #[error("connect to the {database} ({address})")]
     Connect {
         /// Which one.
         database: &'static str,
+        /// Where it should be, without the password.
+        address: String,
         /// Why.
         #[source]
         source: sqlx::Error,
@@ -164,7 +167,16 @@ impl MigrationError {
                 ),
                 _ => None,
             },
-            _ => None,
+            Self::Connect { source, .. } => Some(match (source, sqlstate(source).as_deref()) {
+                (sqlx::Error::Tls(cause), _) if cause.to_string().contains("does not support TLS") => {
+                    tls::NOT_OFFERED.to_owned()
+                }
+                (sqlx::Error::Tls(_), _) => "check sslmode and sslrootcert in the URL".to_owned(),
+                (_, Some("28000" | "28P01")) => "check role and password in the URL".to_owned(),
+                (_, Some("3D000")) => "check the database's name in the URL".to_owned(),
+                _ => "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)".to_owned(),
+            }),
+            Self::Read { .. } => None,
         }
     }
 }
@@ -202,7 +214,11 @@ pub async fn apply(url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationErro
     let mut connection = connect_options(url)
         .connect()
         .await
-        .map_err(|source| MigrationError::Connect { database, source })?;
+        .map_err(|source| MigrationError::Connect {
+            database,
+            address: url.to_string(),
+            source,
+        })?;
     // Boxed: sqlx's migrator is a large future, and this is called rarely.
     let result = Box::pin(apply_on(&mut connection, url, set)).await;
     // A goodbye is polite; its failure changes nothing.

@@ -11,7 +11,13 @@ use tokio_util::sync::CancellationToken;
 /// How long draining may take: systemd's default patience is 90 s, an operator's is shorter.
 pub const GRACE: Duration = Duration::from_secs(10);
 
+/// What a shell says of a process that Ctrl-C ended: 128 and the signal's number.
+const EXIT_INTERRUPTED: i32 = 130;
+
 /// A token that is cancelled by SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed terminal).
+///
+/// Whoever presses Ctrl-C once more does not want to wait for what is being ended: the process ends at once. Nothing is lost
+/// by that, as nothing is by `kill -9`.
 ///
 /// # Errors
 /// The signal handlers could not be installed.
@@ -28,8 +34,19 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
             _ = hangup.recv() => {}
         }
         stop.cancel();
+        if interrupt.recv().await.is_some() {
+            at_once();
+        }
     });
     Ok(token)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is asked for not to wait for anything, destructors included"
+)]
+fn at_once() -> ! {
+    std::process::exit(EXIT_INTERRUPTED)
 }
 
 /// Sleeps, but not through a shutdown. Returns false if the token was cancelled.

@@ -112,6 +112,10 @@ pub fn refusal_hint(error: &std::io::Error) -> Option<String> {
     })
 }
 
+/// What to do about a server that does no TLS.
+pub const NOT_OFFERED: &str = "ALTER SYSTEM SET ssl = on on the server (with ssl_cert_file, ssl_key_file); sslmode=disable \
+                               in the URL only where nobody can listen";
+
 /// The configuration for a mode. `root` is a PEM file of authorities, or `system`.
 ///
 /// With [`SslMode::Disable`] nobody should ask; the answer is that of [`SslMode::Require`].

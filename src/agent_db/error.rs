@@ -349,11 +349,19 @@ impl AgentError {
         let quote = crate::change::quote_identifier;
         Some(match self {
             Self::Connect { source, .. } => {
-                let of_certificate = std::error::Error::source(source)
+                let cause = std::error::Error::source(source);
+                let of_certificate = cause
                     .and_then(|cause| cause.downcast_ref::<std::io::Error>())
                     .and_then(tls::refusal_hint);
+                // The driver has no other sign for it.
+                let of_tls = cause
+                    .filter(|cause| cause.to_string() == "server does not support TLS")
+                    .map(|_| tls::NOT_OFFERED.to_owned());
                 let of_refusal = Refusal::of(source).and_then(|refusal| refusal_hint(None, &refusal.sqlstate, None));
-                of_certificate.or(of_refusal).unwrap_or_else(|| REACH.to_owned())
+                of_certificate
+                    .or(of_tls)
+                    .or(of_refusal)
+                    .unwrap_or_else(|| REACH.to_owned())
             }
             Self::ConnectTimeout { .. } => REACH.to_owned(),
             Self::Tls { source, .. } => source.hint(),

@@ -117,6 +117,10 @@ enum Outcome {
 /// Exit code for usage and configuration, as clap's own.
 const EXIT_USAGE: u8 = 2;
 
+/// Exit code where nobody reads our output any more (`twinlog status | head`): what a shell says of a program that SIGPIPE
+/// ended, as it ends most.
+const EXIT_PIPE: u8 = 141;
+
 /// Runs the command of this process's arguments and says how the process shall end.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -141,6 +145,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(Outcome::Success) => ExitCode::SUCCESS,
         Ok(Outcome::Problem) => ExitCode::FAILURE,
+        Err(error) if is_closed_output(&error) => ExitCode::from(EXIT_PIPE),
         Err(error) => {
             report::error(&error);
             if error.is::<config::ConfigError>() {
@@ -150,6 +155,12 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Whether our own output failed, in that nobody reads it. Errors of connections come within errors of their modules.
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<Outcome> {

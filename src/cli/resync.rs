@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::failed::table_name;
 use super::{Global, Outcome};
 use crate::agent_db::{CommandState, Control};
+use crate::change::TableName;
 use crate::config::{Config, Needs};
 use crate::health::Health;
 use crate::{migrations, replication, shutdown};
@@ -51,11 +52,17 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     migrations::apply_twinlog(&config.agent.url).await?;
     let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog resync").await?;
     let running = daemon_runs(&control).await?;
-    let names: Vec<String> = arguments
-        .tables
-        .iter()
-        .map(|name| table_name(name).to_string())
-        .collect();
+    let tables: Vec<TableName> = arguments.tables.iter().map(|name| table_name(name)).collect();
+    if running {
+        // It would refuse them too, but only after this command has ended.
+        let known = control.tables().await?;
+        for table in &tables {
+            if !known.iter().any(|known| known.table == *table) {
+                anyhow::bail!("table {table} is not synchronised: see twinlog status");
+            }
+        }
+    }
+    let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
     let request = json!({ "all": arguments.all, "tables": names, "where": arguments.condition });
     let id = control.request("resync", &request).await?;
 
@@ -159,7 +166,11 @@ async fn follow(
         if !shutdown::sleep(TICK, stop).await {
             bar.finish_and_clear();
             say(arguments.json, &json!({ "command": id, "state": "running" }), || {
-                format!("resync {id} goes on in the daemon; twinlog status shows its progress")
+                if own.task.is_some() {
+                    format!("resync {id} is not done; the next daemon that runs goes on with it")
+                } else {
+                    format!("resync {id} goes on in the daemon; twinlog status shows its progress")
+                }
             })?;
             return Ok(Outcome::Problem);
         }

@@ -132,8 +132,11 @@ fn print(out: &mut impl Write, status: &Value) -> anyhow::Result<()> {
     if report.is_object() {
         writeln!(
             out,
-            "  delay {:.1} s, lag {} bytes, slot keeps {} bytes of log",
-            report["delay_seconds"].as_f64().unwrap_or(f64::NAN),
+            "  delay {} s, lag {} bytes, slot keeps {} bytes of log",
+            // A daemon that has not reached the Site DB yet knows nothing.
+            report["delay_seconds"]
+                .as_f64()
+                .map_or_else(|| "-".to_owned(), |delay| format!("{delay:.1}")),
             text(&report["lag_bytes"]),
             text(&report["slot_retained_bytes"]),
         )?;
@@ -160,4 +163,20 @@ fn print(out: &mut impl Write, status: &Value) -> anyhow::Result<()> {
         writeln!(out, "  parked rows: twinlog failed list")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_daemon_does_not_know_is_a_dash() {
+        let shown = |report: Value| {
+            let mut out = anstream::StripStream::new(Vec::new());
+            print(&mut out, &json!({ "slot": "s", "state": "held", "report": report })).unwrap();
+            String::from_utf8(out.into_inner()).unwrap()
+        };
+        assert!(shown(json!({})).contains("delay - s, lag - bytes, slot keeps - bytes"));
+        assert!(shown(json!({ "delay_seconds": 0.04, "lag_bytes": 7 })).contains("delay 0.0 s, lag 7 bytes"));
+    }
 }

@@ -88,7 +88,15 @@ impl fmt::Display for GapReason {
                 f,
                 "the Site DB removed log that the slot needed (raise max_slot_wal_keep_size)"
             ),
-            Self::SlotLost(Some(why)) => write!(f, "the Site DB invalidated the slot: {why}"),
+            Self::SlotLost(Some(why)) => {
+                write!(f, "the Site DB invalidated the slot: {why}")?;
+                // <https://www.postgresql.org/docs/18/view-pg-replication-slots.html>; the others are a standby's.
+                match why.as_str() {
+                    "wal_removed" => write!(f, " (raise max_slot_wal_keep_size)"),
+                    "idle_timeout" => write!(f, " (raise idle_replication_slot_timeout)"),
+                    _ => Ok(()),
+                }
+            }
             Self::SlotAhead { slot, checkpoint } => write!(
                 f,
                 "the slot stands at {slot}, past the checkpoint {checkpoint}: it was recreated or moved"

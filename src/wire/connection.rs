@@ -34,7 +34,8 @@ const SLOT_LOCK_WAITS: u32 = 3;
 /// cast in the Agent DB as it was printed, so everything else that prints or parses one must use the same.
 ///
 /// An empty `search_path` makes names of types and tables within values (`regclass`) come with their schema. The
-/// time-outs are off because a stream that is idle does its job.
+/// time-outs are off because a stream that is idle does its job. Warnings are on because from 18 on one of them says that
+/// changes are left out (the publication does not exist at that point).
 pub const PINNED_SETTINGS: &[(&str, &str)] = &[
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO"),
@@ -48,6 +49,7 @@ pub const PINNED_SETTINGS: &[(&str, &str)] = &[
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("client_min_messages", "warning"),
 ];
 
 /// A slot that was just made.
@@ -202,6 +204,11 @@ impl ReplicationConnection {
         publications: &[String],
     ) -> Result<(FrameStream, Feedback), WireError> {
         let timeout = self.wal_sender_timeout().await?;
+        if major(&self.server_version) >= 17 {
+            // Each transaction is decoded within one of the server's own: a limit that is meant for clients would end
+            // the stream at the same huge one again and again. Older servers refuse the name, so it is not pinned.
+            self.simple_query("SET transaction_timeout = 0").await?;
+        }
         if self.any_bytes {
             // Under UTF8 the server would refuse to send a text that is none, and with it everything after it. As it is,
             // the Agent DB refuses it, and it alone (pitfall P29).

@@ -152,6 +152,8 @@ impl ServerError {
             ("42710", Phase::Query) => ServerFault::SlotExists,
             ("42704", Phase::Query | Phase::Start) => ServerFault::SlotMissing,
             ("42704", Phase::Stream) => ServerFault::PublicationMissing,
+            // Since 18 only a warning, and the changes are left out of the stream without another word.
+            ("55000", Phase::Stream) if raised_by("LoadPublications") => ServerFault::PublicationMissing,
             ("55000", _) if raised_by("CheckLogicalDecodingRequirements") || raised_by("CheckSlotRequirements") => {
                 ServerFault::WalLevel
             }
@@ -278,11 +280,7 @@ impl WireError {
             Self::Timeout { .. } => Some("check the network and the load of the server".to_owned()),
             Self::Tls(error) => Some(error.hint()),
             Self::TlsHandshake(source) => tls::refusal_hint(source),
-            Self::TlsRefused => Some(
-                "ALTER SYSTEM SET ssl = on on the server (with ssl_cert_file, ssl_key_file); sslmode=disable in the \
-                 URL only where nobody can listen"
-                    .to_owned(),
-            ),
+            Self::TlsRefused => Some(tls::NOT_OFFERED.to_owned()),
             Self::PasswordMissing => Some("write it into the URL: postgres://USER:PASSWORD@HOST/DATABASE".to_owned()),
             Self::AuthMethod(_) => Some("use scram-sha-256 for this role in the server's pg_hba.conf".to_owned()),
             Self::Scram(_) => {
@@ -322,6 +320,10 @@ mod tests {
         assert_eq!(
             fault("55000", Phase::Start, Some("CreateDecodingContext")),
             Some(ServerFault::SlotInvalidated)
+        );
+        assert_eq!(
+            fault("55000", Phase::Stream, Some("LoadPublications")),
+            Some(ServerFault::PublicationMissing)
         );
         assert_eq!(
             fault("55000", Phase::Start, Some("CheckLogicalDecodingRequirements")),

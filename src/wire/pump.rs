@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::codec::{self, Frame, Status, Streamed};
 use super::connection::{Channel, log_notice};
-use super::error::{Phase, WireError};
+use super::error::{Phase, ServerFault, WireError};
 use super::pace::{Capacity, Pace};
 use super::socket::{Socket, within};
 use super::stream::{Batch, Feedback, FrameStream, ROOM};
@@ -351,11 +351,12 @@ impl Pump {
                 &self.channel.identity,
             )),
             Message::NoticeResponse(body) => {
-                log_notice(&codec::server_error(
-                    body.fields(),
-                    Phase::Stream,
-                    &self.channel.identity,
-                ));
+                let notice = codec::server_error(body.fields(), Phase::Stream, &self.channel.identity);
+                // Nothing behind it may be acknowledged: 18 goes on without the changes that the publication had.
+                if notice.fault() == Some(ServerFault::PublicationMissing) {
+                    return Err(notice);
+                }
+                log_notice(&notice);
                 Ok(())
             }
             Message::ParameterStatus(_) => Ok(()),

@@ -250,6 +250,66 @@ async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
 }
 
 #[tokio::test]
+async fn a_database_that_cannot_be_had_is_named_with_the_remedy_and_without_the_password() {
+    let db = harness::databases().await;
+    let (url, port, password) = (&db.agent.url, db.agent.cluster.port(), db.agent.cluster.password());
+    let cases = [
+        (
+            url.replace(&format!("/{}", db.agent.name), "/none"),
+            "check the database's name",
+        ),
+        (url.replace(password, "wrong"), "check role and password"),
+        (
+            url.replace(&format!(":{port}/"), ":1/"),
+            "check the URL, that the server runs",
+        ),
+        (
+            url.replace("127.0.0.1", "nowhere.invalid"),
+            "check the URL, that the server runs",
+        ),
+        (format!("{url}?sslmode=require"), "ssl = on"),
+    ];
+    for (wrong, remedy) in cases {
+        for arguments in [&["status"][..], &["failed", "list"], &["migrate", "agent"]] {
+            let config = ConfigFile::with_urls(&db.site.url, &wrong, &db.site.name, "");
+            let mut process = Process::start(&config, arguments, "");
+            assert_eq!(process.wait(SOON).await.code(), Some(1), "{arguments:?} {remedy}");
+            let output = process.output();
+            assert!(output.contains(remedy), "{arguments:?} {remedy}: {output}");
+            assert!(
+                output.contains("postgres://postgres@"),
+                "{arguments:?} {remedy}: {output}"
+            );
+            assert!(!output.contains(password) && !output.contains("wrong@"), "{output}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_output_that_nobody_reads_ends_a_command_without_a_word() {
+    let db = harness::databases().await;
+    db.migrate().await;
+    let config = ConfigFile::new(&db, "");
+    for arguments in [
+        &["status"][..],
+        &["status", "--json"],
+        &["failed", "list"],
+        &["migrate"],
+    ] {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_twinlog"))
+            .args(arguments)
+            .env("TWINLOG_CONFIG", config.path())
+            .stdout(write)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said.as_str()), (Some(141), ""), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
 async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
     let db = harness::databases().await;
     let config = ConfigFile::new(&db, "");

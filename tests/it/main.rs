@@ -3,6 +3,7 @@
 mod agent_db;
 mod architecture;
 mod command_line;
+mod demo;
 mod harness;
 mod help;
 mod inbox;

@@ -1,15 +1,14 @@
 //! What arrives in the Agent DB, as it arrives: one line that changes on a terminal, plain lines elsewhere.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::say;
+use super::screen::Screen;
 use crate::agent_db;
 use crate::shutdown;
 
@@ -21,42 +20,52 @@ const PLAIN: Duration = Duration::from_secs(1);
 pub(super) struct Live {
     stop: CancellationToken,
     task: JoinHandle<()>,
+    bar: ProgressBar,
 }
 
 impl Live {
-    pub(super) async fn start(agent_url: &str) -> anyhow::Result<Self> {
+    pub(super) async fn start(agent_url: &str, screen: &Screen) -> anyhow::Result<Self> {
         let agent = agent_db::connect(&agent_url.parse()?, "twinlog demo display").await?;
         let stop = CancellationToken::new();
-        let task = tokio::spawn(show(agent, stop.clone()));
-        Ok(Self { stop, task })
+        let bar = screen.live();
+        let task = tokio::spawn(show(agent, screen.clone(), bar.clone(), stop.clone()));
+        Ok(Self { stop, task, bar })
     }
 
     /// Shows the last figures and ends.
-    pub(super) async fn end(self) {
+    pub(super) async fn end(mut self) {
         self.stop.cancel();
         // A display that failed has shown what it could.
-        let _ = self.task.await;
+        let _ = (&mut self.task).await;
     }
 }
 
-async fn show(agent: Client, stop: CancellationToken) {
-    let terminal = std::io::stdout().is_terminal();
-    let bar = if terminal {
-        let style =
-            ProgressStyle::with_template("  {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-        ProgressBar::new_spinner().with_style(style)
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.bar.finish_and_clear();
+    }
+}
+
+async fn show(agent: Client, screen: Screen, bar: ProgressBar, stop: CancellationToken) {
+    let (pause, between) = if screen.is_live() {
+        // Two lines: one would not fit into 80 columns.
+        (TERMINAL, "\n              ")
     } else {
-        ProgressBar::hidden()
+        (PLAIN, "  ")
     };
     let mut last = String::new();
     loop {
-        let running = shutdown::sleep(if terminal { TERMINAL } else { PLAIN }, &stop).await;
-        let Ok(line) = figures(&agent).await else { break };
-        if terminal {
+        let running = shutdown::sleep(pause, &stop).await;
+        let Ok([messages, daemon]) = figures(&agent).await else {
+            break;
+        };
+        let line = format!("Agent DB: {messages}{between}{daemon}");
+        if screen.is_live() {
             bar.set_message(line.clone());
             bar.tick();
         } else if line != last {
-            say(format!("  {line}"));
+            screen.say(format!("  {line}"));
         }
         last = line;
         if !running {
@@ -64,12 +73,14 @@ async fn show(agent: Client, stop: CancellationToken) {
         }
     }
     bar.finish_and_clear();
-    if terminal {
-        say(format!("  {last}"));
+    if screen.is_live() {
+        // What it was about stays readable, in the place where the live line was.
+        screen.say(format!("    {last}"));
     }
 }
 
-async fn figures(agent: &Client) -> Result<String, tokio_postgres::Error> {
+/// What became of the messages, and how the daemon does.
+async fn figures(agent: &Client) -> Result<[String; 2], tokio_postgres::Error> {
     let rows = agent
         .query("SELECT status, count(*) FROM public.whatsapp_messages GROUP BY 1", &[])
         .await?;
@@ -84,15 +95,19 @@ async fn figures(agent: &Client) -> Result<String, tokio_postgres::Error> {
             &[],
         )
         .await?;
-    Ok(format!(
-        "Agent DB: sent {}  delivered {}  read {}  received {}  waiting {}  lag {:.1} s  parked {}  healed {}",
+    let messages = format!(
+        "sent {}  delivered {}  read {}  received {}  waiting {}",
         reached(&["sent", "delivered", "read", "played"]),
         reached(&["delivered", "read", "played"]),
         reached(&["read", "played"]),
         reached(&["received"]),
         reached(&["pending", "sending", "accepted", "held", "unknown"]),
+    );
+    let daemon = format!(
+        "lag {:.1} s  parked {}  healed {}",
         row.get::<_, Option<f64>>(2).unwrap_or(0.0),
         row.get::<_, i64>(0),
         row.get::<_, i64>(1),
-    ))
+    );
+    Ok([messages, daemon])
 }

@@ -1,11 +1,12 @@
 //! `twinlog demo`: everything at once, on this machine, from nothing, and proved at the end.
 //!
 //! Two throwaway Postgres clusters, the Graph simulator, and the server and the daemon as `twinlog run` starts them, over
-//! real sockets. [`traffic`] is the outside world; [`live`] shows what arrives in the Agent DB; [`proof`] compares. All of
-//! it goes away at the end, whatever the end is: the clusters stop and are removed when they are dropped.
+//! real sockets. [`traffic`] is the outside world; [`live`] shows what arrives in the Agent DB, on the [`screen`]; [`proof`]
+//! compares. All of it goes away at the end, whatever the end is: the clusters stop and are removed when they are dropped.
 
 mod live;
 mod proof;
+mod screen;
 mod traffic;
 
 use std::io::Write;
@@ -29,6 +30,7 @@ use crate::dev::postgres::{Cluster, Settings};
 use crate::{migrations, shutdown};
 
 use live::Live;
+use screen::Screen;
 use traffic::Traffic;
 
 /// The two numbers that work.
@@ -58,6 +60,7 @@ pub(super) struct Arguments {
 
 /// What the demo runs on.
 struct Stage {
+    screen: Screen,
     /// Where the public API is.
     http: SocketAddr,
     /// Where health and metrics are.
@@ -72,56 +75,73 @@ struct Stage {
 }
 
 pub(super) async fn run(arguments: &Arguments, log_format: Option<LogFormat>) -> anyhow::Result<Outcome> {
-    // Lines of the log would tear the display; what goes wrong still shows.
-    logging::start(log_format.unwrap_or(LogFormat::Text), "error")?;
+    let screen = Screen::new();
+    // Only what goes wrong: the display says the rest.
+    logging::start_on(log_format.unwrap_or(LogFormat::Text), "error", screen.log())?;
     let stop = shutdown::on_signal().context("listen for signals")?;
-    tokio::select! {
+    Box::pin(play(arguments, &screen, &stop)).await
+}
+
+async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) -> anyhow::Result<Outcome> {
+    let ending = CancellationToken::new();
+    let stopped = || {
+        screen.say("stopped before the end");
+        Ok(Outcome::Problem)
+    };
+    screen.say("starting two throwaway Postgres clusters …");
+    // A task of its own, and both to their end: what is half made when Ctrl-C comes, or when the other one fails, is
+    // finished before it is removed; a process that ended meanwhile could leave it behind.
+    let mut clusters =
+        tokio::spawn(async { tokio::join!(Cluster::start(Settings::default()), Cluster::start(Settings::default())) });
+    let (site, agent) = tokio::select! {
         biased;
         () = stop.cancelled() => {
-            say("stopped before the end");
-            Ok(Outcome::Problem)
+            let _ = clusters.await;
+            return stopped();
         }
-        outcome = Box::pin(play(arguments, &stop)) => outcome,
-    }
-}
-
-/// One line for the person who watches.
-fn say(line: impl AsRef<str>) {
-    // Nothing can be done if the terminal is gone.
-    let _ = writeln!(anstream::stdout().lock(), "{}", line.as_ref());
-}
-
-async fn play(arguments: &Arguments, stop: &CancellationToken) -> anyhow::Result<Outcome> {
-    let ending = CancellationToken::new();
+        made = &mut clusters => made.context("start the clusters")?,
+    };
+    let clusters = [site?, agent?];
     // Dropped in the opposite order: those who use the databases first.
-    let (stage, mut running) = Box::pin(set_up(&ending)).await?;
-    let live = Live::start(&stage.agent_url).await?;
-
-    let result = tokio::select! {
-        result = Box::pin(act(arguments, &stage)) => result,
-        error = running.failed() => Err(error),
+    let (stage, mut running) = tokio::select! {
+        biased;
+        () = stop.cancelled() => return stopped(),
+        ready = Box::pin(set_up(clusters, screen, &ending)) => ready?,
     };
-    live.end().await;
-    let outcome = match result {
-        Ok(()) => Box::pin(proof::prove(&stage)).await?,
-        Err(error) => return Err(error),
+    let outcome = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        outcome = Box::pin(act_and_prove(arguments, &stage)) => Some(outcome?),
+        error = running.failed() => return Err(error),
     };
-    addresses(&stage, arguments.keep);
-    if arguments.keep {
-        stop.cancelled().await;
+    if outcome.is_some() {
+        addresses(&stage, arguments.keep);
+        if arguments.keep {
+            stop.cancelled().await;
+        }
     }
     ending.cancel();
     running.join().await?;
     stage.simulator.shutdown().await;
-    Ok(outcome)
+    outcome.map_or_else(stopped, Ok)
+}
+
+/// The traffic, seen live, and the proof.
+async fn act_and_prove(arguments: &Arguments, stage: &Stage) -> anyhow::Result<Outcome> {
+    let live = Live::start(&stage.agent_url, &stage.screen).await?;
+    act(arguments, stage).await?;
+    live.end().await;
+    proof::prove(stage).await
 }
 
 /// Everything up to the first message.
-async fn set_up(ending: &CancellationToken) -> anyhow::Result<(Stage, Running)> {
-    say("starting two throwaway Postgres clusters …");
-    let (site_cluster, agent_cluster) =
-        tokio::try_join!(Cluster::start(Settings::default()), Cluster::start(Settings::default()))?;
-    say(format!(
+async fn set_up(
+    clusters: [Cluster; 2],
+    screen: &Screen,
+    ending: &CancellationToken,
+) -> anyhow::Result<(Stage, Running)> {
+    let [site_cluster, agent_cluster] = clusters;
+    screen.say(format!(
         "  Postgres {} from {}",
         site_cluster.major(),
         site_cluster.bin().display()
@@ -144,20 +164,21 @@ async fn set_up(ending: &CancellationToken) -> anyhow::Result<(Stage, Running)> 
     simulator.expire_token(EXPIRED).context("expire a token")?;
 
     let token = format!("demo-{}", uuid::Uuid::new_v4().simple());
-    let folder = tempfile::tempdir().context("make a folder for the configuration")?;
-    let file = folder.path().join("twinlog.toml");
-    std::fs::write(&file, configuration(&site_url, &agent_url, &simulator.url(), &token))?;
+    let mut file = tempfile::NamedTempFile::new()
+        .with_context(|| format!("make a file in {} (TMPDIR)", std::env::temp_dir().display()))?;
+    file.write_all(configuration(&site_url, &agent_url, &simulator.url(), &token).as_bytes())?;
     let config = config::load(
-        Some(&file),
+        Some(file.path()),
         Needs {
             site: true,
             agent: true,
             whatsapp: true,
         },
     )?;
+    drop(file);
     migrations::apply_site(&config.site.url).await?;
     migrations::apply_agent(&config.agent.url).await?;
-    say("  both schemas migrated");
+    screen.say("  both schemas migrated");
 
     let site = agent_db::connect(&config.site.url, "twinlog demo").await?;
     let agent = agent_db::connect(&config.agent.url, "twinlog demo").await?;
@@ -165,6 +186,7 @@ async fn set_up(ending: &CancellationToken) -> anyhow::Result<(Stage, Running)> 
     let http = running.http.context("the server has no address")?;
     simulator.set_callback(Some(format!("http://{http}/webhook").parse()?));
     let stage = Stage {
+        screen: screen.clone(),
         http,
         admin: running.admin,
         simulator,
@@ -177,7 +199,7 @@ async fn set_up(ending: &CancellationToken) -> anyhow::Result<(Stage, Running)> 
     };
     until_ready(&stage).await?;
     stage.simulator.handshake().await.context("the webhook's handshake")?;
-    say("  server, daemon and Graph simulator are up");
+    screen.say("  server, daemon and Graph simulator are up");
     Ok((stage, running))
 }
 
@@ -244,19 +266,23 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
         ))
         .await
         .context("add the constraint that only the Agent DB has")?;
-    say(format!(
+    stage.screen.say(format!(
         "sending {} messages and receiving {} through the public HTTP API …",
         arguments.messages,
         arguments.messages / 3
     ));
     let traffic = Traffic::new(stage)?;
-    say("  one number's token has expired, on purpose; an operator is told so by this line of the log:");
+    stage
+        .screen
+        .say("  one number's token has expired; the log tells an operator so:");
     traffic.expired_account().await?;
     traffic.refused_contact().await;
     traffic.drive(arguments.messages).await?;
 
     until(stage, "a row is parked", "SELECT count(*) = 1 FROM twinlog.failed_rows").await?;
-    say("  one row is parked: a constraint that only the Agent DB has refuses it, its neighbours went on");
+    stage
+        .screen
+        .say("  one row is parked: only the Agent DB refuses it, and its neighbours went on");
     stage
         .agent
         .batch_execute("ALTER TABLE public.leads DROP CONSTRAINT demo_refuses")
@@ -268,7 +294,9 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
         "SELECT count(*) = 0 FROM twinlog.failed_rows",
     )
     .await?;
-    say("  the constraint is gone, and the row was healed from the Site DB");
+    stage
+        .screen
+        .say("  the constraint is gone, and the row was healed from the Site DB");
 
     // Everything that Meta reports has been reported, and has been taken in.
     let settled = async {
@@ -276,9 +304,9 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, settled)
-        .await
-        .context("wait for the last status")?;
+    if tokio::time::timeout(PATIENCE, settled).await.is_err() {
+        bail!("not within {} s: Meta's last status was taken", PATIENCE.as_secs());
+    }
     let unfinished = "SELECT count(*) = 0 FROM public.webhook_events WHERE state = 'received'";
     let taken_in = async {
         while !stage.site.query_one(unfinished, &[]).await?.get::<_, bool>(0) {
@@ -286,10 +314,10 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
         }
         Ok::<_, tokio_postgres::Error>(())
     };
-    tokio::time::timeout(PATIENCE, taken_in)
-        .await
-        .context("wait for the last webhook")??;
-    Ok(())
+    match tokio::time::timeout(PATIENCE, taken_in).await {
+        Ok(taken_in) => taken_in.context("wait for the last webhook"),
+        Err(_) => bail!("not within {} s: the last webhook was taken in", PATIENCE.as_secs()),
+    }
 }
 
 /// Waits until a condition holds in the Agent DB.
@@ -300,25 +328,25 @@ async fn until(stage: &Stage, what: &'static str, condition: &str) -> anyhow::Re
         }
         Ok::<_, tokio_postgres::Error>(())
     };
-    tokio::time::timeout(PATIENCE, holds)
-        .await
-        .with_context(|| format!("wait until {what}"))??;
-    Ok(())
+    match tokio::time::timeout(PATIENCE, holds).await {
+        Ok(held) => held.with_context(|| format!("wait until {what}")),
+        Err(_) => bail!("not within {} s: {what}", PATIENCE.as_secs()),
+    }
 }
 
 fn addresses(stage: &Stage, keep: bool) {
     let (admin, http) = (stage.admin, stage.http);
-    say("");
-    say(format!(
+    stage.screen.say("");
+    stage.screen.say(format!(
         "API      http://{http}/v1/messages   (Authorization: Bearer {})",
         stage.token
     ));
-    say(format!("webhook  http://{http}/webhook"));
-    say(format!("health   http://{admin}/health"));
-    say(format!("metrics  http://{admin}/metrics"));
+    stage.screen.say(format!("webhook  http://{http}/webhook"));
+    stage.screen.say(format!("health   http://{admin}/health"));
+    stage.screen.say(format!("metrics  http://{admin}/metrics"));
     if keep {
-        say(format!("Site DB  {}", stage.site_url));
-        say(format!("Agent DB {}", stage.agent_url));
-        say("everything stays up until Ctrl-C");
+        stage.screen.say(format!("Site DB  {}", stage.site_url));
+        stage.screen.say(format!("Agent DB {}", stage.agent_url));
+        stage.screen.say("everything stays up until Ctrl-C");
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
-use super::{EXPIRED, PATIENCE, Stage, say};
+use super::{EXPIRED, PATIENCE, Stage};
 use crate::cli::Outcome;
 
 const GOOD: Style = AnsiColor::Green.on_default().bold();
@@ -19,13 +19,13 @@ pub(super) async fn prove(stage: &Stage) -> anyhow::Result<Outcome> {
     differences.extend(equal_ledger(stage).await?);
     differences.extend(no_lag(stage).await?);
     if differences.is_empty() {
-        say(format!(
+        stage.screen.say(format!(
             "{GOOD}proved{GOOD:#}: both databases are equal, the ledger matches, nothing is behind"
         ));
         return Ok(Outcome::Success);
     }
     for difference in differences {
-        say(format!("{BAD}differs{BAD:#}: {difference}"));
+        stage.screen.say(format!("{BAD}differs{BAD:#}: {difference}"));
     }
     Ok(Outcome::Problem)
 }
@@ -51,8 +51,10 @@ async fn equal_tables(stage: &Stage) -> anyhow::Result<Vec<String>> {
         .iter()
         .map(|row| row.get(0))
         .collect();
-    say("");
-    say(format!("{:<24} {:>9} {:>9}  checksum", "table", "Site DB", "Agent DB"));
+    stage.screen.say("");
+    stage
+        .screen
+        .say(format!("{:<24} {:>9} {:>9}  checksum", "table", "Site DB", "Agent DB"));
     let deadline = Instant::now() + PATIENCE;
     let mut differences = Vec::new();
     for table in &tables {
@@ -73,7 +75,9 @@ async fn equal_tables(stage: &Stage) -> anyhow::Result<Vec<String>> {
             ));
             format!("{BAD}differs{BAD:#}")
         };
-        say(format!("{table:<24} {:>9} {:>9}  {verdict}", site.0, agent.0));
+        stage
+            .screen
+            .say(format!("{table:<24} {:>9} {:>9}  {verdict}", site.0, agent.0));
     }
     if tables.is_empty() {
         differences.push("no table was synchronised".to_owned());
@@ -143,8 +147,8 @@ async fn equal_ledger(stage: &Stage) -> anyhow::Result<Vec<String>> {
         .iter()
         .map(|(status, count)| format!("{count} {status}"))
         .collect();
-    say("");
-    say(format!(
+    stage.screen.say("");
+    stage.screen.say(format!(
         "ledger of the Graph simulator: {} accepted, each recorded once ({}); {waiting} wait for a new token, none lost",
         ledger.messages.len(),
         counts.join(", "),
@@ -166,7 +170,7 @@ async fn no_lag(stage: &Stage) -> anyhow::Result<Vec<String>> {
             .context("read the daemon's state")?;
         let (delay, parked, state): (Option<f64>, Option<i64>, String) = (row.get(0), row.get(1), row.get(2));
         if delay == Some(0.0) && parked == Some(0) && state == "streaming" {
-            say("lag 0 s, 0 rows parked, state streaming");
+            stage.screen.say("lag 0 s, 0 rows parked, state streaming");
             return Ok(Vec::new());
         }
         if Instant::now() >= deadline {

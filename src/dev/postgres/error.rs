@@ -46,6 +46,9 @@ impl ClusterError {
                 "install Postgres (Debian, Ubuntu: apt-get install postgresql; Fedora: dnf install postgresql-server; \
                  macOS: brew install postgresql@17), or set TWINLOG_PG_BIN to the folder of initdb and postgres",
             ),
+            Self::Io(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) => {
+                Some("set TMPDIR to a folder where this user may write")
+            }
             _ => None,
         }
     }

@@ -19,20 +19,21 @@ const LOCK: &str = "owner.lock";
 /// Reads process ids from its standard input, the last of which is the one that runs now (empty: none), until the input
 /// ends: then we are gone, however that came about. Stops that process's group and removes the folder.
 ///
-/// SIGQUIT is Postgres's immediate shutdown: it ends its children too and frees its shared memory. 50 × 0.1 s is what
-/// Postgres itself gives its children (5 s) before it kills them.
+/// SIGQUIT is Postgres's immediate shutdown: it ends its children too and frees its shared memory. The whole group gets it,
+/// since initdb waits for its child, and Postgres's children have groups of their own. 50 × 0.1 s is what Postgres itself
+/// gives its children (5 s) before it kills them.
 const WATCHDOG: &str = r#"
 trap '' HUP INT TERM
 child=
 while read -r line; do child=$line; done
 if [ -n "$child" ]; then
-    kill -s QUIT "$child" 2>/dev/null
+    kill -s QUIT -- "-$child" 2>/dev/null
     n=0
     while kill -0 "$child" 2>/dev/null && [ "$n" -lt 50 ]; do
         sleep 0.1
         n=$((n + 1))
     done
-    kill -s KILL "-$child" 2>/dev/null
+    kill -s KILL -- "-$child" 2>/dev/null
 fi
 rm -rf -- "$1"
 "#;
@@ -62,7 +63,10 @@ impl Workspace {
         let parent = parent(account);
         sweep(&parent, account);
         let path = parent.join(format!("{PREFIX}{:08x}", rand::rng().random::<u32>()));
-        DirBuilder::new().mode(0o700).create(&path)?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| io::Error::new(error.kind(), format!("make the folder {}: {error}", path.display())))?;
         match Self::furnish(path.clone(), account) {
             Ok(workspace) => Ok(workspace),
             Err(error) => {
@@ -184,13 +188,15 @@ fn account() -> io::Result<Option<Account>> {
 }
 
 /// The folder for temporary files, unless the server could not work there: as root, another user must be able to enter it
-/// (a private TMPDIR is closed), and a Unix socket's path may have 107 bytes (macOS: 103).
+/// (a private TMPDIR is closed) and the watchdog, which is that user, to remove its folder from it; and a Unix socket's path
+/// may have 107 bytes (macOS: 103).
 fn parent(account: Option<Account>) -> PathBuf {
     // /twinlog-pg-01234567/.s.PGSQL.31999
     const SOCKET_BYTES: usize = 36;
     let folder = std::env::temp_dir();
-    let open = |path: &Path| path.metadata().is_ok_and(|metadata| metadata.mode() & 0o001 != 0);
-    let closed = account.is_some() && !folder.ancestors().all(open);
+    let allows = |path: &Path, bits: u32| path.metadata().is_ok_and(|metadata| metadata.mode() & bits == bits);
+    let open = allows(&folder, 0o003) && folder.ancestors().all(|path| allows(path, 0o001));
+    let closed = account.is_some() && !open;
     if closed || folder.as_os_str().len() + SOCKET_BYTES > 103 {
         return PathBuf::from("/tmp");
     }

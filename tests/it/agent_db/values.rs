@@ -138,7 +138,11 @@ async fn every_types_values_survive_untouched() {
             } else {
                 sql
             };
-            let expected: Vec<&str> = rows.iter().map(|row| row[index]).collect();
+            let mut expected: Vec<&str> = rows.iter().map(|row| row[index]).collect();
+            if *type_ == "\"char\"" && fixture.db.agent.cluster.major() < 15 {
+                // 14 has no octal notation for this type and takes the first byte of any text.
+                expected = expected.iter().map(|text| &text[..1]).collect();
+            }
             let found = lines(&client, &sql).await;
             // Unlike their output, casts of these to text write the words out.
             let found: Vec<String> = match *type_ {

@@ -43,18 +43,32 @@ impl Deref for Database {
 
 /// A fresh pair on the two shared clusters.
 pub(crate) async fn databases() -> Databases {
-    let (site, agent) = tokio::join!(SITE.get_or_init(start), AGENT.get_or_init(start));
+    let (site, agent) = tokio::join!(
+        SITE.get_or_init(|| start(Settings::default())),
+        AGENT.get_or_init(|| start(agent_programs(Settings::default())))
+    );
     Databases::on(site, agent).await
 }
 
 /// A fresh pair on two clusters of the test's own, which it may restart, kill and reconfigure.
 pub(crate) async fn private_databases(site: Settings, agent: Settings) -> Databases {
-    let (site, agent) = tokio::join!(Cluster::start(site), Cluster::start(agent));
-    Databases::on(&Arc::new(site.unwrap()), &Arc::new(agent.unwrap())).await
+    let (site, agent) = tokio::join!(start(site), start(agent_programs(agent)));
+    Databases::on(&site, &agent).await
 }
 
-async fn start() -> Arc<Cluster> {
-    match Cluster::start(Settings::default()).await {
+/// Environment variable that names other server programs for the Agent DB than for the Site DB, as `TWINLOG_PG_BIN` names
+/// those of both: two databases need not be of one version.
+const AGENT_BIN_VARIABLE: &str = "TWINLOG_AGENT_PG_BIN";
+
+fn agent_programs(settings: Settings) -> Settings {
+    match std::env::var_os(AGENT_BIN_VARIABLE).filter(|folder| !folder.is_empty()) {
+        Some(folder) => settings.bin(folder),
+        None => settings,
+    }
+}
+
+async fn start(settings: Settings) -> Arc<Cluster> {
+    match Cluster::start(settings).await {
         Ok(cluster) => Arc::new(cluster),
         Err(error) => panic!("{error}: {:?}; {:?}", std::error::Error::source(&error), error.hint()),
     }

@@ -7,6 +7,8 @@ use futures_util::SinkExt;
 use nix::sys::signal::Signal;
 use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::failpoint::name;
+use twinlog::lsn::Lsn;
+use twinlog::wire::ReplicationConnection;
 
 use crate::harness::{
     ConfigFile, Databases, Process, Proxy, SOON, databases, eventually, eventually_equal, private_databases,
@@ -235,26 +237,16 @@ async fn a_strangers_connection_keeps_the_slot() {
     let mut daemon = start_sync(&config).await;
     daemon.terminate();
     assert!(daemon.wait(SOON).await.success());
-    let mut stranger = Stranger(
-        std::process::Command::new(db.site.cluster.bin().join("pg_recvlogical"))
-            .args([
-                "--start",
-                "--no-loop",
-                "-s",
-                "0",
-                "-F",
-                "0",
-                "-f",
-                "/dev/null",
-                "-o",
-                "proto_version=1",
-                "-o",
-            ])
-            .arg(format!("publication_names={}", db.site.name))
-            .args(["-S", &db.site.name, "-d", &db.site.url])
-            .spawn()
-            .unwrap(),
-    );
+    let stranger = ReplicationConnection::connect(&db.site.database_url(), "stranger")
+        .await
+        .unwrap()
+        .start_replication(
+            &db.site.name.parse().unwrap(),
+            Lsn::INVALID,
+            std::slice::from_ref(&db.site.name),
+        )
+        .await
+        .unwrap();
     eventually("the stranger has the slot", SOON, || async {
         walsender(&db).await.map(drop).ok_or("nobody has it")
     })
@@ -263,23 +255,13 @@ async fn a_strangers_connection_keeps_the_slot() {
     let mut daemon = Process::start(&config, &["sync"], "");
     daemon.wait_for_output("is active", SOON).await;
     assert_eq!(walsender(&db).await, before, "it was not ours to end");
-    assert!(stranger.0.try_wait().unwrap().is_none() && daemon.is_running());
+    assert!(daemon.is_running());
     drop(stranger);
     db.site
         .batch_execute("INSERT INTO notes VALUES (1, 'a', 1)")
         .await
         .unwrap();
     until_equal(&db, &["notes"], 2 * SOON).await;
-}
-
-/// A process of somebody else's, ended with the test.
-struct Stranger(std::process::Child);
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -200,6 +200,33 @@ async fn a_slot_that_lost_its_log_is_a_gap() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_was_idle_for_too_long_is_a_gap() {
+    let db = private_databases(Settings::default(), Settings::default()).await;
+    let config = stopped(&db).await;
+    let limited = db.site.cluster.set("idle_replication_slot_timeout", "1s").await;
+    if db.site.cluster.major() < 18 {
+        limited.expect_err("18 brought it: an older server lets a slot be idle for ever");
+        return;
+    }
+    limited.unwrap();
+    eventually("the slot is invalidated", 2 * SOON, || async {
+        db.site.batch_execute("CHECKPOINT").await.unwrap();
+        let reason = db
+            .site
+            .text("SELECT invalidation_reason FROM pg_replication_slots")
+            .await;
+        if reason.as_deref() == Some("idle_timeout") {
+            Ok(())
+        } else {
+            Err(reason)
+        }
+    })
+    .await;
+    let mut daemon = Process::start(&config, &["sync"], "");
+    shown_and_closed(&db, &config, &mut daemon, "idle_replication_slot_timeout").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_database_or_cluster_behind_the_same_url_is_a_gap_and_nothing_is_written() {
     let db = databases().await;
     let config = stopped(&db).await;

@@ -84,6 +84,54 @@ async fn is_active(site: &Database) -> bool {
 }
 
 #[tokio::test]
+async fn a_transaction_takes_as_long_as_it_takes_whatever_limit_the_database_has() {
+    let db = harness::databases().await;
+    let name = &db.site.name;
+    let limited = db
+        .site
+        .batch_execute(&format!("ALTER DATABASE {name} SET transaction_timeout = '100ms'"))
+        .await;
+    if db.site.cluster.major() < 17 {
+        limited.expect_err("17 brought the limit");
+        return;
+    }
+    limited.unwrap();
+    db.site
+        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
+        .await
+        .unwrap();
+    let (mut stream, _feedback) = streaming(&db).await;
+    db.site
+        .batch_execute("INSERT INTO t SELECT i, repeat('x', 50) FROM generate_series(1, 200000) i")
+        .await
+        .unwrap();
+    db.site.batch_execute(FENCE).await.unwrap();
+    let messages = messages_until(&mut stream, is_fence).await;
+    let inserts = messages.iter().filter(|message| matches!(message, Message::Insert(_)));
+    assert_eq!(inserts.count(), 200_000);
+}
+
+#[tokio::test]
+async fn a_slot_is_made_to_survive_a_failover_where_the_server_can_do_that() {
+    let db = harness::databases().await;
+    connect(&db.site)
+        .await
+        .create_slot(&slot(&db.site), SOON)
+        .await
+        .unwrap();
+    let failover = db
+        .site
+        .text(&format!(
+            "SELECT to_jsonb(s) ->> 'failover' FROM pg_replication_slots s WHERE slot_name = '{}'",
+            db.site.name
+        ))
+        .await;
+    // 17 brought it.
+    let expected = (db.site.cluster.major() >= 17).then_some("true");
+    assert_eq!(failover.as_deref(), expected);
+}
+
+#[tokio::test]
 async fn every_kind_of_message_arrives_as_it_was_written() {
     let db = harness::databases().await;
     db.site
@@ -342,8 +390,12 @@ async fn a_slot_that_is_missing_or_in_use_is_told() {
 #[tokio::test]
 async fn a_missing_publication_is_an_error_of_the_stream() {
     let db = harness::databases().await;
+    // From 18 on it is only a warning, which must not be switched off.
     db.site
-        .batch_execute("CREATE TABLE t (id int PRIMARY KEY)")
+        .batch_execute(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY); ALTER DATABASE {} SET client_min_messages = 'error'",
+            db.site.name
+        ))
         .await
         .unwrap();
     let mut connection = connect(&db.site).await;

@@ -1,0 +1,56 @@
+//! What the demo writes to: a live line at the bottom of a terminal, and plain lines and the log's lines above it.
+//!
+//! Whoever writes to the terminal goes through here, since a line that is written while the live one is drawn tears it.
+
+use std::io::{self, Write};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// The terminal, or whatever standard output is. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Screen(MultiProgress);
+
+impl Screen {
+    pub(super) fn new() -> Self {
+        Self(MultiProgress::with_draw_target(ProgressDrawTarget::stdout()))
+    }
+
+    /// Whether a live line is seen here; else plain lines have to do.
+    pub(super) fn is_live(&self) -> bool {
+        !self.0.is_hidden()
+    }
+
+    /// One line for the person who watches.
+    pub(super) fn say(&self, line: impl AsRef<str>) {
+        // Nothing can be done if the terminal is gone.
+        let _ = self
+            .0
+            .suspend(|| writeln!(anstream::stdout().lock(), "{}", line.as_ref()));
+    }
+
+    /// The live line.
+    pub(super) fn live(&self) -> ProgressBar {
+        let style =
+            ProgressStyle::with_template("  {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+        self.0.add(ProgressBar::new_spinner().with_style(style))
+    }
+
+    /// Where the log's lines go: to standard error, past the live line.
+    pub(super) fn log(&self) -> impl Fn() -> LogLine + Send + Sync + 'static {
+        let screen = self.0.clone();
+        move || LogLine(screen.clone())
+    }
+}
+
+/// Writes one line of the log.
+pub(super) struct LogLine(MultiProgress);
+
+impl Write for LogLine {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}

@@ -1,0 +1,230 @@
+//! `twinlog demo` as the person at the terminal has it: what it shows, and that nothing of it stays, however it ends.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::Signal;
+
+use crate::harness::{Process, SOON, eventually};
+
+/// Longest wait for the demo's end: it takes a tenth of it on a quiet machine.
+const LONG: Duration = Duration::from_secs(90);
+
+/// A folder for temporary files that a server's user may use too.
+fn temporary() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    folder
+}
+
+fn start(arguments: &[&str], folder: &Path) -> Process {
+    let arguments = [&["demo"], arguments].concat();
+    let folder = folder.to_str().unwrap();
+    Process::start_with(Path::new("/nonexistent"), &arguments, &[("TMPDIR", folder)])
+}
+
+/// Nothing is in the folder any more, and nothing runs in it.
+async fn until_gone(folder: &Path) {
+    eventually("nothing is left", SOON, || async {
+        let mut left: Vec<_> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        left.extend(
+            processes
+                .map(|process| process.path())
+                .filter(|process| std::fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))),
+        );
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_proves_itself_in_plain_lines_stays_up_as_asked_and_ends_well_on_ctrl_c() {
+    let folder = temporary();
+    let mut demo = start(&["--messages", "24", "--keep"], folder.path());
+    demo.wait_for_output("everything stays up until Ctrl-C", LONG).await;
+    demo.signal(Signal::SIGINT);
+    let status = demo.wait(LONG).await;
+    let output = demo.output();
+    assert!(status.success(), "it was asked to end so: {output}");
+    assert!(!output.contains("stopped before the end"), "{output}");
+    assert!(
+        output.contains("proved: both databases are equal") && !output.contains('\x1b'),
+        "{output}"
+    );
+    until_gone(folder.path()).await;
+}
+
+#[tokio::test]
+async fn ctrl_c_at_any_moment_leaves_nothing_and_says_that_it_was_not_the_end() {
+    for (moment, times) in [
+        ("starting two", 1),
+        ("Postgres ", 1),
+        ("schemas migrated", 1),
+        ("sending", 1),
+        ("sending", 2),
+    ] {
+        let folder = temporary();
+        let mut demo = start(&["--messages", "2000"], folder.path());
+        demo.wait_for_output(moment, LONG).await;
+        demo.signal(Signal::SIGINT);
+        if times == 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            demo.signal(Signal::SIGINT);
+        }
+        let status = demo.wait(LONG).await;
+        let output = demo.output();
+        match status.code() {
+            Some(1) => assert!(output.contains("stopped before the end"), "{moment}: {output}"),
+            // Whoever asks twice does not want to wait.
+            code => assert_eq!((code, times), (Some(130), 2), "{moment}: {output}"),
+        }
+        until_gone(folder.path()).await;
+    }
+}
+
+#[tokio::test]
+async fn a_demo_that_is_killed_while_it_makes_its_clusters_leaves_nothing() {
+    let folder = temporary();
+    let mut demo = start(&[], folder.path());
+    eventually("initdb is at work", LONG, || async {
+        let made = std::fs::read_dir(folder.path())
+            .unwrap()
+            .any(|entry| entry.unwrap().path().join("data/base").exists());
+        made.then_some(()).ok_or("not yet")
+    })
+    .await;
+    demo.kill9();
+    until_gone(folder.path()).await;
+}
+
+#[test]
+fn a_folder_that_cannot_be_used_is_named_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let output = Command::new(env!("CARGO_BIN_EXE_twinlog"))
+        .arg("demo")
+        .env("TMPDIR", &missing)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("missing") && said.contains("TMPDIR"), "{said}");
+}
+
+/// The terminal's width: the log's line needs one.
+const COLUMNS: u16 = 600;
+
+/// What is on a terminal's screen after `output`: the few sequences that a live line needs.
+fn screen(output: &str) -> Vec<String> {
+    let mut lines: Vec<Vec<char>> = vec![Vec::new()];
+    let (mut row, mut column) = (0, 0);
+    let mut input = output.chars().peekable();
+    while let Some(character) = input.next() {
+        match character {
+            '\r' => column = 0,
+            '\n' => {
+                row += 1;
+                if row == lines.len() {
+                    lines.push(Vec::new());
+                }
+            }
+            '\x1b' => {
+                assert_eq!(input.next(), Some('['), "only control sequences");
+                let mut parameter = String::new();
+                let command = loop {
+                    match input.next().unwrap() {
+                        end @ '\x40'..='\x7e' => break end,
+                        other => parameter.push(other),
+                    }
+                };
+                let count = parameter.parse().unwrap_or(1);
+                match (command, parameter.as_str()) {
+                    ('m', _) => {}
+                    ('A', _) => row = row.saturating_sub(count),
+                    ('B', _) => row = (row + count).min(lines.len() - 1),
+                    ('K', "2") => lines[row].clear(),
+                    ('K', "" | "0") => lines[row].truncate(column),
+                    other => panic!("a sequence that is not expected here: {other:?}"),
+                }
+            }
+            other => {
+                // A full line wraps only as the next character comes.
+                if column == usize::from(COLUMNS) {
+                    (row, column) = (row + 1, 0);
+                    lines.resize(lines.len().max(row + 1), Vec::new());
+                }
+                let line = &mut lines[row];
+                line.resize(line.len().max(column + 1), ' ');
+                line[column] = other;
+                column += 1;
+            }
+        }
+    }
+    lines
+        .into_iter()
+        .map(|line| line.into_iter().collect::<String>().trim_end().to_owned())
+        .collect()
+}
+
+#[test]
+fn on_a_terminal_the_live_line_tears_no_other() {
+    let size = Winsize {
+        ws_row: 100,
+        ws_col: COLUMNS,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let terminal = openpty(Some(&size), None).unwrap();
+    let end = |_| Stdio::from(terminal.slave.try_clone().unwrap());
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_twinlog"))
+        .args(["demo", "--messages", "240"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .stdout(end(1))
+        .stderr(end(2))
+        .spawn()
+        .unwrap();
+    drop(terminal.slave);
+    let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
+    let mut master = std::fs::File::from(terminal.master);
+    // The terminal's end is an error, not an end of file.
+    while let Ok(read @ 1..) = master.read(&mut buffer) {
+        output.extend_from_slice(&buffer[..read]);
+    }
+    assert!(demo.wait().unwrap().success());
+    let output = String::from_utf8(output).unwrap();
+    let screen = screen(&output);
+    let shown = screen.join("\n");
+    let spinning = |text: &str| {
+        text.chars()
+            .any(|character| ('\u{2800}'..='\u{28ff}').contains(&character))
+    };
+    assert!(spinning(&output) && !spinning(&shown), "{shown}");
+    for line in [
+        "starting two throwaway Postgres clusters …",
+        "  server, daemon and Graph simulator are up",
+        "  one row is parked: only the Agent DB refuses it, and its neighbours went on",
+        "  the constraint is gone, and the row was healed from the Site DB",
+        "proved: both databases are equal, the ledger matches, nothing is behind",
+    ] {
+        assert_eq!(
+            screen.iter().filter(|shown| *shown == line).count(),
+            1,
+            "{line:?}: {shown}"
+        );
+    }
+    assert_eq!(shown.matches("ERROR twinlog::outbox::attempt").count(), 1, "{shown}");
+    assert_eq!(
+        shown.matches("Agent DB: sent").count(),
+        1,
+        "only the last figures stay: {shown}"
+    );
+}
