@@ -23,7 +23,8 @@
 //! for a synchronous standby). So T1 can precede the low fence and still be unseen by a snapshot that is taken after it;
 //! then the chunk holds the row before T1, and T1's change is already behind us. That is detected, not hoped away:
 //! [`Windows`] remembers the transactions that the stream brought lately, and where the snapshot does not see one of
-//! them that came before the low fence, the chunk is void and read again.
+//! them that came before the low fence, the chunk is void and read again. What came before the first of them is waited
+//! for by whoever reads (`replication`, at the beginning of each run).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;

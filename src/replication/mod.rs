@@ -25,6 +25,7 @@ mod sink_task;
 mod slot;
 mod state;
 mod view;
+mod visibility;
 
 pub use assemble::StreamError;
 pub use error::SyncError;

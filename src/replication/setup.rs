@@ -3,12 +3,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::agent_db::Identity;
 use crate::change::{RelationId, TableName, quote_identifier};
@@ -16,7 +14,6 @@ use crate::config::Sync;
 use crate::copy::SourceTable;
 use crate::lsn::Lsn;
 use crate::retry::{Disposition, disposition};
-use crate::shutdown;
 
 use super::slot::SlotFacts;
 
@@ -129,7 +126,7 @@ impl SetupError {
     }
 }
 
-fn failed(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SetupError {
+pub(super) fn failed(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SetupError {
     move |source| SetupError::Query { action, source }
 }
 
@@ -523,65 +520,6 @@ pub(super) async fn slot(client: &Client, name: &str, version: i32) -> Result<Op
         wal_status: row.get(3),
         invalidation: row.get(4),
     }))
-}
-
-/// Waits until every transaction that runs now has ended (pitfall P10): what one of them wrote into a table before the
-/// table joined the publication is in no stream, and in a copy's snapshot only once it has ended.
-///
-/// # Errors
-/// A statement failed, or we were stopped.
-pub(super) async fn wait_for_running_transactions(client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
-    let horizon: String = client
-        .query_one(
-            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
-            &[],
-        )
-        .await
-        .map_err(failed("read a snapshot"))?
-        .get(0);
-    let mut rounds = 0_u32;
-    loop {
-        let done: bool = client
-            .query_one(
-                "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::text::xid8",
-                &[&horizon],
-            )
-            .await
-            .map_err(failed("read a snapshot"))?
-            .get(0);
-        if done {
-            return Ok(());
-        }
-        rounds += 1;
-        // After about five seconds, and then every half a minute: somebody should know.
-        if rounds == 50 || rounds.is_multiple_of(300) {
-            let pids = blockers(client).await;
-            warn!(
-                pids,
-                "the copy of a new table waits for older transactions of the Site DB to end"
-            );
-        }
-        if !shutdown::sleep(Duration::from_millis(100), stop).await {
-            return Err(SetupError::Stopped);
-        }
-    }
-}
-
-/// The processes whose transactions are oldest, for a person to look at; empty where that can't be read.
-pub(super) async fn blockers(client: &Client) -> String {
-    let rows = client
-        .query(
-            "SELECT pid::text || coalesce(' (' || application_name || ', ' || state || ')', '') \
-             FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() \
-             ORDER BY xact_start LIMIT 5",
-            &[],
-        )
-        .await
-        .unwrap_or_default();
-    rows.iter()
-        .filter_map(|row| row.get::<_, Option<String>>(0))
-        .collect::<Vec<_>>()
-        .join(", ")
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod program;
 mod resync;
 mod setup;
 mod systemic;
+mod unseen;
 
 use std::process::ExitStatus;
 use std::time::Duration;
