@@ -241,9 +241,8 @@ impl Reader<'_> {
             let (id, outcome) = self.board.register(self.relation.id);
             let delivered = async {
                 self.source.fence(Fence::Low(id)).await?;
-                let (chunk, asked, mut next) = read(progress.clone()).await?;
+                let (chunk, asked, next) = read(progress.clone()).await?;
                 failpoint::reach(failpoint::name::COPY_BEFORE_HIGH_FENCE);
-                next.copied_at_lsn = None;
                 let read = ChunkRead {
                     relation: Arc::clone(self.relation),
                     snapshot: chunk.snapshot,
