@@ -7,6 +7,7 @@
 //! Leaves alone: when to copy (`replication` decides), how rows are written (`agent_db`), and the replication
 //! connection (`wire`). It reads the Site DB over plain connections of its own.
 
+mod agent_keys;
 pub mod board;
 pub mod fence;
 mod reader;
@@ -14,5 +15,6 @@ pub mod snapshot;
 mod source;
 pub mod window;
 
+pub use agent_keys::operator_schemas;
 pub use reader::{CopyError, Reader};
 pub use source::{Source, SourceError, SourceTable};

@@ -49,6 +49,8 @@ pub struct SourceTable {
     pub membership: String,
     /// By what the source identifies the old row of an update or a delete.
     pub identity: Identity,
+    /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
+    pub operators: Vec<String>,
     /// The publication's row filter.
     pub row_filter: Option<String>,
     /// Whether it is a partitioned table that is published as one.
@@ -295,7 +297,7 @@ impl Source {
             order.join(", "),
             u64::from(limit) + 1,
         );
-        let mut chunk = self.read(&sql, &parameters, table.columns.len()).await?;
+        let mut chunk = self.read(table, &sql, &parameters, table.columns.len()).await?;
         let keys_are_texts = chunk.rows.iter().all(|row| {
             relation
                 .key_of(row)
@@ -348,13 +350,14 @@ impl Source {
         let wanted: Vec<Vec<String>> = (0..key.len())
             .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
             .collect();
-        self.read(&sql, &wanted, width).await
+        self.read(table, &sql, &wanted, width).await
     }
 
     /// Reads a query's rows under one snapshot, through a cursor: the extended protocol binds the values, the simple one
     /// brings text.
     async fn read<P: tokio_postgres::types::ToSql + Sync>(
         &self,
+        table: &SourceTable,
         sql: &str,
         parameters: &[P],
         width: usize,
@@ -365,7 +368,7 @@ impl Source {
             .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await
             .map_err(query("a snapshot"))?;
-        let result = self.read_in_transaction(sql, &parameters, width).await;
+        let result = self.read_in_transaction(table, sql, &parameters, width).await;
         let ended = self.client.batch_execute("COMMIT").await.map_err(query("a snapshot"));
         let chunk = result?;
         ended?;
@@ -374,6 +377,7 @@ impl Source {
 
     async fn read_in_transaction(
         &self,
+        table: &SourceTable,
         sql: &str,
         parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
         width: usize,
@@ -385,8 +389,8 @@ impl Source {
             .map_err(query("a snapshot"))?
             .get::<_, String>(0)
             .parse()?;
-        self.client
-            .execute(&format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}"), parameters)
+        let declare = format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}");
+        with_operators(&self.client, &table.operators, &declare, parameters)
             .await
             .map_err(query("a chunk"))?;
         let (mut rows, mut bytes) = (Vec::new(), 0);
@@ -418,60 +422,25 @@ impl Source {
     }
 }
 
-/// A page of keys of the *Agent DB*, in its own order, behind a key.
-///
-/// # Errors
-/// A statement failed.
-pub(super) async fn key_page(
-    agent: &Client,
-    relation: &Relation,
-    types: &[String],
-    after: Option<&Key>,
-    condition: Option<&str>,
-    limit: u32,
-) -> Result<Vec<Key>, SourceError> {
-    let names = key_names(relation);
-    let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
-    let mut parameters = Vec::new();
-    if let Some(after) = after {
-        let casts: Vec<_> = types
-            .iter()
-            .enumerate()
-            .map(|(index, kind)| format!("${}::text::{kind}", index + 1))
-            .collect();
-        filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
-        parameters = key_texts(after);
+/// Runs a statement of the open transaction that compares keys, with the schemas of their operators in the search path.
+/// (A bare `>` on a `citext` would else be that of `text`, which is another order than the index's: rows between two
+/// chunks would be left out. A row comparison over columns of several schemas has no qualified form.) Not for longer: names
+/// within values are printed as the stream prints them.
+pub(super) async fn with_operators(
+    client: &Client,
+    schemas: &[String],
+    sql: &str,
+    parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+) -> Result<(), tokio_postgres::Error> {
+    if schemas.is_empty() {
+        return client.execute(sql, parameters).await.map(|_| ());
     }
-    let sql = format!(
-        "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",
-        relation.table.quoted(),
-        where_clause(&filters),
-        list = names.join(", "),
-    );
-    let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-        parameters.iter().map(|value| value as _).collect();
-    let read = async {
-        agent.batch_execute("BEGIN READ ONLY").await?;
-        agent.execute(&sql, &parameters).await?;
-        let messages = agent.simple_query("FETCH ALL FROM page").await;
-        agent.batch_execute("COMMIT").await?;
-        messages
-    };
-    let messages = read.await.map_err(query_agent("a page of keys"))?;
-    messages
-        .iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => {
-                let parts = (0..names.len()).map(|part| match row.try_get(part) {
-                    Ok(Some(text)) => Some(Bytes::copy_from_slice(text.as_bytes())),
-                    _ => None,
-                });
-                let key = parts.collect::<Option<_>>().map(Key);
-                Some(key.ok_or_else(|| SourceError::KeyEncoding(relation.table.clone())))
-            }
-            _ => None,
-        })
-        .collect()
+    let path: Vec<_> = schemas.iter().map(|schema| quote_identifier(schema)).collect();
+    client
+        .batch_execute(&format!("SET LOCAL search_path = pg_catalog, {}", path.join(", ")))
+        .await?;
+    client.execute(sql, parameters).await?;
+    client.batch_execute("SET LOCAL search_path = pg_catalog").await
 }
 
 /// A row's image, its values slices of one allocation.
@@ -514,7 +483,7 @@ fn key_columns(table: &SourceTable, relation: &Relation) -> Vec<(String, String)
         .collect()
 }
 
-fn key_texts(key: &Key) -> Vec<String> {
+pub(super) fn key_texts(key: &Key) -> Vec<String> {
     key.0.iter().map(|part| text_of(Some(part))).collect()
 }
 
@@ -552,17 +521,12 @@ fn filters(table: &SourceTable, condition: Option<&str>) -> Vec<String> {
         .collect()
 }
 
-fn where_clause(filters: &[String]) -> String {
+pub(super) fn where_clause(filters: &[String]) -> String {
     if filters.is_empty() {
         String::new()
     } else {
         format!("WHERE {}", filters.join(" AND "))
     }
-}
-
-/// The error of a statement on the Agent DB that read `what`.
-pub(super) fn query_agent(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
-    move |source| SourceError::Agent { what, source }
 }
 
 /// The error of a statement that read `what`.

@@ -11,7 +11,7 @@ use tracing::info;
 use crate::agent_db::Identity;
 use crate::change::{RelationId, TableName, quote_identifier};
 use crate::config::Sync;
-use crate::copy::SourceTable;
+use crate::copy::{SourceTable, operator_schemas};
 use crate::lsn::Lsn;
 use crate::retry::{Disposition, disposition};
 
@@ -431,6 +431,7 @@ async fn published(
     } else {
         "a.attgenerated = ''"
     };
+    let operators = operator_schemas("c.oid");
     let rows = client
         .query(
             &format!(
@@ -447,7 +448,7 @@ async fn published(
                  FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
                  (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
                  b.pubinsert, b.pubupdate, b.pubdelete, b.pubtruncate, b.pubviaroot) \
-                 FROM pg_catalog.pg_publication b WHERE b.pubname = $1) \
+                 FROM pg_catalog.pg_publication b WHERE b.pubname = $1), {operators} \
                  FROM pg_catalog.pg_publication_tables p \
                  JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
                  JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
@@ -471,6 +472,7 @@ async fn published(
             types: row.get(7),
             declared: row.get(10),
             membership: row.get(11),
+            operators: row.get(12),
             identity: identity(row.get(8), &row.get::<_, Vec<String>>(9), &row.get::<_, Vec<String>>(6)),
         })
         .filter(|table| selection.takes(&table.table))
