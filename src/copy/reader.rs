@@ -19,7 +19,7 @@ use super::agent_keys::AgentKeys;
 use super::board::{Board, Delivery};
 use super::fence::Fence;
 use super::source::{Chunk, Columns, Source, SourceError, SourceTable};
-use super::window::{ChunkRead, Void};
+use super::window::{Asked, ChunkRead, Void};
 use crate::agent_db::{CopyPhase, TableProgress, TableState};
 use crate::change::{Key, Relation, quote_identifier};
 use crate::failpoint;
@@ -233,7 +233,13 @@ impl Reader<'_> {
             let (id, outcome) = self.board.register(self.relation.id);
             let delivered = async {
                 self.source.fence(Fence::Low(id)).await?;
-                let (chunk, asked, next) = read(progress.clone()).await?;
+                let (chunk, keys, next) = read(progress.clone()).await?;
+                let asked = keys.map(|keys| Asked {
+                    keys,
+                    found_by: chunk.asked,
+                    alike: self.table.spells_keys_alike(self.relation),
+                    parked: !keep,
+                });
                 failpoint::reach(failpoint::name::COPY_BEFORE_HIGH_FENCE);
                 let read = ChunkRead {
                     relation: Arc::clone(self.relation),

@@ -72,6 +72,29 @@ impl SourceTable {
             && self.partitioned == other.partitioned
     }
 
+    /// Whether keys that are equal are written alike. A `numeric` may be 1.0 or 1.00, a `citext` anything.
+    #[must_use]
+    pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
+        const ALIKE: [&str; 13] = [
+            "smallint",
+            "integer",
+            "bigint",
+            "oid",
+            "uuid",
+            "boolean",
+            "text",
+            "character varying",
+            "bytea",
+            "date",
+            "time without time zone",
+            "timestamp without time zone",
+            "timestamp with time zone",
+        ];
+        key_columns(self, relation)
+            .iter()
+            .all(|(_, kind)| ALIKE.contains(&kind.as_str()))
+    }
+
     /// What is remembered of it over a restart.
     #[must_use]
     pub fn shape(&self) -> Shape {
@@ -200,6 +223,8 @@ pub struct Chunk {
     pub snapshot: Snapshot,
     /// The rows, in the order of [`SourceTable::columns`].
     pub rows: Vec<Row>,
+    /// For each row of a read by key, which of the keys found it.
+    pub asked: Vec<usize>,
     /// Whether no row is left behind the last one.
     pub finished: bool,
 }
@@ -340,7 +365,7 @@ impl Source {
             .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
             .collect();
         let sql = format!(
-            "SELECT {list} FROM {} t JOIN ROWS FROM ({}) AS k({}) ON {} {}",
+            "SELECT {list}, k.__twinlog_asked FROM {} t JOIN ROWS FROM ({}) WITH ORDINALITY AS k({}, __twinlog_asked) ON {} {}",
             from(table),
             arrays.join(", "),
             names.join(", "),
@@ -393,7 +418,7 @@ impl Source {
         with_operators(&self.client, &table.operators, &declare, parameters)
             .await
             .map_err(query("a chunk"))?;
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let (mut rows, mut asked, mut bytes) = (Vec::new(), Vec::new(), 0);
         let finished = loop {
             let fetched = self
                 .client
@@ -404,6 +429,14 @@ impl Source {
             for message in &fetched {
                 if let SimpleQueryMessage::Row(row) = message {
                     rows.push(image(row, width));
+                    if row.len() > width {
+                        let ordinal = row.get(width).and_then(|text| text.parse::<usize>().ok());
+                        asked.push(
+                            ordinal
+                                .and_then(|from_one| from_one.checked_sub(1))
+                                .ok_or(SourceError::Empty("a row's key"))?,
+                        );
+                    }
                     bytes += rows.last().map_or(0, Row::size);
                 }
             }
@@ -417,6 +450,7 @@ impl Source {
         Ok(Chunk {
             snapshot,
             rows,
+            asked,
             finished,
         })
     }

@@ -10,6 +10,7 @@ mod oracle;
 mod program;
 mod resync;
 mod setup;
+mod spelling;
 mod systemic;
 mod unseen;
 
