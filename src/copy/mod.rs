@@ -13,8 +13,10 @@ pub mod fence;
 mod reader;
 pub mod snapshot;
 mod source;
+mod source_table;
 pub mod window;
 
 pub use agent_keys::operator_schemas;
 pub use reader::{CopyError, Reader};
-pub use source::{Source, SourceError, SourceTable};
+pub use source::{Source, SourceError};
+pub use source_table::SourceTable;

@@ -3,7 +3,6 @@
 //! The text protocol is used on purpose: a value travels exactly as its type's output function wrote it, like in the
 //! replication stream (`value::text` would not do: it pads no `char(n)` and spells booleans differently).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,8 +11,9 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::fence::{Fence, PREFIX};
 use super::reader::key_names;
 use super::snapshot::{ParseSnapshotError, Snapshot};
-use crate::agent_db::{self, AgentError, Identity, Shape, TableDescription};
-use crate::change::{ColumnValue, Key, Relation, RelationId, Row, TableName, quote_identifier};
+use super::source_table::{SourceTable, key_columns};
+use crate::agent_db::{self, AgentError};
+use crate::change::{ColumnValue, Key, Relation, Row, TableName, quote_identifier};
 use crate::config::DatabaseUrl;
 use crate::lsn::{Lsn, ParseLsnError};
 use crate::retry::{Disposition, disposition};
@@ -31,95 +31,6 @@ const NOT_UTF8: &[u8] = b"\xff";
 
 /// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// A table of the Site DB, as the publication shows it.
-#[derive(Debug, Clone)]
-pub struct SourceTable {
-    /// Its OID, the stream's name for it.
-    pub id: RelationId,
-    /// Its name.
-    pub table: TableName,
-    /// Published columns in the stream's order, never generated ones.
-    pub columns: Vec<Arc<str>>,
-    /// Types of the columns, without their modifiers, ready for a cast.
-    pub types: Vec<String>,
-    /// Types of the columns as they were declared.
-    pub declared: Vec<String>,
-    /// By what it is a member of the publication, and what that sends: changes with every leaving and joining.
-    pub membership: String,
-    /// By what the source identifies the old row of an update or a delete.
-    pub identity: Identity,
-    /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
-    pub operators: Vec<String>,
-    /// The publication's row filter.
-    pub row_filter: Option<String>,
-    /// Whether it is a partitioned table that is published as one.
-    pub partitioned: bool,
-    /// The planner's estimate of its rows, for progress bars; -1 where it was never analysed.
-    pub estimated_rows: i64,
-}
-
-impl SourceTable {
-    /// Whether the stream and a copy see the table as before. (The estimate of its rows is none of it.)
-    #[must_use]
-    pub fn same_as(&self, other: &Self) -> bool {
-        self.id == other.id
-            && self.columns == other.columns
-            && self.declared == other.declared
-            && self.membership == other.membership
-            && self.identity == other.identity
-            && self.row_filter == other.row_filter
-            && self.partitioned == other.partitioned
-    }
-
-    /// Whether keys that are equal are written alike. A `numeric` may be 1.0 or 1.00, a `citext` anything.
-    #[must_use]
-    pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
-        const ALIKE: [&str; 13] = [
-            "smallint",
-            "integer",
-            "bigint",
-            "oid",
-            "uuid",
-            "boolean",
-            "text",
-            "character varying",
-            "bytea",
-            "date",
-            "time without time zone",
-            "timestamp without time zone",
-            "timestamp with time zone",
-        ];
-        key_columns(self, relation)
-            .iter()
-            .all(|(_, kind)| ALIKE.contains(&kind.as_str()))
-    }
-
-    /// What is remembered of it over a restart.
-    #[must_use]
-    pub fn shape(&self) -> Shape {
-        let columns = self.columns.iter().zip(&self.declared);
-        Shape {
-            oid: self.id.0,
-            membership: self.membership.clone(),
-            columns: columns
-                .map(|(name, kind)| format!("{} {kind}", quote_identifier(name)))
-                .collect(),
-            row_filter: self.row_filter.clone(),
-        }
-    }
-
-    /// The table as the stream will describe it.
-    #[must_use]
-    pub fn describe(&self) -> TableDescription {
-        TableDescription {
-            id: self.id,
-            table: self.table.clone(),
-            columns: self.columns.clone(),
-            identity: self.identity.clone(),
-        }
-    }
-}
 
 /// Why the Site DB could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -502,19 +413,6 @@ fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
             Some(end) => ColumnValue::Text(buffer.slice(std::mem::replace(&mut start, end)..end)),
         })
         .collect())
-}
-
-/// Names (quoted) and types of the key's columns.
-fn key_columns(table: &SourceTable, relation: &Relation) -> Vec<(String, String)> {
-    relation
-        .key
-        .iter()
-        .filter_map(|&index| {
-            let name = relation.columns.get(index)?;
-            let at = table.columns.iter().position(|column| column == name)?;
-            Some((quote_identifier(name), table.types.get(at)?.clone()))
-        })
-        .collect()
 }
 
 pub(super) fn key_texts(key: &Key) -> Vec<String> {

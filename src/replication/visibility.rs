@@ -10,7 +10,7 @@ use tracing::warn;
 
 use crate::shutdown;
 
-use super::setup::{SetupError, failed};
+use super::setup_error::{SetupError, failed};
 
 /// Between two looks: what is waited for is a commit, or a person.
 const LOOK: Duration = Duration::from_millis(100);
