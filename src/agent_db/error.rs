@@ -323,7 +323,7 @@ impl AgentError {
         }
     }
 
-    /// The table that is at fault, where the error is one table's: it can be held while the others go on.
+    /// The table that is at fault, where the error is one table's.
     #[must_use]
     pub fn table(&self) -> Option<&TableName> {
         match self {

@@ -76,8 +76,6 @@ pub enum TableState {
     Streaming,
     /// Streaming, and being read again.
     Resyncing,
-    /// Stopped until a person acts; the detail says why.
-    Held,
 }
 
 impl TableState {
@@ -89,12 +87,11 @@ impl TableState {
             Self::Copying => "copying",
             Self::Streaming => "streaming",
             Self::Resyncing => "resyncing",
-            Self::Held => "held",
         }
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
-        [Self::New, Self::Copying, Self::Streaming, Self::Resyncing, Self::Held]
+        [Self::New, Self::Copying, Self::Streaming, Self::Resyncing]
             .into_iter()
             .find(|state| state.as_str() == text)
     }
@@ -145,7 +142,7 @@ pub struct TableProgress {
     pub condition: Option<String>,
     /// The command that asked for it.
     pub command_id: Option<i64>,
-    /// Why it is held, and the like.
+    /// Why its copy waits for a person.
     pub detail: Option<String>,
     /// When the copy began.
     pub started_at: Option<OffsetDateTime>,

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{Global, Outcome};
-use crate::agent_db::{Control, StoredDaemon, TableState};
+use crate::agent_db::{Control, StoredDaemon};
 use crate::config::{Config, Needs};
 use crate::shutdown;
 
@@ -69,9 +69,7 @@ async fn read(config: &Config) -> anyhow::Result<(Value, Outcome)> {
     };
     let healthy = matches!(state.as_str(), "streaming" | "copying")
         && failed.is_empty()
-        && tables
-            .iter()
-            .all(|table| table.state != TableState::Held && table.detail.is_none());
+        && tables.iter().all(|table| table.detail.is_none());
     let status = json!({
         "slot": config.sync.slot,
         "state": state,

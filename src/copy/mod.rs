@@ -7,12 +7,16 @@
 //! Leaves alone: when to copy (`replication` decides), how rows are written (`agent_db`), and the replication
 //! connection (`wire`). It reads the Site DB over plain connections of its own.
 
+mod agent_keys;
 pub mod board;
 pub mod fence;
 mod reader;
 pub mod snapshot;
 mod source;
+mod source_table;
 pub mod window;
 
+pub use agent_keys::operator_schemas;
 pub use reader::{CopyError, Reader};
-pub use source::{Source, SourceError, SourceTable};
+pub use source::{Source, SourceError};
+pub use source_table::SourceTable;

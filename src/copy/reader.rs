@@ -15,10 +15,12 @@ use time::OffsetDateTime;
 use tokio_postgres::Client;
 use tracing::{debug, info};
 
+use super::agent_keys::AgentKeys;
 use super::board::{Board, Delivery};
 use super::fence::Fence;
-use super::source::{Chunk, Columns, Source, SourceError, SourceTable, key_page};
-use super::window::{ChunkRead, Void};
+use super::source::{Chunk, Columns, Source, SourceError};
+use super::source_table::SourceTable;
+use super::window::{Asked, ChunkRead, Void};
 use crate::agent_db::{CopyPhase, TableProgress, TableState};
 use crate::change::{Key, Relation, quote_identifier};
 use crate::failpoint;
@@ -87,17 +89,8 @@ impl Reader<'_> {
         }
         if progress.phase.is_none() {
             // An empty target has nothing to take away, and the stream keeps it so.
-            let condition = progress.condition.as_deref();
-            let occupied = !key_page(
-                agent,
-                self.relation,
-                &self.agent_types(agent).await?,
-                None,
-                condition,
-                1,
-            )
-            .await?
-            .is_empty();
+            let keys = AgentKeys::of(agent, self.relation).await?;
+            let occupied = !keys.page(None, progress.condition.as_deref(), 1).await?.is_empty();
             progress.phase = Some(CopyPhase::Rows);
             progress.rows_estimated = Some(self.table.estimated_rows).filter(|&rows| rows >= 0);
             return Box::pin(self.rows(progress, agent, chunk_rows, occupied)).await;
@@ -148,11 +141,11 @@ impl Reader<'_> {
     }
 
     async fn extras(&self, mut progress: TableProgress, agent: &Client, chunk_rows: u32) -> Result<(), CopyError> {
-        let types = self.agent_types(agent).await?;
+        let keys = AgentKeys::of(agent, self.relation).await?;
         loop {
             let condition = progress.condition.as_deref();
             let after = progress.last_key.clone();
-            let page = key_page(agent, self.relation, &types, after.as_ref(), condition, chunk_rows).await?;
+            let page = keys.page(after.as_ref(), condition, chunk_rows).await?;
             let last = page.last().cloned();
             let missing = self.missing(&page).await?;
             if missing.is_empty()
@@ -241,9 +234,14 @@ impl Reader<'_> {
             let (id, outcome) = self.board.register(self.relation.id);
             let delivered = async {
                 self.source.fence(Fence::Low(id)).await?;
-                let (chunk, asked, mut next) = read(progress.clone()).await?;
+                let (chunk, keys, next) = read(progress.clone()).await?;
+                let asked = keys.map(|keys| Asked {
+                    keys,
+                    found_by: chunk.asked,
+                    alike: self.table.spells_keys_alike(self.relation),
+                    parked: !keep,
+                });
                 failpoint::reach(failpoint::name::COPY_BEFORE_HIGH_FENCE);
-                next.copied_at_lsn = None;
                 let read = ChunkRead {
                     relation: Arc::clone(self.relation),
                     snapshot: chunk.snapshot,
@@ -296,25 +294,6 @@ impl Reader<'_> {
             .await?;
         let there: std::collections::HashSet<Key> = there.rows.iter().filter_map(key_row).collect();
         Ok(page.iter().filter(|key| !there.contains(*key)).cloned().collect())
-    }
-
-    /// Types of the key's columns in the Agent DB, for casts.
-    async fn agent_types(&self, agent: &Client) -> Result<Vec<String>, CopyError> {
-        let names: Vec<&str> = self
-            .relation
-            .key
-            .iter()
-            .map(|&index| &*self.relation.columns[index])
-            .collect();
-        let row = agent
-            .query(
-                "SELECT pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY n(name, ord) \
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1::text::regclass AND a.attname = n.name ORDER BY n.ord",
-                &[&self.relation.table.quoted(), &names],
-            )
-            .await
-            .map_err(super::source::query_agent("the key's types"))?;
-        Ok(row.iter().map(|row| row.get(0)).collect())
     }
 }
 

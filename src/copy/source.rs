@@ -3,7 +3,6 @@
 //! The text protocol is used on purpose: a value travels exactly as its type's output function wrote it, like in the
 //! replication stream (`value::text` would not do: it pads no `char(n)` and spells booleans differently).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,8 +11,9 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 use super::fence::{Fence, PREFIX};
 use super::reader::key_names;
 use super::snapshot::{ParseSnapshotError, Snapshot};
-use crate::agent_db::{self, AgentError, Identity, Shape, TableDescription};
-use crate::change::{ColumnValue, Key, Relation, RelationId, Row, TableName, quote_identifier};
+use super::source_table::{SourceTable, key_columns};
+use crate::agent_db::{self, AgentError};
+use crate::change::{ColumnValue, Key, Relation, Row, TableName, quote_identifier};
 use crate::config::DatabaseUrl;
 use crate::lsn::{Lsn, ParseLsnError};
 use crate::retry::{Disposition, disposition};
@@ -31,70 +31,6 @@ const NOT_UTF8: &[u8] = b"\xff";
 
 /// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// A table of the Site DB, as the publication shows it.
-#[derive(Debug, Clone)]
-pub struct SourceTable {
-    /// Its OID, the stream's name for it.
-    pub id: RelationId,
-    /// Its name.
-    pub table: TableName,
-    /// Published columns in the stream's order, never generated ones.
-    pub columns: Vec<Arc<str>>,
-    /// Types of the columns, without their modifiers, ready for a cast.
-    pub types: Vec<String>,
-    /// Types of the columns as they were declared.
-    pub declared: Vec<String>,
-    /// By what it is a member of the publication, and what that sends: changes with every leaving and joining.
-    pub membership: String,
-    /// By what the source identifies the old row of an update or a delete.
-    pub identity: Identity,
-    /// The publication's row filter.
-    pub row_filter: Option<String>,
-    /// Whether it is a partitioned table that is published as one.
-    pub partitioned: bool,
-    /// The planner's estimate of its rows, for progress bars; -1 where it was never analysed.
-    pub estimated_rows: i64,
-}
-
-impl SourceTable {
-    /// Whether the stream and a copy see the table as before. (The estimate of its rows is none of it.)
-    #[must_use]
-    pub fn same_as(&self, other: &Self) -> bool {
-        self.id == other.id
-            && self.columns == other.columns
-            && self.declared == other.declared
-            && self.membership == other.membership
-            && self.identity == other.identity
-            && self.row_filter == other.row_filter
-            && self.partitioned == other.partitioned
-    }
-
-    /// What is remembered of it over a restart.
-    #[must_use]
-    pub fn shape(&self) -> Shape {
-        let columns = self.columns.iter().zip(&self.declared);
-        Shape {
-            oid: self.id.0,
-            membership: self.membership.clone(),
-            columns: columns
-                .map(|(name, kind)| format!("{} {kind}", quote_identifier(name)))
-                .collect(),
-            row_filter: self.row_filter.clone(),
-        }
-    }
-
-    /// The table as the stream will describe it.
-    #[must_use]
-    pub fn describe(&self) -> TableDescription {
-        TableDescription {
-            id: self.id,
-            table: self.table.clone(),
-            columns: self.columns.clone(),
-            identity: self.identity.clone(),
-        }
-    }
-}
 
 /// Why the Site DB could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -198,6 +134,8 @@ pub struct Chunk {
     pub snapshot: Snapshot,
     /// The rows, in the order of [`SourceTable::columns`].
     pub rows: Vec<Row>,
+    /// For each row of a read by key, which of the keys found it.
+    pub asked: Vec<usize>,
     /// Whether no row is left behind the last one.
     pub finished: bool,
 }
@@ -295,7 +233,7 @@ impl Source {
             order.join(", "),
             u64::from(limit) + 1,
         );
-        let mut chunk = self.read(&sql, &parameters, table.columns.len()).await?;
+        let mut chunk = self.read(table, &sql, &parameters, table.columns.len()).await?;
         let keys_are_texts = chunk.rows.iter().all(|row| {
             relation
                 .key_of(row)
@@ -338,7 +276,7 @@ impl Source {
             .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
             .collect();
         let sql = format!(
-            "SELECT {list} FROM {} t JOIN ROWS FROM ({}) AS k({}) ON {} {}",
+            "SELECT {list}, k.__twinlog_asked FROM {} t JOIN ROWS FROM ({}) WITH ORDINALITY AS k({}, __twinlog_asked) ON {} {}",
             from(table),
             arrays.join(", "),
             names.join(", "),
@@ -348,13 +286,14 @@ impl Source {
         let wanted: Vec<Vec<String>> = (0..key.len())
             .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
             .collect();
-        self.read(&sql, &wanted, width).await
+        self.read(table, &sql, &wanted, width).await
     }
 
     /// Reads a query's rows under one snapshot, through a cursor: the extended protocol binds the values, the simple one
     /// brings text.
     async fn read<P: tokio_postgres::types::ToSql + Sync>(
         &self,
+        table: &SourceTable,
         sql: &str,
         parameters: &[P],
         width: usize,
@@ -365,7 +304,7 @@ impl Source {
             .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await
             .map_err(query("a snapshot"))?;
-        let result = self.read_in_transaction(sql, &parameters, width).await;
+        let result = self.read_in_transaction(table, sql, &parameters, width).await;
         let ended = self.client.batch_execute("COMMIT").await.map_err(query("a snapshot"));
         let chunk = result?;
         ended?;
@@ -374,6 +313,7 @@ impl Source {
 
     async fn read_in_transaction(
         &self,
+        table: &SourceTable,
         sql: &str,
         parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
         width: usize,
@@ -385,11 +325,11 @@ impl Source {
             .map_err(query("a snapshot"))?
             .get::<_, String>(0)
             .parse()?;
-        self.client
-            .execute(&format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}"), parameters)
+        let declare = format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}");
+        with_operators(&self.client, &table.operators, &declare, parameters)
             .await
             .map_err(query("a chunk"))?;
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let (mut rows, mut asked, mut bytes) = (Vec::new(), Vec::new(), 0);
         let finished = loop {
             let fetched = self
                 .client
@@ -400,6 +340,14 @@ impl Source {
             for message in &fetched {
                 if let SimpleQueryMessage::Row(row) = message {
                     rows.push(image(row, width));
+                    if row.len() > width {
+                        let ordinal = row.get(width).and_then(|text| text.parse::<usize>().ok());
+                        asked.push(
+                            ordinal
+                                .and_then(|from_one| from_one.checked_sub(1))
+                                .ok_or(SourceError::Empty("a row's key"))?,
+                        );
+                    }
                     bytes += rows.last().map_or(0, Row::size);
                 }
             }
@@ -413,65 +361,31 @@ impl Source {
         Ok(Chunk {
             snapshot,
             rows,
+            asked,
             finished,
         })
     }
 }
 
-/// A page of keys of the *Agent DB*, in its own order, behind a key.
-///
-/// # Errors
-/// A statement failed.
-pub(super) async fn key_page(
-    agent: &Client,
-    relation: &Relation,
-    types: &[String],
-    after: Option<&Key>,
-    condition: Option<&str>,
-    limit: u32,
-) -> Result<Vec<Key>, SourceError> {
-    let names = key_names(relation);
-    let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
-    let mut parameters = Vec::new();
-    if let Some(after) = after {
-        let casts: Vec<_> = types
-            .iter()
-            .enumerate()
-            .map(|(index, kind)| format!("${}::text::{kind}", index + 1))
-            .collect();
-        filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
-        parameters = key_texts(after);
+/// Runs a statement of the open transaction that compares keys, with the schemas of their operators in the search path.
+/// (A bare `>` on a `citext` would else be that of `text`, which is another order than the index's: rows between two
+/// chunks would be left out. A row comparison over columns of several schemas has no qualified form.) Not for longer: names
+/// within values are printed as the stream prints them.
+pub(super) async fn with_operators(
+    client: &Client,
+    schemas: &[String],
+    sql: &str,
+    parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+) -> Result<(), tokio_postgres::Error> {
+    if schemas.is_empty() {
+        return client.execute(sql, parameters).await.map(|_| ());
     }
-    let sql = format!(
-        "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",
-        relation.table.quoted(),
-        where_clause(&filters),
-        list = names.join(", "),
-    );
-    let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-        parameters.iter().map(|value| value as _).collect();
-    let read = async {
-        agent.batch_execute("BEGIN READ ONLY").await?;
-        agent.execute(&sql, &parameters).await?;
-        let messages = agent.simple_query("FETCH ALL FROM page").await;
-        agent.batch_execute("COMMIT").await?;
-        messages
-    };
-    let messages = read.await.map_err(query_agent("a page of keys"))?;
-    messages
-        .iter()
-        .filter_map(|message| match message {
-            SimpleQueryMessage::Row(row) => {
-                let parts = (0..names.len()).map(|part| match row.try_get(part) {
-                    Ok(Some(text)) => Some(Bytes::copy_from_slice(text.as_bytes())),
-                    _ => None,
-                });
-                let key = parts.collect::<Option<_>>().map(Key);
-                Some(key.ok_or_else(|| SourceError::KeyEncoding(relation.table.clone())))
-            }
-            _ => None,
-        })
-        .collect()
+    let path: Vec<_> = schemas.iter().map(|schema| quote_identifier(schema)).collect();
+    client
+        .batch_execute(&format!("SET LOCAL search_path = pg_catalog, {}", path.join(", ")))
+        .await?;
+    client.execute(sql, parameters).await?;
+    client.batch_execute("SET LOCAL search_path = pg_catalog").await
 }
 
 /// A row's image, its values slices of one allocation.
@@ -501,20 +415,7 @@ fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
         .collect())
 }
 
-/// Names (quoted) and types of the key's columns.
-fn key_columns(table: &SourceTable, relation: &Relation) -> Vec<(String, String)> {
-    relation
-        .key
-        .iter()
-        .filter_map(|&index| {
-            let name = relation.columns.get(index)?;
-            let at = table.columns.iter().position(|column| column == name)?;
-            Some((quote_identifier(name), table.types.get(at)?.clone()))
-        })
-        .collect()
-}
-
-fn key_texts(key: &Key) -> Vec<String> {
+pub(super) fn key_texts(key: &Key) -> Vec<String> {
     key.0.iter().map(|part| text_of(Some(part))).collect()
 }
 
@@ -552,17 +453,12 @@ fn filters(table: &SourceTable, condition: Option<&str>) -> Vec<String> {
         .collect()
 }
 
-fn where_clause(filters: &[String]) -> String {
+pub(super) fn where_clause(filters: &[String]) -> String {
     if filters.is_empty() {
         String::new()
     } else {
         format!("WHERE {}", filters.join(" AND "))
     }
-}
-
-/// The error of a statement on the Agent DB that read `what`.
-pub(super) fn query_agent(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
-    move |source| SourceError::Agent { what, source }
 }
 
 /// The error of a statement that read `what`.

@@ -22,8 +22,8 @@ use crate::shutdown;
 
 use super::error::SyncError;
 use super::pipeline::Request;
-use super::setup;
 use super::view::View;
+use super::visibility::{Visibility, wait_for_running_transactions};
 
 /// How often the tables' states are read; commands come sooner, by notification.
 const TICK: Duration = Duration::from_secs(1);
@@ -41,6 +41,7 @@ pub(super) struct Copies {
     pub(super) view: Arc<View>,
     /// The slot was created in this run: transactions that ran before it have ended, and new tables need not wait.
     pub(super) fresh_slot: bool,
+    pub(super) visibility: Arc<Visibility>,
 }
 
 /// Asks the pipeline how a table looks in the Agent DB.
@@ -185,11 +186,13 @@ impl Copies {
         let agent = agent_db::connect(&self.config.agent.url, "twinlog copy").await?;
         if progress.state == TableState::New {
             if !self.fresh_slot {
-                setup::wait_for_running_transactions(source.client(), stop).await?;
+                let why = "the copy of a new table waits for older transactions of the Site DB to end";
+                wait_for_running_transactions(source.client(), stop, why).await?;
             }
             progress.state = TableState::Copying;
         }
         let first = progress.state == TableState::Copying;
+        self.visibility.wait(source.client(), stop).await?;
         let relation = describe(&self.requests, table).await?;
         info!(table = %table.table, state = progress.state.as_str(), "copy begins");
         let reader = Reader {

@@ -6,7 +6,7 @@ use crate::retry::Disposition;
 use crate::wire::{ServerFault, SlotNameError, WireError};
 
 use super::assemble::StreamError;
-use super::setup::SetupError;
+use super::setup_error::SetupError;
 use super::slot::GapReason;
 
 /// Why a run of the stream ended.

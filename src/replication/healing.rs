@@ -19,6 +19,7 @@ use crate::shutdown;
 use super::copying::describe;
 use super::error::SyncError;
 use super::pipeline::Request;
+use super::visibility::Visibility;
 
 /// Keys read between one pair of fences.
 const KEYS: u32 = 500;
@@ -38,6 +39,7 @@ pub(super) struct Healing {
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     pub(super) board: Board,
     pub(super) requests: mpsc::Sender<Request>,
+    pub(super) visibility: Arc<Visibility>,
 }
 
 impl Healing {
@@ -65,7 +67,9 @@ impl Healing {
             let mut refused = false;
             for (table, keys) in due {
                 let Some(table) = self.tables.get(&table) else { continue };
-                match Box::pin(self.heal(&mut source, table, &keys)).await {
+                match Box::pin(self.heal(&mut source, table, &keys, stop)).await {
+                    // The pipeline drains, and has the last word.
+                    Err(_) if stop.is_cancelled() => return Ok(()),
                     Ok(()) => debug!(table = %table.table, keys = keys.len(), "parked rows tried again"),
                     // That a table can't be read is no reason to hold the stream: its parked rows wait.
                     Err(SyncError::Copy(error)) if error.disposition() != Disposition::Transient => {
@@ -86,11 +90,18 @@ impl Healing {
         }
     }
 
-    async fn heal(&self, source: &mut Option<Source>, table: &SourceTable, keys: &[Key]) -> Result<(), SyncError> {
+    async fn heal(
+        &self,
+        source: &mut Option<Source>,
+        table: &SourceTable,
+        keys: &[Key],
+        stop: &CancellationToken,
+    ) -> Result<(), SyncError> {
         let source = match source {
             Some(source) => source,
             none => none.insert(Source::connect(&self.config.site.url).await.map_err(CopyError::from)?),
         };
+        self.visibility.wait(source.client(), stop).await?;
         let relation = describe(&self.requests, table).await?;
         let reader = Reader {
             board: &self.board,

@@ -21,14 +21,16 @@ mod pipeline;
 mod progress;
 mod run;
 mod setup;
+mod setup_error;
 mod sink_task;
 mod slot;
 mod state;
 mod view;
+mod visibility;
 
 pub use assemble::StreamError;
 pub use error::SyncError;
 pub use run::run;
-pub use setup::SetupError;
+pub use setup_error::SetupError;
 pub use slot::GapReason;
 pub use state::SyncState;

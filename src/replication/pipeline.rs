@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::agent_db::{AgentError, Identity, Item, Segment, TableDescription};
+use crate::agent_db::{AgentError, Identity, Item, Segment, TableDescription, TableState};
 use crate::change::{Relation, RelationId};
 use crate::copy::board::{Board, Delivery};
 use crate::copy::fence::{ChunkId, Fence};
@@ -447,7 +447,10 @@ impl Pipeline {
                 self.make_room().await?;
             }
         }
-        if let Some(progress) = progress {
+        if let Some(mut progress) = progress {
+            if progress.state == TableState::Streaming {
+                progress.copied_at_lsn = Some(self.open_lsn);
+            }
             self.batch.push(Item::CopyProgress(progress));
         }
         self.batch.await_chunk(reader);

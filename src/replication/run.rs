@@ -36,6 +36,7 @@ use super::sink_task::SinkHandle;
 use super::slot::{GapReason, SourceFacts, Verdict, judge, parse_history};
 use super::state::SyncState;
 use super::view::View;
+use super::visibility::{Visibility, blockers};
 
 /// How often a held pipeline looks whether somebody has acted: often enough that a repair shows at once, rarely enough
 /// for the logs of both databases.
@@ -185,6 +186,7 @@ impl Daemon {
         let board = Board::default();
         // A few readers, who wait for each answer.
         let (requests, inbox) = mpsc::channel(16);
+        let visibility = Arc::new(Visibility::default());
         let copies = Copies {
             config: Arc::clone(&config),
             tables: Arc::clone(&tables),
@@ -192,12 +194,14 @@ impl Daemon {
             requests: requests.clone(),
             view: Arc::clone(&view),
             fresh_slot,
+            visibility: Arc::clone(&visibility),
         };
         let healing = Healing {
             config: Arc::clone(&config),
             tables: Arc::clone(&tables),
             board: board.clone(),
             requests,
+            visibility,
         };
         let (known, selection) = (Arc::clone(&tables), self.selection.clone());
         let membership = move |table: &TableName| match (known.contains_key(table), selection.takes(table)) {
@@ -398,7 +402,7 @@ impl Daemon {
             Ok(created) => created,
             Err(error) => {
                 if error.fault() == Some(ServerFault::LockTimeout) {
-                    let pids = setup::blockers(source.client()).await;
+                    let pids = blockers(source.client()).await;
                     warn!(slot = %self.slot, pids, "creating the slot waits for older transactions of the Site DB to end");
                 }
                 return Err(error.into());

@@ -3,135 +3,22 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use globset::{GlobBuilder, GlobMatcher};
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::agent_db::Identity;
 use crate::change::{RelationId, TableName, quote_identifier};
 use crate::config::Sync;
-use crate::copy::SourceTable;
+use crate::copy::{SourceTable, operator_schemas};
 use crate::lsn::Lsn;
-use crate::retry::{Disposition, disposition};
-use crate::shutdown;
 
+use super::setup_error::{SetupError, failed};
 use super::slot::SlotFacts;
 
 /// The oldest server that has everything we read: `pg_logical_emit_message` through pgoutput came with 14.
 const OLDEST_VERSION: i32 = 140_000;
-
-/// What is missing on the Site DB.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// A statement failed.
-    #[error("{action} on the Site DB")]
-    Query {
-        /// What was tried.
-        action: &'static str,
-        /// The server's word.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// Too old.
-    #[error("the Site DB runs Postgres {0}, but logical messages need 14 or later")]
-    Version(String),
-    /// Logical decoding is off.
-    #[error("the Site DB's wal_level is {0}, not logical")]
-    WalLevel(String),
-    /// The role may not replicate.
-    #[error("role {0} of the Site DB may not replicate")]
-    NoReplicationRight(String),
-    /// No table matches.
-    #[error("no table of the Site DB matches sync.tables = {0:?}")]
-    NoTables(Vec<String>),
-    /// Rows could not be told apart.
-    #[error("table {0} of the Site DB has no primary key")]
-    NoPrimaryKey(TableName),
-    /// The publication is missing and could not be made.
-    #[error("publication {publication} does not exist in the Site DB and the role may not create it")]
-    CannotCreatePublication {
-        /// Its name.
-        publication: String,
-        /// What to run.
-        statement: String,
-        /// The server's word.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// The publication lacks tables and could not be extended.
-    #[error("publication {publication} of the Site DB lacks {} table(s) of sync.tables and the role may not add them", .tables.len())]
-    CannotExtendPublication {
-        /// Its name.
-        publication: String,
-        /// The tables.
-        tables: Vec<TableName>,
-        /// What to run.
-        statement: String,
-        /// The server's word.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// The copy could not read.
-    #[error("the role may not read table {0} of the Site DB")]
-    CannotSelect(TableName),
-    /// A pattern that can't be one.
-    #[error("sync.tables has a pattern that is not a glob: {0}")]
-    Pattern(#[from] globset::Error),
-    /// Stopped while waiting.
-    #[error("stopped while waiting for transactions of the Site DB to end")]
-    Stopped,
-}
-
-impl SetupError {
-    /// What this means for the work that met it.
-    #[must_use]
-    pub fn disposition(&self) -> Disposition {
-        match self {
-            Self::Query { source, .. } => match source.code() {
-                Some(code) => match disposition(code.code()) {
-                    Disposition::Row => Disposition::Systemic,
-                    other => other,
-                },
-                None => Disposition::Transient,
-            },
-            Self::Stopped => Disposition::Transient,
-            _ => Disposition::Systemic,
-        }
-    }
-
-    /// The statement or setting to paste.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Query { .. } | Self::Stopped => None,
-            Self::Version(_) => Some("upgrade the Site DB".to_owned()),
-            Self::WalLevel(_) => {
-                Some("on the Site DB: ALTER SYSTEM SET wal_level = logical; then restart it".to_owned())
-            }
-            Self::NoReplicationRight(role) => Some(format!(
-                "on the Site DB: ALTER ROLE {} REPLICATION; (on RDS: GRANT rds_replication TO {0};)",
-                quote_identifier(role)
-            )),
-            Self::NoTables(_) => Some("create the tables (twinlog migrate site) or change sync.tables".to_owned()),
-            Self::NoPrimaryKey(table) => Some(format!(
-                "on the Site DB: ALTER TABLE {} ADD PRIMARY KEY (…); or leave it out: sync.tables = [\"public.*\", \"!{table}\"]",
-                table.quoted()
-            )),
-            Self::CannotCreatePublication { statement, .. } | Self::CannotExtendPublication { statement, .. } => {
-                Some(format!("on the Site DB, as the tables' owner: {statement};"))
-            }
-            Self::CannotSelect(table) => Some(format!("on the Site DB: GRANT SELECT ON {} TO <role>;", table.quoted())),
-            Self::Pattern(_) => Some("patterns look like public.* or !public.audit_*".to_owned()),
-        }
-    }
-}
-
-fn failed(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SetupError {
-    move |source| SetupError::Query { action, source }
-}
 
 /// `sync.tables`: the last pattern that matches decides.
 #[derive(Debug, Clone)]
@@ -434,6 +321,7 @@ async fn published(
     } else {
         "a.attgenerated = ''"
     };
+    let operators = operator_schemas("c.oid");
     let rows = client
         .query(
             &format!(
@@ -450,7 +338,7 @@ async fn published(
                  FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
                  (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
                  b.pubinsert, b.pubupdate, b.pubdelete, b.pubtruncate, b.pubviaroot) \
-                 FROM pg_catalog.pg_publication b WHERE b.pubname = $1) \
+                 FROM pg_catalog.pg_publication b WHERE b.pubname = $1), {operators} \
                  FROM pg_catalog.pg_publication_tables p \
                  JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
                  JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
@@ -474,6 +362,7 @@ async fn published(
             types: row.get(7),
             declared: row.get(10),
             membership: row.get(11),
+            operators: row.get(12),
             identity: identity(row.get(8), &row.get::<_, Vec<String>>(9), &row.get::<_, Vec<String>>(6)),
         })
         .filter(|table| selection.takes(&table.table))
@@ -523,65 +412,6 @@ pub(super) async fn slot(client: &Client, name: &str, version: i32) -> Result<Op
         wal_status: row.get(3),
         invalidation: row.get(4),
     }))
-}
-
-/// Waits until every transaction that runs now has ended (pitfall P10): what one of them wrote into a table before the
-/// table joined the publication is in no stream, and in a copy's snapshot only once it has ended.
-///
-/// # Errors
-/// A statement failed, or we were stopped.
-pub(super) async fn wait_for_running_transactions(client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
-    let horizon: String = client
-        .query_one(
-            "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text",
-            &[],
-        )
-        .await
-        .map_err(failed("read a snapshot"))?
-        .get(0);
-    let mut rounds = 0_u32;
-    loop {
-        let done: bool = client
-            .query_one(
-                "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::text::xid8",
-                &[&horizon],
-            )
-            .await
-            .map_err(failed("read a snapshot"))?
-            .get(0);
-        if done {
-            return Ok(());
-        }
-        rounds += 1;
-        // After about five seconds, and then every half a minute: somebody should know.
-        if rounds == 50 || rounds.is_multiple_of(300) {
-            let pids = blockers(client).await;
-            warn!(
-                pids,
-                "the copy of a new table waits for older transactions of the Site DB to end"
-            );
-        }
-        if !shutdown::sleep(Duration::from_millis(100), stop).await {
-            return Err(SetupError::Stopped);
-        }
-    }
-}
-
-/// The processes whose transactions are oldest, for a person to look at; empty where that can't be read.
-pub(super) async fn blockers(client: &Client) -> String {
-    let rows = client
-        .query(
-            "SELECT pid::text || coalesce(' (' || application_name || ', ' || state || ')', '') \
-             FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() \
-             ORDER BY xact_start LIMIT 5",
-            &[],
-        )
-        .await
-        .unwrap_or_default();
-    rows.iter()
-        .filter_map(|row| row.get::<_, Option<String>>(0))
-        .collect::<Vec<_>>()
-        .join(", ")
 }
 
 #[cfg(test)]

@@ -99,6 +99,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         Tests(&[
             "sync::joining::a_table_that_is_added_to_the_publication_brings_rows_of_transactions_that_ran_before",
             "sync::joining::a_table_that_is_created_under_all_tables_brings_rows_of_transactions_that_ran_before",
+            "sync::joining::the_youngest_running_transaction_is_waited_for_as_well",
         ]),
     ),
     (
@@ -302,6 +303,8 @@ const COVERED: &[(u32, &str, Because)] = &[
         Tests(&[
             "copy::window::tests::a_chunk_merged_with_the_stream_equals_the_serial_history",
             "sync::resync::rows_that_are_deleted_while_resyncs_run_never_come_back",
+            "sync::unseen::a_new_run_reads_no_rows_before_commits_that_wait_for_a_standby_are_visible",
+            "sync::spelling::a_parked_row_that_comes_back_under_another_spelling_of_its_key_stays",
         ]),
     ),
     (

@@ -148,6 +148,68 @@ async fn text_keys_are_copied_and_compared_whatever_the_collations_of_both_sides
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_of_an_extensions_types_are_ordered_and_found_by_their_own_operators() {
+    let db = databases().await;
+    on_both(
+        &db,
+        "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext;
+         CREATE TABLE people (email ext.citext, part int, kind regclass, n int, PRIMARY KEY (email, part));
+         CREATE TABLE names (name ext.citext PRIMARY KEY, n int);
+         CREATE TABLE paths (path ext.ltree PRIMARY KEY, n int)",
+    )
+    .await;
+    // In this order to the type; the text's own order has the capitals first.
+    let names = "unnest(ARRAY['a','B','c','D','e','F','g','H','i','J','k','L']) w";
+    db.site
+        .batch_execute(&format!(
+            "INSERT INTO people SELECT w, p, 'names', p FROM {names}, generate_series(1, 3) p;
+             INSERT INTO names SELECT w, 1 FROM {names};
+             INSERT INTO paths SELECT ('Top.' || w || '.x')::ext.ltree, 1 FROM {names}"
+        ))
+        .await
+        .unwrap();
+    // Some are there already, in another spelling, among others that are not the Site DB's.
+    db.agent
+        .batch_execute(
+            "INSERT INTO names VALUES ('A', 9), ('b', 9), ('L', 9), ('nobody', 9);
+             INSERT INTO people VALUES ('A', 1, 'paths', 9), ('x', 1, 'paths', 9);
+             INSERT INTO paths VALUES ('Top.k.x', 9), ('Top.z', 9)",
+        )
+        .await
+        .unwrap();
+    let config = ConfigFile::new(
+        &db,
+        "[sync]\ncopy_chunk_rows = 4\nretry_initial_ms = 50\nretry_max_ms = 500\n",
+    );
+    let _daemon = start_sync(&config).await;
+    until_table(&db, "people", "streaming", 36).await;
+    until_table(&db, "names", "streaming", 12).await;
+    until_table(&db, "paths", "streaming", 12).await;
+    until_equal(&db, &["people", "names", "paths"], SOON).await;
+    // And rows that are parked are found again.
+    db.agent
+        .batch_execute("ALTER TABLE names ADD CONSTRAINT small CHECK (n < 100); ALTER TABLE paths ADD CONSTRAINT small CHECK (n < 100)")
+        .await
+        .unwrap();
+    db.site
+        .batch_execute(
+            "SET search_path = public, ext;
+             UPDATE names SET n = 100 WHERE name = 'b'; UPDATE paths SET n = 100 WHERE path = 'Top.k.x';
+             DELETE FROM names WHERE name = 'A'; UPDATE names SET name = 'f' WHERE name = 'F'",
+        )
+        .await
+        .unwrap();
+    eventually_equal("two are parked", SOON, 2, || parked(&db)).await;
+    db.agent
+        .batch_execute("ALTER TABLE names DROP CONSTRAINT small; ALTER TABLE paths DROP CONSTRAINT small")
+        .await
+        .unwrap();
+    eventually_equal("nothing is parked", SOON, 0, || parked(&db)).await;
+    until_equal(&db, &["people", "names", "paths"], SOON).await;
+    balanced(&db).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_publications_row_filter_and_column_list_hold_for_copy_stream_and_resync() {
     let db = databases().await;
     let published = db

@@ -68,6 +68,45 @@ async fn a_table_that_is_added_to_the_publication_brings_rows_of_transactions_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_youngest_running_transaction_is_waited_for_as_well() {
+    let db = private_databases(Settings::default(), Settings::default()).await;
+    on_both(&db, NOTES).await;
+    on_both(&db, LATE).await;
+    db.site
+        .batch_execute(&format!("CREATE PUBLICATION {} FOR TABLE notes", db.site.name))
+        .await
+        .unwrap();
+    let config = ConfigFile::new(&db, "[sync]\ntables = [\"public.notes\"]\nreconnect_max_ms = 300\n");
+    let mut first = start_sync(&config).await;
+    until_equal(&db, &["notes"], SOON).await;
+    first.kill9();
+    // GIVEN a transaction that is younger than the one that adds the table, and has written it before that one ends: no
+    // transaction after it has ended, so it is beyond the end of every snapshot's list
+    let slow = db.site.connect().await;
+    db.site
+        .batch_execute(&format!(
+            "BEGIN; ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')",
+            db.site.name
+        ))
+        .await
+        .unwrap();
+    slow.batch_execute("BEGIN; INSERT INTO late SELECT i, 'slow' FROM generate_series(1, 100) i")
+        .await
+        .unwrap();
+    db.site
+        .batch_execute(&format!("ALTER PUBLICATION {} ADD TABLE late; COMMIT", db.site.name))
+        .await
+        .unwrap();
+    let daemon = start_sync(&quick(&db)).await;
+    until_table(&db, "late", "new", 0).await;
+    daemon.says("older transactions").await;
+    until_table(&db, "late", "new", 0).await;
+    slow.batch_execute("COMMIT").await.unwrap();
+    until_table(&db, "late", "streaming", 100).await;
+    until_equal(&db, &["late", "notes"], SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_created_under_all_tables_brings_rows_of_transactions_that_ran_before() {
     let db = private_databases(Settings::default(), Settings::default()).await;
     on_both(&db, NOTES).await;

@@ -10,7 +10,9 @@ mod oracle;
 mod program;
 mod resync;
 mod setup;
+mod spelling;
 mod systemic;
+mod unseen;
 
 use std::process::ExitStatus;
 use std::time::Duration;

@@ -63,6 +63,14 @@ async fn a_resync_mends_every_damage_and_readers_never_see_the_table_empty() {
     let least = reading.await.unwrap();
     assert!(least >= 18_000, "a reader saw only {least} rows");
     until_equal(&db, &["notes"], SOON).await;
+    assert_eq!(
+        db.agent
+            .text("SELECT t.copied_at_lsn <= c.end_lsn FROM twinlog.tables t JOIN twinlog.checkpoint c USING (slot)")
+            .await
+            .as_deref(),
+        Some("true"),
+        "where in the log the table was read is remembered"
+    );
     balanced(&db).await;
 }
 

@@ -1,0 +1,126 @@
+//! The keys that the Agent DB has of a table, page by page in its own order.
+
+use bytes::Bytes;
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use super::reader::key_names;
+use super::source::{SourceError, key_texts, where_clause, with_operators};
+use crate::change::{Key, Relation};
+
+/// One table's keys in the Agent DB.
+#[derive(Debug)]
+pub(super) struct AgentKeys<'a> {
+    agent: &'a Client,
+    relation: &'a Relation,
+    /// Types of the key's columns, for casts.
+    types: Vec<String>,
+    /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
+    operators: Vec<String>,
+}
+
+impl<'a> AgentKeys<'a> {
+    /// Reads how the table's keys are compared.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub(super) async fn of(agent: &'a Client, relation: &'a Relation) -> Result<Self, SourceError> {
+        let table = relation.table.quoted();
+        let names: Vec<&str> = relation
+            .key
+            .iter()
+            .filter_map(|&index| relation.columns.get(index).map(|name| &**name))
+            .collect();
+        let types = agent
+            .query(
+                "SELECT pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY n(name, ord) \
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1::text::regclass AND a.attname = n.name ORDER BY n.ord",
+                &[&table, &names],
+            )
+            .await
+            .map_err(query("the key's types"))?;
+        let operators = agent
+            .query_one(&format!("SELECT {}", operator_schemas("$1::text::regclass")), &[&table])
+            .await
+            .map_err(query("the key's operators"))?;
+        Ok(Self {
+            agent,
+            relation,
+            types: types.iter().map(|row| row.get(0)).collect(),
+            operators: operators.get(0),
+        })
+    }
+
+    /// A page of keys behind a key.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub(super) async fn page(
+        &self,
+        after: Option<&Key>,
+        condition: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<Key>, SourceError> {
+        let names = key_names(self.relation);
+        let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
+        let mut parameters = Vec::new();
+        if let Some(after) = after {
+            let casts: Vec<_> = self
+                .types
+                .iter()
+                .enumerate()
+                .map(|(index, kind)| format!("${}::text::{kind}", index + 1))
+                .collect();
+            filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
+            parameters = key_texts(after);
+        }
+        let sql = format!(
+            "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",
+            self.relation.table.quoted(),
+            where_clause(&filters),
+            list = names.join(", "),
+        );
+        let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+            parameters.iter().map(|value| value as _).collect();
+        let read = async {
+            self.agent.batch_execute("BEGIN READ ONLY").await?;
+            with_operators(self.agent, &self.operators, &sql, &parameters).await?;
+            let messages = self.agent.simple_query("FETCH ALL FROM page").await;
+            self.agent.batch_execute("COMMIT").await?;
+            messages
+        };
+        let messages = read.await.map_err(query("a page of keys"))?;
+        messages
+            .iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => {
+                    let parts = (0..names.len()).map(|part| match row.try_get(part) {
+                        Ok(Some(text)) => Some(Bytes::copy_from_slice(text.as_bytes())),
+                        _ => None,
+                    });
+                    let key = parts.collect::<Option<_>>().map(Key);
+                    Some(key.ok_or_else(|| SourceError::KeyEncoding(self.relation.table.clone())))
+                }
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+/// An SQL expression: the schemas, but for `pg_catalog`, of the operators of a table's unique indexes.
+#[must_use]
+pub fn operator_schemas(table: &str) -> String {
+    format!(
+        "ARRAY(SELECT DISTINCT on_.nspname::text FROM pg_catalog.pg_index oi \
+         CROSS JOIN LATERAL pg_catalog.unnest(oi.indclass::oid[]) AS oc(opclass) \
+         JOIN pg_catalog.pg_opclass of_ ON of_.oid = oc.opclass \
+         JOIN pg_catalog.pg_amop om ON om.amopfamily = of_.opcfamily \
+         JOIN pg_catalog.pg_operator oo ON oo.oid = om.amopopr \
+         JOIN pg_catalog.pg_namespace on_ ON on_.oid = oo.oprnamespace \
+         WHERE oi.indrelid = {table} AND oi.indisunique AND on_.nspname <> 'pg_catalog' ORDER BY 1)"
+    )
+}
+
+/// The error of a statement on the Agent DB that read `what`.
+fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
+    move |source| SourceError::Agent { what, source }
+}

@@ -1,0 +1,108 @@
+//! What is known of a table of the Site DB: enough to read it, to describe it, and to see that it has become another one.
+
+use std::sync::Arc;
+
+use crate::agent_db::{Identity, Shape, TableDescription};
+use crate::change::{Relation, RelationId, TableName, quote_identifier};
+
+/// A table of the Site DB, as the publication shows it.
+#[derive(Debug, Clone)]
+pub struct SourceTable {
+    /// Its OID, the stream's name for it.
+    pub id: RelationId,
+    /// Its name.
+    pub table: TableName,
+    /// Published columns in the stream's order, never generated ones.
+    pub columns: Vec<Arc<str>>,
+    /// Types of the columns, without their modifiers, ready for a cast.
+    pub types: Vec<String>,
+    /// Types of the columns as they were declared.
+    pub declared: Vec<String>,
+    /// By what it is a member of the publication, and what that sends: changes with every leaving and joining.
+    pub membership: String,
+    /// By what the source identifies the old row of an update or a delete.
+    pub identity: Identity,
+    /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
+    pub operators: Vec<String>,
+    /// The publication's row filter.
+    pub row_filter: Option<String>,
+    /// Whether it is a partitioned table that is published as one.
+    pub partitioned: bool,
+    /// The planner's estimate of its rows, for progress bars; -1 where it was never analysed.
+    pub estimated_rows: i64,
+}
+
+impl SourceTable {
+    /// Whether the stream and a copy see the table as before. (The estimate of its rows is none of it.)
+    #[must_use]
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.columns == other.columns
+            && self.declared == other.declared
+            && self.membership == other.membership
+            && self.identity == other.identity
+            && self.row_filter == other.row_filter
+            && self.partitioned == other.partitioned
+    }
+
+    /// Whether keys that are equal are written alike. A `numeric` may be 1.0 or 1.00, a `citext` anything.
+    #[must_use]
+    pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
+        const ALIKE: [&str; 13] = [
+            "smallint",
+            "integer",
+            "bigint",
+            "oid",
+            "uuid",
+            "boolean",
+            "text",
+            "character varying",
+            "bytea",
+            "date",
+            "time without time zone",
+            "timestamp without time zone",
+            "timestamp with time zone",
+        ];
+        key_columns(self, relation)
+            .iter()
+            .all(|(_, kind)| ALIKE.contains(&kind.as_str()))
+    }
+
+    /// What is remembered of it over a restart.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        let columns = self.columns.iter().zip(&self.declared);
+        Shape {
+            oid: self.id.0,
+            membership: self.membership.clone(),
+            columns: columns
+                .map(|(name, kind)| format!("{} {kind}", quote_identifier(name)))
+                .collect(),
+            row_filter: self.row_filter.clone(),
+        }
+    }
+
+    /// The table as the stream will describe it.
+    #[must_use]
+    pub fn describe(&self) -> TableDescription {
+        TableDescription {
+            id: self.id,
+            table: self.table.clone(),
+            columns: self.columns.clone(),
+            identity: self.identity.clone(),
+        }
+    }
+}
+
+/// Names (quoted) and types of the key's columns.
+pub(super) fn key_columns(table: &SourceTable, relation: &Relation) -> Vec<(String, String)> {
+    relation
+        .key
+        .iter()
+        .filter_map(|&index| {
+            let name = relation.columns.get(index)?;
+            let at = table.columns.iter().position(|column| column == name)?;
+            Some((quote_identifier(name), table.types.get(at)?.clone()))
+        })
+        .collect()
+}

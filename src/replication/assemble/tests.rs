@@ -1,0 +1,186 @@
+//! The protocol's order, keys of old and new images, and what was durable before.
+
+use bytes::Bytes;
+
+use super::*;
+use crate::change::ColumnValue;
+use crate::pgoutput::{Begin, Column, Commit, Delete, Insert, ReplicaIdentity, Update};
+
+const TABLE: RelationId = RelationId(7);
+
+fn assembler(resume_after: u64) -> Assembler {
+    Assembler::new(Lsn(resume_after), |table| match &*table.name {
+        "t" => Membership::Ours,
+        "new" => Membership::New,
+        _ => Membership::Other,
+    })
+}
+
+fn described(name: &str) -> RelationMessage {
+    let column = |name: &str, part_of_key| Column {
+        part_of_key,
+        name: name.into(),
+        type_oid: 25,
+        type_modifier: -1,
+    };
+    RelationMessage {
+        id: TABLE,
+        table: TableName::new("public", name),
+        replica_identity: ReplicaIdentity::Default,
+        columns: [column("id", true), column("a", false)].into(),
+    }
+}
+
+fn text(value: &str) -> ColumnValue {
+    ColumnValue::Text(Bytes::from(value.to_owned()))
+}
+
+fn row(values: [ColumnValue; 2]) -> Row {
+    Row(values.into())
+}
+
+fn begin(final_lsn: u64) -> Message {
+    Message::Begin(Begin {
+        final_lsn: Lsn(final_lsn),
+        commit_time: PgTimestamp(0),
+        xid: Xid(1),
+    })
+}
+
+fn commit(commit_lsn: u64, end_lsn: u64) -> Message {
+    Message::Commit(Commit {
+        commit_lsn: Lsn(commit_lsn),
+        end_lsn: Lsn(end_lsn),
+        commit_time: PgTimestamp(0),
+    })
+}
+
+fn insert(id: &str) -> Message {
+    Message::Insert(Insert {
+        relation: TABLE,
+        row: row([text(id), text("x")]),
+    })
+}
+
+/// Tells the assembler of the table, as the pipeline does.
+fn describe(assembler: &mut Assembler) {
+    let Event::Describe(message) = assembler.take(Message::Relation(described("t"))).unwrap() else {
+        panic!("not asked for");
+    };
+    let relation = Relation {
+        id: TABLE,
+        table: message.table.clone(),
+        columns: ["id", "a"].map(Arc::from).into(),
+        key: [0].into(),
+    };
+    assembler.describe(message, Arc::new(relation));
+}
+
+#[test]
+fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
+    let mut assembler = assembler(200);
+    // Sent again although its end is the checkpoint.
+    assembler.take(begin(190)).unwrap();
+    describe(&mut assembler);
+    assert!(matches!(assembler.take(insert("1")).unwrap(), Event::Nothing));
+    let fence = Fence::Low(crate::copy::fence::ChunkId(uuid::Uuid::nil()));
+    let message = pgoutput::LogicalMessage {
+        transactional: true,
+        lsn: Lsn(180),
+        prefix: crate::copy::fence::PREFIX.into(),
+        content: fence.content().into(),
+    };
+    assert!(matches!(
+        assembler.take(Message::Logical(message)).unwrap(),
+        Event::Nothing
+    ));
+    assert!(matches!(
+        assembler.take(commit(190, 200)).unwrap(),
+        Event::Commit { .. }
+    ));
+    // The next one commits right behind it; where its rows stand in the log is nobody's business.
+    assembler.take(begin(200)).unwrap();
+    assert!(matches!(assembler.take(insert("2")).unwrap(), Event::Change(_)));
+    assert!(matches!(
+        assembler.take(commit(200, 230)).unwrap(),
+        Event::Commit { end_lsn: Lsn(230), .. }
+    ));
+}
+
+#[test]
+fn a_row_without_its_key_is_refused_and_never_given_one() {
+    let mut assembler = assembler(0);
+    assembler.take(begin(100)).unwrap();
+    describe(&mut assembler);
+    let update = |old, row| {
+        Message::Update(Update {
+            relation: TABLE,
+            old,
+            row,
+        })
+    };
+    // The server repeats a key that is kept out of line in the old image.
+    let whole = update(
+        OldTuple::Key(row([text("key"), ColumnValue::Null])),
+        row([ColumnValue::Unchanged, text("new")]),
+    );
+    let Event::Change(change) = assembler.take(whole).unwrap() else {
+        panic!("no change");
+    };
+    assert_eq!(change.key, Key([Bytes::from_static(b"key")].into()));
+    assert!(matches!(
+        change.operation,
+        Operation::Update {
+            old_key: None,
+            ref row
+        } if row.is_full()
+    ));
+    for message in [
+        update(OldTuple::Absent, row([ColumnValue::Unchanged, text("new")])),
+        update(OldTuple::Absent, row([ColumnValue::Null, text("new")])),
+        Message::Delete(Delete {
+            relation: TABLE,
+            old: OldTuple::Absent,
+        }),
+        Message::Delete(Delete {
+            relation: TABLE,
+            old: OldTuple::Key(row([ColumnValue::Null, ColumnValue::Null])),
+        }),
+        Message::Insert(Insert {
+            relation: TABLE,
+            row: row([ColumnValue::Null, text("x")]),
+        }),
+    ] {
+        assert!(matches!(assembler.take(message), Err(StreamError::Unidentifiable(_))));
+    }
+}
+
+#[test]
+fn what_comes_out_of_order_ends_the_stream() {
+    let mut outside = assembler(0);
+    assert!(matches!(outside.take(insert("1")), Err(StreamError::Order { .. })));
+    assert!(matches!(outside.take(commit(1, 2)), Err(StreamError::Order { .. })));
+    let mut within = assembler(0);
+    within.take(begin(100)).unwrap();
+    assert!(matches!(within.take(insert("1")), Err(StreamError::UnknownRelation(7))));
+    assert!(matches!(within.take(begin(100)), Err(StreamError::Order { .. })));
+    assert!(matches!(
+        within.take(commit(101, 110)),
+        Err(StreamError::CommitMismatch { .. })
+    ));
+}
+
+#[test]
+fn a_table_that_joined_is_told_with_its_first_change_and_a_strangers_is_counted() {
+    let mut joined = assembler(0);
+    joined.take(begin(100)).unwrap();
+    assert!(matches!(
+        joined.take(Message::Relation(described("new"))).unwrap(),
+        Event::Nothing
+    ));
+    assert!(matches!(joined.take(insert("1")), Err(StreamError::NewTable(_))));
+    let mut strange = assembler(0);
+    strange.take(begin(100)).unwrap();
+    strange.take(Message::Relation(described("other"))).unwrap();
+    assert!(matches!(strange.take(insert("1")).unwrap(), Event::Filtered(_)));
+}
