@@ -3,7 +3,8 @@
 //! `cargo bench --bench drain` prints rows a second of both and their ratio, for three kinds of traffic, over TCP and over a
 //! Unix socket. Both read the same WAL from the same cluster (each through its own slot) and write into the same second
 //! cluster (each into its own database); what they wrote is compared before a figure counts. Options after `--`:
-//! `--changes N` (a backlog's size, default 400,000), `--rounds N` (default 3; the median is printed), `--only NAME`.
+//! `--changes N` (a backlog's size, default 400,000), `--rounds N` (default 3; the median is printed), `--only NAME`,
+//! `--path TCP` or `--path Unix`.
 //!
 //! Beside the rate stands what a change cost in CPU time, of all processes together (decoding, reading, applying): that figure
 //! hardly depends on what else the machine is doing.
@@ -29,7 +30,7 @@ impl Path {
     const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
-            Self::Unix => "Unix socket",
+            Self::Unix => "Unix",
         }
     }
 }
@@ -89,6 +90,7 @@ struct Options {
     changes: u64,
     rounds: usize,
     only: Option<String>,
+    path: Option<String>,
 }
 
 fn options() -> Options {
@@ -101,6 +103,7 @@ fn options() -> Options {
         changes: value("--changes").and_then(|text| text.parse().ok()).unwrap_or(400_000),
         rounds: value("--rounds").and_then(|text| text.parse().ok()).unwrap_or(3),
         only: value("--only"),
+        path: value("--path"),
     }
 }
 
@@ -112,10 +115,12 @@ async fn main() -> Result<()> {
         return Ok(());
     }
     let options = options();
+    // Without the last one, a subscription that was disabled a moment ago waits up to 5 s before it works again.
     let tuned = || {
         Settings::default()
             .parameter("max_wal_size", "8GB")
             .parameter("checkpoint_timeout", "1h")
+            .parameter("wal_retrieve_retry_interval", "20ms")
     };
     let source = Cluster::start(tuned().parameter("synchronous_commit", "off")).await?;
     let target = Cluster::start(tuned()).await?;
@@ -134,6 +139,9 @@ async fn main() -> Result<()> {
             continue;
         }
         for path in [Path::Tcp, Path::Unix] {
+            if options.path.as_ref().is_some_and(|only| *only != path.name()) {
+                continue;
+            }
             let name = format!("bench_{number}_{}", u8::from(path == Path::Unix));
             let figures = measure(&source, &target, &name, workload, path, &options).await?;
             let of = |figure: fn(&Round) -> f64| median(figures.iter().map(figure));

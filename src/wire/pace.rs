@@ -5,8 +5,9 @@
 //! waits a quantum before each read, and the kernel collects what the walsender sends. The first wait that brings little
 //! is the last.
 //!
-//! The wait shortens where it fills the socket, which would make the walsender wait for us. What fills a socket differs:
-//! TCP counts bytes, a Unix socket counts the sender's pieces with all their overhead, see [`Capacity`].
+//! The wait grows while the socket has room, up to [`Capacity::longest`], and shortens where it fills the socket, which would
+//! make the walsender wait for us. What fills a socket differs: TCP counts bytes, a Unix socket counts the sender's pieces
+//! with all their overhead, see [`Capacity`].
 //!
 //! A machine without a free core wakes a sleeper late: with two busy loops beside, a fixed 500 µs fell to half of the
 //! eager rate (80,000 on TCP, 38,000 on a Unix socket), the adaptive pace stayed around it (190,000 and 104,000, eager
@@ -19,13 +20,18 @@
 //! |---|---|---|---|---|---|---|---|
 //! | TCP | 184,000 | 200,000 | 400,000 | 426,000 | 451,000 | 454,000 | 446,000 |
 //! | Unix socket | 363,000 | 238,000 | 408,000 | 382,000 | 365,000 | 205,000 | 406,000 |
+//!
+//! What that table can't show is whom the sends cost: where the walsender is the limit (over TCP on one machine), a longer
+//! wait makes each send cheaper. `benches/drain.rs`, TCP, two cores, rows a second with a longest wait of 0.5, 4 and 8 ms:
+//! bulk insert 156,000, 174,000, 185,000; chat 230,000, 221,000, 229,000 (at 8.3, 7.6, 6.8 µs of CPU a row); pgbench 217,000,
+//! 205,000, 226,000. Fixed at 1 or 2 ms, which is too short for the window to grow and long enough to fill it, chat fell to
+//! 165,000 and 153,000: the wait must get from one side to the other fast, and doubles with each read.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The wait. Half a millisecond: the walsender then fills several segments per wake-up of ours; 2 ms was measured worse,
-/// because the socket's buffer is full before and the walsender idles.
+/// The first wait. Half a millisecond: the walsender then fills several segments per wake-up of ours.
 pub(super) const QUANTUM: Duration = Duration::from_micros(500);
 /// The shortest wait: below, going to sleep and waking up late (by about 60 µs) cost more than is saved, see the table.
 const SHORTEST: Duration = Duration::from_micros(200);
@@ -47,6 +53,8 @@ pub(super) struct Capacity {
     bytes: usize,
     /// Frames, each of which the walsender sent by itself.
     frames: usize,
+    /// The longest wait.
+    longest: Duration,
 }
 
 impl Capacity {
@@ -55,12 +63,22 @@ impl Capacity {
     pub(super) const TCP: Self = Self {
         bytes: 48 * 1024,
         frames: usize::MAX,
+        longest: QUANTUM,
+    };
+    /// A server on this machine. Each send that is delivered costs the walsender twice what it costs to queue it behind a
+    /// window that is full for the moment; so wait longer, for what the window (which has grown by then) and the sender's own
+    /// queue hold. What is waiting comes within the same read: there is no way for it to travel.
+    pub(super) const LOCAL_TCP: Self = Self {
+        bytes: 512 * 1024,
+        frames: usize::MAX,
+        longest: Duration::from_millis(8),
     };
     /// A Unix socket joins nothing: a small piece costs the sender 768 bytes of its 208 KiB (`wmem_default`), so that 277
     /// fill it. A bit more than half of that.
     pub(super) const UNIX: Self = Self {
         bytes: 96 * 1024,
         frames: 150,
+        longest: QUANTUM,
     };
 }
 
@@ -143,7 +161,8 @@ impl Pace {
                     return;
                 }
                 let fill = (bytes as f64 / self.capacity.bytes as f64).max(frames as f64 / self.capacity.frames as f64);
-                *wait = wait.div_f64(fill).clamp(SHORTEST, QUANTUM);
+                // Twice as long at most: one read that found little says nothing about the next.
+                *wait = wait.div_f64(fill.max(0.5)).clamp(SHORTEST, self.capacity.longest);
             }
         }
     }

@@ -101,9 +101,10 @@ pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration
     let room = Arc::new(Semaphore::new(ROOM));
     let abort = CancellationToken::new();
     let now = Instant::now();
-    let capacity = match channel.socket {
-        Socket::Tcp(_) | Socket::Tls(_) => Capacity::TCP,
+    let capacity = match &channel.socket {
         Socket::Unix(_) => Capacity::UNIX,
+        socket if socket.is_local() => Capacity::LOCAL_TCP,
+        Socket::Tcp(_) | Socket::Tls(_) => Capacity::TCP,
     };
     let pump = Pump {
         channel,

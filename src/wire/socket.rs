@@ -81,6 +81,15 @@ impl Socket {
         }
     }
 
+    /// Whether the server is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(stream) => is_local(stream),
+            Self::Tls(stream) => is_local(stream.get_ref().0.get_ref()),
+            Self::Unix(_) => true,
+        }
+    }
+
     /// The server's certificate (DER), on TLS.
     pub(super) fn peer_certificate(&self) -> Option<&[u8]> {
         match self {
@@ -120,6 +129,10 @@ async fn connect_tcp(host: &str, port: u16, runtime: &Handle) -> Result<TcpStrea
         }
     }
     Err(last.unwrap_or_else(|| unreachable(io::Error::other("the name has no address"))))
+}
+
+fn is_local(stream: &TcpStream) -> bool {
+    matches!((stream.peer_addr(), stream.local_addr()), (Ok(peer), Ok(own)) if peer.ip() == own.ip())
 }
 
 /// Small messages go out at once, and a dead peer is noticed. The receive buffer is left to the kernel: setting it
