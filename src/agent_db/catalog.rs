@@ -21,6 +21,8 @@ pub(super) struct Target {
     pub equals: Vec<String>,
     /// Whether its rows are in partitions.
     pub partitioned: bool,
+    /// Whether keys that are equal are written alike.
+    pub keys_alike: bool,
     /// Whether `COPY` does there what INSERT does: it refuses row-level security and passes by rules.
     pub copyable: bool,
 }
@@ -53,6 +55,27 @@ impl Target {
             .iter()
             .any(|column| column.in_key && column.identity_always)
     }
+}
+
+/// Whether equal values of a key type are written alike. A `numeric` may be 1.0 or 1.00, a `citext` anything.
+#[must_use]
+pub fn is_spelled_one_way(base_type: &str) -> bool {
+    matches!(
+        base_type,
+        "smallint"
+            | "integer"
+            | "bigint"
+            | "oid"
+            | "uuid"
+            | "boolean"
+            | "text"
+            | "character varying"
+            | "bytea"
+            | "date"
+            | "time without time zone"
+            | "timestamp without time zone"
+            | "timestamp with time zone"
+    )
 }
 
 /// A foreign key between two tables, a table's reference to itself left out.
@@ -214,6 +237,9 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
             column,
         });
     }
+    let keys_alike = ours
+        .iter()
+        .all(|column| !column.in_key || is_spelled_one_way(&column.cast));
     Ok(Target {
         relation: Arc::new(Relation {
             id: description.id,
@@ -227,6 +253,7 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
             .map(|row| format!("OPERATOR({}.{})", quote_identifier(row.get(1)), row.get::<_, &str>(2)))
             .collect(),
         partitioned,
+        keys_alike,
         copyable,
     })
 }

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! apply(segment) ─→ plan: fold each key's changes, one statement per table and kind   (pure)
-//!                └→ SAVEPOINT, all statements in one round trip
+//!                └→ SAVEPOINT, all statements in one round trip; many new rows by COPY
+//!                     ├─ a COPY was refused: back to the savepoint, once more with upserts
 //!                     └─ a row was refused: back to the savepoint, replay in exact stream order,
 //!                        halve down to the guilty rows, park those
 //! commit(checkpoint) ─→ checkpoint + accounting + COMMIT in one round trip
@@ -33,6 +34,7 @@ mod shape;
 mod sink;
 mod sql;
 
+pub use catalog::is_spelled_one_way;
 pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
 pub use connect::connect;
 pub use control::{Command, CommandState, Control, DaemonReport, FailedKey};

@@ -243,6 +243,7 @@ mod tests {
             ],
             equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
             partitioned: false,
+            keys_alike: false,
             copyable: true,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::agent_db::{Identity, Shape, TableDescription};
+use crate::agent_db::{Identity, Shape, TableDescription, is_spelled_one_way};
 use crate::change::{Relation, RelationId, TableName, quote_identifier};
 
 /// A table of the Site DB, as the publication shows it.
@@ -45,27 +45,12 @@ impl SourceTable {
             && self.partitioned == other.partitioned
     }
 
-    /// Whether keys that are equal are written alike. A `numeric` may be 1.0 or 1.00, a `citext` anything.
+    /// Whether keys that are equal are written alike.
     #[must_use]
     pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
-        const ALIKE: [&str; 13] = [
-            "smallint",
-            "integer",
-            "bigint",
-            "oid",
-            "uuid",
-            "boolean",
-            "text",
-            "character varying",
-            "bytea",
-            "date",
-            "time without time zone",
-            "timestamp without time zone",
-            "timestamp with time zone",
-        ];
         key_columns(self, relation)
             .iter()
-            .all(|(_, kind)| ALIKE.contains(&kind.as_str()))
+            .all(|(_, kind)| is_spelled_one_way(kind))
     }
 
     /// What is remembered of it over a restart.

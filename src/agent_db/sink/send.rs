@@ -229,10 +229,7 @@ impl Sink {
                 Ok(_) => {}
                 Err(source) if copied.is_some() && !started.load(Ordering::Relaxed) => {
                     self.connection.abort();
-                    return Err(AgentError::Connection {
-                        action: "begin a COPY",
-                        source,
-                    });
+                    return Err(AgentError::from_driver("begin a COPY", copied, source));
                 }
                 // The first error is the true one; those behind it only say that the transaction is aborted.
                 Err(source) => {

@@ -1,5 +1,7 @@
 //! Writing a segment: first all at once, then, where a row was refused, in exact stream order down to the guilty rows.
 
+use std::collections::BTreeSet;
+
 use super::Sink;
 use super::ledger::{Kind as Counted, Ledger};
 use super::parking::Why;
@@ -176,23 +178,27 @@ impl Sink {
             }
         }
         let mut groups: Vec<Group<'_>> = Vec::new();
+        let mut keys_alike = BTreeSet::new();
         for table in &round.tables {
             let name = &table.relation.table;
-            let may_copy = self.target(table.relation).await?.copyable && !self.spared.contains(name);
+            let target = self.target(table.relation).await?;
+            let may_copy = target.copyable && !self.spared.contains(name);
+            if target.keys_alike {
+                keys_alike.insert(name);
+            }
             let is_copying = self.copying.contains(name);
             groups.extend(Group::of_rows(table, |origin| {
                 may_copy && (origin == Origin::Stream || is_copying)
             }));
         }
         if self.is_fallback() {
-            // Foreign keys: parents before children, then deletes the other way round.
-            groups.sort_by_key(|group| {
-                let depth = self.depths.get(&group.relation.table).copied().unwrap_or_default();
-                if group.deletes() {
-                    (1, usize::MAX - depth)
-                } else {
-                    (0, depth)
-                }
+            // Foreign keys: parents before children, then deletes the other way round. Where a row may come back under another
+            // spelling of its key, which the delete would find as well, deletes come first; what that breaks is replayed.
+            let depth = |group: &Group<'_>| self.depths.get(&group.relation.table).copied().unwrap_or_default();
+            groups.sort_by_key(|group| match group.deletes() {
+                true if !keys_alike.contains(&group.relation.table) => (0, usize::MAX - depth(group)),
+                false => (1, depth(group)),
+                true => (2, usize::MAX - depth(group)),
             });
         } else {
             // Unique indexes: what leaves, or gives a value up, makes room for what comes.

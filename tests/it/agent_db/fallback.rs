@@ -158,3 +158,17 @@ async fn row_level_security_holds_instead_of_hiding_rows() {
     fixture.sink.rollback().await.unwrap();
     assert_eq!(fixture.lines("SELECT id FROM t").await, ["1"]);
 }
+
+#[tokio::test]
+async fn a_row_that_comes_back_under_another_spelling_of_its_key_stays() {
+    let mut fixture = Fixture::without_replica_role(
+        "CREATE TABLE t (id numeric PRIMARY KEY, a text); INSERT INTO t VALUES (1.0, 'old')",
+    )
+    .await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture
+        .apply(vec![delete(&t, &["1.0"]), insert(&t, &["1.00", "new"])])
+        .await;
+    assert_eq!((tally.applied, tally.parked), (2, 0));
+    assert_eq!(fixture.lines("SELECT t FROM t").await, ["(1.00,new)"]);
+}

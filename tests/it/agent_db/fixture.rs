@@ -14,12 +14,14 @@ use twinlog::config::DatabaseUrl;
 use twinlog::lsn::Lsn;
 use twinlog::migrations;
 
+use super::session::connect_soon;
 use crate::harness::{self, Databases};
 
 /// An Agent DB with tables of the test's own, and a sink on it.
 pub(super) struct Fixture {
     pub(super) db: Databases,
     pub(super) sink: Sink,
+    url: DatabaseUrl,
     next_lsn: u64,
 }
 
@@ -54,9 +56,15 @@ impl Fixture {
 
     pub(super) async fn with(sql: &str, settings: SinkSettings) -> Self {
         let db = prepare(sql).await;
-        let sink = Sink::connect(&db.agent.database_url(), "slot", settings).await.unwrap();
+        let url = db.agent.database_url();
+        let sink = Sink::connect(&url, "slot", settings).await.unwrap();
         assert!(sink.rights().session_replication_role);
-        Self { db, sink, next_lsn: 1 }
+        Self {
+            db,
+            sink,
+            url,
+            next_lsn: 1,
+        }
     }
 
     /// As a role that may not set `session_replication_role`.
@@ -65,7 +73,17 @@ impl Fixture {
         let url = plain_role(&db).await;
         let sink = Sink::connect(&url, "slot", settings()).await.unwrap();
         assert!(!sink.rights().session_replication_role);
-        Self { db, sink, next_lsn: 1 }
+        Self {
+            db,
+            sink,
+            url,
+            next_lsn: 1,
+        }
+    }
+
+    /// Another sink takes the first one's place.
+    pub(super) async fn reconnect(&mut self) {
+        self.sink = connect_soon(&self.url, "slot").await;
     }
 
     pub(super) fn agent(&self) -> &Client {

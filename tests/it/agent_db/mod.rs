@@ -1,5 +1,6 @@
 //! `agent_db`: segments applied to a real Agent DB.
 
+mod copied;
 mod fallback;
 mod fixture;
 mod parking;

@@ -1,0 +1,224 @@
+//! New rows by COPY, and what happens where they are not new, not right, or COPY is not to be had.
+
+use std::fmt::Write as _;
+
+use twinlog::change::{Change, TableName};
+use twinlog::retry::Disposition;
+
+use super::fixture::{Fixture, chunk, delete, insert, update};
+
+/// Enough rows for one COPY.
+const MANY: usize = 200;
+
+/// Notes the statement that wrote rows, even with triggers silenced.
+const WITNESS: &str = "
+    CREATE TABLE witness (sql text);
+    CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+        'BEGIN INSERT INTO public.witness VALUES (split_part(current_query(), '' '', 1)); RETURN NULL; END';
+    CREATE TABLE t (id int PRIMARY KEY, a text CHECK (a <> 'bad'), u int UNIQUE);
+    CREATE TRIGGER witness AFTER INSERT ON t EXECUTE FUNCTION witness();
+    ALTER TABLE t ENABLE ALWAYS TRIGGER witness;";
+
+const WITNESSED: &str = "SELECT string_agg(DISTINCT sql, ' ' ORDER BY sql) FROM witness";
+
+fn inserts(fixture_table: &std::sync::Arc<twinlog::change::Relation>, ids: std::ops::Range<usize>) -> Vec<Change> {
+    ids.map(|id| insert(fixture_table, &[&id.to_string(), &format!("row {id}"), &id.to_string()]))
+        .collect()
+}
+
+#[tokio::test]
+async fn many_new_rows_are_copied_and_few_are_not() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture.apply(inserts(&t, 0..MANY)).await;
+    assert_eq!((tally.received, tally.applied), (MANY as u64, MANY as u64));
+    assert_eq!(fixture.lines(WITNESSED).await, ["COPY"]);
+    fixture.agent().batch_execute("DELETE FROM witness").await.unwrap();
+    fixture.apply(inserts(&t, MANY..MANY + 5)).await;
+    assert_eq!(fixture.lines(WITNESSED).await, ["INSERT"]);
+    assert_eq!(
+        fixture
+            .lines("SELECT count(*) FROM t WHERE a = 'row ' || id AND u = id")
+            .await,
+        [(MANY + 5).to_string()]
+    );
+}
+
+#[tokio::test]
+async fn every_character_and_null_survive_a_copy() {
+    let mut fixture = Fixture::new("CREATE TABLE t (id text PRIMARY KEY, a text)").await;
+    let t = fixture.resolve("t").await;
+    let odd: Vec<String> = (1..=255_u32)
+        .filter_map(char::from_u32)
+        .chain("\u{2028}\u{feff}é🚀".chars())
+        .map(|odd| format!("{odd}x{odd}"))
+        .chain(["\\N", "\\.", "\\\\n", "", "\r\n", "\t\t"].map(str::to_owned))
+        .collect();
+    let mut changes = Vec::new();
+    for (number, text) in odd.iter().enumerate() {
+        changes.push(insert(&t, &[&format!("{number}:{text}"), text]));
+    }
+    changes.push(insert(&t, &["null", "∅"]));
+    fixture.apply(changes).await;
+    let mut expected = String::new();
+    for (number, text) in odd.iter().enumerate() {
+        let _ = write!(expected, "{number}:{text}={text};");
+    }
+    let rows = fixture
+        .agent()
+        .query(
+            "SELECT id, a FROM t WHERE id <> 'null' ORDER BY substring(id from '^[0-9]+')::int",
+            &[],
+        )
+        .await
+        .unwrap();
+    let mut found = String::new();
+    for row in &rows {
+        let _ = write!(found, "{}={};", row.get::<_, &str>(0), row.get::<_, &str>(1));
+    }
+    assert_eq!(found, expected);
+    assert_eq!(fixture.lines("SELECT a FROM t WHERE id = 'null'").await, ["∅"]);
+}
+
+#[tokio::test]
+async fn rows_that_are_there_already_are_overwritten() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    fixture
+        .agent()
+        .batch_execute("INSERT INTO t VALUES (150, 'another hand''s', 1000); DELETE FROM witness")
+        .await
+        .unwrap();
+    // The commit in between is what the segments before it must not lose.
+    for round in 0..4 {
+        let from = round * MANY;
+        let tally = fixture.apply(inserts(&t, from..from + MANY)).await;
+        assert_eq!((tally.applied, tally.parked), (MANY as u64, 0), "round {round}");
+    }
+    assert_eq!(
+        fixture
+            .lines("SELECT count(*) FROM t WHERE a = 'row ' || id AND u = id")
+            .await,
+        [(4 * MANY).to_string()]
+    );
+    // Refused once, spared once, then copied again.
+    assert_eq!(
+        fixture.lines("SELECT sql FROM witness").await,
+        ["INSERT", "INSERT", "COPY", "COPY"]
+    );
+}
+
+#[tokio::test]
+async fn a_refused_row_among_copied_ones_is_parked_alone() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    let mut changes = inserts(&t, 0..MANY);
+    changes.push(insert(&t, &["1000", "bad", "1000"]));
+    changes.extend(inserts(&t, MANY..2 * MANY));
+    changes.push(update(&t, &["7", "changed", "7"]));
+    let tally = fixture.apply(changes).await;
+    assert_eq!(
+        (tally.applied, tally.superseded, tally.parked),
+        (2 * MANY as u64 + 1, 0, 1),
+        "in the replay nothing is folded"
+    );
+    assert_eq!(fixture.parked().await, [r#"["1000"] upsert 23514 1"#]);
+    assert_eq!(fixture.lines("SELECT count(*) FROM t").await, [(2 * MANY).to_string()]);
+}
+
+#[tokio::test]
+async fn new_rows_take_unique_values_that_others_give_up() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    fixture
+        .agent()
+        .batch_execute("INSERT INTO t VALUES (1001, 'a', 1), (1002, 'b', 2); DELETE FROM witness")
+        .await
+        .unwrap();
+    let mut changes = vec![delete(&t, &["1001"]), update(&t, &["1002", "b", "1002"])];
+    changes.extend(inserts(&t, 0..MANY));
+    let tally = fixture.apply(changes).await;
+    assert_eq!((tally.applied, tally.parked), (MANY as u64 + 2, 0));
+    assert_eq!(fixture.lines("SELECT sql FROM witness").await, ["INSERT", "COPY"]);
+}
+
+#[tokio::test]
+async fn a_first_copys_chunk_is_copied_and_a_resyncs_is_not() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    fixture.sink.set_copying(&TableName::new("public", "t"), true);
+    let tally = fixture
+        .apply(inserts(&t, 0..MANY).into_iter().map(chunk).collect())
+        .await;
+    assert_eq!((tally.received, tally.copied), (0, MANY as u64));
+    assert_eq!(fixture.lines(WITNESSED).await, ["COPY"]);
+    fixture.agent().batch_execute("DELETE FROM witness").await.unwrap();
+    fixture.sink.set_copying(&TableName::new("public", "t"), false);
+    let tally = fixture
+        .apply(inserts(&t, 0..2 * MANY).into_iter().map(chunk).collect())
+        .await;
+    assert_eq!(tally.copied, MANY as u64, "the others were there and equal");
+    assert_eq!(fixture.lines(WITNESSED).await, ["INSERT"]);
+}
+
+#[tokio::test]
+async fn parents_are_copied_before_their_children_are_written() {
+    let mut fixture = Fixture::without_replica_role(
+        "CREATE TABLE parent (id int PRIMARY KEY, a text, u int);
+         CREATE TABLE child (id int PRIMARY KEY, a text, u int REFERENCES parent)",
+    )
+    .await;
+    let (parent, child) = (fixture.resolve("parent").await, fixture.resolve("child").await);
+    let mut changes = inserts(&child, 0..MANY);
+    changes.extend(inserts(&child, 1000..1005).into_iter().map(|change| {
+        let id = String::from_utf8_lossy(&change.key.0[0]).into_owned();
+        insert(&child, &[&id, "few", "3"])
+    }));
+    changes.extend(inserts(&parent, 0..MANY));
+    let tally = fixture.apply(changes).await;
+    assert_eq!((tally.applied, tally.parked), (2 * MANY as u64 + 5, 0));
+}
+
+#[tokio::test]
+async fn a_table_with_rules_is_written_without_copy() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    fixture
+        .agent()
+        .batch_execute("CREATE RULE r AS ON DELETE TO t DO ALSO NOTHING")
+        .await
+        .unwrap();
+    let t = fixture.resolve("t").await;
+    let tally = fixture.apply(inserts(&t, 0..MANY)).await;
+    assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
+    assert_eq!(fixture.lines(WITNESSED).await, ["INSERT"]);
+}
+
+#[tokio::test]
+async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committed() {
+    let mut fixture = Fixture::without_replica_role("CREATE TABLE t (id int PRIMARY KEY, a text, u int)").await;
+    let t = fixture.resolve("t").await;
+    fixture.apply(inserts(&t, 0..MANY)).await;
+    let role = fixture.sink.rights().role.clone();
+    let command = |verb: &str| format!("{verb} {role}");
+    fixture
+        .agent()
+        .batch_execute(&command("REVOKE INSERT ON t FROM"))
+        .await
+        .unwrap();
+    let error = fixture.try_apply(inserts(&t, MANY..2 * MANY)).await.unwrap_err();
+    assert_eq!(error.disposition(), Disposition::Systemic, "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("GRANT")), "{error}");
+    // Whose answer would be the next one on that connection can't be told, so there must be none.
+    fixture.sink.rollback().await.unwrap_err();
+    assert!(fixture.sink.is_closed());
+    fixture
+        .agent()
+        .batch_execute(&command("GRANT INSERT ON t TO"))
+        .await
+        .unwrap();
+    assert_eq!(fixture.lines("SELECT count(*) FROM t").await, [MANY.to_string()]);
+    fixture.reconnect().await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture.apply(inserts(&t, MANY..2 * MANY)).await;
+    assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
+}
