@@ -115,11 +115,13 @@ async fn main() -> Result<()> {
         return Ok(());
     }
     let options = options();
-    // Without the last one, a subscription that was disabled a moment ago waits up to 5 s before it works again.
+    // Neither shall pay for vacuuming what the other wrote; and without the last one, a subscription that was disabled a moment
+    // ago waits up to 5 s before it works again.
     let tuned = || {
         Settings::default()
             .parameter("max_wal_size", "8GB")
             .parameter("checkpoint_timeout", "1h")
+            .parameter("autovacuum", "off")
             .parameter("wal_retrieve_retry_interval", "20ms")
     };
     let source = Cluster::start(tuned().parameter("synchronous_commit", "off")).await?;
