@@ -23,7 +23,8 @@ pub(super) struct Target {
     pub partitioned: bool,
     /// Whether keys that are equal are written alike.
     pub keys_alike: bool,
-    /// Whether `COPY` does there what INSERT does: it refuses row-level security and passes by rules.
+    /// Whether `COPY` does there what INSERT does: it refuses row-level security and passes by rules. A BEFORE STATEMENT
+    /// trigger may refuse it between its being taken up and its first row, where the driver loses count of the answers.
     pub copyable: bool,
 }
 
@@ -38,6 +39,8 @@ pub(super) struct Column {
     pub identity_always: bool,
     /// Part of the primary key.
     pub in_key: bool,
+    /// Whether its equal values are written alike.
+    pub alike: bool,
 }
 
 impl Column {
@@ -57,7 +60,8 @@ impl Target {
     }
 }
 
-/// Whether equal values of a key type are written alike. A `numeric` may be 1.0 or 1.00, a `citext` anything.
+/// Whether equal values of a key type are written alike, but for a collation by which different texts are equal. A `numeric`
+/// may be 1.0 or 1.00, a `citext` anything.
 #[must_use]
 pub fn is_spelled_one_way(base_type: &str) -> bool {
     matches!(
@@ -93,6 +97,7 @@ struct Found {
     generated: bool,
     identity: String,
     must_be_given: bool,
+    alike: bool,
 }
 
 /// Columns with the base type of each. A domain's own limit is checked by the assignment to the column.
@@ -104,7 +109,8 @@ WITH RECURSIVE base (attnum, type) AS (
     SELECT b.attnum, t.typbasetype FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd'
 )
 SELECT a.attname, pg_catalog.format_type(b.type, -1), a.attgenerated <> '', a.attidentity::text,
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
+       coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation), true)
 FROM pg_catalog.pg_attribute a
 JOIN base b ON b.attnum = a.attnum
 JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
@@ -133,6 +139,9 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
     let class = client
         .query_opt(
             "SELECT c.oid, c.relkind::text, NOT c.relhasrules AND NOT pg_catalog.row_security_active(c.oid)
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tgenabled <> 'D'
+                    -- Bits: 1 for each row, 2 before, 4 insert.
+                    AND g.tgtype::int & 7 = 6)
              FROM pg_catalog.pg_class c
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2",
             &[&&*table.schema, &&*table.name],
@@ -160,6 +169,7 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
             generated: row.get(2),
             identity: row.get(3),
             must_be_given: row.get(4),
+            alike: row.get(5),
         };
         if column.must_be_given && !description.columns.iter().any(|published| **published == *name) {
             unfilled.get_or_insert_with(|| name.clone());
@@ -222,6 +232,7 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
                 cast: column.cast.clone(),
                 identity_always: column.identity == "a",
                 in_key: key_positions.contains(&position),
+                alike: column.alike && is_spelled_one_way(&column.cast),
             }),
         }
     }
@@ -237,9 +248,7 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
             column,
         });
     }
-    let keys_alike = ours
-        .iter()
-        .all(|column| !column.in_key || is_spelled_one_way(&column.cast));
+    let keys_alike = ours.iter().all(|column| !column.in_key || column.alike);
     Ok(Target {
         relation: Arc::new(Relation {
             id: description.id,

@@ -227,6 +227,7 @@ mod tests {
             cast: cast.into(),
             identity_always,
             in_key,
+            alike: false,
         };
         Target {
             relation: Arc::new(Relation {

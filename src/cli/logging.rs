@@ -3,8 +3,12 @@
 use std::io::IsTerminal;
 
 use anyhow::Context;
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
 
@@ -19,16 +23,21 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::builder().parse(filter).context("read log.filter")?;
-    // At `debug` it prints every statement's parameters: the rows themselves. Whatever the filter says, not here.
-    let quiet = "tokio_postgres=warn".parse().context("read our own directive")?;
-    let filter = filter.add_directive(quiet);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    let started = match format {
-        LogFormat::Text => builder.with_ansi(has_colour()).try_init(),
+    // At `debug` the driver prints every statement's parameters: the rows themselves. A filter of its own, because a directive
+    // of ours would give way to a longer one.
+    let no_values = filter_fn(|line| *line.level() <= Level::WARN || !line.target().starts_with("tokio_postgres"));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match format {
+        LogFormat::Text => lines.with_ansi(has_colour()).boxed(),
         // Fields at the top level, where a query looks for them.
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
-    started.map_err(anyhow::Error::from_boxed).context("start the log")
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(filter)
+        .with(no_values)
+        .try_init()
+        .context("start the log")
 }
 
 /// Colour for people only, and <https://no-color.org>.

@@ -32,8 +32,9 @@ pub(super) struct Attempt {
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Waits between such tries.
 const COMMIT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// Longest that a message of a held number is left out of the probes.
-const MAX_HELD: Duration = Duration::from_secs(3600);
+/// Longest that a refused message of a held number is left out of the probes, in steps of one and a half of them: six probes,
+/// so that seven messages take turns and a single one is tried as often as that.
+const MOST_HELD: u32 = 4;
 /// What a stop leaves, of [`shutdown::GRACE`], for committing after the last call had to end.
 const COMMIT_RESERVE: Duration = Duration::from_secs(2);
 
@@ -263,11 +264,12 @@ async fn commit_once(
         Next::Hold(cause) => {
             // Beyond the next probe, and further each time, so that the probes take turns: else one message that is
             // refused for its own sake would hold the number for ever. A release ends the wait.
-            let probes = u32::try_from(message.throttles).unwrap_or(0).saturating_add(1);
+            let probes = u32::try_from(message.throttles)
+                .unwrap_or(0)
+                .saturating_add(1)
+                .min(MOST_HELD);
             let waits = outcomes::Wait {
-                after: (shared.config.whatsapp.hold_probe * 3 / 2)
-                    .saturating_mul(probes)
-                    .min(MAX_HELD),
+                after: (shared.config.whatsapp.hold_probe * 3 / 2).saturating_mul(probes),
                 consumed: false,
             };
             let counted = outcomes::pending_again(&mut transaction, key, waits, &problem(cause), response).await?;

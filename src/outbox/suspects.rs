@@ -15,8 +15,11 @@ use uuid::Uuid;
 const PROOFS: u32 = 3;
 /// Messages that are remembered. Each has held the number for a while, so there are few.
 const MAX: usize = 1000;
-/// Codes that are about the access token, and so never about a message.
-const TOKEN_CODES: [i32; 2] = [0, 190];
+/// Codes that Meta also gives for what one message asks: a capability that the app lacks, or a permission. All others speak of
+/// the token, the account or the number, however often another message slips through.
+const fn may_be_about_a_message(code: i32) -> bool {
+    matches!(code, 3 | 10 | 200..=299)
+}
 
 /// A number's suspects.
 #[derive(Debug, Default)]
@@ -40,7 +43,7 @@ impl Suspects {
 
     /// A message was refused for the account's sake, now. Returns whether it is to blame itself.
     pub(super) fn refused(&self, id: Uuid, code: Option<i32>, now: Instant) -> bool {
-        if code.is_none_or(|code| TOKEN_CODES.contains(&code)) {
+        if !code.is_some_and(may_be_about_a_message) {
             return false;
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,10 +94,12 @@ mod tests {
             tick().await;
             suspects.accepted(OTHER, Instant::now());
         }
-        // A token is never a message's fault.
+        // A token is never a message's fault, nor is a limit of the account that comes and goes.
         for _ in 0..10 {
-            tick().await;
-            assert!(!refused(190));
+            for code in [0, 190, 368, 131_031, 131_042, 131_048, 131_064] {
+                tick().await;
+                assert!(!refused(code));
+            }
             tick().await;
             suspects.accepted(OTHER, Instant::now());
         }

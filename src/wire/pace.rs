@@ -40,7 +40,7 @@ const MANY_READS: u32 = 8;
 /// Busy windows in a row before the first wait: 2 ms of it. A transaction of some dozen rows is through by then, so an
 /// interactive one never pays for the wait.
 const ENTER_AFTER: u32 = 4;
-/// A wait that brought less was for nothing: about [`MANY_READS`] small rows in their frames of some 150 bytes.
+/// A wait of a quantum that brought less was for nothing: about [`MANY_READS`] small rows in their frames of some 150 bytes.
 const LITTLE: usize = 1024;
 /// A read that ended this long after its quantum found the stream quiet, or the thread had to wait for a core: on a busy
 /// machine waiting costs more than it saves. Some quanta, because a read of a well-filled socket takes a part of one.
@@ -155,7 +155,9 @@ impl Pace {
                 }
             }
             Mode::Quanta(wait) => {
-                if bytes < LITTLE || waited >= QUIET {
+                // A longer wait must bring more: what a stream must carry to be a backlog is a rate, 2 MB/s.
+                let little = LITTLE as f64 * wait.div_duration_f64(QUANTUM);
+                if (bytes as f64) < little || waited >= QUIET {
                     // The walsender may only have lost its core for a moment: one busy window is enough to come back.
                     self.mode = Mode::eager(now, ENTER_AFTER - 1);
                     return;
@@ -268,6 +270,19 @@ mod tests {
             Duration::from_micros(10),
             QUANTUM + Duration::from_micros(20),
         );
+        assert_eq!(pace.wait(), None);
+    }
+
+    #[test]
+    fn a_long_wait_must_bring_as_much_a_second_as_a_short_one() {
+        let now = Instant::now();
+        let mut pace = in_quanta(Capacity::LOCAL_TCP);
+        for _ in 0..10 {
+            pace.took(20_000, 200, Duration::ZERO, now);
+        }
+        assert_eq!(pace.wait(), Some(Capacity::LOCAL_TCP.longest));
+        // 900 small rows a second are no backlog: none of them shall wait.
+        pace.took(1_200, 8, Duration::ZERO, now);
         assert_eq!(pace.wait(), None);
     }
 

@@ -18,6 +18,7 @@ use crate::agent_db::error::AgentError;
 use crate::agent_db::plan::{Group, Line};
 use crate::agent_db::sql::{self, Kind, Parameter};
 use crate::change::{Key, Origin, Row};
+use crate::retry::Disposition;
 
 /// A prepared statement of a table.
 #[derive(Debug)]
@@ -233,11 +234,14 @@ impl Sink {
                 }
                 // The first error is the true one; those behind it only say that the transaction is aborted.
                 Err(source) => {
-                    if let Some(table) = copied {
+                    let table = part.map(|part| &part.group.relation.table);
+                    let error = AgentError::from_driver("write rows", table, source);
+                    if let Some(table) = copied
+                        && error.disposition() == Disposition::Row
+                    {
                         self.spared.refused(table);
                     }
-                    let table = part.map(|part| &part.group.relation.table);
-                    return Err(AgentError::from_driver("write rows", table, source));
+                    return Err(error);
                 }
             }
         }

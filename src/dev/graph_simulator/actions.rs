@@ -68,6 +68,7 @@ pub(super) async fn inbound(world: &World, inbound: &Inbound) -> String {
     world
         .emit(&inbound.phone_number_id, "messages", inbound.value(&id), None)
         .await;
+    world.ledger().receive(&id);
     id
 }
 

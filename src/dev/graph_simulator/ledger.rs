@@ -41,11 +41,13 @@ pub struct Reported {
     pub at: OffsetDateTime,
 }
 
-/// All accepted messages in the order of their acceptance.
+/// All accepted messages in the order of their acceptance, and what people wrote.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Ledger {
     /// The messages.
     pub messages: Vec<Accepted>,
+    /// The ids of what people wrote to the numbers.
+    pub received: Vec<String>,
     /// Where each wamid is.
     #[serde(skip)]
     places: HashMap<String, usize>,
@@ -70,6 +72,10 @@ impl Ledger {
     #[must_use]
     pub fn find(&self, wamid: &str) -> Option<&Accepted> {
         self.messages.get(*self.places.get(wamid)?)
+    }
+
+    pub(super) fn receive(&mut self, wamid: &str) {
+        self.received.push(wamid.to_owned());
     }
 
     pub(super) fn accept(&mut self, message: Accepted) {

@@ -222,3 +222,58 @@ async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committe
     let tally = fixture.apply(inserts(&t, MANY..2 * MANY)).await;
     assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
 }
+
+#[tokio::test]
+async fn a_trigger_before_a_copy_may_refuse_it_and_nothing_is_lost() {
+    // It would refuse a COPY between its being taken up and its first row.
+    let refuses = "
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN IF current_query() LIKE ''COPY%'' THEN RAISE EXCEPTION ''no COPY''; END IF; RETURN NULL; END';
+        CREATE TRIGGER refuse BEFORE INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION refuse();
+        ALTER TABLE t ENABLE ALWAYS TRIGGER refuse";
+    let mut fixture = Fixture::new(WITNESS).await;
+    fixture.agent().batch_execute(refuses).await.unwrap();
+    let t = fixture.resolve("t").await;
+    let tally = fixture.apply(inserts(&t, 0..MANY)).await;
+    assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
+    assert_eq!(fixture.lines(WITNESSED).await, ["INSERT"]);
+
+    // It comes while the daemon runs: that connection is lost, and the next one looks again.
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    fixture.apply(inserts(&t, 0..MANY)).await;
+    fixture.agent().batch_execute(refuses).await.unwrap();
+    fixture.try_apply(inserts(&t, MANY..2 * MANY)).await.unwrap_err();
+    fixture.reconnect().await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture.apply(inserts(&t, MANY..2 * MANY)).await;
+    assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
+    assert_eq!(fixture.lines("SELECT count(*) FROM t").await, [(2 * MANY).to_string()]);
+}
+
+#[tokio::test]
+async fn a_refusal_in_a_later_segment_takes_nothing_of_the_earlier_ones_back() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    fixture
+        .agent()
+        .batch_execute("INSERT INTO t VALUES (250, 'another hand''s', 1000); DELETE FROM witness")
+        .await
+        .unwrap();
+    let mut changes = inserts(&t, 0..MANY);
+    changes.push(insert(&t, &["1000", "bad", "1000"]));
+    fixture.try_apply(changes).await.unwrap();
+    let mut changes = vec![update(&t, &["1000", "bad", "1001"]), update(&t, &["3", "mended", "3"])];
+    changes.extend(inserts(&t, MANY..2 * MANY));
+    let applied = fixture.try_apply(changes).await.unwrap().total();
+    assert_eq!((applied.applied, applied.parked), (MANY as u64 + 1, 1));
+    fixture.commit().await;
+    assert_eq!(fixture.parked().await, [r#"["1000"] upsert 23514 2"#]);
+    assert_eq!(
+        fixture
+            .lines("SELECT string_agg(a, ' ' ORDER BY id) FROM t WHERE id IN (3, 250)")
+            .await,
+        ["mended row 250"]
+    );
+    assert_eq!(fixture.lines("SELECT count(*) FROM t").await, [(2 * MANY).to_string()]);
+}

@@ -172,3 +172,18 @@ async fn a_row_that_comes_back_under_another_spelling_of_its_key_stays() {
     assert_eq!((tally.applied, tally.parked), (2, 0));
     assert_eq!(fixture.lines("SELECT t FROM t").await, ["(1.00,new)"]);
 }
+
+#[tokio::test]
+async fn a_row_that_comes_back_in_other_letters_stays_where_the_collation_takes_them_for_equal() {
+    let mut fixture = Fixture::without_replica_role(
+        "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+         CREATE TABLE t (id text COLLATE ci PRIMARY KEY, a text); INSERT INTO t VALUES ('ABC', 'old')",
+    )
+    .await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture
+        .apply(vec![delete(&t, &["ABC"]), insert(&t, &["abc", "new"])])
+        .await;
+    assert_eq!((tally.applied, tally.parked), (2, 0));
+    assert_eq!(fixture.lines("SELECT t FROM t").await, ["(abc,new)"]);
+}

@@ -262,7 +262,7 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
 async fn the_daemons_log_holds_no_values_either() {
     let world = World::new().await;
     migrations::apply_agent(&world.db.agent.database_url()).await.unwrap();
-    let talkative = "[log]\nfilter = \"debug,twinlog=trace,tokio_postgres=trace\"";
+    let talkative = "[log]\nfilter = \"debug,twinlog=trace,tokio_postgres=trace,tokio_postgres::query=trace\"";
     let config = ConfigFile::new(&world.db, talkative);
     let mut daemon = Process::start(&config, &["sync"], "");
     let lead = "INSERT INTO leads (phone, name) VALUES ('+49555999888', 'a-secret-name')";
