@@ -16,6 +16,8 @@ pub struct SourceTable {
     pub columns: Vec<Arc<str>>,
     /// Types of the columns, without their modifiers, ready for a cast.
     pub types: Vec<String>,
+    /// Whether the columns' collations take no two different texts for equal.
+    pub deterministic: Vec<bool>,
     /// Types of the columns as they were declared.
     pub declared: Vec<String>,
     /// By what it is a member of the publication, and what that sends: changes with every leaving and joining.
@@ -48,9 +50,15 @@ impl SourceTable {
     /// Whether keys that are equal are written alike.
     #[must_use]
     pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
-        key_columns(self, relation)
-            .iter()
-            .all(|(_, kind)| is_spelled_one_way(kind))
+        let collations = relation.key.iter().filter_map(|&index| {
+            let name = relation.columns.get(index)?;
+            let at = self.columns.iter().position(|column| column == name)?;
+            self.deterministic.get(at)
+        });
+        collations.into_iter().all(|&alike| alike)
+            && key_columns(self, relation)
+                .iter()
+                .all(|(_, kind)| is_spelled_one_way(kind))
     }
 
     /// What is remembered of it over a restart.

@@ -338,7 +338,9 @@ async fn published(
                  FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
                  (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
                  b.pubinsert, b.pubupdate, b.pubdelete, b.pubtruncate, b.pubviaroot) \
-                 FROM pg_catalog.pg_publication b WHERE b.pubname = $1), {operators} \
+                 FROM pg_catalog.pg_publication b WHERE b.pubname = $1), {operators}, \
+                 pg_catalog.array_agg(coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l \
+                 WHERE l.oid = a.attcollation), true) ORDER BY a.attnum) \
                  FROM pg_catalog.pg_publication_tables p \
                  JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
                  JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
@@ -363,6 +365,7 @@ async fn published(
             declared: row.get(10),
             membership: row.get(11),
             operators: row.get(12),
+            deterministic: row.get(13),
             identity: identity(row.get(8), &row.get::<_, Vec<String>>(9), &row.get::<_, Vec<String>>(6)),
         })
         .filter(|table| selection.takes(&table.table))

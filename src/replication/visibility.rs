@@ -56,7 +56,7 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
         // Any running transaction may be one of them.
         if awaits_standby {
             let why = "rows are not read before the Site DB's running transactions have ended, one of which may wait for \
-                       a synchronous standby; with pg_read_all_stats the role could tell which";
+                       a synchronous standby; after GRANT pg_read_all_stats to the role it could tell which";
             wait_for_running_transactions(client, stop, why).await?;
         }
         return Ok(());
