@@ -1,5 +1,6 @@
 //! The built binary as a child process: configured, watched, killed.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, TcpListener};
@@ -76,12 +77,17 @@ impl ConfigFile {
     }
 }
 
+/// A free port that no other test of this run was given.
 fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
     // Below the ports that outgoing connections get, or a connection of another test could take it before the binary does.
-    (0..100)
+    let port = (0..1000)
         .map(|_| rand::random_range(10_000..15_000))
-        .find(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
-        .unwrap()
+        .find(|port| !given.contains(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .unwrap();
+    given.insert(port);
+    port
 }
 
 /// A running `twinlog`. Killed when dropped; its output is shown if the test fails.
