@@ -21,8 +21,6 @@ pub(super) struct Target {
     pub equals: Vec<String>,
     /// Whether its rows are in partitions.
     pub partitioned: bool,
-    /// Whether keys that are equal are written alike.
-    pub keys_alike: bool,
     /// Whether `COPY` does there what INSERT does: it refuses row-level security and passes by rules. A BEFORE STATEMENT
     /// trigger may refuse it between its being taken up and its first row, where the driver loses count of the answers.
     pub copyable: bool,
@@ -51,6 +49,11 @@ impl Column {
 }
 
 impl Target {
+    /// Whether keys that are equal are written alike.
+    pub(super) fn spells_keys_alike(&self) -> bool {
+        self.columns.iter().all(|column| !column.in_key || column.alike)
+    }
+
     /// Whether an UPDATE may change the key.
     pub(super) fn key_can_change(&self) -> bool {
         !self
@@ -248,7 +251,6 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
             column,
         });
     }
-    let keys_alike = ours.iter().all(|column| !column.in_key || column.alike);
     Ok(Target {
         relation: Arc::new(Relation {
             id: description.id,
@@ -262,7 +264,6 @@ pub(super) async fn resolve(client: &Client, description: &TableDescription) -> 
             .map(|row| format!("OPERATOR({}.{})", quote_identifier(row.get(1)), row.get::<_, &str>(2)))
             .collect(),
         partitioned,
-        keys_alike,
         copyable,
     })
 }

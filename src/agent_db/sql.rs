@@ -244,7 +244,6 @@ mod tests {
             ],
             equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
             partitioned: false,
-            keys_alike: false,
             copyable: true,
         }
     }

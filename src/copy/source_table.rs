@@ -50,15 +50,15 @@ impl SourceTable {
     /// Whether keys that are equal are written alike.
     #[must_use]
     pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
-        let collations = relation.key.iter().filter_map(|&index| {
-            let name = relation.columns.get(index)?;
-            let at = self.columns.iter().position(|column| column == name)?;
-            self.deterministic.get(at)
-        });
-        collations.into_iter().all(|&alike| alike)
-            && key_columns(self, relation)
-                .iter()
-                .all(|(_, kind)| is_spelled_one_way(kind))
+        relation
+            .key
+            .iter()
+            .filter_map(|&index| {
+                let name = relation.columns.get(index)?;
+                let at = self.columns.iter().position(|column| column == name)?;
+                Some((*self.deterministic.get(at)?, self.types.get(at)?))
+            })
+            .all(|(deterministic, kind)| deterministic && is_spelled_one_way(kind))
     }
 
     /// What is remembered of it over a restart.

@@ -183,7 +183,7 @@ impl Sink {
             let name = &table.relation.table;
             let target = self.target(table.relation).await?;
             let may_copy = target.copyable && !self.spared.contains(name);
-            if target.keys_alike {
+            if target.spells_keys_alike() {
                 keys_alike.insert(name);
             }
             let is_copying = self.copying.contains(name);

@@ -88,7 +88,7 @@ async fn overview(State(world): State<Arc<World>>) -> Json<Value> {
 
 async fn ledger(State(world): State<Arc<World>>) -> Json<Value> {
     let ledger = world.ledger();
-    Json(json!({"messages": ledger.messages, "duplicates": ledger.duplicates()}))
+    Json(json!({"messages": ledger.messages, "received": ledger.received, "duplicates": ledger.duplicates()}))
 }
 
 #[derive(Deserialize)]
