@@ -6,6 +6,7 @@ use twinlog::change::{Change, TableName};
 use twinlog::retry::Disposition;
 
 use super::fixture::{Fixture, chunk, delete, insert, update};
+use crate::harness::{SOON, eventually};
 
 /// Enough rows for one COPY.
 const MANY: usize = 200;
@@ -276,4 +277,35 @@ async fn a_refusal_in_a_later_segment_takes_nothing_of_the_earlier_ones_back() {
         ["mended row 250"]
     );
     assert_eq!(fixture.lines("SELECT count(*) FROM t").await, [(2 * MANY).to_string()]);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_cut_in_the_middle_of_a_copy_leaves_nothing_behind() {
+    let mut fixture = Fixture::new(WITNESS).await;
+    let t = fixture.resolve("t").await;
+    // The COPY is in the middle of its rows when it meets one that somebody else has not committed.
+    let other = fixture.db.agent.connect().await;
+    other
+        .batch_execute("BEGIN; INSERT INTO t VALUES (150, 'not committed', 150)")
+        .await
+        .unwrap();
+    let watcher = fixture.db.agent.connect().await;
+    let cut = eventually("the COPY waits, and is cut", SOON, || async {
+        let waiting = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE datname = current_database() AND query LIKE 'COPY%' AND wait_event_type = 'Lock'";
+        let rows = watcher.query(waiting, &[]).await.map_err(|error| error.to_string())?;
+        if rows.is_empty() {
+            Err("not yet".to_owned())
+        } else {
+            Ok(())
+        }
+    });
+    let (error, ()) = tokio::join!(fixture.try_apply(inserts(&t, 0..MANY)), cut);
+    assert_eq!(error.unwrap_err().disposition(), Disposition::Transient);
+    other.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(fixture.lines("SELECT count(*) FROM t").await, ["0"]);
+    fixture.reconnect().await;
+    let t = fixture.resolve("t").await;
+    let tally = fixture.apply(inserts(&t, 0..MANY)).await;
+    assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
 }
