@@ -11,29 +11,18 @@
 //!
 //! Nothing is asserted about time: a noisy machine may print what it likes.
 
+mod side_by_side;
+
 use std::collections::HashMap;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
+use side_by_side::{
+    Daemon, Path, create_subscription, disable_subscription, drop_subscription, ensure_equal, is_asked_for, option,
+    quantile, until_streaming, wait_until, write_config,
+};
 use tokio_postgres::Client;
 use twinlog::dev::postgres::{Cluster, Settings};
-
-/// How a client reaches the source.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Path {
-    Tcp,
-    Unix,
-}
-
-impl Path {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Unix => "Unix",
-        }
-    }
-}
 
 /// One kind of traffic: tables, and how a backlog of about so many changes is made.
 struct Workload {
@@ -90,28 +79,21 @@ struct Options {
     changes: u64,
     rounds: usize,
     only: Option<String>,
-    path: Option<String>,
 }
 
 fn options() -> Options {
-    let arguments: Vec<String> = std::env::args().collect();
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1).cloned()
-    };
     Options {
-        changes: value("--changes").and_then(|text| text.parse().ok()).unwrap_or(400_000),
-        rounds: value("--rounds").and_then(|text| text.parse().ok()).unwrap_or(3),
-        only: value("--only"),
-        path: value("--path"),
+        changes: option("--changes")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(400_000),
+        rounds: option("--rounds").and_then(|text| text.parse().ok()).unwrap_or(3),
+        only: option("--only"),
     }
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // `cargo test --benches` runs benches as well, but only `cargo bench` says `--bench`: else there is nothing to do.
-    let said = |word: &str| std::env::args().any(|argument| argument == word);
-    if said("--test") || !said("--bench") {
+    if !is_asked_for() {
         return Ok(());
     }
     let options = options();
@@ -140,17 +122,14 @@ async fn main() -> Result<()> {
         if options.only.as_ref().is_some_and(|only| only != workload.name) {
             continue;
         }
-        for path in [Path::Tcp, Path::Unix] {
-            if options.path.as_ref().is_some_and(|only| *only != path.name()) {
-                continue;
-            }
+        for path in Path::asked_for() {
             let name = format!("bench_{number}_{}", u8::from(path == Path::Unix));
             let figures = measure(&source, &target, &name, workload, path, &options).await?;
-            let of = |figure: fn(&Round) -> f64| median(figures.iter().map(figure));
+            let of = |figure: fn(&Round) -> f64| quantile(figures.iter().map(figure), 0.5);
             let rate = |drain: &Drain| options.changes as f64 / drain.took.as_secs_f64();
             let (ours, theirs) = (
-                median(figures.iter().map(|round| rate(&round.ours))),
-                median(figures.iter().map(|round| rate(&round.theirs))),
+                quantile(figures.iter().map(|round| rate(&round.ours)), 0.5),
+                quantile(figures.iter().map(|round| rate(&round.theirs)), 0.5),
             );
             println!(
                 "{:<12} {:<12} {ours:>12.0} {theirs:>14.0} {:>6.2}x   {:>12.2} {:>12.2}",
@@ -163,12 +142,6 @@ async fn main() -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// One drain of a backlog.
@@ -261,55 +234,14 @@ async fn measure(
     site.batch_execute(&format!("CREATE PUBLICATION {name} FOR ALL TABLES"))
         .await?;
 
-    let url = match path {
-        Path::Tcp => source.url(name),
-        Path::Unix => source.socket_url(name),
-    };
     // Both start out equal, and both positions are behind the schema's rows.
     let folder = tempfile::tempdir()?;
-    let config = folder.path().join("twinlog.toml");
-    std::fs::write(
-        &config,
-        format!(
-            "[site]\nurl = \"{url}\"\n[agent]\nurl = \"{}\"\n[sync]\nslot = \"{name}\"\npublication = \"{name}\"\n\
-             [admin]\nlisten = \"127.0.0.1:0\"\n[log]\nfilter = \"warn\"\n",
-            target.url(&ours_db)
-        ),
-    )?;
+    let config = write_config(folder.path(), name, &path.url(source, name), &target.url(&ours_db))?;
     let mut daemon = Daemon::start(&config)?;
-    wait_until(
-        &ours,
-        "SELECT count(*) > 0 AND bool_and(state = 'streaming') FROM twinlog.tables",
-    )
-    .await?;
+    until_streaming(&ours).await?;
     daemon.stop()?;
-    let connection = match path {
-        Path::Tcp => format!(
-            "host=127.0.0.1 port={} user=postgres password={} dbname={name}",
-            source.port(),
-            source.password()
-        ),
-        Path::Unix => {
-            let folder = source.data();
-            let folder = folder.parent().context("the cluster's folder")?;
-            format!(
-                "host={} port={} user=postgres dbname={name}",
-                folder.display(),
-                source.port()
-            )
-        }
-    };
-    // The slot is made by hand, so that the subscription can wait, disabled, while the backlog grows.
-    site.batch_execute(&format!(
-        "SELECT pg_create_logical_replication_slot('{name}_native', 'pgoutput')"
-    ))
-    .await?;
-    theirs
-        .batch_execute(&format!(
-            "CREATE SUBSCRIPTION native CONNECTION '{connection}' PUBLICATION {name} \
-             WITH (copy_data = false, create_slot = false, slot_name = '{name}_native', enabled = false)"
-        ))
-        .await?;
+    // Disabled, so that it can wait while the backlog grows.
+    create_subscription(&site, &theirs, &path.connection(source, name)?, name).await?;
 
     let mut figures = Vec::new();
     for round in 0..options.rounds {
@@ -341,12 +273,12 @@ async fn measure(
             drain.cpu = cpu_seconds(&clusters)? - before;
         }
         for table in workload.tables {
-            equal(&site, &ours, table).await?;
-            equal(&site, &theirs, table).await?;
+            ensure_equal(&site, &ours, table).await?;
+            ensure_equal(&site, &theirs, table).await?;
         }
         figures.push(result);
     }
-    theirs.batch_execute("ALTER SUBSCRIPTION native DISABLE; ALTER SUBSCRIPTION native SET (slot_name = NONE); DROP SUBSCRIPTION native").await?;
+    drop_subscription(&theirs).await?;
     Ok(figures)
 }
 
@@ -377,65 +309,6 @@ async fn drain_theirs(site: &Client, theirs: &Client, name: &str, end: &str) -> 
     )
     .await?;
     let took = began.elapsed();
-    theirs.batch_execute("ALTER SUBSCRIPTION native DISABLE").await?;
-    wait_until(
-        site,
-        &format!("SELECT NOT active FROM pg_replication_slots WHERE slot_name = '{name}_native'"),
-    )
-    .await?;
+    disable_subscription(site, theirs, name).await?;
     Ok(took)
-}
-
-async fn wait_until(client: &Client, condition: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(600);
-    // An error is "not yet": the schema twinlog is made by the daemon itself.
-    while !client
-        .query_one(condition, &[])
-        .await
-        .is_ok_and(|row| row.get::<_, Option<bool>>(0).unwrap_or(false))
-    {
-        ensure!(Instant::now() < deadline, "not reached within 600 s: {condition}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
-
-async fn equal(site: &Client, target: &Client, table: &str) -> Result<()> {
-    let digest =
-        format!("SELECT count(*)::text || ' ' || coalesce(sum(hashtextextended(t::text, 0))::text, '') FROM {table} t");
-    let left: String = site.query_one(&digest, &[]).await?.get(0);
-    let right: String = target.query_one(&digest, &[]).await?.get(0);
-    ensure!(left == right, "{table} differs: {left} and {right}");
-    Ok(())
-}
-
-/// The binary under measurement. Killed when dropped.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(config: &std::path::Path) -> Result<Self> {
-        let child = Command::new(env!("CARGO_BIN_EXE_twinlog"))
-            .arg("--config")
-            .arg(config)
-            .arg("sync")
-            .stdin(Stdio::null())
-            .spawn()
-            .context("start twinlog")?;
-        Ok(Self(child))
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id())?);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
-        let status = self.0.wait()?;
-        ensure!(status.success(), "twinlog ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
