@@ -3,7 +3,7 @@
 //! The map. Two halves that never name each other, and small pure modules that both may use:
 //!
 //! ```text
-//! main → cli ─→ http ─→ outbox, inbox ─→ whatsapp, site_db
+//! main → cli ─→ http ─→ outbox, inbox ─→ provider, site_db
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ agent_db ─→ change
 //! everyone may use: lsn, timestamp, retry, shutdown, metrics, health, config, tls, failpoint
 //! ```
@@ -20,7 +20,7 @@
 //! | | [`outbox`] | claim, rate-limit, send, reconcile |
 //! | | [`inbox`] | raw webhook event → messages, statuses, leads |
 //! | | [`site_db`] | the server's statements on the Site DB |
-//! | | [`whatsapp`] | the Cloud API as types, error classes, signature |
+//! | | [`provider`] | WhatsApp's providers in one small language; the Cloud API: types, error classes, signature |
 //! | both | [`cli`] | commands, composition, logs, health |
 //! | | [`migrations`] | the schemas that come along, and how they get into the databases |
 //! | | [`dev`] | throwaway Postgres clusters and the Graph simulator, for `demo` and the tests |
@@ -42,11 +42,11 @@ pub mod metrics;
 pub mod migrations;
 pub mod outbox;
 pub mod pgoutput;
+pub mod provider;
 pub mod replication;
 pub mod retry;
 pub mod shutdown;
 pub mod site_db;
 pub mod timestamp;
 pub mod tls;
-pub mod whatsapp;
 pub mod wire;

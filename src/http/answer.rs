@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use uuid::Uuid;
 
+use crate::provider::cloud::GraphError;
 use crate::site_db::SiteError;
-use crate::whatsapp::GraphError;
 
 /// Names our row in every answer about one.
 pub(super) const MESSAGE_ID: HeaderName = HeaderName::from_static("x-twinlog-message-id");

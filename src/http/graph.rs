@@ -25,10 +25,10 @@ use uuid::Uuid;
 
 use super::{State, answer, auth};
 use crate::outbox::{Call, Delivered, NewMessage, SubmitError};
+use crate::provider::cloud::GraphError;
+use crate::provider::cloud::send::{self, Request};
 use crate::site_db::MessageStatus;
 use crate::site_db::messages::{Message, WAIT_ELAPSED};
-use crate::whatsapp::GraphError;
-use crate::whatsapp::send::{self, Request};
 
 /// The client's id for its request.
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

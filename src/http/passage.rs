@@ -14,7 +14,7 @@ use super::graph::{is_version, passed_on, unauthorized};
 use super::{State, answer, auth};
 use crate::config::Account;
 use crate::outbox::Call;
-use crate::whatsapp::GraphError;
+use crate::provider::cloud::GraphError;
 
 /// Parameters with which a GET is more than a GET.
 const REFUSED_PARAMETERS: [&str; 3] = ["method", "batch", "include_headers"];

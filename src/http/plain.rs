@@ -32,9 +32,9 @@ use uuid::Uuid;
 use super::graph::{IDEMPOTENCY_KEY, is_client_id};
 use super::{State, answer, auth};
 use crate::outbox::{NewMessage, SubmitError};
+use crate::provider::cloud::send::{self, Request};
+use crate::provider::{PhoneNumberId, UserId, WaId};
 use crate::site_db::messages::{self, Message};
-use crate::whatsapp::send::{self, Request};
-use crate::whatsapp::{PhoneNumberId, UserId, WaId};
 
 /// Longest that a caller may wait for.
 const MAX_WAIT: Duration = Duration::from_secs(30);

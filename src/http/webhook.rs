@@ -10,8 +10,8 @@ use secrecy::ExposeSecret;
 
 use super::{State, answer, auth};
 use crate::inbox::ReceiveError;
+use crate::provider::cloud::signature;
 use crate::site_db::SiteError;
-use crate::whatsapp::signature;
 
 /// Longest challenge that is echoed; Meta's are 10 digits.
 const MAX_CHALLENGE: usize = 256;

@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::whatsapp::signature::{self, SignatureError};
+use crate::provider::cloud::signature::{self, SignatureError};
 
 pub use worker::{Worker, WorkerSettings};
 

@@ -19,13 +19,13 @@ use uuid::Uuid;
 use super::store::{self, Event, Origin};
 use crate::failpoint;
 use crate::metrics;
+use crate::provider::cloud::webhook::{Content, Message, Part, Status, parse};
+use crate::provider::{ContactIdentity, PhoneNumberId, WaId, Wamid};
 use crate::retry::{Disposition, disposition};
 use crate::site_db::MessageStatus;
 use crate::site_db::links::{learn_recipient, link, link_group, person};
 use crate::site_db::locks;
 use crate::site_db::statuses::{self, adopt_orphans};
-use crate::whatsapp::webhook::{Content, Message, Part, Status, parse};
-use crate::whatsapp::{ContactIdentity, PhoneNumberId, WaId, Wamid};
 
 /// Parts in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
 const PORTION: usize = 50;

@@ -6,9 +6,9 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::provider::cloud::webhook::Message;
+use crate::provider::{PhoneNumberId, UserId};
 use crate::site_db::links::Link;
-use crate::whatsapp::webhook::Message;
-use crate::whatsapp::{PhoneNumberId, UserId};
 
 /// A claimed event.
 #[derive(Debug, sqlx::FromRow)]

@@ -11,12 +11,13 @@ use super::outcome::{self, Answer, Cause, Next, Policy, Tries};
 use super::{Sender, Shared};
 use crate::failpoint;
 use crate::metrics;
+use crate::provider::cloud::send;
+use crate::provider::{ContactIdentity, OpaqueId, WaId};
 use crate::retry::backoff;
 use crate::shutdown;
 use crate::site_db::messages::Claimed;
 use crate::site_db::outcomes::{self, Problem, Response};
 use crate::site_db::{MessageStatus, SiteError, accounts, links, storable};
-use crate::whatsapp::{ContactIdentity, OpaqueId, WaId, send};
 
 /// A claimed message and what is to be known about its claim.
 #[derive(Debug)]

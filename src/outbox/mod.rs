@@ -19,7 +19,7 @@
 //! even if this process dies, because the client will take it as failed and may send it again.
 //!
 //! **Scale.** Each number is leased to one process, so that the rate limiter in memory is right; claims are safe without
-//! it. It uses `site_db` and `whatsapp`; it knows no HTTP server.
+//! it. It uses `site_db` and `provider`; it knows no HTTP server.
 
 mod attempt;
 mod call;
@@ -47,9 +47,9 @@ pub use submit::{NewMessage, SubmitError, Submitted};
 
 use crate::config::{Account, Config};
 use crate::health::Health;
+use crate::provider::PhoneNumberId;
 use crate::site_db::messages::Message;
 use crate::site_db::{MessageStatus, Pool, SiteError, accounts, messages};
-use crate::whatsapp::PhoneNumberId;
 use call::Graph;
 use suspects::Suspects;
 use waiters::Waiters;

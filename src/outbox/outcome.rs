@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
+use crate::provider::cloud::send::{Accepted, AcceptedStatus};
+use crate::provider::cloud::{ErrorClass, GraphError, ThrottleScope};
 use crate::retry::backoff;
 use crate::site_db::accounts::ThrottleReach;
-use crate::whatsapp::send::{Accepted, AcceptedStatus};
-use crate::whatsapp::{ErrorClass, GraphError, ThrottleScope};
 
 /// What came of a call.
 #[derive(Debug, Clone, PartialEq)]

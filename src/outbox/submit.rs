@@ -9,9 +9,9 @@ use uuid::Uuid;
 use super::Shared;
 use crate::failpoint;
 use crate::metrics;
+use crate::provider::cloud::send::Outbound;
 use crate::site_db::messages::{self, Known, NewRow, WAIT_ELAPSED};
 use crate::site_db::{MessageStatus, SiteError, links, storable};
-use crate::whatsapp::send::Outbound;
 
 /// A message that a client wants sent. Validated: what is here is committed and sent as it is.
 #[derive(Debug, Clone)]
@@ -167,7 +167,7 @@ async fn store(
             body: outbound.text.as_deref().map(storable).as_deref(),
             request: &message.request,
             recipient: &outbound.recipient,
-            context_wamid: outbound.context.as_ref().map(crate::whatsapp::Wamid::as_str),
+            context_wamid: outbound.context.as_ref().map(crate::provider::Wamid::as_str),
             client_name: &message.client_name,
             client_id: message.client_id.as_deref(),
             request_sha256: fingerprint,

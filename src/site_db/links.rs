@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::locks::{group_key, lock, lock_keys};
-use crate::whatsapp::{ContactIdentity, WaId};
+use crate::provider::{ContactIdentity, WaId};
 
 /// Where a message belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 
 use sqlx::PgConnection;
 
-use crate::whatsapp::{ContactIdentity, Wamid};
+use crate::provider::{ContactIdentity, Wamid};
 
 /// Locks these messages and these people, in one order for all callers.
 ///

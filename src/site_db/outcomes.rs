@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{SiteError, statuses};
-use crate::whatsapp::Wamid;
+use crate::provider::Wamid;
 
 /// One attempt.
 #[derive(Debug, Clone, Copy)]

@@ -37,17 +37,17 @@ const ARROWS: &[(&str, &[&str])] = &[
             "realtime",
             "replication",
             "site_db",
-            "whatsapp",
+            "provider",
             "wire",
         ],
     ),
     // The server's half.
-    ("http", &["inbox", "outbox", "realtime", "site_db", "whatsapp"]),
-    ("inbox", &["site_db", "whatsapp"]),
-    ("outbox", &["site_db", "whatsapp"]),
-    ("realtime", &["site_db", "whatsapp"]),
-    ("site_db", &["whatsapp"]),
-    ("whatsapp", &[]),
+    ("http", &["inbox", "outbox", "realtime", "site_db", "provider"]),
+    ("inbox", &["site_db", "provider"]),
+    ("outbox", &["site_db", "provider"]),
+    ("realtime", &["site_db", "provider"]),
+    ("site_db", &["provider"]),
+    ("provider", &[]),
     // The daemon's half.
     (
         "replication",
@@ -60,7 +60,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     // It quotes the names in its commands as everybody does; the payload's meaning is not its business.
     ("wire", &["change"]),
     // Both.
-    ("dev", &["change", "whatsapp"]),
+    ("dev", &["change", "provider"]),
     ("migrations", &["change"]),
     // Shared modules know each other sparingly, and the halves not at all; metrics are labelled with a table's name.
     ("metrics", &["change"]),
@@ -89,7 +89,7 @@ const DRIVERS: &[(&str, &[&str])] = &[
     // `change` quotes identifiers with it.
     ("postgres_protocol", &["wire", "pgoutput", "change", "agent_db", "copy"]),
     ("axum", &["http", "realtime", "dev", "cli"]),
-    ("reqwest", &["whatsapp", "outbox", "http", "dev", "cli"]),
+    ("reqwest", &["provider", "outbox", "http", "dev", "cli"]),
 ];
 
 /// A file that is longer is two files.

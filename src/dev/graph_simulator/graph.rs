@@ -17,7 +17,7 @@ use super::ledger::Accepted;
 use super::media;
 use super::validate::{Send, validate};
 use super::world::{Subject, World, now, wamid};
-use crate::whatsapp::GraphError;
+use crate::provider::cloud::GraphError;
 
 /// Every path that is not the simulator's own.
 pub(super) async fn route(

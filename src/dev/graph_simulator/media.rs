@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::graph::{graph_error, unauthorised, unknown_object};
 use super::world::World;
-use crate::whatsapp::GraphError;
+use crate::provider::cloud::GraphError;
 
 /// Media that a number keeps; the oldest goes when another one comes. Meta keeps them for 30 days.
 const MAX: usize = 16;

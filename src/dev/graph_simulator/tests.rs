@@ -11,8 +11,8 @@ use axum::routing::get;
 use serde_json::json;
 
 use super::*;
-use crate::whatsapp::signature;
-use crate::whatsapp::webhook::{Content, parse};
+use crate::provider::cloud::signature;
+use crate::provider::cloud::webhook::{Content, parse};
 
 const NUMBER: &str = "106540352242922";
 const SOON: Duration = Duration::from_secs(10);

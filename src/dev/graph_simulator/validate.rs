@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::whatsapp::GraphError;
+use crate::provider::cloud::GraphError;
 
 /// What a valid body asks for.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::payload::{Update, envelope};
 use super::world::World;
-use crate::whatsapp::signature;
+use crate::provider::cloud::signature;
 
 /// How the callback is called.
 #[derive(Debug, Clone)]

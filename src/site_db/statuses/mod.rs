@@ -14,8 +14,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::locks::lock;
-use crate::whatsapp::Wamid;
-use crate::whatsapp::webhook::Status;
+use crate::provider::Wamid;
+use crate::provider::cloud::webhook::Status;
 
 pub use fold::{MessageState, Report};
 
@@ -127,7 +127,7 @@ pub async fn adopt_orphans(tx: &mut PgConnection, message_id: Uuid, wamid: &Wami
             status: orphan.try_get("status")?,
             at: orphan.try_get("provider_at")?,
             error: code.map(|code| {
-                let class = crate::whatsapp::classify(i64::from(code), None);
+                let class = crate::provider::cloud::classify(i64::from(code), None);
                 (code, class.as_str(), message.unwrap_or_default())
             }),
         });

@@ -20,11 +20,12 @@ use twinlog::dev::graph_simulator::samples;
 use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::health::Health;
 use twinlog::inbox::{EventId, Inbox, ReceiveError, Worker, WorkerSettings};
+use twinlog::provider::cloud::signature;
+use twinlog::provider::cloud::webhook;
+use twinlog::provider::{ContactIdentity, OpaqueId, UserId, WaId, Wamid};
 use twinlog::site_db::links::{Link, learn_recipient, link, link_group};
 use twinlog::site_db::locks::lock;
 use twinlog::site_db::statuses;
-use twinlog::whatsapp::webhook;
-use twinlog::whatsapp::{ContactIdentity, OpaqueId, UserId, WaId, Wamid, signature};
 use uuid::Uuid;
 
 const NUMBER: &str = "106540352242922";

@@ -13,9 +13,9 @@ use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
 use super::error::GraphError;
-use super::ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
 use super::members::{Members, scalar, value};
-use super::opaque::OpaqueId;
+use crate::provider::ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
+use crate::provider::opaque::OpaqueId;
 
 pub use message::Message;
 

@@ -6,27 +6,21 @@
 //!
 //! | module | its job |
 //! |---|---|
-//! | [`ids`] | the identities: numbers, messages, users |
 //! | [`error`] | Meta's error object and the one table of what a code means for the sender |
 //! | [`signature`] | `X-Hub-Signature-256` |
 //! | [`webhook`] | a webhook's body → its parts |
 //! | [`send`] | a send request's and its answer's few fields; our opaque id put into the bytes |
 //! | `content` | what a send of each type must have |
-//! | [`opaque`] | the id of ours that Meta echoes in every status |
 //! | [`text`] | the line that a person reads of a message |
 //!
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api>
 
 mod content;
 pub mod error;
-pub mod ids;
 mod members;
-pub mod opaque;
 pub mod send;
 pub mod signature;
 pub mod text;
 pub mod webhook;
 
 pub use error::{ErrorClass, GraphError, ThrottleScope, classify};
-pub use ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
-pub use opaque::OpaqueId;

@@ -4,9 +4,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use time::OffsetDateTime;
 
-use super::super::ids::{ContactIdentity, UserId, WaId, Wamid};
-use super::super::members::{Members, scalar, value};
-use super::super::text;
+use crate::provider::cloud::members::{Members, scalar, value};
+use crate::provider::cloud::text;
+use crate::provider::ids::{ContactIdentity, UserId, WaId, Wamid};
 
 /// A message, in either direction.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use super::content;
 use super::error::GraphError;
-use super::ids::{ContactIdentity, UserId, WaId, Wamid};
 use super::members::{Members, scalar};
-use super::opaque::OpaqueId;
 use super::text;
+use crate::provider::ids::{ContactIdentity, UserId, WaId, Wamid};
+use crate::provider::opaque::OpaqueId;
 
 /// The member that carries our id.
 const OPAQUE_KEY: &str = "biz_opaque_callback_data";

@@ -1,0 +1,17 @@
+//! WhatsApp's providers behind one small language: who can be written to, and what a provider tells us.
+//!
+//! Today there is one provider, Meta's Cloud API ([`cloud`]). It knows no database and no server: the outbox, the inbox
+//! and the Site DB's statements speak the words of this module, and a second provider is another folder beside `cloud`.
+//!
+//! | module | its job |
+//! |---|---|
+//! | [`ids`] | the identities: our numbers, messages, users |
+//! | [`opaque`] | the id of ours that a provider carries with a message and sends back in its statuses |
+//! | [`cloud`] | Meta's Cloud API |
+
+pub mod cloud;
+pub mod ids;
+pub mod opaque;
+
+pub use ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
+pub use opaque::OpaqueId;
