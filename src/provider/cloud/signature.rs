@@ -2,7 +2,7 @@
 //!
 //! Never over parsed and written JSON: Meta escapes (`\u00e9`, `\/`), and another writer's bytes have another signature.
 
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
