@@ -5,9 +5,9 @@ use crate::copy::{CopyError, SourceError};
 use crate::retry::Disposition;
 use crate::wire::{ServerFault, SlotNameError, WireError};
 
-use super::assemble::StreamError;
 use super::setup_error::SetupError;
 use super::slot::GapReason;
+use super::stream::assemble::StreamError;
 
 /// Why a run of the stream ended.
 #[derive(Debug, thiserror::Error)]

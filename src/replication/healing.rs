@@ -16,9 +16,9 @@ use crate::copy::{CopyError, Reader, Source, SourceTable};
 use crate::retry::Disposition;
 use crate::shutdown;
 
-use super::copying::describe;
+use super::copies::describe;
 use super::error::SyncError;
-use super::pipeline::Request;
+use super::stream::stream_loop::Request;
 use super::visibility::Visibility;
 
 /// Keys read between one pair of fences.

@@ -1,7 +1,7 @@
 //! The daemon: what the stream means, and what to do when anything ends.
 //!
 //! [`run()`] is a loop of *runs*. A run sets up (rights, publication, slot, checkpoint), proves that the slot can be
-//! trusted ([`slot`]), and then holds its tasks together: the [`pipeline`] with its sink, the copies, the healing of
+//! trusted ([`slot`]), and then holds its tasks together: the [`stream`], the copies, the healing of
 //! parked rows, a look-out for new tables, and, across all runs, the monitor. Any error ends the whole run; the next
 //! one resumes at the
 //! checkpoint. So there is one way to recover, and it is the way that every start takes.
@@ -9,28 +9,22 @@
 //! Leaves alone: bytes and sockets (`wire`), message formats (`pgoutput`), SQL on the Agent DB (`agent_db`), reading rows
 //! of the Site DB (`copy`). Knows nothing of WhatsApp: any tables with a primary key.
 
-mod assemble;
-mod batch;
-mod copying;
-mod delay;
+mod copies;
 mod error;
 mod healing;
 mod lookout;
 mod monitor;
-mod pipeline;
-mod progress;
 mod run;
 mod setup;
 mod setup_error;
-mod sink_task;
 mod slot;
-mod state;
-mod view;
+mod status;
+mod stream;
 mod visibility;
 
-pub use assemble::StreamError;
 pub use error::SyncError;
 pub use run::run;
 pub use setup_error::SetupError;
 pub use slot::GapReason;
-pub use state::SyncState;
+pub use status::state::SyncState;
+pub use stream::assemble::StreamError;

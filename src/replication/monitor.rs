@@ -22,9 +22,9 @@ use crate::metrics;
 use crate::shutdown;
 use crate::timestamp::PgTimestamp;
 
-use super::delay::Delay;
-use super::state::SyncState;
-use super::view::View;
+use super::status::delay::Delay;
+use super::status::state::SyncState;
+use super::status::sync_status::SyncStatus;
 
 /// How often. A second is what the alert on five seconds of delay needs, and costs the source one trivial query.
 const TICK: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ struct Sample {
 /// See the module's header.
 pub(super) struct Monitor {
     config: Arc<Config>,
-    view: Arc<View>,
+    view: Arc<SyncStatus>,
     health: Component,
     instance: Uuid,
     started_at: OffsetDateTime,
@@ -62,7 +62,7 @@ pub(super) struct Monitor {
 
 impl Monitor {
     /// Measures for this view.
-    pub(super) fn new(config: Arc<Config>, view: Arc<View>, health: Component) -> Self {
+    pub(super) fn new(config: Arc<Config>, view: Arc<SyncStatus>, health: Component) -> Self {
         Self {
             config,
             view,

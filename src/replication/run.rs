@@ -23,19 +23,19 @@ use crate::retry::{Disposition, backoff};
 use crate::shutdown;
 use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName};
 
-use super::assemble::{Assembler, Membership};
-use super::batch::Batch;
-use super::copying::Copies;
+use super::copies::Copies;
 use super::error::SyncError;
 use super::healing::Healing;
 use super::lookout::Lookout;
 use super::monitor::Monitor;
-use super::pipeline::{Parts, Pipeline};
 use super::setup::{self, Prepared, Selection};
-use super::sink_task::SinkHandle;
 use super::slot::{GapReason, SourceFacts, Verdict, judge, parse_history};
-use super::state::SyncState;
-use super::view::View;
+use super::status::state::SyncState;
+use super::status::sync_status::SyncStatus;
+use super::stream::apply_task::SinkHandle;
+use super::stream::assemble::{Assembler, Membership};
+use super::stream::buffer::Batch;
+use super::stream::stream_loop::{Parts, Pipeline};
 use super::visibility::{Visibility, blockers};
 
 /// How often a held pipeline looks whether somebody has acted: often enough that a repair shows at once, rarely enough
@@ -61,7 +61,7 @@ const REMIND: Duration = Duration::from_secs(60);
 pub async fn run(config: Arc<Config>, health: &Health, stop: CancellationToken) -> Result<(), SyncError> {
     let selection = Selection::new(&config.sync.tables)?;
     let slot: SlotName = config.sync.slot.parse()?;
-    let view = Arc::new(View::default());
+    let view = Arc::new(SyncStatus::default());
     let component = health.component("sync");
     let monitor_stop = CancellationToken::new();
     let monitor = Monitor::new(Arc::clone(&config), Arc::clone(&view), component);
@@ -83,7 +83,7 @@ struct Daemon {
     config: Arc<Config>,
     selection: Selection,
     slot: SlotName,
-    view: Arc<View>,
+    view: Arc<SyncStatus>,
 }
 
 /// A stream that is ready to be read, and everything that was learned on the way.

@@ -24,8 +24,8 @@ const COVERED: &[(u32, &str, Because)] = &[
         1,
         "keepalive acknowledged too lazily or too eagerly",
         Tests(&[
-            "replication::progress::tests::nothing_is_acknowledged_before_it_is_durable",
-            "replication::progress::tests::an_idle_keepalive_moves_the_slot_on_and_a_busy_one_does_not",
+            "replication::stream::progress::tests::nothing_is_acknowledged_before_it_is_durable",
+            "replication::stream::progress::tests::an_idle_keepalive_moves_the_slot_on_and_a_busy_one_does_not",
             "sync::gap::an_idle_slot_moves_on_while_tables_that_nobody_publishes_are_written",
             "wire::stream::the_slot_moves_to_what_is_durable_and_not_beyond",
         ]),
@@ -58,7 +58,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         5,
         "positions of rows compared",
         Tests(&[
-            "replication::assemble::tests::what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows",
+            "replication::stream::assemble::tests::what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows",
             "agent_db::session::the_checkpoint_is_the_rows_own_and_only_moves_forward",
         ]),
     ),
@@ -71,7 +71,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         7,
         "the last transaction repeated or skipped",
         Tests(&[
-            "replication::assemble::tests::what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows",
+            "replication::stream::assemble::tests::what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows",
             "sync::kills::a_daemon_killed_at_each_durability_edge_converges",
         ]),
     ),
@@ -191,7 +191,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         "a key that is kept out of line",
         Tests(&[
             "pitfalls::rows::a_key_that_is_kept_out_of_line_identifies_its_row",
-            "replication::assemble::tests::a_row_without_its_key_is_refused_and_never_given_one",
+            "replication::stream::assemble::tests::a_row_without_its_key_is_refused_and_never_given_one",
         ]),
     ),
     (
@@ -360,8 +360,8 @@ const COVERED: &[(u32, &str, Because)] = &[
         "a gauge of lag that lies",
         Tests(&[
             "pitfalls::target::the_delay_is_zero_when_idle_and_grows_while_either_side_is_out_of_reach",
-            "replication::delay::tests::is_zero_only_when_the_latest_sample_is_settled",
-            "replication::delay::tests::grows_while_the_source_cannot_be_asked",
+            "replication::status::delay::tests::is_zero_only_when_the_latest_sample_is_settled",
+            "replication::status::delay::tests::grows_while_the_source_cannot_be_asked",
         ]),
     ),
     (

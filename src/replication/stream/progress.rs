@@ -9,7 +9,7 @@ use crate::lsn::Lsn;
 
 /// Positions of one run of the stream. They only move forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Progress {
+pub(in crate::replication) struct Progress {
     /// The durable checkpoint.
     durable: Lsn,
     /// Everything up to here is durable, or had nothing to write.
@@ -25,7 +25,7 @@ pub(super) struct Progress {
 impl Progress {
     /// Starts at a checkpoint that is durable in the Agent DB.
     #[must_use]
-    pub(super) const fn resume(checkpoint: Lsn) -> Self {
+    pub(in crate::replication) const fn resume(checkpoint: Lsn) -> Self {
         Self {
             durable: checkpoint,
             settled: checkpoint,
@@ -36,18 +36,18 @@ impl Progress {
     }
 
     /// The stream began a transaction.
-    pub(super) const fn begin(&mut self) {
+    pub(in crate::replication) const fn begin(&mut self) {
         self.open = true;
         self.open_has_effects = false;
     }
 
     /// The open transaction brought something that has to be written.
-    pub(super) const fn effect(&mut self) {
+    pub(in crate::replication) const fn effect(&mut self) {
         self.open_has_effects = true;
     }
 
     /// The stream committed the open transaction.
-    pub(super) fn commit(&mut self, end_lsn: Lsn) {
+    pub(in crate::replication) fn commit(&mut self, end_lsn: Lsn) {
         self.open = false;
         if self.open_has_effects {
             self.effects_through = self.effects_through.max(end_lsn);
@@ -58,39 +58,39 @@ impl Progress {
     }
 
     /// The server said that it has sent everything up to here.
-    pub(super) fn keepalive(&mut self, wal_end: Lsn) {
+    pub(in crate::replication) fn keepalive(&mut self, wal_end: Lsn) {
         if self.is_idle() {
             self.settled = self.settled.max(wal_end);
         }
     }
 
     /// A checkpoint was committed in the Agent DB, durably.
-    pub(super) fn durable(&mut self, checkpoint: Lsn) {
+    pub(in crate::replication) fn durable(&mut self, checkpoint: Lsn) {
         self.durable = self.durable.max(checkpoint);
         self.settled = self.settled.max(self.durable);
     }
 
     /// No open transaction, nothing buffered, nothing in flight.
     #[must_use]
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::replication) fn is_idle(&self) -> bool {
         !self.open && self.effects_through <= self.durable
     }
 
     /// What may be acknowledged to the Site DB.
     #[must_use]
-    pub(super) const fn acknowledgeable(&self) -> Lsn {
+    pub(in crate::replication) const fn acknowledgeable(&self) -> Lsn {
         self.durable
     }
 
     /// Everything up to here is in the Agent DB, or did not concern it.
     #[must_use]
-    pub(super) const fn settled(&self) -> Lsn {
+    pub(in crate::replication) const fn settled(&self) -> Lsn {
         self.settled
     }
 
     /// A position that an idle stream may write as its checkpoint, where it is ahead of the last one.
     #[must_use]
-    pub(super) fn idle_checkpoint(&self) -> Option<Lsn> {
+    pub(in crate::replication) fn idle_checkpoint(&self) -> Option<Lsn> {
         (self.is_idle() && self.settled > self.durable).then_some(self.settled)
     }
 }

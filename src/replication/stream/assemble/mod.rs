@@ -14,7 +14,7 @@ use crate::timestamp::PgTimestamp;
 
 /// What the stream says next.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(in crate::replication) enum Event {
     /// A transaction begins.
     Begin {
         /// Where its commit record is.
@@ -82,7 +82,7 @@ pub enum StreamError {
 impl StreamError {
     /// What to do about it.
     #[must_use]
-    pub(super) fn hint(&self) -> Option<String> {
+    pub(in crate::replication) fn hint(&self) -> Option<String> {
         match self {
             Self::Unidentifiable(table) => Some(format!(
                 "on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;",
@@ -118,7 +118,7 @@ struct Open {
 
 /// Decides whether a table is ours: in the set-up's list, matched but new, or none of our business.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Membership {
+pub(in crate::replication) enum Membership {
     /// Synchronised.
     Ours,
     /// Should be, but joined after the set-up.
@@ -128,7 +128,7 @@ pub(super) enum Membership {
 }
 
 /// See the module's header.
-pub(super) struct Assembler {
+pub(in crate::replication) struct Assembler {
     resume_after: Lsn,
     membership: Box<dyn Fn(&TableName) -> Membership + Send>,
     relations: HashMap<RelationId, Known>,
@@ -145,7 +145,10 @@ impl std::fmt::Debug for Assembler {
 
 impl Assembler {
     /// Starts behind a checkpoint.
-    pub(super) fn new(resume_after: Lsn, membership: impl Fn(&TableName) -> Membership + Send + 'static) -> Self {
+    pub(in crate::replication) fn new(
+        resume_after: Lsn,
+        membership: impl Fn(&TableName) -> Membership + Send + 'static,
+    ) -> Self {
         Self {
             resume_after,
             membership: Box::new(membership),
@@ -155,13 +158,13 @@ impl Assembler {
     }
 
     /// Answers [`Event::Describe`].
-    pub(super) fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
+    pub(in crate::replication) fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
         self.relations.insert(message.id, Known::Ours(relation, message));
     }
 
     /// The transaction that is being received.
     #[must_use]
-    pub(super) fn open_xid(&self) -> Option<Xid> {
+    pub(in crate::replication) fn open_xid(&self) -> Option<Xid> {
         self.open.map(|open| open.xid)
     }
 
@@ -169,7 +172,7 @@ impl Assembler {
     ///
     /// # Errors
     /// It cannot be; the stream has to be left.
-    pub(super) fn take(&mut self, message: Message) -> Result<Event, StreamError> {
+    pub(in crate::replication) fn take(&mut self, message: Message) -> Result<Event, StreamError> {
         match message {
             Message::Begin(begin) => {
                 if self.open.is_some() {

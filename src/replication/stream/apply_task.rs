@@ -15,7 +15,7 @@ use crate::copy::board::Outcome;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
-use super::batch::Closed;
+use super::buffer::Closed;
 
 /// What the pipeline asks of the sink.
 enum Order {
@@ -35,7 +35,7 @@ enum Order {
 
 /// What the sink says of its own accord.
 #[derive(Debug)]
-pub(super) enum Report {
+pub(in crate::replication) enum Report {
     /// A commit is durable.
     Durable {
         /// What it held.
@@ -53,7 +53,7 @@ pub(super) enum Report {
 
 /// The pipeline's end of the sink's task.
 #[derive(Debug)]
-pub(super) struct SinkHandle {
+pub(in crate::replication) struct SinkHandle {
     orders: mpsc::Sender<Order>,
     reports: mpsc::UnboundedReceiver<Report>,
     /// Orders that will be reported and are not yet.
@@ -63,11 +63,11 @@ pub(super) struct SinkHandle {
 
 /// The sink's task has ended; its last report says why.
 #[derive(Debug)]
-pub(super) struct SinkEnded;
+pub(in crate::replication) struct SinkEnded;
 
 impl SinkHandle {
     /// Gives the sink its task.
-    pub(super) fn spawn(sink: Sink, identity: SourceIdentity) -> Self {
+    pub(in crate::replication) fn spawn(sink: Sink, identity: SourceIdentity) -> Self {
         let (orders, inbox) = mpsc::channel(1);
         // Unbounded in type only: one report an order, and two orders at most.
         let (outbox, reports) = mpsc::unbounded_channel();
@@ -81,22 +81,22 @@ impl SinkHandle {
     }
 
     /// Whether it has nothing to do.
-    pub(super) const fn is_idle(&self) -> bool {
+    pub(in crate::replication) const fn is_idle(&self) -> bool {
         self.in_flight == 0
     }
 
     /// Hands over the beginning of a transaction; waits while the sink is two batches behind.
-    pub(super) async fn apply(&mut self, segment: Segment) -> Result<(), SinkEnded> {
+    pub(in crate::replication) async fn apply(&mut self, segment: Segment) -> Result<(), SinkEnded> {
         self.order(Order::Apply(segment)).await
     }
 
     /// Hands over whole transactions; waits while the sink is two batches behind.
-    pub(super) async fn commit(&mut self, closed: Closed) -> Result<(), SinkEnded> {
+    pub(in crate::replication) async fn commit(&mut self, closed: Closed) -> Result<(), SinkEnded> {
         self.order(Order::Commit(closed)).await
     }
 
     /// Moves the checkpoint of an idle stream.
-    pub(super) async fn checkpoint(&mut self, position: Lsn) -> Result<(), SinkEnded> {
+    pub(in crate::replication) async fn checkpoint(&mut self, position: Lsn) -> Result<(), SinkEnded> {
         self.order(Order::Checkpoint(position)).await
     }
 
@@ -107,7 +107,7 @@ impl SinkHandle {
     }
 
     /// Looks a table up, behind everything that was ordered before.
-    pub(super) async fn resolve(
+    pub(in crate::replication) async fn resolve(
         &self,
         description: TableDescription,
     ) -> Result<Result<Arc<Relation>, AgentError>, SinkEnded> {
@@ -120,7 +120,7 @@ impl SinkHandle {
     }
 
     /// Says that a table's first copy begins or ends.
-    pub(super) async fn copying(&self, table: TableName, copying: bool) -> Result<(), SinkEnded> {
+    pub(in crate::replication) async fn copying(&self, table: TableName, copying: bool) -> Result<(), SinkEnded> {
         self.orders
             .send(Order::Copying(table, copying))
             .await
@@ -128,12 +128,15 @@ impl SinkHandle {
     }
 
     /// Takes the mark off that rows may be missing.
-    pub(super) async fn clear_gap(&self, reply: oneshot::Sender<Result<(), AgentError>>) -> Result<(), SinkEnded> {
+    pub(in crate::replication) async fn clear_gap(
+        &self,
+        reply: oneshot::Sender<Result<(), AgentError>>,
+    ) -> Result<(), SinkEnded> {
         self.orders.send(Order::ClearGap(reply)).await.map_err(|_| SinkEnded)
     }
 
     /// The next report. Cancel-safe. `None` once the task has ended and everything was read.
-    pub(super) async fn report(&mut self) -> Option<Report> {
+    pub(in crate::replication) async fn report(&mut self) -> Option<Report> {
         let report = self.reports.recv().await;
         self.in_flight = self.in_flight.saturating_sub(1);
         report

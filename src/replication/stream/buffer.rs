@@ -14,16 +14,16 @@ use crate::timestamp::PgTimestamp;
 
 /// A commit of the source that a batch holds whole.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Boundary {
+pub(in crate::replication) struct Boundary {
     /// The position after it.
-    pub(super) end_lsn: Lsn,
+    pub(in crate::replication) end_lsn: Lsn,
     /// When it committed.
-    pub(super) committed_at: PgTimestamp,
+    pub(in crate::replication) committed_at: PgTimestamp,
 }
 
 /// Collects items up to a limit. Bounded by its owner, who asks [`Batch::is_full`] after each item.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(in crate::replication) struct Batch {
     rows: usize,
     bytes: usize,
     /// Of these, the open transaction's.
@@ -49,21 +49,21 @@ pub(super) struct Batch {
 
 /// Whole transactions, ready to be applied and committed.
 #[derive(Debug)]
-pub(super) struct Closed {
+pub(in crate::replication) struct Closed {
     /// What to apply.
-    pub(super) items: Vec<Item>,
+    pub(in crate::replication) items: Vec<Item>,
     /// Where to put the checkpoint.
-    pub(super) boundary: Boundary,
+    pub(in crate::replication) boundary: Boundary,
     /// When the transactions in it committed.
-    pub(super) commits: Vec<PgTimestamp>,
+    pub(in crate::replication) commits: Vec<PgTimestamp>,
     /// Whom to tell.
-    pub(super) chunks: Vec<oneshot::Sender<Outcome>>,
+    pub(in crate::replication) chunks: Vec<oneshot::Sender<Outcome>>,
 }
 
 impl Batch {
     /// An empty batch with its limits.
     #[must_use]
-    pub(super) const fn new(max_rows: usize, max_bytes: usize) -> Self {
+    pub(in crate::replication) const fn new(max_rows: usize, max_bytes: usize) -> Self {
         Self {
             rows: 0,
             bytes: 0,
@@ -82,7 +82,7 @@ impl Batch {
     }
 
     /// Adds something of the open transaction.
-    pub(super) fn push(&mut self, item: Item) {
+    pub(in crate::replication) fn push(&mut self, item: Item) {
         let bytes = match &item {
             Item::Change(change) => {
                 // The change itself, its key's box and the shares of both.
@@ -100,7 +100,7 @@ impl Batch {
     }
 
     /// Changes of a table that are not ours to apply; merged with the last item where that says the same.
-    pub(super) fn count_filtered(&mut self, relation: &Arc<Relation>) {
+    pub(in crate::replication) fn count_filtered(&mut self, relation: &Arc<Relation>) {
         if let Some(Item::Filtered { relation: last, count }) =
             self.items.get_mut(self.whole..).and_then(<[_]>::last_mut)
             && Arc::ptr_eq(last, relation)
@@ -115,12 +115,12 @@ impl Batch {
     }
 
     /// A reader waits for the chunk that was just pushed.
-    pub(super) fn await_chunk(&mut self, reader: oneshot::Sender<Outcome>) {
+    pub(in crate::replication) fn await_chunk(&mut self, reader: oneshot::Sender<Outcome>) {
         self.open_chunks.push(reader);
     }
 
     /// The open transaction is whole.
-    pub(super) fn close_transaction(&mut self, boundary: Boundary) {
+    pub(in crate::replication) fn close_transaction(&mut self, boundary: Boundary) {
         if self.items.len() > self.whole || self.open_taken {
             self.commits.push(boundary.committed_at);
         }
@@ -134,18 +134,18 @@ impl Batch {
 
     /// Whether it holds as much as it may.
     #[must_use]
-    pub(super) const fn is_full(&self) -> bool {
+    pub(in crate::replication) const fn is_full(&self) -> bool {
         self.rows >= self.max_rows || self.bytes >= self.max_bytes
     }
 
     /// When the oldest transaction in it committed.
     #[must_use]
-    pub(super) fn oldest_commit(&self) -> Option<PgTimestamp> {
+    pub(in crate::replication) fn oldest_commit(&self) -> Option<PgTimestamp> {
         self.commits.first().copied()
     }
 
     /// Takes the whole transactions out; `None` where nothing of them has to be applied or committed. What is left belongs to the open one.
-    pub(super) fn take_whole(&mut self) -> Option<Closed> {
+    pub(in crate::replication) fn take_whole(&mut self) -> Option<Closed> {
         if self.whole == 0 && !self.owed {
             return None;
         }
@@ -165,7 +165,7 @@ impl Batch {
     }
 
     /// Takes the beginning of the open transaction, to be applied without a commit. Call after [`Batch::take_whole`].
-    pub(super) fn take_open(&mut self) -> Vec<Item> {
+    pub(in crate::replication) fn take_open(&mut self) -> Vec<Item> {
         self.rows = 0;
         self.bytes = 0;
         self.open_bytes = 0;
@@ -176,13 +176,13 @@ impl Batch {
 
 /// How long ago something happened by the source's clock, whose offset to ours is known; never negative.
 #[must_use]
-pub(super) fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
+pub(in crate::replication) fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
     Duration::from_micros(u64::try_from(now.0.saturating_sub(then.0)).unwrap_or(0))
 }
 
 /// Whether two descriptions of a table give the same row images.
 #[must_use]
-pub(super) fn same_shape(one: &Relation, other: &Relation) -> bool {
+pub(in crate::replication) fn same_shape(one: &Relation, other: &Relation) -> bool {
     one.columns == other.columns && one.key == other.key
 }
 

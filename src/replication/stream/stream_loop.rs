@@ -30,12 +30,12 @@ use crate::pgoutput::{self, PgTimestamp, RelationMessage, ReplicaIdentity};
 use crate::shutdown::GRACE;
 use crate::wire::{Feedback, Frame, FrameStream};
 
+use super::apply_task::{Report, SinkEnded, SinkHandle};
 use super::assemble::{Assembler, Event, StreamError};
-use super::batch::{Batch, Boundary, age, same_shape};
-use super::error::SyncError;
+use super::buffer::{Batch, Boundary, age, same_shape};
 use super::progress::Progress;
-use super::sink_task::{Report, SinkEnded, SinkHandle};
-use super::view::View;
+use crate::replication::error::SyncError;
+use crate::replication::status::sync_status::SyncStatus;
 
 /// How often an idle stream moves its checkpoint, at most. Each time costs the Agent DB one small commit; what it buys is
 /// WAL that the Site DB may remove, of which a quiet publication on a busy server makes some megabytes in this time.
@@ -44,7 +44,7 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(5);
 
 /// What readers ask of the stream.
 #[derive(Debug)]
-pub(super) enum Request {
+pub(in crate::replication) enum Request {
     /// How a table's rows look in the Agent DB.
     Describe(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
     /// A table's first copy begins or ends.
@@ -54,16 +54,16 @@ pub(super) enum Request {
 }
 
 /// See the module's header.
-pub(super) struct Pipeline {
-    pub(super) frames: FrameStream,
-    pub(super) feedback: Feedback,
-    pub(super) sink: SinkHandle,
-    pub(super) assembler: Assembler,
-    pub(super) board: Board,
-    pub(super) requests: mpsc::Receiver<Request>,
-    pub(super) view: Arc<View>,
-    pub(super) batch: Batch,
-    pub(super) progress: Progress,
+pub(in crate::replication) struct Pipeline {
+    pub(in crate::replication) frames: FrameStream,
+    pub(in crate::replication) feedback: Feedback,
+    pub(in crate::replication) sink: SinkHandle,
+    pub(in crate::replication) assembler: Assembler,
+    pub(in crate::replication) board: Board,
+    pub(in crate::replication) requests: mpsc::Receiver<Request>,
+    pub(in crate::replication) view: Arc<SyncStatus>,
+    pub(in crate::replication) batch: Batch,
+    pub(in crate::replication) progress: Progress,
     windows: Windows,
     /// One `Arc` for each table, whoever described it, so that changes of one key meet in the sink.
     relations: HashMap<RelationId, Arc<Relation>>,
@@ -77,21 +77,21 @@ pub(super) struct Pipeline {
 }
 
 /// What a pipeline is made of.
-pub(super) struct Parts {
-    pub(super) frames: FrameStream,
-    pub(super) feedback: Feedback,
-    pub(super) sink: SinkHandle,
-    pub(super) assembler: Assembler,
-    pub(super) board: Board,
-    pub(super) requests: mpsc::Receiver<Request>,
-    pub(super) view: Arc<View>,
-    pub(super) batch: Batch,
-    pub(super) resume_after: Lsn,
+pub(in crate::replication) struct Parts {
+    pub(in crate::replication) frames: FrameStream,
+    pub(in crate::replication) feedback: Feedback,
+    pub(in crate::replication) sink: SinkHandle,
+    pub(in crate::replication) assembler: Assembler,
+    pub(in crate::replication) board: Board,
+    pub(in crate::replication) requests: mpsc::Receiver<Request>,
+    pub(in crate::replication) view: Arc<SyncStatus>,
+    pub(in crate::replication) batch: Batch,
+    pub(in crate::replication) resume_after: Lsn,
 }
 
 impl Pipeline {
     /// Puts the parts together, standing at the checkpoint.
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(in crate::replication) fn new(parts: Parts) -> Self {
         let Parts {
             frames,
             feedback,
@@ -125,7 +125,7 @@ impl Pipeline {
     }
 
     /// Runs until it is stopped (then everything whole is durable and acknowledged) or cannot go on.
-    pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<(), SyncError> {
+    pub(in crate::replication) async fn run(mut self, stop: &CancellationToken) -> Result<(), SyncError> {
         loop {
             self.hand_over().await?;
             self.publish();

@@ -21,8 +21,8 @@ use crate::retry::{Disposition, backoff};
 use crate::shutdown;
 
 use super::error::SyncError;
-use super::pipeline::Request;
-use super::view::View;
+use super::status::sync_status::SyncStatus;
+use super::stream::stream_loop::Request;
 use super::visibility::{Visibility, wait_for_running_transactions};
 
 /// How often the tables' states are read; commands come sooner, by notification.
@@ -38,7 +38,7 @@ pub(super) struct Copies {
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     pub(super) board: Board,
     pub(super) requests: mpsc::Sender<Request>,
-    pub(super) view: Arc<View>,
+    pub(super) view: Arc<SyncStatus>,
     /// The slot was created in this run: transactions that ran before it have ended, and new tables need not wait.
     pub(super) fresh_slot: bool,
     pub(super) visibility: Arc<Visibility>,

@@ -13,12 +13,12 @@ use crate::lsn::Lsn;
 use crate::metrics;
 use crate::timestamp::PgTimestamp;
 
-use super::batch::age;
 use super::state::SyncState;
+use crate::replication::stream::buffer::age;
 
 /// Written by the pipeline, read by anyone. Each figure is right by itself; together they are a moment apart.
 #[derive(Debug)]
-pub(super) struct View {
+pub(in crate::replication) struct SyncStatus {
     received: AtomicU64,
     durable: AtomicU64,
     settled: AtomicU64,
@@ -35,7 +35,7 @@ pub(super) struct View {
     gap: Mutex<Option<String>>,
 }
 
-impl Default for View {
+impl Default for SyncStatus {
     fn default() -> Self {
         Self {
             received: AtomicU64::new(0),
@@ -52,19 +52,19 @@ impl Default for View {
     }
 }
 
-impl View {
-    pub(super) fn received(&self, position: Lsn) {
+impl SyncStatus {
+    pub(in crate::replication) fn received(&self, position: Lsn) {
         self.received.fetch_max(position.0, Ordering::Relaxed);
     }
 
-    pub(super) fn stand(&self, durable: Lsn, settled: Lsn, oldest: Option<PgTimestamp>) {
+    pub(in crate::replication) fn stand(&self, durable: Lsn, settled: Lsn, oldest: Option<PgTimestamp>) {
         self.durable.store(durable.0, Ordering::Relaxed);
         self.oldest
             .store(oldest.map_or(0, |commit| commit.0), Ordering::Relaxed);
         self.settled.store(settled.0, Ordering::Release);
     }
 
-    pub(super) fn applied(&self, applied: &Applied) {
+    pub(in crate::replication) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         // The sink has told the metrics, by operation (`agent_db::sink::ledger`).
         for (table, &rows) in &applied.parked_now {
@@ -76,16 +76,16 @@ impl View {
         }
     }
 
-    pub(super) fn parked(&self) -> BTreeMap<TableName, u64> {
+    pub(in crate::replication) fn parked(&self) -> BTreeMap<TableName, u64> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn total(&self) -> Tally {
+    pub(in crate::replication) fn total(&self) -> Tally {
         *self.total.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the state, and why where that needs a word. Returns whether it is another than before.
-    pub(super) fn set_state(&self, state: SyncState, detail: Option<String>) -> bool {
+    pub(in crate::replication) fn set_state(&self, state: SyncState, detail: Option<String>) -> bool {
         let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = current.0 != state || current.1 != detail;
         *current = (state, detail);
@@ -97,25 +97,25 @@ impl View {
     }
 
     /// Waits until the state changes, for the one who tells others. A change while nobody waits is not lost.
-    pub(super) async fn changed(&self) {
+    pub(in crate::replication) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    pub(super) fn state(&self) -> (SyncState, Option<String>) {
+    pub(in crate::replication) fn state(&self) -> (SyncState, Option<String>) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Rows may be missing, and why; or not any more.
-    pub(super) fn set_gap(&self, reason: Option<String>) {
+    pub(in crate::replication) fn set_gap(&self, reason: Option<String>) {
         *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
-    pub(super) fn gap(&self) -> Option<String> {
+    pub(in crate::replication) fn gap(&self) -> Option<String> {
         self.gap.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A run begins. What needs a person goes on being said until the stream flows.
-    pub(super) fn set_connecting(&self) {
+    pub(in crate::replication) fn set_connecting(&self) {
         if !matches!(self.state().0, SyncState::Held | SyncState::Gap | SyncState::Standby) {
             self.set_state(SyncState::Connecting, None);
         }
@@ -123,7 +123,7 @@ impl View {
 
     /// The stream flows; a first copy runs beside it, or none, or one waits for a person. A gap stays one until it is
     /// closed.
-    pub(super) fn set_flowing(&self, copying: bool, held: Option<String>) {
+    pub(in crate::replication) fn set_flowing(&self, copying: bool, held: Option<String>) {
         match (self.gap(), held) {
             (Some(reason), _) => self.set_state(SyncState::Gap, Some(reason)),
             (None, Some(reason)) => self.set_state(SyncState::Held, Some(reason)),
@@ -133,36 +133,36 @@ impl View {
     }
 
     /// Rows that are parked, as they are known at the start of a run.
-    pub(super) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
+    pub(in crate::replication) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         for (table, rows) in counts {
             parked.insert(table, rows);
         }
     }
 
-    pub(super) fn set_clock_offset(&self, micros: i64) {
+    pub(in crate::replication) fn set_clock_offset(&self, micros: i64) {
         self.clock_offset.store(micros, Ordering::Relaxed);
     }
 
     /// The source's clock, as well as we know it.
-    pub(super) fn source_now(&self) -> PgTimestamp {
+    pub(in crate::replication) fn source_now(&self) -> PgTimestamp {
         PgTimestamp(PgTimestamp::now().0 + self.clock_offset.load(Ordering::Relaxed))
     }
 
-    pub(super) fn received_lsn(&self) -> Lsn {
+    pub(in crate::replication) fn received_lsn(&self) -> Lsn {
         Lsn(self.received.load(Ordering::Relaxed))
     }
 
-    pub(super) fn durable_lsn(&self) -> Lsn {
+    pub(in crate::replication) fn durable_lsn(&self) -> Lsn {
         Lsn(self.durable.load(Ordering::Relaxed))
     }
 
-    pub(super) fn settled_lsn(&self) -> Lsn {
+    pub(in crate::replication) fn settled_lsn(&self) -> Lsn {
         Lsn(self.settled.load(Ordering::Acquire))
     }
 
     /// The age of the oldest transaction that was received and is not durable.
-    pub(super) fn oldest_unapplied(&self) -> Option<Duration> {
+    pub(in crate::replication) fn oldest_unapplied(&self) -> Option<Duration> {
         match self.oldest.load(Ordering::Relaxed) {
             0 => None,
             commit => Some(age(PgTimestamp(commit), self.source_now())),

@@ -12,7 +12,7 @@ const SAMPLES: usize = 3600;
 
 /// The source's end of log as it was seen from time to time.
 #[derive(Debug)]
-pub(super) struct Delay {
+pub(in crate::replication) struct Delay {
     samples: VecDeque<(Instant, Lsn)>,
     /// When everything that the source had was last known to be settled.
     caught_up_at: Instant,
@@ -21,7 +21,7 @@ pub(super) struct Delay {
 impl Delay {
     /// Starts the clock: nothing is proved yet.
     #[must_use]
-    pub(super) const fn new(now: Instant) -> Self {
+    pub(in crate::replication) const fn new(now: Instant) -> Self {
         Self {
             samples: VecDeque::new(),
             caught_up_at: now,
@@ -29,7 +29,7 @@ impl Delay {
     }
 
     /// The source's log ended here at this time, read from the source itself and not from the stream.
-    pub(super) fn sample(&mut self, at: Instant, source_end: Lsn) {
+    pub(in crate::replication) fn sample(&mut self, at: Instant, source_end: Lsn) {
         if self.samples.len() == SAMPLES {
             self.samples.pop_front();
         }
@@ -40,7 +40,12 @@ impl Delay {
     ///
     /// `settled` is the position up to which everything is done, `oldest_unapplied` the age of the oldest transaction
     /// that was received and is not durable yet.
-    pub(super) fn measure(&mut self, now: Instant, settled: Lsn, oldest_unapplied: Option<Duration>) -> Duration {
+    pub(in crate::replication) fn measure(
+        &mut self,
+        now: Instant,
+        settled: Lsn,
+        oldest_unapplied: Option<Duration>,
+    ) -> Duration {
         while let Some(&(at, end)) = self.samples.front() {
             if end > settled {
                 break;

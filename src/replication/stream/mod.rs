@@ -1,0 +1,15 @@
+//! One run of the stream: from the frames of the replication connection to durable batches in the Agent DB.
+//!
+//! | file | its job |
+//! |---|---|
+//! | [`stream_loop`] | the one task that reads the stream; its order is the order of the log |
+//! | [`assemble`] | messages → events: relations, protocol order, each row's key |
+//! | [`buffer`] | what was received and is not handed over yet, cut at commits |
+//! | [`progress`] | what may be acknowledged to the Site DB |
+//! | [`apply_task`] | the task that writes to the Agent DB while the next batch is filled |
+
+pub(super) mod apply_task;
+pub(super) mod assemble;
+pub(super) mod buffer;
+pub(super) mod progress;
+pub(super) mod stream_loop;
