@@ -7,8 +7,30 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use super::error::AgentError;
-use super::segment::{Identity, TableDescription};
-use crate::change::{Relation, TableName, quote_identifier};
+use crate::change::{Relation, RelationId, TableName, quote_identifier};
+
+/// A table as the source's stream describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableDescription {
+    /// The stream's name for it.
+    pub id: RelationId,
+    /// The table.
+    pub table: TableName,
+    /// Its published columns, in the order of the row images.
+    pub columns: Vec<Arc<str>>,
+    /// By what the source identifies the old row of an update or a delete.
+    pub identity: Identity,
+}
+
+/// A table's replica identity in the Site DB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// The whole old row.
+    Full,
+    /// These positions in the columns (DEFAULT or INDEX). Empty (NOTHING) where rows are only ever inserted: the source
+    /// itself refuses the rest.
+    Columns(Vec<usize>),
+}
 
 /// A table of the stream and how to write it.
 #[derive(Debug, PartialEq, Eq)]

@@ -17,32 +17,27 @@
 //! exists that we could decode wrongly (pitfall P28). Why a session lock: the lock, the rows and the checkpoint live and
 //! die with one connection, so a daemon that has lost its place can't commit.
 //!
+//! | room | |
+//! |---|---|
+//! | `apply` | changes in, SQL out, one transaction |
+//! | `bookkeeping` | the daemon's own tables, one file each |
+//! | `catalog` | what the Agent DB says of a table |
+//!
 //! The driver is `tokio-postgres`, for its pipelining; `copy` and `cli` use [`connect()`] for their own connections.
 
-mod array;
+mod apply;
+mod bookkeeping;
 mod catalog;
-mod checkpoint;
 mod connect;
-mod control;
-mod copy_text;
 mod error;
-mod inspect;
-mod plan;
 mod rights;
-mod segment;
-mod shape;
-mod sink;
-mod sql;
 
-pub use catalog::is_spelled_one_way;
-pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
-pub use connect::connect;
-pub use control::{Command, CommandState, Control, DaemonReport, FailedKey};
-pub use error::{AgentError, Holder, Refusal};
-pub use inspect::{Asked, FailedFilter, FailedRow, StoredDaemon};
-pub use rights::Rights;
-pub use segment::{
-    Applied, Committed, CopyPhase, Identity, Item, Segment, TableDescription, TableProgress, TableState, Tally,
+pub use apply::{Applied, Committed, Item, Segment, Sink, SinkSettings};
+pub use bookkeeping::{
+    Asked, Checkpoint, Command, CommandState, Control, CopyPhase, DaemonReport, FailedFilter, FailedKey, FailedRow,
+    Gap, Shape, SourceIdentity, StoredCheckpoint, StoredDaemon, TableProgress, TableState, Tally,
 };
-pub use shape::Shape;
-pub use sink::{Sink, SinkSettings};
+pub use catalog::{Identity, TableDescription, is_spelled_one_way};
+pub use connect::connect;
+pub use error::{AgentError, Holder, Refusal};
+pub use rights::Rights;

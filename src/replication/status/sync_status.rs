@@ -66,7 +66,7 @@ impl SyncStatus {
 
     pub(in crate::replication) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        // The sink has told the metrics, by operation (`agent_db::sink::ledger`).
+        // The sink has told the metrics, by operation (`agent_db::apply::ledger`).
         for (table, &rows) in &applied.parked_now {
             parked.insert(table.clone(), rows);
         }

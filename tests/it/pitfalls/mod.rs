@@ -174,7 +174,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         "compaction loses TOAST values",
         Tests(&[
             "change::coalesce::tests::folding_then_applying_equals_applying_one_by_one",
-            "agent_db::plan::tests::planned_and_applied_equals_one_by_one",
+            "agent_db::apply::plan::tests::planned_and_applied_equals_one_by_one",
         ]),
     ),
     (
@@ -214,7 +214,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         25,
         "ON CONFLICT hits a row twice",
         Tests(&[
-            "agent_db::plan::tests::planned_and_applied_equals_one_by_one",
+            "agent_db::apply::plan::tests::planned_and_applied_equals_one_by_one",
             "agent_db::rows::a_keys_changes_fold_into_one_row_and_all_are_accounted_for",
         ]),
     ),

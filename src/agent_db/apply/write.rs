@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use super::Sink;
 use super::ledger::{Kind as Counted, Ledger};
-use super::parking::Why;
+use super::plan::{Group, Line, Offer, Round, Run, moved};
+use super::segment::{Item, Segment};
+use super::sql;
+use crate::agent_db::bookkeeping::Tally;
+use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
 use crate::agent_db::error::{AgentError, Refusal};
-use crate::agent_db::plan::{Group, Line, Offer, Round, Run, moved};
-use crate::agent_db::segment::{Item, Segment, Tally};
-use crate::agent_db::sql;
 use crate::change::{Change, Origin, Truncate};
 use crate::retry::Disposition;
 
@@ -269,7 +270,7 @@ impl Sink {
                 column: column.clone(),
             });
         }
-        let why = Why::from(refusal);
+        let why = ParkReason::from(refusal);
         if group.heal {
             self.lot.refused(&group.relation.table, line.key, why);
             return Ok(());
@@ -277,7 +278,7 @@ impl Sink {
         self.park(line.change, &why, ledger)
     }
 
-    pub(super) fn park(&mut self, change: &Change, why: &Why, ledger: &mut Ledger) -> Result<(), AgentError> {
+    pub(super) fn park(&mut self, change: &Change, why: &ParkReason, ledger: &mut Ledger) -> Result<(), AgentError> {
         self.lot.park(change, Some(why))?;
         if change.origin == Origin::Stream {
             count(change, ledger).parked += 1;

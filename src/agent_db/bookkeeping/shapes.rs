@@ -1,10 +1,10 @@
-//! What a table was on the Site DB when its copy began, remembered beside its state: by that a start sees that the table
-//! has become another one while nobody looked.
+//! `twinlog.tables`, columns `source_…`: what a table was on the Site DB when its copy began. By that a start sees that the
+//! table has become another one while no daemon ran.
 
 use std::collections::BTreeMap;
 
-use super::control::Control;
-use super::error::AgentError;
+use super::control::{Control, failed};
+use crate::agent_db::error::AgentError;
 use crate::change::TableName;
 
 /// A table of the Site DB, as far as a stream that goes on over its changes would miss rows.
@@ -49,23 +49,26 @@ impl Control {
         let rows = self
             .client
             .query(
-                "SELECT schema_name, table_name, source_oid, coalesce(source_membership, ''),
-                     coalesce(source_columns, '{}'), source_filter
+                "SELECT schema_name, table_name, source_oid, coalesce(source_membership, '') AS source_membership,
+                     coalesce(source_columns, '{}') AS source_columns, source_filter
                  FROM twinlog.tables WHERE slot = $1 AND source_oid IS NOT NULL",
                 &[&self.slot],
             )
             .await
-            .map_err(|source| AgentError::from_driver("read the tables' shapes", None, source))?;
+            .map_err(failed("read the tables' shapes"))?;
         Ok(rows
             .iter()
             .map(|row| {
                 let shape = Shape {
-                    oid: row.get(2),
-                    membership: row.get(3),
-                    columns: row.get(4),
-                    row_filter: row.get(5),
+                    oid: row.get("source_oid"),
+                    membership: row.get("source_membership"),
+                    columns: row.get("source_columns"),
+                    row_filter: row.get("source_filter"),
                 };
-                (TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)), shape)
+                (
+                    TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+                    shape,
+                )
             })
             .collect())
     }
@@ -91,7 +94,7 @@ impl Control {
                 ],
             )
             .await
-            .map_err(|source| AgentError::from_driver("remember a table's shape", None, source))?;
+            .map_err(failed("remember a table's shape"))?;
         Ok(())
     }
 }

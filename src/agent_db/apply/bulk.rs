@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::SinkExt;
 use tokio_postgres::{Client, Statement};
 
-use crate::agent_db::copy_text;
+use super::copy_text;
 use crate::change::{Row, TableName};
 
 /// Which tables are not to be written by COPY for now.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::agent_db::segment::{Applied, Tally};
+use super::segment::Applied;
+use crate::agent_db::bookkeeping::Tally;
 use crate::change::{Change, Operation, Origin, TableName};
 use crate::metrics;
 

@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use super::catalog::{Column, Target};
+use crate::agent_db::catalog::{Column, Target};
 
 /// What a statement does to rows of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

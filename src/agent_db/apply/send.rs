@@ -7,16 +7,16 @@ use futures_util::TryStreamExt;
 use tokio_postgres::{Client, Statement};
 
 use super::Sink;
+use super::array::TextArray;
 use super::bulk;
 use super::ledger::{Kind as Counted, Ledger};
-use super::parking::Why;
 use super::pipeline::{Request, in_order};
+use super::plan::{Group, Line};
+use super::sql::{self, Kind, Parameter};
 use super::write::count;
-use crate::agent_db::array::TextArray;
+use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
 use crate::agent_db::catalog::Target;
 use crate::agent_db::error::AgentError;
-use crate::agent_db::plan::{Group, Line};
-use crate::agent_db::sql::{self, Kind, Parameter};
 use crate::change::{Key, Origin, Row};
 use crate::retry::Disposition;
 
@@ -93,7 +93,7 @@ impl Sink {
         }
 
         for line in &rootless {
-            self.park(line.change, &Why::missing_base(), ledger)?;
+            self.park(line.change, &ParkReason::missing_base(), ledger)?;
         }
         for ((group, lines), reply) in missing
             .iter()
@@ -144,7 +144,7 @@ impl Sink {
                     if is_copying {
                         count(line.change, ledger).superseded += 1;
                     } else {
-                        self.park(line.change, &Why::missing_base(), ledger)?;
+                        self.park(line.change, &ParkReason::missing_base(), ledger)?;
                     }
                 }
                 ledger.of(table, Counted::Update).applied += total - missing.len() as u64;

@@ -1,16 +1,20 @@
 //! The one connection that writes: session, transaction, commit. How a segment is written is `write`'s matter and its
 //! round trips [`send`]'s, which rows are parked [`parking`]'s, what is counted [`ledger`]'s, lock and checkpoint
-//! [`bookkeeping`]'s.
+//! [`bookkeeping`](super::bookkeeping)'s.
 //!
 //! A call that fails or is dropped half-way leaves the sink unusable until [`Sink::rollback`]; a commit whose answer was
 //! not seen leaves it unusable for good. So a caller can't commit a checkpoint over rows that are not there.
 
-mod bookkeeping;
+mod array;
 mod bulk;
+mod copy_text;
 mod ledger;
 mod parking;
 mod pipeline;
+mod plan;
+mod segment;
 mod send;
+mod sql;
 mod write;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -18,27 +22,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::AbortHandle;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
-use self::bookkeeping::{Accounting, Bookkeeping};
 use self::bulk::Spared;
 use self::ledger::Ledger;
 use self::parking::Lot;
 use self::pipeline::{Request, in_order};
 use self::send::Prepared;
-use super::catalog::{self, ForeignKey, Target};
-use super::checkpoint::Checkpoint;
+use self::sql::Kind;
+use super::bookkeeping::accounting::{self, Accounting};
+use super::bookkeeping::failed_rows::entries;
+use super::bookkeeping::{Checkpoint, StoredCheckpoint, checkpoint, lock, tables};
+use super::catalog::{self, ForeignKey, Identity, TableDescription, Target};
 use super::connect;
-use super::control::save_table;
 use super::error::AgentError;
 use super::rights::{self, Rights};
-use super::segment::{Applied, Committed, Identity, Item, Segment, TableDescription};
-use super::sql::Kind;
 use crate::change::{Relation, TableName};
 use crate::config::DatabaseUrl;
 use crate::failpoint;
 use crate::metrics;
 use crate::retry::Disposition;
+
+pub use self::segment::{Applied, Committed, Item, Segment};
 
 /// What the sink must be told.
 #[derive(Debug, Clone)]
@@ -71,7 +76,9 @@ pub struct Sink {
     /// By the relation's address, which the entry keeps alive.
     targets: HashMap<usize, Arc<Target>>,
     statements: HashMap<(usize, Kind), Arc<Prepared>>,
-    bookkeeping: Bookkeeping,
+    /// Prepared once: what every commit runs.
+    save_checkpoint: Statement,
+    add_accounting: Statement,
     lot: Lot,
     copying: HashSet<TableName>,
     spared: Spared,
@@ -123,8 +130,9 @@ impl Sink {
             }
             Ok(()) | Err(_) => {}
         }
-        bookkeeping::lock(&client, slot).await?;
-        let bookkeeping = Bookkeeping::prepare(&client).await?;
+        lock::take(&client, slot).await?;
+        let save_checkpoint = checkpoint::prepare(&client).await?;
+        let add_accounting = accounting::prepare(&client).await?;
         let foreign_keys = if rights.session_replication_role {
             Vec::new()
         } else {
@@ -151,7 +159,8 @@ impl Sink {
             checkpoint: None,
             targets: HashMap::new(),
             statements: HashMap::new(),
-            bookkeeping,
+            save_checkpoint,
+            add_accounting,
             lot,
             copying: HashSet::new(),
             spared: Spared::default(),
@@ -253,7 +262,7 @@ impl Sink {
         }
         for of_table in progress.values() {
             self.open().await?;
-            Box::pin(save_table(&self.client, &self.slot, of_table)).await?;
+            Box::pin(tables::save(&self.client, &self.slot, of_table)).await?;
         }
         self.ledger.add(&ledger);
         let tables = ledger.tables();
@@ -306,16 +315,7 @@ impl Sink {
             .map(|key| &key.child)
             .collect();
         for table in children {
-            self.client
-                .execute(
-                    "UPDATE twinlog.failed_rows SET next_attempt_at = clock_timestamp()
-                     WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason = '23503'
-                       AND next_attempt_at > clock_timestamp() AND parked_at < now()
-                       AND coalesce(last_attempt_at, '-infinity') < clock_timestamp() - interval '5 s'",
-                    &[&self.slot, &&*table.schema, &&*table.name],
-                )
-                .await
-                .map_err(|source| AgentError::from_driver("wake failed rows", None, source))?;
+            entries::wake_children(&self.client, &self.slot, table).await?;
         }
         Ok(())
     }
@@ -401,17 +401,9 @@ impl Sink {
         if !begin.is_empty() {
             requests.push(Box::pin(async { client.batch_execute(&begin).await.map(|()| 0) }));
         }
-        requests.push(Box::pin(bookkeeping::write_checkpoint(
-            client,
-            &self.bookkeeping.checkpoint,
-            checkpoint,
-        )));
+        requests.push(Box::pin(checkpoint::save(client, &self.save_checkpoint, checkpoint)));
         if !tables.is_empty() {
-            requests.push(Box::pin(accounting.add(
-                client,
-                &self.bookkeeping.accounting,
-                &self.slot,
-            )));
+            requests.push(Box::pin(accounting.add(client, &self.add_accounting, &self.slot)));
         }
         requests.push(Box::pin(async { client.batch_execute("COMMIT").await.map(|()| 0) }));
         for answer in in_order(requests).await {
@@ -422,6 +414,57 @@ impl Sink {
             .map(|table| (table.clone(), self.lot.count(table)))
             .collect();
         Ok(Applied { tables, parked_now })
+    }
+
+    /// The checkpoint, made durable before it is returned; `None` before the first. Not within a transaction. A
+    /// predecessor's commit may be visible and not yet flushed: a synchronous commit of our own flushes everything before
+    /// it too (pitfall P43).
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn durable_checkpoint(&mut self) -> Result<Option<StoredCheckpoint>, AgentError> {
+        self.usable()?;
+        if self.in_transaction {
+            return Err(AgentError::Internal(
+                "the checkpoint was asked for within a transaction".to_owned(),
+            ));
+        }
+        let stored = checkpoint::make_durable(&self.client, &self.slot).await?;
+        self.checkpoint = stored.as_ref().map(|stored| stored.checkpoint.clone());
+        Ok(stored)
+    }
+
+    /// Writes the slot's first checkpoint, or replaces one of another identity or a later position, after somebody
+    /// decided that this is right. A gap that is set stays set. Durable when it returns.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn initialise_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), AgentError> {
+        self.usable()?;
+        checkpoint::save(&self.client, &self.save_checkpoint, checkpoint)
+            .await
+            .map_err(|source| AgentError::from_driver("write the checkpoint", None, source))?;
+        self.checkpoint = Some(checkpoint.clone());
+        Ok(())
+    }
+
+    /// Remembers that rows may be missing. The first reason stays until [`Sink::clear_gap`]. Within a transaction, both
+    /// become true with its commit.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
+        self.usable()?;
+        checkpoint::set_gap(&self.client, &self.slot, reason).await
+    }
+
+    /// A full resync has shown that nothing is missing.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
+        self.usable()?;
+        checkpoint::clear_gap(&self.client, &self.slot).await
     }
 
     /// Takes everything back that was applied since the last commit.

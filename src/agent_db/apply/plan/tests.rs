@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::agent_db::sql::Kind;
+use crate::agent_db::apply::sql::Kind;
 use crate::change::{ColumnValue, Origin, RelationId, TableName, overlay};
 
 type Table = BTreeMap<Key, Row>;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use ahash::AHashSet;
 
 use super::{Image, TableRound, image, moved};
-use crate::agent_db::sql::Kind;
+use crate::agent_db::apply::sql::Kind;
 use crate::change::{Change, ColumnValue, Key, Origin, Relation, Row};
 
 /// One row of a [`Group`].
 #[derive(Debug, Clone, Copy)]
-pub(in crate::agent_db) struct Line<'e> {
+pub(in crate::agent_db::apply) struct Line<'e> {
     /// The change by which the result is counted, or parked.
     pub change: &'e Change,
     /// The key to find the row by: the old one for a move.
@@ -21,7 +21,7 @@ pub(in crate::agent_db) struct Line<'e> {
 
 /// Rows of one table that one statement writes. Their keys are distinct.
 #[derive(Debug)]
-pub(in crate::agent_db) struct Group<'e> {
+pub(in crate::agent_db::apply) struct Group<'e> {
     /// The table.
     pub relation: &'e Arc<Relation>,
     /// The statement.
@@ -54,7 +54,7 @@ fn present(row: &Row) -> Box<[bool]> {
 
 impl<'e> Group<'e> {
     /// A change alone, exactly as it came.
-    pub(in crate::agent_db) fn of_one(change: &'e Change, heal: bool) -> Self {
+    pub(in crate::agent_db::apply) fn of_one(change: &'e Change, heal: bool) -> Self {
         let (kind, key, row) = match moved(change) {
             Some((old, row)) => (Kind::Move { present: present(row) }, old, Some(row)),
             None => {
@@ -72,7 +72,7 @@ impl<'e> Group<'e> {
     }
 
     /// The statements of the moves of a table's round.
-    pub(in crate::agent_db) fn of_moves(table: &TableRound<'e>) -> Vec<Self> {
+    pub(in crate::agent_db::apply) fn of_moves(table: &TableRound<'e>) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for &change in &table.moves {
             join(&mut groups, Self::of_one(change, false));
@@ -81,7 +81,7 @@ impl<'e> Group<'e> {
     }
 
     /// The statements of the heals of a table's round.
-    pub(in crate::agent_db) fn of_heals(table: &TableRound<'e>) -> Vec<Self> {
+    pub(in crate::agent_db::apply) fn of_heals(table: &TableRound<'e>) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for &change in &table.heals {
             join(&mut groups, Self::of_one(change, true));
@@ -90,7 +90,10 @@ impl<'e> Group<'e> {
     }
 
     /// The statements of the rows of a table's round. `may_copy`: rows of this origin that should be new may go by COPY.
-    pub(in crate::agent_db) fn of_rows(table: &'e TableRound<'_>, may_copy: impl Fn(Origin) -> bool) -> Vec<Self> {
+    pub(in crate::agent_db::apply) fn of_rows(
+        table: &'e TableRound<'_>,
+        may_copy: impl Fn(Origin) -> bool,
+    ) -> Vec<Self> {
         /// A COPY costs one more round trip, about 100 µs, and saves about 2 µs a row.
         const FEWEST_TO_COPY: usize = 64;
         let new_rows = |origin| {
@@ -144,7 +147,7 @@ impl<'e> Group<'e> {
     }
 
     /// Both halves, in order.
-    pub(in crate::agent_db) fn halves(mut self) -> (Self, Self) {
+    pub(in crate::agent_db::apply) fn halves(mut self) -> (Self, Self) {
         let second = self.lines.split_off(self.lines.len() / 2);
         let second = Self {
             relation: self.relation,
@@ -157,7 +160,7 @@ impl<'e> Group<'e> {
     }
 
     /// Of moved rows, those whose full image is known, to be inserted under their new keys.
-    pub(in crate::agent_db) fn as_upserts(&self, lines: &[Line<'e>]) -> Option<Self> {
+    pub(in crate::agent_db::apply) fn as_upserts(&self, lines: &[Line<'e>]) -> Option<Self> {
         let lines: Vec<Line<'e>> = lines
             .iter()
             .filter(|line| line.row.is_some_and(Row::is_full))
@@ -176,7 +179,7 @@ impl<'e> Group<'e> {
     }
 
     /// Of moved rows, those whose full image is known, to be deleted under their old keys.
-    pub(in crate::agent_db) fn as_deletes(&self, lines: &[Line<'e>]) -> Option<Self> {
+    pub(in crate::agent_db::apply) fn as_deletes(&self, lines: &[Line<'e>]) -> Option<Self> {
         let lines: Vec<Line<'e>> = lines
             .iter()
             .filter(|line| line.row.is_some_and(Row::is_full))
@@ -190,12 +193,12 @@ impl<'e> Group<'e> {
     }
 
     /// Whether this goes by COPY, which is refused as a whole and after which no other statement is in flight.
-    pub(in crate::agent_db) fn copies(&self) -> bool {
+    pub(in crate::agent_db::apply) fn copies(&self) -> bool {
         self.kind == Kind::Copy
     }
 
     /// Whether this removes rows: what must come first for unique indexes, and last for foreign keys.
-    pub(in crate::agent_db) fn deletes(&self) -> bool {
+    pub(in crate::agent_db::apply) fn deletes(&self) -> bool {
         self.kind == Kind::Delete
     }
 }
@@ -210,14 +213,14 @@ fn join<'e>(groups: &mut Vec<Group<'e>>, one: Group<'e>) {
 /// Changes in exact stream order, cut into runs that one statement can write: neighbours of one table and kind whose
 /// keys are distinct.
 #[derive(Debug, Default)]
-pub(in crate::agent_db) struct Run<'a> {
+pub(in crate::agent_db::apply) struct Run<'a> {
     group: Option<Group<'a>>,
     keys: AHashSet<&'a Key>,
 }
 
 impl<'a> Run<'a> {
     /// Takes the change, or gives back what must be written before it can be taken.
-    pub(in crate::agent_db) fn offer(&mut self, change: &'a Change, heal: bool) -> Option<Group<'a>> {
+    pub(in crate::agent_db::apply) fn offer(&mut self, change: &'a Change, heal: bool) -> Option<Group<'a>> {
         let one = Group::of_one(change, heal);
         let old = moved(change).map(|(old, _)| old);
         if let Some(group) = &mut self.group {
@@ -235,7 +238,7 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the run is about to heal a key of the change.
-    pub(in crate::agent_db) fn is_healing(&self, change: &Change) -> bool {
+    pub(in crate::agent_db::apply) fn is_healing(&self, change: &Change) -> bool {
         self.group
             .as_ref()
             .is_some_and(|group| group.heal && group.relation.table == change.relation.table)
@@ -243,7 +246,7 @@ impl<'a> Run<'a> {
     }
 
     /// What is left to be written.
-    pub(in crate::agent_db) fn take(&mut self) -> Option<Group<'a>> {
+    pub(in crate::agent_db::apply) fn take(&mut self) -> Option<Group<'a>> {
         self.keys.clear();
         self.group.take()
     }

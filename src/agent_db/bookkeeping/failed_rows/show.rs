@@ -1,19 +1,8 @@
-//! What people ask about the daemon's bookkeeping: its last word, the parked rows, and to try these again.
+//! What people ask about parked rows: which there are and why, and to try them again now.
 
-use std::time::Duration;
-
-use super::control::{Control, DaemonReport};
-use super::error::AgentError;
+use crate::agent_db::bookkeeping::control::{Control, failed};
+use crate::agent_db::error::AgentError;
 use crate::change::TableName;
-
-/// The daemon's last word, and how old it is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredDaemon {
-    /// What it said.
-    pub report: DaemonReport,
-    /// How long ago, by the Agent DB's clock.
-    pub age: Duration,
-}
 
 /// Which parked rows are meant: all of those that match.
 #[derive(Debug, Clone, Default)]
@@ -58,42 +47,33 @@ pub struct Asked {
     attempts: i32,
 }
 
-fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> AgentError {
-    move |source| AgentError::from_driver(action, None, source)
-}
-
 const MATCHES: &str = "slot = $1 AND ($2::text IS NULL OR (schema_name = $2 AND table_name = $3)) \
                        AND ($4::text IS NULL OR key = $4)";
 
 impl Control {
-    /// The daemon's last word; `None` where none ever ran.
+    /// How many rows are parked, by table.
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn daemon(&self) -> Result<Option<StoredDaemon>, AgentError> {
-        let row = self
+    pub async fn failed_counts(&self) -> Result<Vec<(TableName, u64)>, AgentError> {
+        let rows = self
             .client
-            .query_opt(
-                "SELECT instance, hostname, pid, version, started_at, state, detail, report,
-                     extract(epoch FROM clock_timestamp() - reported_at)::float8
-                 FROM twinlog.daemon WHERE slot = $1",
+            .query(
+                "SELECT schema_name, table_name, count(*) AS failed_rows FROM twinlog.failed_rows WHERE slot = $1
+                 GROUP BY schema_name, table_name ORDER BY schema_name, table_name",
                 &[&self.slot],
             )
             .await
-            .map_err(failed("read the daemon's state"))?;
-        Ok(row.map(|row| StoredDaemon {
-            report: DaemonReport {
-                instance: row.get(0),
-                hostname: row.get(1),
-                pid: row.get(2),
-                version: row.get(3),
-                started_at: row.get(4),
-                state: row.get(5),
-                detail: row.get(6),
-                report: row.get(7),
-            },
-            age: Duration::try_from_secs_f64(row.get::<_, f64>(8).max(0.0)).unwrap_or(Duration::MAX),
-        }))
+            .map_err(failed("count the failed rows"))?;
+        Ok(rows
+            .iter()
+            .map(|row| {
+                (
+                    TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+                    u64::try_from(row.get::<_, i64>("failed_rows")).unwrap_or_default(),
+                )
+            })
+            .collect())
     }
 
     /// Parked rows, the oldest first.
@@ -107,7 +87,8 @@ impl Control {
             .query(
                 &format!(
                     "SELECT id, schema_name, table_name, key, operation, reason, constraint_name, message, changes,
-                         attempts, to_json(parked_at) #>> '{{}}', to_json(next_attempt_at) #>> '{{}}'
+                         attempts, to_json(parked_at) #>> '{{}}' AS parked_at,
+                         to_json(next_attempt_at) #>> '{{}}' AS next_attempt_at
                      FROM twinlog.failed_rows WHERE {MATCHES} ORDER BY id LIMIT $5"
                 ),
                 &[&self.slot, &schema, &name, &filter.key, &i64::from(limit)],
@@ -117,17 +98,17 @@ impl Control {
         Ok(rows
             .iter()
             .map(|row| FailedRow {
-                id: row.get(0),
-                table: TableName::new(row.get::<_, &str>(1), row.get::<_, &str>(2)),
-                key: row.get(3),
-                operation: row.get(4),
-                reason: row.get(5),
-                constraint: row.get(6),
-                message: row.get(7),
-                changes: row.get(8),
-                attempts: row.get(9),
-                parked_at: row.get(10),
-                next_attempt_at: row.get(11),
+                id: row.get("id"),
+                table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+                key: row.get("key"),
+                operation: row.get("operation"),
+                reason: row.get("reason"),
+                constraint: row.get("constraint_name"),
+                message: row.get("message"),
+                changes: row.get("changes"),
+                attempts: row.get("attempts"),
+                parked_at: row.get("parked_at"),
+                next_attempt_at: row.get("next_attempt_at"),
             })
             .collect())
     }
@@ -155,8 +136,8 @@ impl Control {
         Ok(rows
             .iter()
             .map(|row| Asked {
-                id: row.get(0),
-                attempts: row.get(1),
+                id: row.get("id"),
+                attempts: row.get("attempts"),
             })
             .collect())
     }
@@ -171,15 +152,16 @@ impl Control {
         let row = self
             .client
             .query_one(
-                "SELECT count(*) FILTER (WHERE f.id IS NULL), count(*) FILTER (WHERE f.attempts > asked.attempts)
+                "SELECT count(*) FILTER (WHERE f.id IS NULL) AS healed,
+                     count(*) FILTER (WHERE f.attempts > asked.attempts) AS refused
                  FROM unnest($1::int8[], $2::int4[]) AS asked(id, attempts)
                  LEFT JOIN twinlog.failed_rows f ON f.id = asked.id",
                 &[&ids, &attempts],
             )
             .await
             .map_err(failed("read what became of the failed rows"))?;
-        let count = |index| u64::try_from(row.get::<_, i64>(index)).unwrap_or_default();
-        Ok((count(0), count(1)))
+        let count = |column| u64::try_from(row.get::<_, i64>(column)).unwrap_or_default();
+        Ok((count("healed"), count("refused")))
     }
 }
 

@@ -1,0 +1,279 @@
+//! Parked keys: which there are, and what a segment does to their entries in `twinlog.failed_rows`.
+//!
+//! Within a segment everything happens in memory, so that a savepoint that is rolled back leaves no half-parked row; at
+//! the segment's end [`Lot::flush`] writes it into the open transaction. The set of keys is the transaction's own view:
+//! after a rollback it must be loaded again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::{AHashMap, AHashSet};
+use indexmap::IndexMap;
+use tokio_postgres::Client;
+
+use crate::agent_db::bookkeeping::failed_rows::entries::{self, Healed, ParkReason, Parked, RefusedAgain};
+use crate::agent_db::error::AgentError;
+use crate::change::{Change, Coalesced, Key, Operation, Relation, TableName};
+use crate::lsn::Lsn;
+
+/// All parked keys of the slot.
+#[derive(Debug)]
+pub(super) struct Lot {
+    slot: String,
+    limit: usize,
+    retry_initial: Duration,
+    retry_max: Duration,
+    parked: AHashMap<TableName, AHashSet<Key>>,
+    /// What the segment did, in order of the keys' first appearance.
+    pending: IndexMap<(TableName, Key), Pending>,
+    /// Tables that the segment emptied, before what is pending.
+    cleared: Vec<TableName>,
+    /// How to take the segment back.
+    undo: Vec<Undo>,
+}
+
+#[derive(Debug)]
+enum Pending {
+    Parked {
+        relation: Arc<Relation>,
+        folded: Coalesced,
+        changes: i64,
+        why: Option<ParkReason>,
+    },
+    Healed,
+    Refused(ParkReason),
+}
+
+#[derive(Debug)]
+enum Undo {
+    Added(TableName, Key),
+    Removed(TableName, Key),
+    Cleared(TableName, AHashSet<Key>),
+}
+
+impl Lot {
+    pub(super) fn new(slot: &str, limit: usize, retry_initial: Duration, retry_max: Duration) -> Self {
+        Self {
+            slot: slot.to_owned(),
+            limit,
+            retry_initial,
+            retry_max,
+            parked: AHashMap::new(),
+            pending: IndexMap::new(),
+            cleared: Vec::new(),
+            undo: Vec::new(),
+        }
+    }
+
+    /// Reads the keys as the connection's transaction sees them.
+    pub(super) async fn load(&mut self, client: &Client) -> Result<(), AgentError> {
+        let keys = entries::keys(client, &self.slot).await?;
+        self.parked.clear();
+        self.pending.clear();
+        self.cleared.clear();
+        self.undo.clear();
+        for (table, key) in keys {
+            self.parked.entry(table).or_default().insert(key);
+        }
+        Ok(())
+    }
+
+    /// From here on, [`Lot::take_back`] undoes.
+    pub(super) fn begin_segment(&mut self) {
+        self.undo.clear();
+    }
+
+    /// Undoes everything since [`Lot::begin_segment`].
+    pub(super) fn take_back(&mut self) {
+        self.pending.clear();
+        self.cleared.clear();
+        for undo in std::mem::take(&mut self.undo).into_iter().rev() {
+            match undo {
+                Undo::Added(table, key) => {
+                    self.parked.entry(table).or_default().remove(&key);
+                }
+                Undo::Removed(table, key) => {
+                    self.parked.entry(table).or_default().insert(key);
+                }
+                Undo::Cleared(table, keys) => {
+                    self.parked.insert(table, keys);
+                }
+            }
+        }
+    }
+
+    pub(super) fn contains(&self, table: &TableName, key: &Key) -> bool {
+        self.parked.get(table).is_some_and(|keys| keys.contains(key))
+    }
+
+    /// Whether the segment did anything to entries.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty() || !self.cleared.is_empty()
+    }
+
+    /// How many keys of a table are parked.
+    pub(super) fn count(&self, table: &TableName) -> u64 {
+        self.parked.get(table).map_or(0, |keys| keys.len() as u64)
+    }
+
+    /// The counts of all tables that have, or had, parked keys.
+    pub(super) fn counts(&self) -> BTreeMap<TableName, u64> {
+        self.parked
+            .iter()
+            .map(|(table, keys)| (table.clone(), keys.len() as u64))
+            .collect()
+    }
+
+    /// Parks a change, or folds it into its key's entry. A move parks both keys: the old row is still there, and only the
+    /// Site DB can say what is right for either. `why` is `None` where the key was parked before.
+    pub(super) fn park(&mut self, change: &Change, why: Option<&ParkReason>) -> Result<(), AgentError> {
+        if let Operation::Update {
+            old_key: Some(old),
+            row: _,
+        } = &change.operation
+            && *old != change.key
+        {
+            self.fold(&change.relation, old, Operation::Delete, why)?;
+        }
+        let operation = match &change.operation {
+            Operation::Update { row, .. } => Operation::Update {
+                old_key: None,
+                row: row.clone(),
+            },
+            other => other.clone(),
+        };
+        self.fold(&change.relation, &change.key, operation, why)
+    }
+
+    fn fold(
+        &mut self,
+        relation: &Arc<Relation>,
+        key: &Key,
+        operation: Operation,
+        why: Option<&ParkReason>,
+    ) -> Result<(), AgentError> {
+        let table = &relation.table;
+        let keys = self.parked.entry(table.clone()).or_default();
+        if !keys.contains(key) {
+            if keys.len() >= self.limit {
+                return Err(AgentError::TooManyFailed {
+                    table: table.clone(),
+                    limit: self.limit,
+                });
+            }
+            keys.insert(key.clone());
+            self.undo.push(Undo::Added(table.clone(), key.clone()));
+        }
+        let pending = self
+            .pending
+            .entry((table.clone(), key.clone()))
+            .or_insert(Pending::Healed);
+        match pending {
+            Pending::Parked {
+                relation: known,
+                folded,
+                changes,
+                why: known_why,
+            } => {
+                // The columns of an image are those of its relation: another relation's image replaces the folded one.
+                let operation = if known == relation {
+                    folded.fold(operation).err()
+                } else {
+                    *known = Arc::clone(relation);
+                    Some(operation)
+                };
+                if let Some(operation) = operation {
+                    *folded = Coalesced::new(operation);
+                }
+                *changes += 1;
+                if let Some(why) = why {
+                    *known_why = Some(why.clone());
+                }
+            }
+            Pending::Healed | Pending::Refused(_) => {
+                *pending = Pending::Parked {
+                    relation: Arc::clone(relation),
+                    folded: Coalesced::new(operation),
+                    changes: 1,
+                    why: why.cloned(),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    /// The row is right now.
+    pub(super) fn healed(&mut self, table: &TableName, key: &Key) {
+        if self.parked.get_mut(table).is_some_and(|keys| keys.remove(key)) {
+            self.undo.push(Undo::Removed(table.clone(), key.clone()));
+        }
+        self.pending.insert((table.clone(), key.clone()), Pending::Healed);
+    }
+
+    /// An attempt to heal was refused: it waits longer.
+    pub(super) fn refused(&mut self, table: &TableName, key: &Key, refusal: ParkReason) {
+        match self.pending.entry((table.clone(), key.clone())) {
+            indexmap::map::Entry::Occupied(mut known) => {
+                if let Pending::Parked { why, .. } = known.get_mut() {
+                    *why = Some(refusal);
+                } else {
+                    known.insert(Pending::Refused(refusal));
+                }
+            }
+            indexmap::map::Entry::Vacant(vacant) => {
+                vacant.insert(Pending::Refused(refusal));
+            }
+        }
+    }
+
+    /// The table was emptied: no row of it can be wrong any more.
+    pub(super) fn clear(&mut self, table: &TableName) {
+        if let Some(keys) = self.parked.get_mut(table)
+            && !keys.is_empty()
+        {
+            self.undo.push(Undo::Cleared(table.clone(), std::mem::take(keys)));
+            self.pending.retain(|(other, _), _| other != table);
+            self.cleared.push(table.clone());
+        }
+    }
+
+    /// Writes what the segment did into the open transaction. `lsn`: where the changes stand in the source's log.
+    /// Returns how many attempts to heal were refused.
+    pub(super) async fn flush(&mut self, client: &Client, lsn: Lsn) -> Result<Flushed, AgentError> {
+        for table in std::mem::take(&mut self.cleared) {
+            entries::clear(client, &self.slot, &table).await?;
+        }
+        let (mut parked, mut healed, mut refused) = (Parked::default(), Healed::default(), RefusedAgain::default());
+        for ((table, key), pending) in self.pending.drain(..) {
+            match pending {
+                Pending::Parked {
+                    relation,
+                    folded,
+                    changes,
+                    why,
+                } => parked.push(&relation, &key, &folded, changes, why),
+                Pending::Healed => healed.push(&table, &key),
+                Pending::Refused(why) => refused.push(&table, &key, why),
+            }
+        }
+        parked.write(client, &self.slot, lsn, self.retry_initial).await?;
+        healed.write(client, &self.slot).await?;
+        refused
+            .write(client, &self.slot, self.retry_initial, self.retry_max)
+            .await?;
+        Ok(Flushed {
+            parked: parked.len(),
+            refused: refused.len(),
+        })
+    }
+}
+
+/// How many entries a flush wrote.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Flushed {
+    /// New or folded.
+    pub parked: usize,
+    /// Tried again in vain.
+    pub refused: usize,
+}

@@ -1,0 +1,134 @@
+//! `twinlog.accounting`: what became of each table's changes, in total.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::{Client, Statement};
+
+use super::control::failed;
+use crate::agent_db::error::AgentError;
+use crate::change::TableName;
+
+/// What became of changes. `received = applied + unchanged + superseded + filtered + parked` always.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Changes that the stream brought.
+    pub received: u64,
+    /// Written.
+    pub applied: u64,
+    /// Nothing to do: the deleted row was not there.
+    pub unchanged: u64,
+    /// A newer change of the same key made it irrelevant.
+    pub superseded: u64,
+    /// Not for us.
+    pub filtered: u64,
+    /// Kept in `twinlog.failed_rows`.
+    pub parked: u64,
+    /// Rows written or deleted by copies, outside of the sum.
+    pub copied: u64,
+    /// Parked rows that were mended, outside of the sum.
+    pub healed: u64,
+}
+
+impl Tally {
+    /// Whether nothing was lost track of.
+    #[must_use]
+    pub const fn balances(&self) -> bool {
+        self.received == self.applied + self.unchanged + self.superseded + self.filtered + self.parked
+    }
+
+    /// Adds another tally to this one.
+    pub const fn add(&mut self, other: &Self) {
+        self.received += other.received;
+        self.applied += other.applied;
+        self.unchanged += other.unchanged;
+        self.superseded += other.superseded;
+        self.filtered += other.filtered;
+        self.parked += other.parked;
+        self.copied += other.copied;
+        self.healed += other.healed;
+    }
+}
+
+const ADD: &str = "
+INSERT INTO twinlog.accounting AS a
+    (slot, schema_name, table_name, received, applied, unchanged, superseded, filtered, parked, copied, healed)
+SELECT $1, x.* FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]) AS x
+ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET received = a.received + EXCLUDED.received,
+    applied = a.applied + EXCLUDED.applied, unchanged = a.unchanged + EXCLUDED.unchanged,
+    superseded = a.superseded + EXCLUDED.superseded, filtered = a.filtered + EXCLUDED.filtered,
+    parked = a.parked + EXCLUDED.parked, copied = a.copied + EXCLUDED.copied, healed = a.healed + EXCLUDED.healed";
+
+/// Prepares [`Accounting::add`], which nearly every commit needs.
+pub(in crate::agent_db) async fn prepare(client: &Client) -> Result<Statement, AgentError> {
+    client.prepare(ADD).await.map_err(failed("prepare the bookkeeping"))
+}
+
+/// Tallies as columns of parameters.
+#[derive(Debug, Default)]
+pub(in crate::agent_db) struct Accounting {
+    schemas: Vec<String>,
+    tables: Vec<String>,
+    figures: [Vec<i64>; 8],
+}
+
+impl Accounting {
+    pub(in crate::agent_db) fn of(tables: &BTreeMap<TableName, Tally>) -> Self {
+        let mut columns = Self::default();
+        for (table, tally) in tables {
+            columns.schemas.push(table.schema.to_string());
+            columns.tables.push(table.name.to_string());
+            let figures = [
+                tally.received,
+                tally.applied,
+                tally.unchanged,
+                tally.superseded,
+                tally.filtered,
+                tally.parked,
+                tally.copied,
+                tally.healed,
+            ];
+            for (column, figure) in columns.figures.iter_mut().zip(figures) {
+                column.push(figure.cast_signed());
+            }
+        }
+        columns
+    }
+
+    /// Adds to the table's totals, in whatever transaction is open.
+    pub(in crate::agent_db) async fn add(
+        &self,
+        client: &Client,
+        statement: &Statement,
+        slot: &str,
+    ) -> Result<u64, tokio_postgres::Error> {
+        let [
+            received,
+            applied,
+            unchanged,
+            superseded,
+            filtered,
+            parked,
+            copied,
+            healed,
+        ] = &self.figures;
+        client
+            .execute(
+                statement,
+                &[
+                    &slot,
+                    &self.schemas,
+                    &self.tables,
+                    received,
+                    applied,
+                    unchanged,
+                    superseded,
+                    filtered,
+                    parked,
+                    copied,
+                    healed,
+                ],
+            )
+            .await
+    }
+}

@@ -1,0 +1,180 @@
+//! `twinlog.checkpoint`: up to which position the Agent DB has everything, whose positions these are, and whether a gap is
+//! possible.
+
+use time::OffsetDateTime;
+use tokio_postgres::{Client, Row, Statement};
+
+use super::control::{Control, failed};
+use crate::agent_db::error::AgentError;
+use crate::lsn::Lsn;
+
+/// Which log a position belongs to: positions of another cluster, timeline or database mean nothing (pitfall P3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceIdentity {
+    /// The cluster's identifier, as `IDENTIFY_SYSTEM` prints it.
+    pub system_identifier: String,
+    /// Its timeline.
+    pub timeline: u32,
+    /// The database's name.
+    pub database: String,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication that is read through it.
+    pub publication: String,
+}
+
+/// The position up to which every effect is in the Agent DB.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Whose position.
+    pub identity: SourceIdentity,
+    /// The end of the last source transaction whose effects are all here (never a commit's start: pitfall P7).
+    pub end_lsn: Lsn,
+    /// When that transaction was committed, by the source's clock.
+    pub source_commit_at: Option<OffsetDateTime>,
+}
+
+/// The checkpoint as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredCheckpoint {
+    /// The position and its identity.
+    pub checkpoint: Checkpoint,
+    /// Why rows may be missing, while a hole is possible; `None` is healthy.
+    pub gap: Option<Gap>,
+    /// When it was written, by the Agent DB's clock.
+    pub updated_at: OffsetDateTime,
+}
+
+/// A hole that is possible until a full resync says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// Why.
+    pub reason: String,
+    /// Since when, by the Agent DB's clock.
+    pub since: OffsetDateTime,
+}
+
+/// The columns of [`StoredCheckpoint`].
+const COLUMNS: &str = "slot, publication, system_identifier, timeline, database, end_lsn::text, source_commit_at, \
+                       gap_reason, gap_since, updated_at";
+
+/// An idle stream's position has no commit of its own: that of the last transaction stays.
+const SAVE: &str = "
+INSERT INTO twinlog.checkpoint AS c (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at)
+VALUES ($1, $2, $3, $4, $5, $6::text::pg_lsn, $7)
+ON CONFLICT (slot) DO UPDATE SET publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
+    timeline = EXCLUDED.timeline, database = EXCLUDED.database, end_lsn = EXCLUDED.end_lsn,
+    source_commit_at = CASE WHEN c.system_identifier = EXCLUDED.system_identifier
+        THEN coalesce(EXCLUDED.source_commit_at, c.source_commit_at) ELSE EXCLUDED.source_commit_at END,
+    updated_at = clock_timestamp()";
+
+/// Writes the checkpoint, in whatever transaction is open.
+pub(in crate::agent_db) async fn save(
+    client: &Client,
+    statement: &Statement,
+    checkpoint: &Checkpoint,
+) -> Result<u64, tokio_postgres::Error> {
+    let identity = &checkpoint.identity;
+    // Timelines are counted from 1 and fit: Postgres itself keeps them in 32 bits, and nobody fails over 2^31 times.
+    let timeline = i32::try_from(identity.timeline).unwrap_or(i32::MAX);
+    client
+        .execute(
+            statement,
+            &[
+                &identity.slot,
+                &identity.publication,
+                &identity.system_identifier,
+                &timeline,
+                &identity.database,
+                &checkpoint.end_lsn.to_string(),
+                &checkpoint.source_commit_at,
+            ],
+        )
+        .await
+}
+
+impl StoredCheckpoint {
+    fn from_row(row: &Row) -> Result<Self, AgentError> {
+        let unreadable = || AgentError::Unreadable { what: "the checkpoint" };
+        let updated_at: OffsetDateTime = row.get("updated_at");
+        Ok(Self {
+            checkpoint: Checkpoint {
+                identity: SourceIdentity {
+                    publication: row.get("publication"),
+                    system_identifier: row.get("system_identifier"),
+                    timeline: u32::try_from(row.get::<_, i32>("timeline")).map_err(|_| unreadable())?,
+                    database: row.get("database"),
+                    slot: row.get("slot"),
+                },
+                end_lsn: row.get::<_, &str>("end_lsn").parse().map_err(|_| unreadable())?,
+                source_commit_at: row.get("source_commit_at"),
+            },
+            gap: row.get::<_, Option<String>>("gap_reason").map(|reason| Gap {
+                reason,
+                since: row.get::<_, Option<OffsetDateTime>>("gap_since").unwrap_or(updated_at),
+            }),
+            updated_at,
+        })
+    }
+}
+
+/// Prepares [`save`], which every commit needs.
+pub(in crate::agent_db) async fn prepare(client: &Client) -> Result<Statement, AgentError> {
+    client.prepare(SAVE).await.map_err(failed("prepare the bookkeeping"))
+}
+
+/// Reads the checkpoint with a synchronous commit, so that it is durable when this returns. Not within a transaction.
+pub(in crate::agent_db) async fn make_durable(
+    client: &Client,
+    slot: &str,
+) -> Result<Option<StoredCheckpoint>, AgentError> {
+    // The session's synchronous_commit is never off (see `connect`), so this returns after the flush.
+    let sql =
+        format!("UPDATE twinlog.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1 RETURNING {COLUMNS}");
+    let row = client
+        .query_opt(&sql, &[&slot])
+        .await
+        .map_err(failed("read the checkpoint"))?;
+    row.as_ref().map(StoredCheckpoint::from_row).transpose()
+}
+
+/// Remembers that rows may be missing. The first reason stays until [`clear_gap`].
+pub(in crate::agent_db) async fn set_gap(client: &Client, slot: &str, reason: &str) -> Result<(), AgentError> {
+    client
+        .execute(
+            "UPDATE twinlog.checkpoint SET gap_reason = $2, gap_since = clock_timestamp()
+             WHERE slot = $1 AND gap_reason IS NULL",
+            &[&slot, &reason],
+        )
+        .await
+        .map_err(failed("remember a gap"))?;
+    Ok(())
+}
+
+/// Takes the mark off that rows may be missing.
+pub(in crate::agent_db) async fn clear_gap(client: &Client, slot: &str) -> Result<(), AgentError> {
+    client
+        .execute(
+            "UPDATE twinlog.checkpoint SET gap_reason = NULL, gap_since = NULL WHERE slot = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(failed("clear a gap"))?;
+    Ok(())
+}
+
+impl Control {
+    /// The committed checkpoint as it is visible now, durable or not: to show, never to acknowledge.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn visible_checkpoint(&self) -> Result<Option<StoredCheckpoint>, AgentError> {
+        let query = format!("SELECT {COLUMNS} FROM twinlog.checkpoint WHERE slot = $1");
+        let row = self
+            .client
+            .query_opt(&query, &[&self.slot])
+            .await
+            .map_err(failed("read the checkpoint"))?;
+        row.as_ref().map(StoredCheckpoint::from_row).transpose()
+    }
+}

@@ -1,0 +1,64 @@
+//! The daemon's second connection: its bookkeeping rows, and the commands that people write for it.
+//!
+//! Separate from the sink's, so that a report or a command never waits for a long transaction, and so that what it
+//! reads is committed. It writes no synchronised row.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio_postgres::Client;
+
+use crate::agent_db::connect;
+use crate::agent_db::error::AgentError;
+use crate::config::DatabaseUrl;
+
+/// The channel by which a command wakes the daemon.
+const CHANNEL: &str = "twinlog";
+
+/// The daemon's second connection.
+#[derive(Debug)]
+pub struct Control {
+    pub(in crate::agent_db) client: Client,
+    pub(in crate::agent_db) slot: String,
+    notified: Arc<Notify>,
+}
+
+/// Wraps the driver's error met while doing something with the bookkeeping.
+pub(super) fn failed(action: &'static str) -> impl Fn(tokio_postgres::Error) -> AgentError {
+    move |source| AgentError::from_driver(action, None, source)
+}
+
+impl Control {
+    /// Opens the connection and listens for commands.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn connect(url: &DatabaseUrl, slot: &str, application_name: &str) -> Result<Self, AgentError> {
+        let notified = Arc::new(Notify::new());
+        let (client, _) = connect::open(url, application_name, Some(Arc::clone(&notified))).await?;
+        client
+            .batch_execute(&format!("LISTEN {CHANNEL}"))
+            .await
+            .map_err(failed("listen for commands"))?;
+        Ok(Self {
+            client,
+            slot: slot.to_owned(),
+            notified,
+        })
+    }
+
+    /// Waits until somebody notifies the daemon (`NOTIFY twinlog`) or the connection ends. A notification that came while
+    /// nobody waited is not lost. Can be dropped and called again. Returns at once on a connection that has ended, so look
+    /// at [`Control::is_closed`].
+    pub async fn notified(&self) {
+        if !self.is_closed() {
+            self.notified.notified().await;
+        }
+    }
+
+    /// Whether the connection has ended: open another one.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+}

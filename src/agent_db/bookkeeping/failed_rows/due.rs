@@ -1,0 +1,79 @@
+//! Which parked keys are due to be tried again, and when the next one will be.
+
+use std::time::Duration;
+
+use crate::agent_db::bookkeeping::control::{Control, failed};
+use crate::agent_db::error::AgentError;
+use crate::change::{Key, TableName};
+
+/// A parked key that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedKey {
+    /// Its table.
+    pub table: TableName,
+    /// The key.
+    pub key: Key,
+    /// How often it was tried.
+    pub attempts: i32,
+    /// The SQLSTATE of the last refusal, or `TW…`.
+    pub reason: String,
+}
+
+/// Keys of a table that is not synchronised any more would stay due for ever, and take the place of others.
+const SYNCHRONISED: &str = "EXISTS (SELECT FROM twinlog.tables t WHERE t.slot = f.slot \
+                            AND t.schema_name = f.schema_name AND t.table_name = f.table_name)";
+
+impl Control {
+    /// Parked keys of tables that are synchronised and whose time has come, the longest waiting first, at most `limit`.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn due_failed_rows(&self, limit: u32) -> Result<Vec<FailedKey>, AgentError> {
+        let rows = self
+            .client
+            .query(
+                &format!(
+                    "SELECT schema_name, table_name, key, attempts, reason FROM twinlog.failed_rows f
+                     WHERE slot = $1 AND next_attempt_at <= now() AND {SYNCHRONISED}
+                     ORDER BY next_attempt_at, id LIMIT $2"
+                ),
+                &[&self.slot, &i64::from(limit)],
+            )
+            .await
+            .map_err(failed("read the failed rows that are due"))?;
+        rows.iter()
+            .map(|row| {
+                Ok(FailedKey {
+                    table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+                    key: Key::from_json(row.get("key")).ok_or(AgentError::Unreadable {
+                        what: "a failed row's key",
+                    })?,
+                    attempts: row.get("attempts"),
+                    reason: row.get("reason"),
+                })
+            })
+            .collect()
+    }
+
+    /// How long until the next parked key is due: `None` where nothing is parked, zero where one is due already.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn next_failed_row_due(&self) -> Result<Option<Duration>, AgentError> {
+        let row = self
+            .client
+            .query_one(
+                &format!(
+                    "SELECT extract(epoch FROM min(next_attempt_at) - now())::float8 AS seconds
+                     FROM twinlog.failed_rows f
+                     WHERE slot = $1 AND {SYNCHRONISED}"
+                ),
+                &[&self.slot],
+            )
+            .await
+            .map_err(failed("read when a failed row is due"))?;
+        Ok(row
+            .get::<_, Option<f64>>("seconds")
+            .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)))
+    }
+}

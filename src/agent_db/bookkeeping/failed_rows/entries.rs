@@ -1,0 +1,345 @@
+//! Entries as the transaction of the rows writes them. A retry of a key is the row's present state read from the Site DB,
+//! so the folded image is for people.
+
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use crate::agent_db::bookkeeping::control::failed;
+use crate::agent_db::error::{AgentError, Refusal};
+use crate::change::{Coalesced, ColumnValue, Key, Relation, Row, TableName};
+use crate::lsn::Lsn;
+
+/// A partial update, or the move of a partial row, whose row is missing (pitfall P21).
+const MISSING_BASE: &str = "TW001";
+/// A change that nobody refused, parked because its key was: the entry keeps its first reason. It is seen as a reason only
+/// where there was no entry: a parked row moved to this key, or the entry was discarded in the meantime.
+const FOLDED: &str = "TW002";
+
+/// Why a row is parked.
+#[derive(Debug, Clone)]
+pub(in crate::agent_db) struct ParkReason {
+    /// The SQLSTATE of the refusal, or `TW…`.
+    code: String,
+    constraint: Option<String>,
+    message: String,
+}
+
+impl From<&Refusal> for ParkReason {
+    fn from(refusal: &Refusal) -> Self {
+        Self {
+            code: refusal.sqlstate.clone(),
+            constraint: refusal.constraint.clone(),
+            message: refusal.message.clone(),
+        }
+    }
+}
+
+impl ParkReason {
+    /// A partial image found no row to be laid over.
+    pub(in crate::agent_db) fn missing_base() -> Self {
+        Self {
+            code: MISSING_BASE.to_owned(),
+            constraint: None,
+            message: "the row to update is missing, and the change holds only some of its columns".to_owned(),
+        }
+    }
+
+    fn folded() -> Self {
+        Self {
+            code: FOLDED.to_owned(),
+            constraint: None,
+            message: "the row was parked when it changed: under its old key, or before its entry was discarded"
+                .to_owned(),
+        }
+    }
+}
+
+/// Later changes fold in as they do in memory: a partial image is laid over what is known, everything else replaces it.
+/// They are tried at once; a row that was just refused waits, unless all that it lacks is its base.
+const PARK: &str = "
+INSERT INTO twinlog.failed_rows AS f (slot, schema_name, table_name, key, operation, image, reason, constraint_name,
+    message, changes, first_lsn, last_lsn, next_attempt_at)
+SELECT $1, x.s, x.t, x.k, x.operation, x.image::jsonb, x.reason, x.constraint_name, x.message, x.changes,
+    $11::text::pg_lsn, $11::text::pg_lsn,
+    clock_timestamp() + CASE WHEN x.reason IN ('TW001', 'TW002') THEN interval '0' ELSE make_interval(secs => $12::float8) END
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::bigint[]) AS x(s, t, k, operation, image, reason, constraint_name, message, changes)
+ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
+    operation = CASE WHEN EXCLUDED.operation = 'partial' AND f.operation = 'upsert' THEN 'upsert'
+        ELSE EXCLUDED.operation END,
+    image = CASE WHEN EXCLUDED.operation = 'partial' AND f.operation <> 'delete' THEN f.image || EXCLUDED.image
+        ELSE EXCLUDED.image END,
+    reason = CASE WHEN EXCLUDED.reason = 'TW002' THEN f.reason ELSE EXCLUDED.reason END,
+    constraint_name = CASE WHEN EXCLUDED.reason = 'TW002' THEN f.constraint_name ELSE EXCLUDED.constraint_name END,
+    message = CASE WHEN EXCLUDED.reason = 'TW002' THEN f.message ELSE EXCLUDED.message END,
+    changes = f.changes + EXCLUDED.changes,
+    first_lsn = coalesce(f.first_lsn, EXCLUDED.first_lsn),
+    last_lsn = coalesce(EXCLUDED.last_lsn, f.last_lsn),
+    next_attempt_at = EXCLUDED.next_attempt_at";
+
+/// Each attempt waits twice as long as the one before, to the maximum, with jitter over the upper half.
+const REFUSE: &str = "
+UPDATE twinlog.failed_rows f SET reason = x.reason, constraint_name = x.constraint_name, message = x.message,
+    attempts = f.attempts + 1, last_attempt_at = clock_timestamp(),
+    next_attempt_at = clock_timestamp() + make_interval(
+        secs => least($9::float8, $8::float8 * power(2, least(f.attempts, 30))) * (0.5 + random() / 2))
+FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+    AS x(s, t, k, reason, constraint_name, message)
+WHERE f.slot = $1 AND f.schema_name = x.s AND f.table_name = x.t AND f.key = x.k";
+
+/// Keys as columns of parameters.
+#[derive(Debug, Default)]
+struct Keys {
+    schemas: Vec<String>,
+    tables: Vec<String>,
+    keys: Vec<String>,
+}
+
+impl Keys {
+    fn push(&mut self, table: &TableName, key: &Key) {
+        self.schemas.push(table.schema.to_string());
+        self.tables.push(table.name.to_string());
+        self.keys.push(key.to_json());
+    }
+}
+
+/// Reasons as columns of parameters.
+#[derive(Debug, Default)]
+struct Reasons {
+    codes: Vec<String>,
+    constraints: Vec<Option<String>>,
+    messages: Vec<String>,
+}
+
+impl Reasons {
+    fn push(&mut self, reason: ParkReason) {
+        self.codes.push(reason.code);
+        self.constraints.push(reason.constraint);
+        self.messages.push(reason.message.replace('\0', "\u{FFFD}"));
+    }
+}
+
+/// Changes that are to be parked, one entry a key.
+#[derive(Debug, Default)]
+pub(in crate::agent_db) struct Parked {
+    keys: Keys,
+    operations: Vec<&'static str>,
+    images: Vec<String>,
+    reasons: Reasons,
+    changes: Vec<i64>,
+}
+
+impl Parked {
+    /// Adds a key with its folded changes. `reason` is `None` where nothing refused them: the entry that is there keeps its
+    /// own.
+    pub(in crate::agent_db) fn push(
+        &mut self,
+        relation: &Relation,
+        key: &Key,
+        folded: &Coalesced,
+        changes: i64,
+        reason: Option<ParkReason>,
+    ) {
+        let (operation, image) = match folded {
+            Coalesced::Upsert(row) => ("upsert", image(relation, row)),
+            Coalesced::Partial(row) => ("partial", image(relation, row)),
+            Coalesced::Delete => ("delete", "{}".to_owned()),
+        };
+        self.keys.push(&relation.table, key);
+        self.operations.push(operation);
+        self.images.push(image);
+        self.reasons.push(reason.unwrap_or_else(ParkReason::folded));
+        self.changes.push(changes);
+    }
+
+    /// How many keys.
+    pub(in crate::agent_db) const fn len(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Writes the entries. `lsn`: where the changes stand in the source's log.
+    pub(in crate::agent_db) async fn write(
+        &self,
+        client: &Client,
+        slot: &str,
+        lsn: Lsn,
+        retry_initial: Duration,
+    ) -> Result<(), AgentError> {
+        if self.len() == 0 {
+            return Ok(());
+        }
+        let lsn = lsn.is_valid().then(|| lsn.to_string());
+        client
+            .execute(
+                PARK,
+                &[
+                    &slot,
+                    &self.keys.schemas,
+                    &self.keys.tables,
+                    &self.keys.keys,
+                    &self.operations,
+                    &self.images,
+                    &self.reasons.codes,
+                    &self.reasons.constraints,
+                    &self.reasons.messages,
+                    &self.changes,
+                    &lsn,
+                    &retry_initial.as_secs_f64(),
+                ],
+            )
+            .await
+            .map_err(failed("park rows"))?;
+        Ok(())
+    }
+}
+
+/// Keys whose rows are right again.
+#[derive(Debug, Default)]
+pub(in crate::agent_db) struct Healed(Keys);
+
+impl Healed {
+    /// Adds a key.
+    pub(in crate::agent_db) fn push(&mut self, table: &TableName, key: &Key) {
+        self.0.push(table, key);
+    }
+
+    /// Removes the entries.
+    pub(in crate::agent_db) async fn write(&self, client: &Client, slot: &str) -> Result<(), AgentError> {
+        let Keys { schemas, tables, keys } = &self.0;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        client
+            .execute(
+                "DELETE FROM twinlog.failed_rows f USING unnest($2::text[], $3::text[], $4::text[]) AS x(s, t, k)
+                 WHERE f.slot = $1 AND f.schema_name = x.s AND f.table_name = x.t AND f.key = x.k",
+                &[&slot, schemas, tables, keys],
+            )
+            .await
+            .map_err(failed("park rows"))?;
+        Ok(())
+    }
+}
+
+/// Keys whose attempt to heal was refused.
+#[derive(Debug, Default)]
+pub(in crate::agent_db) struct RefusedAgain {
+    keys: Keys,
+    reasons: Reasons,
+}
+
+impl RefusedAgain {
+    /// Adds a key with its newest reason.
+    pub(in crate::agent_db) fn push(&mut self, table: &TableName, key: &Key, reason: ParkReason) {
+        self.keys.push(table, key);
+        self.reasons.push(reason);
+    }
+
+    /// How many keys.
+    pub(in crate::agent_db) const fn len(&self) -> usize {
+        self.keys.keys.len()
+    }
+
+    /// Counts the attempts and moves the next ones away.
+    pub(in crate::agent_db) async fn write(
+        &self,
+        client: &Client,
+        slot: &str,
+        retry_initial: Duration,
+        retry_max: Duration,
+    ) -> Result<(), AgentError> {
+        if self.len() == 0 {
+            return Ok(());
+        }
+        client
+            .execute(
+                REFUSE,
+                &[
+                    &slot,
+                    &self.keys.schemas,
+                    &self.keys.tables,
+                    &self.keys.keys,
+                    &self.reasons.codes,
+                    &self.reasons.constraints,
+                    &self.reasons.messages,
+                    &retry_initial.as_secs_f64(),
+                    &retry_max.as_secs_f64(),
+                ],
+            )
+            .await
+            .map_err(failed("park rows"))?;
+        Ok(())
+    }
+}
+
+/// All keys that are parked, as the connection's transaction sees them.
+pub(in crate::agent_db) async fn keys(client: &Client, slot: &str) -> Result<Vec<(TableName, Key)>, AgentError> {
+    let rows = client
+        .query(
+            "SELECT schema_name, table_name, key FROM twinlog.failed_rows WHERE slot = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(failed("read the failed rows"))?;
+    rows.iter()
+        .map(|row| {
+            let table = TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name"));
+            let key = Key::from_json(row.get("key")).ok_or(AgentError::Unreadable {
+                what: "a failed row's key",
+            })?;
+            Ok((table, key))
+        })
+        .collect()
+}
+
+/// Removes all entries of a table that was emptied: no row of it can be wrong any more.
+pub(in crate::agent_db) async fn clear(client: &Client, slot: &str, table: &TableName) -> Result<(), AgentError> {
+    client
+        .execute(
+            "DELETE FROM twinlog.failed_rows WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
+            &[&slot, &&*table.schema, &&*table.name],
+        )
+        .await
+        .map_err(failed("park rows"))?;
+    Ok(())
+}
+
+/// Makes rows due that a foreign key refused, after rows of the parent's table were written: no more often than every few
+/// seconds, as they may wait for another parent.
+pub(in crate::agent_db) async fn wake_children(
+    client: &Client,
+    slot: &str,
+    table: &TableName,
+) -> Result<(), AgentError> {
+    client
+        .execute(
+            "UPDATE twinlog.failed_rows SET next_attempt_at = clock_timestamp()
+             WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason = '23503'
+               AND next_attempt_at > clock_timestamp() AND parked_at < now()
+               AND coalesce(last_attempt_at, '-infinity') < clock_timestamp() - interval '5 s'",
+            &[&slot, &&*table.schema, &&*table.name],
+        )
+        .await
+        .map_err(failed("wake failed rows"))?;
+    Ok(())
+}
+
+/// An image as JSON: column names to texts, NULL as null, unchanged columns left out.
+fn image(relation: &Relation, row: &Row) -> String {
+    let columns: serde_json::Map<String, serde_json::Value> = relation
+        .columns
+        .iter()
+        .zip(&row.0)
+        .filter_map(|(name, value)| {
+            let value = match value {
+                ColumnValue::Unchanged => return None,
+                ColumnValue::Null => serde_json::Value::Null,
+                // jsonb holds neither what is not UTF-8 nor NUL.
+                ColumnValue::Text(text) => String::from_utf8_lossy(text).replace('\0', "\u{FFFD}").into(),
+            };
+            Some((name.to_string(), value))
+        })
+        .collect();
+    serde_json::Value::Object(columns).to_string()
+}

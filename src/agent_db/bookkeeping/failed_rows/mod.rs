@@ -1,0 +1,14 @@
+//! `twinlog.failed_rows`: rows that the Agent DB refused, one entry a key.
+//!
+//! | file | |
+//! |---|---|
+//! | `entries` | written in the transaction of the rows: parked, folded, healed, refused again |
+//! | `due` | read by the daemon: which keys are to be tried again, and when |
+//! | `show` | read by people, who may ask for another attempt |
+
+mod due;
+pub(in crate::agent_db) mod entries;
+mod show;
+
+pub use due::FailedKey;
+pub use show::{Asked, FailedFilter, FailedRow};

@@ -1,0 +1,45 @@
+//! The slot's advisory lock: one active daemon for a slot, bound to the connection that writes.
+
+use tokio_postgres::Client;
+
+use crate::agent_db::error::{AgentError, Holder};
+
+/// First half of the advisory lock's key ("twin" in ASCII); the second is a hash of the slot's name.
+const LOCK_CLASS: i32 = 0x7477_696E;
+
+/// Takes the slot's lock, or says who has it.
+pub(in crate::agent_db) async fn take(client: &Client, slot: &str) -> Result<(), AgentError> {
+    let failed = |source| AgentError::from_driver("take the slot's lock", None, source);
+    let locked: bool = client
+        .query_one(
+            "SELECT pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2)) AS locked",
+            &[&LOCK_CLASS, &slot],
+        )
+        .await
+        .map_err(failed)?
+        .get("locked");
+    if locked {
+        return Ok(());
+    }
+    let holder = client
+        .query_opt(
+            "SELECT l.pid, coalesce(a.application_name, '') AS application, a.client_addr::text AS address
+             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+               AND l.classid::int8 = $1::int4::int8 AND l.objid = pg_catalog.hashtext($2)::bit(32)::int8::oid
+             LIMIT 1",
+            &[&LOCK_CLASS, &slot],
+        )
+        .await
+        .map_err(failed)?
+        .map(|row| Holder {
+            pid: row.get("pid"),
+            application: row.get("application"),
+            address: row.get("address"),
+        });
+    Err(AgentError::Busy {
+        slot: slot.to_owned(),
+        holder,
+    })
+}

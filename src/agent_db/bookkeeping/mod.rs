@@ -1,0 +1,36 @@
+//! The daemon's own rows in the Agent DB, schema `twinlog`: one file for each table, with its types, its SQL and the
+//! mapping of its rows.
+//!
+//! Knows no table of the business and decides nothing: when something is written, and in which transaction, is said by
+//! `apply` (beside the rows) and by `replication` (over [`Control`]).
+//!
+//! | file | table |
+//! |---|---|
+//! | `checkpoint` | `checkpoint`: the position that is reached, and the gap |
+//! | `tables` | `tables`: what each table is doing, and how far its copy is |
+//! | `shapes` | `tables`, columns `source_…`: what the table was when its copy began |
+//! | `failed_rows` | `failed_rows`: the rows that were refused |
+//! | `accounting` | `accounting`: what became of the changes |
+//! | `commands` | `commands`: what people asked for |
+//! | `daemon` | `daemon`: the daemon's last word |
+//! | `lock` | none: the advisory lock that one daemon holds |
+//! | `control` | none: the connection for all that is not written beside rows |
+
+pub(super) mod accounting;
+pub(super) mod checkpoint;
+mod commands;
+mod control;
+mod daemon;
+pub(super) mod failed_rows;
+pub(super) mod lock;
+mod shapes;
+pub(super) mod tables;
+
+pub use accounting::Tally;
+pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
+pub use commands::{Command, CommandState};
+pub use control::Control;
+pub use daemon::{DaemonReport, StoredDaemon};
+pub use failed_rows::{Asked, FailedFilter, FailedKey, FailedRow};
+pub use shapes::Shape;
+pub use tables::{CopyPhase, TableProgress, TableState};
