@@ -13,8 +13,8 @@ use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::channel::Channel;
 use super::codec::protocol;
-use super::connection::Channel;
 use super::error::WireError;
 use crate::tls;
 

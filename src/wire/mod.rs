@@ -31,6 +31,7 @@
 )]
 
 mod auth;
+mod channel;
 mod codec;
 mod connection;
 mod error;

@@ -19,8 +19,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::channel::{Channel, log_notice};
 use super::codec::{self, Frame, Status, Streamed};
-use super::connection::{Channel, log_notice};
 use super::error::{Phase, ServerFault, WireError};
 use super::pace::{Capacity, Pace};
 use super::socket::{Socket, within};

@@ -46,12 +46,6 @@ impl FrameStream {
         self.took(batch.unwrap_or(Err(WireError::Closed)))
     }
 
-    /// The next frames if they are here already. `None` says nothing about the end of the stream.
-    pub fn try_next(&mut self) -> Option<Result<Vec<Frame>, WireError>> {
-        let batch = self.batches.try_recv().ok()?;
-        self.took(batch)
-    }
-
     fn took(&mut self, batch: Result<Batch, WireError>) -> Option<Result<Vec<Frame>, WireError>> {
         Some(match batch {
             Ok(batch) => {
@@ -107,11 +101,5 @@ impl Feedback {
             }
             advanced
         });
-    }
-
-    /// The highest position that was told.
-    #[must_use]
-    pub fn position(&self) -> Lsn {
-        *self.durable.borrow()
     }
 }

@@ -207,7 +207,6 @@ async fn a_durable_position_is_reported_promptly_never_lower_and_never_higher() 
     feedback.durable(Lsn(120));
     let status = server.status().await;
     assert_eq!((status.written, status.flushed, status.applied), (120, 120, 120));
-    assert_eq!(feedback.position(), Lsn(120));
     // The last report of a stream that is closed has what was told last, though the throttle held it back.
     feedback.durable(Lsn(130));
     let closing = tokio::spawn(stream.close());
@@ -275,7 +274,7 @@ async fn reports_go_on_while_the_consumer_takes_nothing() {
     }
     // The server's half stays open: its end would be a word of its own.
     let _write = writing.await.unwrap();
-    assert!(stream.try_next().is_none());
+    assert!(futures_util::FutureExt::now_or_never(stream.next()).is_none());
 }
 
 #[tokio::test]
