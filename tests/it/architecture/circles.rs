@@ -22,7 +22,7 @@ const NOT_YET: &[&str] = &[
     "dev/graph_simulator",
     "http",
     "outbox",
-    "whatsapp",
+    "provider/cloud",
 ];
 
 type Path = Vec<String>;
