@@ -23,9 +23,10 @@ use crate::provider::cloud::webhook::{Content, Message, Part, Status, parse};
 use crate::provider::{ContactIdentity, PhoneNumberId, WaId, Wamid};
 use crate::retry::{Disposition, disposition};
 use crate::site_db::MessageStatus;
-use crate::site_db::links::{learn_recipient, link, link_group, person};
+use crate::site_db::leads::{learn_recipient, link, link_group, person};
 use crate::site_db::locks;
-use crate::site_db::statuses::{self, adopt_orphans};
+use crate::site_db::messages::Report;
+use crate::site_db::status_events::{self, adopt_orphans};
 
 /// Parts in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
 const PORTION: usize = 50;
@@ -318,8 +319,8 @@ async fn echo(
         return Ok(None);
     };
     let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
-    let sent = statuses::Report::of("sent", at);
-    let shown = statuses::apply(&mut *tx, message_id, &message.wamid, &[sent]).await?;
+    let sent = Report::of("sent", at);
+    let shown = status_events::apply(&mut *tx, message_id, &message.wamid, &[sent]).await?;
     let adopted = adopt_orphans(&mut *tx, message_id, &message.wamid).await?;
     store::touch_conversation(&mut *tx, link.conversation_id, true, message.at, false).await?;
     Ok(adopted.or(shown).map(|status| ("outbound", status)))
@@ -352,7 +353,7 @@ async fn history(
             Some(word) => word,
             None => "sent",
         };
-        statuses::apply_silently(&mut *tx, message_id, &message.wamid, &[statuses::Report::of(word, at)]).await?;
+        status_events::apply_silently(&mut *tx, message_id, &message.wamid, &[Report::of(word, at)]).await?;
         adopt_orphans(&mut *tx, message_id, &message.wamid).await?;
     }
     store::touch_conversation(&mut *tx, link.conversation_id, outbound, message.at, false).await?;
@@ -364,7 +365,7 @@ async fn report(
     account_id: Uuid,
     status: &Status,
 ) -> sqlx::Result<Option<(&'static str, String)>> {
-    let recorded = statuses::record(&mut *tx, account_id, status).await?;
+    let recorded = status_events::record(&mut *tx, account_id, status).await?;
     if recorded.second_send && recorded.new {
         // Not the wamid: that has the user's number in it, in base64. The status event has it.
         tracing::error!(

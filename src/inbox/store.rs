@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::provider::cloud::webhook::Message;
 use crate::provider::{PhoneNumberId, UserId};
-use crate::site_db::links::Link;
+use crate::site_db::leads::Link;
 
 /// A claimed event.
 #[derive(Debug, sqlx::FromRow)]

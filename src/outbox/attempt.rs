@@ -16,8 +16,8 @@ use crate::provider::{ContactIdentity, OpaqueId, WaId};
 use crate::retry::backoff;
 use crate::shutdown;
 use crate::site_db::messages::Claimed;
-use crate::site_db::outcomes::{self, Problem, Response};
-use crate::site_db::{MessageStatus, SiteError, accounts, links, storable};
+use crate::site_db::messages::outcomes::{self, Problem, Response};
+use crate::site_db::{MessageStatus, SiteError, accounts, leads, storable};
 
 /// A claimed message and what is to be known about its claim.
 #[derive(Debug)]
@@ -366,7 +366,7 @@ async fn learn(
     known: &ContactIdentity,
 ) -> Result<(), SiteError> {
     let mut transaction = shared.pool.begin().await?;
-    links::learn_recipient(&mut transaction, lead_id, dialled, known).await?;
+    leads::learn_recipient(&mut transaction, lead_id, dialled, known).await?;
     transaction.commit().await?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::failpoint;
 use crate::metrics;
 use crate::provider::cloud::send::Outbound;
 use crate::site_db::messages::{self, Known, NewRow, WAIT_ELAPSED};
-use crate::site_db::{MessageStatus, SiteError, links, storable};
+use crate::site_db::{MessageStatus, SiteError, leads, storable};
 
 /// A message that a client wants sent. Validated: what is here is committed and sent as it is.
 #[derive(Debug, Clone)]
@@ -146,11 +146,11 @@ async fn store(
             (lead_id, conversation.ok_or(SubmitError::UnknownLead)?)
         }
         (None, Some(contact)) => {
-            let link = links::link(&mut transaction, account_id, contact).await?;
+            let link = leads::link(&mut transaction, account_id, contact).await?;
             (link.lead_id, link.conversation_id)
         }
         (None, None) => {
-            let link = links::link_group(&mut transaction, account_id, &outbound.recipient).await?;
+            let link = leads::link_group(&mut transaction, account_id, &outbound.recipient).await?;
             (link.lead_id, link.conversation_id)
         }
     };

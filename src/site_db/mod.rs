@@ -7,30 +7,27 @@
 //! | module | its job |
 //! |---|---|
 //! | [`accounts`] | our numbers: rows, holds, throttles, leases |
-//! | [`messages`] | outbound messages up to the call |
-//! | [`outcomes`] | what the call brought |
+//! | [`messages`] | outbound messages: up to the call, what it brought, what Meta reports |
 //! | [`locks`] | advisory locks on things that have no row yet |
-//! | [`links`] | the lead and the conversation that every message belongs to |
-//! | [`statuses`] | what Meta reports of our messages, folded into their rows |
+//! | [`leads`] | the lead and the conversation that every message belongs to |
+//! | [`status_events`] | every report of Meta's about our messages, kept as it came |
 //!
 //! Driver: `sqlx`, checked at run time by the tests on real Postgres rather than at compile time, so that building needs
 //! no database.
 
 pub mod accounts;
 mod error;
-pub mod links;
+pub mod leads;
 pub mod locks;
 pub mod messages;
-pub mod outcomes;
 mod pool;
 mod schema;
-mod status;
-pub mod statuses;
+pub mod status_events;
 
 pub use error::SiteError;
+pub use messages::MessageStatus;
 pub use pool::{Pool, connect};
 pub use schema::check;
-pub use status::MessageStatus;
 
 /// Text that a Postgres `text` column can hold: U+0000 is the one character that it can't.
 #[must_use]

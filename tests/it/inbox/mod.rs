@@ -23,9 +23,9 @@ use twinlog::inbox::{EventId, Inbox, ReceiveError, Worker, WorkerSettings};
 use twinlog::provider::cloud::signature;
 use twinlog::provider::cloud::webhook;
 use twinlog::provider::{ContactIdentity, OpaqueId, UserId, WaId, Wamid};
-use twinlog::site_db::links::{Link, learn_recipient, link, link_group};
+use twinlog::site_db::leads::{Link, learn_recipient, link, link_group};
 use twinlog::site_db::locks::lock;
-use twinlog::site_db::statuses;
+use twinlog::site_db::status_events as statuses;
 use uuid::Uuid;
 
 const NUMBER: &str = "106540352242922";

@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn every_status_reads_back_and_is_in_the_schema() {
-        let schema = include_str!("../../migrations/site/0001_conversations.sql");
+        let schema = include_str!("../../../migrations/site/0001_conversations.sql");
         for status in MessageStatus::ALL {
             assert_eq!(status.as_str().parse(), Ok(status));
             assert!(schema.contains(&format!("'{status}'")), "{status}");

@@ -11,15 +11,15 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{SiteError, statuses};
 use crate::provider::Wamid;
+use crate::site_db::{SiteError, status_events};
 
 /// One attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
     /// The message.
     pub id: Uuid,
-    /// See [`Claimed::lease_owner`](super::messages::Claimed::lease_owner).
+    /// See [`Claimed::lease_owner`](super::Claimed::lease_owner).
     pub lease_owner: Uuid,
 }
 
@@ -58,7 +58,9 @@ pub async fn accepted(
     response: &Response,
 ) -> Result<Option<String>, SiteError> {
     let changed = match wamid {
-        Some(wamid) => statuses::accept(&mut *connection, attempt.id, wamid, held, OffsetDateTime::now_utc()).await?,
+        Some(wamid) => {
+            status_events::accept(&mut *connection, attempt.id, wamid, held, OffsetDateTime::now_utc()).await?
+        }
         None => {
             sqlx::query_scalar(
                 "UPDATE public.whatsapp_messages SET status = CASE WHEN $2 THEN 'held' ELSE 'accepted' END, \

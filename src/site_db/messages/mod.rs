@@ -1,5 +1,5 @@
 //! Outbound messages up to the call: stored, found, claimed, cancelled, swept. What the call brought is in
-//! [`outcomes`](super::outcomes).
+//! [`outcomes`].
 
 use std::time::Duration;
 
@@ -7,7 +7,14 @@ use sqlx::{FromRow, PgConnection};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{MessageStatus, Pool, SiteError};
+use super::{Pool, SiteError};
+
+mod fold;
+pub mod outcomes;
+mod status;
+
+pub use fold::{MessageState, Report};
+pub use status::MessageStatus;
 
 /// A message to be stored `pending`.
 #[derive(Debug)]

@@ -7,17 +7,14 @@
 //!
 //! A row's lease is left as it is: it counts only while the status is `sending`.
 
-mod fold;
-
 use sqlx::{PgConnection, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::locks::lock;
+use super::messages::{MessageState, Report};
 use crate::provider::Wamid;
 use crate::provider::cloud::webhook::Status;
-
-pub use fold::{MessageState, Report};
 
 /// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
