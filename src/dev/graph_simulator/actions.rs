@@ -1,4 +1,4 @@
-//! What the handle and the control routes both do to the world.
+//! What the handle and the control routes both do.
 
 use std::time::Duration;
 
@@ -6,8 +6,9 @@ use rand::Rng;
 use url::Url;
 
 use super::fault::ActiveFault;
-use super::payload::Inbound;
-use super::world::{Number, World, wamid};
+use super::ids::wamid;
+use super::webhooks::Inbound;
+use super::world::{Number, World};
 
 /// The simulator has no such number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +18,7 @@ pub struct UnknownNumber;
 /// The callback did not pass Meta's handshake.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// There is none.
+    /// No callback is set.
     #[error("no callback is set")]
     NoCallback,
     /// It could not be reached.
@@ -31,6 +32,7 @@ pub enum HandshakeError {
     },
 }
 
+/// Switches a fault on; it replaces one of the same kind for the same recipients.
 pub(super) fn set_fault(world: &World, number: &str, active: ActiveFault) -> Result<(), UnknownNumber> {
     let kind = std::mem::discriminant(&active.fault);
     with_number(world, number, |number| {
@@ -62,16 +64,22 @@ fn with_number(world: &World, number: &str, act: impl FnOnce(&mut Number)) -> Re
     world.numbers().get_mut(number).map(act).ok_or(UnknownNumber)
 }
 
+/// Reports a change about a number; `members` is its value without the metadata.
+pub(super) async fn emit(world: &World, phone_number_id: &str, field: &str, members: serde_json::Value) {
+    world.expect(1);
+    world.enqueue(phone_number_id, field, members, None).await;
+}
+
+/// A user writes; returns the message's wamid.
 pub(super) async fn inbound(world: &World, inbound: &Inbound) -> String {
     let given = inbound.message.get("id").and_then(serde_json::Value::as_str);
     let id = given.map_or_else(|| wamid(inbound.from.as_deref().unwrap_or_default()), ToOwned::to_owned);
-    world
-        .emit(&inbound.phone_number_id, "messages", inbound.value(&id), None)
-        .await;
+    emit(world, &inbound.phone_number_id, "messages", inbound.value(&id)).await;
     world.ledger().receive(&id);
     id
 }
 
+/// Verifies the callback as Meta does: it must answer with the challenge.
 pub(super) async fn handshake(world: &World) -> Result<(), HandshakeError> {
     let mut url: Url = world.callback().ok_or(HandshakeError::NoCallback)?;
     let challenge = rand::rng().random_range(1_000_000_000_u64..10_000_000_000).to_string();

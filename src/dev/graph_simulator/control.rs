@@ -1,4 +1,4 @@
-//! `/_simulator/…`: the switches for those who have no handle (a person with curl, a test in another process).
+//! `/_simulator/…`: the handle's switches as HTTP routes, for a person with curl or a test in another process.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
+use super::actions;
 use super::fault::{ActiveFault, Fault};
-use super::payload::Inbound;
+use super::webhooks::{Inbound, samples};
 use super::world::World;
-use super::{actions, samples};
 
 /// The control routes, for people: method, path, what it does and takes.
 pub const CONTROL_ROUTES: &[(&str, &str, &str)] = &[
@@ -34,11 +34,11 @@ pub const CONTROL_ROUTES: &[(&str, &str, &str)] = &[
         "/_simulator/faults",
         r#"sends fail: {"phone_number_id": "…", "fault": {"kind": "accept_then_hang"}, "times": 1}; "to": "…" for one recipient"#,
     ),
-    ("DELETE", "/_simulator/faults", "no more of them: ?phone_number_id=…"),
+    ("DELETE", "/_simulator/faults", "sends work again: ?phone_number_id=…"),
     (
         "POST",
         "/_simulator/tokens",
-        r#"its token expires: {"phone_number_id": "…"}; or is this: "access_token": "…""#,
+        r#"its token expires: {"phone_number_id": "…"}; or gets a new one: "access_token": "…""#,
     ),
     (
         "POST",

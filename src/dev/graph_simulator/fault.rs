@@ -1,4 +1,6 @@
-//! What can go wrong on purpose, and the one function that decides what a set of faults means for a send.
+//! The faults that can be switched on, and the one function that decides what a set of them means for a send.
+//!
+//! A new fault is a variant and an arm of [`decide`].
 
 use std::time::Duration;
 
@@ -22,37 +24,37 @@ pub enum Fault {
     ResetUnaccepted,
     /// 429 with `Retry-After` and Meta's 130429.
     TooManyRequests {
-        /// The header's value.
+        /// The value of `Retry-After`.
         retry_after_seconds: u64,
     },
     /// Meta's error object with this code.
     Error {
-        /// Meta's code.
+        /// Meta's error code, such as 131056.
         code: i64,
-        /// Its subcode.
+        /// Meta's `error_subcode`.
         #[serde(default)]
         subcode: Option<i64>,
     },
     /// The answer, whatever it is, comes late; an accepted message does not.
     SlowAnswer {
-        /// How late.
+        /// Milliseconds from the decision to the answer.
         delay_ms: u64,
     },
     /// The status `sent` arrives at the callback before the answer leaves.
     StatusBeforeAnswer,
     /// The message is accepted and fails later, by a status with this code.
     FailLater {
-        /// Meta's code, such as 131047.
+        /// The status's error code, such as 131047.
         code: i64,
     },
     /// The answer says `held_for_quality_assessment`; the message is released later.
     HeldThenReleased {
-        /// How much later.
+        /// Milliseconds until its release.
         after_ms: u64,
     },
     /// The answer says `held_for_quality_assessment`; the message is dropped later (132015).
     HeldThenDropped {
-        /// How much later.
+        /// Milliseconds until it is dropped.
         after_ms: u64,
     },
     /// Every status comes twice.
@@ -61,20 +63,20 @@ pub enum Fault {
     ReversedStatuses,
     /// `delivered` is left out, as for a message that is read at once.
     SkipDelivered,
-    /// The statuses lack our opaque id.
+    /// The statuses lack `biz_opaque_callback_data`, by which the sender finds its message.
     WithoutEcho,
     /// No status ever comes.
     Silent,
 }
 
-/// What happens to one send.
+/// What happens to one send under the faults that apply to it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Plan {
-    /// It is not accepted, for this reason; before the body is looked at.
+    /// The send is refused with this, before its body is looked at.
     pub(super) refusal: Option<Refusal>,
-    /// What the client gets.
+    /// What the client gets if it is accepted.
     pub(super) answer: Answer,
-    /// How late it gets it.
+    /// How late the client gets its answer.
     pub(super) delay: Duration,
     /// What the callback gets.
     pub(super) reports: Reports,
@@ -112,20 +114,28 @@ pub(super) enum Answer {
 /// What the callback gets for an accepted send.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Reports {
+    /// `sent` is reported before the client has its answer.
     pub(super) before_answer: bool,
+    /// `failed` with this code is reported instead of everything else.
     pub(super) fail_with: Option<i64>,
+    /// How much later everything is reported; the answer says `held_for_quality_assessment`.
     pub(super) held_for: Option<Duration>,
+    /// Each status is reported twice.
     pub(super) duplicate: bool,
+    /// The last status comes first.
     pub(super) reversed: bool,
+    /// `delivered` is not reported.
     pub(super) skip_delivered: bool,
+    /// The statuses lack `biz_opaque_callback_data`.
     pub(super) without_echo: bool,
+    /// Nothing is reported.
     pub(super) silent: bool,
 }
 
 /// Meta's code for a template that was paused while the message was held.
 const TEMPLATE_PAUSED: i64 = 132_015;
 
-/// Folds the active faults into what happens; of two that contradict each other the later one counts.
+/// What a set of faults means for a send. Of two that contradict each other the later one counts.
 pub(super) fn decide(faults: impl IntoIterator<Item = Fault>) -> Plan {
     let mut plan = Plan::default();
     for fault in faults {
@@ -168,7 +178,7 @@ pub(super) struct ActiveFault {
     pub(super) remaining: Option<u32>,
 }
 
-/// Takes what the next send meets, and counts it down.
+/// The plan for the next send. Faults that were switched on for a number of sends are counted down.
 pub(super) fn take(faults: &mut Vec<ActiveFault>, recipient: Option<&str>) -> Plan {
     let meets = |active: &ActiveFault| active.to.is_none() || active.to.as_deref() == recipient;
     let plan = decide(faults.iter().filter(|active| meets(active)).map(|active| active.fault));
@@ -177,47 +187,6 @@ pub(super) fn take(faults: &mut Vec<ActiveFault>, recipient: Option<&str>) -> Pl
     }
     faults.retain(|active| active.remaining != Some(0));
     plan
-}
-
-/// The status that Meta used to answer a code with; the code is what counts.
-pub(super) const fn http_status(code: i64) -> u16 {
-    match code {
-        0 | 190 => 401,
-        10 | 200..=299 | 368 | 130_497 | 131_005 | 131_031 => 403,
-        132_001 => 404,
-        130_429 | 80_007 => 429,
-        3 | 131_000 | 131_016 | 131_045 | 131_057 => 500,
-        2 | 133_004 => 503,
-        _ => 400,
-    }
-}
-
-/// Meta's title of a code.
-pub(super) const fn title(code: i64) -> &'static str {
-    match code {
-        4 => "Application request limit reached",
-        100 => "Invalid parameter",
-        130_429 => "Rate limit hit",
-        130_472 => "User's number is part of an experiment",
-        131_000 => "Something went wrong",
-        131_008 => "Required parameter is missing",
-        131_009 => "Parameter value is not valid",
-        131_016 => "Service unavailable",
-        131_026 => "Message undeliverable",
-        131_031 => "Business Account locked",
-        131_042 => "Business eligibility payment issue",
-        131_047 => "Re-engagement message",
-        131_048 => "Spam rate limit hit",
-        131_049 => "This message was not delivered to maintain healthy ecosystem engagement.",
-        131_053 => "Media upload error",
-        131_056 => "(Business Account, Consumer Account) pair rate limit hit",
-        131_057 => "Account in maintenance mode",
-        132_001 => "Template name does not exist in the translation",
-        132_015 => "Template is Paused",
-        132_016 => "Template is Disabled",
-        133_004 => "Server Temporarily Unavailable",
-        _ => "Unknown error",
-    }
 }
 
 #[cfg(test)]

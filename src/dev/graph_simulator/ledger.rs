@@ -1,27 +1,27 @@
-//! The oracle: every message that the simulator accepted, as Meta would know it, to be held against the Site DB.
+//! The ledger: every message that the simulator accepted, to be compared with the Site DB.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 use time::OffsetDateTime;
 
-/// A message that was accepted: a person would have got it.
+/// A message that was accepted, so that a person would have got it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Accepted {
-    /// The id that it got.
+    /// The id that the answer gave it.
     pub wamid: String,
-    /// The number that sent it.
+    /// The business number that sent it.
     pub phone_number_id: String,
     /// The recipient as the request has it.
     pub to: String,
-    /// Its type.
+    /// `text`, `image`, …
     #[serde(rename = "type")]
     pub kind: String,
     /// `biz_opaque_callback_data` of the request.
     pub opaque: Option<String>,
     /// SHA-256 of the request's bytes, in hexadecimal digits.
     pub body_sha256: String,
-    /// When.
+    /// By this machine's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub accepted_at: OffsetDateTime,
     /// The statuses that were reported, in the order in which they were.
@@ -31,30 +31,30 @@ pub struct Accepted {
 /// A status that was reported.
 #[derive(Debug, Clone, Serialize)]
 pub struct Reported {
-    /// Meta's word.
+    /// Meta's word: `sent`, `delivered`, `read`, `failed`.
     pub status: String,
-    /// Meta's code, for `failed`.
+    /// Meta's error code, for `failed`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<i64>,
-    /// When.
+    /// By this machine's clock; the callback may get it later.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
 }
 
-/// All accepted messages in the order of their acceptance, and what people wrote.
+/// All accepted messages in the order of their acceptance, and what users wrote.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Ledger {
-    /// The messages.
+    /// What was sent through the API.
     pub messages: Vec<Accepted>,
-    /// The ids of what people wrote to the numbers.
+    /// The wamids of what users wrote.
     pub received: Vec<String>,
-    /// Where each wamid is.
+    /// wamid → position in `messages`.
     #[serde(skip)]
     places: HashMap<String, usize>,
 }
 
 impl Ledger {
-    /// Ids of ours under which more than one message was accepted: somebody got it twice.
+    /// Values of `biz_opaque_callback_data` under which more than one message was accepted: a person got it twice.
     #[must_use]
     pub fn duplicates(&self) -> Vec<&str> {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -68,7 +68,7 @@ impl Ledger {
             .collect()
     }
 
-    /// The message with this id.
+    /// The accepted message with this wamid.
     #[must_use]
     pub fn find(&self, wamid: &str) -> Option<&Accepted> {
         self.messages.get(*self.places.get(wamid)?)

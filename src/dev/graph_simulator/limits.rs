@@ -1,4 +1,4 @@
-//! Meta's two limits as token buckets: per number, and per number and recipient.
+//! Meta's two rate limits as token buckets: per number, and per number and recipient.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

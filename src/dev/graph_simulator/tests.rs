@@ -1,16 +1,20 @@
 //! The simulator as its clients see it: over the socket, with a callback that records what it gets.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
-use serde_json::json;
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use url::Url;
 
-use super::*;
+use super::{Delays, Fault, HandshakeError, Inbound, Settings, Simulator, UnknownNumber, WebhookSettings, samples};
 use crate::provider::cloud::signature;
 use crate::provider::cloud::webhook::{Content, parse};
 

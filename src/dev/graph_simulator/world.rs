@@ -1,28 +1,24 @@
-//! What the simulator knows: its numbers, what is wrong with them, what it accepted, and where the callback is.
+//! What the simulator knows: its numbers and their faults, what it accepted, where the callback is, what is on its way there.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use super::fault::{self, ActiveFault, Plan, Reports};
-use super::ledger::{Accepted, Ledger};
+use super::fault::{self, ActiveFault, Plan};
+use super::ledger::Ledger;
 use super::limits::Buckets;
-use super::media::Media;
-use super::payload::{StatusOf, Update, status};
-use super::webhooks::Queued;
-use super::{Account, Settings};
+use super::media_store::MediaStore;
+use super::settings::{Account, Settings};
+use super::update::{Queued, Update};
 
-/// Everything, shared by the routes, the deliveries and the handle.
+/// The state that the routes, the deliveries and the handle share.
 pub(super) struct World {
     pub(super) settings: Settings,
     pub(super) stop: CancellationToken,
@@ -37,23 +33,14 @@ pub(super) struct World {
     pending: AtomicUsize,
 }
 
-/// One of the numbers.
+/// A business number and what is wrong with it.
 pub(super) struct Number {
     pub(super) account: Account,
     /// Whether the token has expired; a new one ends that.
     pub(super) expired: bool,
     pub(super) faults: Vec<ActiveFault>,
-    pub(super) media: Media,
+    pub(super) media: MediaStore,
     buckets: Buckets,
-}
-
-/// An accepted message, as far as its statuses need it.
-#[derive(Debug, Clone)]
-pub(super) struct Subject {
-    pub(super) phone_number_id: String,
-    pub(super) wamid: String,
-    pub(super) to: String,
-    pub(super) opaque: Option<String>,
 }
 
 impl World {
@@ -68,7 +55,7 @@ impl World {
                 account: account.clone(),
                 expired: false,
                 faults: Vec::new(),
-                media: Media::default(),
+                media: MediaStore::default(),
                 buckets: Buckets::default(),
             };
             (account.phone_number_id.clone(), number)
@@ -112,23 +99,27 @@ impl World {
         self.batch.store(updates.max(1), Ordering::Relaxed);
     }
 
-    /// Updates that are due or on their way.
+    /// Updates that are due later or on their way.
     pub(super) fn pending(&self) -> usize {
         self.pending.load(Ordering::Acquire)
     }
 
+    /// Counts updates that the callback has taken, or that were given up.
     pub(super) fn done(&self, updates: usize) {
         self.pending.fetch_sub(updates, Ordering::AcqRel);
     }
 
-    /// What the next send of a number meets.
+    /// The faults that apply to the next send of a number.
     pub(super) fn plan(&self, phone_number_id: &str, recipient: Option<&str>) -> Plan {
         self.numbers()
             .get_mut(phone_number_id)
             .map_or_else(Plan::default, |number| fault::take(&mut number.faults, recipient))
     }
 
-    /// Meta's rate limits, if they are on.
+    /// Takes a send off the rate limits, if they are on.
+    ///
+    /// # Errors
+    /// Meta's code of the limit that is reached.
     pub(super) fn throttle(&self, phone_number_id: &str, to: &str) -> Result<(), i64> {
         let Some(limits) = &self.settings.limits else {
             return Ok(());
@@ -139,24 +130,14 @@ impl World {
         }
     }
 
-    /// Writes a message into the ledger.
-    pub(super) fn accept(&self, message: Accepted) {
-        self.ledger().accept(message);
+    /// Counts updates that will be enqueued, now or later.
+    pub(super) fn expect(&self, updates: usize) {
+        self.pending.fetch_add(updates, Ordering::AcqRel);
     }
 
-    /// Queues an update about a number; `members` is the change's value without the metadata.
-    pub(super) async fn emit(
-        &self,
-        phone_number_id: &str,
-        field: &str,
-        members: Value,
-        attempted: Option<oneshot::Sender<()>>,
-    ) {
-        self.pending.fetch_add(1, Ordering::AcqRel);
-        self.emit_counted(phone_number_id, field, members, attempted).await;
-    }
-
-    async fn emit_counted(
+    /// Queues an update about a number that [`Self::expect`] has counted; `members` is the change's value without the
+    /// metadata.
+    pub(super) async fn enqueue(
         &self,
         phone_number_id: &str,
         field: &str,
@@ -185,98 +166,6 @@ impl World {
         // Fails only when the deliveries have stopped, and with them everything else.
         let _ = self.queue.send(Queued { update, attempted }).await;
     }
-
-    /// Reports a status now.
-    async fn report(&self, subject: &Subject, name: &str, code: Option<i64>, attempted: Option<oneshot::Sender<()>>) {
-        self.ledger().report(&subject.wamid, name, code);
-        let members = status(&StatusOf {
-            wamid: &subject.wamid,
-            to: &subject.to,
-            status: name,
-            opaque: subject.opaque.as_deref(),
-            code,
-        });
-        self.emit_counted(&subject.phone_number_id, "messages", members, attempted)
-            .await;
-    }
-
-    /// Reports `sent` and waits until the callback was tried.
-    pub(super) async fn report_before_answer(&self, subject: &Subject) {
-        let (attempted, done) = oneshot::channel();
-        self.pending.fetch_add(1, Ordering::AcqRel);
-        self.report(subject, "sent", None, Some(attempted)).await;
-        tokio::select! {
-            () = self.stop.cancelled() => {}
-            _ = done => {}
-        }
-    }
-
-    /// Reports the rest of a message's life, in the background.
-    pub(super) fn schedule(self: &Arc<Self>, subject: Subject, reports: &Reports) {
-        let schedule = self.timetable(reports);
-        self.pending.fetch_add(schedule.len(), Ordering::AcqRel);
-        let world = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let start = tokio::time::Instant::now();
-            for (after, name, code) in schedule {
-                let left = (start + after).saturating_duration_since(tokio::time::Instant::now());
-                if !crate::shutdown::sleep(left, &world.stop).await {
-                    return;
-                }
-                world.report(&subject, name, code, None).await;
-            }
-        });
-    }
-
-    /// When which status is reported.
-    fn timetable(&self, reports: &Reports) -> Vec<(Duration, &'static str, Option<i64>)> {
-        if reports.silent {
-            return Vec::new();
-        }
-        let delays = &self.settings.delays;
-        let held = reports.held_for.unwrap_or_default();
-        let mut steps = Vec::new();
-        if let Some(code) = reports.fail_with {
-            steps.push((held + delays.sent, "failed", Some(code)));
-        } else {
-            if !reports.before_answer {
-                steps.push((held + delays.sent, "sent", None));
-            }
-            steps.extend(
-                delays
-                    .delivered
-                    .filter(|_| !reports.skip_delivered)
-                    .map(|after| (held + after, "delivered", None)),
-            );
-            steps.extend(delays.read.map(|after| (held + after, "read", None)));
-        }
-        if reports.reversed {
-            let times: Vec<_> = steps.iter().map(|step| step.0).collect();
-            steps.reverse();
-            for (step, time) in steps.iter_mut().zip(times) {
-                step.0 = time;
-            }
-        }
-        if reports.duplicate {
-            steps = steps.into_iter().flat_map(|step| [step, step]).collect();
-        }
-        steps
-    }
-}
-
-/// An id in Meta's shape: the recipient's digits and something random, in base64.
-pub(super) fn wamid(to: &str) -> String {
-    let digits: String = to.chars().filter(char::is_ascii_digit).collect();
-    let mut bytes = vec![0x1d, 0x05, 0x19, u8::try_from(digits.len()).unwrap_or(u8::MAX)];
-    bytes.extend(digits.bytes());
-    bytes.extend([0x15, 0x02, 0x00, 0x11, 0x18]);
-    bytes.extend(uuid::Uuid::new_v4().as_bytes());
-    format!("wamid.{}", STANDARD.encode(bytes))
-}
-
-/// Now, for the ledger.
-pub(super) fn now() -> OffsetDateTime {
-    OffsetDateTime::now_utc()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,55 +1,22 @@
-//! Takes updates to the callback as Meta does: signed, in batches, several at a time, again and again until a 200.
+//! Delivery to the callback as Meta does it: signed, in batches, several at a time, repeated until a 200.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 
-use super::payload::{Update, envelope};
-use super::world::World;
+use super::envelope::envelope;
+use crate::dev::graph_simulator::update::Queued;
+use crate::dev::graph_simulator::world::World;
 use crate::provider::cloud::signature;
 
-/// How the callback is called.
-#[derive(Debug, Clone)]
-pub struct WebhookSettings {
-    /// Updates that one POST may carry, if so many wait. Meta goes up to 1000.
-    pub batch: usize,
-    /// POSTs at the same time.
-    pub concurrency: usize,
-    /// When a POST counts as failed.
-    pub timeout: Duration,
-    /// The waits between attempts; the last one repeats. Meta's schedule is days long; this one is compressed.
-    pub retries: Vec<Duration>,
-    /// When an update is dropped: Meta's 7 days, compressed.
-    pub give_up_after: Duration,
-}
-
-impl Default for WebhookSettings {
-    fn default() -> Self {
-        Self {
-            batch: 10,
-            concurrency: 4,
-            timeout: Duration::from_secs(5),
-            retries: [50, 100, 200, 400, 800, 1600].map(Duration::from_millis).to_vec(),
-            give_up_after: Duration::from_secs(300),
-        }
-    }
-}
-
-/// Updates that may wait for the callback; whoever makes more of them waits.
-pub(super) const QUEUE: usize = 10_000;
-
-/// An update with what is to happen when the first attempt is over.
-#[derive(Debug)]
-pub(super) struct Queued {
-    pub(super) update: Update,
-    pub(super) attempted: Option<oneshot::Sender<()>>,
-}
+/// Updates that may wait for the callback; a caller that adds more has to wait.
+pub(crate) const QUEUE: usize = 10_000;
 
 /// Delivers until the simulator stops.
-pub(super) async fn run(world: Arc<World>, mut queue: mpsc::Receiver<Queued>) {
+pub(crate) async fn run(world: Arc<World>, mut queue: mpsc::Receiver<Queued>) {
     let slots = Arc::new(Semaphore::new(world.settings.webhooks.concurrency.max(1)));
     loop {
         let first = tokio::select! {
@@ -85,7 +52,8 @@ pub(super) async fn run(world: Arc<World>, mut queue: mpsc::Receiver<Queued>) {
     }
 }
 
-async fn deliver(world: &World, batch: Vec<Queued>, slot: tokio::sync::OwnedSemaphorePermit) {
+/// Posts a batch until the callback answers 200, or until it is given up.
+async fn deliver(world: &World, batch: Vec<Queued>, slot: OwnedSemaphorePermit) {
     let count = batch.len();
     let mut slot = Some(slot);
     let (updates, mut waiting): (Vec<_>, Vec<_>) = batch
@@ -97,12 +65,12 @@ async fn deliver(world: &World, batch: Vec<Queued>, slot: tokio::sync::OwnedSema
     let mut attempt = 0_usize;
     loop {
         let delivered = match world.callback() {
-            // Nobody has subscribed: Meta has nobody to tell.
+            // Without a callback there is nothing to deliver to.
             None => true,
             Some(_) => post(world, &body, &world.settings.app_secret).await == Some(200),
         };
         for attempted in waiting.drain(..).flatten() {
-            // Whoever wanted to know may have gone.
+            // The one that asked may have been cancelled.
             let _ = attempted.send(());
         }
         drop(slot.take());
@@ -124,7 +92,7 @@ async fn deliver(world: &World, batch: Vec<Queued>, slot: tokio::sync::OwnedSema
 }
 
 /// One signed POST; the status of the answer, if there is one.
-pub(super) async fn post(world: &World, body: &[u8], secret: &SecretString) -> Option<u16> {
+pub(crate) async fn post(world: &World, body: &[u8], secret: &SecretString) -> Option<u16> {
     let callback = world.callback()?;
     let request = world
         .client

@@ -1,4 +1,4 @@
-//! The checks that Meta makes before it accepts a send, with its codes and its words.
+//! The checks that Meta makes before it accepts a send, with Meta's codes and words.
 
 use serde_json::Value;
 

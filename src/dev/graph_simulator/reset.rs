@@ -1,4 +1,4 @@
-//! Connections that can be reset: what a client sees when a peer or a middlebox dies after it took the request.
+//! Connections that end with a RST: what a client sees when its peer, or a box between, dies after it took the request.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 /// A listener whose connections hand out their [`Reset`].
 pub(super) struct ResettableListener(pub(super) TcpListener);
 
-/// A connection that ends with RST instead of an answer once its [`Reset`] is pulled.
+/// A connection that ends with RST instead of an answer once [`Reset::pull`] was called.
 pub(super) struct ResettableStream {
     stream: TcpStream,
     reset: Reset,
