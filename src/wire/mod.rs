@@ -35,6 +35,8 @@ mod channel;
 mod codec;
 mod connection;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod pace;
 mod pump;
 mod slot;

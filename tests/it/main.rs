@@ -4,6 +4,7 @@ mod agent_db;
 mod architecture;
 mod command_line;
 mod demo;
+mod fuzz_seeds;
 mod harness;
 mod help;
 mod inbox;
