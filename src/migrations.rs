@@ -20,10 +20,9 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 
-use crate::change::quote_identifier;
 use crate::config::{DatabaseUrl, Host, SslMode};
-use crate::retry::{self, Disposition};
-use crate::tls;
+use crate::postgres::{self, quote_identifier, tls};
+use crate::retry::Disposition;
 
 /// Migrations that belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -141,7 +140,7 @@ impl MigrationError {
             },
             Self::Rights { .. } => return Disposition::Systemic,
         };
-        match sqlstate(source).map(|code| retry::disposition(&code)) {
+        match sqlstate(source).map(|code| postgres::disposition(&code)) {
             None => Disposition::Transient,
             // A migration writes no row of anybody's.
             Some(Disposition::Row) => Disposition::Systemic,

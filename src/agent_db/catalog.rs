@@ -7,30 +7,9 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use super::error::AgentError;
-use crate::change::{Relation, RelationId, TableName, quote_identifier};
-
-/// A table as the source's stream describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableDescription {
-    /// The stream's name for it.
-    pub id: RelationId,
-    /// The table.
-    pub table: TableName,
-    /// Its published columns, in the order of the row images.
-    pub columns: Vec<Arc<str>>,
-    /// By what the source identifies the old row of an update or a delete.
-    pub identity: Identity,
-}
-
-/// A table's replica identity in the Site DB.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Identity {
-    /// The whole old row.
-    Full,
-    /// These positions in the columns (DEFAULT or INDEX). Empty (NOTHING) where rows are only ever inserted: the source
-    /// itself refuses the rest.
-    Columns(Vec<usize>),
-}
+use crate::change::{Identity, Relation, TableDescription, TableName};
+use crate::postgres::keys::is_spelled_one_way;
+use crate::postgres::quote_identifier;
 
 /// A table of the stream and how to write it.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,28 +62,6 @@ impl Target {
             .iter()
             .any(|column| column.in_key && column.identity_always)
     }
-}
-
-/// Whether equal values of a key type are written alike, but for a collation by which different texts are equal. A `numeric`
-/// may be 1.0 or 1.00, a `citext` anything.
-#[must_use]
-pub fn is_spelled_one_way(base_type: &str) -> bool {
-    matches!(
-        base_type,
-        "smallint"
-            | "integer"
-            | "bigint"
-            | "oid"
-            | "uuid"
-            | "boolean"
-            | "text"
-            | "character varying"
-            | "bytea"
-            | "date"
-            | "time without time zone"
-            | "timestamp without time zone"
-            | "timestamp with time zone"
-    )
 }
 
 /// A foreign key between two tables, a table's reference to itself left out.

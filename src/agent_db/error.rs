@@ -5,39 +5,17 @@
 
 use crate::change::TableName;
 use crate::lsn::Lsn;
-use crate::retry::{self, Disposition};
-use crate::tls::{self, TlsError};
+use crate::postgres::error::{not_of_a_row, session_hint};
+use crate::postgres::{Refusal, SessionError, Side};
+use crate::retry::Disposition;
 
 /// Why the Agent DB, or a statement on the Site DB over the same driver, did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// The server can't be reached, or refused the session before it began.
-    #[error("connect to {server}")]
-    Connect {
-        /// The URL without its password.
-        server: String,
-        /// The refusal or the network's error.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// The server was not reached, or did not answer, in time.
-    #[error("connect to {server}: no answer within {seconds} s")]
-    ConnectTimeout {
-        /// The URL without its password.
-        server: String,
-        /// How long we waited.
-        seconds: u64,
-    },
-    /// TLS can't be set up (authority file, names).
-    #[error("set up TLS for {server}")]
-    Tls {
-        /// The URL without its password.
-        server: String,
-        /// Why.
-        #[source]
-        source: TlsError,
-    },
+    /// There is no session with it.
+    #[error(transparent)]
+    Session(#[from] SessionError),
     /// The connection was lost, or answered with something that is not the protocol.
     #[error("connection to the database lost while trying to {action}")]
     Connection {
@@ -70,6 +48,12 @@ pub enum AgentError {
     /// The Agent DB has no such table.
     #[error("table {table} is missing in the Agent DB")]
     TableMissing {
+        /// The table.
+        table: TableName,
+    },
+    /// A key that can't be told from others.
+    #[error("a key of table {table} is not UTF-8")]
+    KeyEncoding {
         /// The table.
         table: TableName,
     },
@@ -182,58 +166,6 @@ pub enum AgentError {
     Internal(String),
 }
 
-/// A server's refusal of a statement, without row values when displayed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Its SQLSTATE.
-    pub sqlstate: String,
-    /// The server's primary message. May quote a value where the class is 22 or 23: never log it then.
-    pub message: String,
-    /// The constraint that refused.
-    pub constraint: Option<String>,
-    /// The column that refused.
-    pub column: Option<String>,
-}
-
-impl Refusal {
-    /// The refusal inside of a driver's error, `None` where the error is not the server's word.
-    #[must_use]
-    pub fn of(error: &tokio_postgres::Error) -> Option<Self> {
-        error.as_db_error().map(|db| Self {
-            sqlstate: db.code().code().to_owned(),
-            message: db.message().to_owned(),
-            constraint: db.constraint().map(str::to_owned),
-            column: db.column().map(str::to_owned),
-        })
-    }
-
-    /// Whose fault it is.
-    #[must_use]
-    pub fn disposition(&self) -> Disposition {
-        retry::disposition(&self.sqlstate)
-    }
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.disposition() {
-            Disposition::Row => {
-                write!(f, "a row was refused")?;
-                if let Some(constraint) = &self.constraint {
-                    write!(f, " by constraint {constraint}")?;
-                }
-                if let Some(column) = &self.column {
-                    write!(f, " for column {column}")?;
-                }
-                write!(f, " (SQLSTATE {})", self.sqlstate)
-            }
-            Disposition::Transient | Disposition::Systemic => {
-                write!(f, "{} (SQLSTATE {})", self.message, self.sqlstate)
-            }
-        }
-    }
-}
-
 /// Who holds a slot's lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
@@ -292,20 +224,15 @@ impl AgentError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            // A refusal at the door has a SQLSTATE (no such database, wrong password); the network's errors pass.
-            Self::Connect { source, .. } | Self::Connection { source, .. } => {
-                Refusal::of(source).map_or(Disposition::Transient, |refusal| match refusal.disposition() {
-                    Disposition::Row => Disposition::Systemic,
-                    other => other,
-                })
+            Self::Session(source) => source.disposition(),
+            Self::Connection { source, .. } => {
+                Refusal::of(source).map_or(Disposition::Transient, |refusal| not_of_a_row(refusal.disposition()))
             }
             // With a new connection, tables are resolved again.
             Self::KeyChanged { .. } => Disposition::Transient,
-            Self::ConnectTimeout { .. } | Self::Busy { .. } | Self::Aborted | Self::CommitUnknown => {
-                Disposition::Transient
-            }
+            Self::Busy { .. } | Self::Aborted | Self::CommitUnknown => Disposition::Transient,
             Self::Refused { refusal, .. } => refusal.disposition(),
-            Self::Tls { .. }
+            Self::KeyEncoding { .. }
             | Self::TableMissing { .. }
             | Self::NotATable { .. }
             | Self::NoPrimaryKey { .. }
@@ -346,25 +273,13 @@ impl AgentError {
     /// What a person can do, with the statement to paste where there is one.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        let quote = crate::change::quote_identifier;
+        let quote = crate::postgres::quote_identifier;
         Some(match self {
-            Self::Connect { source, .. } => {
-                let cause = std::error::Error::source(source);
-                let of_certificate = cause
-                    .and_then(|cause| cause.downcast_ref::<std::io::Error>())
-                    .and_then(tls::refusal_hint);
-                // The driver has no other sign for it.
-                let of_tls = cause
-                    .filter(|cause| cause.to_string() == "server does not support TLS")
-                    .map(|_| tls::NOT_OFFERED.to_owned());
-                let of_refusal = Refusal::of(source).and_then(|refusal| refusal_hint(None, &refusal.sqlstate, None));
-                of_certificate
-                    .or(of_tls)
-                    .or(of_refusal)
-                    .unwrap_or_else(|| REACH.to_owned())
-            }
-            Self::ConnectTimeout { .. } => REACH.to_owned(),
-            Self::Tls { source, .. } => source.hint(),
+            Self::Session(source) => return source.hint(),
+            Self::KeyEncoding { table } => format!(
+                "on the database whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
+                table.quoted()
+            ),
             Self::Refused {
                 table, refusal, role, ..
             } => return refusal_hint(table.as_ref(), &refusal.sqlstate, role.as_deref()),
@@ -444,32 +359,24 @@ impl AgentError {
     }
 }
 
-/// What to look at where nobody answers.
-const REACH: &str = "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
-
 /// What a person can do about a SQLSTATE, for those that need one.
 fn refusal_hint(table: Option<&TableName>, sqlstate: &str, role: Option<&str>) -> Option<String> {
-    let role = role.map_or_else(|| "the daemon's role".to_owned(), crate::change::quote_identifier);
+    let role = role.map_or_else(|| "the daemon's role".to_owned(), crate::postgres::quote_identifier);
     let of_table = table.map_or_else(|| "ALL TABLES IN SCHEMA twinlog".to_owned(), TableName::quoted);
     Some(match sqlstate {
         "42501" => format!(
             "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {of_table} TO {role}; and where \
              row-level security is on, as a superuser: ALTER ROLE {role} BYPASSRLS;"
         ),
-        "53100" => "the Agent DB's disk is full: free space; the daemon goes on by itself".to_owned(),
-        "53300" => "raise max_connections in the Agent DB, or end sessions that are not needed".to_owned(),
         "42P01" | "3F000" if table.is_none() => "run: twinlog migrate agent".to_owned(),
         "42P01" | "42703" | "42804" | "42P10" => {
             "the table was changed in the Agent DB: make it match the Site DB's".to_owned()
         }
-        "28000" | "28P01" => "check role and password in the URL".to_owned(),
-        "3D000" => "check the database's name in the URL".to_owned(),
-        "25006" => "the server is a standby or read-only: point the URL at the primary".to_owned(),
         "0A000" if table.is_some() => {
             "a table that is not synchronised refers to a truncated one in the Agent DB: drop that foreign key"
                 .to_owned()
         }
-        _ => return None,
+        _ => return session_hint(Side::Agent, sqlstate),
     })
 }
 

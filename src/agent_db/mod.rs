@@ -22,22 +22,22 @@
 //! | `apply` | changes in, SQL out, one transaction |
 //! | `bookkeeping` | the daemon's own tables, one file each |
 //! | `catalog` | what the Agent DB says of a table |
+//! | `keys` | the keys that the Agent DB has of a table, page by page |
 //!
-//! The driver is `tokio-postgres`, for its pipelining; `copy` and `cli` use [`connect()`] for their own connections.
+//! The driver is `tokio-postgres`, for its pipelining.
 
 mod apply;
 mod bookkeeping;
 mod catalog;
-mod connect;
 mod error;
+mod keys;
 mod rights;
 
 pub use apply::{Applied, Committed, Item, Segment, Sink, SinkSettings};
 pub use bookkeeping::{
     Asked, Checkpoint, Command, CommandState, Control, CopyPhase, DaemonReport, FailedFilter, FailedKey, FailedRow,
-    Gap, Shape, SourceIdentity, StoredCheckpoint, StoredDaemon, TableProgress, TableState, Tally,
+    Gap, SourceIdentity, StoredCheckpoint, StoredDaemon, TableProgress, TableState, Tally,
 };
-pub use catalog::{Identity, TableDescription, is_spelled_one_way};
-pub use connect::connect;
-pub use error::{AgentError, Holder, Refusal};
+pub use error::{AgentError, Holder};
+pub use keys::AgentKeys;
 pub use rights::Rights;

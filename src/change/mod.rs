@@ -4,6 +4,7 @@
 //! no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
 
 mod coalesce;
+mod table;
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use coalesce::{Coalesced, overlay};
+pub use table::{Identity, Shape, TableDescription};
 
 /// A table's name, unquoted, as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -34,7 +36,8 @@ impl TableName {
     /// `"schema"."name"`, ready for a statement.
     #[must_use]
     pub fn quoted(&self) -> String {
-        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+        let quote = postgres_protocol::escape::escape_identifier;
+        format!("{}.{}", quote(&self.schema), quote(&self.name))
     }
 }
 
@@ -42,12 +45,6 @@ impl fmt::Display for TableName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.schema, self.name)
     }
-}
-
-/// Quotes an identifier for a statement.
-#[must_use]
-pub fn quote_identifier(name: &str) -> String {
-    postgres_protocol::escape::escape_identifier(name)
 }
 
 /// The OID by which the source's stream names a table. Means nothing in another database.
@@ -101,6 +98,15 @@ impl Row {
 pub struct Key(pub Box<[Bytes]>);
 
 impl Key {
+    /// The values as texts. They are UTF-8: every session's encoding is pinned, and a key that is not is refused.
+    #[must_use]
+    pub fn texts(&self) -> Vec<String> {
+        self.0
+            .iter()
+            .map(|part| String::from_utf8_lossy(part).into_owned())
+            .collect()
+    }
+
     /// The values as lossless JSON text (an array of strings), the form in which a key is stored and shown.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -130,6 +136,13 @@ pub struct Relation {
 }
 
 impl Relation {
+    /// Names of the key's columns, unquoted, in key order.
+    pub fn key_columns(&self) -> impl Iterator<Item = &str> {
+        self.key
+            .iter()
+            .filter_map(|&index| self.columns.get(index).map(|name| &**name))
+    }
+
     /// The row's key, `None` where a key column is NULL, unchanged (P22) or absent.
     #[must_use]
     pub fn key_of(&self, row: &Row) -> Option<Key> {

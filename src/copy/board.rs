@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::fence::ChunkId;
 use super::window::{ChunkRead, Void};
 use crate::agent_db::TableProgress;
 use crate::change::RelationId;
+use crate::source::ChunkId;
 
 /// What became of a chunk.
 pub type Outcome = Result<(), Void>;

@@ -4,19 +4,10 @@
 //! the stream at the second one, so that newer changes win and deleted rows stay deleted. [`window`] holds the proof and
 //! the property test; [`board`] is where a reader and the stream meet.
 //!
-//! Leaves alone: when to copy (`replication` decides), how rows are written (`agent_db`), and the replication
-//! connection (`wire`). It reads the Site DB over plain connections of its own.
+//! Leaves alone: when to copy (`replication` decides), how rows are read (`source`) and written (`agent_db`).
 
-mod agent_keys;
 pub mod board;
-pub mod fence;
 mod reader;
-pub mod snapshot;
-mod source;
-mod source_table;
 pub mod window;
 
-pub use agent_keys::operator_schemas;
 pub use reader::{CopyError, Reader};
-pub use source::{Source, SourceError};
-pub use source_table::SourceTable;

@@ -12,20 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio_postgres::Client;
 use tracing::{debug, info};
 
-use super::agent_keys::AgentKeys;
 use super::board::{Board, Delivery};
-use super::fence::Fence;
-use super::source::{Chunk, Columns, Source, SourceError};
-use super::source_table::SourceTable;
 use super::window::{Asked, ChunkRead, Void};
-use crate::agent_db::{CopyPhase, TableProgress, TableState};
-use crate::change::{Key, Relation, quote_identifier};
+use crate::agent_db::{AgentError, AgentKeys, CopyPhase, TableProgress, TableState};
+use crate::change::{Key, Relation};
 use crate::failpoint;
 use crate::lsn::Lsn;
+use crate::postgres::Client;
+use crate::postgres::error::not_of_a_row;
 use crate::retry::{Disposition, backoff};
+use crate::source::{Chunk, Columns, Fence, Source, SourceError, SourceTable};
 
 /// First and longest wait before a void chunk is read again: the cause (a commit on its way, one large transaction)
 /// passes in milliseconds or takes as long as it takes.
@@ -34,9 +32,12 @@ const VOID_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::fr
 /// Why a copy could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The Site DB, or the keys of the Agent DB, could not be read.
+    /// The Site DB could not be read.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The keys of the Agent DB could not be read.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// The stream stopped; the copy resumes with it.
     #[error("the replication stream ended during a copy")]
     StreamEnded,
@@ -51,6 +52,8 @@ impl CopyError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Source(source) => source.disposition(),
+            // Only keys are read there.
+            Self::Agent(source) => not_of_a_row(source.disposition()),
             Self::StreamEnded | Self::RelationChanged(_) => Disposition::Transient,
         }
     }
@@ -60,6 +63,7 @@ impl CopyError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Source(source) => source.hint(),
+            Self::Agent(source) => source.hint(),
             Self::StreamEnded | Self::RelationChanged(_) => None,
         }
     }
@@ -316,14 +320,4 @@ fn finish(progress: &mut TableProgress) {
     progress.condition = None;
     progress.detail = None;
     progress.finished_at = Some(OffsetDateTime::now_utc());
-}
-
-/// The columns of a key, quoted and joined.
-pub(super) fn key_names(relation: &Relation) -> Vec<String> {
-    relation
-        .key
-        .iter()
-        .filter_map(|&index| relation.columns.get(index))
-        .map(|name| format!("t.{}", quote_identifier(name)))
-        .collect()
 }

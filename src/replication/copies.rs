@@ -12,18 +12,20 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::agent_db::{self, AgentError, Command, Control, TableProgress, TableState};
+use crate::agent_db::{AgentError, Command, Control, TableProgress, TableState};
 use crate::change::{Relation, TableName};
 use crate::config::Config;
 use crate::copy::board::Board;
-use crate::copy::{CopyError, Reader, Source, SourceTable};
+use crate::copy::{CopyError, Reader};
+use crate::postgres::{self, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
+use crate::source::visibility::{Visibility, wait_for_running_transactions};
+use crate::source::{Source, SourceTable};
 
 use super::error::SyncError;
 use super::status::sync_status::SyncStatus;
 use super::stream::stream_loop::Request;
-use super::visibility::{Visibility, wait_for_running_transactions};
 
 /// How often the tables' states are read; commands come sooner, by notification.
 const TICK: Duration = Duration::from_secs(1);
@@ -183,7 +185,9 @@ impl Copies {
         stop: &CancellationToken,
     ) -> Result<(), SyncError> {
         let source = Source::connect(&self.config.site.url).await?;
-        let agent = agent_db::connect(&self.config.agent.url, "twinlog copy").await?;
+        let agent = postgres::connect(Side::Agent, &self.config.agent.url, "twinlog copy")
+            .await
+            .map_err(AgentError::from)?;
         if progress.state == TableState::New {
             if !self.fresh_slot {
                 let why = "the copy of a new table waits for older transactions of the Site DB to end";

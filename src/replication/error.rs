@@ -1,11 +1,11 @@
 //! Why a run of the stream ended, whose fault it is, and what to do.
 
 use crate::agent_db::AgentError;
-use crate::copy::{CopyError, SourceError};
+use crate::copy::CopyError;
 use crate::retry::Disposition;
+use crate::source::{SetupError, SourceError};
 use crate::wire::{ServerFault, SlotNameError, WireError};
 
-use super::setup_error::SetupError;
 use super::slot::GapReason;
 use super::stream::assemble::StreamError;
 

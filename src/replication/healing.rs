@@ -12,14 +12,14 @@ use crate::agent_db::{AgentError, Control};
 use crate::change::{Key, TableName};
 use crate::config::Config;
 use crate::copy::board::Board;
-use crate::copy::{CopyError, Reader, Source, SourceTable};
+use crate::copy::{CopyError, Reader};
 use crate::retry::Disposition;
 use crate::shutdown;
+use crate::source::{Source, SourceTable, Visibility};
 
 use super::copies::describe;
 use super::error::SyncError;
 use super::stream::stream_loop::Request;
-use super::visibility::Visibility;
 
 /// Keys read between one pair of fences.
 const KEYS: u32 = 500;

@@ -13,11 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::change::TableName;
 use crate::config::Config;
-use crate::copy::{Source, SourceTable};
 use crate::shutdown;
+use crate::source::{Selection, Source, SourceTable, publication};
 
 use super::error::SyncError;
-use super::setup::{self, Selection};
 
 /// How often: a new table is a rare event that people watch, and looking costs the Site DB two catalog queries.
 const LOOK: Duration = Duration::from_secs(5);
@@ -39,7 +38,7 @@ impl Lookout {
     pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), SyncError> {
         let source = Source::connect(&self.config.site.url).await?;
         while shutdown::sleep(LOOK, stop).await {
-            let changed = setup::changed(
+            let changed = publication::changed(
                 source.client(),
                 &self.config.sync,
                 self.version,

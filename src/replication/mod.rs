@@ -15,16 +15,12 @@ mod healing;
 mod lookout;
 mod monitor;
 mod run;
-mod setup;
-mod setup_error;
 mod slot;
 mod status;
 mod stream;
-mod visibility;
 
 pub use error::SyncError;
 pub use run::run;
-pub use setup_error::SetupError;
 pub use slot::GapReason;
 pub use status::state::SyncState;
 pub use stream::assemble::StreamError;

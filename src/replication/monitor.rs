@@ -10,16 +10,17 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::time::timeout;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::agent_db::{self, Control, DaemonReport};
+use crate::agent_db::{Control, DaemonReport};
 use crate::config::Config;
 use crate::health::Component;
 use crate::lsn::Lsn;
 use crate::metrics;
+use crate::postgres::{self, Client, Side};
 use crate::shutdown;
+use crate::source::{self, Sample};
 use crate::timestamp::PgTimestamp;
 
 use super::status::delay::Delay;
@@ -38,15 +39,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a sample may take to be applied before the delay counts from it: far below what anybody is alarmed by, far
 /// above what a stream that keeps up needs.
 const SETTLE: Duration = Duration::from_millis(250);
-
-/// What the source says about its log and our slot.
-struct Sample {
-    end: Lsn,
-    clock: OffsetDateTime,
-    retained: Option<i64>,
-    headroom: Option<i64>,
-    active: bool,
-}
 
 /// See the module's header.
 pub(super) struct Monitor {
@@ -170,25 +162,13 @@ impl Monitor {
     async fn sample(&mut self) -> Option<Sample> {
         let site = match &mut self.site {
             Some(site) => site,
-            none => none.insert(agent_db::connect(&self.config.site.url, "twinlog monitor").await.ok()?),
+            none => none.insert(
+                postgres::connect(Side::Site, &self.config.site.url, "twinlog monitor")
+                    .await
+                    .ok()?,
+            ),
         };
-        let row = site
-            .query_one(
-                "SELECT pg_catalog.pg_current_wal_flush_lsn()::text, pg_catalog.clock_timestamp(), \
-                 pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint, s.safe_wal_size, \
-                 coalesce(s.active, false) FROM (VALUES (1)) one \
-                 LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1",
-                &[&self.config.sync.slot],
-            )
-            .await
-            .ok()?;
-        Some(Sample {
-            end: row.get::<_, String>(0).parse().ok()?,
-            clock: row.get(1),
-            retained: row.get(2),
-            headroom: row.get(3),
-            active: row.get(4),
-        })
+        source::sample(site, &self.config.sync.slot).await.ok()
     }
 
     /// Writes `twinlog.daemon`; `None` where that can't be done. One that stands by leaves the active one's word alone.

@@ -14,13 +14,15 @@ use crate::agent_db::{AgentError, Checkpoint, Control, Sink, SinkSettings, Sourc
 use crate::change::TableName;
 use crate::config::Config;
 use crate::copy::board::Board;
-use crate::copy::{Source, SourceTable};
 use crate::failpoint;
 use crate::health::Health;
 use crate::lsn::Lsn;
 use crate::migrations;
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
+use crate::source::publication::{self, Prepared};
+use crate::source::visibility::blockers;
+use crate::source::{self, Selection, Source, SourceTable, Visibility};
 use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName};
 
 use super::copies::Copies;
@@ -28,7 +30,6 @@ use super::error::SyncError;
 use super::healing::Healing;
 use super::lookout::Lookout;
 use super::monitor::Monitor;
-use super::setup::{self, Prepared, Selection};
 use super::slot::{GapReason, SourceFacts, Verdict, judge, parse_history};
 use super::status::state::SyncState;
 use super::status::sync_status::SyncStatus;
@@ -36,7 +37,6 @@ use super::stream::apply_task::SinkHandle;
 use super::stream::assemble::{Assembler, Membership};
 use super::stream::buffer::Batch;
 use super::stream::stream_loop::{Parts, Pipeline};
-use super::visibility::{Visibility, blockers};
 
 /// How often a held pipeline looks whether somebody has acted: often enough that a repair shows at once, rarely enough
 /// for the logs of both databases.
@@ -252,7 +252,7 @@ impl Daemon {
         };
         let mut sink = Box::pin(Sink::connect(agent, &sync.slot, settings)).await?;
         let source = Source::connect(site).await?;
-        let prepared = setup::prepare(source.client(), sync, &self.selection).await?;
+        let prepared = publication::prepare(source.client(), sync, &self.selection).await?;
         for table in prepared.tables.values() {
             // Better said at once than at the first row.
             sink.resolve(&table.describe()).await?;
@@ -286,7 +286,7 @@ impl Daemon {
             wal_end: system.position,
             history,
         };
-        let slot = setup::slot(source.client(), &sync.slot, prepared.version).await?;
+        let slot = source::slot(source.client(), &sync.slot, prepared.version).await?;
         if let Some(slot) = &slot
             && slot.database != site.database
         {
@@ -358,7 +358,7 @@ impl Daemon {
         };
         // Between the look at the slot and the start somebody may have moved it; the server would silently go on from
         // there (it never goes back behind what was confirmed).
-        let slot = setup::slot(source.client(), &sync.slot, prepared.version).await?;
+        let slot = source::slot(source.client(), &sync.slot, prepared.version).await?;
         if let Some(position) = slot.and_then(|slot| slot.confirmed_flush)
             && position > resume_after
         {
@@ -502,16 +502,8 @@ impl Daemon {
     /// A walsender that still serves a dead predecessor of ours keeps the slot busy until the server notices. It bears
     /// our name, the lock on the Agent DB says that nobody else of that name is alive: end it (pitfall P13).
     async fn end_leftover(&self, source: &Source) {
-        let ended = source
-            .client()
-            .query(
-                "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_replication_slots s \
-                 JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
-                 WHERE s.slot_name = $1 AND a.application_name = $2",
-                &[&self.slot.as_str(), &self.application_name()],
-            )
-            .await;
-        if ended.is_ok_and(|rows| !rows.is_empty()) {
+        let ended = source::end_reader(source.client(), self.slot.as_str(), &self.application_name()).await;
+        if matches!(ended, Ok(true)) {
             info!(slot = %self.slot, "ended the replication connection of a predecessor");
         }
     }

@@ -9,21 +9,7 @@ use std::fmt;
 
 use crate::agent_db::{SourceIdentity, StoredCheckpoint};
 use crate::lsn::Lsn;
-
-/// What the Site DB says of the slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SlotFacts {
-    /// Its output plugin.
-    pub(super) plugin: String,
-    /// Its database.
-    pub(super) database: String,
-    /// What the server believes to be acknowledged; `None` while it is being created.
-    pub(super) confirmed_flush: Option<Lsn>,
-    /// `reserved`, `extended`, `unreserved` or `lost`.
-    pub(super) wal_status: Option<String>,
-    /// Why it was invalidated, where the server says so (17 and later).
-    pub(super) invalidation: Option<String>,
-}
+use crate::source::SlotFacts;
 
 /// What the Site DB says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

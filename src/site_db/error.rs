@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::retry::{Disposition, disposition};
+use crate::postgres::disposition;
+use crate::retry::Disposition;
 
 /// A statement on the Site DB did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +50,7 @@ impl SiteError {
         Self::Unreachable(sqlx::Error::PoolTimedOut)
     }
 
-    /// Whose fault it is: the one table in [`crate::retry`].
+    /// Whose fault it is: the one table in [`crate::postgres`].
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::channel::Channel;
 use super::codec::protocol;
 use super::error::WireError;
-use crate::tls;
+use crate::postgres::tls;
 
 /// Answers the server's requests until it says that we are in.
 pub(super) async fn log_in(

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use postgres_protocol::escape::escape_identifier;
 
-use crate::retry::{self, Disposition};
-use crate::tls::{self, TlsError};
+use crate::postgres::tls::{self, TlsError};
+use crate::postgres::{self};
+use crate::retry::Disposition;
 
 /// What the connection was doing when the server sent an error: the same SQLSTATE means different things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,7 +264,7 @@ impl WireError {
                 Disposition::Systemic
             }
             // A connection has no row of its own to blame.
-            Self::Server(error) => match retry::disposition(&error.sqlstate) {
+            Self::Server(error) => match postgres::disposition(&error.sqlstate) {
                 Disposition::Row => Disposition::Systemic,
                 other => other,
             },

@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::error::WireError;
 use crate::config::{DatabaseUrl, Host, SslMode};
-use crate::tls;
+use crate::postgres::tls;
 
 /// How long one address may take to answer a connect, and the server a TLS handshake: long enough for a retransmitted
 /// SYN or two (after 1 s and 3 s), short enough that a dead address gives way to the next.

@@ -33,14 +33,14 @@ use self::sql::Kind;
 use super::bookkeeping::accounting::{self, Accounting};
 use super::bookkeeping::failed_rows::entries;
 use super::bookkeeping::{Checkpoint, StoredCheckpoint, checkpoint, lock, tables};
-use super::catalog::{self, ForeignKey, Identity, TableDescription, Target};
-use super::connect;
+use super::catalog::{self, ForeignKey, Target};
 use super::error::AgentError;
 use super::rights::{self, Rights};
-use crate::change::{Relation, TableName};
+use crate::change::{Identity, Relation, TableDescription, TableName};
 use crate::config::DatabaseUrl;
 use crate::failpoint;
 use crate::metrics;
+use crate::postgres::{Side, connect};
 use crate::retry::Disposition;
 
 pub use self::segment::{Applied, Committed, Item, Segment};
@@ -108,7 +108,7 @@ impl Sink {
     /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection's, or that of a schema `twinlog`
     /// that is not there.
     pub async fn connect(url: &DatabaseUrl, slot: &str, settings: SinkSettings) -> Result<Self, AgentError> {
-        let (client, connection) = connect::open(url, &settings.application_name, None).await?;
+        let (client, connection) = connect::open(Side::Agent, url, &settings.application_name, None).await?;
         let rights = rights::probe(&client).await?;
         // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
         client

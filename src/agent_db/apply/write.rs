@@ -9,8 +9,9 @@ use super::segment::{Item, Segment};
 use super::sql;
 use crate::agent_db::bookkeeping::Tally;
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
-use crate::agent_db::error::{AgentError, Refusal};
+use crate::agent_db::error::AgentError;
 use crate::change::{Change, Origin, Truncate};
+use crate::postgres::Refusal;
 use crate::retry::Disposition;
 
 /// Checks what was deferred, and defers again. Only without `session_replication_role`: there no constraint waits.

@@ -32,5 +32,4 @@ pub use commands::{Command, CommandState};
 pub use control::Control;
 pub use daemon::{DaemonReport, StoredDaemon};
 pub use failed_rows::{Asked, FailedFilter, FailedKey, FailedRow};
-pub use shapes::Shape;
 pub use tables::{CopyPhase, TableProgress, TableState};

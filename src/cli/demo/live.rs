@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::screen::Screen;
-use crate::agent_db;
+use crate::postgres::{self, Side};
 use crate::shutdown;
 
 /// How often a terminal is brought up to date, and how often a plain line is worth one.
@@ -25,7 +25,7 @@ pub(super) struct Live {
 
 impl Live {
     pub(super) async fn start(agent_url: &str, screen: &Screen) -> anyhow::Result<Self> {
-        let agent = agent_db::connect(&agent_url.parse()?, "twinlog demo display").await?;
+        let agent = postgres::connect(Side::Agent, &agent_url.parse()?, "twinlog demo display").await?;
         let stop = CancellationToken::new();
         let bar = screen.live();
         let task = tokio::spawn(show(agent, screen.clone(), bar.clone(), stop.clone()));

@@ -23,10 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::daemon::{Halves, Running};
 use super::{Outcome, logging};
-use crate::agent_db;
 use crate::config::{self, LogFormat, Needs};
 use crate::dev::graph_simulator::{Account, Delays, Settings as SimulatorSettings, Simulator};
 use crate::dev::postgres::{Cluster, Settings};
+use crate::postgres::{self, Side};
 use crate::{migrations, shutdown};
 
 use live::Live;
@@ -180,8 +180,8 @@ async fn set_up(
     migrations::apply_agent(&config.agent.url).await?;
     screen.say("  both schemas migrated");
 
-    let site = agent_db::connect(&config.site.url, "twinlog demo").await?;
-    let agent = agent_db::connect(&config.agent.url, "twinlog demo").await?;
+    let site = postgres::connect(Side::Site, &config.site.url, "twinlog demo").await?;
+    let agent = postgres::connect(Side::Agent, &config.agent.url, "twinlog demo").await?;
     let running = Running::start(Arc::new(config), Halves::Both, ending).await?;
     let http = running.http.context("the server has no address")?;
     simulator.set_callback(Some(format!("http://{http}/webhook").parse()?));

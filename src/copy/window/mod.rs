@@ -29,9 +29,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use super::fence::ChunkId;
-use super::snapshot::Snapshot;
 use crate::change::{Change, Key, Operation, Origin, Relation, RelationId, Row, Xid, overlay};
+use crate::source::{ChunkId, Snapshot};
 
 /// Transactions remembered for the check above. A commit that is in the log but not yet visible is at most as old as a
 /// commit takes (microseconds; a synchronous standby's answer where one is awaited, during which the other backends

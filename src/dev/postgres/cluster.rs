@@ -20,7 +20,7 @@ use super::error::ClusterError;
 use super::find::{FindError, Installation, find};
 use super::settings::Settings;
 use super::workspace::Workspace;
-use crate::change::quote_identifier;
+use crate::postgres::quote_identifier;
 
 /// The superuser of every throwaway cluster.
 const USER: &str = "postgres";

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::agent_db::{AgentError, Applied, Checkpoint, Committed, Segment, Sink, SourceIdentity, TableDescription};
-use crate::change::{Relation, TableName};
+use crate::agent_db::{AgentError, Applied, Checkpoint, Committed, Segment, Sink, SourceIdentity};
+use crate::change::{Relation, TableDescription, TableName};
 use crate::copy::board::Outcome;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;

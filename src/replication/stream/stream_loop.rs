@@ -18,16 +18,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::agent_db::{AgentError, Identity, Item, Segment, TableDescription, TableState};
-use crate::change::{Relation, RelationId};
+use crate::agent_db::{AgentError, Item, Segment, TableState};
+use crate::change::{Identity, Relation, RelationId, TableDescription};
 use crate::copy::board::{Board, Delivery};
-use crate::copy::fence::{ChunkId, Fence};
 use crate::copy::window::{Void, Windows};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
 use crate::pgoutput::{self, PgTimestamp, RelationMessage, ReplicaIdentity};
 use crate::shutdown::GRACE;
+use crate::source::{ChunkId, Fence};
 use crate::wire::{Feedback, Frame, FrameStream};
 
 use super::apply_task::{Report, SinkEnded, SinkHandle};

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_postgres::Client;
-use twinlog::agent_db::{
-    AgentError, Applied, Checkpoint, Identity, Item, Segment, Sink, SinkSettings, SourceIdentity, TableDescription,
-    Tally,
+use twinlog::agent_db::{AgentError, Applied, Checkpoint, Item, Segment, Sink, SinkSettings, SourceIdentity, Tally};
+use twinlog::change::{
+    Change, ColumnValue, Identity, Key, Operation, Origin, Relation, RelationId, Row, TableDescription, TableName,
+    Truncate,
 };
-use twinlog::change::{Change, ColumnValue, Key, Operation, Origin, Relation, RelationId, Row, TableName, Truncate};
 use twinlog::config::DatabaseUrl;
 use twinlog::lsn::Lsn;
 use twinlog::migrations;

@@ -352,11 +352,11 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
     )
     .await;
     let columns = |names: &[&str]| names.iter().map(|&name| std::sync::Arc::from(name)).collect::<Vec<_>>();
-    let describe = |table: &str, names: &[&str]| twinlog::agent_db::TableDescription {
+    let describe = |table: &str, names: &[&str]| twinlog::change::TableDescription {
         id: twinlog::change::RelationId(1),
         table: twinlog::change::TableName::new("public", table),
         columns: columns(names),
-        identity: twinlog::agent_db::Identity::Columns(vec![0]),
+        identity: twinlog::change::Identity::Columns(vec![0]),
     };
     let cases = [
         ("absent", &["id"][..], "pg_dump"),

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use twinlog::agent_db::{AgentError, Control, CopyPhase, Item, Segment, Sink, TableProgress, TableState, connect};
+use twinlog::agent_db::{AgentError, Control, CopyPhase, Item, Segment, Sink, TableProgress, TableState};
 use twinlog::config::{DatabaseUrl, SslMode};
 use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
 use twinlog::lsn::Lsn;
+use twinlog::postgres::{SessionError, Side, connect};
 use twinlog::retry::Disposition;
 
 use super::fixture::{Fixture, checkpoint, describe, insert, key, lines, settings};
@@ -174,7 +175,9 @@ async fn synchronous_commit_is_raised_where_the_database_has_it_off() {
         ))
         .await
         .unwrap();
-    let client = connect(&fixture.db.agent.database_url(), "settings").await.unwrap();
+    let client = connect(Side::Agent, &fixture.db.agent.database_url(), "settings")
+        .await
+        .unwrap();
     for (setting, expected) in [
         ("synchronous_commit", "on"),
         ("DateStyle", "ISO, YMD"),
@@ -335,7 +338,7 @@ async fn a_wrong_password_is_not_retried_for_ever_and_not_shown() {
     let db = crate::harness::databases().await;
     let mut url = db.agent.database_url();
     url.password = Some("hunter2".to_owned().into());
-    let error = connect(&url, "x").await.unwrap_err();
+    let error = connect(Side::Agent, &url, "x").await.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic);
     assert!(!format!("{error:?} {error}").contains("hunter2"));
     assert!(error.hint().is_some());
@@ -374,7 +377,7 @@ async fn tls_is_spoken_and_its_refusals_say_what_to_do() {
     ] {
         url.sslmode = mode;
         url.sslrootcert = rooted.then(|| cluster.data().join("root.crt"));
-        let client = connect(&url, "tls").await.unwrap();
+        let client = connect(Side::Agent, &url, "tls").await.unwrap();
         assert_eq!(lines(&client, encrypted).await, [expected], "{mode:?}");
     }
     // An authority that signed nothing here.
@@ -383,14 +386,14 @@ async fn tls_is_spoken_and_its_refusals_say_what_to_do() {
         .self_signed(&KeyPair::generate().unwrap())
         .unwrap();
     cluster.write_file("root.crt", stranger.pem().as_bytes()).unwrap();
-    let error = connect(&url, "tls").await.unwrap_err();
+    let error = connect(Side::Agent, &url, "tls").await.unwrap_err();
     assert!(
         error.hint().is_some_and(|hint| hint.contains("sslrootcert")),
         "{error:?}"
     );
     url.sslrootcert = Some("/absent.pem".into());
-    let error = connect(&url, "tls").await.unwrap_err();
-    assert!(matches!(error, AgentError::Tls { .. }), "{error:?}");
+    let error = connect(Side::Agent, &url, "tls").await.unwrap_err();
+    assert!(matches!(error, SessionError::Tls { .. }), "{error:?}");
     assert_eq!(error.disposition(), Disposition::Systemic);
 }
 
@@ -401,8 +404,8 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up() {
         .parse()
         .unwrap();
     tokio::time::pause();
-    let error = connect(&url, "x").await.unwrap_err();
-    assert!(matches!(error, AgentError::ConnectTimeout { .. }), "{error:?}");
+    let error = connect(Side::Agent, &url, "x").await.unwrap_err();
+    assert!(matches!(error, SessionError::ConnectTimeout { .. }), "{error:?}");
     assert_eq!(error.disposition(), Disposition::Transient);
 }
 
@@ -410,7 +413,7 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up() {
 async fn a_unix_socket_is_as_good() {
     let db = crate::harness::databases().await;
     let url: DatabaseUrl = db.agent.cluster.socket_url(&db.agent.name).parse().unwrap();
-    let client = connect(&url, "socket").await.unwrap();
+    let client = connect(Side::Agent, &url, "socket").await.unwrap();
     assert_eq!(
         lines(
             &client,

@@ -125,9 +125,13 @@ async fn every_types_values_survive_untouched() {
     assert_eq!(fixture.parked().await, Vec::<String>::new());
     assert_eq!(tally.applied, depth as u64);
     // Read back over a session of the product's own, whose settings print as the stream does.
-    let client = twinlog::agent_db::connect(&fixture.db.agent.database_url(), "read back")
-        .await
-        .unwrap();
+    let client = twinlog::postgres::connect(
+        twinlog::postgres::Side::Agent,
+        &fixture.db.agent.database_url(),
+        "read back",
+    )
+    .await
+    .unwrap();
     // Twice: as inserted, and after an update of every column.
     for _ in 0..2 {
         for (index, (type_, _)) in VALUES.iter().enumerate() {

@@ -18,7 +18,6 @@ const SHARED: &[&str] = &[
     "retry",
     "shutdown",
     "timestamp",
-    "tls",
 ];
 
 /// Beside [`SHARED`], which modules each module may name. One that is not here may not exist.
@@ -36,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "migrations",
             "outbox",
             "pgoutput",
+            "postgres",
             "realtime",
             "replication",
             "site_db",
@@ -45,25 +45,36 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // The server's half.
     ("http", &["inbox", "outbox", "realtime", "site_db", "provider"]),
-    ("inbox", &["site_db", "provider"]),
+    ("inbox", &["postgres", "site_db", "provider"]),
     ("outbox", &["site_db", "provider"]),
     ("realtime", &["site_db", "provider"]),
-    ("site_db", &["provider"]),
+    ("site_db", &["postgres", "provider"]),
     ("provider", &[]),
     // The daemon's half.
     (
         "replication",
-        &["agent_db", "change", "copy", "migrations", "pgoutput", "wire"],
+        &[
+            "agent_db",
+            "change",
+            "copy",
+            "migrations",
+            "pgoutput",
+            "postgres",
+            "source",
+            "wire",
+        ],
     ),
-    ("copy", &["agent_db", "change"]),
-    ("agent_db", &["change"]),
+    ("copy", &["agent_db", "change", "postgres", "source"]),
+    ("source", &["change", "postgres"]),
+    ("agent_db", &["change", "postgres"]),
     ("change", &[]),
     ("pgoutput", &["change"]),
-    // It quotes the names in its commands as everybody does; the payload's meaning is not its business.
-    ("wire", &["change"]),
+    // The payload's meaning is not its business.
+    ("wire", &["postgres"]),
     // Both.
-    ("dev", &["change", "provider"]),
-    ("migrations", &["change"]),
+    ("dev", &["postgres", "provider"]),
+    ("migrations", &["postgres"]),
+    ("postgres", &["change"]),
     // Shared modules know each other sparingly, and the halves not at all; metrics are labelled with a table's name.
     ("metrics", &["change"]),
     ("config", &[]),
@@ -73,23 +84,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("retry", &[]),
     ("shutdown", &[]),
     ("timestamp", &[]),
-    ("tls", &[]),
 ];
 
 /// Which modules may name a crate that speaks to the outside: one driver a folder. `dev` and `cli` stand for the people who
 /// try and operate it.
 const DRIVERS: &[(&str, &[&str])] = &[
-    // `replication` asks the Site DB's catalog with it; rows are read by `copy` and written by `agent_db`.
-    (
-        "tokio_postgres",
-        &["agent_db", "copy", "replication", "dev", "cli", "tls"],
-    ),
+    ("tokio_postgres", &["postgres", "source", "agent_db", "dev", "cli"]),
     (
         "sqlx",
         &["site_db", "outbox", "inbox", "realtime", "migrations", "http", "cli"],
     ),
-    // `change` quotes identifiers with it.
-    ("postgres_protocol", &["wire", "pgoutput", "change", "agent_db", "copy"]),
+    // `change` and `postgres` quote identifiers with it.
+    ("postgres_protocol", &["wire", "pgoutput", "change", "postgres"]),
     ("axum", &["http", "realtime", "dev", "cli"]),
     ("reqwest", &["provider", "outbox", "http", "dev", "cli"]),
 ];

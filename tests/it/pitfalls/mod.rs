@@ -333,7 +333,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         39,
         "a systemic error parks everything",
         Tests(&[
-            "retry::tests::every_class_that_matters_has_its_disposition",
+            "postgres::sqlstate::tests::every_class_that_matters_has_its_disposition",
             "sync::systemic::an_agent_db_that_is_read_only_holds_the_stream_and_parks_nothing",
             "sync::systemic::a_right_that_is_revoked_in_mid_stream_holds_the_stream_and_parks_nothing",
             "sync::systemic::more_parked_rows_than_are_allowed_hold_the_stream_with_the_reason",

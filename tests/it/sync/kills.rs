@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use twinlog::agent_db;
 use twinlog::failpoint::name;
+use twinlog::postgres::{self, Side};
 
 use super::{balanced, on_both, quick, start_sync, until_equal};
 use crate::harness::{ConfigFile, Databases, Process, SOON, databases, eventually, private_databases};
@@ -34,7 +34,7 @@ impl Traffic {
         let task = tokio::spawn(async move {
             let mut round = 0_i64;
             while !stopped.load(Ordering::Relaxed) {
-                let Ok(client) = agent_db::connect(&url, "traffic").await else {
+                let Ok(client) = postgres::connect(Side::Site, &url, "traffic").await else {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
                 };

@@ -292,7 +292,7 @@ async fn in_the_middle(cluster: &Cluster) -> u16 {
             rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
         )
         .unwrap();
-    let ours = twinlog::tls::client_config(SslMode::Require, None).unwrap();
+    let ours = twinlog::postgres::tls::client_config(SslMode::Require, None).unwrap();
     let (acceptor, connector) = (TlsAcceptor::from(Arc::new(theirs)), TlsConnector::from(Arc::new(ours)));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (port, server_port) = (listener.local_addr().unwrap().port(), cluster.port());
@@ -305,7 +305,7 @@ async fn in_the_middle(cluster: &Cluster) -> u16 {
         assert_eq!(server.read_u8().await.unwrap(), b'S');
         client.write_all(b"S").await.unwrap();
         let mut client = acceptor.accept(client).await.unwrap();
-        let name = twinlog::tls::server_name("localhost").unwrap();
+        let name = twinlog::postgres::tls::server_name("localhost").unwrap();
         let mut server = connector.connect(name, server).await.unwrap();
         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
     });

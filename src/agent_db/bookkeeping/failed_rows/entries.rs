@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use crate::agent_db::bookkeeping::control::failed;
-use crate::agent_db::error::{AgentError, Refusal};
+use crate::agent_db::error::AgentError;
 use crate::change::{Coalesced, ColumnValue, Key, Relation, Row, TableName};
 use crate::lsn::Lsn;
+use crate::postgres::Refusal;
 
 /// A partial update, or the move of a partial row, whose row is missing (pitfall P21).
 const MISSING_BASE: &str = "TW001";

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::change::{Change, Key, Operation, Origin, Relation, RelationId, Row, TableName, Truncate, Xid, overlay};
-use crate::copy::fence::Fence;
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, Message, OldTuple, RelationMessage};
+use crate::source::Fence;
 use crate::timestamp::PgTimestamp;
 
 /// What the stream says next.

@@ -83,11 +83,11 @@ fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
     assembler.take(begin(190)).unwrap();
     describe(&mut assembler);
     assert!(matches!(assembler.take(insert("1")).unwrap(), Event::Nothing));
-    let fence = Fence::Low(crate::copy::fence::ChunkId(uuid::Uuid::nil()));
+    let fence = Fence::Low(crate::source::fence::ChunkId(uuid::Uuid::nil()));
     let message = pgoutput::LogicalMessage {
         transactional: true,
         lsn: Lsn(180),
-        prefix: crate::copy::fence::PREFIX.into(),
+        prefix: crate::source::fence::PREFIX.into(),
         content: fence.content().into(),
     };
     assert!(matches!(

@@ -12,9 +12,9 @@ use tokio::task::AbortHandle;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::AgentError;
+use super::error::{SessionError, Side};
+use super::tls;
 use crate::config::{DatabaseUrl, Host, SslMode};
-use crate::tls;
 
 /// How long one connection attempt may take, login and settings included: longer than three lost SYNs (1 + 2 + 4 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -59,29 +59,34 @@ WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
 ///
 /// # Errors
 /// The server can't be reached within [`CONNECT_TIMEOUT`], refuses, or TLS can't be set up.
-pub async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Client, AgentError> {
-    open(url, application_name, None).await.map(|(client, _)| client)
+pub async fn connect(side: Side, url: &DatabaseUrl, application_name: &str) -> Result<Client, SessionError> {
+    open(side, url, application_name, None).await.map(|(client, _)| client)
 }
 
 /// As [`connect`]; `notified` is woken by every NOTIFY that the session listens to, and when the connection ends. The
 /// handle cuts the connection at once; a client that is dropped alone closes it only when the last answer is there.
-pub(super) async fn open(
+///
+/// # Errors
+/// As [`connect`].
+pub async fn open(
+    side: Side,
     url: &DatabaseUrl,
     application_name: &str,
     notified: Option<Arc<Notify>>,
-) -> Result<(Client, AbortHandle), AgentError> {
+) -> Result<(Client, AbortHandle), SessionError> {
     let attempt = Box::pin(async {
-        let (client, connection) = establish(url, application_name, notified).await?;
+        let (client, connection) = establish(side, url, application_name, notified).await?;
         client
             .simple_query(PIN_SETTINGS)
             .await
-            .map_err(|source| AgentError::from_driver("pin the session's settings", None, source))?;
+            .map_err(|source| SessionError::new(side, "pin the session's settings", source))?;
         Ok((client, connection))
     });
     tokio::time::timeout(CONNECT_TIMEOUT, attempt)
         .await
         .unwrap_or_else(|_| {
-            Err(AgentError::ConnectTimeout {
+            Err(SessionError::ConnectTimeout {
+                side,
                 server: url.to_string(),
                 seconds: CONNECT_TIMEOUT.as_secs(),
             })
@@ -89,10 +94,11 @@ pub(super) async fn open(
 }
 
 async fn establish(
+    side: Side,
     url: &DatabaseUrl,
     application_name: &str,
     notified: Option<Arc<Notify>>,
-) -> Result<(Client, AbortHandle), AgentError> {
+) -> Result<(Client, AbortHandle), SessionError> {
     let mut config = Config::new();
     match &url.host {
         Host::Tcp(name) => config.host(name),
@@ -112,7 +118,8 @@ async fn establish(
     if let Some(password) = &url.password {
         config.password(password.expose_secret());
     }
-    let refused = |source| AgentError::Connect {
+    let refused = |source| SessionError::Connect {
+        side,
         server: url.to_string(),
         source,
     };
@@ -123,7 +130,8 @@ async fn establish(
         Ok((client, task.abort_handle()))
     } else {
         config.ssl_mode(tokio_postgres::config::SslMode::Require);
-        let tls = tls::client_config(url.sslmode, url.sslrootcert.as_deref()).map_err(|source| AgentError::Tls {
+        let tls = tls::client_config(url.sslmode, url.sslrootcert.as_deref()).map_err(|source| SessionError::Tls {
+            side,
             server: url.to_string(),
             source,
         })?;

@@ -1,7 +1,8 @@
 //! What the Site DB lacks, each with the statement to paste.
 
-use crate::change::{TableName, quote_identifier};
-use crate::retry::{Disposition, disposition};
+use crate::change::TableName;
+use crate::postgres::{disposition, quote_identifier};
+use crate::retry::Disposition;
 
 /// What is missing on the Site DB.
 #[derive(Debug, thiserror::Error)]

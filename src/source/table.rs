@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::agent_db::{Identity, Shape, TableDescription, is_spelled_one_way};
-use crate::change::{Relation, RelationId, TableName, quote_identifier};
+use crate::change::{Identity, Relation, RelationId, Shape, TableDescription, TableName};
+use crate::postgres::keys::is_spelled_one_way;
+use crate::postgres::quote_identifier;
 
 /// A table of the Site DB, as the publication shows it.
 #[derive(Debug, Clone)]

@@ -8,9 +8,8 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::shutdown;
-
 use super::setup_error::{SetupError, failed};
+use crate::shutdown;
 
 /// Between two looks: what is waited for is a commit, or a person.
 const LOOK: Duration = Duration::from_millis(100);
@@ -25,14 +24,14 @@ const PATIENCE: (u32, u32) = (20, 300);
 /// a chunk that does not see one of them is void (`copy::window`). Those that a run before this one has streamed and
 /// applied are known to nobody: a chunk that does not see them would bring their old rows back.
 #[derive(Debug, Default)]
-pub(super) struct Visibility(OnceCell<()>);
+pub struct Visibility(OnceCell<()>);
 
 impl Visibility {
     /// Waits until rows may be read.
     ///
     /// # Errors
     /// A statement failed, or we were stopped.
-    pub(super) async fn wait(&self, client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
+    pub async fn wait(&self, client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
         self.0
             .get_or_try_init(|| wait_for_commits(client, stop))
             .await
@@ -91,7 +90,7 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
 ///
 /// # Errors
 /// A statement failed, or we were stopped.
-pub(super) async fn wait_for_running_transactions(
+pub async fn wait_for_running_transactions(
     client: &Client,
     stop: &CancellationToken,
     why: &str,
@@ -131,7 +130,7 @@ fn should_say(rounds: u32) -> bool {
 }
 
 /// The processes whose transactions are oldest, for a person to look at; empty where that can't be read.
-pub(super) async fn blockers(client: &Client) -> String {
+pub async fn blockers(client: &Client) -> String {
     let rows = client
         .query(
             "SELECT pid::text || coalesce(' (' || application_name || ', ' || state || ')', '') \

@@ -4,76 +4,34 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use globset::{GlobBuilder, GlobMatcher};
 use tokio_postgres::Client;
 use tracing::info;
 
-use crate::agent_db::Identity;
-use crate::change::{RelationId, TableName, quote_identifier};
-use crate::config::Sync;
-use crate::copy::{SourceTable, operator_schemas};
-use crate::lsn::Lsn;
-
+use super::selection::Selection;
 use super::setup_error::{SetupError, failed};
-use super::slot::SlotFacts;
+use super::table::SourceTable;
+use crate::change::{Identity, RelationId, TableName};
+use crate::config::Sync;
+use crate::postgres::keys::operator_schemas;
+use crate::postgres::quote_identifier;
 
 /// The oldest server that has everything we read: `pg_logical_emit_message` through pgoutput came with 14.
 const OLDEST_VERSION: i32 = 140_000;
 
-/// `sync.tables`: the last pattern that matches decides.
-#[derive(Debug, Clone)]
-pub(super) struct Selection(Vec<(bool, GlobMatcher)>);
-
-impl Selection {
-    /// Compiles the patterns.
-    ///
-    /// # Errors
-    /// One of them is not a glob.
-    pub(super) fn new(patterns: &[String]) -> Result<Self, SetupError> {
-        let compile = |pattern: &String| {
-            let (takes, glob) = pattern
-                .strip_prefix('!')
-                .map_or((true, pattern.as_str()), |rest| (false, rest));
-            // A name may hold a slash; `*` must match it.
-            Ok((
-                takes,
-                GlobBuilder::new(glob)
-                    .literal_separator(false)
-                    .build()?
-                    .compile_matcher(),
-            ))
-        };
-        Ok(Self(patterns.iter().map(compile).collect::<Result<_, SetupError>>()?))
-    }
-
-    /// Whether a table is synchronised. Our own schema never is.
-    #[must_use]
-    pub(super) fn takes(&self, table: &TableName) -> bool {
-        let name = table.to_string();
-        &*table.schema != "twinlog"
-            && self
-                .0
-                .iter()
-                .rev()
-                .find(|(_, glob)| glob.is_match(&name))
-                .is_some_and(|&(takes, _)| takes)
-    }
-}
-
 /// The Site DB is ready.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub struct Prepared {
     /// The tables that are synchronised, by name.
-    pub(super) tables: BTreeMap<TableName, SourceTable>,
+    pub tables: BTreeMap<TableName, SourceTable>,
     /// Its version, as `server_version_num`.
-    pub(super) version: i32,
+    pub version: i32,
 }
 
 /// Checks and creates what the stream needs.
 ///
 /// # Errors
 /// What is missing, with the statement to paste.
-pub(super) async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SetupError> {
+pub async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SetupError> {
     let version = check_server(client).await?;
     check_role(client).await?;
     ensure_publication(client, sync, selection).await?;
@@ -265,7 +223,7 @@ async fn missing<'a>(
 ///
 /// # Errors
 /// A statement failed.
-pub(super) async fn changed(
+pub async fn changed(
     client: &Client,
     sync: &Sync,
     version: i32,
@@ -384,56 +342,4 @@ fn identity(full: bool, identifying: &[String], columns: &[String]) -> Identity 
         .filter(|(_, name)| identifying.contains(name))
         .map(|(at, _)| at);
     Identity::Columns(positions.collect())
-}
-
-/// The slot, if it exists.
-///
-/// # Errors
-/// The statement failed.
-pub(super) async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<SlotFacts>, SetupError> {
-    let invalidation = if version >= 170_000 {
-        "invalidation_reason"
-    } else {
-        "NULL::text"
-    };
-    let row = client
-        .query_opt(
-            &format!(
-                "SELECT plugin::text, database::text, confirmed_flush_lsn::text, wal_status, {invalidation} \
-                 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1"
-            ),
-            &[&name],
-        )
-        .await
-        .map_err(failed("look the slot up"))?;
-    Ok(row.map(|row| SlotFacts {
-        plugin: row.get::<_, Option<String>>(0).unwrap_or_else(|| "physical".to_owned()),
-        database: row.get::<_, Option<String>>(1).unwrap_or_default(),
-        confirmed_flush: row
-            .get::<_, Option<String>>(2)
-            .and_then(|position| position.parse::<Lsn>().ok()),
-        wal_status: row.get(3),
-        invalidation: row.get(4),
-    }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_matching_pattern_decides() {
-        let patterns = ["public.*", "!public.audit_*", "public.audit_keep", "crm.leads"].map(String::from);
-        let selection = Selection::new(&patterns).unwrap();
-        let takes = |schema: &str, name: &str| selection.takes(&TableName::new(schema, name));
-        assert!(takes("public", "leads") && takes("public", "audit_keep") && takes("crm", "leads"));
-        assert!(takes("public", "with.dot") && takes("public", "with/slash"));
-        assert!(!takes("public", "audit_log") && !takes("crm", "other"));
-        assert!(
-            !Selection::new(&["*".into()])
-                .unwrap()
-                .takes(&TableName::new("twinlog", "checkpoint"))
-        );
-        assert!(Selection::new(&["a[".into()]).is_err());
-    }
 }

@@ -9,14 +9,15 @@ use bytes::{Bytes, BytesMut};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::fence::{Fence, PREFIX};
-use super::reader::key_names;
 use super::snapshot::{ParseSnapshotError, Snapshot};
-use super::source_table::{SourceTable, key_columns};
-use crate::agent_db::{self, AgentError};
-use crate::change::{ColumnValue, Key, Relation, Row, TableName, quote_identifier};
+use super::table::{SourceTable, key_columns};
+use crate::change::{ColumnValue, Key, Relation, Row, TableName};
 use crate::config::DatabaseUrl;
 use crate::lsn::{Lsn, ParseLsnError};
-use crate::retry::{Disposition, disposition};
+use crate::postgres::keys::execute_with_operators;
+use crate::postgres::quote::{quote_columns, where_clause};
+use crate::postgres::{self, SessionError, Side, disposition};
+use crate::retry::Disposition;
 
 /// Rows fetched at a time from the chunk's cursor: what is in memory twice for a moment.
 const FETCH_ROWS: u32 = 2000;
@@ -36,20 +37,11 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// No connection.
-    #[error("connect to the Site DB")]
-    Connect(#[source] AgentError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
     /// A statement failed.
     #[error("read {what} from the Site DB")]
     Query {
-        /// What was read.
-        what: &'static str,
-        /// The server's or the driver's word.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// A statement on the Agent DB failed.
-    #[error("read {what} from the Agent DB")]
-    Agent {
         /// What was read.
         what: &'static str,
         /// The server's or the driver's word.
@@ -75,8 +67,8 @@ impl SourceError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Connect(source) => source.disposition(),
-            Self::Query { source, .. } | Self::Agent { source, .. } => match source.code() {
+            Self::Session(source) => source.disposition(),
+            Self::Query { source, .. } => match source.code() {
                 Some(code) => match disposition(code.code()) {
                     // Reading writes no row: what looks like a row's fault is a damaged table or a wrong condition.
                     Disposition::Row => Disposition::Systemic,
@@ -92,7 +84,7 @@ impl SourceError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Connect(source) => source.hint(),
+            Self::Session(source) => source.hint(),
             Self::Query { source, .. } => match source.code().map(tokio_postgres::error::SqlState::code) {
                 Some("42501") => Some(
                     "the replication role may not read the table: GRANT SELECT ON ALL TABLES IN SCHEMA public TO <role>; \
@@ -105,14 +97,6 @@ impl SourceError {
                 "on the database whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
                 table.quoted()
             )),
-            Self::Agent { source, .. } => match source.code().map(tokio_postgres::error::SqlState::code) {
-                Some("42501") => Some(
-                    "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public \
-                     TO <role>; where row-level security applies also: ALTER ROLE <role> BYPASSRLS"
-                        .to_owned(),
-                ),
-                _ => None,
-            },
             _ => None,
         }
     }
@@ -153,9 +137,7 @@ impl Source {
     /// # Errors
     /// No connection, or a setting was refused.
     pub async fn connect(url: &DatabaseUrl) -> Result<Self, SourceError> {
-        let client = agent_db::connect(url, "twinlog copy")
-            .await
-            .map_err(SourceError::Connect)?;
+        let client = postgres::connect(Side::Site, url, "twinlog copy").await?;
         client
             .batch_execute(&format!(
                 "SET row_security = off; SET statement_timeout = {}; SET synchronous_commit = local; \
@@ -222,7 +204,7 @@ impl Source {
             let names: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
             // Without the parentheses' row constructor for a single column: the planner likes both, people the plain one.
             filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
-            parameters = key_texts(after);
+            parameters = after.texts();
         }
         let order: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
         let sql = format!(
@@ -263,7 +245,7 @@ impl Source {
         let key = key_columns(table, relation);
         let (list, width) = match columns {
             Columns::All => (column_list(table), table.columns.len()),
-            Columns::Key => (key_names(relation).join(", "), key.len()),
+            Columns::Key => (quote_columns("t", relation.key_columns()).join(", "), key.len()),
         };
         // `unnest` of several arrays is syntax, not a function: it cannot be named with its schema.
         let arrays: Vec<_> = (1..=key.len())
@@ -326,7 +308,7 @@ impl Source {
             .get::<_, String>(0)
             .parse()?;
         let declare = format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}");
-        with_operators(&self.client, &table.operators, &declare, parameters)
+        execute_with_operators(&self.client, &table.operators, &declare, parameters)
             .await
             .map_err(query("a chunk"))?;
         let (mut rows, mut asked, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -367,27 +349,6 @@ impl Source {
     }
 }
 
-/// Runs a statement of the open transaction that compares keys, with the schemas of their operators in the search path.
-/// (A bare `>` on a `citext` would else be that of `text`, which is another order than the index's: rows between two
-/// chunks would be left out. A row comparison over columns of several schemas has no qualified form.) Not for longer: names
-/// within values are printed as the stream prints them.
-pub(super) async fn with_operators(
-    client: &Client,
-    schemas: &[String],
-    sql: &str,
-    parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
-) -> Result<(), tokio_postgres::Error> {
-    if schemas.is_empty() {
-        return client.execute(sql, parameters).await.map(|_| ());
-    }
-    let path: Vec<_> = schemas.iter().map(|schema| quote_identifier(schema)).collect();
-    client
-        .batch_execute(&format!("SET LOCAL search_path = pg_catalog, {}", path.join(", ")))
-        .await?;
-    client.execute(sql, parameters).await?;
-    client.batch_execute("SET LOCAL search_path = pg_catalog").await
-}
-
 /// A row's image, its values slices of one allocation.
 fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
     let value = |index| match row.try_get(index) {
@@ -415,10 +376,6 @@ fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
         .collect())
 }
 
-pub(super) fn key_texts(key: &Key) -> Vec<String> {
-    key.0.iter().map(|part| text_of(Some(part))).collect()
-}
-
 /// Keys are UTF-8: the connection's encoding is pinned.
 fn text_of(part: Option<&Bytes>) -> String {
     part.map(|part| String::from_utf8_lossy(part).into_owned())
@@ -426,12 +383,7 @@ fn text_of(part: Option<&Bytes>) -> String {
 }
 
 fn column_list(table: &SourceTable) -> String {
-    let names: Vec<_> = table
-        .columns
-        .iter()
-        .map(|name| format!("t.{}", quote_identifier(name)))
-        .collect();
-    names.join(", ")
+    quote_columns("t", table.columns.iter().map(|name| &**name)).join(", ")
 }
 
 /// `ONLY`: the rows of tables that inherit from this one are published under their own names.
@@ -451,14 +403,6 @@ fn filters(table: &SourceTable, condition: Option<&str>) -> Vec<String> {
         .chain(condition)
         .map(|filter| format!("({filter})"))
         .collect()
-}
-
-pub(super) fn where_clause(filters: &[String]) -> String {
-    if filters.is_empty() {
-        String::new()
-    } else {
-        format!("WHERE {}", filters.join(" AND "))
-    }
 }
 
 /// The error of a statement that read `what`.

@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::reader::key_names;
-use super::source::{SourceError, key_texts, where_clause, with_operators};
+use super::error::AgentError;
 use crate::change::{Key, Relation};
+use crate::postgres::keys::{execute_with_operators, operator_schemas};
+use crate::postgres::quote::{quote_columns, where_clause};
 
 /// One table's keys in the Agent DB.
 #[derive(Debug)]
-pub(super) struct AgentKeys<'a> {
+pub struct AgentKeys<'a> {
     agent: &'a Client,
     relation: &'a Relation,
     /// Types of the key's columns, for casts.
@@ -23,13 +24,9 @@ impl<'a> AgentKeys<'a> {
     ///
     /// # Errors
     /// A statement failed.
-    pub(super) async fn of(agent: &'a Client, relation: &'a Relation) -> Result<Self, SourceError> {
+    pub async fn of(agent: &'a Client, relation: &'a Relation) -> Result<Self, AgentError> {
         let table = relation.table.quoted();
-        let names: Vec<&str> = relation
-            .key
-            .iter()
-            .filter_map(|&index| relation.columns.get(index).map(|name| &**name))
-            .collect();
+        let names: Vec<&str> = relation.key_columns().collect();
         let types = agent
             .query(
                 "SELECT pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY n(name, ord) \
@@ -37,11 +34,11 @@ impl<'a> AgentKeys<'a> {
                 &[&table, &names],
             )
             .await
-            .map_err(query("the key's types"))?;
+            .map_err(|source| AgentError::from_driver("read the key's types", Some(&relation.table), source))?;
         let operators = agent
             .query_one(&format!("SELECT {}", operator_schemas("$1::text::regclass")), &[&table])
             .await
-            .map_err(query("the key's operators"))?;
+            .map_err(|source| AgentError::from_driver("read the key's operators", Some(&relation.table), source))?;
         Ok(Self {
             agent,
             relation,
@@ -54,13 +51,8 @@ impl<'a> AgentKeys<'a> {
     ///
     /// # Errors
     /// A statement failed.
-    pub(super) async fn page(
-        &self,
-        after: Option<&Key>,
-        condition: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<Key>, SourceError> {
-        let names = key_names(self.relation);
+    pub async fn page(&self, after: Option<&Key>, condition: Option<&str>, limit: u32) -> Result<Vec<Key>, AgentError> {
+        let names = quote_columns("t", self.relation.key_columns());
         let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
         let mut parameters = Vec::new();
         if let Some(after) = after {
@@ -71,7 +63,7 @@ impl<'a> AgentKeys<'a> {
                 .map(|(index, kind)| format!("${}::text::{kind}", index + 1))
                 .collect();
             filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
-            parameters = key_texts(after);
+            parameters = after.texts();
         }
         let sql = format!(
             "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",
@@ -83,12 +75,14 @@ impl<'a> AgentKeys<'a> {
             parameters.iter().map(|value| value as _).collect();
         let read = async {
             self.agent.batch_execute("BEGIN READ ONLY").await?;
-            with_operators(self.agent, &self.operators, &sql, &parameters).await?;
+            execute_with_operators(self.agent, &self.operators, &sql, &parameters).await?;
             let messages = self.agent.simple_query("FETCH ALL FROM page").await;
             self.agent.batch_execute("COMMIT").await?;
             messages
         };
-        let messages = read.await.map_err(query("a page of keys"))?;
+        let messages = read
+            .await
+            .map_err(|source| AgentError::from_driver("read a page of keys", Some(&self.relation.table), source))?;
         messages
             .iter()
             .filter_map(|message| match message {
@@ -98,29 +92,12 @@ impl<'a> AgentKeys<'a> {
                         _ => None,
                     });
                     let key = parts.collect::<Option<_>>().map(Key);
-                    Some(key.ok_or_else(|| SourceError::KeyEncoding(self.relation.table.clone())))
+                    Some(key.ok_or_else(|| AgentError::KeyEncoding {
+                        table: self.relation.table.clone(),
+                    }))
                 }
                 _ => None,
             })
             .collect()
     }
-}
-
-/// An SQL expression: the schemas, but for `pg_catalog`, of the operators of a table's unique indexes.
-#[must_use]
-pub fn operator_schemas(table: &str) -> String {
-    format!(
-        "ARRAY(SELECT DISTINCT on_.nspname::text FROM pg_catalog.pg_index oi \
-         CROSS JOIN LATERAL pg_catalog.unnest(oi.indclass::oid[]) AS oc(opclass) \
-         JOIN pg_catalog.pg_opclass of_ ON of_.oid = oc.opclass \
-         JOIN pg_catalog.pg_amop om ON om.amopfamily = of_.opcfamily \
-         JOIN pg_catalog.pg_operator oo ON oo.oid = om.amopopr \
-         JOIN pg_catalog.pg_namespace on_ ON on_.oid = oo.oprnamespace \
-         WHERE oi.indrelid = {table} AND oi.indisunique AND on_.nspname <> 'pg_catalog' ORDER BY 1)"
-    )
-}
-
-/// The error of a statement on the Agent DB that read `what`.
-fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
-    move |source| SourceError::Agent { what, source }
 }

@@ -1,0 +1,220 @@
+//! What can go wrong with a session, with which of the two databases, and what a person can do about it.
+//!
+//! Messages never hold row values: Postgres quotes them in the messages of classes 22 and 23, so those are left out.
+
+use std::fmt;
+
+use super::sqlstate::disposition;
+use super::tls::{self, TlsError};
+use crate::retry::Disposition;
+
+/// Which of the two databases a session is with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The Site DB: the source that the web UI reads.
+    Site,
+    /// The Agent DB: the target, and the home of the daemon's own tables.
+    Agent,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Site => "Site DB",
+            Self::Agent => "Agent DB",
+        })
+    }
+}
+
+/// Why there is no session, or why it ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The server can't be reached, or refused the session before it began.
+    #[error("connect to the {side} at {server}")]
+    Connect {
+        /// The database.
+        side: Side,
+        /// The URL without its password.
+        server: String,
+        /// The refusal or the network's error.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The server was not reached, or did not answer, in time.
+    #[error("connect to the {side} at {server}: no answer within {seconds} s")]
+    ConnectTimeout {
+        /// The database.
+        side: Side,
+        /// The URL without its password.
+        server: String,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// TLS can't be set up (authority file, names).
+    #[error("set up TLS for the {side} at {server}")]
+    Tls {
+        /// The database.
+        side: Side,
+        /// The URL without its password.
+        server: String,
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
+    /// The connection was lost, or answered with something that is not the protocol.
+    #[error("connection to the {side} lost while trying to {action}")]
+    Lost {
+        /// The database.
+        side: Side,
+        /// What was being done, as an infinitive.
+        action: &'static str,
+        /// The driver's error.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// Postgres refused a statement.
+    #[error("{action} in the {side}: {refusal}")]
+    Refused {
+        /// The database.
+        side: Side,
+        /// What was being done, as an infinitive.
+        action: &'static str,
+        /// The server's answer.
+        refusal: Box<Refusal>,
+    },
+}
+
+impl SessionError {
+    /// Wraps a driver's error that was met while doing something.
+    #[must_use]
+    pub fn new(side: Side, action: &'static str, source: tokio_postgres::Error) -> Self {
+        match Refusal::of(&source) {
+            Some(refusal) => Self::Refused {
+                side,
+                action,
+                refusal: Box::new(refusal),
+            },
+            None => Self::Lost { side, action, source },
+        }
+    }
+
+    /// What this means for the work that met it. Never [`Disposition::Row`]: a session has no row to blame.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            // A refused login has a SQLSTATE (no such database, wrong password); errors of the network pass.
+            Self::Connect { source, .. } | Self::Lost { source, .. } => {
+                Refusal::of(source).map_or(Disposition::Transient, |refusal| not_of_a_row(refusal.disposition()))
+            }
+            Self::ConnectTimeout { .. } => Disposition::Transient,
+            Self::Tls { .. } => Disposition::Systemic,
+            Self::Refused { refusal, .. } => not_of_a_row(refusal.disposition()),
+        }
+    }
+
+    /// What a person can do, with the statement to paste where there is one.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Connect { side, source, .. } => {
+                let cause = std::error::Error::source(source);
+                let of_certificate = cause
+                    .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+                    .and_then(tls::refusal_hint);
+                // The driver has no other sign for it.
+                let of_tls = cause
+                    .filter(|cause| cause.to_string() == "server does not support TLS")
+                    .map(|_| tls::NOT_OFFERED.to_owned());
+                let of_refusal = Refusal::of(source).and_then(|refusal| session_hint(*side, &refusal.sqlstate));
+                Some(
+                    of_certificate
+                        .or(of_tls)
+                        .or(of_refusal)
+                        .unwrap_or_else(|| UNREACHABLE.to_owned()),
+                )
+            }
+            Self::ConnectTimeout { .. } => Some(UNREACHABLE.to_owned()),
+            Self::Tls { source, .. } => Some(source.hint()),
+            Self::Lost { .. } => None,
+            Self::Refused { side, refusal, .. } => session_hint(*side, &refusal.sqlstate),
+        }
+    }
+}
+
+/// Where no row was written, what looks like a row's fault needs a person.
+#[must_use]
+pub fn not_of_a_row(disposition: Disposition) -> Disposition {
+    match disposition {
+        Disposition::Row => Disposition::Systemic,
+        other => other,
+    }
+}
+
+/// What to look at where no server answers.
+const UNREACHABLE: &str = "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
+
+/// What a person can do about a SQLSTATE that concerns the session or the server, whatever the statement was.
+#[must_use]
+pub fn session_hint(side: Side, sqlstate: &str) -> Option<String> {
+    Some(match sqlstate {
+        "53100" => format!("the {side}'s disk is full: free space; work goes on by itself"),
+        "53300" => format!("raise max_connections in the {side}, or end sessions that are not needed"),
+        "28000" | "28P01" => "check role and password in the URL".to_owned(),
+        "3D000" => "check the database's name in the URL".to_owned(),
+        "25006" => "the server is a standby or read-only: point the URL at the primary".to_owned(),
+        _ => return None,
+    })
+}
+
+/// A server's refusal of a statement, without row values when displayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its SQLSTATE.
+    pub sqlstate: String,
+    /// The server's primary message. May quote a value where the class is 22 or 23: never log it then.
+    pub message: String,
+    /// The constraint that refused.
+    pub constraint: Option<String>,
+    /// The column that refused.
+    pub column: Option<String>,
+}
+
+impl Refusal {
+    /// The refusal inside of a driver's error, `None` where the server did not answer.
+    #[must_use]
+    pub fn of(error: &tokio_postgres::Error) -> Option<Self> {
+        error.as_db_error().map(|db| Self {
+            sqlstate: db.code().code().to_owned(),
+            message: db.message().to_owned(),
+            constraint: db.constraint().map(str::to_owned),
+            column: db.column().map(str::to_owned),
+        })
+    }
+
+    /// What its SQLSTATE means.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        disposition(&self.sqlstate)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.disposition() {
+            Disposition::Row => {
+                write!(f, "a row was refused")?;
+                if let Some(constraint) = &self.constraint {
+                    write!(f, " by constraint {constraint}")?;
+                }
+                if let Some(column) = &self.column {
+                    write!(f, " for column {column}")?;
+                }
+                write!(f, " (SQLSTATE {})", self.sqlstate)
+            }
+            Disposition::Transient | Disposition::Systemic => {
+                write!(f, "{} (SQLSTATE {})", self.message, self.sqlstate)
+            }
+        }
+    }
+}

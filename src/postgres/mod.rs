@@ -1,0 +1,26 @@
+//! A session with either database: how it is opened and what every session has in common.
+//!
+//! | file | its job |
+//! |---|---|
+//! | [`connect`] | opens a session with pinned settings |
+//! | [`tls`] | what `sslmode` and `sslrootcert` mean |
+//! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
+//! | [`sqlstate`] | the one table of what a SQLSTATE means for the work that met it |
+//! | [`quote`] | names in statements |
+//! | [`keys`] | how Postgres compares keys |
+//!
+//! Leaves alone: what is asked of the Site DB (`source`, `site_db`) and of the Agent DB (`agent_db`), and the replication
+//! connection (`wire`), which uses the same meaning of TLS and the same settings.
+
+pub mod connect;
+pub mod error;
+pub mod keys;
+pub mod quote;
+pub mod sqlstate;
+pub mod tls;
+
+pub use connect::connect;
+pub use error::{Refusal, SessionError, Side};
+pub use quote::quote_identifier;
+pub use sqlstate::disposition;
+pub use tokio_postgres::Client;

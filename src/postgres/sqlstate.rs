@@ -1,0 +1,90 @@
+//! The one SQLSTATE table: what an error of Postgres means for the work that met it.
+//!
+//! Everything that talks to a database asks [`disposition`]; nothing else decides by a SQLSTATE. An unknown *class* is
+//! [`Disposition::Systemic`] (hold and say so), never the row's own, so that a new kind of error can't park all rows of a
+//! table.
+//!
+//! Source: <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+
+use crate::retry::Disposition;
+
+/// The table: what a SQLSTATE means to the work that met it.
+#[must_use]
+pub fn disposition(sqlstate: &str) -> Disposition {
+    use Disposition::{Row, Systemic, Transient};
+    match sqlstate {
+        // The statement was longer than a limit that the operator set, or a lock was held too long: try again.
+        "57014" | "55P03" | "25P03" | "25P04" => Transient,
+        // The server is going down, has crashed, or is coming up.
+        "57P01" | "57P02" | "57P03" | "57P05" => Transient,
+        // Somebody else uses the object now (a slot whose last reader the server has not missed yet).
+        "55006" => Transient,
+        // A database that was dropped will not come back by waiting.
+        "57P04" => Systemic,
+        // Disk full, out of memory, too many connections, configured limit: the first needs a person.
+        "53100" => Systemic,
+        // A value too long for an index (54000 "index row size exceeds"): the row's own.
+        "54000" => Row,
+        // Two rows of one statement met in ON CONFLICT: our own batching; replayed in stream order, then the row's own.
+        "21000" => Row,
+        // A trigger's or function's RAISE EXCEPTION on the target: provoked by this row.
+        "P0001" => Row,
+        // Invalid value for an enum, domain or type: class 22. A wrong parameter *count* or type is ours: class 42.
+        // Row-level security (42501) refuses by right, not by row: a person must grant it.
+        // A view or rule with a check option is provoked by the row (class 44).
+        // The transaction was chosen as a victim, or could not be serialised.
+        "40001" | "40P01" | "40003" => Transient,
+        // An assertion of a deferred constraint at commit.
+        "40002" => Row,
+        // NaN or infinity stored where an index forbids, an untranslatable character: the row's own.
+        _ => match sqlstate.get(..2) {
+            Some("08" | "40" | "53") => Transient,
+            Some("22" | "23" | "44") => Row,
+            // Internal error or corruption, file I/O: a person, now.
+            Some("58" | "XX" | "F0") => Systemic,
+            _ => Systemic,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_that_matters_has_its_disposition() {
+        use Disposition::{Row, Systemic, Transient};
+        for (sqlstate, expected) in [
+            ("08006", Transient),
+            ("40001", Transient),
+            ("40P01", Transient),
+            ("53300", Transient),
+            ("53100", Systemic),
+            ("57P01", Transient),
+            ("55P03", Transient),
+            ("55006", Transient),
+            ("22001", Row),
+            ("22P02", Row),
+            ("22021", Row),
+            ("23502", Row),
+            ("23503", Row),
+            ("23505", Row),
+            ("23514", Row),
+            ("23P01", Row),
+            ("44000", Row),
+            ("P0001", Row),
+            ("42501", Systemic),
+            ("42P01", Systemic),
+            ("42703", Systemic),
+            ("42804", Systemic),
+            ("28P01", Systemic),
+            ("3D000", Systemic),
+            ("55000", Systemic),
+            ("XX001", Systemic),
+            ("", Systemic),
+            ("é", Systemic),
+        ] {
+            assert_eq!(disposition(sqlstate), expected, "{sqlstate}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Samples for the monitor: where the Site DB's log ends and how much of it the slot retains. Catalog views only: a check
+//! that decodes would load the source (pitfall P16).
+
+use time::OffsetDateTime;
+use tokio_postgres::Client;
+
+use super::session::{SourceError, query};
+use crate::lsn::Lsn;
+
+/// What the Site DB says about its log and our slot.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// How far the log is on disk there.
+    pub end: Lsn,
+    /// The server's clock when it answered.
+    pub clock: OffsetDateTime,
+    /// Bytes of log that the slot keeps from being removed; `None` where there is no slot.
+    pub retained: Option<i64>,
+    /// Bytes that may be written before the slot loses log that it needs; `None` where nothing limits it.
+    pub headroom: Option<i64>,
+    /// Whether a connection reads the slot.
+    pub active: bool,
+}
+
+/// Takes a sample.
+///
+/// # Errors
+/// The statement failed.
+pub async fn sample(client: &Client, slot: &str) -> Result<Sample, SourceError> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.pg_current_wal_flush_lsn()::text, pg_catalog.clock_timestamp(), \
+             pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint, s.safe_wal_size, \
+             coalesce(s.active, false) FROM (VALUES (1)) one \
+             LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1",
+            &[&slot],
+        )
+        .await
+        .map_err(query("the end of the log"))?;
+    Ok(Sample {
+        end: row.get::<_, String>(0).parse()?,
+        clock: row.get(1),
+        retained: row.get(2),
+        headroom: row.get(3),
+        active: row.get(4),
+    })
+}

@@ -1,0 +1,70 @@
+//! The replication slot: what the Site DB says of it, and ending the connection of a predecessor that still reads it.
+
+use tokio_postgres::Client;
+
+use super::setup_error::{SetupError, failed};
+use crate::lsn::Lsn;
+
+/// What the Site DB says of the slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotFacts {
+    /// Its output plugin.
+    pub plugin: String,
+    /// Its database.
+    pub database: String,
+    /// What the server believes to be acknowledged; `None` while it is being created.
+    pub confirmed_flush: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Why it was invalidated, where the server says so (17 and later).
+    pub invalidation: Option<String>,
+}
+
+/// The slot, if it exists.
+///
+/// # Errors
+/// The statement failed.
+pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<SlotFacts>, SetupError> {
+    let invalidation = if version >= 170_000 {
+        "invalidation_reason"
+    } else {
+        "NULL::text"
+    };
+    let row = client
+        .query_opt(
+            &format!(
+                "SELECT plugin::text, database::text, confirmed_flush_lsn::text, wal_status, {invalidation} \
+                 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1"
+            ),
+            &[&name],
+        )
+        .await
+        .map_err(failed("look the slot up"))?;
+    Ok(row.map(|row| SlotFacts {
+        plugin: row.get::<_, Option<String>>(0).unwrap_or_else(|| "physical".to_owned()),
+        database: row.get::<_, Option<String>>(1).unwrap_or_default(),
+        confirmed_flush: row
+            .get::<_, Option<String>>(2)
+            .and_then(|position| position.parse::<Lsn>().ok()),
+        wal_status: row.get(3),
+        invalidation: row.get(4),
+    }))
+}
+
+/// Ends the replication connection that reads the slot, where it bears this application name. Returns whether one was
+/// ended.
+///
+/// # Errors
+/// The statement failed.
+pub async fn end_reader(client: &Client, slot: &str, application_name: &str) -> Result<bool, SetupError> {
+    let ended = client
+        .query(
+            "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_replication_slots s \
+             JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
+             WHERE s.slot_name = $1 AND a.application_name = $2",
+            &[&slot, &application_name],
+        )
+        .await
+        .map_err(failed("end the slot's reader"))?;
+    Ok(!ended.is_empty())
+}
