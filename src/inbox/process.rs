@@ -16,12 +16,13 @@ use sqlx::{Acquire, PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::store::{self, Event, Origin};
+use super::store::{self, Origin, RawEvent};
 use crate::failpoint;
 use crate::metrics;
 use crate::postgres::disposition;
-use crate::provider::cloud::webhook::{Content, Message, Part, Status, parse};
-use crate::provider::{ContactIdentity, PhoneNumberId, WaId, Wamid};
+use crate::provider::cloud::webhook;
+use crate::provider::event::{Content, Direction, Event, Message, StatusReport};
+use crate::provider::{Code, ContactIdentity, PhoneNumberId, Wamid};
 use crate::retry::Disposition;
 use crate::site_db::MessageStatus;
 use crate::site_db::leads::{learn_recipient, link, link_group, person};
@@ -67,9 +68,9 @@ pub(super) async fn next(pool: &PgPool, claim: &mut Option<Claim>) -> sqlx::Resu
     let Some(event) = store::claim_event(&mut tx).await? else {
         return Ok(None);
     };
-    let Event { id, body, attempts } = event;
+    let RawEvent { id, body, attempts } = event;
     *claim = Some(Claim { event_id: id, attempts });
-    let parts = parse(&body);
+    let parts = webhook::parse(&body);
     drop(body);
     let mut processed = Processed {
         event_id: id,
@@ -122,7 +123,7 @@ pub(super) async fn next(pool: &PgPool, claim: &mut Option<Claim>) -> sqlx::Resu
     }
 }
 
-async fn process_portion(tx: &mut PgConnection, first: usize, parts: &[Part]) -> sqlx::Result<Effects> {
+async fn process_portion(tx: &mut PgConnection, first: usize, parts: &[Event]) -> sqlx::Result<Effects> {
     let mut whole = tx.begin().await?;
     match Box::pin(process_parts(&mut whole, first, parts, false)).await {
         Ok(effects) => {
@@ -138,7 +139,7 @@ async fn process_portion(tx: &mut PgConnection, first: usize, parts: &[Part]) ->
 }
 
 /// Stores parts. With `apart`, one that is refused is a failure among the effects, else an error.
-async fn process_parts(tx: &mut PgConnection, first: usize, parts: &[Part], apart: bool) -> sqlx::Result<Effects> {
+async fn process_parts(tx: &mut PgConnection, first: usize, parts: &[Event], apart: bool) -> sqlx::Result<Effects> {
     let mut effects = Effects::default();
     let mut accounts: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
     lock_all(&mut *tx, parts).await?;
@@ -186,7 +187,7 @@ async fn process_parts(tx: &mut PgConnection, first: usize, parts: &[Part], apar
 }
 
 /// Takes every lock that the portion needs, before it touches a row.
-async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
+async fn lock_all(tx: &mut PgConnection, parts: &[Event]) -> sqlx::Result<()> {
     let mut wamids: Vec<&Wamid> = Vec::with_capacity(parts.len());
     let mut groups: Vec<&str> = Vec::new();
     let mut contacts: Vec<ContactIdentity> = Vec::new();
@@ -196,7 +197,7 @@ async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
                 wamids.push(&message.wamid);
                 contacts.push(message.contact.clone());
                 groups.extend(message.group.as_deref());
-                contacts.extend(new_number(message).map(|wa_id| ContactIdentity {
+                contacts.extend(message.new_number.clone().map(|wa_id| ContactIdentity {
                     wa_id: Some(wa_id),
                     ..ContactIdentity::default()
                 }));
@@ -213,7 +214,7 @@ async fn lock_all(tx: &mut PgConnection, parts: &[Part]) -> sqlx::Result<()> {
                     ..ContactIdentity::default()
                 }));
             }
-            Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {}
+            Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {}
         }
     }
     if wamids.is_empty() && contacts.is_empty() {
@@ -227,7 +228,7 @@ async fn process_part(
     tx: &mut PgConnection,
     account_id: Option<Uuid>,
     number: &PhoneNumberId,
-    part: &Part,
+    part: &Event,
 ) -> sqlx::Result<(Uuid, Option<(&'static str, String)>)> {
     let account_id = match account_id {
         Some(id) => id,
@@ -241,15 +242,15 @@ async fn process_part(
         Content::Echo(message) => echo(tx, account_id, message).await,
         Content::History {
             message,
-            outbound,
+            direction,
             status,
-        } => history(tx, account_id, message, *outbound, status.as_deref()).await,
+        } => history(tx, account_id, message, *direction, status.as_deref()).await,
         Content::Status(status) => report(tx, account_id, status).await,
         Content::UserIdChanged { previous, current } => {
             store::change_user_id(&mut *tx, previous, current).await?;
             Ok(None)
         }
-        Content::AccountError(_) | Content::Other(_) | Content::Malformed(_) => {
+        Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {
             note(part);
             Ok(None)
         }
@@ -283,15 +284,15 @@ async fn inbound(
     let Some(message_id) = store::insert_message(&mut *tx, &origin, message).await? else {
         return Ok(None);
     };
-    if message.kind == "system" {
+    if message.is_notice() {
         // Not the user's words: it opens no window and asks for nobody's attention.
-        if let Some(wa_id) = new_number(message) {
+        if let Some(wa_id) = &message.new_number {
             store::renumber(&mut *tx, speaker, wa_id.as_str()).await?;
         }
         return Ok(Some(("inbound", "received".to_owned())));
     }
     // A reaction, an edit or a removal is about a message that was announced already.
-    let announced = !matches!(message.kind.as_str(), "reaction" | "edit" | "revoke");
+    let announced = !message.is_about_another();
     store::touch_conversation(&mut *tx, link.conversation_id, false, message.at, announced).await?;
     if announced {
         store::notify_inbound(&mut *tx, account_id, link.conversation_id, message_id).await?;
@@ -332,9 +333,10 @@ async fn history(
     tx: &mut PgConnection,
     account_id: Uuid,
     message: &Message,
-    outbound: bool,
+    direction: Direction,
     status: Option<&str>,
 ) -> sqlx::Result<Option<(&'static str, String)>> {
+    let outbound = direction == Direction::Outbound;
     let link = link(&mut *tx, account_id, &message.contact).await?;
     let origin = Origin {
         account_id,
@@ -364,7 +366,7 @@ async fn history(
 async fn report(
     tx: &mut PgConnection,
     account_id: Uuid,
-    status: &Status,
+    status: &StatusReport,
 ) -> sqlx::Result<Option<(&'static str, String)>> {
     let recorded = status_events::record(&mut *tx, account_id, status).await?;
     if recorded.second_send && recorded.new {
@@ -385,46 +387,23 @@ async fn report(
     Ok(recorded.changed_to.map(|shown| ("outbound", shown)))
 }
 
-/// The number that a system notice says a user has now.
-fn new_number(message: &Message) -> Option<WaId> {
-    if message.kind != "system" {
-        return None;
-    }
-    let system = message.raw.get("system")?;
-    if system.get("type").and_then(Value::as_str) != Some("user_changed_number") {
-        return None;
-    }
-    let number = system.get("wa_id").or_else(|| system.get("new_wa_id"))?.as_str()?;
-    WaId::parse(number).filter(|number| Some(number) != message.contact.wa_id.as_ref())
-}
-
 /// Says that something came which has no row of its own; the raw event is kept.
-fn note(part: &Part) {
+fn note(part: &Event) {
     let number = part.phone_number_id.as_ref().map(PhoneNumberId::as_str);
     match &part.content {
         Content::AccountError(error) => tracing::warn!(
             phone_number_id = number,
             waba_id = part.waba_id,
-            code = error.code,
-            class = error.class(400).as_str(),
+            code = error.code.map(Code::number),
+            class = error.class.as_str(),
             "WEBHOOK: Meta reports an error of the account"
         ),
-        // What may stop us from sending: a person should know.
-        _ if [
-            "account_update",
-            "account_alerts",
-            "phone_number_quality_update",
-            "security",
-        ]
-        .contains(&part.field.as_str()) =>
-        {
-            tracing::warn!(
-                phone_number_id = number,
-                waba_id = part.waba_id,
-                field = part.field,
-                "WEBHOOK: Meta reports on the account; see the raw event"
-            );
-        }
+        Content::AccountNotice(_) => tracing::warn!(
+            phone_number_id = number,
+            waba_id = part.waba_id,
+            field = part.field,
+            "WEBHOOK: Meta reports on the account; see the raw event"
+        ),
         _ => tracing::info!(
             phone_number_id = number,
             waba_id = part.waba_id,

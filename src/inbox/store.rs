@@ -6,13 +6,13 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::provider::cloud::webhook::Message;
+use crate::provider::event::Message;
 use crate::provider::{PhoneNumberId, UserId};
 use crate::site_db::leads::Link;
 
 /// A claimed event.
 #[derive(Debug, sqlx::FromRow)]
-pub(super) struct Event {
+pub(super) struct RawEvent {
     pub(super) id: Uuid,
     pub(super) body: Vec<u8>,
     pub(super) attempts: i32,
@@ -59,7 +59,7 @@ pub(super) async fn reset_event(pool: &PgPool, id: Uuid) -> sqlx::Result<bool> {
 }
 
 /// The event that is due longest and that nobody else has.
-pub(super) async fn claim_event(tx: &mut PgConnection) -> sqlx::Result<Option<Event>> {
+pub(super) async fn claim_event(tx: &mut PgConnection) -> sqlx::Result<Option<RawEvent>> {
     sqlx::query_as(
         "SELECT id, body, attempts FROM public.webhook_events
           WHERE state = 'received' AND next_attempt_at <= now()

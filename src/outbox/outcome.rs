@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
+use crate::provider::cloud::GraphError;
 use crate::provider::cloud::send::{Accepted, AcceptedStatus};
-use crate::provider::cloud::{ErrorClass, GraphError, ThrottleScope};
+use crate::provider::{Code, ErrorClass, ThrottleScope};
 use crate::retry::backoff;
 use crate::site_db::accounts::ThrottleReach;
 
@@ -156,15 +157,15 @@ pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
             error,
             retry_after,
         } => {
-            let class = error.class(status);
+            let refusal = error.refusal(status, retry_after);
             let cause = Cause {
-                code: Some(error.database_code()),
-                label: error.label_code(),
-                class: class.as_str(),
-                message: error.summary(),
+                code: refusal.code.map(Code::number),
+                label: refusal.code.and_then(Code::label).map(i64::from),
+                class: refusal.class.as_str(),
+                message: refusal.message,
             };
-            match class {
-                ErrorClass::Account => Next::Hold(cause),
+            match refusal.class {
+                ErrorClass::Account | ErrorClass::Permission => Next::Hold(cause),
                 ErrorClass::Throttle(scope) => {
                     let pair = Duration::from_secs(4_u64.pow(tries.throttles.min(MAX_PAIR_EXPONENT)));
                     let reach = match scope {
@@ -181,8 +182,8 @@ pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
                         cause,
                     }
                 }
-                ErrorClass::Transient => {
-                    let limit = if error.code == 1 {
+                ErrorClass::Transient | ErrorClass::Ambiguous => {
+                    let limit = if refusal.class == ErrorClass::Ambiguous {
                         policy.max_attempts.min(MAX_ATTEMPTS_AMBIGUOUS)
                     } else {
                         policy.max_attempts

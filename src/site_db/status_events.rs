@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::locks::lock;
 use super::messages::{MessageState, Report};
-use crate::provider::Wamid;
-use crate::provider::cloud::webhook::Status;
+use crate::provider::event::StatusReport;
+use crate::provider::{Code, Wamid};
 
 /// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,15 +34,15 @@ pub struct Recorded {
 ///
 /// # Errors
 /// The database's.
-pub async fn record(tx: &mut PgConnection, account_id: Uuid, status: &Status) -> sqlx::Result<Recorded> {
+pub async fn record(tx: &mut PgConnection, account_id: Uuid, status: &StatusReport) -> sqlx::Result<Recorded> {
     let (message_id, second_send) = find(&mut *tx, account_id, status).await?;
     let report = Report {
         status: status.status.clone(),
         at: status.at,
-        error: status
-            .error
-            .as_ref()
-            .map(|error| (error.database_code(), error.class(400).as_str(), error.summary())),
+        error: status.refusal.as_ref().and_then(|refusal| {
+            let code = refusal.code.map(Code::number)?;
+            Some((code, refusal.class.as_str(), refusal.message.clone()))
+        }),
     };
     // An orphan whose message is known by now is adopted by the report's repetition too.
     let inserted: Option<bool> = sqlx::query_scalar(
@@ -60,7 +60,7 @@ pub async fn record(tx: &mut PgConnection, account_id: Uuid, status: &Status) ->
     .bind(&status.status)
     .bind(&status.recipient)
     .bind(&status.opaque)
-    .bind(status.error.as_ref().map(|error| error.database_code()))
+    .bind(report.error.as_ref().map(|(code, ..)| *code))
     .bind(report.error.as_ref().map(|(_, _, message)| message.as_str()))
     .bind(&status.raw)
     .bind(status.at)
@@ -133,7 +133,7 @@ pub async fn adopt_orphans(tx: &mut PgConnection, message_id: Uuid, wamid: &Wami
 }
 
 /// The message that a report is about: by wamid, else by the echo of our id.
-async fn find(tx: &mut PgConnection, account_id: Uuid, status: &Status) -> sqlx::Result<(Option<Uuid>, bool)> {
+async fn find(tx: &mut PgConnection, account_id: Uuid, status: &StatusReport) -> sqlx::Result<(Option<Uuid>, bool)> {
     let by_wamid: Option<Uuid> = sqlx::query_scalar(
         "SELECT id FROM public.whatsapp_messages WHERE account_id = $1 AND direction = 'outbound' AND wamid = $2",
     )

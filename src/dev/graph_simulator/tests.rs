@@ -16,7 +16,8 @@ use url::Url;
 
 use super::{Delays, Fault, HandshakeError, Inbound, Settings, Simulator, UnknownNumber, WebhookSettings, samples};
 use crate::provider::cloud::signature;
-use crate::provider::cloud::webhook::{Content, parse};
+use crate::provider::cloud::webhook::parse;
+use crate::provider::event::Content;
 
 const NUMBER: &str = "106540352242922";
 const SOON: Duration = Duration::from_secs(10);

@@ -6,60 +6,12 @@
 //! Sources: <https://developers.facebook.com/docs/whatsapp/cloud-api/support/error-codes>, and for the limits of the Graph
 //! API itself <https://developers.facebook.com/docs/graph-api/overview/rate-limiting>
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
 use super::members::scalar;
-
-/// Whose affair an error is, and so what the sender does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// The number or the account can't send at all (token, restriction, payment): hold it, keep its messages, tell a person.
-    Account,
-    /// Too fast: the same message can go later; the scope says what must wait with it.
-    Throttle(ThrottleScope),
-    /// Meta's trouble: try again, a bounded number of times.
-    Transient,
-    /// The 24 h customer-service window is closed: this message can't go, a template could.
-    Window,
-    /// This message can never go as it is.
-    Permanent,
-    /// Withheld for the recipient's sake: not before a day has passed, if at all.
-    Later,
-    /// The template can't be used (paused, disabled, missing): every message with it would fail alike.
-    Template,
-}
-
-/// What is throttled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ThrottleScope {
-    /// All numbers that the app calls for.
-    App,
-    /// All numbers of the WhatsApp Business account.
-    Waba,
-    /// One business number.
-    Number,
-    /// One business number towards one user.
-    Pair,
-}
-
-impl ErrorClass {
-    /// The bounded label value, log field and `error_class` column.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Account => "account",
-            Self::Throttle(ThrottleScope::App) => "throttle_app",
-            Self::Throttle(ThrottleScope::Waba) => "throttle_waba",
-            Self::Throttle(ThrottleScope::Number) => "throttle_number",
-            Self::Throttle(ThrottleScope::Pair) => "throttle_pair",
-            Self::Transient => "transient",
-            Self::Window => "window",
-            Self::Permanent => "permanent",
-            Self::Later => "later",
-            Self::Template => "template",
-        }
-    }
-}
+use crate::provider::refusal::{Code, ErrorClass, Refusal, ThrottleScope};
 
 /// The table. A code that it lacks is [`ErrorClass::Permanent`]: a message is never sent twice on a guess. (With an HTTP
 /// status or Meta's `is_transient` at hand, ask [`GraphError::class`], which knows more.)
@@ -70,10 +22,12 @@ pub fn classify(code: i64, subcode: Option<i64>) -> ErrorClass {
 
 /// The rows that Meta documents.
 fn documented(code: i64, subcode: Option<i64>) -> Option<ErrorClass> {
-    use ErrorClass::{Account, Later, Permanent, Template, Throttle, Transient, Window};
+    use ErrorClass::{Account, Ambiguous, Later, Permanent, Permission, Template, Throttle, Transient, Window};
     Some(match code {
-        // The token: cannot authenticate, no capability, not eligible, expired, permission removed.
-        0 | 3 | 10 | 190 | 200..=299 | 131_005 => Account,
+        // The token: cannot authenticate, expired, not allowed.
+        0 | 190 | 131_005 => Account,
+        // No capability, not eligible, permission removed: Meta says so too for what one message asks.
+        3 | 10 | 200..=299 => Permission,
         // Subcode 33: the number of the path does not exist or is not ours.
         100 if subcode == Some(33) => Account,
         // The number or the account: deleted, restricted, locked, display name, payment, registration, terms.
@@ -86,8 +40,10 @@ fn documented(code: i64, subcode: Option<i64>) -> Option<ErrorClass> {
         // 131057: in maintenance or being upgraded, for up to a minute.
         130_429 | 131_057 => Throttle(ThrottleScope::Number),
         131_056 => Throttle(ThrottleScope::Pair),
-        // Invalid request or server trouble, downtime, unknown, unavailable; 134101: the template is being synced.
-        1 | 2 | 131_000 | 131_016 | 133_004 | 134_101 => Transient,
+        // Invalid request or server trouble.
+        1 => Ambiguous,
+        // Downtime, unknown, unavailable; 134101: the template is being synced.
+        2 | 131_000 | 131_016 | 133_004 | 134_101 => Transient,
         131_047 => Window,
         131_049 => Later,
         131_063 | 132_001 | 132_015 | 132_016 | 132_068 | 132_069 | 134_102 => Template,
@@ -189,16 +145,20 @@ impl GraphError {
         })
     }
 
-    /// The code as the label of a metric: those of Meta's table, so that a stranger cannot make series.
+    /// The same in the words that all providers share.
     #[must_use]
-    pub fn label_code(&self) -> Option<i64> {
-        documented(self.code, self.subcode).map(|_| self.code)
-    }
-
-    /// The code as a database integer; Meta's all fit.
-    #[must_use]
-    pub fn database_code(&self) -> i32 {
-        i32::try_from(self.code).unwrap_or(i32::MAX)
+    pub fn refusal(&self, http_status: u16, retry_after: Option<Duration>) -> Refusal {
+        // Meta's codes all fit.
+        let number = i32::try_from(self.code).unwrap_or(i32::MAX);
+        Refusal {
+            class: self.class(http_status),
+            code: Some(match documented(self.code, self.subcode) {
+                Some(_) => Code::Documented(number),
+                None => Code::Undocumented(number),
+            }),
+            message: self.summary(),
+            retry_after,
+        }
     }
 
     /// Meta's trace id, which its support asks for.
@@ -229,21 +189,23 @@ mod tests {
 
     #[test]
     fn every_documented_code_has_its_class() {
-        use ErrorClass::{Account, Later, Permanent, Template, Throttle, Transient, Window};
+        use ErrorClass::{Account, Ambiguous, Later, Permanent, Permission, Template, Throttle, Transient, Window};
         use ThrottleScope::{App, Number, Pair, Waba};
         let rows: &[(ErrorClass, &[i64])] = &[
             (
                 Account,
                 &[
-                    0, 3, 10, 33, 190, 200, 230, 299, 368, 131_005, 131_031, 131_037, 131_042, 131_044, 131_045,
-                    131_048, 131_064, 133_010, 134_011,
+                    0, 33, 190, 368, 131_005, 131_031, 131_037, 131_042, 131_044, 131_045, 131_048, 131_064, 133_010,
+                    134_011,
                 ],
             ),
+            (Permission, &[3, 10, 200, 230, 299]),
             (Throttle(App), &[4, 17, 341, 613]),
             (Throttle(Waba), &[80_007, 80_008]),
             (Throttle(Number), &[130_429, 131_057]),
             (Throttle(Pair), &[131_056]),
-            (Transient, &[1, 2, 131_000, 131_016, 133_004, 134_101]),
+            (Ambiguous, &[1]),
+            (Transient, &[2, 131_000, 131_016, 133_004, 134_101]),
             (Window, &[131_047]),
             (Later, &[131_049]),
             (
@@ -262,7 +224,8 @@ mod tests {
         for &(class, codes) in rows {
             for &code in codes {
                 assert_eq!(classify(code, None), class, "{code}");
-                assert!(GraphError::new(code, "").label_code().is_some(), "{code}");
+                let refusal = GraphError::new(code, "").refusal(400, None);
+                assert_eq!(refusal.code.and_then(Code::label).map(i64::from), Some(code));
                 // The status never overrules the table.
                 assert_eq!(GraphError::new(code, "").class(500), class, "{code}");
             }
@@ -277,7 +240,7 @@ mod tests {
         assert_eq!(classify(999_999, None), ErrorClass::Permanent);
         assert_eq!(unknown.class(400), ErrorClass::Permanent);
         assert_eq!(unknown.class(503), ErrorClass::Transient);
-        assert_eq!(unknown.label_code(), None);
+        assert_eq!(unknown.refusal(400, None).code, Some(Code::Undocumented(999_999)));
         let transient = GraphError::from_value(&json!({"code": 999_999, "is_transient": true})).expect("an error");
         assert_eq!(transient.class(400), ErrorClass::Transient);
     }

@@ -23,4 +23,4 @@ pub mod signature;
 pub mod text;
 pub mod webhook;
 
-pub use error::{ErrorClass, GraphError, ThrottleScope, classify};
+pub use error::{GraphError, classify};

@@ -1,5 +1,7 @@
 //! Statuses: early, late, twice, in any order, and against the outcome of the send.
 
+use twinlog::provider::event::{Content, StatusReport};
+
 use super::*;
 
 #[tokio::test]
@@ -90,10 +92,10 @@ async fn somebody_waits(site: &Site) {
     .await;
 }
 
-fn report_of(value: Value) -> webhook::Status {
+fn report_of(value: Value) -> StatusReport {
     let mut parts = webhook::parse(&envelope(&[("messages", statuses_of(&[value]))])).unwrap();
     match parts.remove(0).content {
-        webhook::Content::Status(status) => *status,
+        Content::Status(status) => *status,
         other => panic!("{other:?}"),
     }
 }

@@ -1,8 +1,12 @@
 //! Webhooks as Meta sends them, and as nobody should.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::*;
+use crate::provider::event::{Direction, Message};
+use crate::provider::ids::Wamid;
+use crate::provider::refusal::Code;
 
 fn webhook(field: &str, value: &Value) -> Vec<u8> {
     json!({"object":"whatsapp_business_account","entry":[{"id":"WABA","changes":[{"field":field,"value":value}]}]})
@@ -10,7 +14,7 @@ fn webhook(field: &str, value: &Value) -> Vec<u8> {
         .into_bytes()
 }
 
-fn messages(rest: &Value) -> Vec<Part> {
+fn messages(rest: &Value) -> Vec<Event> {
     let mut value = json!({"messaging_product":"whatsapp",
         "metadata":{"display_phone_number":"15550783881","phone_number_id":"106540352242922"}});
     for (key, member) in rest.as_object().expect("an object") {
@@ -19,8 +23,8 @@ fn messages(rest: &Value) -> Vec<Part> {
     parse(&webhook("messages", &value)).expect("a webhook")
 }
 
-fn message(part: &Part) -> &Message {
-    match &part.content {
+fn message(event: &Event) -> &Message {
+    match &event.content {
         Content::Message(message) | Content::Echo(message) | Content::History { message, .. } => message,
         other => panic!("{other:?}"),
     }
@@ -28,18 +32,20 @@ fn message(part: &Part) -> &Message {
 
 #[test]
 fn a_message_is_read_with_its_sender() {
-    let parts = messages(&json!({
+    let events = messages(&json!({
         "contacts":[{"profile":{"name":"Sheena","username":"@x"},"wa_id":"16505551234","user_id":"US.13"}],
         "messages":[{"from":"16505551234","id":"wamid.1","timestamp":"1749416383","type":"text","text":{"body":"hi"},
                      "context":{"from":"1","id":"wamid.0"},"referral":{"source_type":"ad"}}]}));
-    let [part] = parts.as_slice() else { panic!("{parts:?}") };
-    assert!(part.is_real());
-    assert_eq!(part.waba_id.as_deref(), Some("WABA"));
+    let [event] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert!(event.is_real());
+    assert_eq!(event.waba_id.as_deref(), Some("WABA"));
     assert_eq!(
-        part.phone_number_id.as_ref().map(PhoneNumberId::as_str),
+        event.phone_number_id.as_ref().map(PhoneNumberId::as_str),
         Some("106540352242922")
     );
-    let message = message(part);
+    let message = message(event);
     assert_eq!(message.contact.name.as_deref(), Some("Sheena"));
     assert_eq!(message.contact.user_id, UserId::parse("US.13"));
     assert_eq!(message.context, Wamid::parse("wamid.0"));
@@ -49,41 +55,45 @@ fn a_message_is_read_with_its_sender() {
 
 #[test]
 fn a_user_without_a_number_is_known_by_the_user_id() {
-    let parts = messages(&json!({
+    let events = messages(&json!({
         "contacts":[{"profile":{"name":"N"},"user_id":"US.13"}],
         "messages":[{"from_user_id":"US.13","id":"wamid.1","timestamp":"1","type":"text","text":{"body":"hi"}}]}));
-    let contact = &message(&parts[0]).contact;
+    let contact = &message(&events[0]).contact;
     assert_eq!(
         (contact.wa_id.clone(), contact.user_id.clone()),
         (None, UserId::parse("US.13"))
     );
     assert_eq!(contact.name.as_deref(), Some("N"));
     // Not even named by the message: the only contact is it.
-    let parts = messages(&json!({"contacts":[{"user_id":"US.14"}],"messages":[{"id":"wamid.1","type":"text"}]}));
-    assert_eq!(message(&parts[0]).contact.user_id, UserId::parse("US.14"));
+    let events = messages(&json!({"contacts":[{"user_id":"US.14"}],"messages":[{"id":"wamid.1","type":"text"}]}));
+    assert_eq!(message(&events[0]).contact.user_id, UserId::parse("US.14"));
 }
 
 #[test]
 fn senders_of_a_batch_are_not_mixed_up() {
-    let parts = messages(&json!({
+    let events = messages(&json!({
         "contacts":[{"profile":{"name":"A"},"wa_id":"11111"},{"profile":{"name":"B"},"wa_id":"22222"}],
         "messages":[{"from":"22222","id":"w2","type":"text"},{"from":"11111","id":"w1","type":"text"},{"from":"33333","id":"w3","type":"text"}]}));
-    let names: Vec<_> = parts.iter().map(|part| message(part).contact.name.as_deref()).collect();
+    let names: Vec<_> = events
+        .iter()
+        .map(|event| message(event).contact.name.as_deref())
+        .collect();
     assert_eq!(names, [Some("B"), Some("A"), None]);
 }
 
 #[test]
 fn a_system_notice_has_no_contacts_and_is_protocol() {
-    let parts = messages(
+    let events = messages(
         &json!({"messages":[{"from":"11111","id":"w","type":"system","timestamp":"1",
         "system":{"body":"changed","wa_id":"22222","type":"user_changed_number"}}]}),
     );
-    assert!(!parts[0].is_real());
-    assert_eq!(message(&parts[0]).contact.wa_id, WaId::parse("11111"));
+    assert_eq!(message(&events[0]).new_number, WaId::parse("22222"));
+    assert!(!events[0].is_real());
+    assert_eq!(message(&events[0]).contact.wa_id, WaId::parse("11111"));
 }
 
 #[test]
-fn a_malformed_part_is_alone_with_its_fault() {
+fn a_malformed_event_is_alone_with_its_fault() {
     let body = br#"{"object":"whatsapp_business_account","entry":[7,{"id":"W","changes":[{"field":"messages","value":{
         "metadata":{"phone_number_id":"1"},
         "contacts":"none",
@@ -95,12 +105,12 @@ fn a_malformed_part_is_alone_with_its_fault() {
                     {"id":"ok2","from":"11111","type":"hologram"}],
         "statuses":{"not":"an array"}}},
         {"field":"messages"}]},{"id":"X","changes":[{"field":"brand_new","value":[1]}]}]}"#;
-    let parts = parse(body).expect("a webhook");
-    let fates: Vec<_> = parts
+    let events = parse(body).expect("a webhook");
+    let fates: Vec<_> = events
         .iter()
-        .map(|part| match &part.content {
+        .map(|event| match &event.content {
             Content::Message(message) => message.wamid.to_string(),
-            Content::Other(_) => format!("other {}", part.field),
+            Content::Other(_) => format!("other {}", event.field),
             Content::Malformed(why) => (*why).to_owned(),
             other => panic!("{other:?}"),
         })
@@ -120,12 +130,12 @@ fn a_malformed_part_is_alone_with_its_fault() {
             "other brand_new",
         ]
     );
-    assert_eq!(message(&parts[1]).text.as_deref(), Some("cut \u{fffd}"));
+    assert_eq!(message(&events[1]).text.as_deref(), Some("cut \u{fffd}"));
 }
 
 #[test]
 fn statuses_are_read_with_error_recipient_and_echo() {
-    let parts = messages(&json!({
+    let events = messages(&json!({
         "contacts":[{"wa_id":"11111","user_id":"US.1"}],
         "statuses":[
             {"id":"w","status":"delivered","timestamp":1_750_030_073_i64,"recipient_id":"11111","biz_opaque_callback_data":"tl:00000000-0000-0000-0000-000000000007"},
@@ -133,53 +143,58 @@ fn statuses_are_read_with_error_recipient_and_echo() {
             {"id":"g","status":"read","timestamp":"1","recipient_id":"GROUP","recipient_type":"group","recipient_participant_id":"22222"},
             {"id":"b","status":"sent","timestamp":"1","recipient_user_id":"US.2"},
             {"id":"x","status":"sent","timestamp":"soon"}]}));
-    let statuses: Vec<_> = parts
+    let statuses: Vec<_> = events
         .iter()
-        .filter_map(|part| match &part.content {
+        .filter_map(|event| match &event.content {
             Content::Status(status) => Some(status),
             _ => None,
         })
         .collect();
     assert_eq!(statuses.len(), 4);
     assert!(matches!(
-        parts[4].content,
+        events[4].content,
         Content::Malformed("a status without a timestamp")
     ));
     assert_eq!(statuses[0].opaque_id().map(|id| id.0.as_u128()), Some(7));
     assert_eq!(statuses[0].contact.user_id, UserId::parse("US.1"));
-    assert_eq!(statuses[1].error.as_ref().map(|error| error.code), Some(131_047));
+    assert_eq!(
+        statuses[1].refusal.as_ref().and_then(|refusal| refusal.code),
+        Some(Code::Documented(131_047))
+    );
     let recipients: Vec<_> = statuses.iter().map(|status| status.recipient.as_str()).collect();
     assert_eq!(recipients, ["11111", "11111", "22222", "US.2"]);
-    assert!(parts.iter().all(|part| !part.is_real()));
+    assert!(events.iter().all(|event| !event.is_real()));
 }
 
 #[test]
 fn errors_echoes_and_history_are_told_apart() {
-    let parts = messages(&json!({"errors":[{"code":130_429,"title":"Rate limit hit"}]}));
-    assert!(matches!(&parts[0].content, Content::AccountError(error) if error.code == 130_429));
+    let events = messages(&json!({"errors":[{"code":130_429,"title":"Rate limit hit"}]}));
+    assert!(
+        matches!(&events[0].content, Content::AccountError(error) if error.code == Some(Code::Documented(130_429)))
+    );
 
     let value = json!({"metadata":{"display_phone_number":"+1 555 078 3881","phone_number_id":"1"},
         "message_echoes":[{"from":"15550783881","to":"11111","id":"w","timestamp":"1","type":"text","text":{"body":"from the phone"}}]});
-    let parts = parse(&webhook("smb_message_echoes", &value)).expect("a webhook");
-    assert!(matches!(&parts[0].content, Content::Echo(message) if message.contact.wa_id == WaId::parse("11111")));
-    assert!(parts[0].is_real());
+    let events = parse(&webhook("smb_message_echoes", &value)).expect("a webhook");
+    assert!(matches!(&events[0].content, Content::Echo(message) if message.contact.wa_id == WaId::parse("11111")));
+    assert!(events[0].is_real());
 
     let value = json!({"metadata":{"display_phone_number":"15550783881","phone_number_id":"1"},
         "history":[{"metadata":{"phase":0},"threads":[{"id":"11111","context":{"wa_id":"11111","username":"@u"},"messages":[
             {"from":"15550783881","to":"11111","id":"h1","timestamp":"1","type":"text","text":{"body":"a"},"history_context":{"status":"READ"}},
             {"from":"11111","id":"h2","timestamp":"2","type":"text","text":{"body":"b"},"history_context":{"status":"PENDING"}}]}]},
           {"errors":[{"code":2_593_109,"title":"declined"}]}]});
-    let parts = parse(&webhook("history", &value)).expect("a webhook");
-    let directions: Vec<_> = parts
+    let events = parse(&webhook("history", &value)).expect("a webhook");
+    let directions: Vec<_> = events
         .iter()
-        .map(|part| match &part.content {
+        .map(|event| match &event.content {
             Content::History {
-                outbound,
+                direction,
                 status,
                 message,
             } => {
                 assert_eq!(message.contact.wa_id, WaId::parse("11111"));
-                (Some(*outbound), status.clone())
+                (Some(*direction), status.clone())
             }
             Content::AccountError(_) => (None, None),
             other => panic!("{other:?}"),
@@ -188,8 +203,8 @@ fn errors_echoes_and_history_are_told_apart() {
     assert_eq!(
         directions,
         [
-            (Some(true), Some("read".to_owned())),
-            (Some(false), Some("pending".to_owned())),
+            (Some(Direction::Outbound), Some("read".to_owned())),
+            (Some(Direction::Inbound), Some("pending".to_owned())),
             (None, None)
         ]
     );
@@ -201,6 +216,18 @@ fn what_has_no_envelope_is_no_webhook() {
         assert_eq!(parse(body), Err(NotAWebhook));
     }
     assert_eq!(parse(br#"{"entry":[]}"#), Ok(Vec::new()));
+}
+
+#[test]
+fn what_may_stop_us_from_sending_is_told_from_other_news() {
+    let read = |field: &str| {
+        parse(&webhook(field, &json!({"event": "x"})))
+            .expect("a webhook")
+            .remove(0)
+            .content
+    };
+    assert!(matches!(read("account_update"), Content::AccountNotice(_)));
+    assert!(matches!(read("message_template_status_update"), Content::Other(_)));
 }
 
 proptest::proptest! {
