@@ -13,6 +13,7 @@ use twinlog::pgoutput::{DecodeError, Message, OldTuple, decode};
 use twinlog::provider::OpaqueId;
 use twinlog::provider::cloud::send::{self, Request};
 use twinlog::provider::cloud::{GraphError, text, webhook as cloud_webhook};
+use twinlog::provider::event::Content;
 use uuid::Uuid;
 
 /// A payload is one message, all of it and nothing else, and its values are slices of it.
@@ -76,7 +77,7 @@ pub(super) fn webhook(data: &[u8]) {
     assert!(parts.len() <= data.len() / 2, "more parts than the body has room for");
     for part in &parts {
         let _ = part.is_real();
-        if let cloud_webhook::Content::Status(status) = &part.content {
+        if let Content::Status(status) = &part.content {
             let _ = status.opaque_id();
         }
         // The log prints parts that failed; it must not stumble over them.
@@ -91,12 +92,7 @@ pub(super) fn send_body(data: &[u8]) {
 
     // The same bytes as an answer of Meta's.
     if let Some(error) = GraphError::from_body(data) {
-        let _ = (
-            error.class(400),
-            error.label_code(),
-            error.database_code(),
-            error.summary(),
-        );
+        let _ = (error.class(400), error.refusal(400, None), error.summary());
         assert!(GraphError::from_body(error.to_body().to_string().as_bytes()).is_some());
     }
     let _ = send::accepted(data);
