@@ -145,7 +145,7 @@ async fn a_killed_process_leaves_neither_server_nor_folder() {
 async fn every_test_gets_two_fresh_databases_and_leaves_no_slot() {
     let (name, cluster) = {
         let db = harness::databases().await;
-        db.both("CREATE TABLE t (x int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
+        db.on_both("CREATE TABLE t (x int PRIMARY KEY); INSERT INTO t VALUES (1), (2)")
             .await;
         harness::assert_same_table(&db.site, &db.agent, "public.t").await;
         db.agent.batch_execute("UPDATE t SET x = 3 WHERE x = 2").await.unwrap();

@@ -8,8 +8,10 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 use twinlog::config::DatabaseUrl;
-use twinlog::dev::postgres::{Cluster, Settings};
+use twinlog::dev::postgres::{Cluster, ClusterError, Settings};
 use twinlog::migrations;
+
+use super::wait::{SOON, eventually};
 
 static SITE: OnceCell<Arc<Cluster>> = OnceCell::const_new();
 static AGENT: OnceCell<Arc<Cluster>> = OnceCell::const_new();
@@ -95,11 +97,54 @@ impl Databases {
         migrations::apply_agent(&self.agent.database_url()).await.unwrap();
     }
 
+    /// Runs statements on the Site DB.
+    pub(crate) async fn on_site(&self, sql: &str) {
+        self.site.run(sql).await;
+    }
+
+    /// Runs statements on the Agent DB.
+    pub(crate) async fn on_agent(&self, sql: &str) {
+        self.agent.run(sql).await;
+    }
+
     /// Runs the same statements on both sides.
-    pub(crate) async fn both(&self, sql: &str) {
-        let (site, agent) = tokio::join!(self.site.batch_execute(sql), self.agent.batch_execute(sql));
-        site.unwrap();
-        agent.unwrap();
+    pub(crate) async fn on_both(&self, sql: &str) {
+        tokio::join!(self.on_site(sql), self.on_agent(sql));
+    }
+
+    /// After a restart of the servers: new connections in place of the dead ones.
+    pub(crate) async fn reconnect(&mut self) {
+        tokio::join!(self.site.reconnect(), self.agent.reconnect());
+    }
+
+    /// The process id of the walsender that serves the test's slot (it is named as the Site DB is).
+    pub(crate) async fn walsender(&self) -> Option<String> {
+        let slot = &self.site.name;
+        self.site
+            .text(&format!(
+                "SELECT max(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            ))
+            .await
+    }
+
+    /// Ends the walsender, as a failover of a proxy or an administrator does.
+    pub(crate) async fn terminate_walsender(&self) {
+        let slot = &self.site.name;
+        self.on_site(&format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"
+        ))
+        .await;
+    }
+
+    /// Drops the slot as soon as nobody uses it.
+    pub(crate) async fn drop_slot(&self) {
+        eventually("the slot is dropped", 2 * SOON, || async {
+            self.site
+                .execute("SELECT pg_drop_replication_slot($1)", &[&self.site.name])
+                .await
+                .map_err(|error| error.to_string())
+        })
+        .await;
     }
 }
 
@@ -138,16 +183,51 @@ impl Database {
         self.client = self.connect().await;
     }
 
+    /// Runs statements without parameters.
+    ///
+    /// # Panics
+    /// If one fails, with all of them.
+    pub(crate) async fn run(&self, sql: &str) {
+        if let Err(error) = self.client.batch_execute(sql).await {
+            panic!("{}: {error:?} in {sql}", self.name);
+        }
+    }
+
+    /// Creates a role that may log in and has no other right; `more` are statements with `{role}` for its name. Roles belong
+    /// to the whole cluster, so its name ends in the database's.
+    pub(crate) async fn create_role(&self, prefix: &str, more: &str) -> String {
+        let role = format!("{prefix}_{}", self.name);
+        let more = more.replace("{role}", &role);
+        self.run(&format!("CREATE ROLE {role} LOGIN PASSWORD '{role}'; {more}"))
+            .await;
+        role
+    }
+
+    /// Its URL as such a role.
+    pub(crate) fn url_as(&self, role: &str) -> String {
+        let (_, host) = self.url.split_once('@').unwrap();
+        format!("postgresql://{role}:{role}@{host}")
+    }
+
+    /// One value of a query without parameters, as text.
+    ///
+    /// # Panics
+    /// If the query fails, does not give one row, or gives NULL.
+    pub(crate) async fn value(&self, query: &str) -> String {
+        let value = self.text(query).await;
+        value.unwrap_or_else(|| panic!("{}: NULL from {query}", self.name))
+    }
+
     /// One value of a query without parameters, as text (NULL: `None`).
     ///
     /// # Panics
     /// If the query fails or does not give one row.
     pub(crate) async fn text(&self, query: &str) -> Option<String> {
         self.client
-            .query_one(&format!("SELECT (({query}))::text"), &[])
+            .query_one(&format!("SELECT (({query}))::text AS value"), &[])
             .await
-            .unwrap()
-            .get(0)
+            .unwrap_or_else(|error| panic!("{}: {error:?} in {query}", self.name))
+            .get("value")
     }
 }
 
@@ -164,8 +244,7 @@ impl Drop for Database {
                 .enable_all()
                 .build()
                 .unwrap();
-            // A server that the test has stopped in mid-air must not hang the suite.
-            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(10), remove(&cluster, &name)).await })
+            runtime.block_on(async { tokio::time::timeout(REMOVED, remove(&cluster, &name)).await })
         });
         match cleaning.join() {
             Ok(Ok(Ok(()))) => {}
@@ -174,24 +253,19 @@ impl Drop for Database {
     }
 }
 
-async fn remove(cluster: &Cluster, name: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+/// Longest wait for the removal of a database: a server that the test has stopped in mid-air must not hang the suite.
+const REMOVED: Duration = Duration::from_secs(10);
+
+async fn remove(cluster: &Cluster, name: &str) -> Result<(), ClusterError> {
     let client = cluster.client("postgres").await?;
-    let slots = "SELECT slot_name::text, active_pid FROM pg_replication_slots WHERE database = $1";
-    loop {
-        let rows = client.query(slots, &[&name]).await?;
-        if rows.is_empty() {
-            break;
-        }
-        for row in rows {
-            let (slot, pid): (String, Option<i32>) = (row.get(0), row.get(1));
-            if let Some(pid) = pid {
-                client.execute("SELECT pg_terminate_backend($1)", &[&pid]).await?;
-            }
-            // Still active for a moment, or gone by itself (temporary): look again.
-            let _ = client.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let drop_slots = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active";
+    eventually("nobody uses the slots", REMOVED, || async {
+        // A slot is active for a moment after its process was told to end, and a temporary one goes by itself.
+        let _ = client.execute(drop_slots, &[&name]).await;
+        let dropped = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1";
+        client.execute(dropped, &[&name]).await
+    })
+    .await;
     client
         .batch_execute(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)"))
         .await?;

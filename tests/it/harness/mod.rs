@@ -2,25 +2,40 @@
 //! be broken, and the built binary as a process that can be killed.
 //!
 //! ```ignore
-//! let db = harness::databases().await;                       // two empty databases on two shared clusters
-//! db.site.batch_execute("CREATE TABLE …").await.unwrap();    // a tokio_postgres::Client by deref
-//! let proxy = harness::Proxy::start(db.site.cluster.port()).await;
-//! harness::eventually("the row arrives", SOON, || async { … }).await;
-//! harness::assert_same_table(&db.site, &db.agent, "public.leads").await;
+//! let twins = Twins::new("CREATE TABLE notes (id int PRIMARY KEY)").await;   // GIVEN two databases and a table
+//! let daemon = twins.start().await;                                         // and a daemon whose stream flows
+//! twins.on_site("INSERT INTO notes VALUES (1)").await;                      // WHEN
+//! twins.until_equal(&["notes"]).await;                                      // THEN
 //! ```
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `twins` | two databases, a table, a daemon: the set-up of every test of the daemon |
+//! | `databases` | the two clusters, and a fresh database on each for every test |
+//! | `tables` | whether both sides are equal, and what the daemon's books say |
+//! | `process`, `config_file` | the built binary, started, watched, killed |
+//! | `proxy` | a network that can be broken |
+//! | `background` | writers and readers beside a test |
+//! | `wait` | polls with a deadline: the only place where tests wait |
 //!
 //! The two clusters are shared by all tests of the process (they are stopped and removed when it ends, however it ends).
 //! A test that restarts or reconfigures a server, or that holds a transaction open for long (a slot's creation waits for
 //! every transaction of the *cluster*), starts its own with [`private_databases`].
 
+mod background;
+mod config_file;
 mod databases;
 mod process;
 mod proxy;
 mod tables;
+mod twins;
 mod wait;
 
+pub(crate) use background::{Background, Rounds, pace};
+pub(crate) use config_file::ConfigFile;
 pub(crate) use databases::{Database, Databases, databases, private_databases};
-pub(crate) use process::{ConfigFile, Process};
+pub(crate) use process::Process;
 pub(crate) use proxy::{Direction, Proxy};
-pub(crate) use tables::{assert_same_table, differing_tables};
-pub(crate) use wait::{SOON, eventually, eventually_equal};
+pub(crate) use tables::{Accounting, assert_same_table, differing_tables, until_equal};
+pub(crate) use twins::{Daemon, NOTES, Twins};
+pub(crate) use wait::{SOON, eventually, eventually_equal, eventually_is, holds_for};

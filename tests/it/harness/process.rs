@@ -1,93 +1,26 @@
-//! The built binary as a child process: configured, watched, killed.
+//! The built binary as a child process: started, watched, killed.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::future::ready;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Databases, SOON, eventually};
+use super::config_file::ConfigFile;
+use super::wait::{SOON, eventually};
 
-/// A configuration file for the binary, removed when dropped.
-pub(crate) struct ConfigFile {
-    folder: tempfile::TempDir,
-    /// Where its public listener will be on 127.0.0.1.
-    pub(crate) http_port: u16,
-    /// Where its admin listener will be on 127.0.0.1.
-    pub(crate) admin_port: u16,
-}
+/// What a process has printed, shown as it is.
+struct Said(String);
 
-impl ConfigFile {
-    /// For a test's two databases: slot and publication are named as the Site DB is, since slots belong to the whole
-    /// cluster. `more` is TOML that is appended, whole sections.
-    pub(crate) fn new(db: &Databases, more: &str) -> Self {
-        Self::with_urls(&db.site.url, &db.agent.url, &db.site.name, more)
+impl std::fmt::Debug for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "it said:\n{}", self.0)
     }
-
-    /// The same with URLs of your own, such as through a proxy.
-    pub(crate) fn with_urls(site: &str, agent: &str, slot: &str, more: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (http_port, admin_port) = (free_port(), free_port());
-        let mut sections = toml::Table::new();
-        let mut set = |section: &str, key: &str, value: toml::Value| {
-            let section = sections.entry(section).or_insert_with(|| toml::Table::new().into());
-            section.as_table_mut().unwrap().entry(key).or_insert(value);
-        };
-        set("site", "url", site.into());
-        set("agent", "url", agent.into());
-        set("sync", "slot", slot.into());
-        set("sync", "publication", slot.into());
-        set("http", "listen", format!("127.0.0.1:{http_port}").into());
-        set("admin", "listen", format!("127.0.0.1:{admin_port}").into());
-        // What the test says goes over what the harness says, key by key.
-        for (section, value) in more.parse::<toml::Table>().unwrap() {
-            match (sections.get_mut(&section), value) {
-                (Some(toml::Value::Table(ours)), toml::Value::Table(theirs)) => ours.extend(theirs),
-                (_, value) => {
-                    sections.insert(section, value);
-                }
-            }
-        }
-        std::fs::write(folder.path().join("twinlog.toml"), sections.to_string()).unwrap();
-        Self {
-            folder,
-            http_port,
-            admin_port,
-        }
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join("twinlog.toml")
-    }
-
-    /// The URL of a path on the public listener.
-    pub(crate) fn http(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.http_port)
-    }
-
-    /// The URL of a path on the admin listener.
-    pub(crate) fn admin(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.admin_port)
-    }
-}
-
-/// A free port that no other test of this run was given.
-fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let mut given = GIVEN.lock().unwrap();
-    // Below the ports that outgoing connections get, or a connection of another test could take it before the binary does.
-    let port = (0..1000)
-        .map(|_| rand::random_range(10_000..15_000))
-        .find(|port| !given.contains(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .unwrap();
-    given.insert(port);
-    port
 }
 
 /// A running `twinlog`. Killed when dropped; its output is shown if the test fails.
@@ -159,21 +92,15 @@ impl Process {
     /// # Panics
     /// If it still runs at the deadline, with what it printed.
     pub(crate) async fn wait(&mut self, deadline: Duration) -> ExitStatus {
-        let end = Instant::now() + deadline;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                for reader in self.readers.drain(..) {
-                    let _ = reader.join();
-                }
-                return status;
-            }
-            assert!(
-                Instant::now() < end,
-                "twinlog still runs after {deadline:?}; it said:\n{}",
-                self.output()
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        let status = eventually("twinlog ends", deadline, || {
+            let status = self.child.try_wait().unwrap();
+            ready(status.ok_or_else(|| Said(self.output())))
+        })
+        .await;
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
         }
+        status
     }
 
     /// Waits until it has said `text`, be it its last word: a state may be seen elsewhere before the line is here.
@@ -181,11 +108,7 @@ impl Process {
     /// # Panics
     /// If it has not within [`SOON`], with what it said.
     pub(crate) async fn says(&self, text: &str) {
-        eventually(&format!("twinlog says {text:?}"), SOON, || async {
-            let output = self.output();
-            if output.contains(text) { Ok(()) } else { Err(output) }
-        })
-        .await;
+        eventually(&format!("twinlog says {text:?}"), SOON, || ready(self.has_said(text))).await;
     }
 
     /// Waits until it has printed something that contains `text`.
@@ -193,16 +116,24 @@ impl Process {
     /// # Panics
     /// If it has not at the deadline, or has ended, with what it printed.
     pub(crate) async fn wait_for_output(&mut self, text: &str, deadline: Duration) {
-        let end = Instant::now() + deadline;
-        while !self.output().contains(text) {
-            let (running, late) = (self.is_running(), Instant::now() >= end);
-            // Its last words may still be on their way through the reader.
-            assert!(
-                !late && (running || !self.readers.iter().all(std::thread::JoinHandle::is_finished)),
-                "twinlog has not said {text:?} (running: {running}); it said:\n{}",
-                self.output()
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        eventually(&format!("twinlog says {text:?}"), deadline, || {
+            // In this order: what was said before the end is there once the readers have finished.
+            let ended = !self.is_running() && self.readers.iter().all(std::thread::JoinHandle::is_finished);
+            let said = self.has_said(text);
+            if let (true, Err(said)) = (ended, &said) {
+                panic!("twinlog has ended and did not say {text:?}: {said:?}");
+            }
+            ready(said)
+        })
+        .await;
+    }
+
+    fn has_said(&self, text: &str) -> Result<(), Said> {
+        let output = self.output();
+        if output.contains(text) {
+            Ok(())
+        } else {
+            Err(Said(output))
         }
     }
 }

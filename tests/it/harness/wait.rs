@@ -33,23 +33,64 @@ where
     panic!("not within {deadline:?}: {what}; last seen: {last:?}");
 }
 
-/// Calls `observe` until it gives `expected`.
+/// Calls `observe` until what it gives `is` so, and returns that.
 ///
 /// # Panics
 /// With the last observed value once `deadline` has passed.
-pub(crate) async fn eventually_equal<T, F, Fut>(what: &str, deadline: Duration, expected: T, mut observe: F)
+pub(crate) async fn eventually_is<T, F, Fut>(
+    what: &str,
+    deadline: Duration,
+    mut observe: F,
+    is: impl Fn(&T) -> bool,
+) -> T
 where
-    T: Debug + PartialEq,
+    T: Debug,
     F: FnMut() -> Fut,
     Fut: Future<Output = T>,
 {
     eventually(what, deadline, || {
         let observed = observe();
-        let expected = &expected;
+        let is = &is;
         async move {
             let observed = observed.await;
-            if observed == *expected { Ok(()) } else { Err(observed) }
+            if is(&observed) { Ok(observed) } else { Err(observed) }
         }
     })
-    .await;
+    .await
+}
+
+/// Calls `observe` until it gives `expected`.
+///
+/// # Panics
+/// With the last observed value once `deadline` has passed.
+pub(crate) async fn eventually_equal<T, F, Fut>(what: &str, deadline: Duration, expected: T, observe: F)
+where
+    T: Debug + PartialEq,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = T>,
+{
+    let what = format!("{what} (awaited: {expected:?})");
+    eventually_is(&what, deadline, observe, |observed| *observed == expected).await;
+}
+
+/// Looks again and again for that long, and fails at the first `Err`: for what must not happen.
+///
+/// # Panics
+/// With that `Err`.
+pub(crate) async fn holds_for<E, F, Fut>(what: &str, duration: Duration, mut probe: F)
+where
+    E: Debug,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<(), E>>,
+{
+    let start = Instant::now();
+    while start.elapsed() < duration {
+        if let Err(seen) = probe().await {
+            panic!(
+                "after {:?} it does not hold any more: {what}; seen: {seen:?}",
+                start.elapsed()
+            );
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }

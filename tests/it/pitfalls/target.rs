@@ -2,17 +2,13 @@
 
 use std::time::Duration;
 
-use crate::harness::{ConfigFile, Direction, Process, Proxy, SOON, databases, eventually, eventually_equal};
-use crate::sync::{admin, on_both, parked, quick, start_sync, until_equal};
-
-const NOTES: &str = "CREATE TABLE notes (id bigint PRIMARY KEY, body text, n int)";
+use crate::harness::{Daemon, Direction, NOTES, Proxy, SOON, Twins, eventually_is, holds_for};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn triggers_fire_as_they_are_enabled_for_replicas() {
-    let db = databases().await;
-    on_both(&db, NOTES).await;
-    db.agent
-        .batch_execute(
+    let twins = Twins::new(NOTES).await.with("sync.tables = ['public.notes']");
+    twins
+        .on_agent(
             "CREATE TABLE fired (name text);
              CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
                  $$ BEGIN INSERT INTO public.fired VALUES (TG_NAME); RETURN NEW; END $$;
@@ -24,164 +20,120 @@ async fn triggers_fire_as_they_are_enabled_for_replicas() {
              CREATE TABLE kinds (id int PRIMARY KEY);
              ALTER TABLE notes ADD CONSTRAINT kind FOREIGN KEY (n) REFERENCES kinds",
         )
-        .await
-        .unwrap();
-    let config = ConfigFile::new(&db, "[sync]\ntables = [\"public.notes\"]\n");
-    let _daemon = start_sync(&config).await;
-    db.site
-        .batch_execute("INSERT INTO notes VALUES (1, 'a', 1)")
-        .await
-        .unwrap();
-    until_equal(&db, &["notes"], SOON).await;
+        .await;
+    let _daemon = twins.start().await;
+
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
+    twins.until_equal(&["notes"]).await;
     assert_eq!(
-        db.agent
-            .text("SELECT string_agg(DISTINCT name, ',' ORDER BY name) FROM fired")
-            .await
-            .as_deref(),
-        Some("always,replica")
+        twins
+            .agent
+            .value("SELECT string_agg(DISTINCT name, ',' ORDER BY name) FROM fired")
+            .await,
+        "always,replica"
     );
-    assert_eq!(parked(&db).await, 0, "foreign keys are the source's matter");
+    assert_eq!(twins.parked().await, 0, "foreign keys are the source's matter");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn row_level_security_on_the_site_is_an_error_and_not_an_empty_copy() {
-    let db = databases().await;
-    on_both(&db, NOTES).await;
-    let role = format!("reader_{}", db.site.name);
-    db.site
-        .batch_execute(&format!(
-            "INSERT INTO notes SELECT i, 'x', i FROM generate_series(1, 20) i;
-             CREATE ROLE {role} LOGIN REPLICATION PASSWORD '{role}'; GRANT SELECT ON notes TO {role};
-             ALTER TABLE notes ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON notes USING (n > 10);
-             CREATE PUBLICATION \"{}\" FOR TABLE notes",
-            db.site.name
-        ))
-        .await
-        .unwrap();
-    let (_, host) = db.site.url.split_once('@').unwrap();
-    let site = format!("postgresql://{role}:{role}@{host}");
-    let config = ConfigFile::with_urls(&site, &db.agent.url, &db.site.name, "");
-    let mut daemon = Process::start(&config, &["sync"], "");
+    // GIVEN a role that sees only some rows
+    let mut twins = Twins::with_notes(20).await;
+    let rights = format!(
+        "ALTER ROLE {{role}} REPLICATION; GRANT SELECT ON notes TO {{role}};
+         ALTER TABLE notes ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON notes USING (n > 10);
+         CREATE PUBLICATION \"{}\" FOR TABLE notes",
+        twins.site.name
+    );
+    let role = twins.site.create_role("reader", &rights).await;
+    twins.set_site_url(&twins.site.url_as(&role));
+
+    // WHEN it would copy, THEN it says what it needs and copies nothing
+    let mut daemon = twins.launch();
     daemon.wait_for_output("row-level security", 2 * SOON).await;
     daemon.says("BYPASSRLS").await;
-    assert_eq!(db.agent.text("SELECT count(*) FROM notes").await.as_deref(), Some("0"));
+    assert_eq!(twins.agent.value("SELECT count(*) FROM notes").await, "0");
     let finished = "SELECT count(*) FROM twinlog.tables WHERE state = 'streaming'";
-    assert_eq!(db.agent.text(finished).await.as_deref(), Some("0"));
-    db.site
-        .batch_execute(&format!("ALTER ROLE {role} BYPASSRLS"))
-        .await
-        .unwrap();
-    until_equal(&db, &["notes"], Duration::from_secs(60)).await;
-    daemon.kill9();
-    db.site
-        .batch_execute(&format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role}"))
-        .await
-        .unwrap();
+    assert_eq!(twins.agent.value(finished).await, "0");
+    twins.on_site(&format!("ALTER ROLE {role} BYPASSRLS")).await;
+    twins.until_equal_within(Duration::from_secs(60), &["notes"]).await;
+}
+
+/// Waits until the gauge of the delay, in seconds, is so.
+async fn until_delay(daemon: &Daemon, what: &str, is: impl Fn(f64) -> bool) {
+    eventually_is(what, 2 * SOON, || delay(daemon), |delay| delay.is_some_and(&is)).await;
 }
 
 /// The gauge of the delay, in seconds; `None` where nobody answers.
-async fn delay(config: &ConfigFile) -> Option<f64> {
-    let (_, body) = admin(config, "/metrics").await?;
-    body.lines()
-        .find_map(|line| line.strip_prefix("twinlog_sync_delay_seconds "))
-        .and_then(|value| value.trim().parse().ok())
-}
-
-async fn until_delay(config: &ConfigFile, what: &str, is: impl Fn(f64) -> bool) {
-    eventually(what, 2 * SOON, || async {
-        match delay(config).await {
-            Some(delay) if is(delay) => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
+async fn delay(daemon: &Daemon) -> Option<f64> {
+    daemon.metric("twinlog_sync_delay_seconds").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_delay_is_zero_when_idle_and_grows_while_either_side_is_out_of_reach() {
-    let db = databases().await;
-    on_both(&db, NOTES).await;
-    let (site, agent) = tokio::join!(
-        Proxy::start(db.site.cluster.port()),
-        Proxy::start(db.agent.cluster.port())
-    );
-    let config = ConfigFile::with_urls(
-        &db.site.url_through(site.port()),
-        &db.agent.url_through(agent.port()),
-        &db.site.name,
-        "[sync]\nreconnect_max_ms = 500\n",
-    );
-    let _daemon = start_sync(&config).await;
-    db.site
-        .batch_execute("INSERT INTO notes VALUES (1, 'a', 1)")
-        .await
-        .unwrap();
-    until_equal(&db, &["notes"], SOON).await;
-    until_delay(&config, "caught up", |delay| delay == 0.0).await;
-    // Longer than any tick or time-out of the measurement: a gauge that grows when idle is not zero again.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    until_delay(&config, "still caught up", |delay| delay == 0.0).await;
+    let mut twins = Twins::new(NOTES).await;
+    let site = Proxy::start(twins.site.cluster.port()).await;
+    let agent = Proxy::start(twins.agent.cluster.port()).await;
+    twins.set_site_url(&twins.site.url_through(site.port()));
+    twins.set_agent_url(&twins.agent.url_through(agent.port()));
+    let daemon = twins.start().await;
 
+    // Idle, for longer than any tick or time-out of the measurement: it does not grow.
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
+    twins.until_equal(&["notes"]).await;
+    until_delay(&daemon, "caught up", |delay| delay == 0.0).await;
+    holds_for("an idle stream is hardly late", Duration::from_secs(5), || async {
+        match delay(&daemon).await {
+            Some(0.0..3.0) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    until_delay(&daemon, "still caught up", |delay| delay == 0.0).await;
+
+    // The Agent DB is out of reach.
     agent.hold(Direction::ToServer);
-    db.site
-        .batch_execute("INSERT INTO notes VALUES (2, 'b', 2)")
-        .await
-        .unwrap();
-    until_delay(&config, "it grows while the Agent DB is silent", |delay| delay > 3.0).await;
+    twins.on_site("INSERT INTO notes VALUES (2, 'b', 2)").await;
+    until_delay(&daemon, "it grows while the Agent DB is silent", |delay| delay > 3.0).await;
     agent.release(Direction::ToServer);
-    until_equal(&db, &["notes"], 2 * SOON).await;
-    until_delay(&config, "caught up again", |delay| delay == 0.0).await;
+    twins.until_equal_within(2 * SOON, &["notes"]).await;
+    until_delay(&daemon, "caught up again", |delay| delay == 0.0).await;
 
+    // The Site DB is out of reach.
     site.half_open();
-    db.site
-        .batch_execute("INSERT INTO notes VALUES (3, 'c', 3)")
-        .await
-        .unwrap();
-    until_delay(&config, "it grows while the Site DB is silent", |delay| delay > 4.0).await;
+    twins.on_site("INSERT INTO notes VALUES (3, 'c', 3)").await;
+    until_delay(&daemon, "it grows while the Site DB is silent", |delay| delay > 4.0).await;
     site.release(Direction::ToServer);
     site.release(Direction::ToClient);
-    until_equal(&db, &["notes"], 2 * SOON).await;
-    until_delay(&config, "caught up at last", |delay| delay == 0.0).await;
+    twins.until_equal_within(2 * SOON, &["notes"]).await;
+    until_delay(&daemon, "caught up at last", |delay| delay == 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_a_table_that_is_not_synchronised_any_more_keep_nobody_waiting() {
-    let db = databases().await;
-    on_both(
-        &db,
-        &format!("{NOTES}; CREATE TABLE left_out (id int PRIMARY KEY, n int)"),
-    )
-    .await;
-    db.agent
-        .batch_execute(
+    // GIVEN more parked keys of a table than healing takes at a time
+    let schema = format!("{NOTES}; CREATE TABLE left_out (id int PRIMARY KEY, n int)");
+    let mut twins = Twins::new(&schema).await;
+    twins
+        .on_agent(
             "ALTER TABLE left_out ADD CHECK (n > 1000000); ALTER TABLE notes ADD CONSTRAINT positive CHECK (n > 0)",
         )
-        .await
-        .unwrap();
-    let config = quick(&db);
-    let mut daemon = start_sync(&config).await;
-    // More than healing takes at a time.
-    db.site
-        .batch_execute("INSERT INTO left_out SELECT i, i FROM generate_series(1, 700) i")
-        .await
-        .unwrap();
-    eventually_equal("they are parked", SOON, 700, || parked(&db)).await;
-    daemon.terminate();
-    assert!(daemon.wait(SOON).await.success());
-    let config = ConfigFile::new(
-        &db,
-        "[sync]\ntables = [\"public.notes\"]\nretry_initial_ms = 50\nretry_max_ms = 500\n",
-    );
-    let _daemon = start_sync(&config).await;
-    db.site
-        .batch_execute("INSERT INTO notes VALUES (1, 'a', -1)")
-        .await
-        .unwrap();
-    eventually_equal("one more is parked", SOON, 701, || parked(&db)).await;
-    db.agent
-        .batch_execute("ALTER TABLE notes DROP CONSTRAINT positive")
-        .await
-        .unwrap();
-    eventually_equal("it is healed", SOON, 700, || parked(&db)).await;
-    until_equal(&db, &["notes"], SOON).await;
+        .await;
+    let daemon = twins.start().await;
+    twins
+        .on_site("INSERT INTO left_out SELECT i, i FROM generate_series(1, 700) i")
+        .await;
+    twins.until_parked(700).await;
+    daemon.stop().await;
+
+    // WHEN that table is left out, and a row of another one is parked
+    twins.configure("sync.tables = ['public.notes']");
+    let _daemon = twins.start().await;
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', -1)").await;
+    twins.until_parked(701).await;
+
+    // THEN that one is healed
+    twins.on_agent("ALTER TABLE notes DROP CONSTRAINT positive").await;
+    twins.until_parked(700).await;
+    twins.until_equal(&["notes"]).await;
 }

@@ -1,7 +1,7 @@
 //! Every way in which an answer can be lost or late: known is what is known, and nothing is sent twice.
 
 use super::*;
-use crate::harness::eventually_equal;
+use twinlog::dev::graph_simulator::Settings as SimulatorSettings;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
@@ -11,8 +11,7 @@ async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
         Fault::AcceptThenBadGateway,
         Fault::AcceptThenServerError,
     ] {
-        let world = World::new().await;
-        let server = world.serve().await;
+        let (world, server) = World::served().await;
         world.meta.pause_webhooks(true);
         world.fault_once(fault);
         let lost = server.graph_with(&text("perhaps"), Some("k")).await;
@@ -29,7 +28,7 @@ async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
         let found = server.graph_with(&text("perhaps"), Some("k")).await;
         assert_eq!(found.status, 200, "{found:?}");
         assert_eq!(Some(found.wamid()), world.column(&id, "wamid").await);
-        assert_eq!(world.meta.ledger().messages.len(), 2, "{fault:?}");
+        assert_eq!(world.accepted(), 2, "{fault:?}");
         world.nothing_lost_or_doubled().await;
         server.stop().await;
     }
@@ -38,22 +37,20 @@ async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_loss_before_acceptance_is_unknown_as_well_and_is_not_sent_again() {
     for fault in [Fault::ServerError, Fault::ResetUnaccepted] {
-        let world = World::new().await;
-        let server = world.serve().await;
+        let (world, server) = World::served().await;
         world.fault_once(fault);
         let lost = server.graph(&text("perhaps")).await;
         assert_eq!(lost.status, 504, "{fault:?}");
         assert_eq!(server.graph(&text("next")).await.status, 200);
         assert_eq!(world.status(&lost.id()).await, "unknown");
-        assert_eq!(world.meta.ledger().messages.len(), 1);
+        assert_eq!(world.accepted(), 1);
         server.stop().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_that_pass_are_tried_again_and_end() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let error = Fault::Error {
         code: 131_016,
         subcode: None,
@@ -61,15 +58,14 @@ async fn errors_that_pass_are_tried_again_and_end() {
     world.meta.set_fault_times(NUMBER, error, 2).unwrap();
     let sent = server.graph(&text("third time")).await;
     assert_eq!(sent.status, 200, "{sent:?}");
-    assert_eq!(world.column(&sent.id(), "attempt").await.as_deref(), Some("3"));
+    assert_eq!(world.value(&sent.id(), "attempt").await, "3");
 
     world.fault(error);
-    let taken = server.plain(&json!({"to": USER, "text": "never"})).await;
-    let id = taken.body["id"].as_str().unwrap();
-    world.reaches(id, &["failed"]).await;
-    assert_eq!(world.column(id, "attempt").await.as_deref(), Some("6"));
-    assert_eq!(world.column(id, "error_code").await.as_deref(), Some("131016"));
-    assert_eq!(world.meta.ledger().messages.len(), 1);
+    let id = server.takes(&json!({"to": USER, "text": "never"})).await;
+    world.reaches(&id, &["failed"]).await;
+    assert_eq!(world.value(&id, "attempt").await, "6");
+    assert_eq!(world.value(&id, "error_code").await, "131016");
+    assert_eq!(world.accepted(), 1);
     server.stop().await;
 }
 
@@ -83,23 +79,22 @@ async fn an_unreachable_graph_api_costs_no_attempt_and_no_message() {
     };
     world.config.whatsapp.graph_url = format!("http://127.0.0.1:{port}").parse().unwrap();
     let server = world.serve().await;
-    let taken = server.plain(&json!({"to": USER, "text": "wait for it"})).await;
-    let id = taken.body["id"].as_str().unwrap();
+    let id = server.takes(&json!({"to": USER, "text": "wait for it"})).await;
     eventually("it is tried often", SOON, || async {
-        let throttles: i32 = world.column(id, "throttles").await.unwrap().parse().unwrap();
+        let throttles: i32 = world.column(&id, "throttles").await.unwrap().parse().unwrap();
         if throttles >= 4 { Ok(()) } else { Err(throttles) }
     })
     .await;
-    assert_eq!(world.column(id, "error_class").await.as_deref(), Some("not_sent"));
-    let meta = Simulator::start(Settings {
+    assert_eq!(world.value(&id, "error_class").await, "not_sent");
+    let meta = Simulator::start(SimulatorSettings {
         listen: ([127, 0, 0, 1], port).into(),
         ..prompt()
     })
     .await
     .unwrap();
     meta.set_callback(Some(server.callback()));
-    world.reaches(id, &["accepted", "sent", "delivered"]).await;
-    assert_eq!(world.column(id, "attempt").await.as_deref(), Some("1"));
+    world.is_sent(&id).await;
+    assert_eq!(world.value(&id, "attempt").await, "1");
     assert_eq!(meta.ledger().messages.len(), 1);
     server.stop().await;
 }
@@ -138,9 +133,8 @@ async fn a_status_that_came_while_the_answer_was_waited_for_in_vain_stands() {
     world.config.http.send_wait = Duration::from_secs(60);
     let server = world.serve().await;
     world.fault_once(Fault::AcceptThenHang);
-    let taken = server.plain(&json!({"to": USER, "text": "x"})).await;
-    let id = taken.body["id"].as_str().unwrap();
-    world.reaches(id, &["delivered"]).await;
+    let id = server.takes(&json!({"to": USER, "text": "x"})).await;
+    world.reaches(&id, &["delivered"]).await;
     // The conversation goes on at once, though the attempt has not ended yet.
     let next = server.graph(&text("next")).await;
     assert_eq!(next.status, 200, "{next:?}");
@@ -149,16 +143,15 @@ async fn a_status_that_came_while_the_answer_was_waited_for_in_vain_stands() {
         world.db.site.text(ended)
     })
     .await;
-    assert_eq!(world.status(id).await, "delivered");
-    assert_eq!(world.column(id, "unknown_at").await, None);
-    assert_eq!(world.meta.ledger().messages.len(), 2);
+    assert_eq!(world.status(&id).await, "delivered");
+    assert_eq!(world.column(&id, "unknown_at").await, None);
+    assert_eq!(world.accepted(), 2);
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_template_is_not_sent_again_and_follows_its_status() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let template = json!({"messaging_product": "whatsapp", "to": USER, "type": "template",
         "template": {"name": "order", "language": {"code": "en_US"}}});
     world.meta.pause_webhooks(true);
@@ -175,29 +168,19 @@ async fn a_held_template_is_not_sent_again_and_follows_its_status() {
     world.fault_once(Fault::HeldThenDropped { after_ms: 10 });
     let dropped = server.graph(&template).await;
     world.reaches(&dropped.id(), &["failed"]).await;
-    assert_eq!(
-        world.column(&dropped.id(), "error_code").await.as_deref(),
-        Some("132015")
-    );
-    assert_eq!(world.meta.ledger().messages.len(), 2);
+    assert_eq!(world.value(&dropped.id(), "error_code").await, "132015");
+    assert_eq!(world.accepted(), 2);
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_after_acceptance_shows_without_our_doing() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     world.fault_once(Fault::FailLater { code: 131_047 });
     let answer = server.graph(&text("window")).await;
     assert_eq!(answer.status, 200);
     world.reaches(&answer.id(), &["failed"]).await;
-    assert_eq!(
-        world.column(&answer.id(), "error_code").await.as_deref(),
-        Some("131047")
-    );
-    assert_eq!(
-        world.column(&answer.id(), "error_class").await.as_deref(),
-        Some("window")
-    );
+    assert_eq!(world.value(&answer.id(), "error_code").await, "131047");
+    assert_eq!(world.value(&answer.id(), "error_class").await, "window");
     server.stop().await;
 }

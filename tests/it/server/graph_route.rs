@@ -7,8 +7,7 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_graph_client_gets_metas_answer_and_the_row_tells_the_same() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let answer = server.graph(&text("hello")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.body["messaging_product"], "whatsapp");
@@ -16,9 +15,9 @@ async fn a_graph_client_gets_metas_answer_and_the_row_tells_the_same() {
 
     let (id, wamid) = (answer.id(), answer.wamid());
     assert_eq!(world.column(&id, "wamid").await.as_deref(), Some(wamid.as_str()));
-    assert_eq!(world.column(&id, "body").await.as_deref(), Some("hello"));
-    assert_eq!(world.column(&id, "client_name").await.as_deref(), Some("crm"));
-    assert_eq!(world.column(&id, "attempt").await.as_deref(), Some("1"));
+    assert_eq!(world.value(&id, "body").await, "hello");
+    assert_eq!(world.value(&id, "client_name").await, "crm");
+    assert_eq!(world.value(&id, "attempt").await, "1");
     let request = world.column(&id, "convert_from(request, 'UTF8')").await;
     assert_eq!(request, Some(text("hello").to_string()));
     let steps = world
@@ -42,8 +41,7 @@ async fn a_graph_client_gets_metas_answer_and_the_row_tells_the_same() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_query_token_works_and_a_wrong_one_gets_metas_190() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let path = format!("/v21.0/{NUMBER}/messages");
     let answer = server
         .post(&format!("{path}?access_token={TOKEN}"), &[], text("x").to_string())
@@ -66,8 +64,7 @@ async fn the_query_token_works_and_a_wrong_one_gets_metas_190() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_no_message_leaves_no_row() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let bearer = format!("Bearer {TOKEN}");
     let of = |kind: &str, content: Value| {
         json!({"messaging_product": "whatsapp", "to": USER, "type": kind, (kind): content}).to_string()
@@ -137,10 +134,7 @@ async fn a_body_that_is_no_message_leaves_no_row() {
     let huge = server.graph(&json!({"x": "y".repeat(5_000_000)})).await;
     assert_eq!(huge.status, 413);
     assert_eq!(world.count("true").await, 0);
-    assert_eq!(
-        world.db.site.text("SELECT count(*) FROM leads").await.as_deref(),
-        Some("0")
-    );
+    assert_eq!(world.db.site.value("SELECT count(*) FROM leads").await, "0");
 
     let nowhere = server.get("/nowhere").await;
     assert_eq!(
@@ -154,8 +148,7 @@ async fn a_body_that_is_no_message_leaves_no_row() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_is_refused_before_the_body_is_read() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (_world, server) = World::served().await;
     let address = server.url.trim_start_matches("http://");
     for path in [
         "/v1/messages",
@@ -178,8 +171,7 @@ async fn a_stranger_is_refused_before_the_body_is_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn media_are_uploaded_looked_up_and_deleted_with_our_token() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (_world, server) = World::served().await;
     let bearer = format!("Bearer {TOKEN}");
     let form = "--b\r\ncontent-disposition: form-data; name=\"messaging_product\"\r\n\r\nwhatsapp\r\n--b\r\n\
         content-disposition: form-data; name=\"file\"; filename=\"x.png\"\r\ncontent-type: image/png\r\n\r\npixels\r\n--b--\r\n";
@@ -241,15 +233,14 @@ async fn metas_token_is_in_no_answer_and_in_no_row() {
     assert!(!held.body.to_string().contains("mistyped"), "{held:?}");
     for table in ["whatsapp_messages", "whatsapp_accounts"] {
         let rows = format!("SELECT count(*) FROM {table} t WHERE t::text LIKE '%mistyped%'");
-        assert_eq!(world.db.site.text(&rows).await.as_deref(), Some("0"), "{table}");
+        assert_eq!(world.db.site.value(&rows).await, "0", "{table}");
     }
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metas_refusal_is_passed_on_as_it_came() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     world.fault_once(Fault::Error {
         code: 131_026,
         subcode: None,
@@ -258,8 +249,8 @@ async fn metas_refusal_is_passed_on_as_it_came() {
     assert_eq!((answer.status, answer.code()), (400, 131_026), "{answer:?}");
     let id = answer.id();
     assert_eq!(world.status(&id).await, "failed");
-    assert_eq!(world.column(&id, "error_code").await.as_deref(), Some("131026"));
-    assert_eq!(world.column(&id, "error_class").await.as_deref(), Some("permanent"));
+    assert_eq!(world.value(&id, "error_code").await, "131026");
+    assert_eq!(world.value(&id, "error_class").await, "permanent");
     let told = world
         .db
         .site
@@ -274,8 +265,7 @@ async fn metas_refusal_is_passed_on_as_it_came() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mark_as_read_and_typing_pass_and_leave_no_row() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let wamid = world
         .meta
         .inbound(twinlog::dev::graph_simulator::Inbound::text(
@@ -309,7 +299,7 @@ async fn a_hundred_requests_with_one_key_are_one_message() {
     for answer in &answers {
         assert_eq!((answer.status, answer.wamid()), (200, wamid.clone()));
     }
-    assert_eq!(world.meta.ledger().messages.len(), 1);
+    assert_eq!(world.accepted(), 1);
     assert_eq!(world.count("true").await, 1);
 
     // Another request under the same key is an error, and not dropped in silence.
@@ -318,7 +308,7 @@ async fn a_hundred_requests_with_one_key_are_one_message() {
     assert_eq!(other.id(), answers[0].id());
     // Without a key, the same body is another message.
     assert_ne!(server.graph(&text("once")).await.wamid(), wamid);
-    assert_eq!(world.meta.ledger().messages.len(), 2);
+    assert_eq!(world.accepted(), 2);
     Arc::into_inner(server).unwrap().stop().await;
 }
 
@@ -340,7 +330,7 @@ async fn what_can_not_be_sent_in_time_is_cancelled_and_a_retry_with_the_key_send
     })
     .await;
     assert_eq!(again.id(), id);
-    assert_eq!(world.meta.ledger().messages.len(), 1);
+    assert_eq!(world.accepted(), 1);
     assert_eq!(world.count("true").await, 1);
     server.stop().await;
 }
@@ -359,15 +349,14 @@ async fn a_cancelled_message_is_never_sent_later() {
     // A later message of the same conversation goes out, and nothing else does.
     let next = server.graph(&text("next")).await;
     assert_eq!(next.status, 200, "{next:?}");
-    assert_eq!(world.meta.ledger().messages.len(), 1);
+    assert_eq!(world.accepted(), 1);
     assert_eq!(world.status(&answer.id()).await, "cancelled");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clients_bytes_go_out_untouched() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let body = format!(
         "{{ \"messaging_product\":\"whatsapp\",\"to\" : \"{USER}\", \"type\":\"text\",\n\"text\":{{\"body\":\"caf\\u00e9 \\/ 1.0\"}},\
          \"biz_opaque_callback_data\":\"mine\", \"x\":1.50}}"
@@ -393,8 +382,7 @@ async fn the_clients_bytes_go_out_untouched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn set_up_probes_pass_with_our_token_and_sends_have_no_side_door() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let number = server.get(&format!("/v26.0/{NUMBER}")).await;
     assert_eq!((number.status, &number.body["id"]), (200, &json!(NUMBER)), "{number:?}");
     let bearer = format!("Bearer {TOKEN}");

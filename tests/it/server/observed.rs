@@ -1,34 +1,23 @@
 //! What the real binary's metrics say, held against what happened: the figures that dashboards and alerts stand on.
 
 use super::*;
-use crate::harness::{ConfigFile, Process};
-use twinlog::dev::graph_simulator::Inbound;
 
 /// `twinlog serve` with its metrics page.
 struct Observed {
     world: World,
-    config: ConfigFile,
-    process: Process,
-    http: reqwest::Client,
+    server: Binary,
 }
 
 impl Observed {
     async fn start() -> Self {
         let world = World::new().await;
-        let config = ConfigFile::new(&world.db, &sections(&world.meta.url(), "simulator-token"));
-        let mut process = Process::start(&config, &["serve"], "");
-        process.wait_for_output("listening", SOON).await;
-        world.meta.set_callback(Some(config.http("/webhook").parse().unwrap()));
-        Self {
-            world,
-            config,
-            process,
-            http: reqwest::Client::builder().no_proxy().build().unwrap(),
-        }
+        let server = Binary::start(&world).await;
+        Self { world, server }
     }
 
     async fn metrics(&self) -> String {
-        let page = self.http.get(self.config.admin("/metrics")).send().await.unwrap();
+        let page = self.server.config.admin("/metrics");
+        let page = self.server.http.get(page).send().await.unwrap();
         page.text().await.unwrap()
     }
 
@@ -44,15 +33,14 @@ impl Observed {
 
     /// Has a message sent over the plain API; its id.
     async fn send(&self, to: &str) -> String {
-        let request = self.http.post(self.config.http("/v1/messages")).bearer_auth(TOKEN);
         let body = json!({"to": to, "text": "x", "wait": 3000});
-        let taken = answer(request.body(body.to_string()).send().await.unwrap()).await;
+        let taken = self.server.plain(&body).await.unwrap();
         assert!([200, 202].contains(&taken.status), "{taken:?}");
         taken.id()
     }
 
     async fn on_site(&self, sql: &str) {
-        self.world.db.site.batch_execute(sql).await.unwrap();
+        self.world.db.on_site(sql).await;
     }
 }
 
@@ -130,7 +118,7 @@ async fn a_sent_message_whose_outcome_is_refused_is_a_gap_and_a_critical_line() 
     observed
         .shows(&["twinlog_persistence_gap{kind=\"sent_unrecorded\"} 1"])
         .await;
-    observed.process.wait_for_output("CRITICAL", SOON).await;
+    observed.server.process.wait_for_output("CRITICAL", SOON).await;
     observed.on_site(ACCEPT_AGAIN).await;
     observed.world.reaches(&id, &["accepted"]).await;
     observed
@@ -180,7 +168,7 @@ async fn an_expired_token_shows_as_a_degraded_number_and_its_messages_as_unsent(
         "{page}"
     );
     observed.world.meta.set_token(NUMBER, "simulator-token").unwrap();
-    observed.world.reaches(&id, &["accepted", "sent", "delivered"]).await;
+    observed.world.is_sent(&id).await;
     observed
         .shows(&[&degraded(0), "twinlog_persistence_gap{kind=\"unsent\"} 0"])
         .await;

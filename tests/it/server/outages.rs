@@ -1,7 +1,7 @@
 //! The Site DB goes away: nothing is sent that is not stored, nothing that was sent is forgotten.
 
 use super::*;
-use crate::harness::{Direction, Proxy, private_databases};
+use crate::harness::{Direction, Proxy, pace, private_databases};
 use twinlog::dev::postgres::{Settings as ClusterSettings, Shutdown};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,13 +62,8 @@ async fn an_outcome_that_can_not_be_stored_is_stored_when_the_site_db_is_back() 
     let server = world.serve().await;
     world.meta.pause_webhooks(true);
     world.fault(Fault::SlowAnswer { delay_ms: 500 });
-    let taken = server.plain(&json!({"to": USER, "text": "x"})).await;
-    let id = taken.body["id"].as_str().unwrap();
-    eventually("Meta has it", SOON, || async {
-        let sent = world.meta.ledger().messages.len();
-        if sent == 1 { Ok(()) } else { Err(sent) }
-    })
-    .await;
+    let id = server.takes(&json!({"to": USER, "text": "x"})).await;
+    world.until_accepted(1).await;
     proxy.refuse(true);
     proxy.cut();
     eventually("the gap shows", SOON, || async {
@@ -77,10 +72,10 @@ async fn an_outcome_that_can_not_be_stored_is_stored_when_the_site_db_is_back() 
         if detail == json!(1) { Ok(()) } else { Err(detail) }
     })
     .await;
-    assert_eq!(world.status(id).await, "sending");
+    assert_eq!(world.status(&id).await, "sending");
     proxy.refuse(false);
-    world.reaches(id, &["accepted"]).await;
-    assert_eq!(world.meta.ledger().messages.len(), 1);
+    world.reaches(&id, &["accepted"]).await;
+    assert_eq!(world.accepted(), 1);
     world.nothing_lost_or_doubled().await;
     server.stop().await;
 }
@@ -99,14 +94,14 @@ async fn a_crash_of_the_site_db_in_the_middle_loses_and_doubles_nothing() {
             loop {
                 let answer = server.plain(&body).await;
                 if answer.status < 300 {
-                    return answer.body["id"].as_str().unwrap().to_owned();
+                    return answer.id();
                 }
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                pace(Duration::from_millis(100)).await;
             }
         });
     }
     eventually("some are sent", SOON, || async {
-        let sent = world.meta.ledger().messages.len();
+        let sent = world.accepted();
         if sent >= 10 { Ok(()) } else { Err(sent) }
     })
     .await;
@@ -115,9 +110,9 @@ async fn a_crash_of_the_site_db_in_the_middle_loses_and_doubles_nothing() {
     let ids = requests.join_all().await;
     for id in &ids {
         // Those whose answer met the crash are settled by their statuses.
-        world.reaches(id, &["accepted", "sent", "delivered"]).await;
+        world.is_sent(id).await;
     }
-    assert_eq!(world.meta.ledger().messages.len(), 60);
+    assert_eq!(world.accepted(), 60);
     world.nothing_lost_or_doubled().await;
     Arc::into_inner(server).unwrap().stop().await;
 }

@@ -1,12 +1,10 @@
 //! The plain JSON API.
 
 use super::*;
-use twinlog::dev::graph_simulator::Inbound;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_is_taken_shown_and_sent() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let taken = server
         .plain(&json!({"to": "0016505551234", "text": "hi", "client_id": "c1"}))
         .await;
@@ -17,7 +15,7 @@ async fn a_message_is_taken_shown_and_sent() {
         assert!(taken.body[field].is_string(), "{field}");
     }
     assert_eq!(taken.body["to"], USER);
-    world.reaches(id, &["accepted", "sent", "delivered"]).await;
+    world.is_sent(id).await;
     let shown = server.get(&format!("/v1/messages/{id}")).await;
     assert_eq!((shown.status, &shown.body["id"]), (200, &json!(id)));
     assert!(shown.body["wamid"].is_string() && shown.body["accepted_at"].is_string());
@@ -36,7 +34,7 @@ async fn a_message_is_taken_shown_and_sent() {
         (other.status, &other.body["error"]["code"]),
         (409, &json!("client_id_reused"))
     );
-    assert_eq!(world.meta.ledger().messages.len(), 1);
+    assert_eq!(world.accepted(), 1);
     server.stop().await;
 }
 
@@ -82,8 +80,7 @@ async fn a_client_sees_what_it_had_sent_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_gives_the_outcome_and_a_message_is_never_cancelled_by_it() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let sent = server.plain(&json!({"to": USER, "text": "now", "wait": true})).await;
     assert_eq!(sent.status, 200, "{sent:?}");
     assert!(sent.body["wamid"].is_string());
@@ -92,23 +89,20 @@ async fn waiting_gives_the_outcome_and_a_message_is_never_cancelled_by_it() {
     let waiting = server.plain(&json!({"to": USER, "text": "later", "wait": 300})).await;
     assert_eq!(waiting.status, 202, "{waiting:?}");
     let id = waiting.body["id"].as_str().unwrap();
-    world.reaches(id, &["accepted", "sent", "delivered"]).await;
+    world.is_sent(id).await;
     // A throttle costs no attempt.
-    assert_eq!(world.column(id, "attempt").await.as_deref(), Some("1"));
-    assert_eq!(world.column(id, "throttles").await.as_deref(), Some("1"));
+    assert_eq!(world.value(id, "attempt").await, "1");
+    assert_eq!(world.value(id, "throttles").await, "1");
     server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_message_belongs_to_the_lead_that_was_named() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     world
         .db
-        .site
-        .batch_execute("INSERT INTO leads (id, phone) VALUES ('00000000-0000-0000-0000-000000000001', '+16505559999')")
-        .await
-        .unwrap();
+        .on_site("INSERT INTO leads (id, phone) VALUES ('00000000-0000-0000-0000-000000000001', '+16505559999')")
+        .await;
     let lead = "00000000-0000-0000-0000-000000000001";
     let sent = server
         .plain(&json!({"lead_id": lead, "text": "hi", "wait": true}))
@@ -138,8 +132,7 @@ async fn every_message_belongs_to_the_lead_that_was_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_request_says_why_and_leaves_no_row() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     for (body, status, field) in [
         (json!({"text": "x"}), 422, json!("to")),
         (json!({"to": "0151 1234567", "text": "x"}), 422, json!("to")),
@@ -184,8 +177,7 @@ async fn a_bad_request_says_why_and_leaves_no_row() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_a_conversation_leave_in_order_and_others_pass_them() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     // The first one is sent back by the pair limit; nothing to the same user may overtake it.
     world.fault_once(Fault::Error {
         code: 131_056,
@@ -210,11 +202,7 @@ async fn messages_of_a_conversation_leave_in_order_and_others_pass_them() {
         .await;
     assert_eq!(other.status, 200, "{other:?}");
     assert_eq!(world.status(first_id).await, "pending");
-    eventually("all are sent", SOON, || async {
-        let sent = world.meta.ledger().messages.len();
-        if sent == 5 { Ok(()) } else { Err(sent) }
-    })
-    .await;
+    world.until_accepted(5).await;
     let mut order = Vec::new();
     for message in world.meta.ledger().messages {
         let id = message.opaque.unwrap().trim_start_matches("tl:").to_owned();

@@ -21,7 +21,7 @@ async fn two_servers_never_send_a_message_twice() {
     for answer in requests.join_all().await {
         assert_eq!(answer.status, 200, "{answer:?}");
     }
-    assert_eq!(world.meta.ledger().messages.len(), 60);
+    assert_eq!(world.accepted(), 60);
     assert_eq!(world.count("direction = 'outbound'").await, 60);
     world.nothing_lost_or_doubled().await;
     Arc::into_inner(one).unwrap().stop().await;
@@ -58,15 +58,11 @@ async fn a_number_is_sent_for_by_one_server_and_taken_over_when_it_stops() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_servers_attempt_becomes_unknown_and_its_pending_messages_are_sent() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     assert_eq!(server.graph(&text("makes the account")).await.status, 200);
     server.stop().await;
     // What a process leaves that was killed: one message under way, one pending, one whose client waited.
-    world
-        .db
-        .site
-        .batch_execute(
+    world.db.on_site(
             "INSERT INTO whatsapp_messages (id, account_id, conversation_id, lead_id, direction, status, type, request, \
              attempt, lease_owner, lease_until, sending_at, next_attempt_at, send_by) \
              SELECT v.id::uuid, account_id, conversation_id, lead_id, 'outbound', v.status, 'text', request, v.attempt, \
@@ -76,23 +72,16 @@ async fn a_dead_servers_attempt_becomes_unknown_and_its_pending_messages_are_sen
              FROM whatsapp_messages m, (VALUES ('00000000-0000-0000-0000-000000000001', 'sending', 1, NULL), \
                ('00000000-0000-0000-0000-000000000002', 'pending', 0, NULL), \
                ('00000000-0000-0000-0000-000000000003', 'pending', 0, '-10 seconds')) v (id, status, attempt, send_by)",
-        )
-        .await
-        .unwrap();
+        ).await;
     let server = world.serve().await;
     world
         .reaches("00000000-0000-0000-0000-000000000001", &["unknown"])
         .await;
-    world
-        .reaches(
-            "00000000-0000-0000-0000-000000000002",
-            &["accepted", "sent", "delivered"],
-        )
-        .await;
+    world.is_sent("00000000-0000-0000-0000-000000000002").await;
     world
         .reaches("00000000-0000-0000-0000-000000000003", &["cancelled"])
         .await;
-    assert_eq!(world.meta.ledger().messages.len(), 2);
+    assert_eq!(world.accepted(), 2);
     // The status of the first one comes after all.
     let status = json!([{"id": "wamid.LATE", "status": "sent", "timestamp": "1750030073", "recipient_id": "16505551234",
         "biz_opaque_callback_data": "tl:00000000-0000-0000-0000-000000000001"}]);
@@ -110,8 +99,7 @@ async fn a_dead_servers_attempt_becomes_unknown_and_its_pending_messages_are_sen
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_lets_the_attempt_under_way_end_and_begins_no_other() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     // No status may settle the first before its answer.
     world.meta.pause_webhooks(true);
     world.fault(Fault::SlowAnswer { delay_ms: 500 });
@@ -121,18 +109,14 @@ async fn a_stop_lets_the_attempt_under_way_end_and_begins_no_other() {
         server.plain(&json!({"to": USER, "text": "2"})).await,
     );
     let second = second.body["id"].as_str().unwrap().to_owned();
-    eventually("the first is under way", SOON, || async {
-        let sent = world.meta.ledger().messages.len();
-        if sent == 1 { Ok(()) } else { Err(sent) }
-    })
-    .await;
+    world.until_accepted(1).await;
     server.stop().await;
     assert!(["accepted", "sent", "delivered"].contains(&world.status(&first).await.as_str()));
     assert_eq!(world.status(&second).await, "pending");
     world.meta.clear_faults(NUMBER).unwrap();
     world.meta.pause_webhooks(false);
     let server = world.serve().await;
-    world.reaches(&second, &["accepted", "sent", "delivered"]).await;
-    assert_eq!(world.meta.ledger().messages.len(), 2);
+    world.is_sent(&second).await;
+    assert_eq!(world.accepted(), 2);
     server.stop().await;
 }

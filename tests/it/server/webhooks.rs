@@ -2,12 +2,10 @@
 
 use super::*;
 use secrecy::SecretString;
-use twinlog::dev::graph_simulator::Inbound;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metas_handshake_succeeds_and_nobody_elses() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     world.meta.handshake().await.unwrap();
     let good = server
         .get("/webhook?hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=simulator-verify-token")
@@ -27,8 +25,7 @@ async fn metas_handshake_succeeds_and_nobody_elses() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_is_stored_before_its_200_and_a_forged_one_never() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let events = || world.db.site.text("SELECT count(*) FROM webhook_events");
     let body = br#"{"object":"whatsapp_business_account","entry":[]}"#;
     assert_eq!(world.meta.post_webhook(body).await, Some(200));
@@ -56,8 +53,7 @@ async fn an_event_is_stored_before_its_200_and_a_forged_one_never() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_finds_the_conversation_of_what_it_answers() {
-    let world = World::new().await;
-    let server = world.serve().await;
+    let (world, server) = World::served().await;
     let sent = server.graph(&text("how are you?")).await;
     let wamid = world.meta.inbound(Inbound::text(NUMBER, "16505551234", "fine")).await;
     let conversation = world.column(&sent.id(), "conversation_id").await;

@@ -5,20 +5,20 @@
 //! `TWINLOG_CAMPAIGN_SECONDS=3600` runs one seed after another for that long.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::SinkExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use twinlog::dev::postgres::{Cluster, Settings};
 
 use super::program::{Program, SCHEMA, SEED_ROWS, TABLES};
-use super::{balanced, on_both, parked, start_sync, until_equal};
-use crate::harness::{ConfigFile, Databases, Process, SOON, eventually, eventually_equal, private_databases};
+use crate::harness::{
+    Background, Daemon, Databases, Rounds, SOON, Twins, eventually, eventually_equal, private_databases,
+};
 
 /// How long programs run where nobody says otherwise.
 const BUDGET: Duration = Duration::from_secs(6);
@@ -68,38 +68,31 @@ async fn campaign(role: Role) {
     }
 }
 
-async fn run(db: Databases, seed: u64, role: Role) {
+async fn run(databases: Databases, seed: u64, role: Role) {
     eprintln!("TWINLOG_SEED={seed}");
-    let mut agent_url = db.agent.url.clone();
-    if role == Role::Owner {
-        let name = &db.agent.name;
-        db.agent
-            .batch_execute(&format!(
-                "CREATE ROLE {name} LOGIN PASSWORD '{name}'; ALTER DATABASE {name} OWNER TO {name}; SET ROLE {name}"
-            ))
-            .await
-            .unwrap();
-        agent_url = format!("postgres://{name}:{name}@127.0.0.1:{}/{name}", db.agent.cluster.port());
-    }
-    on_both(&db, SCHEMA).await;
-    db.site.batch_execute(SEED_ROWS).await.unwrap();
-    // Small batches and chunks, so that transactions cross their edges.
+    // GIVEN a daemon with small batches and chunks, so that transactions cross their edges
     let mut random = StdRng::seed_from_u64(seed);
-    let config = ConfigFile::with_urls(
-        &db.site.url,
-        &agent_url,
-        &db.site.name,
-        &format!(
-            "[sync]\ntables = [\"*\"]\nretry_initial_ms = 20\nretry_max_ms = 200\nreconnect_max_ms = 200\nbatch_rows = {}\ncopy_chunk_rows = {}\n",
-            [1, 7, 100, 8192][random.random_range(0..4)],
-            [3, 40, 10_000][random.random_range(0..3)],
-        ),
-    );
-    let writers = Writers::start(&db, seed);
+    let mut twins = Twins::on(databases, "").await.with(&format!(
+        "sync.tables = ['*']
+         sync.retry_initial_ms = 20
+         sync.retry_max_ms = 200
+         sync.reconnect_max_ms = 200
+         sync.batch_rows = {}
+         sync.copy_chunk_rows = {}",
+        [1, 7, 100, 8192][random.random_range(0..4)],
+        [3, 40, 10_000][random.random_range(0..3)],
+    ));
+    if role == Role::Owner {
+        twins.agent_is_owner().await;
+    }
+    twins.on_both(SCHEMA).await;
+    twins.on_site(SEED_ROWS).await;
+
+    // WHEN accidents happen among random programs
+    let writers = writers(&twins, seed);
     let mut world = World {
-        daemon: start_sync(&config).await,
-        config,
-        db,
+        daemon: twins.start().await,
+        twins,
         held: None,
         checked: false,
         log: Vec::new(),
@@ -111,28 +104,34 @@ async fn run(db: Databases, seed: u64, role: Role) {
     writers.more(10).await;
     writers.end().await;
     world.recover().await;
-    let World { db, log, .. } = &world;
+
+    // THEN both databases are equal, and nothing is parked
+    let World { twins, log, .. } = &world;
     eprintln!("seed {seed}: {log:?}");
-    eventually_equal("no row is parked", 2 * SOON, 0, || parked(db)).await;
-    until_equal(db, TABLES, 2 * SOON).await;
-    eventually("every table is copied", 2 * SOON, || async {
-        let left: i64 = db
-            .agent
-            .query_one("SELECT count(*) FROM twinlog.tables WHERE state <> 'streaming'", &[])
-            .await
-            .unwrap()
-            .get(0);
-        if left == 0 { Ok(()) } else { Err(left) }
+    twins.until_parked_within(2 * SOON, 0).await;
+    twins.until_equal_within(2 * SOON, TABLES).await;
+    let not_copied = "SELECT count(*) FROM twinlog.tables WHERE state <> 'streaming'";
+    eventually_equal("every table is copied", 2 * SOON, "0".to_owned(), || {
+        twins.agent.value(not_copied)
     })
     .await;
-    until_equal(db, TABLES, SOON).await;
-    balanced(db).await;
+    twins.until_equal(TABLES).await;
+    twins.assert_balanced().await;
 }
 
+/// Where a daemon may die.
+const POINTS: [&str; 6] = [
+    "agent.before_commit",
+    "agent.after_commit",
+    "agent.after_park",
+    "copy.after_merge",
+    "copy.before_high_fence",
+    "heal.after_read",
+];
+
 struct World {
-    db: Databases,
-    config: ConfigFile,
-    daemon: Process,
+    twins: Twins,
+    daemon: Daemon,
     /// A transaction that stays open.
     held: Option<Client>,
     /// Whether the Agent DB refuses some rows.
@@ -145,55 +144,33 @@ impl World {
         match random.random_range(0..7) {
             0 => {
                 self.log.push("kill -9");
-                self.daemon.kill9();
-                self.daemon = Process::start(&self.config, &["sync"], "");
+                self.daemon.relaunch_with("");
             }
             1 => {
-                let points = [
-                    "agent.before_commit",
-                    "agent.after_commit",
-                    "agent.after_park",
-                    "copy.after_merge",
-                    "copy.before_high_fence",
-                    "heal.after_read",
-                ];
                 self.log.push("abort at a failpoint");
-                let point = points[random.random_range(0..points.len())];
+                let point = POINTS[random.random_range(0..POINTS.len())];
                 let skipped = random.random_range(0..30);
-                self.daemon.kill9();
-                self.daemon = Process::start(
-                    &self.config,
-                    &["sync"],
-                    &format!("{point}={skipped}*off->return(abort)"),
-                );
+                self.daemon
+                    .relaunch_with(&format!("{point}={skipped}*off->return(abort)"));
             }
             2 => {
                 self.log.push("walsender terminated");
-                self.db
-                    .site
-                    .execute(
-                        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active",
-                        &[&self.db.site.name],
-                    )
-                    .await
-                    .unwrap();
+                self.twins.terminate_walsender().await;
             }
             3 => {
                 self.log.push("resync --all");
-                // Whatever becomes of it: the daemon may be dead just now.
-                self.db
-                    .agent
-                    .batch_execute(&format!(
-                        "INSERT INTO twinlog.commands (slot, kind, arguments) VALUES ('{}', 'resync', '{{\"all\": true}}'); NOTIFY twinlog",
-                        self.db.site.name
-                    ))
-                    .await
-                    .unwrap();
+                // It may fail: perhaps no daemon runs just now.
+                let slot = &self.twins.site.name;
+                let request = format!(
+                    "INSERT INTO twinlog.commands (slot, kind, arguments) VALUES ('{slot}', 'resync', '{{\"all\": true}}');
+                     NOTIFY twinlog"
+                );
+                self.twins.on_agent(&request).await;
             }
             4 => {
                 self.log.push("failed retry");
-                let mut retry = Process::start(&self.config, &["failed", "retry", "--wait", "0"], "");
-                retry.wait(SOON).await;
+                // It may fail: perhaps no daemon runs just now.
+                self.twins.run(&["failed", "retry", "--wait", "0"]).await;
             }
             5 => {
                 self.log.push(if self.checked {
@@ -203,26 +180,28 @@ impl World {
                 });
                 self.check(!self.checked).await;
             }
-            _ => match self.held.take() {
-                Some(client) => {
-                    self.log.push("held transaction ends");
-                    let end = if random.random_bool(0.7) { "COMMIT" } else { "ROLLBACK" };
-                    client.batch_execute(end).await.unwrap();
-                }
-                None => {
-                    self.log.push("transaction held open");
-                    let client = self.db.site.connect().await;
-                    client
-                        .batch_execute(
-                            "BEGIN; INSERT INTO docs SELECT i, 0, 'held', repeat('h', 5000) FROM generate_series(5000, 5100) i
-                             ON CONFLICT DO NOTHING; UPDATE docs SET n = 1 WHERE id > 5050 AND id < 5200",
-                        )
-                        .await
-                        .unwrap();
-                    self.held = Some(client);
-                }
-            },
+            _ => self.hold_or_end(random).await,
         }
+    }
+
+    /// A transaction is opened and left open, or the open one ends.
+    async fn hold_or_end(&mut self, random: &mut StdRng) {
+        if let Some(client) = self.held.take() {
+            self.log.push("held transaction ends");
+            let end = if random.random_bool(0.7) { "COMMIT" } else { "ROLLBACK" };
+            client.batch_execute(end).await.unwrap();
+            return;
+        }
+        self.log.push("transaction held open");
+        let client = self.twins.site.connect().await;
+        client
+            .batch_execute(
+                "BEGIN; INSERT INTO docs SELECT i, 0, 'held', repeat('h', 5000) FROM generate_series(5000, 5100) i
+                 ON CONFLICT DO NOTHING; UPDATE docs SET n = 1 WHERE id > 5050 AND id < 5200",
+            )
+            .await
+            .unwrap();
+        self.held = Some(client);
     }
 
     /// Has the Agent DB refuse some rows, or all of them no more.
@@ -240,7 +219,7 @@ impl World {
         };
         for statement in statements {
             // It may be the victim of a deadlock with the daemon.
-            eventually(statement, SOON, || self.db.agent.batch_execute(statement)).await;
+            eventually(statement, SOON, || self.twins.agent.batch_execute(statement)).await;
         }
         self.checked = checked;
     }
@@ -253,61 +232,33 @@ impl World {
         if self.checked {
             self.check(false).await;
         }
-        self.daemon.kill9();
-        self.daemon = start_sync(&self.config).await;
+        self.daemon.restart().await;
     }
 }
 
-struct Writers {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    tasks: Vec<JoinHandle<()>>,
-}
-
-impl Writers {
-    fn start(db: &Databases, seed: u64) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut tasks = Vec::new();
+/// Several at the same time; a round is one transaction.
+fn writers(twins: &Twins, seed: u64) -> Background<()> {
+    let (cluster, name) = (Arc::clone(&twins.site.cluster), twins.site.name.clone());
+    Background::start(|rounds| async move {
+        let mut writers = JoinSet::new();
         for writer in 0..WRITERS {
-            let (cluster, name) = (Arc::clone(&db.site.cluster), db.site.name.clone());
             let program = Program::new(seed * WRITERS + writer);
-            tasks.push(tokio::spawn(write(
-                (cluster, name),
-                program,
-                Arc::clone(&stop),
-                Arc::clone(&done),
-            )));
+            writers.spawn(write(Arc::clone(&cluster), name.clone(), program, rounds.clone()));
         }
-        Self { stop, done, tasks }
-    }
-
-    async fn more(&self, transactions: u64) {
-        let goal = self.done.load(Ordering::Relaxed) + transactions;
-        eventually("the writers go on", SOON, || async {
-            let now = self.done.load(Ordering::Relaxed);
-            if now >= goal { Ok(()) } else { Err(now) }
-        })
-        .await;
-    }
-
-    async fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            task.await.unwrap();
-        }
-    }
+        writers.join_all().await;
+    })
 }
 
-async fn write(database: (Arc<Cluster>, String), mut program: Program, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) {
+async fn write(cluster: Arc<Cluster>, database: String, mut program: Program, rounds: Rounds) {
     let mut client: Option<Client> = None;
     let mut round = 0_u32;
-    while !stop.load(Ordering::Relaxed) {
+    while rounds.go_on() {
         round += 1;
         // A COPY that is refused before it begins confuses the driver: the connection may end with it.
         let client = match &mut client {
             Some(client) if !client.is_closed() => client,
             slot => {
-                let fresh = database.0.client(&database.1).await.unwrap();
+                let fresh = cluster.client(&database).await.unwrap();
                 // Locks that a held transaction has must not stop a writer.
                 fresh.batch_execute("SET lock_timeout = '50ms'").await.unwrap();
                 slot.insert(fresh)
@@ -326,7 +277,7 @@ async fn write(database: (Arc<Cluster>, String), mut program: Program, stop: Arc
         if client.batch_execute(&program.transaction()).await.is_err() {
             let _ = client.batch_execute("ROLLBACK").await;
         }
-        done.fetch_add(1, Ordering::Relaxed);
+        rounds.count();
         // Leaves some of the machine to the daemon.
         tokio::task::yield_now().await;
     }

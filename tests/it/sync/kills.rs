@@ -1,15 +1,12 @@
 //! Killed between any two lines: whatever dies in the middle of traffic, both databases end up equal.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use twinlog::dev::postgres::{Cluster, Shutdown};
 use twinlog::failpoint::name;
-use twinlog::postgres::{self, Side};
 
-use super::{balanced, on_both, quick, start_sync, until_equal};
-use crate::harness::{ConfigFile, Databases, Process, SOON, databases, eventually, private_databases};
-use twinlog::dev::postgres::{Settings, Shutdown};
+use crate::harness::{Background, Rounds, Twins, pace};
 
 const TABLES: &[&str] = &["notes", "links"];
 const SCHEMA: &str = "
@@ -17,94 +14,69 @@ const SCHEMA: &str = "
     CREATE TABLE links (a int, b int, note text, PRIMARY KEY (a, b));
     ALTER TABLE notes ALTER body SET STORAGE EXTERNAL";
 
-/// Writes to the Site DB until it is told to stop; survives a restart of the server. Returns how many transactions it
-/// committed.
-struct Traffic {
-    stop: Arc<AtomicBool>,
-    committed: Arc<AtomicU64>,
-    task: tokio::task::JoinHandle<()>,
+/// Transactions on the Site DB, one after another, also after a restart of the server.
+fn traffic(twins: &Twins) -> Background<()> {
+    let (cluster, database) = (Arc::clone(&twins.site.cluster), twins.site.name.clone());
+    Background::start(|rounds| write(cluster, database, rounds))
 }
 
-impl Traffic {
-    fn start(db: &Databases) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let committed = Arc::new(AtomicU64::new(0));
-        let url: twinlog::config::DatabaseUrl = db.site.url.parse().unwrap();
-        let (stopped, count) = (Arc::clone(&stop), Arc::clone(&committed));
-        let task = tokio::spawn(async move {
-            let mut round = 0_i64;
-            while !stopped.load(Ordering::Relaxed) {
-                let Ok(client) = postgres::connect(Side::Site, &url, "traffic").await else {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                };
-                while !stopped.load(Ordering::Relaxed) {
-                    round += 1;
-                    let sql = format!(
-                        "BEGIN;
-                         INSERT INTO public.notes VALUES ({round}, repeat('x', 3000 * ({round} % 3)), 0);
-                         UPDATE public.notes SET n = n + 1 WHERE id BETWEEN {round} - 5 AND {round};
-                         DELETE FROM public.notes WHERE id = {round} - 40 AND id % 3 = 0;
-                         UPDATE public.notes SET id = -id WHERE id = {round} - 30 AND id % 5 = 0;
-                         INSERT INTO public.links VALUES ({round} % 50, {round} % 7, 'r{round}')
-                         ON CONFLICT (a, b) DO UPDATE SET note = excluded.note;
-                         COMMIT"
-                    );
-                    if client.batch_execute(&sql).await.is_err() {
-                        break;
-                    }
-                    count.fetch_add(1, Ordering::Relaxed);
-                }
+async fn write(cluster: Arc<Cluster>, database: String, rounds: Rounds) {
+    let mut round = 0_i64;
+    while rounds.go_on() {
+        let Ok(client) = cluster.client(&database).await else {
+            pace(Duration::from_millis(20)).await;
+            continue;
+        };
+        while rounds.go_on() {
+            round += 1;
+            let sql = format!(
+                "BEGIN;
+                 INSERT INTO notes VALUES ({round}, repeat('x', 3000 * ({round} % 3)), 0);
+                 UPDATE notes SET n = n + 1 WHERE id BETWEEN {round} - 5 AND {round};
+                 DELETE FROM notes WHERE id = {round} - 40 AND id % 3 = 0;
+                 UPDATE notes SET id = -id WHERE id = {round} - 30 AND id % 5 = 0;
+                 INSERT INTO links VALUES ({round} % 50, {round} % 7, 'r{round}')
+                 ON CONFLICT (a, b) DO UPDATE SET note = excluded.note;
+                 COMMIT"
+            );
+            if client.batch_execute(&sql).await.is_err() {
+                break;
             }
-        });
-        Self { stop, committed, task }
+            rounds.count();
+        }
     }
+}
 
-    /// Waits until it has committed so many transactions more.
-    async fn more(&self, transactions: u64) {
-        let goal = self.committed.load(Ordering::Relaxed) + transactions;
-        eventually("traffic goes on", SOON, || async {
-            let now = self.committed.load(Ordering::Relaxed);
-            if now >= goal { Ok(()) } else { Err(now) }
-        })
-        .await;
-    }
-
-    async fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.unwrap();
-    }
+/// The traffic ends, and nothing is lost or repeated.
+async fn nothing_is_lost(twins: &Twins, traffic: Background<()>) {
+    traffic.end().await;
+    twins.until_equal(TABLES).await;
+    twins.assert_balanced().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_killed_again_and_again_loses_and_repeats_nothing() {
-    let db = databases().await;
-    on_both(&db, SCHEMA).await;
-    let config = quick(&db);
-    let traffic = Traffic::start(&db);
-    for round in 0..6_u64 {
-        let mut daemon = start_sync(&config).await;
+    let twins = Twins::new(SCHEMA).await;
+    let traffic = traffic(&twins);
+    let mut daemon = twins.start().await;
+    for round in 0..6 {
         traffic.more(20 + 30 * round).await;
-        daemon.kill9();
+        daemon.restart().await;
     }
-    let _daemon = start_sync(&config).await;
     traffic.more(50).await;
-    traffic.end().await;
-    until_equal(&db, TABLES, SOON).await;
-    balanced(&db).await;
+    nothing_is_lost(&twins, traffic).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_killed_at_each_durability_edge_converges() {
-    let db = databases().await;
-    on_both(&db, SCHEMA).await;
-    // A row that is refused, so that parking is reached as well.
-    db.agent
-        .batch_execute("ALTER TABLE notes ADD CONSTRAINT no_seven CHECK (id <> 7)")
-        .await
-        .unwrap();
-    let config = quick(&db);
-    let traffic = Traffic::start(&db);
+    // GIVEN traffic with a row that is refused, so that parking is reached as well
+    let twins = Twins::new(SCHEMA).await;
+    twins
+        .on_agent("ALTER TABLE notes ADD CONSTRAINT no_seven CHECK (id <> 7)")
+        .await;
+    let traffic = traffic(&twins);
+
+    // WHEN daemons die at each edge
     for point in [
         name::SLOT_AFTER_CREATE,
         name::COPY_BEFORE_HIGH_FENCE,
@@ -116,99 +88,71 @@ async fn a_daemon_killed_at_each_durability_edge_converges() {
         name::AGENT_BEFORE_COMMIT,
         name::AGENT_AFTER_COMMIT,
     ] {
-        let mut daemon = Process::start(&config, &["sync"], &format!("{point}=return(abort)"));
-        let status = daemon.wait(SOON).await;
-        assert!(!status.success(), "{point} was reached");
+        twins.dies_at(&format!("{point}=return(abort)")).await;
         traffic.more(5).await;
     }
-    let mut daemon = Process::start(&config, &["sync"], "agent.before_commit=20*off->return(abort)");
-    daemon.wait(SOON).await;
-    db.agent
-        .batch_execute("ALTER TABLE notes DROP CONSTRAINT no_seven")
-        .await
-        .unwrap();
-    let _daemon = start_sync(&config).await;
+    twins.dies_at("agent.before_commit=20*off->return(abort)").await;
+
+    // THEN the next one makes everything good
+    twins.on_agent("ALTER TABLE notes DROP CONSTRAINT no_seven").await;
+    let _daemon = twins.start().await;
     traffic.more(20).await;
-    traffic.end().await;
-    until_equal(&db, TABLES, SOON).await;
-    balanced(&db).await;
+    nothing_is_lost(&twins, traffic).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_walsender_that_is_killed_is_replaced_and_nothing_is_lost() {
-    let db = databases().await;
-    on_both(&db, SCHEMA).await;
-    let config = quick(&db);
-    let traffic = Traffic::start(&db);
-    let _daemon = start_sync(&config).await;
+    let twins = Twins::new(SCHEMA).await;
+    let traffic = traffic(&twins);
+    let _daemon = twins.start().await;
     for _ in 0..5 {
         traffic.more(40).await;
-        db.site
-            .execute(
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active",
-                &[&db.site.name],
-            )
-            .await
-            .unwrap();
+        twins.terminate_walsender().await;
     }
     traffic.more(40).await;
-    traffic.end().await;
-    until_equal(&db, TABLES, SOON).await;
-    balanced(&db).await;
+    nothing_is_lost(&twins, traffic).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn either_server_may_crash_and_come_back_in_the_middle_of_traffic() {
-    let mut db = private_databases(Settings::default(), Settings::default()).await;
-    on_both(&db, SCHEMA).await;
-    let config: ConfigFile = quick(&db);
-    let traffic = Traffic::start(&db);
-    let mut daemon = start_sync(&config).await;
+    let mut twins = Twins::private(SCHEMA).await;
+    let traffic = traffic(&twins);
+    let mut daemon = twins.start().await;
     traffic.more(50).await;
+
     for _ in 0..2 {
-        db.agent.cluster.restart(Shutdown::Kill).await.unwrap();
+        twins.agent.cluster.restart(Shutdown::Kill).await.unwrap();
         traffic.more(50).await;
-        db.site.cluster.restart(Shutdown::Immediate).await.unwrap();
+        twins.site.cluster.restart(Shutdown::Immediate).await.unwrap();
         traffic.more(50).await;
     }
+
     traffic.end().await;
-    db.site.reconnect().await;
-    db.agent.reconnect().await;
-    until_equal(&db, TABLES, Duration::from_secs(40)).await;
-    balanced(&db).await;
+    twins.reconnect().await;
+    twins.until_equal_within(Duration::from_secs(40), TABLES).await;
+    twins.assert_balanced().await;
     assert!(daemon.is_running());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clean_stop_acknowledges_everything_and_exits_0_within_the_grace_period() {
-    let db = databases().await;
-    on_both(&db, SCHEMA).await;
-    let config = quick(&db);
-    let mut daemon = start_sync(&config).await;
-    let traffic = Traffic::start(&db);
+    let twins = Twins::new(SCHEMA).await;
+    let mut daemon = twins.start().await;
+    let traffic = traffic(&twins);
     traffic.more(100).await;
+
     daemon.terminate();
     let status = daemon.wait(Duration::from_secs(10)).await;
     assert!(status.success(), "{status}");
+
     traffic.end().await;
-    let row = db
-        .site
-        .query_one(
-            "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = $1",
-            &[&db.site.name],
-        )
-        .await
-        .unwrap();
-    let checkpoint = db
-        .agent
-        .query_one("SELECT end_lsn::text FROM twinlog.checkpoint", &[])
-        .await
-        .unwrap();
+    let slot = &twins.site.name;
+    let confirmed = format!("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'");
     assert_eq!(
-        row.get::<_, String>(0),
-        checkpoint.get::<_, String>(0),
+        twins.site.value(&confirmed).await,
+        twins.agent.value("SELECT end_lsn FROM twinlog.checkpoint").await,
         "what is durable is acknowledged"
     );
-    let _daemon = start_sync(&config).await;
-    until_equal(&db, TABLES, SOON).await;
+    let _daemon = twins.start().await;
+    twins.until_equal(TABLES).await;
 }
