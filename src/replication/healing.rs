@@ -11,7 +11,8 @@ use tracing::{debug, warn};
 use crate::agent_db::{AgentError, Control};
 use crate::change::{Key, TableName};
 use crate::config::Config;
-use crate::copy::{ChunkReader, ChunkRegistry, CopyError};
+use crate::copy::board::Board;
+use crate::copy::{CopyError, Reader};
 use crate::retry::Disposition;
 use crate::shutdown;
 use crate::source::{Source, SourceTable, Visibility};
@@ -36,7 +37,7 @@ const REFUSED: Duration = Duration::from_secs(5);
 pub(super) struct Healing {
     pub(super) config: Arc<Config>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
-    pub(super) chunks: ChunkRegistry,
+    pub(super) board: Board,
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) visibility: Arc<Visibility>,
 }
@@ -102,8 +103,8 @@ impl Healing {
         };
         self.visibility.wait(source.client(), stop).await?;
         let relation = describe(&self.requests, table).await?;
-        let reader = ChunkReader {
-            chunks: &self.chunks,
+        let reader = Reader {
+            board: &self.board,
             source,
             table,
             relation: &relation,

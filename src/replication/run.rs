@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use crate::agent_db::{AgentError, Checkpoint, Control, Sink, SinkSettings, SourceIdentity, TableProgress, TableState};
 use crate::change::TableName;
 use crate::config::Config;
-use crate::copy::ChunkRegistry;
+use crate::copy::board::Board;
 use crate::failpoint;
 use crate::health::Health;
 use crate::lsn::Lsn;
@@ -183,14 +183,14 @@ impl Daemon {
         }
 
         let tables = Arc::new(prepared.tables);
-        let chunks = ChunkRegistry::default();
+        let board = Board::default();
         // A few readers, who wait for each answer.
         let (requests, inbox) = mpsc::channel(16);
         let visibility = Arc::new(Visibility::default());
         let copies = Copies {
             config: Arc::clone(&config),
             tables: Arc::clone(&tables),
-            chunks: chunks.clone(),
+            board: board.clone(),
             requests: requests.clone(),
             view: Arc::clone(&view),
             fresh_slot,
@@ -199,7 +199,7 @@ impl Daemon {
         let healing = Healing {
             config: Arc::clone(&config),
             tables: Arc::clone(&tables),
-            chunks: chunks.clone(),
+            board: board.clone(),
             requests,
             visibility,
         };
@@ -220,7 +220,7 @@ impl Daemon {
             feedback,
             sink: SinkHandle::spawn(sink, identity),
             assembler: Assembler::new(resume_after, membership),
-            chunks,
+            board,
             requests: inbox,
             view: Arc::clone(&view),
             batch: Batch::new(config.sync.batch_rows, config.sync.batch_bytes),

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent_db::{AgentError, Applied, Checkpoint, Committed, Segment, Sink, SourceIdentity};
 use crate::change::{Relation, TableDescription, TableName};
-use crate::copy::ChunkOutcome;
+use crate::copy::board::Outcome;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
@@ -43,7 +43,7 @@ pub(in crate::replication) enum Report {
         /// When its source transactions committed.
         commits: Vec<PgTimestamp>,
         /// Readers whose chunks are in it.
-        chunks: Vec<oneshot::Sender<ChunkOutcome>>,
+        chunks: Vec<oneshot::Sender<Outcome>>,
     },
     /// A part of an open transaction is written.
     Applied(Applied),

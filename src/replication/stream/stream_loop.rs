@@ -20,7 +20,8 @@ use tracing::{debug, info};
 
 use crate::agent_db::{AgentError, Item, Segment, TableState};
 use crate::change::{Identity, Relation, RelationId, TableDescription};
-use crate::copy::{ChunkRegistry, Delivery, InvalidChunk, Windows};
+use crate::copy::board::{Board, Delivery};
+use crate::copy::window::{Void, Windows};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -58,7 +59,7 @@ pub(in crate::replication) struct Pipeline {
     pub(in crate::replication) feedback: Feedback,
     pub(in crate::replication) sink: SinkHandle,
     pub(in crate::replication) assembler: Assembler,
-    pub(in crate::replication) chunks: ChunkRegistry,
+    pub(in crate::replication) board: Board,
     pub(in crate::replication) requests: mpsc::Receiver<Request>,
     pub(in crate::replication) view: Arc<SyncStatus>,
     pub(in crate::replication) batch: Batch,
@@ -81,7 +82,7 @@ pub(in crate::replication) struct Parts {
     pub(in crate::replication) feedback: Feedback,
     pub(in crate::replication) sink: SinkHandle,
     pub(in crate::replication) assembler: Assembler,
-    pub(in crate::replication) chunks: ChunkRegistry,
+    pub(in crate::replication) board: Board,
     pub(in crate::replication) requests: mpsc::Receiver<Request>,
     pub(in crate::replication) view: Arc<SyncStatus>,
     pub(in crate::replication) batch: Batch,
@@ -96,7 +97,7 @@ impl Pipeline {
             feedback,
             sink,
             assembler,
-            chunks,
+            board,
             requests,
             view,
             batch,
@@ -109,7 +110,7 @@ impl Pipeline {
             feedback,
             sink,
             assembler,
-            chunks,
+            board,
             requests,
             view,
             batch,
@@ -374,7 +375,7 @@ impl Pipeline {
                 self.batch.count_filtered(&relation);
             }
             Event::Fence(Fence::Low(id)) => {
-                if let Some(relation) = self.chunks.relation(id) {
+                if let Some(relation) = self.board.relation(id) {
                     self.windows.open(id, relation);
                 }
             }
@@ -410,7 +411,7 @@ impl Pipeline {
 
     /// The high fence of a chunk: what was read takes its place in the stream.
     async fn merge(&mut self, id: ChunkId) -> Result<(), SyncError> {
-        let Some((delivery, reader)) = self.chunks.take(id) else {
+        let Some((delivery, reader)) = self.board.take(id) else {
             // Another run's, or withdrawn: the window, if any, goes.
             let _ = self.windows.close(id, None);
             return Ok(());
@@ -424,7 +425,7 @@ impl Pipeline {
             Some((Arc::clone(known), same_shape(known, &read.relation)))
         });
         let merged = match (self.windows.close(id, read), &shape) {
-            (Ok(_), Some((_, false))) => Err(InvalidChunk::RelationChanged),
+            (Ok(_), Some((_, false))) => Err(Void::RelationChanged),
             (merged, _) => merged,
         };
         let changes = match merged {

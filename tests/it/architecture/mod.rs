@@ -3,9 +3,11 @@
 
 mod circles;
 mod sources;
+mod tests;
 
 use std::collections::BTreeSet;
 
+pub(crate) use sources::rust_files;
 use sources::{named_modules, sources, uses_crate};
 
 /// Pure or small, and everybody may use them.

@@ -16,8 +16,7 @@ pub(super) struct Source {
 
 pub(super) fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    collect(&root, &mut files);
+    let files = rust_files(&root);
     assert!(files.len() > 20, "the sources are not where they should be: {files:?}");
     files
         .into_iter()
@@ -36,6 +35,13 @@ pub(super) fn sources() -> Vec<Source> {
             }
         })
         .collect()
+}
+
+/// All Rust files below a folder.
+pub(crate) fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    collect(folder, &mut files);
+    files
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {

@@ -2,14 +2,14 @@
 
 use super::*;
 
+/// From now on some messages can't be stored.
+const NO_POISON: &str = "ALTER TABLE whatsapp_messages ADD CONSTRAINT no_poison CHECK (body <> 'poison')";
+
 #[tokio::test]
 async fn a_part_that_cannot_be_stored_never_takes_its_neighbours_down() {
+    // GIVEN an event with a part that is refused, one that can't be read, and one that nobody knows
     let site = Site::working().await;
-    site.db
-        .site
-        .batch_execute("ALTER TABLE whatsapp_messages ADD CONSTRAINT no_poison CHECK (body <> 'poison')")
-        .await
-        .unwrap();
+    site.db.on_site(NO_POISON).await;
     let parts = [
         text("wamid.1", "16505551234", "before"),
         text("wamid.2", "16505550002", "poison"),
@@ -23,24 +23,24 @@ async fn a_part_that_cannot_be_stored_never_takes_its_neighbours_down() {
         ]))
         .await;
     site.settle().await;
+
+    // THEN the others are stored, and what failed is named
     assert_eq!(site.count("whatsapp_messages").await, 2);
     // The refused part left nothing, not even its lead.
     assert_eq!(site.count("leads").await, 2);
     let failures = site
-        .text("SELECT failures FROM webhook_events WHERE state = 'failed'")
-        .await
-        .unwrap();
+        .value("SELECT failures FROM webhook_events WHERE state = 'failed'")
+        .await;
     let failures: Value = serde_json::from_str(&failures).unwrap();
     assert_eq!(failures[0]["index"], 1);
     assert_eq!(failures[0]["reason"], "SQLSTATE 23514, constraint no_poison");
     assert_eq!(failures[1]["index"], 2);
     assert!(!failures.to_string().contains("16505550002"));
 
+    // And stored as well once the cause is gone.
     site.db
-        .site
-        .batch_execute("ALTER TABLE whatsapp_messages DROP CONSTRAINT no_poison")
-        .await
-        .unwrap();
+        .on_site("ALTER TABLE whatsapp_messages DROP CONSTRAINT no_poison")
+        .await;
     site.inbox.replay(event).await.unwrap();
     site.settle().await;
     assert_eq!(site.count("whatsapp_messages").await, 3);
@@ -50,11 +50,7 @@ async fn a_part_that_cannot_be_stored_never_takes_its_neighbours_down() {
 #[tokio::test]
 async fn a_refused_part_of_a_later_portion_is_named_by_its_place() {
     let site = Site::working().await;
-    site.db
-        .site
-        .batch_execute("ALTER TABLE whatsapp_messages ADD CONSTRAINT no_poison CHECK (body <> 'poison')")
-        .await
-        .unwrap();
+    site.db.on_site(NO_POISON).await;
     let parts: Vec<_> = (0..130)
         .map(|number| {
             let body = if number == 77 { "poison" } else { "x" };
@@ -64,15 +60,11 @@ async fn a_refused_part_of_a_later_portion_is_named_by_its_place() {
     site.deliver(&messages(&parts)).await;
     assert_eq!(site.count("whatsapp_messages").await, 129);
     assert_eq!(
-        site.text("SELECT (failures->0->>'index') || ' ' || jsonb_array_length(failures) FROM webhook_events")
-            .await
-            .as_deref(),
-        Some("77 1")
+        site.value("SELECT (failures->0->>'index') || ' ' || jsonb_array_length(failures) FROM webhook_events")
+            .await,
+        "77 1"
     );
-    assert_eq!(
-        site.text("SELECT unread_count FROM conversations").await.as_deref(),
-        Some("129")
-    );
+    assert_eq!(site.value("SELECT unread_count FROM conversations").await, "129");
 }
 
 #[tokio::test]
@@ -103,12 +95,7 @@ async fn a_database_that_dies_again_and_again_loses_no_event_and_doubles_none() 
     assert!(site.count("webhook_events WHERE state = 'processed'").await >= taken);
     assert_eq!(site.count("whatsapp_messages").await, 61);
     assert_eq!(site.count("notifications").await, 61);
-    assert_eq!(
-        site.text("SELECT sum(unread_count) FROM conversations")
-            .await
-            .as_deref(),
-        Some("61")
-    );
+    assert_eq!(site.value("SELECT sum(unread_count) FROM conversations").await, "61");
 }
 
 #[tokio::test]
@@ -117,35 +104,22 @@ async fn an_event_without_an_envelope_is_kept_as_failed() {
     site.post(b"[]").await;
     site.settle().await;
     let kept = "SELECT state || encode(body, 'escape') FROM webhook_events";
-    assert_eq!(site.text(kept).await.as_deref(), Some("failed[]"));
+    assert_eq!(site.value(kept).await, "failed[]");
 }
 
 #[tokio::test]
 async fn a_missing_column_keeps_events_until_it_is_back() {
     let site = Site::working().await;
     site.db
-        .site
-        .batch_execute("ALTER TABLE whatsapp_messages RENAME COLUMN payload TO lost")
-        .await
-        .unwrap();
-    site.post(&envelope(&[(
-        "messages",
-        messages(&[text("wamid.1", "16505551234", "x")]),
-    )]))
-    .await;
-    eventually("the event was tried", SOON, || async {
-        let tried = site
-            .count("webhook_events WHERE state = 'received' AND attempts > 0")
-            .await;
-        if tried == 1 { Ok(()) } else { Err(tried) }
-    })
-    .await;
+        .on_site("ALTER TABLE whatsapp_messages RENAME COLUMN payload TO lost")
+        .await;
+    site.post_text("wamid.1").await;
+    let tried = "webhook_events WHERE state = 'received' AND attempts > 0";
+    eventually_equal("the event was tried", SOON, 1, || site.count(tried)).await;
     assert_eq!(site.count("leads").await, 0);
     site.db
-        .site
-        .batch_execute("ALTER TABLE whatsapp_messages RENAME COLUMN lost TO payload")
-        .await
-        .unwrap();
+        .on_site("ALTER TABLE whatsapp_messages RENAME COLUMN lost TO payload")
+        .await;
     site.settle().await;
     assert_eq!(site.count("whatsapp_messages WHERE wamid = 'wamid.1'").await, 1);
 }
@@ -154,11 +128,7 @@ async fn a_missing_column_keeps_events_until_it_is_back() {
 async fn events_of_a_dead_process_are_processed_by_the_next() {
     let mut site = Site::at_rest().await;
     for number in 0..20 {
-        site.post(&envelope(&[(
-            "messages",
-            messages(&[text(&format!("wamid.{number}"), "16505551234", "x")]),
-        )]))
-        .await;
+        site.post_text(&format!("wamid.{number}")).await;
     }
     // Nobody wakes this worker: it finds them by itself.
     site.work();
@@ -193,9 +163,8 @@ async fn a_thousand_updates_of_two_numbers_in_one_post_are_all_stored() {
     assert_eq!(site.count("leads").await, 100);
     assert_eq!(site.count("whatsapp_accounts").await, 2);
     assert_eq!(
-        site.text("SELECT state || ' ' || real_events || ' ' || protocol_events FROM webhook_events")
-            .await
-            .as_deref(),
-        Some("processed 500 500")
+        site.value("SELECT state || ' ' || real_events || ' ' || protocol_events FROM webhook_events")
+            .await,
+        "processed 500 500"
     );
 }

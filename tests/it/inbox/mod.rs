@@ -95,12 +95,19 @@ impl Site {
     }
 
     async fn settle(&self) {
-        eventually_equal("every event is processed", SOON, Some("0".to_owned()), || {
-            self.db
-                .site
-                .text("SELECT count(*) FROM webhook_events WHERE state = 'received'")
-        })
-        .await;
+        let received = "SELECT count(*) FROM webhook_events WHERE state = 'received'";
+        self.db.until_site("every event is processed", received, "0").await;
+    }
+
+    /// Posts one text of one user.
+    async fn post_text(&self, wamid: &str) {
+        let text = text(wamid, "16505551234", "x");
+        self.post(&envelope(&[("messages", messages(&[text]))])).await;
+    }
+
+    /// One value of a query, as text, which is not NULL.
+    async fn value(&self, query: &str) -> String {
+        self.db.site.value(query).await
     }
 
     async fn text(&self, query: &str) -> Option<String> {
@@ -108,11 +115,8 @@ impl Site {
     }
 
     async fn count(&self, what: &str) -> usize {
-        self.text(&format!("SELECT count(*) FROM {what}"))
-            .await
-            .unwrap()
-            .parse()
-            .unwrap()
+        let count = format!("SELECT count(*) FROM {what}");
+        self.value(&count).await.parse().unwrap()
     }
 
     async fn account(&self) -> Uuid {
@@ -150,9 +154,10 @@ impl Site {
         id
     }
 
-    async fn shown(&self, message: Uuid) -> Option<String> {
-        self.text(&format!("SELECT status FROM whatsapp_messages WHERE id = '{message}'"))
-            .await
+    /// The status of a message.
+    async fn shown(&self, message: Uuid) -> String {
+        let status = format!("SELECT status FROM whatsapp_messages WHERE id = '{message}'");
+        self.value(&status).await
     }
 }
 

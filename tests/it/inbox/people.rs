@@ -10,16 +10,14 @@ async fn a_user_who_hides_the_number_keeps_the_lead() {
     let mut report = status("wamid.out", "delivered", 1);
     report["recipient_user_id"] = json!("US.13");
     site.deliver(&statuses_of(&[report])).await;
-    assert_eq!(site.shown(message).await.as_deref(), Some("delivered"));
+    assert_eq!(site.shown(message).await, "delivered");
     site.deliver(&value(json!({"contacts": [{"profile": {"username": "@x"}, "user_id": "US.13"}],
         "messages": [{"from_user_id": "US.13", "id": "wamid.in", "timestamp": "1", "type": "text", "text": {"body": "hi"}}]})))
     .await;
     assert_eq!(site.count("leads").await, 1);
     assert_eq!(
-        site.text("SELECT wa_id || user_id || username FROM leads")
-            .await
-            .as_deref(),
-        Some("16505551234US.13@x")
+        site.value("SELECT wa_id || user_id || username FROM leads").await,
+        "16505551234US.13@x"
     );
     assert_eq!(site.count("conversations").await, 1);
 }
@@ -34,10 +32,7 @@ async fn a_user_with_a_new_id_keeps_the_lead() {
     site.post(&envelope(&[("user_id_update", change)])).await;
     site.settle().await;
     site.deliver(&messages(&[hidden("US.2", "wamid.2")])).await;
-    assert_eq!(
-        site.text("SELECT string_agg(user_id, ' ') FROM leads").await.as_deref(),
-        Some("US.2")
-    );
+    assert_eq!(site.value("SELECT string_agg(user_id, ' ') FROM leads").await, "US.2");
 }
 
 #[tokio::test]
@@ -84,8 +79,8 @@ async fn the_number_that_whatsapp_knows_replaces_the_one_that_was_dialled() {
     assert_eq!(link(&mut tx, account_id, &dialled).await.unwrap(), first);
     tx.commit().await.unwrap();
     assert_eq!(
-        site.text("SELECT wa_id || ' ' || phone FROM leads").await.as_deref(),
-        Some("551199998888 5511999998888")
+        site.value("SELECT wa_id || ' ' || phone FROM leads").await,
+        "551199998888 5511999998888"
     );
 
     // The real number wrote before anybody dialled the other.
@@ -123,10 +118,8 @@ async fn what_is_said_in_a_group_is_in_the_groups_conversation() {
     }
     // Whoever spoke is known all the same.
     assert_eq!(
-        site.text("SELECT name FROM leads WHERE wa_id = '16505551234'")
-            .await
-            .as_deref(),
-        Some("Ada")
+        site.value("SELECT name FROM leads WHERE wa_id = '16505551234'").await,
+        "Ada"
     );
     assert_eq!((site.count("leads").await, site.count("conversations").await), (2, 2));
 }

@@ -6,7 +6,9 @@ mod slot;
 mod target;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::architecture::rust_files;
 
 /// What keeps us out of a pitfall.
 enum Because {
@@ -107,7 +109,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         "a slot older than its publication",
         Tests(&[
             "pitfalls::slot::a_publication_that_was_missing_for_a_while_is_named_and_got_over",
-            "wire::stream::a_missing_publication_is_an_error_of_the_stream",
+            "wire::refusals::a_missing_publication_is_an_error_of_the_stream",
         ]),
     ),
     (
@@ -115,7 +117,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         "an idle transaction holds a slot's creation up",
         Tests(&[
             "pitfalls::slot::an_idle_transaction_that_holds_the_slots_creation_up_is_named_and_waited_for",
-            "wire::stream::an_open_transaction_holds_a_slot_up_no_longer_than_asked",
+            "wire::refusals::an_open_transaction_holds_a_slot_up_no_longer_than_asked",
         ]),
     ),
     (
@@ -133,7 +135,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         "a lost slot is fatal, or retried for ever",
         Tests(&[
             "sync::gap::a_slot_that_lost_its_log_is_a_gap",
-            "wire::stream::a_slot_whose_log_is_gone_is_told",
+            "wire::refusals::a_slot_whose_log_is_gone_is_told",
         ]),
     ),
     (
@@ -374,26 +376,13 @@ const COVERED: &[(u32, &str, Because)] = &[
     ),
 ];
 
-fn rust_files(folder: &Path, into: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, into);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            into.push(path);
-        }
-    }
-}
-
 /// All test functions of the tree, as `module::path::function`.
 fn tests_of_the_tree() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for folder in ["src", "tests/it"] {
         let folder = root.join(folder);
-        let mut files = Vec::new();
-        rust_files(&folder, &mut files);
-        for file in files {
+        for file in rust_files(&folder) {
             let mut path: Vec<String> = file
                 .strip_prefix(&folder)
                 .unwrap()
@@ -450,12 +439,10 @@ fn every_pitfall_has_a_test_that_exists() {
 #[test]
 fn nothing_but_the_stream_decodes_the_log() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    rust_files(&root, &mut files);
-    let decoding: Vec<_> = files
-        .iter()
+    let decoding: Vec<_> = rust_files(&root)
+        .into_iter()
         .filter(|file| {
-            // pg_logical_slot_peek_changes, …_get_changes and their binary brothers.
+            // pg_logical_slot_peek_changes, …_get_changes and their binary forms.
             std::fs::read_to_string(file).unwrap().contains("pg_logical_slot_")
         })
         .collect();

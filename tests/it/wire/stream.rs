@@ -1,87 +1,14 @@
-//! The stream of a real server: what arrives, what is reported back, how it ends.
+//! The stream of a real server: what arrives, and what is reported back.
 
 use std::time::{Duration, Instant};
 
 use twinlog::change::ColumnValue;
-use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
+use twinlog::dev::postgres::Settings;
 use twinlog::lsn::Lsn;
-use twinlog::pgoutput::{self, Message, OldTuple};
-use twinlog::retry::Disposition;
-use twinlog::wire::{Feedback, Frame, FrameStream, ReplicationConnection, ServerFault, SlotName, WireError};
+use twinlog::pgoutput::{Message, OldTuple};
 
-use crate::harness::{self, Database, Databases, Proxy, SOON, eventually, eventually_equal};
-
-async fn connect(database: &Database) -> ReplicationConnection {
-    ReplicationConnection::connect(&database.database_url(), "twinlog-test")
-        .await
-        .unwrap()
-}
-
-fn slot(database: &Database) -> SlotName {
-    database.name.parse().unwrap()
-}
-
-/// A site whose publication `p` has all tables, and the stream from here on.
-async fn streaming(db: &Databases) -> (FrameStream, Feedback) {
-    db.site
-        .batch_execute("CREATE PUBLICATION p FOR ALL TABLES")
-        .await
-        .unwrap();
-    let mut connection = connect(&db.site).await;
-    connection.create_slot(&slot(&db.site), SOON).await.unwrap();
-    start(&db.site).await
-}
-
-async fn start(site: &Database) -> (FrameStream, Feedback) {
-    let connection = connect(site).await;
-    connection
-        .start_replication(&slot(site), Lsn::INVALID, &["p".to_owned()])
-        .await
-        .unwrap()
-}
-
-/// Decodes messages until one is what is waited for (included).
-async fn messages_until(stream: &mut FrameStream, done: impl Fn(&Message) -> bool) -> Vec<Message> {
-    let mut messages = Vec::new();
-    let reading = async {
-        loop {
-            for frame in stream.next().await.unwrap().unwrap() {
-                if let Frame::XLogData { payload, .. } = frame {
-                    messages.push(pgoutput::decode(payload).unwrap());
-                }
-            }
-            if messages.iter().any(&done) {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(SOON, reading)
-        .await
-        .expect("the last message arrives");
-    messages
-}
-
-fn is_fence(message: &Message) -> bool {
-    matches!(message, Message::Logical(message) if &*message.prefix == "fence")
-}
-
-const FENCE: &str = "SELECT pg_logical_emit_message(false, 'fence', '')";
-
-async fn confirmed(site: &Database) -> Lsn {
-    let query = format!(
-        "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{}'",
-        site.name
-    );
-    site.text(&query).await.unwrap().parse().unwrap()
-}
-
-async fn is_active(site: &Database) -> bool {
-    let query = format!(
-        "SELECT active FROM pg_replication_slots WHERE slot_name = '{}'",
-        site.name
-    );
-    site.text(&query).await.unwrap() == "true"
-}
+use super::real::{FENCE, confirmed, connect, is_active, is_fence, messages_until, slot, start, streaming};
+use crate::harness::{self, SOON, eventually, eventually_equal};
 
 #[tokio::test]
 async fn a_transaction_takes_as_long_as_it_takes_whatever_limit_the_database_has() {
@@ -96,16 +23,11 @@ async fn a_transaction_takes_as_long_as_it_takes_whatever_limit_the_database_has
         return;
     }
     limited.unwrap();
-    db.site
-        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .await
-        .unwrap();
+    db.on_site("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
     let (mut stream, _feedback) = streaming(&db).await;
-    db.site
-        .batch_execute("INSERT INTO t SELECT i, repeat('x', 50) FROM generate_series(1, 200000) i")
-        .await
-        .unwrap();
-    db.site.batch_execute(FENCE).await.unwrap();
+    db.on_site("INSERT INTO t SELECT i, repeat('x', 50) FROM generate_series(1, 200000) i")
+        .await;
+    db.on_site(FENCE).await;
     let messages = messages_until(&mut stream, is_fence).await;
     let inserts = messages.iter().filter(|message| matches!(message, Message::Insert(_)));
     assert_eq!(inserts.count(), 200_000);
@@ -134,16 +56,14 @@ async fn a_slot_is_made_to_survive_a_failover_where_the_server_can_do_that() {
 #[tokio::test]
 async fn every_kind_of_message_arrives_as_it_was_written() {
     let db = harness::databases().await;
-    db.site
-        .batch_execute(
-            r#"CREATE SCHEMA "Odd ""s"; CREATE TYPE mood AS ENUM ('fine');
+    db.on_site(
+        r#"CREATE SCHEMA "Odd ""s"; CREATE TYPE mood AS ENUM ('fine');
                CREATE TABLE "Odd ""s"."T able" (id int PRIMARY KEY, "Col" text, m mood);
                CREATE TABLE full_identity (a int, big text);
                ALTER TABLE full_identity REPLICA IDENTITY FULL;
                ALTER TABLE full_identity ALTER big SET STORAGE EXTERNAL;"#,
-        )
-        .await
-        .unwrap();
+    )
+    .await;
     let (mut stream, _feedback) = streaming(&db).await;
     for statement in [
         r#"INSERT INTO "Odd ""s"."T able" VALUES (-1, 'é', NULL), (2, '', 'fine')"#,
@@ -157,7 +77,7 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
         "SELECT pg_logical_emit_message(true, 'inside', 'content')",
         FENCE,
     ] {
-        db.site.batch_execute(statement).await.unwrap();
+        db.on_site(statement).await;
     }
     let messages = messages_until(&mut stream, is_fence).await;
     // A table or type may be described again at any time (an autovacuum is enough), and is at a truncate.
@@ -218,26 +138,20 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
 async fn values_are_printed_under_our_settings_whatever_the_database_says() {
     let db = harness::databases().await;
     let name = &db.site.name;
-    db.site
-        .batch_execute(&format!(
-            "ALTER DATABASE {name} SET DateStyle = 'German, DMY';
+    db.on_site(&format!(
+        "ALTER DATABASE {name} SET DateStyle = 'German, DMY';
              ALTER DATABASE {name} SET IntervalStyle = 'iso_8601';
              ALTER DATABASE {name} SET TimeZone = 'Asia/Kolkata';
              ALTER DATABASE {name} SET extra_float_digits = -15;
              ALTER DATABASE {name} SET bytea_output = 'escape';
              ALTER DATABASE {name} SET statement_timeout = 1;
              CREATE TABLE v (id int PRIMARY KEY, d date, i interval, t timestamptz, f float8, b bytea, r regclass)"
-        ))
-        .await
-        .unwrap();
+    ))
+    .await;
     let (mut stream, _feedback) = streaming(&db).await;
-    db.site
-        .batch_execute(
-            "INSERT INTO v VALUES (1, '2026-02-01', '1 day 2 hours', '2026-02-01 10:00+00', 0.1, '\\x00ff', 'v')",
-        )
-        .await
-        .unwrap();
-    db.site.batch_execute(FENCE).await.unwrap();
+    db.on_site("INSERT INTO v VALUES (1, '2026-02-01', '1 day 2 hours', '2026-02-01 10:00+00', 0.1, '\\x00ff', 'v')")
+        .await;
+    db.on_site(FENCE).await;
     let messages = messages_until(&mut stream, is_fence).await;
     let row = messages.iter().find_map(|message| match message {
         Message::Insert(insert) => Some(&insert.row),
@@ -269,15 +183,12 @@ async fn values_are_printed_under_our_settings_whatever_the_database_says() {
 #[tokio::test]
 async fn the_slot_moves_to_what_is_durable_and_not_beyond() {
     let db = harness::databases().await;
-    db.site
-        .batch_execute("CREATE TABLE t (id int PRIMARY KEY)")
-        .await
-        .unwrap();
+    db.on_site("CREATE TABLE t (id int PRIMARY KEY)").await;
     let (mut stream, feedback) = streaming(&db).await;
     let before = confirmed(&db.site).await;
-    db.site.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
-    db.site.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
-    db.site.batch_execute(FENCE).await.unwrap();
+    db.on_site("INSERT INTO t VALUES (1)").await;
+    db.on_site("INSERT INTO t VALUES (2)").await;
+    db.on_site(FENCE).await;
     let ends: Vec<Lsn> = messages_until(&mut stream, is_fence)
         .await
         .into_iter()
@@ -297,7 +208,7 @@ async fn the_slot_moves_to_what_is_durable_and_not_beyond() {
     assert_eq!(confirmed(&db.site).await, ends[1]);
 
     // A new stream goes on behind it: the confirmed transactions do not come again.
-    db.site.batch_execute("INSERT INTO t VALUES (3)").await.unwrap();
+    db.on_site("INSERT INTO t VALUES (3)").await;
     let (mut stream, _feedback) = start(&db.site).await;
     let messages = messages_until(&mut stream, |message| matches!(message, Message::Commit(_))).await;
     let inserts = messages.iter().filter(|message| matches!(message, Message::Insert(_)));
@@ -322,17 +233,12 @@ async fn a_consumer_that_takes_nothing_does_not_lose_the_connection() {
         Settings::default(),
     )
     .await;
-    db.site
-        .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)")
-        .await
-        .unwrap();
+    db.on_site("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
     let (mut stream, _feedback) = streaming(&db).await;
     let pid = db.site.text("SELECT active_pid FROM pg_replication_slots").await;
     // Several times what the pump and the sockets hold.
-    db.site
-        .batch_execute("INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 60000) i")
-        .await
-        .unwrap();
+    db.on_site("INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 60000) i")
+        .await;
     let replies = "SELECT reply_time FROM pg_stat_replication";
     let (began, mut seen) = (Instant::now(), 0);
     let mut last = db.site.text(replies).await;
@@ -351,194 +257,4 @@ async fn a_consumer_that_takes_nothing_does_not_lose_the_connection() {
     let messages = messages_until(&mut stream, |message| matches!(message, Message::Commit(_))).await;
     let inserts = messages.iter().filter(|message| matches!(message, Message::Insert(_)));
     assert_eq!(inserts.count(), 60_000);
-}
-
-#[tokio::test]
-async fn a_slot_that_is_missing_or_in_use_is_told() {
-    let db = harness::databases().await;
-    let publications = ["p".to_owned()];
-    let missing = connect(&db.site)
-        .await
-        .start_replication(&slot(&db.site), Lsn::INVALID, &publications)
-        .await
-        .err()
-        .unwrap();
-    assert_eq!(missing.fault(), Some(ServerFault::SlotMissing), "{missing}");
-    assert_eq!(missing.disposition(), Disposition::Systemic);
-
-    let (stream, _feedback) = streaming(&db).await;
-    let in_use = connect(&db.site)
-        .await
-        .start_replication(&slot(&db.site), Lsn::INVALID, &publications)
-        .await
-        .err()
-        .unwrap();
-    assert_eq!(in_use.fault(), Some(ServerFault::SlotActive), "{in_use}");
-    assert_eq!(in_use.disposition(), Disposition::Transient);
-    let mut connection = connect(&db.site).await;
-    let in_use = connection.drop_slot(&slot(&db.site)).await.unwrap_err();
-    assert_eq!(in_use.fault(), Some(ServerFault::SlotActive), "{in_use}");
-    let exists = connection.create_slot(&slot(&db.site), SOON).await.unwrap_err();
-    assert_eq!(exists.fault(), Some(ServerFault::SlotExists), "{exists}");
-
-    stream.close().await.unwrap();
-    connection.drop_slot(&slot(&db.site)).await.unwrap();
-    let missing = connection.drop_slot(&slot(&db.site)).await.unwrap_err();
-    assert_eq!(missing.fault(), Some(ServerFault::SlotMissing), "{missing}");
-}
-
-#[tokio::test]
-async fn a_missing_publication_is_an_error_of_the_stream() {
-    let db = harness::databases().await;
-    // From 18 on it is only a warning, which must not be switched off.
-    db.site
-        .batch_execute(&format!(
-            "CREATE TABLE t (id int PRIMARY KEY); ALTER DATABASE {} SET client_min_messages = 'error'",
-            db.site.name
-        ))
-        .await
-        .unwrap();
-    let mut connection = connect(&db.site).await;
-    connection.create_slot(&slot(&db.site), SOON).await.unwrap();
-    let (mut stream, _feedback) = start(&db.site).await;
-    db.site.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
-    let error = loop {
-        match stream.next().await.unwrap() {
-            Ok(_) => {}
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error.fault(), Some(ServerFault::PublicationMissing), "{error}");
-    assert!(error.hint().unwrap().contains("CREATE PUBLICATION"));
-}
-
-#[tokio::test]
-async fn a_slot_whose_log_is_gone_is_told() {
-    let db = harness::private_databases(
-        Settings::default()
-            .parameter("max_slot_wal_keep_size", "1MB")
-            .parameter("min_wal_size", "32MB")
-            .parameter("max_wal_size", "32MB"),
-        Settings::default(),
-    )
-    .await;
-    db.site.batch_execute("CREATE TABLE t (v text)").await.unwrap();
-    let (stream, _feedback) = streaming(&db).await;
-    stream.close().await.unwrap();
-    eventually("the slot is lost", SOON, || async {
-        db.site
-            .batch_execute("INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
-            .await
-            .unwrap();
-        db.site.batch_execute("SELECT pg_switch_wal()").await.unwrap();
-        db.site.batch_execute("CHECKPOINT").await.unwrap();
-        let status = db.site.text("SELECT wal_status FROM pg_replication_slots").await;
-        if status.as_deref() == Some("lost") {
-            Ok(())
-        } else {
-            Err(status)
-        }
-    })
-    .await;
-    let lost = connect(&db.site)
-        .await
-        .start_replication(&slot(&db.site), Lsn::INVALID, &["p".to_owned()])
-        .await
-        .err()
-        .unwrap();
-    assert_eq!(lost.fault(), Some(ServerFault::SlotInvalidated), "{lost:?}");
-    assert_eq!(lost.disposition(), Disposition::Systemic);
-}
-
-#[tokio::test]
-async fn a_server_that_cannot_decode_says_which_setting() {
-    let cluster = Cluster::start(Settings::default().parameter("wal_level", "replica"))
-        .await
-        .unwrap();
-    let url = cluster.url("postgres").parse().unwrap();
-    let mut connection = ReplicationConnection::connect(&url, "twinlog-test").await.unwrap();
-    let error = connection.create_slot(&"s".parse().unwrap(), SOON).await.unwrap_err();
-    assert_eq!(error.fault(), Some(ServerFault::WalLevel), "{error:?}");
-    assert!(error.hint().unwrap().contains("wal_level = 'logical'"));
-}
-
-#[tokio::test]
-async fn an_open_transaction_holds_a_slot_up_no_longer_than_asked() {
-    let db = harness::private_databases(Settings::default(), Settings::default()).await;
-    let blocker = db.site.connect().await;
-    blocker.batch_execute("BEGIN; SELECT txid_current()").await.unwrap();
-    let mut connection = connect(&db.site).await;
-    let error = connection
-        .create_slot(&slot(&db.site), Duration::from_millis(300))
-        .await
-        .unwrap_err();
-    assert_eq!(error.fault(), Some(ServerFault::LockTimeout), "{error}");
-    assert_eq!(error.disposition(), Disposition::Transient);
-    assert_eq!(
-        db.site.text("SELECT count(*) FROM pg_replication_slots").await.unwrap(),
-        "0"
-    );
-    // The connection is as good as before.
-    blocker.batch_execute("ROLLBACK").await.unwrap();
-    let created = connection.create_slot(&slot(&db.site), SOON).await.unwrap();
-    assert_eq!(created.consistent_point, confirmed(&db.site).await);
-}
-
-#[tokio::test]
-async fn a_stream_that_is_cut_or_ended_is_a_transient_error() {
-    let db = harness::private_databases(
-        Settings::default().parameter("wal_sender_timeout", "2s"),
-        Settings::default(),
-    )
-    .await;
-    let (mut stream, _feedback) = streaming(&db).await;
-    db.site
-        .batch_execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots")
-        .await
-        .unwrap();
-    let error = failure(&mut stream).await;
-    assert_eq!(error.sqlstate(), Some("57P01"), "{error}");
-    assert_eq!(error.disposition(), Disposition::Transient);
-
-    for half_open in [false, true] {
-        let proxy = Proxy::start(db.site.cluster.port()).await;
-        let url = db.site.url_through(proxy.port()).parse().unwrap();
-        let connection = ReplicationConnection::connect(&url, "twinlog-test").await.unwrap();
-        eventually_equal("the slot is free", SOON, false, || is_active(&db.site)).await;
-        let (mut stream, _feedback) = connection
-            .start_replication(&slot(&db.site), Lsn::INVALID, &["p".to_owned()])
-            .await
-            .unwrap();
-        if half_open {
-            proxy.half_open();
-        } else {
-            proxy.cut();
-        }
-        let error = failure(&mut stream).await;
-        match &error {
-            WireError::Timeout { .. } => assert!(half_open, "{error}"),
-            WireError::Io(_) | WireError::Closed => assert!(!half_open, "{error}"),
-            other => panic!("{other:?}"),
-        }
-        assert_eq!(error.disposition(), Disposition::Transient);
-    }
-
-    eventually_equal("the slot is free", SOON, false, || is_active(&db.site)).await;
-    let (mut stream, _feedback) = start(&db.site).await;
-    db.site.cluster.stop(Shutdown::Immediate).await.unwrap();
-    let error = failure(&mut stream).await;
-    assert_eq!(error.disposition(), Disposition::Transient, "{error}");
-}
-
-async fn failure(stream: &mut FrameStream) -> WireError {
-    let failing = async {
-        loop {
-            match stream.next().await {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return error,
-                None => panic!("the stream ended without a word"),
-            }
-        }
-    };
-    tokio::time::timeout(SOON, failing).await.expect("the stream fails")
 }
