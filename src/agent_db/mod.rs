@@ -31,13 +31,11 @@ mod bookkeeping;
 mod catalog;
 mod error;
 mod keys;
-mod rights;
 
-pub use apply::{Applied, Committed, Item, Segment, Sink, SinkSettings};
+pub use apply::{Applied, Applier, ApplierSettings, Committed, Item, Segment, Transaction};
 pub use bookkeeping::{
     Asked, Checkpoint, Command, CommandState, Control, CopyPhase, DaemonReport, FailedFilter, FailedKey, FailedRow,
     Gap, SourceIdentity, StoredCheckpoint, StoredDaemon, TableProgress, TableState, Tally,
 };
 pub use error::{AgentError, Holder};
 pub use keys::AgentKeys;
-pub use rights::Rights;

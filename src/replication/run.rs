@@ -10,7 +10,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::agent_db::{AgentError, Checkpoint, Control, Sink, SinkSettings, SourceIdentity, TableProgress, TableState};
+use crate::agent_db::{
+    AgentError, Applier, ApplierSettings, Checkpoint, Control, SourceIdentity, TableProgress, TableState,
+};
 use crate::change::TableName;
 use crate::config::Config;
 use crate::copy::board::Board;
@@ -88,7 +90,7 @@ struct Daemon {
 
 /// A stream that is ready to be read, and everything that was learned on the way.
 struct Started {
-    sink: Sink,
+    applier: Applier,
     identity: SourceIdentity,
     prepared: Prepared,
     resume_after: Lsn,
@@ -165,7 +167,7 @@ impl Daemon {
             started = Box::pin(self.start(stop)) => started?,
         };
         let Started {
-            mut sink,
+            mut applier,
             identity,
             prepared,
             resume_after,
@@ -179,7 +181,7 @@ impl Daemon {
         view.set_parked(control.failed_counts().await?);
         for table in control.tables().await? {
             let first = matches!(table.state, TableState::New | TableState::Copying);
-            sink.set_copying(&table.table, first);
+            applier.set_copying(&table.table, first);
         }
 
         let tables = Arc::new(prepared.tables);
@@ -218,7 +220,7 @@ impl Daemon {
         let pipeline = Pipeline::new(Parts {
             frames,
             feedback,
-            sink: SinkHandle::spawn(sink, identity),
+            sink: SinkHandle::spawn(applier, identity),
             assembler: Assembler::new(resume_after, membership),
             board,
             requests: inbox,
@@ -244,22 +246,22 @@ impl Daemon {
     async fn start(&self, stop: &CancellationToken) -> Result<Started, SyncError> {
         let (site, agent, sync) = (&self.config.site.url, &self.config.agent.url, &self.config.sync);
         migrations::apply_twinlog(agent).await?;
-        let settings = SinkSettings {
+        let settings = ApplierSettings {
             application_name: "twinlog sink".to_owned(),
             max_failed_rows: sync.max_failed_rows,
             retry_initial: sync.retry_initial,
             retry_max: sync.retry_max,
         };
-        let mut sink = Box::pin(Sink::connect(agent, &sync.slot, settings)).await?;
+        let mut applier = Box::pin(Applier::connect(agent, &sync.slot, settings)).await?;
         let source = Source::connect(site).await?;
         let prepared = publication::prepare(source.client(), sync, &self.selection).await?;
         for table in prepared.tables.values() {
             // Better said at once than at the first row.
-            sink.resolve(&table.describe()).await?;
+            applier.resolve(&table.describe()).await?;
         }
         let mut connection = ReplicationConnection::connect(site, &self.application_name()).await?;
         let system = connection.identify_system().await?;
-        let stored = sink.durable_checkpoint().await?;
+        let stored = applier.durable_checkpoint().await?;
         let identity = SourceIdentity {
             system_identifier: system.system_identifier,
             timeline: system.timeline,
@@ -308,29 +310,33 @@ impl Daemon {
             Verdict::Resume(position) => position,
             Verdict::Adopt(position) => {
                 let checkpoint = checkpoint(&identity, position);
-                sink.initialise_checkpoint(&checkpoint).await?;
+                applier.initialise_checkpoint(&checkpoint).await?;
                 position
             }
             Verdict::Create => {
                 fresh_slot = true;
-                self.create_slot(&mut connection, &mut sink, &source, &identity).await?
+                self.create_slot(&mut connection, &mut applier, &source, &identity)
+                    .await?
             }
             Verdict::Gap(reason) => {
-                let accepted = self.accept_gap(&control, &reason, &prepared.tables, &mut sink).await?;
+                let accepted = self
+                    .accept_gap(&control, &reason, &prepared.tables, &mut applier)
+                    .await?;
                 if !accepted {
                     return Err(SyncError::Gap(reason));
                 }
                 match slot {
                     Some(slot) if !matches!(reason, GapReason::SlotLost(_)) && slot.confirmed_flush.is_some() => {
                         let position = slot.confirmed_flush.unwrap_or_default();
-                        sink.initialise_checkpoint(&checkpoint(&identity, position)).await?;
+                        applier.initialise_checkpoint(&checkpoint(&identity, position)).await?;
                         position
                     }
                     slot => {
                         if slot.is_some() {
                             connection.drop_slot(&self.slot).await?;
                         }
-                        self.create_slot(&mut connection, &mut sink, &source, &identity).await?
+                        self.create_slot(&mut connection, &mut applier, &source, &identity)
+                            .await?
                     }
                 }
             }
@@ -366,14 +372,14 @@ impl Daemon {
                 slot: position,
                 checkpoint: resume_after,
             };
-            sink.set_gap(&reason.to_string()).await?;
+            applier.set_gap(&reason.to_string()).await?;
             return Err(SyncError::Gap(reason));
         }
         if stop.is_cancelled() {
             return Err(SyncError::StreamEnded);
         }
         Ok(Started {
-            sink,
+            applier,
             identity,
             prepared,
             resume_after,
@@ -394,7 +400,7 @@ impl Daemon {
     async fn create_slot(
         &self,
         connection: &mut ReplicationConnection,
-        sink: &mut Sink,
+        applier: &mut Applier,
         source: &Source,
         identity: &SourceIdentity,
     ) -> Result<Lsn, SyncError> {
@@ -410,7 +416,8 @@ impl Daemon {
         };
         failpoint::reach(failpoint::name::SLOT_AFTER_CREATE);
         info!(slot = %self.slot, position = %created.consistent_point, "slot created");
-        sink.initialise_checkpoint(&checkpoint(identity, created.consistent_point))
+        applier
+            .initialise_checkpoint(&checkpoint(identity, created.consistent_point))
             .await?;
         Ok(created.consistent_point)
     }
@@ -422,10 +429,10 @@ impl Daemon {
         control: &Control,
         reason: &GapReason,
         tables: &BTreeMap<TableName, SourceTable>,
-        sink: &mut Sink,
+        applier: &mut Applier,
     ) -> Result<bool, SyncError> {
         if reason.outlives_its_cause() {
-            sink.set_gap(&reason.to_string()).await?;
+            applier.set_gap(&reason.to_string()).await?;
         }
         let command = control.open_commands().await?.into_iter().find(|command| {
             command.kind == "resync"
@@ -434,7 +441,7 @@ impl Daemon {
         });
         let Some(command) = command else { return Ok(false) };
         // From here on the checkpoint is another: only the mark says that rows may be missing.
-        sink.set_gap(&reason.to_string()).await?;
+        applier.set_gap(&reason.to_string()).await?;
         self.view.set_gap(Some(reason.to_string()));
         warn!(command = command.id, reason = %reason, "going on over a gap: every table is read again");
         // What it had read before the gap counts no more.

@@ -2,34 +2,29 @@
 
 use std::collections::BTreeMap;
 
+use strum::VariantArray;
+
 use super::segment::Applied;
 use crate::agent_db::bookkeeping::Tally;
 use crate::change::{Change, Operation, Origin, TableName};
 use crate::metrics;
 
 /// What a change was, for the metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+#[strum(serialize_all = "lowercase")]
+pub(super) enum ChangeKind {
     Insert,
     Update,
     Delete,
     Truncate,
-    /// A chunk's row.
+    /// A row that was read from the Site DB.
     Copy,
-    /// Counted before the sink saw it.
+    /// Decided before the change came here, so that its kind is not known.
     Any,
 }
 
-impl Kind {
-    const ALL: [Self; 6] = [
-        Self::Insert,
-        Self::Update,
-        Self::Delete,
-        Self::Truncate,
-        Self::Copy,
-        Self::Any,
-    ];
-
+impl ChangeKind {
+    /// What a change is.
     pub(super) const fn of(change: &Change) -> Self {
         match (change.origin, &change.operation) {
             (Origin::Chunk, _) => Self::Copy,
@@ -38,32 +33,41 @@ impl Kind {
             (Origin::Stream, Operation::Delete) => Self::Delete,
         }
     }
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Insert => "insert",
-            Self::Update => "update",
-            Self::Delete => "delete",
-            Self::Truncate => "truncate",
-            Self::Copy => "copy",
-            Self::Any => "any",
-        }
-    }
 }
 
 /// Tallies by table and operation.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ledger {
-    tables: BTreeMap<TableName, [Tally; Kind::ALL.len()]>,
+    tables: BTreeMap<TableName, [Tally; ChangeKind::VARIANTS.len()]>,
 }
 
 impl Ledger {
     /// A table's tally of an operation.
-    pub(super) fn of(&mut self, table: &TableName, kind: Kind) -> &mut Tally {
+    pub(super) fn of(&mut self, table: &TableName, kind: ChangeKind) -> &mut Tally {
         // Cloning the name is two reference counts.
         &mut self.tables.entry(table.clone()).or_default()[kind as usize]
     }
 
+    /// The tally of a change's table and kind.
+    pub(super) fn tally(&mut self, change: &Change) -> &mut Tally {
+        self.of(&change.relation.table, ChangeKind::of(change))
+    }
+
+    /// A change has come. One that was read from the Site DB is outside of the sum.
+    pub(super) fn receive(&mut self, change: &Change) {
+        if change.origin == Origin::Stream {
+            self.tally(change).received += 1;
+        }
+    }
+
+    /// Changes have come that are not for us.
+    pub(super) fn filter(&mut self, table: &TableName, changes: u64) {
+        let tally = self.of(table, ChangeKind::Any);
+        tally.received += changes;
+        tally.filtered += changes;
+    }
+
+    /// Adds another ledger's tallies to this one's.
     pub(super) fn add(&mut self, other: &Self) {
         for (table, tallies) in &other.tables {
             let ours = self.tables.entry(table.clone()).or_default();
@@ -97,7 +101,7 @@ impl Ledger {
     /// Tells the metrics, once it is committed.
     pub(super) fn export(&self, applied: &Applied) {
         for (table, tallies) in &self.tables {
-            for (kind, tally) in Kind::ALL.iter().zip(tallies) {
+            for (kind, tally) in ChangeKind::VARIANTS.iter().zip(tallies) {
                 for (result, rows) in [
                     ("applied", tally.applied),
                     ("unchanged", tally.unchanged),
@@ -107,7 +111,7 @@ impl Ledger {
                     ("copied", tally.copied),
                     ("healed", tally.healed),
                 ] {
-                    metrics::count_rows(table, kind.as_str(), result, rows);
+                    metrics::count_rows(table, kind.into(), result, rows);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What goes into the sink and what comes out of it: plain data.
+//! What is applied, and what became of it: plain data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,16 +27,9 @@ pub enum Item {
     CopyProgress(TableProgress),
     /// Changes that were received and are not for us (the table's copy has not begun, a filter took them out).
     Filtered {
-        /// The table.
+        /// Their table.
         relation: Arc<Relation>,
-        /// How many.
-        count: u64,
-    },
-    /// Changes that were received and that something newer has made irrelevant.
-    Superseded {
-        /// The table.
-        relation: Arc<Relation>,
-        /// How many.
+        /// How many changes.
         count: u64,
     },
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::agent_db::{AgentError, Applied, Checkpoint, Committed, Segment, Sink, SourceIdentity};
+use crate::agent_db::{AgentError, Applied, Applier, Checkpoint, Committed, Segment, SourceIdentity, Transaction};
 use crate::change::{Relation, TableDescription, TableName};
 use crate::copy::board::Outcome;
 use crate::lsn::Lsn;
@@ -67,11 +67,11 @@ pub(in crate::replication) struct SinkEnded;
 
 impl SinkHandle {
     /// Gives the sink its task.
-    pub(in crate::replication) fn spawn(sink: Sink, identity: SourceIdentity) -> Self {
+    pub(in crate::replication) fn spawn(applier: Applier, identity: SourceIdentity) -> Self {
         let (orders, inbox) = mpsc::channel(1);
         // Unbounded in type only: one report an order, and two orders at most.
         let (outbox, reports) = mpsc::unbounded_channel();
-        let task = tokio::spawn(Box::pin(work(sink, identity, inbox, outbox)));
+        let task = tokio::spawn(Box::pin(work(applier, identity, inbox, outbox)));
         Self {
             orders,
             reports,
@@ -151,72 +151,100 @@ impl Drop for SinkHandle {
 }
 
 async fn work(
-    mut sink: Sink,
+    applier: Applier,
     identity: SourceIdentity,
     mut inbox: mpsc::Receiver<Order>,
     outbox: mpsc::UnboundedSender<Report>,
 ) {
+    let mut transaction = applier.begin();
     while let Some(order) = inbox.recv().await {
         let report = match order {
             Order::Resolve(description, reply) => {
                 // A reader that no longer waits has been stopped with the run.
-                let _ = reply.send(sink.resolve(&description).await);
+                let _ = reply.send(transaction.resolve(&description).await);
                 continue;
             }
             Order::ClearGap(reply) => {
                 // Between two transactions of the stream only: the mark is a transaction of its own.
-                let _ = reply.send(sink.clear_gap().await);
+                let _ = reply.send(transaction.clear_gap().await);
                 continue;
             }
             Order::Copying(table, copying) => {
-                sink.set_copying(&table, copying);
+                transaction.set_copying(&table, copying);
                 continue;
             }
-            Order::Apply(segment) => sink.apply(segment).await.map(Report::Applied),
-            Order::Commit(closed) => commit(&mut sink, &identity, closed).await,
+            Order::Apply(segment) => transaction.apply(segment).await.map(Report::Applied),
+            Order::Commit(closed) => match commit(transaction, &identity, closed).await {
+                Ok((applier, report)) => {
+                    transaction = applier.begin();
+                    Ok(report)
+                }
+                Err(error) => return end(&outbox, error),
+            },
             Order::Checkpoint(position) => {
                 let checkpoint = Checkpoint {
                     identity: identity.clone(),
                     end_lsn: position,
                     source_commit_at: None,
                 };
-                sink.commit(checkpoint).await.map(|committed| Report::Durable {
-                    committed,
-                    commits: Vec::new(),
-                    chunks: Vec::new(),
-                })
+                match transaction.commit(checkpoint).await {
+                    Ok((applier, committed)) => {
+                        transaction = applier.begin();
+                        Ok(Report::Durable {
+                            committed,
+                            commits: Vec::new(),
+                            chunks: Vec::new(),
+                        })
+                    }
+                    Err(error) => return end(&outbox, error),
+                }
             }
         };
-        let failed = report.is_err();
-        // The pipeline has gone: so shall we.
-        if outbox.send(report.unwrap_or_else(Report::Failed)).is_err() || failed {
-            return;
+        match report {
+            Ok(report) => {
+                // The pipeline has gone: so does this task.
+                if outbox.send(report).is_err() {
+                    return;
+                }
+            }
+            Err(error) => return end(&outbox, error),
         }
     }
 }
 
-async fn commit(sink: &mut Sink, identity: &SourceIdentity, closed: Closed) -> Result<Report, AgentError> {
+/// Says why the task ends.
+fn end(outbox: &mpsc::UnboundedSender<Report>, error: AgentError) {
+    // Where the pipeline has gone, nobody asks.
+    let _ = outbox.send(Report::Failed(error));
+}
+
+async fn commit(
+    mut transaction: Transaction,
+    identity: &SourceIdentity,
+    closed: Closed,
+) -> Result<(Applier, Report), AgentError> {
     let Closed {
         items,
         boundary,
         commits,
         chunks,
     } = closed;
-    sink.apply(Segment {
-        items,
-        lsn: boundary.end_lsn,
-    })
-    .await?;
+    transaction
+        .apply(Segment {
+            items,
+            lsn: boundary.end_lsn,
+        })
+        .await?;
     let checkpoint = Checkpoint {
         identity: identity.clone(),
         end_lsn: boundary.end_lsn,
         source_commit_at: boundary.committed_at.to_datetime(),
     };
-    let committed = sink.commit(checkpoint).await?;
-
-    Ok(Report::Durable {
+    let (applier, committed) = transaction.commit(checkpoint).await?;
+    let report = Report::Durable {
         committed,
         commits,
         chunks,
-    })
+    };
+    Ok((applier, report))
 }

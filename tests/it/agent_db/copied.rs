@@ -147,14 +147,14 @@ async fn new_rows_take_unique_values_that_others_give_up() {
 async fn a_first_copys_chunk_is_copied_and_a_resyncs_is_not() {
     let mut fixture = Fixture::new(WITNESS).await;
     let t = fixture.resolve("t").await;
-    fixture.sink.set_copying(&TableName::new("public", "t"), true);
+    fixture.transaction().set_copying(&TableName::new("public", "t"), true);
     let tally = fixture
         .apply(inserts(&t, 0..MANY).into_iter().map(chunk).collect())
         .await;
     assert_eq!((tally.received, tally.copied), (0, MANY as u64));
     assert_eq!(fixture.lines(WITNESSED).await, ["COPY"]);
     fixture.agent().batch_execute("DELETE FROM witness").await.unwrap();
-    fixture.sink.set_copying(&TableName::new("public", "t"), false);
+    fixture.transaction().set_copying(&TableName::new("public", "t"), false);
     let tally = fixture
         .apply(inserts(&t, 0..2 * MANY).into_iter().map(chunk).collect())
         .await;
@@ -199,7 +199,7 @@ async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committe
     let mut fixture = Fixture::without_replica_role("CREATE TABLE t (id int PRIMARY KEY, a text, u int)").await;
     let t = fixture.resolve("t").await;
     fixture.apply(inserts(&t, 0..MANY)).await;
-    let role = fixture.sink.rights().role.clone();
+    let role = format!("plain_{}", fixture.db.agent.name);
     let command = |verb: &str| format!("{verb} {role}");
     fixture
         .agent()
@@ -210,8 +210,7 @@ async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committe
     assert_eq!(error.disposition(), Disposition::Systemic, "{error}");
     assert!(error.hint().is_some_and(|hint| hint.contains("GRANT")), "{error}");
     // Whose answer would be the next one on that connection can't be told, so there must be none.
-    fixture.sink.rollback().await.unwrap_err();
-    assert!(fixture.sink.is_closed());
+    fixture.rollback().await.unwrap_err();
     fixture
         .agent()
         .batch_execute(&command("GRANT INSERT ON t TO"))

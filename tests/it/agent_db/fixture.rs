@@ -1,11 +1,14 @@
-//! A sink on a fresh Agent DB, and short ways to say what the stream says.
+//! An applier on a fresh Agent DB, and short ways to say what the stream says.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_postgres::Client;
-use twinlog::agent_db::{AgentError, Applied, Checkpoint, Item, Segment, Sink, SinkSettings, SourceIdentity, Tally};
+use twinlog::agent_db::{
+    AgentError, Applied, Applier, ApplierSettings, Checkpoint, Committed, Item, Segment, SourceIdentity, Tally,
+    Transaction,
+};
 use twinlog::change::{
     Change, ColumnValue, Identity, Key, Operation, Origin, Relation, RelationId, Row, TableDescription, TableName,
     Truncate,
@@ -17,16 +20,22 @@ use twinlog::migrations;
 use super::session::connect_soon;
 use crate::harness::{self, Databases};
 
-/// An Agent DB with tables of the test's own, and a sink on it.
+/// An Agent DB with tables of the test's own, and an applier on it.
 pub(super) struct Fixture {
     pub(super) db: Databases,
-    pub(super) sink: Sink,
+    session: Option<Session>,
     url: DatabaseUrl,
     next_lsn: u64,
 }
 
-pub(super) fn settings() -> SinkSettings {
-    SinkSettings {
+/// The applier, or the transaction that has it. None after a commit that failed.
+enum Session {
+    Idle(Applier),
+    Open(Transaction),
+}
+
+pub(super) fn settings() -> ApplierSettings {
+    ApplierSettings {
         application_name: "twinlog test".to_owned(),
         max_failed_rows: 100,
         retry_initial: Duration::from_secs(60),
@@ -54,36 +63,64 @@ impl Fixture {
         Self::with(sql, settings()).await
     }
 
-    pub(super) async fn with(sql: &str, settings: SinkSettings) -> Self {
+    pub(super) async fn with(sql: &str, settings: ApplierSettings) -> Self {
         let db = prepare(sql).await;
         let url = db.agent.database_url();
-        let sink = Sink::connect(&url, "slot", settings).await.unwrap();
-        assert!(sink.rights().session_replication_role);
-        Self {
-            db,
-            sink,
-            url,
-            next_lsn: 1,
-        }
+        Self::on(db, url, settings).await
     }
 
     /// As a role that may not set `session_replication_role`.
     pub(super) async fn without_replica_role(sql: &str) -> Self {
         let db = prepare(sql).await;
         let url = plain_role(&db).await;
-        let sink = Sink::connect(&url, "slot", settings()).await.unwrap();
-        assert!(!sink.rights().session_replication_role);
+        Self::on(db, url, settings()).await
+    }
+
+    async fn on(db: Databases, url: DatabaseUrl, settings: ApplierSettings) -> Self {
+        let applier = Applier::connect(&url, "slot", settings).await.unwrap();
         Self {
             db,
-            sink,
+            session: Some(Session::Idle(applier)),
             url,
             next_lsn: 1,
         }
     }
 
-    /// Another sink takes the first one's place.
+    /// Another applier takes the first one's place.
     pub(super) async fn reconnect(&mut self) {
-        self.sink = connect_soon(&self.url, "slot").await;
+        self.disconnect();
+        self.session = Some(Session::Idle(connect_soon(&self.url, "slot").await));
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.session = None;
+    }
+
+    /// The applier, between two transactions.
+    pub(super) fn applier(&mut self) -> &mut Applier {
+        match self.session.as_mut() {
+            Some(Session::Idle(applier)) => applier,
+            _ => panic!("no applier, or a transaction is open"),
+        }
+    }
+
+    /// The open transaction, begun where none is.
+    pub(super) fn transaction(&mut self) -> &mut Transaction {
+        let open = match self.session.take().expect("an applier") {
+            Session::Idle(applier) => applier.begin(),
+            Session::Open(transaction) => transaction,
+        };
+        match self.session.insert(Session::Open(open)) {
+            Session::Open(transaction) => transaction,
+            Session::Idle(_) => unreachable!(),
+        }
+    }
+
+    fn take_transaction(&mut self) -> Transaction {
+        match self.session.take().expect("an applier") {
+            Session::Idle(applier) => applier.begin(),
+            Session::Open(transaction) => transaction,
+        }
     }
 
     pub(super) fn agent(&self) -> &Client {
@@ -97,17 +134,22 @@ impl Fixture {
 
     pub(super) async fn resolve(&mut self, table: &str) -> Arc<Relation> {
         let description = self.describe(table).await;
-        self.sink.resolve(&description).await.unwrap()
+        match self.session.as_mut().expect("an applier") {
+            Session::Idle(applier) => applier.resolve(&description).await,
+            Session::Open(transaction) => transaction.resolve(&description).await,
+        }
+        .unwrap()
     }
 
     pub(super) async fn try_apply(&mut self, changes: Vec<Change>) -> Result<Applied, AgentError> {
-        self.next_lsn += 1;
-        self.sink
-            .apply(Segment {
-                items: changes.into_iter().map(Item::Change).collect(),
-                lsn: Lsn(self.next_lsn),
-            })
+        self.try_apply_items(changes.into_iter().map(Item::Change).collect())
             .await
+    }
+
+    pub(super) async fn try_apply_items(&mut self, items: Vec<Item>) -> Result<Applied, AgentError> {
+        self.next_lsn += 1;
+        let lsn = Lsn(self.next_lsn);
+        self.transaction().apply(Segment { items, lsn }).await
     }
 
     /// Applies and commits; the sum over the tables.
@@ -119,7 +161,20 @@ impl Fixture {
 
     pub(super) async fn commit(&mut self) {
         self.next_lsn += 1;
-        self.sink.commit(checkpoint(self.next_lsn)).await.unwrap();
+        self.try_commit(checkpoint(self.next_lsn)).await.unwrap();
+    }
+
+    /// Where it fails, the applier is gone.
+    pub(super) async fn try_commit(&mut self, checkpoint: Checkpoint) -> Result<Committed, AgentError> {
+        let (applier, committed) = self.take_transaction().commit(checkpoint).await?;
+        self.session = Some(Session::Idle(applier));
+        Ok(committed)
+    }
+
+    pub(super) async fn rollback(&mut self) -> Result<(), AgentError> {
+        let applier = self.take_transaction().rollback().await?;
+        self.session = Some(Session::Idle(applier));
+        Ok(())
     }
 
     /// A query's rows as text, in order.

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use twinlog::agent_db::{AgentError, Control, Item, Segment, Tally};
-use twinlog::lsn::Lsn;
+use twinlog::agent_db::{AgentError, Control, Item, Tally};
 use twinlog::retry::Disposition;
 
 use super::fixture::{Fixture, chunk, delete, insert, rekey, settings, truncate, update};
@@ -20,9 +19,11 @@ async fn a_refused_row_is_parked_and_its_neighbours_are_applied() {
     changes[17] = insert(&t, &["17", "100", "abc", "∅"]);
     changes[31] = insert(&t, &["31", "1", "abcd", "∅"]);
     changes[49] = insert(&t, &["49", "not a number", "abc", "∅"]);
-    let tally = fixture.apply(changes).await;
+    let applied = fixture.try_apply(changes).await.unwrap();
+    fixture.commit().await;
+    assert_eq!(applied.parked_now[&t.table], 3);
     assert_eq!(
-        tally,
+        applied.total(),
         Tally {
             received: 50,
             applied: 47,
@@ -45,7 +46,6 @@ async fn a_refused_row_is_parked_and_its_neighbours_are_applied() {
             .await,
         [r#"{"n": "100", "u": null, "v": "abc", "id": "17"} t_n_check 0/2"#]
     );
-    assert_eq!(fixture.sink.parked()[&t.table], 3);
 }
 
 #[tokio::test]
@@ -153,13 +153,14 @@ async fn a_heal_that_is_refused_waits_longer_and_harms_nobody() {
             .await[0],
         "3 1 22001 true"
     );
-    let tally = fixture
-        .apply(vec![
+    let applied = fixture
+        .try_apply(vec![
             chunk(insert(&t, &["1", "1", "a", "∅"])),
             chunk(insert(&t, &["2", "100", "a", "∅"])),
         ])
-        .await;
-    assert_eq!((tally.healed, fixture.sink.parked()[&t.table]), (1, 1));
+        .await
+        .unwrap();
+    assert_eq!((applied.total().healed, applied.parked_now[&t.table]), (1, 1));
 }
 
 #[tokio::test]
@@ -274,16 +275,12 @@ async fn a_truncate_forgets_the_tables_parked_rows() {
     let t = fixture.resolve("t").await;
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
     fixture
-        .sink
-        .apply(Segment {
-            items: vec![
-                Item::Change(insert(&t, &["2", "100", "a", "∅"])),
-                truncate(&[&t]),
-                Item::Change(insert(&t, &["3", "100", "a", "∅"])),
-                Item::Change(insert(&t, &["1", "1", "a", "∅"])),
-            ],
-            lsn: Lsn(9),
-        })
+        .try_apply_items(vec![
+            Item::Change(insert(&t, &["2", "100", "a", "∅"])),
+            truncate(&[&t]),
+            Item::Change(insert(&t, &["3", "100", "a", "∅"])),
+            Item::Change(insert(&t, &["1", "1", "a", "∅"])),
+        ])
         .await
         .unwrap();
     fixture.commit().await;
@@ -303,35 +300,29 @@ async fn a_rolled_back_transaction_parks_nothing() {
         ])
         .await
         .unwrap();
-    fixture.sink.rollback().await.unwrap();
-    assert_eq!(fixture.sink.parked()[&t.table], 1);
-    let tally = fixture
-        .apply(vec![
+    fixture.rollback().await.unwrap();
+    let applied = fixture
+        .try_apply(vec![
             insert(&t, &["2", "1", "a", "∅"]),
             update(&t, &["1", "1", "a", "∅"]),
         ])
-        .await;
-    assert_eq!((tally.applied, tally.parked), (1, 1));
+        .await
+        .unwrap();
+    fixture.commit().await;
+    let tally = applied.total();
+    assert_eq!((tally.applied, tally.parked, applied.parked_now[&t.table]), (1, 1, 1));
     assert_eq!(fixture.parked().await, [r#"["1"] upsert 23514 2"#]);
 }
 
 #[tokio::test]
-async fn a_new_sink_knows_what_is_parked() {
+async fn a_new_session_knows_what_is_parked() {
     let mut fixture = Fixture::new(TABLE).await;
     let t = fixture.resolve("t").await;
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
-    let Fixture { db, sink, .. } = fixture;
-    drop(sink);
-    let mut sink = super::session::connect_soon(&db.agent.database_url(), "slot").await;
-    let t = sink
-        .resolve(&super::fixture::describe(&db.agent, "t").await)
-        .await
-        .unwrap();
-    let applied = sink
-        .apply(Segment {
-            items: vec![Item::Change(update(&t, &["1", "=", "b", "="]))],
-            lsn: Lsn(3),
-        })
+    fixture.reconnect().await;
+    let t = fixture.resolve("t").await;
+    let applied = fixture
+        .try_apply(vec![update(&t, &["1", "=", "b", "="])])
         .await
         .unwrap();
     assert_eq!((applied.total().parked, applied.parked_now[&t.table]), (1, 1));
@@ -341,7 +332,7 @@ async fn a_new_sink_knows_what_is_parked() {
 async fn too_many_refused_rows_hold_the_table_and_lose_nothing() {
     let mut fixture = Fixture::with(
         TABLE,
-        twinlog::agent_db::SinkSettings {
+        twinlog::agent_db::ApplierSettings {
             max_failed_rows: 5,
             ..settings()
         },
@@ -355,10 +346,10 @@ async fn too_many_refused_rows_hold_the_table_and_lose_nothing() {
     assert!(matches!(error, AgentError::TooManyFailed { limit: 5, .. }), "{error}");
     assert_eq!(error.disposition(), Disposition::Systemic);
     assert!(matches!(
-        fixture.sink.commit(super::fixture::checkpoint(50)).await,
+        fixture.try_apply(vec![insert(&t, &["7", "1", "a", "∅"])]).await,
         Err(AgentError::Aborted)
     ));
-    fixture.sink.rollback().await.unwrap();
+    fixture.rollback().await.unwrap();
     assert!(fixture.parked().await.is_empty());
 }
 
@@ -384,7 +375,7 @@ async fn a_revoked_right_holds_and_never_parks() {
     let hint = error.hint().unwrap();
     let grant = &hint[hint.find("GRANT").unwrap()..=hint.find(';').unwrap()];
     fixture.agent().batch_execute(grant).await.unwrap();
-    fixture.sink.rollback().await.unwrap();
+    fixture.rollback().await.unwrap();
     let tally = fixture.apply(vec![insert(&t, &["2", "1", "a", "∅"])]).await;
     assert_eq!((tally.applied, tally.parked), (1, 0));
 }
@@ -404,7 +395,7 @@ async fn a_table_dropped_under_the_daemon_holds_and_never_parks() {
         .await
         .unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic);
-    fixture.sink.rollback().await.unwrap();
+    fixture.rollback().await.unwrap();
     fixture.agent().batch_execute("DROP TABLE t").await.unwrap();
     let error = fixture
         .try_apply(vec![insert(&t, &["2", "1", "a", "∅"])])
@@ -429,7 +420,7 @@ async fn a_column_added_under_the_daemon_that_nobody_fills_holds_and_never_parks
         .unwrap_err();
     assert!(matches!(error, AgentError::ColumnUnfilled { .. }), "{error}");
     // A NULL in a column of the stream is the row's own.
-    fixture.sink.rollback().await.unwrap();
+    fixture.rollback().await.unwrap();
     fixture
         .agent()
         .batch_execute("ALTER TABLE t DROP COLUMN must; ALTER TABLE t ALTER COLUMN n SET NOT NULL")

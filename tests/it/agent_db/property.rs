@@ -9,7 +9,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use twinlog::change::{Change, Relation};
 
-use super::fixture::{Fixture, chunk, delete, insert, rekey, update};
+use super::fixture::{Fixture, chunk, delete, insert, rekey, truncate, update};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -95,12 +95,8 @@ async fn histories(mut fixture: Fixture, parks: bool) {
     let strategy = prop::collection::vec((prop::collection::vec(step(), 1..12), any::<bool>()), 1..6);
     for _ in 0..HISTORIES {
         let history = strategy.new_tree(&mut runner).unwrap().current();
-        fixture
-            .agent()
-            .batch_execute("TRUNCATE t, twinlog.failed_rows")
-            .await
-            .unwrap();
-        fixture.sink.reload_parked().await.unwrap();
+        fixture.try_apply_items(vec![truncate(&[&t])]).await.unwrap();
+        fixture.commit().await;
         let mut site = Site::default();
         for (steps, commits) in &history {
             let changes: Vec<Change> = steps.iter().filter_map(|step| site.run(step, &t)).collect();

@@ -1,7 +1,6 @@
 //! Rows: what the stream says is what the table holds.
 
-use twinlog::agent_db::{AgentError, Item, Segment, Tally};
-use twinlog::lsn::Lsn;
+use twinlog::agent_db::{AgentError, Item, Tally};
 use twinlog::retry::Disposition;
 
 use super::fixture::{Fixture, chunk, delete, insert, rekey, row, truncate, update};
@@ -96,7 +95,7 @@ async fn a_changed_key_leaves_no_row_behind_and_keeps_columns_of_the_agents_own(
             .await;
     let mut description = fixture.describe("t").await;
     description.columns.truncate(2);
-    let t = fixture.sink.resolve(&description).await.unwrap();
+    let t = fixture.transaction().resolve(&description).await.unwrap();
     fixture
         .apply(vec![
             rekey(&t, &["1"], &["2", "b"]),
@@ -185,16 +184,12 @@ async fn a_truncate_keeps_its_place_in_the_stream() {
         fixture.resolve("p").await,
     );
     let applied = fixture
-        .sink
-        .apply(Segment {
-            items: vec![
-                Item::Change(insert(&t, &["2"])),
-                truncate(&[&t, &s, &p]),
-                Item::Change(insert(&t, &["3"])),
-                Item::Change(insert(&p, &["4"])),
-            ],
-            lsn: Lsn(1),
-        })
+        .try_apply_items(vec![
+            Item::Change(insert(&t, &["2"])),
+            truncate(&[&t, &s, &p]),
+            Item::Change(insert(&t, &["3"])),
+            Item::Change(insert(&p, &["4"])),
+        ])
         .await
         .unwrap();
     fixture.commit().await;
@@ -237,14 +232,7 @@ async fn a_truncate_of_a_table_that_others_refer_to_is_refused_loudly() {
     )
     .await;
     let t = fixture.resolve("t").await;
-    let error = fixture
-        .sink
-        .apply(Segment {
-            items: vec![truncate(&[&t])],
-            lsn: Lsn(1),
-        })
-        .await
-        .unwrap_err();
+    let error = fixture.try_apply_items(vec![truncate(&[&t])]).await.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic);
     assert!(error.hint().is_some_and(|hint| hint.contains("foreign key")), "{error}");
 }
@@ -285,7 +273,7 @@ async fn a_chunks_row_overwrites_only_what_differs() {
 async fn a_missing_base_in_a_table_that_is_being_copied_is_superseded() {
     let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text, b text)").await;
     let t = fixture.resolve("t").await;
-    fixture.sink.set_copying(&t.table, true);
+    fixture.transaction().set_copying(&t.table, true);
     let tally = fixture
         .apply(vec![
             update(&t, &["1", "x", "="]),
@@ -294,7 +282,7 @@ async fn a_missing_base_in_a_table_that_is_being_copied_is_superseded() {
         ])
         .await;
     assert_eq!((tally.superseded, tally.parked), (1, 1));
-    fixture.sink.set_copying(&t.table, false);
+    fixture.transaction().set_copying(&t.table, false);
     let tally = fixture.apply(vec![update(&t, &["4", "x", "="])]).await;
     assert_eq!((tally.superseded, tally.parked), (0, 1));
 }
@@ -321,7 +309,7 @@ async fn tables_of_keys_only_and_of_many_key_columns_are_matched() {
 
     let mut description = fixture.describe("\"We\"\"ird\"").await;
     description.table = twinlog::change::TableName::new("public", "We\"ird");
-    let weird = fixture.sink.resolve(&description).await.unwrap();
+    let weird = fixture.transaction().resolve(&description).await.unwrap();
     fixture
         .apply(vec![insert(&weird, &["00000000-0000-0000-0000-000000000001", "5"])])
         .await;
@@ -334,7 +322,7 @@ async fn columns_in_another_order_and_columns_of_the_agents_own_do_no_harm() {
         Fixture::new("CREATE TABLE t (note text DEFAULT 'ours', b text, id int PRIMARY KEY, a text)").await;
     let mut description = fixture.describe("t").await;
     description.columns = ["id", "a", "b"].map(std::sync::Arc::from).to_vec();
-    let t = fixture.sink.resolve(&description).await.unwrap();
+    let t = fixture.transaction().resolve(&description).await.unwrap();
     fixture.apply(vec![insert(&t, &["1", "A", "B"])]).await;
     assert_eq!(fixture.lines("SELECT t FROM t").await, ["(ours,B,1,A)"]);
 }
@@ -374,7 +362,11 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
         ("v", &["id"], "sync.tables"),
     ];
     for (table, names, expected) in cases {
-        let error: AgentError = fixture.sink.resolve(&describe(table, names)).await.unwrap_err();
+        let error: AgentError = fixture
+            .transaction()
+            .resolve(&describe(table, names))
+            .await
+            .unwrap_err();
         let hint = error.hint().unwrap_or_default();
         assert!(hint.contains(expected), "{table}: {error}: {hint}");
         assert_eq!(error.disposition(), Disposition::Systemic, "{error}");
@@ -383,7 +375,7 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
             Some(table)
         );
     }
-    // None of that has broken the sink.
+    // None of that has broken the session.
     let t = fixture.resolve("short").await;
     fixture.apply(vec![insert(&t, &["1"])]).await;
 }

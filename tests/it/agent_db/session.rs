@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use twinlog::agent_db::{AgentError, Control, CopyPhase, Item, Segment, Sink, TableProgress, TableState};
+use twinlog::agent_db::{AgentError, Applier, Control, CopyPhase, Item, Segment, TableProgress, TableState};
 use twinlog::config::{DatabaseUrl, SslMode};
 use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
 use twinlog::lsn::Lsn;
@@ -13,16 +13,16 @@ use twinlog::retry::Disposition;
 use super::fixture::{Fixture, checkpoint, describe, insert, key, lines, settings};
 use crate::harness::{Direction, Proxy, SOON, eventually};
 
-/// A sink, as soon as the lock of the one before is free.
-pub(super) async fn connect_soon(url: &DatabaseUrl, slot: &str) -> Sink {
-    eventually("the lock is free", SOON, || Sink::connect(url, slot, settings())).await
+/// An applier, as soon as the lock of the one before is free.
+pub(super) async fn connect_soon(url: &DatabaseUrl, slot: &str) -> Applier {
+    eventually("the lock is free", SOON, || Applier::connect(url, slot, settings())).await
 }
 
 #[tokio::test]
-async fn a_second_sink_on_the_slot_is_told_who_is_there() {
-    let fixture = Fixture::new("").await;
+async fn a_second_applier_on_the_slot_is_told_who_is_there() {
+    let mut fixture = Fixture::new("").await;
     let url = fixture.db.agent.database_url();
-    let error = Sink::connect(&url, "slot", settings()).await.unwrap_err();
+    let error = Applier::connect(&url, "slot", settings()).await.unwrap_err();
     let AgentError::Busy {
         holder: Some(holder), ..
     } = &error
@@ -38,13 +38,13 @@ async fn a_second_sink_on_the_slot_is_told_who_is_there() {
         [holder.pid.to_string()]
     );
     // Another slot is another matter.
-    Sink::connect(&url, "another", settings()).await.unwrap();
-    drop(fixture.sink);
+    Applier::connect(&url, "another", settings()).await.unwrap();
+    fixture.disconnect();
     connect_soon(&url, "slot").await;
 }
 
 #[tokio::test]
-async fn a_sink_that_has_lost_its_connection_cannot_commit() {
+async fn a_session_that_has_lost_its_connection_cannot_commit() {
     let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
     let t = fixture.resolve("t").await;
     fixture.apply(vec![insert(&t, &["1"])]).await;
@@ -55,9 +55,8 @@ async fn a_sink_that_has_lost_its_connection_cannot_commit() {
         .await
         .unwrap();
     let mut successor = connect_soon(&fixture.db.agent.database_url(), "slot").await;
-    let error = fixture.sink.commit(checkpoint(100)).await.unwrap_err();
+    let error = fixture.try_commit(checkpoint(100)).await.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Transient, "{error}");
-    assert!(fixture.sink.rollback().await.is_err());
     let stored = successor.durable_checkpoint().await.unwrap().unwrap();
     assert_eq!(stored.checkpoint, checkpoint(3));
     assert_eq!(fixture.lines("SELECT id FROM t").await, ["1"]);
@@ -70,10 +69,9 @@ async fn a_daemon_that_vanishes_in_the_middle_of_a_statement_frees_the_lock() {
     fixture.agent().batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
     let stuck = tokio::time::timeout(Duration::from_millis(200), fixture.try_apply(vec![insert(&t, &["1"])])).await;
     assert!(stuck.is_err());
-    let Fixture { db, sink, .. } = fixture;
-    drop(sink);
+    fixture.disconnect();
     // The table is still locked: nothing but the check of the connection can end the statement this soon.
-    connect_soon(&db.agent.database_url(), "slot").await;
+    connect_soon(&fixture.db.agent.database_url(), "slot").await;
 }
 
 #[tokio::test]
@@ -92,10 +90,10 @@ async fn a_huge_transaction_goes_through_many_segments_and_is_seen_at_once_or_no
         }
         assert_eq!(fixture.lines("SELECT count(*) FROM t").await, ["0"]);
         if round == 0 {
-            fixture.sink.rollback().await.unwrap();
+            fixture.rollback().await.unwrap();
         }
     }
-    let committed = fixture.sink.commit(checkpoint(1000)).await.unwrap();
+    let committed = fixture.try_commit(checkpoint(1000)).await.unwrap();
     assert!(committed.written);
     let total = committed.applied.total();
     assert_eq!((total.received, total.applied, total.parked), (1000, 995, 5));
@@ -111,38 +109,60 @@ async fn a_huge_transaction_goes_through_many_segments_and_is_seen_at_once_or_no
 async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
     let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
     let t = fixture.resolve("t").await;
-    assert_eq!(fixture.sink.durable_checkpoint().await.unwrap(), None);
-    fixture.sink.initialise_checkpoint(&checkpoint(10)).await.unwrap();
-    let stored = fixture.sink.durable_checkpoint().await.unwrap().unwrap();
+    assert_eq!(fixture.applier().durable_checkpoint().await.unwrap(), None);
+    fixture.applier().initialise_checkpoint(&checkpoint(10)).await.unwrap();
+    let stored = fixture.applier().durable_checkpoint().await.unwrap().unwrap();
     assert_eq!((&stored.checkpoint, &stored.gap), (&checkpoint(10), &None));
 
     fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
-    let error = fixture.sink.commit(checkpoint(9)).await.unwrap_err();
+    let error = fixture.try_commit(checkpoint(9)).await.unwrap_err();
     assert!(matches!(error, AgentError::Backwards { .. }));
+    fixture.reconnect().await;
+    let stored = fixture.applier().durable_checkpoint().await.unwrap().unwrap();
+    assert_eq!(stored.checkpoint, checkpoint(10));
     let mut elsewhere = checkpoint(12);
     elsewhere.identity.system_identifier = "7300000000000000002".into();
-    let error = fixture.sink.commit(elsewhere).await.unwrap_err();
+    fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
+    let error = fixture.try_commit(elsewhere).await.unwrap_err();
     assert!(matches!(error, AgentError::AnotherSource));
+    fixture.reconnect().await;
+    assert!(fixture.lines("SELECT id FROM t").await.is_empty());
+    fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
     let mut at = checkpoint(11);
     at.source_commit_at = Some(time::macros::datetime!(2026-11-21 06:00:00.123456 UTC));
-    let committed = fixture.sink.commit(at.clone()).await.unwrap();
+    let committed = fixture.try_commit(at.clone()).await.unwrap();
     assert!(committed.written && committed.end_lsn == Lsn(11));
     // Idle: nothing to write twice, but a new position is written.
-    assert!(!fixture.sink.commit(at.clone()).await.unwrap().written);
+    assert!(!fixture.try_commit(at.clone()).await.unwrap().written);
     at.end_lsn = Lsn(0x16_B374_D848);
-    assert!(fixture.sink.commit(at.clone()).await.unwrap().written);
-    assert_eq!(fixture.sink.durable_checkpoint().await.unwrap().unwrap().checkpoint, at);
+    assert!(fixture.try_commit(at.clone()).await.unwrap().written);
+    assert_eq!(
+        fixture
+            .applier()
+            .durable_checkpoint()
+            .await
+            .unwrap()
+            .unwrap()
+            .checkpoint,
+        at
+    );
     // An idle stream moves on without a commit: when the last one was stays known.
     let mut idle = at.clone();
     (idle.end_lsn, idle.source_commit_at) = (Lsn(0x16_B374_D849), None);
-    assert!(fixture.sink.commit(idle).await.unwrap().written);
-    let stored = fixture.sink.durable_checkpoint().await.unwrap().unwrap().checkpoint;
+    assert!(fixture.try_commit(idle).await.unwrap().written);
+    let stored = fixture
+        .applier()
+        .durable_checkpoint()
+        .await
+        .unwrap()
+        .unwrap()
+        .checkpoint;
     assert_eq!(
         (stored.end_lsn, stored.source_commit_at),
         (Lsn(0x16_B374_D849), at.source_commit_at)
     );
     at.end_lsn = Lsn(0x16_B374_D900);
-    fixture.sink.commit(at).await.unwrap();
+    fixture.try_commit(at).await.unwrap();
     assert_eq!(
         fixture.lines("SELECT end_lsn FROM twinlog.checkpoint").await,
         ["16/B374D900"]
@@ -152,15 +172,15 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
 #[tokio::test]
 async fn a_gap_stays_until_it_is_cleared() {
     let mut fixture = Fixture::new("").await;
-    fixture.sink.initialise_checkpoint(&checkpoint(10)).await.unwrap();
-    fixture.sink.set_gap("the slot was recreated").await.unwrap();
-    fixture.sink.set_gap("something else").await.unwrap();
-    fixture.sink.commit(checkpoint(11)).await.unwrap();
-    fixture.sink.initialise_checkpoint(&checkpoint(5)).await.unwrap();
-    let stored = fixture.sink.durable_checkpoint().await.unwrap().unwrap();
+    fixture.applier().initialise_checkpoint(&checkpoint(10)).await.unwrap();
+    fixture.applier().set_gap("the slot was recreated").await.unwrap();
+    fixture.applier().set_gap("something else").await.unwrap();
+    fixture.try_commit(checkpoint(11)).await.unwrap();
+    fixture.applier().initialise_checkpoint(&checkpoint(5)).await.unwrap();
+    let stored = fixture.applier().durable_checkpoint().await.unwrap().unwrap();
     assert_eq!(stored.gap.unwrap().reason, "the slot was recreated");
-    fixture.sink.clear_gap().await.unwrap();
-    assert_eq!(fixture.sink.durable_checkpoint().await.unwrap().unwrap().gap, None);
+    fixture.applier().clear_gap().await.unwrap();
+    assert_eq!(fixture.applier().durable_checkpoint().await.unwrap().unwrap().gap, None);
 }
 
 #[tokio::test]
@@ -207,15 +227,21 @@ async fn a_call_that_was_dropped_half_way_must_be_rolled_back() {
     assert!(stuck.is_err());
     fixture.agent().batch_execute("ROLLBACK").await.unwrap();
     assert!(matches!(
-        fixture.sink.commit(checkpoint(5)).await,
-        Err(AgentError::Aborted)
-    ));
-    assert!(matches!(
         fixture.try_apply(vec![insert(&t, &["1"])]).await,
         Err(AgentError::Aborted)
     ));
-    fixture.sink.rollback().await.unwrap();
+    fixture.rollback().await.unwrap();
     fixture.apply(vec![insert(&t, &["2"])]).await;
+    assert_eq!(fixture.lines("SELECT id FROM t").await, ["2"]);
+    // Nor is it ever committed.
+    fixture.agent().batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+    let stuck = tokio::time::timeout(Duration::from_millis(200), fixture.try_apply(vec![insert(&t, &["3"])])).await;
+    assert!(stuck.is_err());
+    fixture.agent().batch_execute("ROLLBACK").await.unwrap();
+    assert!(matches!(
+        fixture.try_commit(checkpoint(50)).await,
+        Err(AgentError::Aborted)
+    ));
     assert_eq!(fixture.lines("SELECT id FROM t").await, ["2"]);
 }
 
@@ -224,25 +250,25 @@ async fn a_commit_whose_answer_is_lost_is_unknown_and_its_checkpoint_tells() {
     let fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
     let proxy = Proxy::start(fixture.db.agent.cluster.port()).await;
     let through: DatabaseUrl = fixture.db.agent.url_through(proxy.port()).parse().unwrap();
-    let mut sink = Sink::connect(&through, "other", settings()).await.unwrap();
-    let t = sink.resolve(&describe(&fixture.db.agent, "t").await).await.unwrap();
-    sink.apply(Segment {
-        items: vec![Item::Change(insert(&t, &["1"]))],
-        lsn: Lsn(1),
-    })
-    .await
-    .unwrap();
+    let mut applier = Applier::connect(&through, "other", settings()).await.unwrap();
+    let t = applier.resolve(&describe(&fixture.db.agent, "t").await).await.unwrap();
+    let mut transaction = applier.begin();
+    transaction
+        .apply(Segment {
+            items: vec![Item::Change(insert(&t, &["1"]))],
+            lsn: Lsn(1),
+        })
+        .await
+        .unwrap();
     proxy.hold(Direction::ToClient);
     let mut at = checkpoint(7);
     at.identity.slot = "other".into();
-    let unanswered = tokio::time::timeout(Duration::from_millis(300), sink.commit(at.clone())).await;
+    let unanswered = tokio::time::timeout(Duration::from_millis(300), transaction.commit(at.clone())).await;
+    // The transaction and its session are gone with the commit: nothing can be done but to look.
     assert!(unanswered.is_err());
-    assert!(matches!(sink.rollback().await, Err(AgentError::CommitUnknown)));
-    assert!(matches!(sink.commit(at.clone()).await, Err(AgentError::CommitUnknown)));
-    drop(sink);
     drop(proxy);
-    let mut sink = connect_soon(&fixture.db.agent.database_url(), "other").await;
-    assert_eq!(sink.durable_checkpoint().await.unwrap().unwrap().checkpoint, at);
+    let mut applier = connect_soon(&fixture.db.agent.database_url(), "other").await;
+    assert_eq!(applier.durable_checkpoint().await.unwrap().unwrap().checkpoint, at);
     assert_eq!(fixture.lines("SELECT id FROM t").await, ["1"]);
 }
 
@@ -262,22 +288,14 @@ async fn a_copys_progress_is_committed_with_its_rows() {
     progress.copied_at_lsn = Some(Lsn(77));
     progress.started_at = Some(time::macros::datetime!(2026-11-21 06:00 UTC));
     fixture
-        .sink
-        .apply(Segment {
-            items: vec![
-                Item::Change(super::fixture::chunk(insert(&t, &["1"]))),
-                Item::CopyProgress(progress.clone()),
-                Item::Filtered {
-                    relation: std::sync::Arc::clone(&t),
-                    count: 4,
-                },
-                Item::Superseded {
-                    relation: std::sync::Arc::clone(&t),
-                    count: 2,
-                },
-            ],
-            lsn: Lsn(1),
-        })
+        .try_apply_items(vec![
+            Item::Change(super::fixture::chunk(insert(&t, &["1"]))),
+            Item::CopyProgress(progress.clone()),
+            Item::Filtered {
+                relation: std::sync::Arc::clone(&t),
+                count: 4,
+            },
+        ])
         .await
         .unwrap();
     assert_eq!(control.tables().await.unwrap(), [TableProgress::new(t.table.clone())]);
@@ -285,9 +303,9 @@ async fn a_copys_progress_is_committed_with_its_rows() {
     assert_eq!(control.tables().await.unwrap(), [progress]);
     assert_eq!(
         fixture
-            .lines("SELECT received || ' ' || filtered || ' ' || superseded || ' ' || copied FROM twinlog.accounting")
+            .lines("SELECT received || ' ' || filtered || ' ' || copied FROM twinlog.accounting")
             .await,
-        ["6 4 2 1"]
+        ["4 4 1"]
     );
 }
 
@@ -323,7 +341,7 @@ async fn a_command_wakes_the_daemon_and_tells_how_it_went() {
 #[tokio::test]
 async fn a_database_without_the_schema_says_what_to_run() {
     let db = crate::harness::databases().await;
-    let error = Sink::connect(&db.agent.database_url(), "slot", settings())
+    let error = Applier::connect(&db.agent.database_url(), "slot", settings())
         .await
         .unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic);

@@ -326,7 +326,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         38,
         "a position committed over a row that is nowhere",
         Tests(&[
-            "agent_db::session::a_sink_that_has_lost_its_connection_cannot_commit",
+            "agent_db::session::a_session_that_has_lost_its_connection_cannot_commit",
             "agent_db::session::a_commit_whose_answer_is_lost_is_unknown_and_its_checkpoint_tells",
             "sync::kills::a_daemon_that_is_killed_again_and_again_loses_and_repeats_nothing",
         ]),

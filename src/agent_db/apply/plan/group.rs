@@ -1,22 +1,41 @@
-//! Rows that one statement writes: out of a round, or cut from the stream in its exact order.
+//! Rows that one statement writes: taken from a plan, or one change exactly as it came.
 
 use std::sync::Arc;
 
-use ahash::AHashSet;
-
-use super::{Image, TableRound, image, moved};
-use crate::agent_db::apply::sql::Kind;
+use super::image::{Image, image, moved};
+use super::write_plan::TablePlan;
+use crate::agent_db::apply::sql::StatementKind;
 use crate::change::{Change, ColumnValue, Key, Origin, Relation, Row};
 
 /// One row of a [`Group`].
 #[derive(Debug, Clone, Copy)]
-pub(in crate::agent_db::apply) struct Line<'e> {
-    /// The change by which the result is counted, or parked.
+pub(in crate::agent_db::apply) struct RowWrite<'e> {
+    /// The change by which the result is counted, or which is parked.
     pub change: &'e Change,
     /// The key to find the row by: the old one for a move.
     pub key: &'e Key,
     /// The image to write; `None` for a delete.
     pub row: Option<&'e Row>,
+}
+
+/// Why rows are written: decides how they are counted, and what a refusal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::agent_db::apply) enum Purpose {
+    /// The stream brought them: each is accounted for, and parked when it is refused.
+    Stream,
+    /// A copy or a resync read them: they are counted as copied, and parked when they are refused.
+    Chunk,
+    /// They were read because their keys are parked: success heals the keys, a refusal moves the next attempt away.
+    Heal,
+}
+
+impl Purpose {
+    const fn of(origin: Origin) -> Self {
+        match origin {
+            Origin::Stream => Self::Stream,
+            Origin::Chunk => Self::Chunk,
+        }
+    }
 }
 
 /// Rows of one table that one statement writes. Their keys are distinct.
@@ -25,26 +44,24 @@ pub(in crate::agent_db::apply) struct Group<'e> {
     /// The table.
     pub relation: &'e Arc<Relation>,
     /// The statement.
-    pub kind: Kind,
-    /// Whether the rows come from a chunk.
-    pub origin: Origin,
-    /// Whether the keys are parked, so that success heals them.
-    pub heal: bool,
-    /// The rows.
-    pub lines: Vec<Line<'e>>,
+    pub kind: StatementKind,
+    /// Why the rows are written.
+    pub purpose: Purpose,
+    /// The rows, never none.
+    pub rows: Vec<RowWrite<'e>>,
 }
 
 /// The statement and the row for an image.
-fn kind_of<'e>(image: Image<'e>, origin: Origin) -> (Kind, Option<&'e Row>) {
+fn kind_of(image: Image<'_>, origin: Origin) -> (StatementKind, Option<&Row>) {
     match image {
         Image::Upsert(row) => (
-            Kind::Upsert {
+            StatementKind::Upsert {
                 only_if_different: origin == Origin::Chunk,
             },
             Some(row),
         ),
-        Image::Partial(row) => (Kind::Partial { present: present(row) }, Some(row)),
-        Image::Delete => (Kind::Delete, None),
+        Image::Partial(row) => (StatementKind::Partial { present: present(row) }, Some(row)),
+        Image::Delete => (StatementKind::Delete, None),
     }
 }
 
@@ -53,10 +70,10 @@ fn present(row: &Row) -> Box<[bool]> {
 }
 
 impl<'e> Group<'e> {
-    /// A change alone, exactly as it came.
+    /// A change alone, exactly as it came. `heal`: it comes from a chunk and its key is parked.
     pub(in crate::agent_db::apply) fn of_one(change: &'e Change, heal: bool) -> Self {
         let (kind, key, row) = match moved(change) {
-            Some((old, row)) => (Kind::Move { present: present(row) }, old, Some(row)),
+            Some((old, row)) => (StatementKind::Move { present: present(row) }, old, Some(row)),
             None => {
                 let (kind, row) = kind_of(image(&change.operation), change.origin);
                 (kind, &change.key, row)
@@ -65,57 +82,54 @@ impl<'e> Group<'e> {
         Self {
             relation: &change.relation,
             kind,
-            origin: change.origin,
-            heal,
-            lines: vec![Line { change, key, row }],
+            purpose: if heal {
+                Purpose::Heal
+            } else {
+                Purpose::of(change.origin)
+            },
+            rows: vec![RowWrite { change, key, row }],
         }
     }
 
-    /// The statements of the moves of a table's round.
-    pub(in crate::agent_db::apply) fn of_moves(table: &TableRound<'e>) -> Vec<Self> {
-        let mut groups: Vec<Self> = Vec::new();
-        for &change in &table.moves {
-            join(&mut groups, Self::of_one(change, false));
-        }
-        groups
+    /// The statements for the moves of a table's plan.
+    pub(in crate::agent_db::apply) fn of_moves(table: &TablePlan<'e>) -> Vec<Self> {
+        joined(table.moves.iter().map(|&change| Self::of_one(change, false)))
     }
 
-    /// The statements of the heals of a table's round.
-    pub(in crate::agent_db::apply) fn of_heals(table: &TableRound<'e>) -> Vec<Self> {
-        let mut groups: Vec<Self> = Vec::new();
-        for &change in &table.heals {
-            join(&mut groups, Self::of_one(change, true));
-        }
-        groups
+    /// The statements for the heals of a table's plan.
+    pub(in crate::agent_db::apply) fn of_heals(table: &TablePlan<'e>) -> Vec<Self> {
+        joined(table.heals.iter().map(|&change| Self::of_one(change, true)))
     }
 
-    /// The statements of the rows of a table's round. `may_copy`: rows of this origin that should be new may go by COPY.
+    /// The statements for the rows of a table's plan. `may_copy`: rows of this origin that should be new may go by COPY.
     pub(in crate::agent_db::apply) fn of_rows(
-        table: &'e TableRound<'_>,
+        table: &'e TablePlan<'_>,
         may_copy: impl Fn(Origin) -> bool,
     ) -> Vec<Self> {
         /// A COPY costs one more round trip, about 100 µs, and saves about 2 µs a row.
         const FEWEST_TO_COPY: usize = 64;
-        let new_rows = |origin| {
-            let news = table
+        let copies = |origin| {
+            let new = table
                 .rows
                 .values()
-                .filter(|entry| entry.is_new && entry.last.origin == origin);
-            may_copy(origin) && news.take(FEWEST_TO_COPY).count() == FEWEST_TO_COPY
+                .filter(|changes| changes.is_new && changes.last.origin == origin);
+            may_copy(origin) && new.take(FEWEST_TO_COPY).count() == FEWEST_TO_COPY
         };
-        let (copy_stream, copy_chunk) = (new_rows(Origin::Stream), new_rows(Origin::Chunk));
+        let (stream_copies, chunk_copies) = (copies(Origin::Stream), copies(Origin::Chunk));
         let mut groups: Vec<Self> = Vec::new();
-        for (&key, entry) in &table.rows {
-            let (mut kind, row) = kind_of(entry.image(), entry.last.origin);
-            let copies = match entry.last.origin {
-                Origin::Stream => copy_stream,
-                Origin::Chunk => copy_chunk,
+        for (&key, changes) in &table.rows {
+            let origin = changes.last.origin;
+            let (mut kind, row) = kind_of(changes.image(), origin);
+            let copies = match origin {
+                Origin::Stream => stream_copies,
+                Origin::Chunk => chunk_copies,
             };
-            if copies && entry.is_new && matches!(kind, Kind::Upsert { .. }) {
-                kind = Kind::Copy;
+            if copies && changes.is_new && matches!(kind, StatementKind::Upsert { .. }) {
+                kind = StatementKind::Copy;
             }
-            let line = Line {
-                change: entry.last,
+            let purpose = Purpose::of(origin);
+            let write = RowWrite {
+                change: changes.last,
                 key,
                 row,
             };
@@ -123,15 +137,14 @@ impl<'e> Group<'e> {
             match groups
                 .iter_mut()
                 .rev()
-                .find(|group| group.origin == entry.last.origin && group.kind == kind)
+                .find(|group| group.purpose == purpose && group.kind == kind)
             {
-                Some(group) => group.lines.push(line),
+                Some(group) => group.rows.push(write),
                 None => groups.push(Self {
                     relation: table.relation,
                     kind,
-                    origin: entry.last.origin,
-                    heal: false,
-                    lines: vec![line],
+                    purpose,
+                    rows: vec![write],
                 }),
             }
         }
@@ -139,115 +152,81 @@ impl<'e> Group<'e> {
     }
 
     /// Whether another group's rows may join this one's statement.
-    fn is_like(&self, other: &Self) -> bool {
-        Arc::ptr_eq(self.relation, other.relation)
-            && self.origin == other.origin
-            && self.heal == other.heal
-            && self.kind == other.kind
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.relation, other.relation) && self.purpose == other.purpose && self.kind == other.kind
     }
 
     /// Both halves, in order.
     pub(in crate::agent_db::apply) fn halves(mut self) -> (Self, Self) {
-        let second = self.lines.split_off(self.lines.len() / 2);
+        let second = self.rows.split_off(self.rows.len() / 2);
         let second = Self {
             relation: self.relation,
             kind: self.kind.clone(),
-            origin: self.origin,
-            heal: self.heal,
-            lines: second,
+            purpose: self.purpose,
+            rows: second,
         };
         (self, second)
     }
 
-    /// Of moved rows, those whose full image is known, to be inserted under their new keys.
-    pub(in crate::agent_db::apply) fn as_upserts(&self, lines: &[Line<'e>]) -> Option<Self> {
-        let lines: Vec<Line<'e>> = lines
-            .iter()
-            .filter(|line| line.row.is_some_and(Row::is_full))
-            .map(|line| Line {
-                key: &line.change.key,
-                ..*line
-            })
-            .collect();
-        (!lines.is_empty()).then_some(Self {
-            kind: Kind::Upsert {
-                only_if_different: false,
-            },
-            lines,
-            ..*self
+    /// Of these moved rows, the ones whose full image is known, to be inserted under their new keys.
+    pub(in crate::agent_db::apply) fn as_upserts(&self, moved: &[RowWrite<'e>]) -> Option<Self> {
+        let kind = StatementKind::Upsert {
+            only_if_different: false,
+        };
+        self.of_full_images(moved, kind, |write| RowWrite {
+            key: &write.change.key,
+            ..write
         })
     }
 
-    /// Of moved rows, those whose full image is known, to be deleted under their old keys.
-    pub(in crate::agent_db::apply) fn as_deletes(&self, lines: &[Line<'e>]) -> Option<Self> {
-        let lines: Vec<Line<'e>> = lines
+    /// Of these moved rows, the ones whose full image is known, to be deleted under their old keys.
+    pub(in crate::agent_db::apply) fn as_deletes(&self, moved: &[RowWrite<'e>]) -> Option<Self> {
+        self.of_full_images(moved, StatementKind::Delete, |write| RowWrite { row: None, ..write })
+    }
+
+    fn of_full_images(
+        &self,
+        moved: &[RowWrite<'e>],
+        kind: StatementKind,
+        as_write: impl Fn(RowWrite<'e>) -> RowWrite<'e>,
+    ) -> Option<Self> {
+        let rows: Vec<RowWrite<'e>> = moved
             .iter()
-            .filter(|line| line.row.is_some_and(Row::is_full))
-            .map(|line| Line { row: None, ..*line })
+            .filter(|write| write.row.is_some_and(Row::is_full))
+            .map(|write| as_write(*write))
             .collect();
-        (!lines.is_empty()).then_some(Self {
-            kind: Kind::Delete,
-            lines,
-            ..*self
+        (!rows.is_empty()).then_some(Self {
+            relation: self.relation,
+            kind,
+            purpose: self.purpose,
+            rows,
         })
     }
 
-    /// Whether this goes by COPY, which is refused as a whole and after which no other statement is in flight.
+    /// Whether this goes by COPY. It is refused as a whole, and no statement may be sent behind it before its answer.
     pub(in crate::agent_db::apply) fn copies(&self) -> bool {
-        self.kind == Kind::Copy
+        self.kind == StatementKind::Copy
+    }
+
+    /// Whether this moves rows to other keys.
+    pub(in crate::agent_db::apply) const fn moves(&self) -> bool {
+        matches!(self.kind, StatementKind::Move { .. })
     }
 
     /// Whether this removes rows: what must come first for unique indexes, and last for foreign keys.
     pub(in crate::agent_db::apply) fn deletes(&self) -> bool {
-        self.kind == Kind::Delete
+        self.kind == StatementKind::Delete
     }
 }
 
-fn join<'e>(groups: &mut Vec<Group<'e>>, one: Group<'e>) {
-    match groups.iter_mut().rev().find(|group| group.is_like(&one)) {
-        Some(group) => group.lines.extend(one.lines),
-        None => groups.push(one),
-    }
-}
-
-/// Changes in exact stream order, cut into runs that one statement can write: neighbours of one table and kind whose
-/// keys are distinct.
-#[derive(Debug, Default)]
-pub(in crate::agent_db::apply) struct Run<'a> {
-    group: Option<Group<'a>>,
-    keys: AHashSet<&'a Key>,
-}
-
-impl<'a> Run<'a> {
-    /// Takes the change, or gives back what must be written before it can be taken.
-    pub(in crate::agent_db::apply) fn offer(&mut self, change: &'a Change, heal: bool) -> Option<Group<'a>> {
-        let one = Group::of_one(change, heal);
-        let old = moved(change).map(|(old, _)| old);
-        if let Some(group) = &mut self.group {
-            let is_known = self.keys.contains(&change.key) || old.is_some_and(|old| self.keys.contains(old));
-            if is_known || !group.is_like(&one) {
-                return self.take();
-            }
-            group.lines.extend(one.lines);
-        } else {
-            self.group = Some(one);
+/// Joins groups that one statement can write.
+fn joined<'e>(ones: impl Iterator<Item = Group<'e>>) -> Vec<Group<'e>> {
+    let mut groups: Vec<Group<'e>> = Vec::new();
+    for one in ones {
+        match groups.iter_mut().rev().find(|group| group.is_like(&one)) {
+            Some(group) => group.rows.extend(one.rows),
+            None => groups.push(one),
         }
-        self.keys.insert(&change.key);
-        self.keys.extend(old);
-        None
     }
-
-    /// Whether the run is about to heal a key of the change.
-    pub(in crate::agent_db::apply) fn is_healing(&self, change: &Change) -> bool {
-        self.group
-            .as_ref()
-            .is_some_and(|group| group.heal && group.relation.table == change.relation.table)
-            && (self.keys.contains(&change.key) || moved(change).is_some_and(|(old, _)| self.keys.contains(old)))
-    }
-
-    /// What is left to be written.
-    pub(in crate::agent_db::apply) fn take(&mut self) -> Option<Group<'a>> {
-        self.keys.clear();
-        self.group.take()
-    }
+    groups
 }

@@ -1,13 +1,15 @@
 //! Planned and applied is the same as one by one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use ahash::AHashSet;
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::agent_db::apply::sql::Kind;
-use crate::change::{ColumnValue, Origin, RelationId, TableName, overlay};
+use crate::agent_db::apply::sql::StatementKind;
+use crate::change::{Change, ColumnValue, Key, Operation, Origin, Relation, RelationId, Row, TableName, overlay};
 
 type Table = BTreeMap<Key, Row>;
 
@@ -65,39 +67,39 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 /// What the database would hold after a statement on one row: partial updates and moves of missing rows touch
-/// nothing (the sink parks the former and inserts full images of the latter).
-fn write(table: &mut Table, line: &Line<'_>, kind: &Kind) {
+/// nothing (the writer parks the former and inserts full images of the latter).
+fn apply(table: &mut Table, write: &RowWrite<'_>, kind: &StatementKind) {
     match kind {
-        Kind::Copy | Kind::Upsert { .. } => {
-            table.insert(line.change.key.clone(), line.row.unwrap().clone());
+        StatementKind::Copy | StatementKind::Upsert { .. } => {
+            table.insert(write.change.key.clone(), write.row.unwrap().clone());
         }
-        Kind::Delete => {
-            table.remove(line.key);
+        StatementKind::Delete => {
+            table.remove(write.key);
         }
-        Kind::Partial { .. } => {
-            if let Some(base) = table.get_mut(line.key) {
-                overlay(base, line.row.unwrap().clone());
+        StatementKind::Partial { .. } => {
+            if let Some(base) = table.get_mut(write.key) {
+                overlay(base, write.row.unwrap().clone());
             }
         }
-        Kind::Move { .. } => {
-            if let Some(mut base) = table.remove(line.key) {
-                overlay(&mut base, line.row.unwrap().clone());
-                table.insert(line.change.key.clone(), base);
-            } else if line.row.unwrap().is_full() {
-                table.insert(line.change.key.clone(), line.row.unwrap().clone());
+        StatementKind::Move { .. } => {
+            if let Some(mut base) = table.remove(write.key) {
+                overlay(&mut base, write.row.unwrap().clone());
+                table.insert(write.change.key.clone(), base);
+            } else if write.row.unwrap().is_full() {
+                table.insert(write.change.key.clone(), write.row.unwrap().clone());
             }
         }
     }
 }
 
-fn write_round(table: &mut Table, round: &Round<'_>) {
-    for part in &round.tables {
+fn write_plan(table: &mut Table, plan: &WritePlan<'_>) {
+    for part in &plan.tables {
         for group in Group::of_moves(part).iter().chain(&Group::of_rows(part, |_| true)) {
-            let keys: AHashSet<_> = group.lines.iter().map(|line| line.key).collect();
-            assert_eq!(keys.len(), group.lines.len(), "a key twice in one statement");
+            let keys: AHashSet<_> = group.rows.iter().map(|write| write.key).collect();
+            assert_eq!(keys.len(), group.rows.len(), "a key twice in one statement");
             // Backwards: the order within a statement must not matter.
-            for line in group.lines.iter().rev() {
-                write(table, line, &group.kind);
+            for write in group.rows.iter().rev() {
+                apply(table, write, &group.kind);
             }
         }
     }
@@ -113,24 +115,24 @@ proptest! {
         let (mut one_by_one, mut planned, mut runs) = (start.clone(), start.clone(), start);
         for change in &changes {
             let group = Group::of_one(change, false);
-            write(&mut one_by_one, &group.lines[0], &group.kind);
+            apply(&mut one_by_one, &group.rows[0], &group.kind);
         }
 
-        let mut round = Round::default();
+        let mut plan = WritePlan::default();
         for change in &changes {
-            while matches!(round.offer(change, false), Offer::WriteFirst) {
-                let part = round.take(&change.relation);
+            while matches!(plan.offer(change, false), Offer::WriteFirst) {
+                let part = plan.take(&change.relation);
                 prop_assert!(!part.tables.is_empty());
-                write_round(&mut planned, &part);
+                write_plan(&mut planned, &part);
             }
         }
-        write_round(&mut planned, &round);
+        write_plan(&mut planned, &plan);
         prop_assert_eq!(&planned, &one_by_one);
 
-        let mut run = Run::default();
+        let mut run = OrderedRun::default();
         let mut write_group = |group: Group<'_>| {
-            for line in &group.lines {
-                write(&mut runs, line, &group.kind);
+            for write in &group.rows {
+                apply(&mut runs, write, &group.kind);
             }
         };
         for change in &changes {
@@ -146,7 +148,7 @@ proptest! {
 }
 
 #[test]
-fn each_change_is_in_the_round_or_reported_as_folded() {
+fn each_change_is_in_the_plan_or_reported_as_folded() {
     let relation = relation();
     let changes: Vec<Change> = (0..10_u8)
         .map(|index| Change {
@@ -156,13 +158,13 @@ fn each_change_is_in_the_round_or_reported_as_folded() {
             origin: Origin::Stream,
         })
         .collect();
-    let mut round = Round::default();
+    let mut plan = WritePlan::default();
     let folded = changes
         .iter()
-        .filter(|change| matches!(round.offer(change, false), Offer::Folded(_)))
+        .filter(|change| matches!(plan.offer(change, false), Offer::Folded(_)))
         .count();
-    let groups = Group::of_rows(&round.tables[0], |_| true);
-    assert_eq!((folded, groups.len(), groups[0].lines.len()), (7, 1, 3));
+    let groups = Group::of_rows(&plan.tables[0], |_| true);
+    assert_eq!((folded, groups.len(), groups[0].rows.len()), (7, 1, 3));
 }
 
 #[test]
@@ -175,9 +177,9 @@ fn a_change_of_a_key_being_healed_waits_for_the_outcome() {
         origin,
     };
     let (heal, later) = (change(Origin::Chunk), change(Origin::Stream));
-    let mut round = Round::default();
-    assert!(matches!(round.offer(&heal, true), Offer::Taken));
-    assert!(matches!(round.offer(&later, false), Offer::WriteFirst));
-    assert_eq!(Group::of_heals(&round.take(&relation).tables[0]).len(), 1);
-    assert!(matches!(round.offer(&later, false), Offer::Taken));
+    let mut plan = WritePlan::default();
+    assert!(matches!(plan.offer(&heal, true), Offer::Taken));
+    assert!(matches!(plan.offer(&later, false), Offer::WriteFirst));
+    assert_eq!(Group::of_heals(&plan.take(&relation).tables[0]).len(), 1);
+    assert!(matches!(plan.offer(&later, false), Offer::Taken));
 }

@@ -10,7 +10,7 @@ use crate::agent_db::catalog::{Column, Target};
 
 /// What a statement does to rows of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(in crate::agent_db::apply) enum StatementKind {
     /// Insert full images that nothing is known to be in the way of, by `COPY`: the cheapest way by far, and refused as a
     /// whole where one key is there already.
     Copy,
@@ -35,36 +35,36 @@ pub(super) enum Kind {
 
 /// What a statement's parameter is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Parameter {
+pub(in crate::agent_db::apply) enum Parameter {
     /// A column of the row images.
     Column(usize),
     /// A part of the rows' keys (the old ones for a move).
     KeyPart(usize),
 }
 
-/// A statement and what its parameters are, in order.
+/// A statement's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Text {
-    /// The SQL.
+pub(in crate::agent_db::apply) struct StatementText {
+    /// With `$1`, `$2`, … for the parameters.
     pub sql: String,
-    /// The parameters.
+    /// What each parameter is made of, in order.
     pub parameters: Vec<Parameter>,
 }
 
 /// The statement of a kind for a table.
-pub(super) fn statement(target: &Target, kind: &Kind) -> Text {
+pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKind) -> StatementText {
     match kind {
-        Kind::Copy => copy(target),
-        Kind::Upsert { only_if_different } => upsert(target, *only_if_different),
-        Kind::Partial { present } => update(target, present, false),
-        Kind::Move { present } => update(target, present, true),
-        Kind::Delete => delete(target),
+        StatementKind::Copy => copy(target),
+        StatementKind::Upsert { only_if_different } => upsert(target, *only_if_different),
+        StatementKind::Partial { present } => update(target, present, KeyUpdate::Keeps),
+        StatementKind::Move { present } => update(target, present, KeyUpdate::Moves),
+        StatementKind::Delete => delete(target),
     }
 }
 
 /// `TRUNCATE` of several tables. `ONLY`, as the stream names each table that was reached; a partitioned table has no
 /// rows of its own and takes its partitions with it. Never cascades.
-pub(super) fn truncate(targets: &[&Target], restart_identity: bool) -> String {
+pub(in crate::agent_db::apply) fn truncate(targets: &[&Target], restart_identity: bool) -> String {
     let tables: Vec<String> = targets
         .iter()
         .map(|target| {
@@ -77,19 +77,19 @@ pub(super) fn truncate(targets: &[&Target], restart_identity: bool) -> String {
 }
 
 /// `COPY … FROM STDIN` in text form; a value of an identity column is taken as it is, like with OVERRIDING SYSTEM VALUE.
-fn copy(target: &Target) -> Text {
+fn copy(target: &Target) -> StatementText {
     let mut sql = format!("COPY {} (", target.relation.table.quoted());
     list(&mut sql, target.columns.iter(), |sql, column| {
         sql.push_str(&column.name)
     });
     sql.push_str(") FROM STDIN");
-    Text {
+    StatementText {
         sql,
         parameters: Vec::new(),
     }
 }
 
-fn upsert(target: &Target, only_if_different: bool) -> Text {
+fn upsert(target: &Target, only_if_different: bool) -> StatementText {
     let columns = &target.columns;
     let mut sql = format!("INSERT INTO {} AS t (", target.relation.table.quoted());
     list(&mut sql, columns.iter(), |sql, column| sql.push_str(&column.name));
@@ -125,18 +125,26 @@ fn upsert(target: &Target, only_if_different: bool) -> Text {
             sql.push(')');
         }
     }
-    Text { sql, parameters }
+    StatementText { sql, parameters }
+}
+
+/// Whether an update sets the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeyUpdate {
+    Keeps,
+    Moves,
 }
 
 /// An update of rows found by their (old) keys; returns the positions of those that were there.
-fn update(target: &Target, present: &[bool], moves: bool) -> Text {
+fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
     let keys = target.relation.key.len();
     let set: Vec<usize> = target
         .columns
         .iter()
         .enumerate()
         .filter(|&(index, column)| {
-            present.get(index).copied().unwrap_or_default() && (column.is_settable() || (moves && column.in_key))
+            present.get(index).copied().unwrap_or_default()
+                && (column.is_settable() || (key == KeyUpdate::Moves && column.in_key))
         })
         .map(|(index, _)| index)
         .collect();
@@ -156,15 +164,15 @@ fn update(target: &Target, present: &[bool], moves: bool) -> Text {
     from_unnest(&mut sql, "FROM", parameters.len(), true);
     where_key(&mut sql, target);
     sql.push_str(" RETURNING x.ord");
-    Text { sql, parameters }
+    StatementText { sql, parameters }
 }
 
-fn delete(target: &Target) -> Text {
+fn delete(target: &Target) -> StatementText {
     let mut sql = format!("DELETE FROM {} AS t", target.relation.table.quoted());
     let keys = target.relation.key.len();
     from_unnest(&mut sql, "USING", keys, false);
     where_key(&mut sql, target);
-    Text {
+    StatementText {
         sql,
         parameters: (0..keys).map(Parameter::KeyPart).collect(),
     }
@@ -252,7 +260,7 @@ mod tests {
     fn an_upsert_overwrites_what_may_be_set() {
         let text = statement(
             &target(),
-            &Kind::Upsert {
+            &StatementKind::Upsert {
                 only_if_different: false,
             },
         );
@@ -267,7 +275,7 @@ mod tests {
     fn a_chunks_upsert_leaves_equal_rows_alone() {
         let text = statement(
             &target(),
-            &Kind::Upsert {
+            &StatementKind::Upsert {
                 only_if_different: true,
             },
         );
@@ -288,14 +296,14 @@ mod tests {
         }
         let text = statement(
             &target,
-            &Kind::Upsert {
+            &StatementKind::Upsert {
                 only_if_different: true,
             },
         );
         assert!(text.sql.ends_with("DO NOTHING"), "{}", text.sql);
         let text = statement(
             &target,
-            &Kind::Partial {
+            &StatementKind::Partial {
                 present: [false, true, true, false].into(),
             },
         );
@@ -309,7 +317,7 @@ mod tests {
     fn a_partial_update_sets_the_columns_that_are_there() {
         let text = statement(
             &target(),
-            &Kind::Partial {
+            &StatementKind::Partial {
                 present: [true; 4].into(),
             },
         );
@@ -327,7 +335,7 @@ mod tests {
     fn a_move_sets_the_key_too_and_finds_the_row_by_its_old_one() {
         let text = statement(
             &target(),
-            &Kind::Move {
+            &StatementKind::Move {
                 present: [false, true, true, false].into(),
             },
         );
@@ -339,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_copy_names_the_columns_of_the_stream() {
-        let text = statement(&target(), &Kind::Copy);
+        let text = statement(&target(), &StatementKind::Copy);
         assert_eq!(
             text.sql,
             r#"COPY "public"."le""ads" ("name", "id", "shop", "seq") FROM STDIN"#
@@ -349,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_delete_goes_by_key() {
-        let text = statement(&target(), &Kind::Delete);
+        let text = statement(&target(), &StatementKind::Delete);
         assert_eq!(
             text.sql,
             r#"DELETE FROM "public"."le""ads" AS t USING unnest($1::text[], $2::text[]) AS x(c0, c1) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint"#

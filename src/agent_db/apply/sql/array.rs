@@ -13,19 +13,17 @@ use crate::change::{ColumnValue, Key, Row};
 
 /// One column of many rows. Nothing is copied before it is sent.
 #[derive(Debug)]
-pub(super) enum TextArray<'a> {
+pub(in crate::agent_db::apply) enum TextArray<'a> {
     /// A column of row images.
     Column {
-        /// The rows.
         rows: &'a [&'a Row],
-        /// The column's position.
+        /// Its position in the images.
         column: usize,
     },
     /// A part of keys.
     KeyPart {
-        /// The keys.
         keys: &'a [&'a Key],
-        /// The part's position.
+        /// Its position in the keys.
         part: usize,
     },
 }

@@ -1,30 +1,30 @@
-//! Several requests on one connection without waiting for each answer.
+//! Several calls on one connection without waiting for each answer.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::Poll;
 
-/// A request: it is sent when it is first polled (the driver encodes and queues before it waits).
-pub(super) type Request<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// A call of the driver: it is sent when it is first polled (the driver encodes and queues before it waits).
+pub(super) type Call<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Sends all requests in order, then collects the answers, which come in the same order. Polling each once in order is
+/// Sends all calls in order, then collects the answers, which come in the same order. Polling each once in order is
 /// what fixes the order on the wire; a general join makes no promise about that.
-pub(super) async fn in_order<T: Send>(mut requests: Vec<Request<'_, T>>) -> Vec<T> {
-    let mut answers: Vec<Option<T>> = requests.iter().map(|_| None).collect();
+pub(super) async fn in_order<T: Send>(mut calls: Vec<Call<'_, T>>) -> Vec<T> {
+    let mut answers: Vec<Option<T>> = calls.iter().map(|_| None).collect();
     let mut sent = false;
     let mut next = 0;
     poll_fn(|context| {
         if !sent {
             sent = true;
-            for (request, answer) in requests.iter_mut().zip(&mut answers) {
-                if let Poll::Ready(value) = request.as_mut().poll(context) {
+            for (call, answer) in calls.iter_mut().zip(&mut answers) {
+                if let Poll::Ready(value) = call.as_mut().poll(context) {
                     *answer = Some(value);
                 }
             }
         }
-        while let (Some(request), Some(answer)) = (requests.get_mut(next), answers.get_mut(next)) {
+        while let (Some(call), Some(answer)) = (calls.get_mut(next), answers.get_mut(next)) {
             if answer.is_none() {
-                match request.as_mut().poll(context) {
+                match call.as_mut().poll(context) {
                     Poll::Ready(value) => *answer = Some(value),
                     Poll::Pending => return Poll::Pending,
                 }
@@ -44,9 +44,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn requests_start_and_answer_in_order() {
+    async fn calls_start_and_answer_in_order() {
         let started = Mutex::new(Vec::new());
-        let requests: Vec<Request<'_, u32>> = (0..100)
+        let calls: Vec<Call<'_, u32>> = (0..100)
             .map(|number| {
                 let started = &started;
                 Box::pin(async move {
@@ -55,11 +55,11 @@ mod tests {
                         tokio::task::yield_now().await;
                     }
                     number
-                }) as Request<'_, u32>
+                }) as Call<'_, u32>
             })
             .collect();
         let expected: Vec<u32> = (0..100).collect();
-        assert_eq!(in_order(requests).await, expected);
+        assert_eq!(in_order(calls).await, expected);
         assert_eq!(*started.lock().unwrap(), expected);
     }
 }

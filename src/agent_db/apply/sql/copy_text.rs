@@ -11,7 +11,7 @@ use crate::change::{ColumnValue, Row};
 const PIECE: usize = 64 * 1024;
 
 /// The rows' lines, in pieces of about 64 KiB (a longer row makes a longer piece).
-pub(super) fn pieces(rows: &[&Row]) -> impl Iterator<Item = Bytes> {
+pub(in crate::agent_db::apply) fn pieces(rows: &[&Row]) -> impl Iterator<Item = Bytes> {
     let mut rows = rows.iter();
     std::iter::from_fn(move || {
         let mut piece = BytesMut::with_capacity(PIECE + PIECE / 8);

@@ -1,7 +1,7 @@
 //! Parked keys: which there are, and what a segment does to their entries in `twinlog.failed_rows`.
 //!
 //! Within a segment everything happens in memory, so that a savepoint that is rolled back leaves no half-parked row; at
-//! the segment's end [`Lot::flush`] writes it into the open transaction. The set of keys is the transaction's own view:
+//! the segment's end [`ParkedKeys::flush`] writes it into the open transaction. The set of keys is the transaction's own view:
 //! after a rollback it must be loaded again.
 
 use std::collections::BTreeMap;
@@ -19,12 +19,15 @@ use crate::lsn::Lsn;
 
 /// All parked keys of the slot.
 #[derive(Debug)]
-pub(super) struct Lot {
+pub(super) struct ParkedKeys {
     slot: String,
+    /// Parked keys of one table beyond which the table is at fault.
     limit: usize,
+    /// Wait before the first attempt to heal.
     retry_initial: Duration,
+    /// Longest wait between two attempts.
     retry_max: Duration,
-    parked: AHashMap<TableName, AHashSet<Key>>,
+    by_table: AHashMap<TableName, AHashSet<Key>>,
     /// What the segment did, in order of the keys' first appearance.
     pending: IndexMap<(TableName, Key), Pending>,
     /// Tables that the segment emptied, before what is pending.
@@ -39,7 +42,7 @@ enum Pending {
         relation: Arc<Relation>,
         folded: Coalesced,
         changes: i64,
-        why: Option<ParkReason>,
+        reason: Option<ParkReason>,
     },
     Healed,
     Refused(ParkReason),
@@ -52,14 +55,14 @@ enum Undo {
     Cleared(TableName, AHashSet<Key>),
 }
 
-impl Lot {
+impl ParkedKeys {
     pub(super) fn new(slot: &str, limit: usize, retry_initial: Duration, retry_max: Duration) -> Self {
         Self {
             slot: slot.to_owned(),
             limit,
             retry_initial,
             retry_max,
-            parked: AHashMap::new(),
+            by_table: AHashMap::new(),
             pending: IndexMap::new(),
             cleared: Vec::new(),
             undo: Vec::new(),
@@ -69,42 +72,42 @@ impl Lot {
     /// Reads the keys as the connection's transaction sees them.
     pub(super) async fn load(&mut self, client: &Client) -> Result<(), AgentError> {
         let keys = entries::keys(client, &self.slot).await?;
-        self.parked.clear();
+        self.by_table.clear();
         self.pending.clear();
         self.cleared.clear();
         self.undo.clear();
         for (table, key) in keys {
-            self.parked.entry(table).or_default().insert(key);
+            self.by_table.entry(table).or_default().insert(key);
         }
         Ok(())
     }
 
-    /// From here on, [`Lot::take_back`] undoes.
+    /// From here on, [`ParkedKeys::take_back`] undoes.
     pub(super) fn begin_segment(&mut self) {
         self.undo.clear();
     }
 
-    /// Undoes everything since [`Lot::begin_segment`].
+    /// Undoes everything since [`ParkedKeys::begin_segment`].
     pub(super) fn take_back(&mut self) {
         self.pending.clear();
         self.cleared.clear();
         for undo in std::mem::take(&mut self.undo).into_iter().rev() {
             match undo {
                 Undo::Added(table, key) => {
-                    self.parked.entry(table).or_default().remove(&key);
+                    self.by_table.entry(table).or_default().remove(&key);
                 }
                 Undo::Removed(table, key) => {
-                    self.parked.entry(table).or_default().insert(key);
+                    self.by_table.entry(table).or_default().insert(key);
                 }
                 Undo::Cleared(table, keys) => {
-                    self.parked.insert(table, keys);
+                    self.by_table.insert(table, keys);
                 }
             }
         }
     }
 
     pub(super) fn contains(&self, table: &TableName, key: &Key) -> bool {
-        self.parked.get(table).is_some_and(|keys| keys.contains(key))
+        self.by_table.get(table).is_some_and(|keys| keys.contains(key))
     }
 
     /// Whether the segment did anything to entries.
@@ -114,27 +117,37 @@ impl Lot {
 
     /// How many keys of a table are parked.
     pub(super) fn count(&self, table: &TableName) -> u64 {
-        self.parked.get(table).map_or(0, |keys| keys.len() as u64)
+        self.by_table.get(table).map_or(0, |keys| keys.len() as u64)
     }
 
     /// The counts of all tables that have, or had, parked keys.
     pub(super) fn counts(&self) -> BTreeMap<TableName, u64> {
-        self.parked
+        self.by_table
             .iter()
             .map(|(table, keys)| (table.clone(), keys.len() as u64))
             .collect()
     }
 
-    /// Parks a change, or folds it into its key's entry. A move parks both keys: the old row is still there, and only the
-    /// Site DB can say what is right for either. `why` is `None` where the key was parked before.
-    pub(super) fn park(&mut self, change: &Change, why: Option<&ParkReason>) -> Result<(), AgentError> {
+    /// Parks a change that was refused, or folds it into its key's entry. A move parks both keys: the old row is still
+    /// there, and only the Site DB can say what is right for either.
+    pub(super) fn park(&mut self, change: &Change, reason: &ParkReason) -> Result<(), AgentError> {
+        self.add(change, Some(reason))
+    }
+
+    /// Folds a change into its key's entry, because the key, or the one that it leaves, is parked. The entry keeps its
+    /// reason.
+    pub(super) fn fold_in(&mut self, change: &Change) -> Result<(), AgentError> {
+        self.add(change, None)
+    }
+
+    fn add(&mut self, change: &Change, reason: Option<&ParkReason>) -> Result<(), AgentError> {
         if let Operation::Update {
             old_key: Some(old),
             row: _,
         } = &change.operation
             && *old != change.key
         {
-            self.fold(&change.relation, old, Operation::Delete, why)?;
+            self.fold(&change.relation, old, Operation::Delete, reason)?;
         }
         let operation = match &change.operation {
             Operation::Update { row, .. } => Operation::Update {
@@ -143,7 +156,7 @@ impl Lot {
             },
             other => other.clone(),
         };
-        self.fold(&change.relation, &change.key, operation, why)
+        self.fold(&change.relation, &change.key, operation, reason)
     }
 
     fn fold(
@@ -151,10 +164,10 @@ impl Lot {
         relation: &Arc<Relation>,
         key: &Key,
         operation: Operation,
-        why: Option<&ParkReason>,
+        reason: Option<&ParkReason>,
     ) -> Result<(), AgentError> {
         let table = &relation.table;
-        let keys = self.parked.entry(table.clone()).or_default();
+        let keys = self.by_table.entry(table.clone()).or_default();
         if !keys.contains(key) {
             if keys.len() >= self.limit {
                 return Err(AgentError::TooManyFailed {
@@ -174,7 +187,7 @@ impl Lot {
                 relation: known,
                 folded,
                 changes,
-                why: known_why,
+                reason: known_reason,
             } => {
                 // The columns of an image are those of its relation: another relation's image replaces the folded one.
                 let operation = if known == relation {
@@ -187,8 +200,8 @@ impl Lot {
                     *folded = Coalesced::new(operation);
                 }
                 *changes += 1;
-                if let Some(why) = why {
-                    *known_why = Some(why.clone());
+                if let Some(reason) = reason {
+                    *known_reason = Some(reason.clone());
                 }
             }
             Pending::Healed | Pending::Refused(_) => {
@@ -196,7 +209,7 @@ impl Lot {
                     relation: Arc::clone(relation),
                     folded: Coalesced::new(operation),
                     changes: 1,
-                    why: why.cloned(),
+                    reason: reason.cloned(),
                 };
             }
         }
@@ -205,7 +218,7 @@ impl Lot {
 
     /// The row is right now.
     pub(super) fn healed(&mut self, table: &TableName, key: &Key) {
-        if self.parked.get_mut(table).is_some_and(|keys| keys.remove(key)) {
+        if self.by_table.get_mut(table).is_some_and(|keys| keys.remove(key)) {
             self.undo.push(Undo::Removed(table.clone(), key.clone()));
         }
         self.pending.insert((table.clone(), key.clone()), Pending::Healed);
@@ -215,8 +228,8 @@ impl Lot {
     pub(super) fn refused(&mut self, table: &TableName, key: &Key, refusal: ParkReason) {
         match self.pending.entry((table.clone(), key.clone())) {
             indexmap::map::Entry::Occupied(mut known) => {
-                if let Pending::Parked { why, .. } = known.get_mut() {
-                    *why = Some(refusal);
+                if let Pending::Parked { reason, .. } = known.get_mut() {
+                    *reason = Some(refusal);
                 } else {
                     known.insert(Pending::Refused(refusal));
                 }
@@ -229,7 +242,7 @@ impl Lot {
 
     /// The table was emptied: no row of it can be wrong any more.
     pub(super) fn clear(&mut self, table: &TableName) {
-        if let Some(keys) = self.parked.get_mut(table)
+        if let Some(keys) = self.by_table.get_mut(table)
             && !keys.is_empty()
         {
             self.undo.push(Undo::Cleared(table.clone(), std::mem::take(keys)));
@@ -239,7 +252,6 @@ impl Lot {
     }
 
     /// Writes what the segment did into the open transaction. `lsn`: where the changes stand in the source's log.
-    /// Returns how many attempts to heal were refused.
     pub(super) async fn flush(&mut self, client: &Client, lsn: Lsn) -> Result<Flushed, AgentError> {
         for table in std::mem::take(&mut self.cleared) {
             entries::clear(client, &self.slot, &table).await?;
@@ -251,10 +263,10 @@ impl Lot {
                     relation,
                     folded,
                     changes,
-                    why,
-                } => parked.push(&relation, &key, &folded, changes, why),
+                    reason,
+                } => parked.push(&relation, &key, &folded, changes, reason),
                 Pending::Healed => healed.push(&table, &key),
-                Pending::Refused(why) => refused.push(&table, &key, why),
+                Pending::Refused(reason) => refused.push(&table, &key, reason),
             }
         }
         parked.write(client, &self.slot, lsn, self.retry_initial).await?;
@@ -269,7 +281,7 @@ impl Lot {
     }
 }
 
-/// How many entries a flush wrote.
+/// How many entries a flush has written.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Flushed {
     /// New or folded.

@@ -1,0 +1,160 @@
+//! The one session that writes rows, failed rows, accounting and checkpoint: it lives as long as its connection, and one
+//! [`Transaction`](super::Transaction) follows another on it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::Statement;
+
+use super::parked_keys::ParkedKeys;
+use super::session::Session;
+use super::targets::Targets;
+use super::write::{Constraints, CopyBackoff, Writer};
+use crate::agent_db::bookkeeping::{Checkpoint, StoredCheckpoint, accounting, checkpoint, lock};
+use crate::agent_db::catalog::{ForeignKeys, Rights};
+use crate::agent_db::error::AgentError;
+use crate::change::{Relation, TableDescription, TableName};
+use crate::config::DatabaseUrl;
+use crate::metrics;
+
+/// How an [`Applier`] works.
+#[derive(Debug, Clone)]
+pub struct ApplierSettings {
+    /// The session's `application_name`, by which a second daemon names the first one.
+    pub application_name: String,
+    /// Parked rows in one table beyond which the table is at fault.
+    pub max_failed_rows: usize,
+    /// Wait before a parked row is tried again the first time.
+    pub retry_initial: Duration,
+    /// Longest wait between two attempts.
+    pub retry_max: Duration,
+}
+
+/// Holds the slot's lock and everything that outlives a transaction: resolved tables, prepared statements, parked keys,
+/// the last checkpoint. [`Applier::begin`](super::Applier::begin) gives it to a transaction; commit and rollback give it
+/// back, and an error ends it with its connection.
+#[derive(Debug)]
+pub struct Applier {
+    pub(super) writer: Writer,
+    pub(super) slot: String,
+    /// The session's role, for hints.
+    pub(super) role: String,
+    /// The last checkpoint that is durable here, where known.
+    pub(super) checkpoint: Option<Checkpoint>,
+    pub(super) save_checkpoint: Statement,
+    pub(super) add_accounting: Statement,
+}
+
+impl Applier {
+    /// Opens the session and takes the slot's lock.
+    ///
+    /// # Errors
+    /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection's, or that of a schema `twinlog`
+    /// that is not there.
+    pub async fn connect(url: &DatabaseUrl, slot: &str, settings: ApplierSettings) -> Result<Self, AgentError> {
+        let session = Session::connect(url, &settings.application_name).await?;
+        let client = &session.client;
+        let rights = Rights::probe(client).await?;
+        session.configure().await?;
+        lock::take(client, slot).await?;
+        let save_checkpoint = checkpoint::prepare(client).await?;
+        let add_accounting = accounting::prepare(client).await?;
+        let constraints = if rights.session_replication_role {
+            Constraints::Silent
+        } else {
+            Constraints::Checked(ForeignKeys::read(client).await?)
+        };
+        let mut parked = ParkedKeys::new(
+            slot,
+            settings.max_failed_rows,
+            settings.retry_initial,
+            settings.retry_max,
+        );
+        parked.load(client).await?;
+        for (table, rows) in parked.counts() {
+            metrics::set_failed_rows(&table, rows);
+        }
+        Ok(Self {
+            writer: Writer {
+                session,
+                targets: Targets::default(),
+                parked,
+                constraints,
+                copying: HashSet::new(),
+                copy_backoff: CopyBackoff::default(),
+            },
+            slot: slot.to_owned(),
+            role: rights.role,
+            checkpoint: None,
+            save_checkpoint,
+            add_accounting,
+        })
+    }
+
+    /// Matches a table of the stream with the Agent DB's. The same description gives the same relation as long as the
+    /// Agent DB's table stays the same.
+    ///
+    /// # Errors
+    /// What is wrong with the table, with the statement to paste as hint; the session stays usable then.
+    pub async fn resolve(&mut self, description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
+        let writer = &mut self.writer;
+        let client = &writer.session.client;
+        let relation = writer.targets.resolve(client, description).await?;
+        if let Constraints::Checked(foreign_keys) = &mut writer.constraints {
+            *foreign_keys = ForeignKeys::read(client).await?;
+        }
+        Ok(relation)
+    }
+
+    /// Whether the table's first copy is reading rows: a partial update whose row is missing is then superseded by the
+    /// chunk that will bring the row, not parked.
+    pub fn set_copying(&mut self, table: &TableName, copying: bool) {
+        let tables = &mut self.writer.copying;
+        if copying {
+            tables.insert(table.clone());
+        } else {
+            tables.remove(table);
+        }
+    }
+
+    /// The checkpoint, made durable before it is returned; `None` before the first. A predecessor's commit may be visible
+    /// and not yet flushed: a synchronous commit of our own flushes everything before it too (pitfall P43).
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn durable_checkpoint(&mut self) -> Result<Option<StoredCheckpoint>, AgentError> {
+        let stored = checkpoint::make_durable(&self.writer.session.client, &self.slot).await?;
+        self.checkpoint = stored.as_ref().map(|stored| stored.checkpoint.clone());
+        Ok(stored)
+    }
+
+    /// Writes the slot's first checkpoint, or replaces one of another identity or a later position, after it was decided
+    /// that this is right. A gap that is set stays set. Durable when it returns.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn initialise_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), AgentError> {
+        checkpoint::save(&self.writer.session.client, &self.save_checkpoint, checkpoint)
+            .await
+            .map_err(|source| AgentError::from_driver("write the checkpoint", None, source))?;
+        self.checkpoint = Some(checkpoint.clone());
+        Ok(())
+    }
+
+    /// Remembers that rows may be missing. The first reason stays until [`Applier::clear_gap`].
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
+        checkpoint::set_gap(&self.writer.session.client, &self.slot, reason).await
+    }
+
+    /// Takes the mark off that rows may be missing, after a full resync has shown that none is.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
+        checkpoint::clear_gap(&self.writer.session.client, &self.slot).await
+    }
+}

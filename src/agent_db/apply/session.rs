@@ -1,0 +1,177 @@
+//! The connection that writes, and how far its transaction is begun.
+//!
+//! BEGIN and SAVEPOINT cost no round trip of their own: they wait here until the next statement is sent. A call that fails
+//! or is dropped half-way leaves the session broken, so that nothing is committed over rows that are not there.
+
+use tokio::task::AbortHandle;
+use tokio_postgres::Client;
+
+use crate::agent_db::error::AgentError;
+use crate::config::DatabaseUrl;
+use crate::postgres::{Side, connect};
+
+/// The connection that writes.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// For statements that need nothing of what waits to be sent.
+    pub client: Client,
+    /// Cuts the connection.
+    connection: AbortHandle,
+    /// Whether a transaction is open, or will be with the next statement.
+    in_transaction: bool,
+    /// What is to be sent before the next statement: BEGIN, SAVEPOINT.
+    opening: Option<&'static str>,
+    /// A call has begun and not ended well.
+    broken: bool,
+}
+
+impl Session {
+    /// Opens the connection.
+    pub(super) async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Self, AgentError> {
+        let (client, connection) = connect::open(Side::Agent, url, application_name, None).await?;
+        Ok(Self {
+            client,
+            connection,
+            in_transaction: false,
+            opening: None,
+            broken: false,
+        })
+    }
+
+    /// Sets what a session that writes wants beyond the settings of every session.
+    pub(super) async fn configure(&self) -> Result<(), AgentError> {
+        // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
+        self.client
+            .batch_execute("SET plan_cache_mode = force_generic_plan")
+            .await
+            .map_err(|source| AgentError::from_driver("set plan_cache_mode", None, source))?;
+        // The server shall notice in the middle of a statement too that the daemon has gone, and free the slot's lock. Not
+        // every platform can look (PostgreSQL 14 on macOS): then it notices a little later.
+        match self
+            .client
+            .batch_execute("SET client_connection_check_interval = '5s'")
+            .await
+        {
+            Err(source) if source.as_db_error().is_none() => Err(AgentError::from_driver(
+                "set client_connection_check_interval",
+                None,
+                source,
+            )),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether a transaction is open, or will be with the next statement.
+    pub(super) const fn in_transaction(&self) -> bool {
+        self.in_transaction
+    }
+
+    /// Whether statements are still to be sent before the next one: nothing of the segment has reached the server then.
+    pub(super) const fn has_opening(&self) -> bool {
+        self.opening.is_some()
+    }
+
+    /// A call begins: until [`Session::mend`], the session counts as broken.
+    ///
+    /// # Errors
+    /// [`AgentError::Aborted`] where an earlier call has left it broken.
+    pub(super) const fn begin_call(&mut self) -> Result<(), AgentError> {
+        if self.broken {
+            return Err(AgentError::Aborted);
+        }
+        self.broken = true;
+        Ok(())
+    }
+
+    /// The call has ended well, or the server says that its transaction is gone.
+    pub(super) const fn mend(&mut self) {
+        self.broken = false;
+    }
+
+    /// A statement has failed that was not part of a call, and the transaction with it.
+    pub(super) const fn set_broken(&mut self) {
+        self.broken = true;
+    }
+
+    /// Whether an earlier call has left it broken.
+    pub(super) const fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Has the next statement open the transaction where none is open, and the segment's savepoint. `deferred`: foreign
+    /// keys and unique constraints that may wait are to be checked at the segment's end.
+    pub(super) const fn begin_segment(&mut self, deferred: bool) {
+        if self.opening.is_some() {
+            return;
+        }
+        self.opening = Some(if self.in_transaction {
+            "RELEASE SAVEPOINT segment; SAVEPOINT segment"
+        } else if deferred {
+            "BEGIN; SET CONSTRAINTS ALL DEFERRED; SAVEPOINT segment"
+        } else {
+            "BEGIN; SAVEPOINT segment"
+        });
+        self.in_transaction = true;
+    }
+
+    /// What is to be sent before the next statement, which the caller does; empty where nothing is.
+    pub(super) fn take_opening(&mut self) -> &'static str {
+        self.opening.take().unwrap_or_default()
+    }
+
+    /// The same for the statements of a commit, which may be all that the transaction does.
+    pub(super) fn take_opening_of_commit(&mut self) -> &'static str {
+        let opening = match self.opening.take() {
+            Some(opening) => opening,
+            None if self.in_transaction => "",
+            None => "BEGIN",
+        };
+        self.in_transaction = true;
+        opening
+    }
+
+    /// Sends what is to be sent before the next statement.
+    pub(super) async fn open(&mut self) -> Result<(), AgentError> {
+        match self.opening.take() {
+            Some(opening) => self.command(opening).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Steers the transaction: savepoints, constraints.
+    pub(super) async fn command(&self, sql: &str) -> Result<(), AgentError> {
+        self.client
+            .batch_execute(sql)
+            .await
+            .map_err(|source| AgentError::from_driver("steer the transaction", None, source))
+    }
+
+    /// Rolls the transaction back. Harmless where none is open: a warning.
+    pub(super) async fn rollback(&mut self) -> Result<(), AgentError> {
+        self.broken = true;
+        self.opening = None;
+        self.command("ROLLBACK").await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+
+    /// The server has committed.
+    pub(super) const fn committed(&mut self) {
+        self.in_transaction = false;
+        self.broken = false;
+    }
+
+    /// Cuts the connection, whose answers can't be told apart any more.
+    pub(super) fn cut(&self) {
+        self.connection.abort();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // In the middle of a statement, a polite end would wait for its answer, and the slot's lock with it.
+        if self.broken {
+            self.connection.abort();
+        }
+    }
+}

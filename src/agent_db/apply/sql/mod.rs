@@ -1,0 +1,15 @@
+//! Statements that write rows, and the two forms in which rows are sent: pure.
+//!
+//! | file | |
+//! |---|---|
+//! | `statement` | the text of a statement for a table |
+//! | `array` | one column of many rows as a `text[]` parameter |
+//! | `copy_text` | rows as lines of `COPY … FROM STDIN` |
+
+mod array;
+mod copy_text;
+mod statement;
+
+pub(super) use array::TextArray;
+pub(super) use copy_text::pieces as copy_pieces;
+pub(super) use statement::{Parameter, StatementKind, statement, truncate};

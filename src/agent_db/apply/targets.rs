@@ -1,0 +1,154 @@
+//! How each table is written, found out once: the resolved tables and their prepared statements.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio_postgres::{Client, Statement};
+
+use super::sql::{self, Parameter, StatementKind};
+use crate::agent_db::catalog::{self, Target};
+use crate::agent_db::error::AgentError;
+use crate::change::{Identity, Relation, RelationId, TableDescription};
+
+/// A prepared statement of a table.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub statement: Statement,
+    /// What each parameter is made of, in order.
+    pub parameters: Vec<Parameter>,
+}
+
+/// The resolved tables. A table whose columns have changed while the daemon runs has several versions, as changes of
+/// both may be on their way.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    tables: HashMap<RelationId, Vec<Version>>,
+    /// Versions of all tables.
+    versions: usize,
+    /// Statements of all versions.
+    statements: usize,
+}
+
+#[derive(Debug)]
+struct Version {
+    target: Arc<Target>,
+    statements: HashMap<StatementKind, Arc<Prepared>>,
+}
+
+impl Targets {
+    /// Each change of a table's columns makes a version; beyond this many, start over.
+    const MAX_VERSIONS: usize = 10_000;
+
+    /// Partial images come in many shapes; beyond this many statements, start over rather than fill the server.
+    const MAX_STATEMENTS: usize = 1000;
+
+    /// Matches a table of the stream with the Agent DB's. The same description gives the same relation as long as the
+    /// Agent DB's table stays the same.
+    pub(super) async fn resolve(
+        &mut self,
+        client: &Client,
+        description: &TableDescription,
+    ) -> Result<Arc<Relation>, AgentError> {
+        let target = Box::pin(catalog::resolve(client, description)).await?;
+        Ok(Arc::clone(&self.keep(target).relation))
+    }
+
+    /// How to write a relation: known since it was resolved, or read again where the versions were started over.
+    pub(super) async fn target(
+        &mut self,
+        client: &Client,
+        relation: &Arc<Relation>,
+    ) -> Result<Arc<Target>, AgentError> {
+        if let Some(known) = self.tables.get(&relation.id).and_then(|versions| {
+            versions
+                .iter()
+                .rev()
+                .find(|version| version.target.relation == *relation)
+        }) {
+            return Ok(Arc::clone(&known.target));
+        }
+        let description = TableDescription {
+            id: relation.id,
+            table: relation.table.clone(),
+            columns: relation.columns.to_vec(),
+            identity: Identity::Full,
+        };
+        let target = Box::pin(catalog::resolve(client, &description)).await?;
+        if target.relation.key != relation.key {
+            return Err(AgentError::KeyChanged {
+                table: relation.table.clone(),
+            });
+        }
+        Ok(self.keep(target))
+    }
+
+    /// Keeps a target, or finds the one that is just like it, so that its statements stay prepared.
+    fn keep(&mut self, target: Target) -> Arc<Target> {
+        let id = target.relation.id;
+        if let Some(known) = self
+            .tables
+            .get(&id)
+            .and_then(|versions| versions.iter().find(|version| *version.target == target))
+        {
+            return Arc::clone(&known.target);
+        }
+        if self.versions >= Self::MAX_VERSIONS {
+            *self = Self::default();
+        }
+        let target = Arc::new(target);
+        self.versions += 1;
+        self.tables.entry(id).or_default().push(Version {
+            target: Arc::clone(&target),
+            statements: HashMap::new(),
+        });
+        target
+    }
+
+    /// A table's statement, prepared now where it is not yet.
+    pub(super) async fn prepared(
+        &mut self,
+        client: &Client,
+        target: &Arc<Target>,
+        kind: &StatementKind,
+    ) -> Result<Arc<Prepared>, AgentError> {
+        let id = target.relation.id;
+        let of_target = |version: &&mut Version| Arc::ptr_eq(&version.target, target);
+        if let Some(known) = self
+            .tables
+            .get(&id)
+            .and_then(|versions| versions.iter().find(|version| Arc::ptr_eq(&version.target, target)))
+            .and_then(|version| version.statements.get(kind))
+        {
+            return Ok(Arc::clone(known));
+        }
+        let text = sql::statement(target, kind);
+        let statement = client
+            .prepare(&text.sql)
+            .await
+            .map_err(|source| AgentError::from_driver("prepare a statement", Some(&target.relation.table), source))?;
+        let prepared = Arc::new(Prepared {
+            statement,
+            parameters: text.parameters,
+        });
+        if self.statements >= Self::MAX_STATEMENTS {
+            self.forget_statements();
+        }
+        // A version that was started over meanwhile goes without: its statement is prepared again.
+        if let Some(version) = self
+            .tables
+            .get_mut(&id)
+            .and_then(|versions| versions.iter_mut().find(of_target))
+        {
+            version.statements.insert(kind.clone(), Arc::clone(&prepared));
+            self.statements += 1;
+        }
+        Ok(prepared)
+    }
+
+    fn forget_statements(&mut self) {
+        for version in self.tables.values_mut().flatten() {
+            version.statements.clear();
+        }
+        self.statements = 0;
+    }
+}

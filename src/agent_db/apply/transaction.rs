@@ -1,0 +1,273 @@
+//! One transaction of the Agent DB: segments in, then commit with a checkpoint, or rollback.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::applier::Applier;
+use super::ledger::Ledger;
+use super::pipelined::{Call, in_order};
+use super::segment::{Applied, Committed, Item, Segment};
+use super::write::Constraints;
+use crate::agent_db::bookkeeping::accounting::Accounting;
+use crate::agent_db::bookkeeping::failed_rows::entries;
+use crate::agent_db::bookkeeping::{Checkpoint, Tally, checkpoint, tables};
+use crate::agent_db::error::AgentError;
+use crate::change::{Relation, TableDescription, TableName};
+use crate::failpoint;
+use crate::lsn::Lsn;
+use crate::metrics;
+
+/// What is applied and not yet committed. Nothing is sent before the first statement that needs it.
+///
+/// It owns the [`Applier`], so nothing else can be written in between, and nothing can be done with a transaction that is
+/// committed or rolled back. Where a commit fails, the applier is gone with it, and the outcome is open: connect another
+/// one and read its checkpoint. Where [`Transaction::apply`] fails or is dropped half-way, only a rollback is possible.
+#[derive(Debug)]
+pub struct Transaction {
+    applier: Applier,
+    ledger: Ledger,
+    /// Attempts to heal that were refused.
+    refused_heals: u64,
+}
+
+impl Applier {
+    /// Begins a transaction.
+    #[must_use]
+    pub fn begin(self) -> Transaction {
+        Transaction {
+            applier: self,
+            ledger: Ledger::default(),
+            refused_heals: 0,
+        }
+    }
+}
+
+impl Transaction {
+    /// Applies a segment.
+    ///
+    /// # Errors
+    /// Transient and systemic ones only, and [`AgentError::TooManyFailed`]: the transaction must then be rolled back;
+    /// nothing is lost, the source has everything since the last commit. [`AgentError::Aborted`] where an earlier call has
+    /// failed or was dropped half-way.
+    pub async fn apply(&mut self, segment: Segment) -> Result<Applied, AgentError> {
+        if segment.items.is_empty() && !self.applier.writer.session.is_broken() {
+            return Ok(Applied::default());
+        }
+        self.applier.writer.session.begin_call()?;
+        let applied = Box::pin(self.apply_segment(&segment))
+            .await
+            .map_err(|error| error.for_role(&self.applier.role).of_bookkeeping())?;
+        self.applier.writer.session.mend();
+        Ok(applied)
+    }
+
+    async fn apply_segment(&mut self, segment: &Segment) -> Result<Applied, AgentError> {
+        let writer = &mut self.applier.writer;
+        let deferred = writer.checks_constraints();
+        writer.session.begin_segment(deferred);
+        let ledger = Box::pin(writer.write(segment)).await?;
+        if let Some(table) = ledger.unbalanced() {
+            return Err(AgentError::Internal(format!("the changes of {table} do not add up")));
+        }
+        self.flush_parked(segment.lsn).await?;
+        let tables = ledger.tables();
+        self.wake_children(&tables).await?;
+        self.save_progress(segment).await?;
+        self.ledger.add(&ledger);
+        Ok(self.applied(tables))
+    }
+
+    /// Writes the entries of keys that were parked, healed or refused again.
+    async fn flush_parked(&mut self, lsn: Lsn) -> Result<(), AgentError> {
+        let writer = &mut self.applier.writer;
+        if writer.parked.has_pending() {
+            writer.session.open().await?;
+            let flushed = writer.parked.flush(&writer.session.client, lsn).await?;
+            self.refused_heals += flushed.refused as u64;
+            if flushed.parked > 0 {
+                failpoint::reach(failpoint::name::AGENT_AFTER_PARK);
+            }
+        }
+        Ok(())
+    }
+
+    /// A parked row waits for its parent: it is tried again as soon as rows of the parent's table were written.
+    async fn wake_children(&mut self, written: &BTreeMap<TableName, Tally>) -> Result<(), AgentError> {
+        let writer = &self.applier.writer;
+        let Constraints::Checked(foreign_keys) = &writer.constraints else {
+            return Ok(());
+        };
+        let children: BTreeSet<&TableName> = foreign_keys
+            .pairs()
+            .filter(|&(child, parent)| {
+                writer.parked.count(child) > 0
+                    && written
+                        .get(parent)
+                        .is_some_and(|tally| tally.applied + tally.copied + tally.healed > 0)
+            })
+            .map(|(child, _)| child)
+            .collect();
+        for table in children {
+            entries::wake_children(&writer.session.client, &self.applier.slot, table).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes how far copies are, for each table the last that the segment says.
+    async fn save_progress(&mut self, segment: &Segment) -> Result<(), AgentError> {
+        let mut progress = HashMap::new();
+        for item in &segment.items {
+            if let Item::CopyProgress(of_table) = item {
+                progress.insert(&of_table.table, of_table);
+            }
+        }
+        let session = &mut self.applier.writer.session;
+        for of_table in progress.values() {
+            session.open().await?;
+            Box::pin(tables::save(&session.client, &self.applier.slot, of_table)).await?;
+        }
+        Ok(())
+    }
+
+    fn applied(&self, tables: BTreeMap<TableName, Tally>) -> Applied {
+        let parked = &self.applier.writer.parked;
+        let parked_now = tables
+            .keys()
+            .map(|table| (table.clone(), parked.count(table)))
+            .collect();
+        Applied { tables, parked_now }
+    }
+
+    /// As [`Applier::resolve`], within the transaction.
+    ///
+    /// # Errors
+    /// What is wrong with the table. Where a statement failed, the transaction must be rolled back.
+    pub async fn resolve(&mut self, description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
+        if self.applier.writer.session.is_broken() {
+            return Err(AgentError::Aborted);
+        }
+        let result = self.applier.resolve(description).await;
+        let session = &mut self.applier.writer.session;
+        if session.in_transaction() && matches!(result, Err(AgentError::Refused { .. } | AgentError::Connection { .. }))
+        {
+            session.set_broken();
+        }
+        result
+    }
+
+    /// As [`Applier::set_copying`].
+    pub fn set_copying(&mut self, table: &TableName, copying: bool) {
+        self.applier.set_copying(table, copying);
+    }
+
+    /// As [`Applier::clear_gap`]; where something was applied already, the mark goes with its commit.
+    ///
+    /// # Errors
+    /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
+    pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
+        if self.applier.writer.session.is_broken() {
+            return Err(AgentError::Aborted);
+        }
+        self.applier.clear_gap().await
+    }
+
+    /// Commits everything that was applied together with the checkpoint; durable when it returns. Does nothing where
+    /// nothing was applied and the checkpoint is there already.
+    ///
+    /// # Errors
+    /// The applier and its connection are gone. Nothing is committed where the server has refused; after a connection's
+    /// error the outcome is open.
+    pub async fn commit(mut self, checkpoint: Checkpoint) -> Result<(Applier, Committed), AgentError> {
+        if self.applier.writer.session.is_broken() {
+            return Err(AgentError::Aborted);
+        }
+        self.check(&checkpoint)?;
+        let end_lsn = checkpoint.end_lsn;
+        let is_known = self
+            .applier
+            .checkpoint
+            .as_ref()
+            .is_some_and(|known| known.identity == checkpoint.identity && known.end_lsn == end_lsn);
+        if is_known && !self.applier.writer.session.in_transaction() {
+            let committed = Committed {
+                end_lsn,
+                applied: Applied::default(),
+                written: false,
+            };
+            return Ok((self.applier, committed));
+        }
+        failpoint::reach(failpoint::name::AGENT_BEFORE_COMMIT);
+        self.applier.writer.session.begin_call()?;
+        let applied = Box::pin(self.send_commit(&checkpoint))
+            .await
+            .map_err(|error| error.for_role(&self.applier.role).of_bookkeeping())?;
+        failpoint::reach(failpoint::name::AGENT_AFTER_COMMIT);
+        self.applier.writer.session.committed();
+        self.applier.checkpoint = Some(checkpoint);
+        self.ledger.export(&applied);
+        metrics::count_retries("failed", self.refused_heals);
+        let committed = Committed {
+            end_lsn,
+            applied,
+            written: true,
+        };
+        Ok((self.applier, committed))
+    }
+
+    /// A checkpoint may only move forward in its own log.
+    fn check(&self, checkpoint: &Checkpoint) -> Result<(), AgentError> {
+        if checkpoint.identity.slot != self.applier.slot {
+            return Err(AgentError::Internal(format!(
+                "a checkpoint of slot {} for the applier of slot {}",
+                checkpoint.identity.slot, self.applier.slot
+            )));
+        }
+        if let Some(known) = &self.applier.checkpoint {
+            if known.identity.system_identifier != checkpoint.identity.system_identifier {
+                return Err(AgentError::AnotherSource);
+            }
+            if checkpoint.end_lsn < known.end_lsn {
+                return Err(AgentError::Backwards {
+                    from: known.end_lsn,
+                    to: checkpoint.end_lsn,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checkpoint, accounting and COMMIT in one round trip. Where one of the former fails, the transaction is aborted and
+    /// COMMIT rolls it back, so the first error decides.
+    async fn send_commit(&mut self, checkpoint: &Checkpoint) -> Result<Applied, AgentError> {
+        let applier = &mut self.applier;
+        let begin = applier.writer.session.take_opening_of_commit();
+        let tables = self.ledger.tables();
+        let client = &applier.writer.session.client;
+        let accounting = Accounting::of(&tables);
+        let mut calls: Vec<Call<'_, Result<u64, tokio_postgres::Error>>> = Vec::new();
+        if !begin.is_empty() {
+            calls.push(Box::pin(async { client.batch_execute(begin).await.map(|()| 0) }));
+        }
+        calls.push(Box::pin(checkpoint::save(client, &applier.save_checkpoint, checkpoint)));
+        if !tables.is_empty() {
+            calls.push(Box::pin(accounting.add(client, &applier.add_accounting, &applier.slot)));
+        }
+        calls.push(Box::pin(async { client.batch_execute("COMMIT").await.map(|()| 0) }));
+        for answer in in_order(calls).await {
+            answer.map_err(|source| AgentError::from_driver("commit", None, source))?;
+        }
+        Ok(self.applied(tables))
+    }
+
+    /// Takes everything back that was applied.
+    ///
+    /// # Errors
+    /// The connection's: the applier is gone, and the server rolls back when it notices.
+    pub async fn rollback(mut self) -> Result<Applier, AgentError> {
+        let writer = &mut self.applier.writer;
+        writer.session.rollback().await?;
+        writer.parked.load(&writer.session.client).await?;
+        writer.session.mend();
+        Ok(self.applier)
+    }
+}

@@ -1,0 +1,156 @@
+//! Writing groups of rows in one round trip, and counting what became of each row.
+
+use super::round_trip::Reply;
+use super::writer::Writer;
+use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
+use crate::agent_db::apply::plan::{Group, Purpose, RowWrite};
+use crate::agent_db::apply::sql::StatementKind;
+use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::error::AgentError;
+use crate::change::Row;
+
+/// What a group's statement did.
+struct Written<'g, 'e> {
+    group: &'g Group<'e>,
+    /// `None` for moves that no statement was sent for.
+    reply: Option<Reply>,
+    /// Its rows that were not there.
+    missing: Vec<RowWrite<'e>>,
+}
+
+impl Writer {
+    /// Sends the groups' statements in one round trip and counts what they did. Nothing is parked and nothing counts as
+    /// healed before all of them have succeeded. `before`, `after`: commands sent around the statements.
+    pub(super) async fn write_groups(
+        &mut self,
+        groups: &[Group<'_>],
+        before: &str,
+        after: &str,
+        ledger: &mut Ledger,
+    ) -> Result<(), AgentError> {
+        // A key that the Agent DB generates always can't be updated: the row is deleted and inserted.
+        let mut replaced = Vec::new();
+        let mut sent = Vec::new();
+        for group in groups {
+            let target = self.target(group.relation).await?;
+            if group.moves() && !target.key_can_change() {
+                replaced.push(group);
+            } else {
+                sent.push((group, target));
+            }
+        }
+        // Moves may need a second statement before the savepoint is released.
+        let has_moves = groups.iter().any(Group::moves);
+        let replies = self.send(&sent, before, if has_moves { "" } else { after }).await?;
+        let mut written: Vec<Written<'_, '_>> = sent
+            .iter()
+            .zip(replies)
+            .map(|(&(group, _), reply)| Written {
+                group,
+                missing: reply.missing(group),
+                reply: Some(reply),
+            })
+            .collect();
+        written.extend(replaced.into_iter().map(|group| Written {
+            group,
+            reply: None,
+            missing: group.rows.clone(),
+        }));
+        if has_moves {
+            self.insert_moved(&written, after).await?;
+            // A moved row that was not there, and of which the change holds only a part.
+            for row in written.iter().filter(|written| written.group.moves()).flat_map(partial) {
+                self.park(row.change, &ParkReason::missing_base(), ledger)?;
+            }
+        }
+        for written in &written {
+            self.settle(written, ledger)?;
+        }
+        Ok(())
+    }
+
+    /// Moved rows that were not there, and those that are deleted and inserted: the full image is all that is needed.
+    async fn insert_moved(&mut self, written: &[Written<'_, '_>], after: &str) -> Result<(), AgentError> {
+        let mut groups: Vec<Group<'_>> = Vec::new();
+        for Written { group, reply, missing } in written.iter().filter(|written| written.group.moves()) {
+            if reply.is_none() {
+                groups.extend(group.as_deletes(missing));
+            }
+            groups.extend(group.as_upserts(missing));
+        }
+        let mut with_targets = Vec::new();
+        for group in &groups {
+            with_targets.push((group, self.target(group.relation).await?));
+        }
+        if !with_targets.is_empty() || !after.is_empty() {
+            self.send(&with_targets, "", after).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts what a group's statement did, and parks what found no row.
+    fn settle(&mut self, written: &Written<'_, '_>, ledger: &mut Ledger) -> Result<(), AgentError> {
+        let group = written.group;
+        let table = &group.relation.table;
+        let total = group.rows.len() as u64;
+        let count = match &written.reply {
+            Some(Reply::Count(rows)) => *rows,
+            _ => total,
+        };
+        match group.purpose {
+            Purpose::Heal => {
+                for row in &group.rows {
+                    self.parked.healed(table, row.key);
+                }
+                ledger.of(table, ChangeKind::Copy).healed += total;
+                return Ok(());
+            }
+            Purpose::Chunk => {
+                ledger.of(table, ChangeKind::Copy).copied += count;
+                return Ok(());
+            }
+            Purpose::Stream => {}
+        }
+        match &group.kind {
+            StatementKind::Delete => {
+                let deleted = count.min(total);
+                let tally = ledger.of(table, ChangeKind::Delete);
+                tally.applied += deleted;
+                tally.unchanged += total - deleted;
+            }
+            StatementKind::Partial { .. } => {
+                let is_copying = self.copying.contains(table);
+                for row in &written.missing {
+                    if is_copying {
+                        ledger.tally(row.change).superseded += 1;
+                    } else {
+                        self.park(row.change, &ParkReason::missing_base(), ledger)?;
+                    }
+                }
+                ledger.of(table, ChangeKind::Update).applied += total - written.missing.len() as u64;
+            }
+            StatementKind::Move { .. } => {
+                let parked = partial(written).count();
+                ledger.of(table, ChangeKind::Update).applied += total - parked as u64;
+            }
+            StatementKind::Copy | StatementKind::Upsert { .. } => {
+                let inserts = group
+                    .rows
+                    .iter()
+                    .filter(|row| ChangeKind::of(row.change) == ChangeKind::Insert)
+                    .count() as u64;
+                ledger.of(table, ChangeKind::Insert).applied += inserts;
+                ledger.of(table, ChangeKind::Update).applied += total - inserts;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rows that were not there and whose full image is not known.
+fn partial<'w, 'e>(written: &'w Written<'_, 'e>) -> impl Iterator<Item = &'w RowWrite<'e>> {
+    written
+        .missing
+        .iter()
+        .filter(|write| !write.row.is_some_and(Row::is_full))
+}

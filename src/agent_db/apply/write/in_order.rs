@@ -1,0 +1,164 @@
+//! Writing a segment in exact stream order: neighbours that are alike under a savepoint of their own, halved down to the
+//! rows that the database refuses.
+
+use super::writer::{CHECK_DEFERRED, Writer};
+use crate::agent_db::apply::ledger::Ledger;
+use crate::agent_db::apply::plan::{Group, OrderedRun, Purpose, RowWrite};
+use crate::agent_db::apply::segment::{Item, Segment};
+use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::error::AgentError;
+use crate::change::Change;
+use crate::postgres::Refusal;
+use crate::retry::Disposition;
+
+/// When deferred constraints are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checks {
+    /// When the segment ends.
+    Deferred,
+    /// After each piece, so that the row that violates one is found.
+    EachPiece,
+}
+
+impl Writer {
+    /// Writes the segment from its beginning.
+    pub(super) async fn in_order(
+        &mut self,
+        segment: &Segment,
+        ledger: &mut Ledger,
+        checks: Checks,
+    ) -> Result<(), AgentError> {
+        self.rewind().await?;
+        let mut run = OrderedRun::default();
+        for item in &segment.items {
+            match item {
+                Item::Change(change) => {
+                    ledger.receive(change);
+                    self.run_change(&mut run, change, ledger, checks).await?;
+                }
+                Item::Truncate(truncate) => {
+                    if let Some(group) = run.take() {
+                        self.attempt(group, ledger, checks).await?;
+                    }
+                    self.truncate(truncate, ledger).await?;
+                }
+                Item::Filtered { relation, count } => ledger.filter(&relation.table, *count),
+                Item::CopyProgress(_) => {}
+            }
+        }
+        if let Some(group) = run.take() {
+            self.attempt(group, ledger, checks).await?;
+        }
+        if checks == Checks::Deferred {
+            self.check_deferred().await?;
+        }
+        Ok(())
+    }
+
+    /// Puts a change into the run; writes the run first where it must.
+    async fn run_change<'a>(
+        &mut self,
+        run: &mut OrderedRun<'a>,
+        change: &'a Change,
+        ledger: &mut Ledger,
+        checks: Checks,
+    ) -> Result<(), AgentError> {
+        loop {
+            if run.is_healing(change)
+                && let Some(group) = run.take()
+            {
+                self.attempt(group, ledger, checks).await?;
+            }
+            if self.fold_into_parked(change, ledger)? {
+                return Ok(());
+            }
+            match run.offer(change, self.heals(change)) {
+                None => return Ok(()),
+                Some(group) => self.attempt(group, ledger, checks).await?,
+            }
+        }
+    }
+
+    /// Goes back to where the segment began.
+    pub(super) async fn rewind(&mut self) -> Result<(), AgentError> {
+        self.parked.take_back();
+        if !self.session.has_opening() {
+            self.back_to("ROLLBACK TO SAVEPOINT segment").await?;
+        }
+        Ok(())
+    }
+
+    /// Goes back to a savepoint. That takes the deferring of constraints back too.
+    async fn back_to(&self, savepoint: &str) -> Result<(), AgentError> {
+        self.session.command(savepoint).await?;
+        if self.checks_constraints() {
+            self.session.command("SET CONSTRAINTS ALL DEFERRED").await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a group under a savepoint; where it is refused, its halves in order, down to the rows that are refused
+    /// alone.
+    pub(super) async fn attempt(
+        &mut self,
+        group: Group<'_>,
+        ledger: &mut Ledger,
+        checks: Checks,
+    ) -> Result<(), AgentError> {
+        let after = if checks == Checks::EachPiece {
+            format!("{CHECK_DEFERRED}; RELEASE SAVEPOINT piece")
+        } else {
+            "RELEASE SAVEPOINT piece".to_owned()
+        };
+        let mut pieces = vec![group];
+        while let Some(piece) = pieces.pop() {
+            let mut of_piece = Ledger::default();
+            let written = self
+                .write_groups(std::slice::from_ref(&piece), "SAVEPOINT piece", &after, &mut of_piece)
+                .await;
+            let refusal = match written {
+                Ok(()) => {
+                    ledger.add(&of_piece);
+                    continue;
+                }
+                Err(AgentError::Refused { refusal, .. }) if refusal.disposition() == Disposition::Row => refusal,
+                Err(error) => return Err(error),
+            };
+            self.back_to("ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece")
+                .await?;
+            if let [row] = piece.rows.as_slice() {
+                self.refused(&piece, row, &refusal, ledger)?;
+            } else {
+                let (first, second) = piece.halves();
+                pieces.push(second);
+                pieces.push(first);
+            }
+        }
+        Ok(())
+    }
+
+    /// A row that the database refuses even alone.
+    fn refused(
+        &mut self,
+        group: &Group<'_>,
+        row: &RowWrite<'_>,
+        refusal: &Refusal,
+        ledger: &mut Ledger,
+    ) -> Result<(), AgentError> {
+        if let Some(column) = &refusal.column
+            && !group.relation.columns.iter().any(|known| **known == **column)
+        {
+            // A column that the stream does not have refuses every row alike: the table's fault.
+            return Err(AgentError::ColumnUnfilled {
+                table: group.relation.table.clone(),
+                column: column.clone(),
+            });
+        }
+        let reason = ParkReason::from(refusal);
+        if group.purpose == Purpose::Heal {
+            self.parked.refused(&group.relation.table, row.key, reason);
+            return Ok(());
+        }
+        self.park(row.change, &reason, ledger)
+    }
+}

@@ -1,0 +1,192 @@
+//! Sending the statements of several groups in one round trip.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, TryStreamExt};
+use tokio_postgres::{Client, Statement};
+
+use super::writer::Writer;
+use crate::agent_db::apply::pipelined::{Call, in_order};
+use crate::agent_db::apply::plan::{Group, RowWrite};
+use crate::agent_db::apply::sql::{Parameter, StatementKind, TextArray, copy_pieces};
+use crate::agent_db::apply::targets::Prepared;
+use crate::agent_db::catalog::Target;
+use crate::agent_db::error::AgentError;
+use crate::change::{Key, Row};
+use crate::retry::Disposition;
+
+/// The server's answer to one statement.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// A command without rows.
+    Done,
+    /// Rows written.
+    Count(u64),
+    /// Positions (from 1) of the rows that were there.
+    Found(Vec<i64>),
+}
+
+impl Reply {
+    /// The group's rows that were not there.
+    pub(super) fn missing<'e>(&self, group: &Group<'e>) -> Vec<RowWrite<'e>> {
+        let Self::Found(found) = self else {
+            return Vec::new();
+        };
+        if found.len() == group.rows.len() {
+            return Vec::new();
+        }
+        let found: ahash::AHashSet<i64> = found.iter().copied().collect();
+        (1..)
+            .zip(&group.rows)
+            .filter(|(position, _)| !found.contains(position))
+            .map(|(_, row)| *row)
+            .collect()
+    }
+}
+
+impl Writer {
+    /// `before`, the groups' statements, `after`: one round trip, and one more for each COPY. One reply for each group.
+    pub(super) async fn send(
+        &mut self,
+        groups: &[(&Group<'_>, Arc<Target>)],
+        before: &str,
+        after: &str,
+    ) -> Result<Vec<Reply>, AgentError> {
+        let mut parts = Vec::with_capacity(groups.len());
+        for (group, target) in groups {
+            parts.push(Part {
+                group,
+                prepared: self.targets.prepared(&self.session.client, target, &group.kind).await?,
+                rows: group.rows.iter().filter_map(|write| write.row).collect(),
+                keys: group.rows.iter().map(|write| write.key).collect(),
+            });
+        }
+        let mut heads = vec![self.session.take_opening(), before];
+        let mut replies = Vec::with_capacity(groups.len());
+        let mut rest = parts.as_slice();
+        loop {
+            // A COPY is sent alone: behind a statement that fails it would not be taken up.
+            let until = rest.iter().position(|part| part.group.copies()).unwrap_or(rest.len());
+            let (now, later) = rest.split_at(until.max(usize::from(!rest.is_empty())));
+            rest = later;
+            let tail = if rest.is_empty() { after } else { "" };
+            replies.extend(self.round_trip(&heads, now, tail).await?);
+            heads.clear();
+            if rest.is_empty() {
+                return Ok(replies);
+            }
+        }
+    }
+
+    /// One round trip: `heads`, the parts' statements, `tail`.
+    async fn round_trip(&mut self, heads: &[&str], parts: &[Part<'_>], tail: &str) -> Result<Vec<Reply>, AgentError> {
+        let client = &self.session.client;
+        let copied = parts
+            .iter()
+            .find(|part| part.group.copies())
+            .map(|part| &part.group.relation.table);
+        let copy_started = AtomicBool::new(false);
+        let mut calls: Vec<Call<'_, Result<Reply, tokio_postgres::Error>>> = Vec::new();
+        for head in heads.iter().filter(|head| !head.is_empty()) {
+            calls.push(Box::pin(command(client, head)));
+        }
+        let first = calls.len();
+        for part in parts {
+            calls.push(Box::pin(part.run(client, &copy_started)));
+        }
+        if !tail.is_empty() {
+            calls.push(Box::pin(command(client, tail)));
+        }
+        let mut replies = Vec::with_capacity(parts.len());
+        for (position, answer) in in_order(calls).await.into_iter().enumerate() {
+            let part = position.checked_sub(first).and_then(|position| parts.get(position));
+            match answer {
+                Ok(reply) if part.is_some() => replies.push(reply),
+                Ok(_) => {}
+                Err(source) if copied.is_some() && !copy_started.load(Ordering::Relaxed) => {
+                    self.session.cut();
+                    return Err(AgentError::from_driver("begin a COPY", copied, source));
+                }
+                // The first error is the true one; those behind it only say that the transaction is aborted.
+                Err(source) => {
+                    let table = part.map(|part| &part.group.relation.table);
+                    let error = AgentError::from_driver("write rows", table, source);
+                    if let Some(table) = copied
+                        && error.disposition() == Disposition::Row
+                    {
+                        self.copy_backoff.refused(table);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        if let Some(table) = copied {
+            self.copy_backoff.accepted(table);
+        }
+        Ok(replies)
+    }
+}
+
+async fn command(client: &Client, sql: &str) -> Result<Reply, tokio_postgres::Error> {
+    client.batch_execute(sql).await.map(|()| Reply::Done)
+}
+
+/// A group's statement and what goes into it.
+struct Part<'e> {
+    group: &'e Group<'e>,
+    prepared: Arc<Prepared>,
+    rows: Vec<&'e Row>,
+    keys: Vec<&'e Key>,
+}
+
+impl Part<'_> {
+    /// Runs the statement. `copy_started`: see [`copy`].
+    async fn run(&self, client: &Client, copy_started: &AtomicBool) -> Result<Reply, tokio_postgres::Error> {
+        let Prepared { statement, parameters } = &*self.prepared;
+        let parameters = parameters.iter().map(|parameter| match *parameter {
+            Parameter::Column(column) => TextArray::Column {
+                rows: &self.rows,
+                column,
+            },
+            Parameter::KeyPart(part) => TextArray::KeyPart { keys: &self.keys, part },
+        });
+        match self.group.kind {
+            StatementKind::Copy => copy(client, statement, &self.rows, copy_started)
+                .await
+                .map(Reply::Count),
+            StatementKind::Partial { .. } | StatementKind::Move { .. } => {
+                let found = client
+                    .query_raw(statement, parameters)
+                    .await?
+                    .and_then(|row| std::future::ready(row.try_get::<_, i64>("ord")))
+                    .try_collect()
+                    .await?;
+                Ok(Reply::Found(found))
+            }
+            StatementKind::Upsert { .. } | StatementKind::Delete => {
+                client.execute_raw(statement, parameters).await.map(Reply::Count)
+            }
+        }
+    }
+}
+
+/// Sends the rows of a COPY; returns how many were written. `started` tells whether the server took the COPY up at all.
+///
+/// Where it did not, the driver still sends a CopyFail and a second Sync, whose answer would be taken for that of the next
+/// call: the connection is then of no more use.
+async fn copy(
+    client: &Client,
+    statement: &Statement,
+    rows: &[&Row],
+    started: &AtomicBool,
+) -> Result<u64, tokio_postgres::Error> {
+    let mut copy = pin!(client.copy_in::<_, Bytes>(statement).await?);
+    started.store(true, Ordering::Relaxed);
+    for piece in copy_pieces(rows) {
+        copy.feed(piece).await?;
+    }
+    copy.finish().await
+}

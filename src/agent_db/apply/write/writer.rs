@@ -1,0 +1,118 @@
+//! What writing a segment needs, in one place, and the parts that every way of writing uses.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::copy_backoff::CopyBackoff;
+use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
+use crate::agent_db::apply::parked_keys::ParkedKeys;
+use crate::agent_db::apply::plan::moved;
+use crate::agent_db::apply::session::Session;
+use crate::agent_db::apply::sql;
+use crate::agent_db::apply::targets::Targets;
+use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::catalog::{ForeignKeys, Target};
+use crate::agent_db::error::AgentError;
+use crate::change::{Change, Origin, Relation, TableName, Truncate};
+
+/// Checks what was deferred, and defers again.
+pub(super) const CHECK_DEFERRED: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
+
+/// Whether the Agent DB checks its foreign keys and fires its triggers for what the session writes.
+#[derive(Debug)]
+pub(in crate::agent_db::apply) enum Constraints {
+    /// `session_replication_role = replica`: no.
+    Silent,
+    /// Yes: rows are written in the order of the foreign keys.
+    Checked(ForeignKeys),
+}
+
+/// Writes rows. Lives as long as the session.
+#[derive(Debug)]
+pub(in crate::agent_db::apply) struct Writer {
+    pub session: Session,
+    pub targets: Targets,
+    pub parked: ParkedKeys,
+    pub constraints: Constraints,
+    /// Tables whose first copy is reading rows.
+    pub copying: HashSet<TableName>,
+    pub copy_backoff: CopyBackoff,
+}
+
+impl Writer {
+    /// Whether constraints are checked, and may be deferred.
+    pub(in crate::agent_db::apply) const fn checks_constraints(&self) -> bool {
+        matches!(self.constraints, Constraints::Checked(_))
+    }
+
+    /// How to write a relation.
+    pub(super) async fn target(&mut self, relation: &Arc<Relation>) -> Result<Arc<Target>, AgentError> {
+        self.targets.target(&self.session.client, relation).await
+    }
+
+    /// Whether a change was read from the Site DB because its key is parked.
+    pub(super) fn heals(&self, change: &Change) -> bool {
+        change.origin == Origin::Chunk && self.parked.contains(&change.relation.table, &change.key)
+    }
+
+    /// A change of the stream to a parked key goes into the key's entry. Returns whether it did.
+    pub(super) fn fold_into_parked(&mut self, change: &Change, ledger: &mut Ledger) -> Result<bool, AgentError> {
+        let table = &change.relation.table;
+        let is_parked = change.origin == Origin::Stream
+            && (self.parked.contains(table, &change.key)
+                || moved(change).is_some_and(|(old, _)| self.parked.contains(table, old)));
+        if is_parked {
+            self.parked.fold_in(change)?;
+            ledger.tally(change).parked += 1;
+        }
+        Ok(is_parked)
+    }
+
+    /// Parks a change that was refused.
+    pub(super) fn park(&mut self, change: &Change, reason: &ParkReason, ledger: &mut Ledger) -> Result<(), AgentError> {
+        self.parked.park(change, reason)?;
+        if change.origin == Origin::Stream {
+            ledger.tally(change).parked += 1;
+        }
+        Ok(())
+    }
+
+    /// Has the server check the constraints that wait for the segment's end.
+    pub(super) async fn check_deferred(&mut self) -> Result<(), AgentError> {
+        if self.checks_constraints() && !self.session.has_opening() {
+            self.session.command(CHECK_DEFERRED).await?;
+        }
+        Ok(())
+    }
+
+    /// Empties tables.
+    pub(super) async fn truncate(&mut self, truncate: &Truncate, ledger: &mut Ledger) -> Result<(), AgentError> {
+        let mut targets = Vec::new();
+        for relation in &truncate.relations {
+            targets.push(self.target(relation).await?);
+        }
+        let Some(first) = targets.first() else {
+            return Ok(());
+        };
+        let sql = sql::truncate(
+            &targets.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
+            truncate.restart_identity,
+        );
+        let table = first.relation.table.clone();
+        self.session.open().await?;
+        // A table with checks that are still to come can't be truncated.
+        self.check_deferred().await?;
+        self.session
+            .client
+            .batch_execute(&sql)
+            .await
+            .map_err(|source| AgentError::from_driver("truncate", Some(&table), source))?;
+        for relation in &truncate.relations {
+            self.parked.clear(&relation.table);
+            let tally = ledger.of(&relation.table, ChangeKind::Truncate);
+            tally.received += 1;
+            tally.applied += 1;
+        }
+        Ok(())
+    }
+}

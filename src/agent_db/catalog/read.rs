@@ -1,0 +1,141 @@
+//! Reading what the catalog says of one table.
+
+use tokio_postgres::{Client, Row};
+
+use crate::agent_db::error::AgentError;
+use crate::change::TableName;
+
+/// A table as the catalog has it.
+#[derive(Debug)]
+pub(super) struct TableFacts {
+    /// Whether its rows are in partitions.
+    pub partitioned: bool,
+    /// See [`Target::copyable`](super::target::Target::copyable).
+    pub copyable: bool,
+    /// All columns, in the table's order.
+    pub columns: Vec<ColumnFacts>,
+    /// The primary key's columns in key order; none where there is no primary key.
+    pub key: Vec<KeyFacts>,
+}
+
+/// A column as the catalog has it.
+#[derive(Debug)]
+pub(super) struct ColumnFacts {
+    pub name: String,
+    /// The base type of a domain, without a length limit.
+    pub base_type: String,
+    /// `GENERATED ALWAYS AS (…)`.
+    pub generated: bool,
+    /// `GENERATED ALWAYS AS IDENTITY`.
+    pub identity_always: bool,
+    /// NOT NULL, and nothing gives it a value but the INSERT.
+    pub must_be_given: bool,
+    /// Whether its collation takes different texts for different.
+    pub deterministic: bool,
+}
+
+/// A column of the primary key.
+#[derive(Debug)]
+pub(super) struct KeyFacts {
+    pub column: String,
+    pub operator_schema: String,
+    /// The equality operator of the key's index.
+    pub operator: String,
+    /// Whether uniqueness is checked at once; it is not for a deferrable constraint.
+    pub immediate: bool,
+    /// The constraint's name; empty where there is an index alone.
+    pub constraint: String,
+}
+
+/// The table's row in `pg_class`.
+const TABLE: &str = "
+SELECT c.oid, c.relkind::text AS kind,
+    NOT c.relhasrules AND NOT pg_catalog.row_security_active(c.oid)
+        AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tgenabled <> 'D'
+            -- Bits: 1 for each row, 2 before, 4 insert.
+            AND g.tgtype::int & 7 = 6) AS copyable
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+
+/// Columns with the base type of each. A domain's own limit is checked by the assignment to the column.
+const COLUMNS: &str = "
+WITH RECURSIVE base (attnum, type) AS (
+    SELECT a.attnum, a.atttypid FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT b.attnum, t.typbasetype FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd'
+)
+SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type, a.attgenerated <> '' AS generated,
+       a.attidentity = 'a' AS identity_always,
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS must_be_given,
+       coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation), true)
+           AS deterministic
+FROM pg_catalog.pg_attribute a
+JOIN base b ON b.attnum = a.attnum
+JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
+WHERE a.attrelid = $1
+ORDER BY a.attnum";
+
+/// The primary key's columns in key order, with the equality operator (strategy 3 of a btree) of each.
+const KEY: &str = "
+SELECT a.attname AS column_name, n.nspname AS operator_schema, o.oprname AS operator, i.indimmediate AS immediate,
+    coalesce(c.conname, '') AS constraint_name
+FROM pg_catalog.pg_index i
+LEFT JOIN pg_catalog.pg_constraint c ON c.conindid = i.indexrelid AND c.contype = 'p'
+CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k(attnum, opclass, position)
+JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+JOIN pg_catalog.pg_opclass f ON f.oid = k.opclass
+JOIN pg_catalog.pg_amop m ON m.amopfamily = f.opcfamily AND m.amoplefttype = f.opcintype
+    AND m.amoprighttype = f.opcintype AND m.amopstrategy = 3 AND m.amoppurpose = 's'
+JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr
+JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+WHERE i.indrelid = $1 AND i.indisprimary AND i.indisvalid AND k.position <= i.indnkeyatts
+ORDER BY k.position";
+
+/// Reads the catalog in three queries.
+pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFacts, AgentError> {
+    let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
+    let class = client
+        .query_opt(TABLE, &[&&*table.schema, &&*table.name])
+        .await
+        .map_err(failed)?
+        .ok_or_else(|| AgentError::TableMissing { table: table.clone() })?;
+    let oid: u32 = class.get("oid");
+    let kind: &str = class.get("kind");
+    if !matches!(kind, "r" | "p") {
+        return Err(AgentError::NotATable { table: table.clone() });
+    }
+    let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
+    let key = client.query(KEY, &[&oid]).await.map_err(failed)?;
+    Ok(TableFacts {
+        partitioned: kind == "p",
+        copyable: class.get("copyable"),
+        columns: columns.iter().map(ColumnFacts::from_row).collect(),
+        key: key.iter().map(KeyFacts::from_row).collect(),
+    })
+}
+
+impl ColumnFacts {
+    fn from_row(row: &Row) -> Self {
+        Self {
+            name: row.get("name"),
+            base_type: row.get("base_type"),
+            generated: row.get("generated"),
+            identity_always: row.get("identity_always"),
+            must_be_given: row.get("must_be_given"),
+            deterministic: row.get("deterministic"),
+        }
+    }
+}
+
+impl KeyFacts {
+    fn from_row(row: &Row) -> Self {
+        Self {
+            column: row.get("column_name"),
+            operator_schema: row.get("operator_schema"),
+            operator: row.get("operator"),
+            immediate: row.get("immediate"),
+            constraint: row.get("constraint_name"),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Matching a table of the stream with the Agent DB's: what is wrong with it, or how to write it. Types are known by
+//! name, never by the source's OIDs, which mean nothing here.
+
+use std::sync::Arc;
+
+use tokio_postgres::Client;
+
+use super::read::{self, ColumnFacts, KeyFacts, TableFacts};
+use super::target::{Column, Target};
+use crate::agent_db::error::AgentError;
+use crate::change::{Identity, Relation, TableDescription};
+use crate::postgres::keys::is_spelled_one_way;
+use crate::postgres::quote_identifier;
+
+/// Reads the catalog and matches it with the stream's description.
+pub(in crate::agent_db) async fn resolve(
+    client: &Client,
+    description: &TableDescription,
+) -> Result<Target, AgentError> {
+    let facts = read::table(client, &description.table).await?;
+    matched(description, &facts)
+}
+
+/// The table as it can be written.
+fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target, AgentError> {
+    check_key(description, &facts.key)?;
+    let key = key_positions(description, &facts.key)?;
+    let columns = columns(description, &facts.columns, &key)?;
+    check_unpublished(description, &facts.columns)?;
+    Ok(Target {
+        relation: Arc::new(Relation {
+            id: description.id,
+            table: description.table.clone(),
+            columns: description.columns.iter().map(Arc::clone).collect(),
+            key: key.into(),
+        }),
+        columns,
+        equals: facts
+            .key
+            .iter()
+            .map(|key| format!("OPERATOR({}.{})", quote_identifier(&key.operator_schema), key.operator))
+            .collect(),
+        partitioned: facts.partitioned,
+        copyable: facts.copyable,
+    })
+}
+
+/// There must be a primary key that `ON CONFLICT` can use.
+fn check_key(description: &TableDescription, key: &[KeyFacts]) -> Result<(), AgentError> {
+    let Some(first) = key.first() else {
+        let suggested = match &description.identity {
+            Identity::Full => Vec::new(),
+            Identity::Columns(positions) => positions
+                .iter()
+                .filter_map(|&position| description.columns.get(position).map(ToString::to_string))
+                .collect(),
+        };
+        return Err(AgentError::NoPrimaryKey {
+            table: description.table.clone(),
+            suggested,
+        });
+    };
+    if !first.immediate {
+        return Err(AgentError::DeferrablePrimaryKey {
+            table: description.table.clone(),
+            constraint: first.constraint.clone(),
+            columns: key.iter().map(|key| key.column.clone()).collect(),
+        });
+    }
+    Ok(())
+}
+
+/// Where the key's columns stand in the row images. Each must be published, and be part of what identifies old rows.
+fn key_positions(description: &TableDescription, key: &[KeyFacts]) -> Result<Vec<usize>, AgentError> {
+    let mut positions = Vec::new();
+    for KeyFacts { column, .. } in key {
+        let position = description
+            .columns
+            .iter()
+            .position(|published| **published == *column)
+            .ok_or_else(|| AgentError::KeyNotPublished {
+                table: description.table.clone(),
+                column: column.clone(),
+            })?;
+        if let Identity::Columns(identity) = &description.identity
+            && !identity.is_empty()
+            && !identity.contains(&position)
+        {
+            return Err(AgentError::IdentityWithoutKey {
+                table: description.table.clone(),
+                column: column.clone(),
+            });
+        }
+        positions.push(position);
+    }
+    Ok(positions)
+}
+
+/// How to write each published column. Each must be there and let itself be written.
+fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &[usize]) -> Result<Vec<Column>, AgentError> {
+    let table = &description.table;
+    let mut missing = Vec::new();
+    let mut columns = Vec::new();
+    for (position, name) in description.columns.iter().enumerate() {
+        match facts.iter().find(|column| *column.name == **name) {
+            None => missing.push(name.to_string()),
+            Some(column) if column.generated => {
+                return Err(AgentError::ColumnGenerated {
+                    table: table.clone(),
+                    column: name.to_string(),
+                });
+            }
+            Some(column) => columns.push(Column {
+                name: quote_identifier(name),
+                cast: column.base_type.clone(),
+                identity_always: column.identity_always,
+                in_key: key.contains(&position),
+                alike: column.deterministic && is_spelled_one_way(&column.base_type),
+            }),
+        }
+    }
+    if !missing.is_empty() {
+        return Err(AgentError::ColumnMissing {
+            table: table.clone(),
+            columns: missing,
+        });
+    }
+    Ok(columns)
+}
+
+/// Columns that are not published must do without a value from the stream.
+fn check_unpublished(description: &TableDescription, facts: &[ColumnFacts]) -> Result<(), AgentError> {
+    let is_published = |name: &str| description.columns.iter().any(|published| **published == *name);
+    let unfilled = facts
+        .iter()
+        .find(|column| column.must_be_given && !is_published(&column.name));
+    match unfilled {
+        Some(column) => Err(AgentError::ColumnUnfilled {
+            table: description.table.clone(),
+            column: column.name.clone(),
+        }),
+        None => Ok(()),
+    }
+}

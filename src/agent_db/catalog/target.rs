@@ -1,0 +1,58 @@
+//! How to write a table of the stream in the Agent DB.
+
+use std::sync::Arc;
+
+use crate::change::Relation;
+
+/// A table of the stream and how to write it.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::agent_db) struct Target {
+    /// The stream's columns and the Agent DB's key.
+    pub relation: Arc<Relation>,
+    /// How to write each of the relation's columns.
+    pub columns: Vec<Column>,
+    /// The equality operator of each key column, `OPERATOR(schema.=)`.
+    pub equals: Vec<String>,
+    /// Whether its rows are in partitions.
+    pub partitioned: bool,
+    /// Whether `COPY` does there what INSERT does: it refuses row-level security and passes by rules. A BEFORE STATEMENT
+    /// trigger may refuse it between its being taken up and its first row, where the driver loses count of the answers.
+    pub copyable: bool,
+}
+
+/// How to write a column.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::agent_db) struct Column {
+    /// Its name, quoted.
+    pub name: String,
+    /// The type to cast its text to: the base type of a domain, without a length limit.
+    pub cast: String,
+    /// `GENERATED ALWAYS AS IDENTITY`: can be inserted (OVERRIDING SYSTEM VALUE) but never updated.
+    pub identity_always: bool,
+    /// Part of the primary key.
+    pub in_key: bool,
+    /// Whether its equal values are written alike.
+    pub alike: bool,
+}
+
+impl Column {
+    /// Whether an UPDATE of a row that keeps its key may set it.
+    pub(in crate::agent_db) const fn is_settable(&self) -> bool {
+        !self.identity_always && !self.in_key
+    }
+}
+
+impl Target {
+    /// Whether keys that are equal are written alike.
+    pub(in crate::agent_db) fn spells_keys_alike(&self) -> bool {
+        self.columns.iter().all(|column| !column.in_key || column.alike)
+    }
+
+    /// Whether an UPDATE may change the key.
+    pub(in crate::agent_db) fn key_can_change(&self) -> bool {
+        !self
+            .columns
+            .iter()
+            .any(|column| column.in_key && column.identity_always)
+    }
+}
