@@ -1,31 +1,34 @@
-//! A Postgres connection URL, parsed once and in one place, so that all drivers agree on what it means.
+//! A Postgres connection URL, parsed in one place, so that all drivers get the same meaning.
 //!
-//! Follows libpq for what it takes: <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS>.
+//! Follows libpq where it takes the same: <https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS>.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
-/// How much TLS a connection must have, as libpq's `sslmode` (without `allow` and `prefer`: a mode that may silently
-/// fall back to plain text protects nothing).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How much TLS a connection must have, as libpq's `sslmode` (without `allow` and `prefer`: a mode that may fall back to
+/// plain text unnoticed protects nothing).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "kebab-case")]
 pub enum SslMode {
     /// No TLS.
     Disable,
-    /// TLS, whoever answers.
+    /// TLS with any certificate.
     Require,
-    /// TLS, and the certificate comes from a trusted authority.
+    /// TLS, and a trusted authority has signed the certificate.
     VerifyCa,
-    /// TLS, a trusted authority, and the name is the host's.
+    /// As [`Self::VerifyCa`], and the certificate is for this host.
     VerifyFull,
 }
 
 /// Where the server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
-    /// A host name or address.
+    /// A host name or IP address.
     Tcp(String),
     /// The folder of a Unix socket.
     Unix(PathBuf),
@@ -34,47 +37,47 @@ pub enum Host {
 /// A database and how to reach it. `Debug` and `Display` leave the password out.
 #[derive(Clone)]
 pub struct DatabaseUrl {
-    /// Where the server listens.
+    /// `localhost` where the URL names none.
     pub host: Host,
-    /// Its port (also part of a Unix socket's name).
+    /// 5432 where the URL names none. A Unix socket has it in its name.
     pub port: u16,
-    /// The role.
+    /// The role to log in as.
     pub user: String,
-    /// Its password, if any.
+    /// Percent sequences are decoded.
     pub password: Option<SecretString>,
-    /// The database.
+    /// The name of the database, which the URL must give.
     pub database: String,
-    /// TLS.
+    /// Where the URL does not say: TLS, except to this machine.
     pub sslmode: SslMode,
-    /// PEM file of trusted authorities; the system's where it is missing.
+    /// PEM file of the trusted authorities, instead of the system's.
     pub sslrootcert: Option<PathBuf>,
 }
 
 /// Why a text is not a usable URL. Never quotes the text: it may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DatabaseUrlError {
-    /// Not a URL.
+    /// It has no `://`, or the rest is not one of a URL.
     #[error("it is not a URL of the form postgres://user:password@host:port/database")]
     Malformed,
-    /// Another scheme.
+    /// Something else than `postgres` or `postgresql` stands before the `://`.
     #[error("the scheme must be postgres:// or postgresql://")]
     Scheme,
-    /// The password is cut off by a character that has a meaning in a URL.
+    /// A character that has a meaning in a URL ends the password early.
     #[error("a / ? or # stands before its @: in a user or password write them as %2F, %3F and %23")]
     Unescaped,
-    /// No role.
+    /// Postgres would take the name of the operating system's user; a service should say it.
     #[error("it names no user: postgres://USER@…")]
     NoUser,
-    /// No database.
+    /// Postgres would take the role's name; a service should say it.
     #[error("it names no database: postgres://…/DATABASE")]
     NoDatabase,
-    /// A mode that is not one of ours.
+    /// A value of `sslmode` that libpq does not have, or that may fall back to plain text.
     #[error("sslmode must be disable, require, verify-ca or verify-full")]
     SslMode,
-    /// TLS on a Unix socket.
+    /// `sslmode` asks for TLS, and `host` is a folder.
     #[error("a Unix socket has no TLS: use sslmode=disable or leave it out")]
     TlsOnUnixSocket,
-    /// A parameter that we would have to ignore.
+    /// A parameter that would have no effect.
     #[error("the parameter {0:?} is not supported: leave it out")]
     UnknownParameter(String),
     /// Percent-encoding that is not UTF-8, or a port out of range.
@@ -86,124 +89,138 @@ impl FromStr for DatabaseUrl {
     type Err = DatabaseUrlError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // `url` refuses postgres:///db?host=… with a user part, and postgres://user@/db: libpq takes both. Give it a
-        // host where there is none and take it away again.
-        let (scheme, rest) = text.split_once("://").ok_or(DatabaseUrlError::Malformed)?;
-        if !matches!(scheme, "postgres" | "postgresql") {
-            return Err(DatabaseUrlError::Scheme);
-        }
-        let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        // Else the rest of a password would be taken for a path or a parameter, and be named in an error.
-        if tail.contains('@') {
-            return Err(DatabaseUrlError::Unescaped);
-        }
-        let (credentials, address) = authority
-            .rsplit_once('@')
-            .map_or(("", authority), |(user, host)| (user, host));
-        let no_host = address.is_empty() || address.starts_with(':');
-        let at = if credentials.is_empty() { "" } else { "@" };
-        let filler = if no_host { "localhost" } else { "" };
-        let url = url::Url::parse(&format!("{scheme}://{credentials}{at}{filler}{address}{tail}"))
-            .map_err(|_| DatabaseUrlError::Malformed)?;
-
-        let decode = |part: &str, what| percent_decode(part).ok_or(DatabaseUrlError::Value(what));
-        let mut host = match url.host_str() {
-            Some(name) if !no_host => {
-                let name = decode(name.trim_start_matches('[').trim_end_matches(']'), "host")?;
-                Some(if name.starts_with('/') {
-                    Host::Unix(name.into())
-                } else {
-                    Host::Tcp(name)
-                })
-            }
-            _ => None,
-        };
-        let mut port = url.port().unwrap_or(5432);
-        let mut user = decode(url.username(), "user")?;
-        let mut password = url.password().map(|part| decode(part, "password")).transpose()?;
-        let mut database = decode(url.path().trim_start_matches('/'), "database")?;
-        let (mut sslmode, mut sslrootcert) = (None, None);
+        let url = parse_url(text)?;
+        let mut parts = Parts::before_the_query(&url)?;
         for (name, value) in url.query_pairs() {
-            match name.as_ref() {
-                "host" => {
-                    host = Some(if value.starts_with('/') {
-                        Host::Unix(value.as_ref().into())
-                    } else {
-                        Host::Tcp(value.into_owned())
-                    });
-                }
-                "port" => port = value.parse().map_err(|_| DatabaseUrlError::Value("port"))?,
-                "user" => user = value.into_owned(),
-                "password" => password = Some(value.into_owned()),
-                "dbname" => database = value.into_owned(),
-                "sslmode" => {
-                    sslmode = Some(match value.as_ref() {
-                        "disable" => SslMode::Disable,
-                        "require" => SslMode::Require,
-                        "verify-ca" => SslMode::VerifyCa,
-                        "verify-full" => SslMode::VerifyFull,
-                        _ => return Err(DatabaseUrlError::SslMode),
-                    });
-                }
-                "sslrootcert" => sslrootcert = Some(PathBuf::from(value.as_ref())),
-                // The name and the time-outs of connections are ours to set, and harmless to ask for.
-                "application_name" | "connect_timeout" => {}
-                other => return Err(DatabaseUrlError::UnknownParameter(other.to_owned())),
-            }
+            parts.set(&name, value.into_owned())?;
         }
-        let host = host.unwrap_or_else(|| Host::Tcp("localhost".to_owned()));
-        if user.is_empty() {
+        parts.complete()
+    }
+}
+
+/// The host that stands for a missing one, see [`parse_url`]. `.invalid` never resolves (RFC 2606).
+const NO_HOST: &str = "no-host.invalid";
+
+/// The text as a URL. The crate `url` refuses `postgres:///db?host=…` with a user, and `postgres://user@/db`, which libpq
+/// takes: where there is no host, [`NO_HOST`] is put in.
+fn parse_url(text: &str) -> Result<url::Url, DatabaseUrlError> {
+    let (scheme, rest) = text.split_once("://").ok_or(DatabaseUrlError::Malformed)?;
+    if !matches!(scheme, "postgres" | "postgresql") {
+        return Err(DatabaseUrlError::Scheme);
+    }
+    let (authority, tail) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    // Otherwise the rest of a password would be taken for a path or a parameter, and be named in an error.
+    if tail.contains('@') {
+        return Err(DatabaseUrlError::Unescaped);
+    }
+    let (user, address) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let at = if user.is_empty() { "" } else { "@" };
+    let host = if address.is_empty() || address.starts_with(':') {
+        NO_HOST
+    } else {
+        ""
+    };
+    url::Url::parse(&format!("{scheme}://{user}{at}{host}{address}{tail}")).map_err(|_| DatabaseUrlError::Malformed)
+}
+
+/// What a URL has said so far.
+struct Parts {
+    host: Option<Host>,
+    port: u16,
+    user: String,
+    password: Option<String>,
+    database: String,
+    sslmode: Option<SslMode>,
+    sslrootcert: Option<PathBuf>,
+}
+
+impl Parts {
+    fn before_the_query(url: &url::Url) -> Result<Self, DatabaseUrlError> {
+        let host = url.host_str().filter(|&name| name != NO_HOST);
+        Ok(Self {
+            host: host
+                .map(|name| decode(name.trim_start_matches('[').trim_end_matches(']'), "host"))
+                .transpose()?
+                .map(as_host),
+            port: url.port().unwrap_or(5432),
+            user: decode(url.username(), "user")?,
+            password: url.password().map(|part| decode(part, "password")).transpose()?,
+            database: decode(url.path().trim_start_matches('/'), "database")?,
+            sslmode: None,
+            sslrootcert: None,
+        })
+    }
+
+    /// Takes a parameter of the query, which counts more than what comes before the query.
+    fn set(&mut self, name: &str, value: String) -> Result<(), DatabaseUrlError> {
+        match name {
+            "host" => self.host = Some(as_host(value)),
+            "port" => self.port = value.parse().map_err(|_| DatabaseUrlError::Value("port"))?,
+            "user" => self.user = value,
+            "password" => self.password = Some(value),
+            "dbname" => self.database = value,
+            "sslmode" => self.sslmode = Some(value.parse().map_err(|_| DatabaseUrlError::SslMode)?),
+            "sslrootcert" => self.sslrootcert = Some(value.into()),
+            // Twinlog sets the name and the time-outs of its connections itself; to ask for them does no harm.
+            "application_name" | "connect_timeout" => {}
+            other => return Err(DatabaseUrlError::UnknownParameter(other.to_owned())),
+        }
+        Ok(())
+    }
+
+    fn complete(self) -> Result<DatabaseUrl, DatabaseUrlError> {
+        if self.user.is_empty() {
             return Err(DatabaseUrlError::NoUser);
         }
-        if database.is_empty() {
+        if self.database.is_empty() {
             return Err(DatabaseUrlError::NoDatabase);
         }
-        let sslmode = match (&host, sslmode) {
+        let host = self.host.unwrap_or_else(|| Host::Tcp("localhost".to_owned()));
+        let sslmode = match (&host, self.sslmode) {
             (Host::Unix(_), None | Some(SslMode::Disable)) => SslMode::Disable,
             (Host::Unix(_), Some(_)) => return Err(DatabaseUrlError::TlsOnUnixSocket),
             (Host::Tcp(_), Some(mode)) => mode,
-            // Passwords and messages cross a network: TLS unless somebody says no. This machine needs none.
+            // Passwords and messages cross a network: TLS, unless the URL says no. This machine needs none.
             (Host::Tcp(name), None) if is_loopback(name) => SslMode::Disable,
             (Host::Tcp(_), None) => SslMode::Require,
         };
-        Ok(Self {
+        Ok(DatabaseUrl {
             host,
-            port,
-            user,
-            password: password.map(SecretString::from),
-            database,
+            port: self.port,
+            user: self.user,
+            password: self.password.map(SecretString::from),
+            database: self.database,
             sslmode,
-            sslrootcert,
+            sslrootcert: self.sslrootcert,
         })
     }
 }
 
-fn is_loopback(name: &str) -> bool {
-    name == "localhost"
-        || name
-            .parse::<std::net::IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
+fn as_host(text: String) -> Host {
+    if text.starts_with('/') {
+        Host::Unix(text.into())
+    } else {
+        Host::Tcp(text)
+    }
 }
 
-fn percent_decode(text: &str) -> Option<String> {
-    // form_urlencoded decodes percent sequences; a literal plus must survive it.
-    let escaped = text.replace('+', "%2B");
-    let bytes: Vec<u8> = {
-        let mut bytes = Vec::with_capacity(escaped.len());
-        let mut rest = escaped.as_bytes();
-        while let Some((&byte, tail)) = rest.split_first() {
-            if byte == b'%' {
-                let digits = tail.get(..2).and_then(|digits| std::str::from_utf8(digits).ok())?;
-                bytes.push(u8::from_str_radix(digits, 16).ok()?);
-                rest = tail.get(2..)?;
-            } else {
-                bytes.push(byte);
-                rest = tail;
-            }
-        }
-        bytes
+fn is_loopback(name: &str) -> bool {
+    name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// A part of the URL without its percent sequences.
+fn decode(part: &str, what: &'static str) -> Result<String, DatabaseUrlError> {
+    // The crate leaves a % as it is where no two digits follow; libpq refuses it.
+    let has_digits = |rest: &str| {
+        rest.as_bytes()
+            .get(..2)
+            .is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
     };
-    String::from_utf8(bytes).ok()
+    if !part.split('%').skip(1).all(has_digits) {
+        return Err(DatabaseUrlError::Value(what));
+    }
+    let decoded = percent_decode_str(part).decode_utf8();
+    decoded.map(String::from).map_err(|_| DatabaseUrlError::Value(what))
 }
 
 impl fmt::Display for DatabaseUrl {
@@ -287,6 +304,11 @@ mod tests {
         assert_eq!(error("postgres://me:pa?ss@host/crm"), DatabaseUrlError::Unescaped);
         assert_eq!(error("postgres://me:pa/ss@host/crm"), DatabaseUrlError::Unescaped);
         assert_eq!(error("postgres://me:%FF@host/crm"), DatabaseUrlError::Value("password"));
+        assert_eq!(
+            error("postgres://me:100%@host/crm"),
+            DatabaseUrlError::Value("password")
+        );
+        assert_eq!(error("postgres://me:%4é@host/crm"), DatabaseUrlError::Value("password"));
     }
 
     #[test]

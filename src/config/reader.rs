@@ -1,5 +1,5 @@
-//! Typed values out of the merged layers. A getter that finds a problem notes it and gives `None`, so that the others are
-//! looked at as well.
+//! Typed values out of the merged table. A getter that finds a problem notes it and returns `None`, so that the other keys
+//! are read as well.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -8,25 +8,25 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use figment::Figment;
-use figment::value::{Dict, Value};
 use secrecy::{ExposeSecret, SecretString};
+use toml::{Table, Value};
 
-use super::load::{Problem, variable_of};
+use super::keys::variable_of;
+use super::problem::Problem;
 
-/// A secret's file may be this long: a certificate chain would fit, `/dev/zero` is found out.
+/// Longest file of a secret: a certificate chain would fit, and a read of `/dev/zero` ends.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
 pub(super) struct Reader<'a> {
-    figment: &'a Figment,
+    table: &'a Table,
     environment: &'a BTreeMap<String, String>,
     problems: Vec<Problem>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(figment: &'a Figment, environment: &'a BTreeMap<String, String>, problems: Vec<Problem>) -> Self {
+    pub(super) fn new(table: &'a Table, environment: &'a BTreeMap<String, String>, problems: Vec<Problem>) -> Self {
         Self {
-            figment,
+            table,
             environment,
             problems,
         }
@@ -36,9 +36,9 @@ impl<'a> Reader<'a> {
         self.problems
     }
 
-    /// Notes a problem; says where the value came from if that is not the file, which one looks at anyway.
+    /// Notes a problem, with the name of the environment variable if the value came from one.
     pub(super) fn problem(&mut self, key: &str, what: impl Display, remedy: impl Display) {
-        // One item of a list comes from where the list comes from.
+        // An item of a list comes from the variable of the list.
         let variable = variable_of(key.split('[').next().unwrap_or(key));
         let source = if self.environment.contains_key(&variable) {
             format!(" (set by the environment variable {variable})")
@@ -53,8 +53,9 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a key, if any layer has one.
-    pub(super) fn value(&self, key: &str) -> Option<Value> {
-        self.figment.find_value(key).ok()
+    pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
+        let (section, field) = key.split_once('.')?;
+        self.table.get(section)?.get(field)
     }
 
     pub(super) fn text(&mut self, key: &str) -> Option<String> {
@@ -62,10 +63,10 @@ impl<'a> Reader<'a> {
         self.text_of(key, value)
     }
 
-    pub(super) fn text_of(&mut self, key: &str, value: Option<Value>) -> Option<String> {
+    pub(super) fn text_of(&mut self, key: &str, value: Option<&Value>) -> Option<String> {
         match value {
-            Some(Value::String(_, text)) if !text.trim().is_empty() => Some(text),
-            Some(Value::String(..)) => self.wrong(key, "is empty", "give it a value, or take it out"),
+            Some(Value::String(text)) if !text.trim().is_empty() => Some(text.clone()),
+            Some(Value::String(_)) => self.wrong(key, "is empty", "give it a value, or remove it"),
             Some(_) => self.wrong(key, "must be a text", "write it in quotes"),
             None => self.wrong(key, "is missing", "set it"),
         }
@@ -84,27 +85,26 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(super) fn integer<T: TryFrom<i128>>(&mut self, key: &str, range: RangeInclusive<i64>) -> Option<T> {
+    pub(super) fn integer<T: TryFrom<i64>>(&mut self, key: &str, range: RangeInclusive<i64>) -> Option<T> {
         let value = self.value(key);
         self.integer_of(key, value, range)
     }
 
-    pub(super) fn integer_of<T: TryFrom<i128>>(
+    pub(super) fn integer_of<T: TryFrom<i64>>(
         &mut self,
         key: &str,
-        value: Option<Value>,
+        value: Option<&Value>,
         range: RangeInclusive<i64>,
     ) -> Option<T> {
         let remedy = format!("set it to a whole number from {} to {}", range.start(), range.end());
         let Some(value) = value else {
             return self.wrong(key, "is missing", remedy);
         };
-        let Some(number) = value.to_i128() else {
+        let Some(number) = value.as_integer() else {
             return self.wrong(key, "must be a whole number", remedy);
         };
-        let within = i128::from(*range.start()) <= number && number <= i128::from(*range.end());
         match T::try_from(number) {
-            Ok(value) if within => Some(value),
+            Ok(value) if range.contains(&number) => Some(value),
             _ => self.wrong(key, format!("{number} is out of range"), remedy),
         }
     }
@@ -113,9 +113,9 @@ impl<'a> Reader<'a> {
         self.integer(key, range).map(Duration::from_millis)
     }
 
-    /// A first and a longest wait.
+    /// The first and the longest wait of a backoff.
     pub(super) fn waits(&mut self, initial: &str, longest: &str) -> Option<(Duration, Duration)> {
-        // From a millisecond (less would be a busy loop) to a day (more is never).
+        // From a millisecond (less would be a busy loop) to a day.
         const RANGE: RangeInclusive<i64> = 1..=86_400_000;
         let (first, last) = (self.milliseconds(initial, RANGE), self.milliseconds(longest, RANGE));
         let (first, last) = (first?, last?);
@@ -130,33 +130,33 @@ impl<'a> Reader<'a> {
     }
 
     /// A list; a missing one is empty.
-    pub(super) fn list(&mut self, key: &str) -> Option<Vec<Value>> {
+    pub(super) fn list(&mut self, key: &str) -> Option<&'a [Value]> {
         match self.value(key) {
-            None => Some(Vec::new()),
-            Some(Value::Array(_, values)) => Some(values),
+            None => Some(&[]),
+            Some(Value::Array(values)) => Some(values),
             Some(_) => self.wrong(key, "must be a list", "write it in square brackets: [\"one\", \"two\"]"),
         }
     }
 
-    /// A list of tables (`[[key]]`), each under its place; what is not a table is noted and `None`.
-    pub(super) fn tables(&mut self, key: &str) -> Option<Vec<(String, Option<Dict>)>> {
-        let values = self.list(key)?.into_iter().enumerate();
+    /// A list of tables (`[[key]]`), each with its place (`key[0]`); an item that is not a table is noted and `None`.
+    pub(super) fn tables(&mut self, key: &str) -> Option<Vec<(String, Option<&'a Table>)>> {
+        let values = self.list(key)?.iter().enumerate();
         let tables = values.map(|(index, value)| {
             let place = format!("{key}[{index}]");
-            let dict = match value {
-                Value::Dict(_, dict) => Some(dict),
+            let table = match value {
+                Value::Table(table) => Some(table),
                 _ => self.wrong(&place, "must be a table", format!("write [[{key}]] and its keys below")),
             };
-            (place, dict)
+            (place, table)
         });
         Some(tables.collect())
     }
 
-    /// A secret: a text, `{ file = … }` or `{ env = … }`. Missing gives `None` without a problem.
-    pub(super) fn secret_of(&mut self, key: &str, value: Option<Value>) -> Option<SecretString> {
+    /// A secret: a text, `{ file = … }` or `{ env = … }`. A missing one is `None` and no problem.
+    pub(super) fn secret_of(&mut self, key: &str, value: Option<&Value>) -> Option<SecretString> {
         let secret = match value? {
-            Value::String(_, text) => SecretString::from(text),
-            Value::Dict(_, dict) => self.secret_elsewhere(key, &dict)?,
+            Value::String(text) => SecretString::from(text.clone()),
+            Value::Table(table) => self.secret_elsewhere(key, table)?,
             _ => {
                 return self.wrong(
                     key,
@@ -166,23 +166,24 @@ impl<'a> Reader<'a> {
             }
         };
         if secret.expose_secret().trim().is_empty() {
-            return self.wrong(key, "is empty", "give it a value, or take it out");
+            return self.wrong(key, "is empty", "give it a value, or remove it");
         }
         Some(secret)
     }
 
-    fn secret_elsewhere(&mut self, key: &str, dict: &Dict) -> Option<SecretString> {
-        let one = (dict.len() == 1).then(|| dict.iter().next()).flatten();
+    /// A secret in a file or in an environment variable.
+    fn secret_elsewhere(&mut self, key: &str, table: &Table) -> Option<SecretString> {
+        let one = (table.len() == 1).then(|| table.iter().next()).flatten();
         match one {
-            Some((name, Value::String(_, path))) if name == "file" => match read_secret(Path::new(path)) {
+            Some((name, Value::String(path))) if name == "file" => match read_secret(Path::new(path)) {
                 Ok(text) => Some(SecretString::from(text)),
                 Err(error) => self.wrong(
                     key,
                     format!("the file {path:?} cannot be read: {error}"),
-                    "put the secret there, readable for this user (systemd: LoadCredential=)",
+                    "put the secret there, readable by this user (systemd: LoadCredential=)",
                 ),
             },
-            Some((name, Value::String(_, variable))) if name == "env" => match self.environment.get(variable) {
+            Some((name, Value::String(variable))) if name == "env" => match self.environment.get(variable) {
                 Some(text) => Some(SecretString::from(text.clone())),
                 None => self.wrong(
                     key,
@@ -193,12 +194,12 @@ impl<'a> Reader<'a> {
             _ => self.wrong(
                 key,
                 "must be a text, { file = \"…\" } or { env = \"…\" }",
-                "give one of file and env, a text",
+                "give exactly one of file and env, as a text",
             ),
         }
     }
 
-    /// Notes a problem and gives nothing: the end of a getter.
+    /// Notes a problem and returns `None`, as a getter that found one does.
     pub(super) fn wrong<T>(&mut self, key: &str, what: impl Display, remedy: impl Display) -> Option<T> {
         self.problem(key, what, remedy);
         None
@@ -215,6 +216,6 @@ fn read_secret(path: &Path) -> std::io::Result<String> {
             "it is longer than {MAX_SECRET_BYTES} bytes"
         )));
     }
-    // An editor and `echo` end a file with a newline that is no part of the secret.
+    // Editors and `echo` end a file with a newline that is not part of the secret.
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }

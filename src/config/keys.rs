@@ -1,8 +1,15 @@
-//! Which keys there are, and of what kind: for unknown keys, and to read environment variables.
+//! Which keys there are, of what kind, and the environment variable of each.
 
-use super::load::Problem;
+use super::problem::Problem;
 
-/// What stands behind a key.
+/// What the names of our environment variables begin with; `__` separates section and key as well.
+const ENVIRONMENT_PREFIX: &str = "TWINLOG__";
+
+/// How alike two names must be for one to be offered instead of the other: lets a few typed letters be wrong, but not a
+/// whole word.
+const LIKENESS: f64 = 0.7;
+
+/// What kind of value a key has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -50,7 +57,7 @@ const ACCOUNT: &[(&str, Kind)] = &[
 /// `[[auth.tokens]]`
 const TOKEN: &[(&str, Kind)] = &[("name", Kind::Text), ("sha256", Kind::Text)];
 
-/// Every key. `config/default.toml` names the same, which a test holds.
+/// Every key. A test compares them with `config/default.toml`.
 pub(super) const KEYS: &[(&str, Kind)] = &[
     // A URL may hold a password.
     ("site.url", Kind::Secret),
@@ -91,7 +98,18 @@ pub(super) fn kind_of(key: &str) -> Option<Kind> {
     KEYS.iter().find(|(known, _)| *known == key).map(|&(_, kind)| kind)
 }
 
-/// Reports every key of a file that does not exist.
+/// The name of the environment variable that sets a key.
+pub(super) fn variable_of(key: &str) -> String {
+    format!("{ENVIRONMENT_PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
+}
+
+/// The key that an environment variable sets, whether it exists or not; `None` if the variable is not one of ours.
+pub(super) fn key_of_variable(name: &str) -> Option<String> {
+    let path = name.strip_prefix(ENVIRONMENT_PREFIX)?;
+    Some(path.to_ascii_lowercase().replace("__", "."))
+}
+
+/// Notes every key of a file that does not exist.
 pub(super) fn find_unknown(file: &toml::Table, problems: &mut Vec<Problem>) {
     for (section, value) in file {
         let prefix = format!("{section}.");
@@ -160,16 +178,16 @@ fn unknown_section(section: &str) -> Problem {
 
 fn remedy(meant: Option<String>) -> String {
     meant.map_or_else(
-        || "take it out; config/default.toml lists every key".to_owned(),
+        || "remove it; config/default.toml lists every key".to_owned(),
         |meant| format!("did you mean {meant}?"),
     )
 }
 
-/// The name that was probably meant. 0.7 lets a few typed letters be wrong but not a whole word.
+/// The name that was probably meant.
 fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     known
         .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
-        .filter(|&(likeness, _)| likeness >= 0.7)
+        .filter(|&(likeness, _)| likeness >= LIKENESS)
         .max_by(|left, right| left.0.total_cmp(&right.0))
         .map(|(_, candidate)| candidate.to_owned())
 }

@@ -1,0 +1,71 @@
+//! `[[auth.tokens]]`: the clients of the API.
+
+use std::collections::HashSet;
+
+use toml::Table;
+
+use crate::config::reader::Reader;
+
+/// A client of the API.
+#[derive(Debug, Clone)]
+pub struct ApiToken {
+    /// Its name in logs and in `whatsapp_messages.client_name`; each once.
+    pub name: String,
+    /// SHA-256 of its token; each once. The token itself is known to the client alone.
+    pub sha256: [u8; 32],
+}
+
+pub(super) fn tokens(reader: &mut Reader<'_>, needed: bool) -> Option<Vec<ApiToken>> {
+    let key = "auth.tokens";
+    let tables = reader.tables(key)?;
+    if tables.is_empty() && needed {
+        return reader.wrong(
+            key,
+            "is missing: no client could call the API",
+            "add a block [[auth.tokens]] with name and sha256 (printf %s TOKEN | sha256sum)",
+        );
+    }
+    let (mut names, mut hashes) = (HashSet::new(), HashSet::new());
+    let tokens: Vec<_> = tables
+        .into_iter()
+        .map(|(place, table)| {
+            let token = token(reader, &place, table?)?;
+            if !names.insert(token.name.clone()) {
+                return reader.wrong(
+                    &format!("{place}.name"),
+                    format!("{:?} is in an earlier block too", token.name),
+                    "give each client its own name",
+                );
+            }
+            if !hashes.insert(token.sha256) {
+                return reader.wrong(
+                    &format!("{place}.sha256"),
+                    "is in an earlier block too",
+                    "give each client its own token",
+                );
+            }
+            Some(token)
+        })
+        .collect();
+    tokens.into_iter().collect()
+}
+
+fn token(reader: &mut Reader<'_>, place: &str, table: &Table) -> Option<ApiToken> {
+    let name = reader.text_of(&format!("{place}.name"), table.get("name"));
+    let hash_key = format!("{place}.sha256");
+    let sha256 = reader.text_of(&hash_key, table.get("sha256")).and_then(|text| {
+        let mut bytes = [0; 32];
+        match hex::decode_to_slice(text.trim(), &mut bytes) {
+            Ok(()) => Some(bytes),
+            Err(_) => reader.wrong(
+                &hash_key,
+                "is not a SHA-256 of 64 hexadecimal digits",
+                "make it with: printf %s TOKEN | sha256sum",
+            ),
+        }
+    });
+    Some(ApiToken {
+        name: name?,
+        sha256: sha256?,
+    })
+}

@@ -1,0 +1,77 @@
+//! The sections of the configuration: for each its values, their limits, and how they are read.
+
+mod auth;
+mod databases;
+mod listeners;
+mod log;
+mod sync;
+mod whatsapp;
+
+pub use auth::ApiToken;
+pub use databases::{Agent, Site};
+pub use listeners::{Admin, Http};
+pub use log::{Log, LogFormat};
+pub use sync::Sync;
+pub use whatsapp::{Account, Whatsapp};
+
+use super::reader::Reader;
+
+/// Everything that can be set, valid.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[site]`
+    pub site: Site,
+    /// `[agent]`
+    pub agent: Agent,
+    /// `[sync]`
+    pub sync: Sync,
+    /// `[http]`
+    pub http: Http,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[whatsapp]`
+    pub whatsapp: Whatsapp,
+    /// `[[auth.tokens]]`
+    pub tokens: Vec<ApiToken>,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// What a command needs: nothing else has to be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// `[site] url`
+    pub site: bool,
+    /// `[agent] url`
+    pub agent: bool,
+    /// `[whatsapp]` accounts and secrets, and `[[auth.tokens]]`
+    pub whatsapp: bool,
+}
+
+/// Reads every section, so that every problem is noted; `None` if there is one.
+pub(super) fn read(reader: &mut Reader<'_>, needs: Needs) -> Option<Config> {
+    let site = databases::site(reader, needs.site);
+    let agent = databases::agent(reader, needs.agent);
+    if let (Some(site), Some(agent), true) = (&site, &agent, needs.site && needs.agent) {
+        databases::check_different(reader, site, agent);
+    }
+    let sync = sync::sync(reader);
+    let http = listeners::http(reader);
+    let admin = listeners::admin(reader);
+    if let (Some(http), Some(admin)) = (&http, &admin) {
+        listeners::check_different(reader, http, admin);
+    }
+    let whatsapp = whatsapp::whatsapp(reader, needs.whatsapp);
+    let tokens = auth::tokens(reader, needs.whatsapp);
+    let log = log::log(reader);
+    Some(Config {
+        site: site?,
+        agent: agent?,
+        sync: sync?,
+        http: http?,
+        admin: admin?,
+        whatsapp: whatsapp?,
+        tokens: tokens?,
+        log: log?,
+    })
+}

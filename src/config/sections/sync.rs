@@ -1,0 +1,125 @@
+//! `[sync]`: the daemon.
+
+use std::time::Duration;
+
+use crate::config::reader::Reader;
+
+/// The longest name of anything in Postgres (NAMEDATALEN - 1).
+const MAX_NAME_BYTES: usize = 63;
+
+/// What the daemon replicates, and how.
+#[derive(Debug, Clone)]
+pub struct Sync {
+    /// The publication to read: at most 63 bytes.
+    pub publication: String,
+    /// The replication slot: 1 to 63 of a-z, 0-9 and _.
+    pub slot: String,
+    /// Glob patterns over the unquoted `schema.table`, at least one; those that begin with `!` exclude tables.
+    pub tables: Vec<String>,
+    /// Most changes of a batch.
+    pub batch_rows: usize,
+    /// Most bytes of a batch.
+    pub batch_bytes: usize,
+    /// Rows that a copy reads between two fences.
+    pub copy_chunk_rows: u32,
+    /// Tables that are copied at the same time.
+    pub copy_workers: usize,
+    /// First wait before a parked row is retried.
+    pub retry_initial: Duration,
+    /// Longest wait before a parked row is retried.
+    pub retry_max: Duration,
+    /// Most parked rows of one table; with more, the table itself is held.
+    pub max_failed_rows: usize,
+    /// First wait before a reconnect.
+    pub reconnect_initial: Duration,
+    /// Longest wait before a reconnect.
+    pub reconnect_max: Duration,
+}
+
+pub(super) fn sync(reader: &mut Reader<'_>) -> Option<Sync> {
+    let publication = reader.text("sync.publication").and_then(|name| {
+        if name.len() <= MAX_NAME_BYTES && !name.contains('\0') {
+            return Some(name);
+        }
+        reader.wrong(
+            "sync.publication",
+            "is not a valid name of a publication",
+            "use at most 63 bytes",
+        )
+    });
+    let slot = slot(reader);
+    let tables = tables(reader);
+    // A million rows of a kilobyte each are a gigabyte, the upper limit of batch_bytes.
+    let batch_rows = reader.integer("sync.batch_rows", 1..=1_000_000);
+    let batch_bytes = reader.integer("sync.batch_bytes", 65_536..=1_073_741_824);
+    let copy_chunk_rows = reader.integer("sync.copy_chunk_rows", 1..=1_000_000);
+    // Each takes a connection of both databases.
+    let copy_workers = reader.integer("sync.copy_workers", 1..=32);
+    let retry = reader.waits("sync.retry_initial_ms", "sync.retry_max_ms");
+    let max_failed_rows = reader.integer("sync.max_failed_rows", 1..=100_000_000);
+    let reconnect = reader.waits("sync.reconnect_initial_ms", "sync.reconnect_max_ms");
+    let ((retry_initial, retry_max), (reconnect_initial, reconnect_max)) = (retry?, reconnect?);
+    Some(Sync {
+        publication: publication?,
+        slot: slot?,
+        tables: tables?,
+        batch_rows: batch_rows?,
+        batch_bytes: batch_bytes?,
+        copy_chunk_rows: copy_chunk_rows?,
+        copy_workers: copy_workers?,
+        retry_initial,
+        retry_max,
+        max_failed_rows: max_failed_rows?,
+        reconnect_initial,
+        reconnect_max,
+    })
+}
+
+/// Postgres's rule for slots (`ReplicationSlotValidateName`), stricter than for other names.
+fn slot(reader: &mut Reader<'_>) -> Option<String> {
+    let name = reader.text("sync.slot")?;
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if name.len() <= MAX_NAME_BYTES && name.chars().all(allowed) {
+        return Some(name);
+    }
+    reader.wrong(
+        "sync.slot",
+        format!("{name:?} is not a valid name of a replication slot"),
+        "use 1 to 63 of the characters a-z, 0-9 and _",
+    )
+}
+
+fn tables(reader: &mut Reader<'_>) -> Option<Vec<String>> {
+    let key = "sync.tables";
+    let mut patterns = Vec::new();
+    let mut valid = true;
+    for (index, value) in reader.list(key)?.iter().enumerate() {
+        let place = format!("{key}[{index}]");
+        let Some(pattern) = reader.text_of(&place, Some(value)) else {
+            valid = false;
+            continue;
+        };
+        let glob = pattern.strip_prefix('!').unwrap_or(&pattern);
+        if let Err(error) = globset::Glob::new(glob) {
+            valid = false;
+            let kind = error.kind();
+            reader.problem(
+                &place,
+                format!("{pattern:?} is not a glob pattern: {kind}"),
+                "write it as in \"public.*\"",
+            );
+        } else if !glob.contains(['.', '*', '?', '[', '{']) {
+            valid = false;
+            reader.problem(
+                &place,
+                format!("{pattern:?} has no schema, so it matches no table"),
+                format!("write \"public.{glob}\""),
+            );
+        }
+        patterns.push(pattern);
+    }
+    if patterns.iter().all(|pattern| pattern.starts_with('!')) && valid {
+        return reader.wrong(key, "selects no table", "name at least one, as in [\"public.*\"]");
+    }
+    valid.then_some(patterns)
+}
