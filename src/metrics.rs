@@ -1,7 +1,7 @@
-//! The one place that names metrics: constants, descriptions, and small typed functions that the rest calls.
+//! The one place that names metrics: constants, descriptions, and small typed functions that the other modules call.
 //!
-//! Units are in the names; labels are bounded (tables that are synchronised, accounts that are configured, the variants
-//! of an enum). Where to add one: a name here, its description in [`describe`], a function that takes domain types.
+//! Units are in the names. Label values are bounded: replicated tables, configured accounts, the variants of an enum. To
+//! add one: its name, its line in [`ALL`], a function that takes domain types.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::change::TableName;
 pub const SYNC_DELAY_SECONDS: &str = "twinlog_sync_delay_seconds";
 /// Source commit to Agent commit, per transaction.
 pub const SYNC_COMMIT_TO_APPLY_SECONDS: &str = "twinlog_sync_commit_to_apply_seconds";
-/// Bytes of WAL from the durable position to the source's end.
+/// Bytes of WAL from the durable position to the end of the Site DB's log.
 pub const SYNC_LAG_BYTES: &str = "twinlog_sync_lag_bytes";
 /// Changes by table, operation and result.
 pub const SYNC_ROWS_TOTAL: &str = "twinlog_sync_rows_total";
@@ -22,9 +22,9 @@ pub const SYNC_ROWS_TOTAL: &str = "twinlog_sync_rows_total";
 pub const FAILED_ROWS: &str = "twinlog_failed_rows";
 /// Attempts to heal parked rows, by result.
 pub const FAILED_ROW_RETRIES_TOTAL: &str = "twinlog_failed_row_retries_total";
-/// WAL that the slot keeps on the source.
+/// Bytes of WAL that the slot keeps on the Site DB.
 pub const SLOT_RETAINED_BYTES: &str = "twinlog_slot_retained_bytes";
-/// WAL that may still be written before the source drops the slot's (`max_slot_wal_keep_size`).
+/// Bytes of WAL until the Site DB removes WAL that the slot needs (`max_slot_wal_keep_size`); -1 without a limit.
 pub const SLOT_HEADROOM_BYTES: &str = "twinlog_slot_headroom_bytes";
 /// 1 for the daemon's state, 0 for the others.
 pub const SYNC_STATE: &str = "twinlog_sync_state";
@@ -32,7 +32,7 @@ pub const SYNC_STATE: &str = "twinlog_sync_state";
 pub const PERSISTENCE_GAP: &str = "twinlog_persistence_gap";
 /// Messages by direction and the status that they reached.
 pub const MESSAGES_TOTAL: &str = "twinlog_messages_total";
-/// Duration of a Graph API send.
+/// Duration of a send to the Graph API.
 pub const SEND_SECONDS: &str = "twinlog_send_seconds";
 /// Errors of sends, by Meta's code and our class.
 pub const SEND_ERRORS_TOTAL: &str = "twinlog_send_errors_total";
@@ -43,95 +43,138 @@ pub const ACCOUNT_LAST_REAL_MESSAGE: &str = "twinlog_account_last_real_message_t
 /// 1 while an account cannot send (held), else 0.
 pub const ACCOUNT_DEGRADED: &str = "twinlog_account_degraded";
 
-/// Every metric: name, kind, unit, help. Dashboards, alerts, the README and the tests are held to this list.
-pub const ALL: &[(&str, &str, &str)] = &[
-    (
+/// How a metric behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum Kind {
+    /// Only ever grows; its name ends in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Values counted in buckets.
+    Histogram,
+}
+
+/// What Prometheus is told about a metric. Its unit is the end of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// As in the queries of dashboards: part of the contract.
+    pub name: &'static str,
+    /// Counter, gauge or histogram.
+    pub kind: Kind,
+    /// The names of its labels, in the order of the code.
+    pub labels: &'static [&'static str],
+    /// The line that Prometheus shows.
+    pub help: &'static str,
+}
+
+const fn metric(kind: Kind, name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric {
+        name,
+        kind,
+        labels,
+        help,
+    }
+}
+
+/// Every metric. Tests compare dashboards, alerts, the README and what the code records with this list.
+pub const ALL: &[Metric] = &[
+    metric(
+        Kind::Gauge,
         SYNC_DELAY_SECONDS,
-        "gauge",
+        &[],
         "age of the oldest committed, unapplied source transaction; 0 only when provably caught up",
     ),
-    (
+    metric(
+        Kind::Histogram,
         SYNC_COMMIT_TO_APPLY_SECONDS,
-        "histogram",
+        &[],
         "time from a transaction's commit on the Site DB to its commit on the Agent DB",
     ),
-    (
+    metric(
+        Kind::Gauge,
         SYNC_LAG_BYTES,
-        "gauge",
+        &[],
         "bytes of WAL from the durable position to the end of the Site DB's log",
     ),
-    (
+    metric(
+        Kind::Counter,
         SYNC_ROWS_TOTAL,
-        "counter",
+        &["table", "op", "result"],
         "changes by table, operation (insert, update, delete, truncate, copy, any) and result",
     ),
-    (
+    metric(
+        Kind::Gauge,
         FAILED_ROWS,
-        "gauge",
-        "rows that the Agent DB refused and that wait to be healed, by table",
+        &["table"],
+        "rows that the Agent DB refused and that wait for a retry, by table",
     ),
-    (
+    metric(
+        Kind::Counter,
         FAILED_ROW_RETRIES_TOTAL,
-        "counter",
+        &["result"],
         "attempts to heal a parked row, by result (healed, failed)",
     ),
-    (
+    metric(
+        Kind::Gauge,
         SLOT_RETAINED_BYTES,
-        "gauge",
+        &[],
         "bytes of WAL that the replication slot keeps on the Site DB",
     ),
-    (
+    metric(
+        Kind::Gauge,
         SLOT_HEADROOM_BYTES,
-        "gauge",
-        "bytes of WAL until the Site DB drops the slot's; -1 without a limit",
+        &[],
+        "bytes of WAL until the Site DB removes WAL that the slot needs; -1 without a limit",
     ),
-    (
+    metric(
+        Kind::Gauge,
         SYNC_STATE,
-        "gauge",
+        &["state"],
         "1 for the state that the daemon is in, 0 for the others",
     ),
-    (
+    metric(
+        Kind::Gauge,
         PERSISTENCE_GAP,
-        "gauge",
+        &["kind"],
         "things that should be in a database and are not, by kind",
     ),
-    (
+    metric(
+        Kind::Counter,
         MESSAGES_TOTAL,
-        "counter",
+        &["direction", "status"],
         "messages by direction and the status that they reached",
     ),
-    (SEND_SECONDS, "histogram", "duration of a send to the Graph API"),
-    (
+    metric(
+        Kind::Histogram,
+        SEND_SECONDS,
+        &[],
+        "duration of a send to the Graph API",
+    ),
+    metric(
+        Kind::Counter,
         SEND_ERRORS_TOTAL,
-        "counter",
+        &["code", "class"],
         "errors of sends by Meta's code and our class",
     ),
-    (
+    metric(
+        Kind::Counter,
         WEBHOOK_EVENTS_TOTAL,
-        "counter",
+        &["kind"],
         "webhook parts, real (a message) or protocol (everything else)",
     ),
-    (
+    metric(
+        Kind::Gauge,
         ACCOUNT_LAST_REAL_MESSAGE,
-        "gauge",
+        &["account"],
         "unix time of an account's last real message",
     ),
-    (ACCOUNT_DEGRADED, "gauge", "1 while an account cannot send, else 0"),
-];
-
-/// The labels of each metric that has some, in the order of the code. Like [`ALL`], dashboards, alerts, the README and the
-/// tests are held to this list.
-pub const LABELS: &[(&str, &[&str])] = &[
-    (SYNC_ROWS_TOTAL, &["table", "op", "result"]),
-    (FAILED_ROWS, &["table"]),
-    (FAILED_ROW_RETRIES_TOTAL, &["result"]),
-    (SYNC_STATE, &["state"]),
-    (PERSISTENCE_GAP, &["kind"]),
-    (MESSAGES_TOTAL, &["direction", "status"]),
-    (SEND_ERRORS_TOTAL, &["code", "class"]),
-    (WEBHOOK_EVENTS_TOTAL, &["kind"]),
-    (ACCOUNT_LAST_REAL_MESSAGE, &["account"]),
-    (ACCOUNT_DEGRADED, &["account"]),
+    metric(
+        Kind::Gauge,
+        ACCOUNT_DEGRADED,
+        &["account"],
+        "1 while an account cannot send, else 0",
+    ),
 ];
 
 /// Bounds of [`SYNC_COMMIT_TO_APPLY_SECONDS`]: about a millisecond is what a lone change takes, 50 ms the goal for a busy
@@ -143,8 +186,8 @@ const APPLY_BUCKETS: &[f64] = &[
 /// Bounds of [`SEND_SECONDS`]: Meta answers in 0.1 to 1 s, 2 s is the limit that users set, 10 s our default time-out.
 const SEND_BUCKETS: &[f64] = &[0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 30.0];
 
-/// The recorder that the process installs, with buckets for what is measured in seconds: without them the exporter would
-/// make summaries, which cannot be added up over several servers.
+/// The recorder that the process installs, with buckets for its histograms: without buckets the exporter would make
+/// summaries, which cannot be added up over several servers.
 ///
 /// # Errors
 /// A histogram has no buckets.
@@ -162,7 +205,7 @@ pub fn prometheus() -> Result<PrometheusBuilder, BuildError> {
 /// Installs the recorder for the whole process and describes every metric to it.
 ///
 /// # Errors
-/// Another one is installed.
+/// A recorder is installed already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = prometheus()?.install_recorder()?;
     describe();
@@ -171,7 +214,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 /// Describes every metric to the installed recorder. Call once, after installing it.
 pub fn describe() {
-    for &(name, kind, help) in ALL {
+    for &Metric { name, kind, help, .. } in ALL {
         let unit = if name.ends_with("_seconds") {
             Unit::Seconds
         } else if name.ends_with("_bytes") {
@@ -180,29 +223,29 @@ pub fn describe() {
             Unit::Count
         };
         match kind {
-            "counter" => describe_counter!(name, unit, help),
-            "histogram" => describe_histogram!(name, unit, help),
-            _ => describe_gauge!(name, unit, help),
+            Kind::Counter => describe_counter!(name, unit, help),
+            Kind::Histogram => describe_histogram!(name, unit, help),
+            Kind::Gauge => describe_gauge!(name, unit, help),
         }
     }
 }
 
-/// How old the oldest unapplied transaction is.
+/// The age of the oldest committed, unapplied transaction.
 pub fn set_sync_delay(delay: Duration) {
     gauge!(SYNC_DELAY_SECONDS).set(delay.as_secs_f64());
 }
 
-/// A source transaction became durable in the Agent DB this long after its commit.
+/// A transaction committed in the Agent DB this long after its commit in the Site DB.
 pub fn observe_commit_to_apply(delay: Duration) {
     histogram!(SYNC_COMMIT_TO_APPLY_SECONDS).record(delay.as_secs_f64());
 }
 
-/// WAL between the durable position and the end of the source's log.
+/// WAL between the durable position and the end of the Site DB's log.
 pub fn set_lag_bytes(bytes: u64) {
     gauge!(SYNC_LAG_BYTES).set(bytes as f64);
 }
 
-/// Changes of one table that met the same end.
+/// Changes of one table with the same operation and result.
 pub fn count_rows(table: &TableName, operation: &'static str, result: &'static str, rows: u64) {
     if rows > 0 {
         counter!(SYNC_ROWS_TOTAL, "table" => table.to_string(), "op" => operation, "result" => result).increment(rows);
@@ -214,25 +257,25 @@ pub fn set_failed_rows(table: &TableName, rows: u64) {
     gauge!(FAILED_ROWS, "table" => table.to_string()).set(rows as f64);
 }
 
-/// Parked rows that were tried again, with one result.
+/// Parked rows that were retried, with one result.
 pub fn count_retries(result: &'static str, rows: u64) {
     counter!(FAILED_ROW_RETRIES_TOTAL, "result" => result).increment(rows);
 }
 
-/// What the slot keeps on the source, and what it may keep yet (`None`: no limit).
+/// WAL that the slot keeps on the Site DB, and how much more it may keep (`None`: no limit).
 pub fn set_slot(retained_bytes: u64, headroom_bytes: Option<i64>) {
     gauge!(SLOT_RETAINED_BYTES).set(retained_bytes as f64);
     gauge!(SLOT_HEADROOM_BYTES).set(headroom_bytes.map_or(-1.0, |bytes| bytes as f64));
 }
 
-/// The state that the daemon is in, out of all that there are.
+/// The state that the daemon is in, out of all states.
 pub fn set_sync_state(state: &'static str, all: &[&'static str]) {
     for &other in all {
         gauge!(SYNC_STATE, "state" => other).set(if other == state { 1.0 } else { 0.0 });
     }
 }
 
-/// How many things of a kind should be in a database and are not.
+/// How many things of one kind should be in a database and are not.
 pub fn set_persistence_gap(kind: &'static str, count: u64) {
     gauge!(PERSISTENCE_GAP, "kind" => kind).set(count as f64);
 }
@@ -242,18 +285,18 @@ pub fn count_message(direction: &'static str, status: &'static str) {
     counter!(MESSAGES_TOTAL, "direction" => direction, "status" => status).increment(1);
 }
 
-/// A send to the Graph API was answered, or was not, after this long.
+/// A send to the Graph API was answered after this long, or given up.
 pub fn observe_send(duration: Duration) {
     histogram!(SEND_SECONDS).record(duration.as_secs_f64());
 }
 
-/// A send failed. Codes outside of Meta's table are one label value, so that a stranger cannot make series.
+/// A send failed, with Meta's code if it gave one.
 pub fn count_send_error(code: Option<i64>, class: &'static str) {
     let code = code.map_or_else(|| "none".to_owned(), |code| code.to_string());
     counter!(SEND_ERRORS_TOTAL, "code" => code, "class" => class).increment(1);
 }
 
-/// Parts of a webhook.
+/// Parts of a webhook that are of one kind.
 pub fn count_webhook_events(kind: &'static str, parts: u64) {
     counter!(WEBHOOK_EVENTS_TOTAL, "kind" => kind).increment(parts);
 }
@@ -274,8 +317,8 @@ mod tests {
 
     use super::*;
 
-    /// Everything that can be told, told once.
-    fn tell_all() {
+    /// Records every metric once.
+    fn record_all() {
         let table = TableName::new("public", "leads");
         set_sync_delay(Duration::from_secs(1));
         observe_commit_to_apply(Duration::from_millis(3));
@@ -300,7 +343,7 @@ mod tests {
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
             describe();
-            tell_all();
+            record_all();
         });
         let text = handle.render();
         let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -311,7 +354,7 @@ mod tests {
                 .find_map(|suffix| {
                     series
                         .strip_suffix(suffix)
-                        .filter(|name| ALL.iter().any(|entry| entry.0 == *name))
+                        .filter(|name| ALL.iter().any(|metric| metric.name == *name))
                 })
                 .unwrap_or(series);
             let names = labels.entry(name.to_owned()).or_default();
@@ -322,13 +365,9 @@ mod tests {
         }
         let expected: BTreeMap<String, BTreeSet<String>> = ALL
             .iter()
-            .map(|&(name, kind, _)| {
+            .map(|&Metric { name, kind, labels, .. }| {
                 assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
                 assert!(text.contains(&format!("# TYPE {name} {kind}")), "{name} is no {kind}");
-                let labels = LABELS
-                    .iter()
-                    .find(|entry| entry.0 == name)
-                    .map_or(&[][..], |entry| entry.1);
                 (name.to_owned(), labels.iter().map(|&label| label.to_owned()).collect())
             })
             .collect();

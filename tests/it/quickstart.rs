@@ -421,7 +421,7 @@ fn what_the_readme_calls_missing_is_missing() {
         let path = word.split_once(' ').map_or(word, |(_, path)| path);
         assert!(!routes.contains(&format!(".route(\"{path}\"")), "{word} is there");
         assert!(
-            twinlog::metrics::ALL.iter().all(|entry| entry.0 != word),
+            twinlog::metrics::ALL.iter().all(|metric| metric.name != word),
             "{word} is there"
         );
         let mut arguments: Vec<&str> = word.split(' ').collect();

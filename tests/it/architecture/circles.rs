@@ -4,7 +4,7 @@
 //!
 //! - A node is a file of the folder or one of its subfolders with everything in it. `mod.rs` is a file like the others.
 //! - An edge is a path in the code, in a `use` or in an expression, that leads to another node: `super::x`,
-//!   `crate::folder::x`, `self::x`, or `x::…` where `x` is a child of the file itself. What `mod.rs` re-exports leads to
+//!   `crate::folder::x`, `self::x`, or `x::…` where `x` is a child of the file itself. What `mod.rs` imports or re-exports leads to
 //!   the file that defines it, so `super::Item` is an edge to that file, and to `mod.rs` only if it is defined there.
 //! - The `pub use` lines of a `mod.rs` are its table of contents and no edge.
 
@@ -45,7 +45,8 @@ impl Modules {
         for source in sources {
             let here = module_path(source);
             let mut exports = BTreeMap::new();
-            for statement in public_uses(&source.code) {
+            // Private ones too: children may name what their `mod.rs` imports.
+            for (statement, _) in uses(&source.code) {
                 for (path, name) in paths_in(statement, &modules, &here) {
                     exports.insert(name, path);
                 }
@@ -93,16 +94,15 @@ fn module_path(source: &Source) -> Path {
     path
 }
 
-/// The statements `pub use …;` and `pub(…) use …;`, from the path to the semicolon.
-fn public_uses(code: &str) -> Vec<&str> {
-    code.match_indices("pub")
+/// The `use` statements, from the path to the semicolon, and whether each is public in any way.
+fn uses(code: &str) -> Vec<(&str, bool)> {
+    code.match_indices("use ")
         .filter_map(|(at, word)| {
-            let mut rest = code[at + word.len()..].trim_start();
-            if let Some(inside) = rest.strip_prefix('(') {
-                rest = inside.split_once(')')?.1.trim_start();
-            }
-            let path = rest.strip_prefix("use")?.strip_prefix([' ', '\n'])?;
-            Some(&path[..=path.find(';')?])
+            let before = code[..at].trim_end_matches(' ');
+            let public = before.ends_with("pub") || before.ends_with(')');
+            let path = &code[at + word.len()..];
+            (public || before.is_empty() || before.ends_with(['\n', '{']))
+                .then_some((&path[..=path.find(';')?], public))
         })
         .collect()
 }
@@ -213,7 +213,7 @@ fn graphs(sources: &[Source]) -> Graphs {
         let here = module_path(source);
         let mut code = source.code.clone();
         if source.path.ends_with("mod.rs") {
-            for statement in public_uses(&source.code) {
+            for (statement, _) in uses(&source.code).into_iter().filter(|(_, public)| *public) {
                 code = code.replace(statement, ";");
             }
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use twinlog::metrics::{ALL, LABELS};
+use twinlog::metrics::{ALL, Kind};
 use twinlog::replication::SyncState;
 
 /// Labels that Prometheus adds, or that a histogram's buckets have.
@@ -30,11 +30,16 @@ fn panels(dashboard: &Value) -> Vec<&Value> {
     panels.filter(|panel| panel["type"] != "row").collect()
 }
 
+/// Every label that a query may name.
+fn labels() -> BTreeSet<&'static str> {
+    let ours = ALL.iter().flat_map(|metric| metric.labels).copied();
+    ours.chain(FOREIGN).collect()
+}
+
 fn labels_of(metric: &str) -> &'static [&'static str] {
-    LABELS
-        .iter()
-        .find(|entry| entry.0 == metric)
-        .map_or(&[], |entry| entry.1)
+    ALL.iter()
+        .find(|known| known.name == metric)
+        .map_or(&[], |known| known.labels)
 }
 
 /// Every word of ours in a text, as written.
@@ -46,8 +51,9 @@ fn words(text: &str) -> BTreeSet<&str> {
 
 /// The metric behind a series' name; a histogram has only the series that the exporter makes of it.
 fn metric_of(series: &str) -> Option<&'static str> {
-    ALL.iter().find_map(|&(name, kind, _)| {
-        let matches = if kind == "histogram" {
+    ALL.iter().find_map(|metric| {
+        let name = metric.name;
+        let matches = if metric.kind == Kind::Histogram {
             ["_bucket", "_sum", "_count"]
                 .iter()
                 .any(|suffix| series.strip_suffix(suffix) == Some(name))
@@ -73,12 +79,7 @@ fn check_queries(text: &str) {
     for word in words(text) {
         assert!(metric_of(word).is_some(), "{word} is no series of ours");
     }
-    let known: BTreeSet<&str> = LABELS
-        .iter()
-        .flat_map(|entry| entry.1)
-        .copied()
-        .chain(FOREIGN)
-        .collect();
+    let known = labels();
     for word in ["by", "on"] {
         for label in lists(text, word).iter().flat_map(|list| list.split(',')) {
             assert!(known.contains(label.trim()), "nothing has the label {label:?}: {text}");
@@ -170,7 +171,7 @@ fn the_dashboard_asks_for_series_and_labels_that_exist() {
     for variable in dashboard["templating"]["list"].as_array().unwrap() {
         check_queries(variable["definition"].as_str().unwrap_or_default());
     }
-    let all: BTreeSet<&str> = ALL.iter().map(|entry| entry.0).collect();
+    let all: BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
     assert_eq!(shown, all, "the dashboard shows every metric");
 }
 
@@ -209,12 +210,7 @@ fn the_dashboard_can_be_imported_with_any_prometheus() {
 fn the_alerts_ask_for_series_and_labels_that_exist_and_say_what_to_do() {
     let alerts = read("grafana/alerts.yml");
     check_queries(&alerts);
-    let known: BTreeSet<&str> = LABELS
-        .iter()
-        .flat_map(|entry| entry.1)
-        .copied()
-        .chain(FOREIGN)
-        .collect();
+    let known = labels();
     for rest in alerts.split("$labels.").skip(1) {
         let label = rest.split([' ', '}']).next().unwrap();
         assert!(known.contains(label), "nothing has the label {label:?}");
@@ -276,12 +272,12 @@ fn the_readme_lists_every_metric_with_its_kind_and_labels() {
     let listed: Vec<Vec<String>> = table(&read("README.md"), |name| name.starts_with("twinlog_"));
     let expected: Vec<Vec<String>> = ALL
         .iter()
-        .map(|&(name, kind, help)| {
+        .map(|metric| {
             vec![
-                name.to_owned(),
-                kind.to_owned(),
-                labels_of(name).join(", "),
-                help.to_owned(),
+                metric.name.to_owned(),
+                metric.kind.to_string(),
+                metric.labels.join(", "),
+                metric.help.to_owned(),
             ]
         })
         .collect();
