@@ -1,27 +1,27 @@
-//! The schemas that Twinlog brings along, and how they get into the databases.
+//! The schemas that Twinlog brings along, and how they are applied to the databases.
 //!
 //! | set | database | what |
 //! |---|---|---|
 //! | [`Set::Site`] | Site DB | the business tables, `public.*` |
 //! | [`Set::Agent`] | Agent DB | the same tables for the automation, `public.*` |
-//! | [`Set::Twinlog`] | Agent DB | the daemon's bookkeeping, `twinlog.*`; all that `twinlog sync` needs for any other tables |
+//! | [`Set::Twinlog`] | Agent DB | the daemon's bookkeeping, `twinlog.*`; `twinlog sync` needs nothing else for other tables |
 //!
-//! Which migrations are applied is written in the schema `twinlog` of each database, one table for each set (their numbers
-//! overlap), and not in `public` as sqlx would have it: `sync.tables = ["public.*"]` must not pick it up.
+//! Each set records its applied migrations in a table of its own (their numbers overlap) in the schema `twinlog`. sqlx would
+//! put it into `public`, where `sync.tables = ["public.*"]` would replicate it.
 //!
-//! A database that has everything is only read, so a daemon may start with a role that may not create anything. Several
-//! processes may migrate at once: sqlx takes an advisory lock. A database that a newer version has migrated is left alone,
-//! so that a binary can be rolled back.
+//! A database that has every migration is only read, so that a daemon may start with a role that may not create anything.
+//! Several processes may migrate at the same time: sqlx takes an advisory lock. Migrations of a newer version are left as
+//! they are, so that a binary can be rolled back.
 
 use std::collections::BTreeMap;
 
-use secrecy::ExposeSecret;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::config::{DatabaseUrl, Host, SslMode};
-use crate::postgres::{self, quote_identifier, tls};
+use crate::config::DatabaseUrl;
+use crate::postgres::error::{not_of_a_row, session_hint, unreachable_hint};
+use crate::postgres::{Side, disposition, quote_identifier, sqlx_options, tls};
 use crate::retry::Disposition;
 
 /// Migrations that belong together.
@@ -45,7 +45,7 @@ impl Set {
         }
     }
 
-    /// Where the set's applied migrations are written down.
+    /// The table that records the set's applied migrations.
     const fn table(self) -> &'static str {
         match self {
             Self::Site => "twinlog._sqlx_migrations_site",
@@ -54,6 +54,7 @@ impl Set {
         }
     }
 
+    /// The schemas in which the set creates tables.
     const fn schemas(self) -> &'static [&'static str] {
         match self {
             Self::Site | Self::Agent => &["twinlog", "public"],
@@ -61,75 +62,75 @@ impl Set {
         }
     }
 
-    /// How people call its database.
+    /// The database that the set is for.
     #[must_use]
-    pub const fn database(self) -> &'static str {
+    pub const fn side(self) -> Side {
         match self {
-            Self::Site => "Site DB",
-            Self::Agent | Self::Twinlog => "Agent DB",
+            Self::Site => Side::Site,
+            Self::Agent | Self::Twinlog => Side::Agent,
         }
     }
 }
 
-/// What was done.
+/// What [`apply`] did with a set.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Applied {
-    /// The set.
+    /// Which set.
     pub set: Set,
-    /// The migrations that were pending, as `1 conversations`.
+    /// The migrations that were pending, each as version and description: `1 conversations`.
     pub applied: Vec<String>,
-    /// How many were there before.
+    /// How many were applied before.
     pub present: usize,
 }
 
-/// Why a database is not migrated.
+/// Why a database could not be migrated.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// It can't be reached.
-    #[error("connect to the {database} ({address})")]
+    /// There is no session: the network, TLS, or a refused login.
+    #[error("connect to the {side} ({address})")]
     Connect {
-        /// Which one.
-        database: &'static str,
-        /// Where it should be, without the password.
+        /// The database.
+        side: Side,
+        /// Its URL without the password.
         address: String,
-        /// Why.
+        /// The driver's error.
         #[source]
         source: sqlx::Error,
     },
-    /// It can't be read.
-    #[error("read the applied migrations of the {database}")]
+    /// A look at the catalog or at the applied migrations failed.
+    #[error("read the applied migrations of the {side}")]
     Read {
-        /// Which one.
-        database: &'static str,
-        /// Why.
+        /// The database.
+        side: Side,
+        /// The driver's error.
         #[source]
         source: sqlx::Error,
     },
-    /// The role may not create what is missing.
-    #[error("the role {role:?} may not create Twinlog's tables in the {database}")]
+    /// The role may not create what is missing. Nothing was changed.
+    #[error("the role {role:?} may not create Twinlog's tables in the {side}")]
     Rights {
-        /// Which one.
-        database: &'static str,
-        /// Who we are there.
+        /// The database.
+        side: Side,
+        /// The role of the URL.
         role: String,
-        /// The statements that give the rights.
+        /// The statements that give it every right that it lacks.
         grants: Vec<String>,
     },
-    /// A migration failed; it was rolled back.
-    #[error("migrate the {database} ({table})")]
+    /// A migration failed, and was rolled back.
+    #[error("migrate the {side} ({table})")]
     Migrate {
-        /// Which one.
-        database: &'static str,
-        /// Where the set's applied migrations are written down.
+        /// The database.
+        side: Side,
+        /// The table that records the set's applied migrations.
         table: &'static str,
-        /// Why.
+        /// The migration's error.
         #[source]
         source: Box<MigrateError>,
     },
 }
 
 impl MigrationError {
-    /// What this means for the work that met it.
+    /// What this means for the work that met it. Never [`Disposition::Row`]: a migration has no row to blame.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         let source = match self {
@@ -140,43 +141,43 @@ impl MigrationError {
             },
             Self::Rights { .. } => return Disposition::Systemic,
         };
-        match sqlstate(source).map(|code| postgres::disposition(&code)) {
-            None => Disposition::Transient,
-            // A migration writes no row of anybody's.
-            Some(Disposition::Row) => Disposition::Systemic,
-            Some(other) => other,
-        }
+        sqlstate(source).map_or(Disposition::Transient, |code| not_of_a_row(disposition(&code)))
     }
 
     /// What an operator can do.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Rights { grants, .. } => Some(format!("run as the database's owner: {}", grants.join("; "))),
-            Self::Migrate { source, .. } => match source.as_ref() {
-                MigrateError::ExecuteMigration(error, _) if sqlstate(error).as_deref() == Some("42P07") => Some(
-                    "the database has a table of that name already, and Twinlog does not change tables that it did not \
-                     make: rename it, or use `twinlog sync` alone, which works on any tables"
-                        .to_owned(),
-                ),
-                MigrateError::VersionMismatch(_) => Some(
-                    "the migration was applied from another text than this binary's: use the release that applied it, or \
-                     compare the two schemas and correct the checksum"
-                        .to_owned(),
-                ),
-                _ => None,
-            },
-            Self::Connect { source, .. } => Some(match (source, sqlstate(source).as_deref()) {
-                (sqlx::Error::Tls(cause), _) if cause.to_string().contains("does not support TLS") => {
-                    tls::NOT_OFFERED.to_owned()
-                }
-                (sqlx::Error::Tls(_), _) => "check sslmode and sslrootcert in the URL".to_owned(),
-                (_, Some("28000" | "28P01")) => "check role and password in the URL".to_owned(),
-                (_, Some("3D000")) => "check the database's name in the URL".to_owned(),
-                _ => "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)".to_owned(),
-            }),
+            Self::Connect { side, source, .. } => Some(connect_hint(*side, source)),
             Self::Read { .. } => None,
+            Self::Rights { grants, .. } => Some(format!("run as the database's owner: {}", grants.join("; "))),
+            Self::Migrate { source, .. } => migrate_hint(source).map(str::to_owned),
         }
+    }
+}
+
+fn connect_hint(side: Side, error: &sqlx::Error) -> String {
+    match error {
+        // The driver has no other sign for it.
+        sqlx::Error::Tls(cause) if cause.to_string().contains("does not support TLS") => tls::NOT_OFFERED.to_owned(),
+        sqlx::Error::Tls(_) => "check sslmode and sslrootcert in the URL".to_owned(),
+        _ => sqlstate(error)
+            .and_then(|code| session_hint(side, &code))
+            .unwrap_or_else(unreachable_hint),
+    }
+}
+
+fn migrate_hint(error: &MigrateError) -> Option<&'static str> {
+    match error {
+        MigrateError::ExecuteMigration(error, _) if sqlstate(error).as_deref() == Some("42P07") => Some(
+            "the database already has a table of that name, and Twinlog does not change tables that it did not create: \
+             rename it, or use `twinlog sync` alone, which works on any tables",
+        ),
+        MigrateError::VersionMismatch(_) => Some(
+            "the migration was applied with another text than this binary has: use the release that applied it, or compare \
+             the two schemas and correct the checksum",
+        ),
+        _ => None,
     }
 }
 
@@ -204,86 +205,96 @@ pub async fn apply_twinlog(url: &DatabaseUrl) -> Result<Applied, MigrationError>
     apply(url, Set::Twinlog).await
 }
 
-/// Applies what is pending of one set.
+/// Applies the pending migrations of one set.
 ///
 /// # Errors
 /// The database can't be reached, rights are missing, or a migration fails (and is rolled back).
 pub async fn apply(url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationError> {
-    let database = set.database();
-    let mut connection = connect_options(url)
-        .connect()
-        .await
-        .map_err(|source| MigrationError::Connect {
-            database,
-            address: url.to_string(),
-            source,
-        })?;
+    let connect = sqlx_options(url, "twinlog migrate");
+    let mut connection = connect.connect().await.map_err(|source| MigrationError::Connect {
+        side: set.side(),
+        address: url.to_string(),
+        source,
+    })?;
     // Boxed: sqlx's migrator is a large future, and this is called rarely.
     let result = Box::pin(apply_on(&mut connection, url, set)).await;
-    // A goodbye is polite; its failure changes nothing.
+    // What was done is committed, whether the connection closes in good order or not.
     let _ = connection.close().await;
     result
 }
 
 async fn apply_on(connection: &mut PgConnection, url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationError> {
-    let (database, table) = (set.database(), set.table());
-    let read = |source| MigrationError::Read { database, source };
-    let mut migrator = set.migrator();
-    let before = applied_checksums(connection, table).await.map_err(read)?;
-    let pending: Vec<String> = migrator
-        .iter()
-        .filter(|migration| !before.contains_key(&migration.version))
-        .map(|migration| format!("{} {}", migration.version, migration.description))
-        .collect();
-    let same = |(version, checksum): (&i64, &Vec<u8>)| {
-        migrator
-            .iter()
-            .all(|migration| migration.version != *version || *migration.checksum == **checksum)
+    let side = set.side();
+    let read = |source| MigrationError::Read { side, source };
+    let migrator = set.migrator();
+    let before = applied_checksums(connection, set.table()).await.map_err(read)?;
+    let pending = pending(&migrator, &before);
+    let applied = Applied {
+        set,
+        applied: pending,
+        present: before.len(),
     };
-    if pending.is_empty() && before.iter().all(same) {
-        return Ok(Applied {
-            set,
-            applied: pending,
-            present: before.len(),
-        });
+    if applied.applied.is_empty() && texts_match(&migrator, &before) {
+        return Ok(applied);
     }
-
     let grants = missing_grants(connection, url, set).await.map_err(read)?;
     if !grants.is_empty() {
         return Err(MigrationError::Rights {
-            database,
+            side,
             role: url.user.clone(),
             grants,
         });
     }
-    migrator.dangerous_set_table_name(table);
-    migrator.set_ignore_missing(true);
-    // Only where it is missing: CREATE SCHEMA IF NOT EXISTS asks for the right even if it does exist.
-    if !schema_exists(connection, "twinlog").await.map_err(read)? {
-        migrator.create_schema("twinlog");
-    }
-    migrator
-        .run_direct(None, connection, false)
+    // Only where it is missing: CREATE SCHEMA IF NOT EXISTS needs the right to create it even if it exists.
+    let create_schema = !schema_exists(connection, "twinlog").await.map_err(read)?;
+    run(migrator, connection, set, create_schema)
         .await
         .map_err(|source| MigrationError::Migrate {
-            database,
-            table,
+            side,
+            table: set.table(),
             source: Box::new(source),
         })?;
-    let applied = pending;
-    tracing::info!(database, ?applied, "migrated");
-    Ok(Applied {
-        set,
-        applied,
-        present: before.len(),
+    tracing::info!(database = %side, applied = ?applied.applied, "migrated");
+    Ok(applied)
+}
+
+async fn run(
+    mut migrator: Migrator,
+    connection: &mut PgConnection,
+    set: Set,
+    create_schema: bool,
+) -> Result<(), MigrateError> {
+    migrator.dangerous_set_table_name(set.table());
+    migrator.set_ignore_missing(true);
+    if create_schema {
+        migrator.create_schema("twinlog");
+    }
+    migrator.run_direct(None, connection, false).await
+}
+
+/// Version → checksum.
+type Checksums = BTreeMap<i64, Vec<u8>>;
+
+/// The migrations that are not applied, as version and description.
+fn pending(migrator: &Migrator, applied: &Checksums) -> Vec<String> {
+    migrator
+        .iter()
+        .filter(|migration| !applied.contains_key(&migration.version))
+        .map(|migration| format!("{} {}", migration.version, migration.description))
+        .collect()
+}
+
+/// Whether the applied migrations that this binary knows have its texts. If not, sqlx's own check must say so.
+fn texts_match(migrator: &Migrator, applied: &Checksums) -> bool {
+    migrator.iter().all(|migration| {
+        applied
+            .get(&migration.version)
+            .is_none_or(|checksum| **checksum == *migration.checksum)
     })
 }
 
-/// Version and checksum of what is applied; nothing if the table does not exist.
-async fn applied_checksums(
-    connection: &mut PgConnection,
-    table: &'static str,
-) -> Result<BTreeMap<i64, Vec<u8>>, sqlx::Error> {
+/// The applied migrations; none if the table that records them does not exist.
+async fn applied_checksums(connection: &mut PgConnection, table: &'static str) -> Result<Checksums, sqlx::Error> {
     let exists: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
         .bind(table)
         .fetch_one(&mut *connection)
@@ -305,7 +316,8 @@ async fn schema_exists(connection: &mut PgConnection, schema: &str) -> Result<bo
         .await
 }
 
-/// The statements that give this role what the migrations need: asked for beforehand, so that the answer is whole.
+/// The statements that give this role what the migrations need. Asked before the first migration, so that one run names all
+/// of them.
 async fn missing_grants(
     connection: &mut PgConnection,
     url: &DatabaseUrl,
@@ -334,31 +346,6 @@ async fn missing_grants(
         }
     }
     Ok(grants)
-}
-
-fn connect_options(url: &DatabaseUrl) -> PgConnectOptions {
-    let mut options = PgConnectOptions::new_without_pgpass()
-        .port(url.port)
-        .username(&url.user)
-        .database(&url.database)
-        .application_name("twinlog migrate")
-        .ssl_mode(match url.sslmode {
-            SslMode::Disable => PgSslMode::Disable,
-            SslMode::Require => PgSslMode::Require,
-            SslMode::VerifyCa => PgSslMode::VerifyCa,
-            SslMode::VerifyFull => PgSslMode::VerifyFull,
-        });
-    options = match &url.host {
-        Host::Tcp(host) => options.host(host),
-        Host::Unix(folder) => options.socket(folder),
-    };
-    if let Some(password) = &url.password {
-        options = options.password(password.expose_secret());
-    }
-    if let Some(file) = &url.sslrootcert {
-        options = options.ssl_root_cert(file);
-    }
-    options
 }
 
 fn sqlstate(error: &sqlx::Error) -> Option<String> {

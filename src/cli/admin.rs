@@ -1,8 +1,8 @@
-//! The admin listener: is it alive, can it work, what is wrong, how much.
+//! The admin listener: `/healthz`, `/readyz`, `/health`, `/metrics`.
 //!
-//! Nothing here asks a database or waits for another part: a probe answers from what the parts last said
-//! ([`crate::health`]), so it is quick even when everything else is stuck. For the loopback interface or a private network:
-//! it has no authentication, and nothing that it shows is secret.
+//! No route asks a database or waits for another part: it answers from what the parts last reported ([`crate::health`]), so
+//! it is quick even when everything else is stuck. For the loopback interface or a private network: it has no
+//! authentication, and nothing that it shows is secret.
 
 use std::io;
 use std::sync::Arc;
@@ -17,17 +17,13 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tower_http::timeout::TimeoutLayer;
 
 use crate::health::Health;
 use crate::shutdown;
 
-/// How often recorded histogram values are put into their buckets, so that a process that nobody scrapes does not collect
-/// them forever.
+/// How often recorded histogram values are put into their buckets. Otherwise only a scrape does it, and a process that is
+/// not scraped would collect them forever.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// A request that is not answered by then never will be; Prometheus gives up after 10 s by itself.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Admin {
@@ -46,13 +42,13 @@ pub async fn serve(
     metrics: PrometheusHandle,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let upkeep = tokio::spawn(keep_up(metrics.clone(), stop.clone()));
+    let upkeep = tokio::spawn(fold_histograms(metrics.clone(), stop.clone()));
     let app = router(health, metrics);
     let stopping = stop.clone();
     let serving = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned());
     let result = tokio::select! {
         result = serving => result,
-        // A client that reads nothing must not hold the process up.
+        // A client that does not read its answer must not keep the process from ending.
         () = async {
             stopping.cancelled().await;
             tokio::time::sleep(shutdown::GRACE).await;
@@ -74,20 +70,16 @@ fn router(health: Health, metrics: PrometheusHandle) -> Router {
         .route("/readyz", get(readyz))
         .route("/health", get(report))
         .route("/metrics", get(scrape))
-        .layer(TimeoutLayer::with_status_code(
-            StatusCode::SERVICE_UNAVAILABLE,
-            REQUEST_TIMEOUT,
-        ))
         .with_state(state)
 }
 
-async fn keep_up(metrics: PrometheusHandle, stop: CancellationToken) {
+async fn fold_histograms(metrics: PrometheusHandle, stop: CancellationToken) {
     while shutdown::sleep(UPKEEP, &stop).await {
         metrics.run_upkeep();
     }
 }
 
-/// 200 if every part can do its work, else 503 and why not.
+/// 200 if every part can do its work, otherwise 503 with the reasons.
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let reasons: serde_json::Map<_, _> = admin
         .health
@@ -105,7 +97,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     (status, Json(json!({ "ready": ready, "reasons": reasons }))).into_response()
 }
 
-/// Everything that the parts say of themselves. 200 even if they are unwell: it reports, `/readyz` judges.
+/// Everything that the parts report. Always 200: the verdict is `/readyz`.
 async fn report(State(admin): State<Arc<Admin>>) -> Response {
     let components = admin.health.report();
     Json(json!({

@@ -1,26 +1,29 @@
-//! `twinlog run`, `twinlog serve`, `twinlog sync`: the parts put together as they run in production.
+//! `twinlog run`, `twinlog serve`, `twinlog sync`: the parts of a process put together, started, and ended in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::{Global, Outcome, admin, systemd};
+use super::global::Global;
+use super::outcome::Outcome;
+use super::{admin, systemd};
 use crate::config::{Config, Needs};
 use crate::health::Health;
-use crate::{http, replication, shutdown};
+use crate::{http, metrics, replication, shutdown};
 
 /// Which halves a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Halves {
-    /// The send/webhook server and the daemon.
+    /// `run`: the server and the daemon.
     Both,
-    /// The server.
+    /// `serve`: the API and the webhook.
     Server,
-    /// The daemon.
+    /// `sync`: the Site DB's changes into the Agent DB.
     Daemon,
 }
 
@@ -28,13 +31,34 @@ impl Halves {
     const fn needs(self) -> Needs {
         Needs {
             site: true,
-            agent: !matches!(self, Self::Server),
-            whatsapp: !matches!(self, Self::Daemon),
+            agent: self.daemon(),
+            whatsapp: self.server(),
         }
+    }
+
+    const fn server(self) -> bool {
+        matches!(self, Self::Both | Self::Server)
+    }
+
+    const fn daemon(self) -> bool {
+        matches!(self, Self::Both | Self::Daemon)
     }
 }
 
-/// Runs until a signal comes.
+/// A part of the process, which runs in a task of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+enum Part {
+    Server,
+    Daemon,
+    /// Health and metrics.
+    Admin,
+}
+
+/// How the task of a part ended.
+type Ended = Result<(Part, anyhow::Result<()>), JoinError>;
+
+/// Runs until a signal comes or a part fails.
 pub(super) async fn run(global: &Global, halves: Halves) -> anyhow::Result<Outcome> {
     let config = Arc::new(global.start(halves.needs())?);
     let stop = shutdown::on_signal().context("listen for signals")?;
@@ -51,79 +75,76 @@ pub(super) async fn run(global: &Global, halves: Halves) -> anyhow::Result<Outco
 /// The parts of a process, started and listening.
 #[derive(Debug)]
 pub(super) struct Running {
-    /// Where the public API is, if this process has it.
-    pub(super) http: Option<std::net::SocketAddr>,
-    /// Where health and metrics are.
-    pub(super) admin: std::net::SocketAddr,
-    parts: JoinSet<(&'static str, anyhow::Result<()>)>,
-    /// Stops the admin listener, last: health is asked for while the rest drains.
-    admin_stop: CancellationToken,
+    /// The address of the public API, if this process has it.
+    pub(super) http: Option<SocketAddr>,
+    /// The address of health and metrics.
+    pub(super) admin: SocketAddr,
+    parts: JoinSet<(Part, anyhow::Result<()>)>,
     stop: CancellationToken,
+    /// Stops the admin listener, which is the last to stop: probes ask for the health while the others drain.
+    admin_stop: CancellationToken,
 }
 
 impl Running {
-    /// Binds the listeners and starts the parts. A part that ends with an error stops the others.
+    /// Binds the listeners and starts the parts. A part that ends with an error cancels `stop`, which stops the others.
     pub(super) async fn start(config: Arc<Config>, halves: Halves, stop: &CancellationToken) -> anyhow::Result<Self> {
-        let metrics = crate::metrics::install().context("install the metrics recorder")?;
+        let recorded = metrics::install().context("install the metrics recorder")?;
         let health = Health::default();
         let admin_listener = listen(config.admin.listen, "admin.listen").await?;
-        let admin = admin_listener.local_addr()?;
-        let mut parts = JoinSet::new();
-        let mut http = None;
-        if halves != Halves::Daemon {
-            let listener = listen(config.http.listen, "http.listen").await?;
-            http = Some(listener.local_addr()?);
-            let (config, health, stop) = (Arc::clone(&config), health.clone(), stop.clone());
-            parts.spawn(async move {
-                let ended = Box::pin(http::run_server(config, health, listener, stop)).await;
-                ("server", ended.map_err(Into::into))
-            });
-        }
-        if halves != Halves::Server {
-            let (config, health, stop) = (Arc::clone(&config), health.clone(), stop.clone());
-            parts.spawn(async move {
-                (
-                    "daemon",
-                    Box::pin(replication::run(config, &health, stop))
-                        .await
-                        .map_err(Into::into),
-                )
-            });
-        }
-        let admin_stop = CancellationToken::new();
-        parts.spawn({
-            let (health, admin_stop) = (health.clone(), admin_stop.clone());
-            async move {
-                let served = admin::serve(admin_listener, health, metrics, admin_stop).await;
-                ("admin", served.context("serve health and metrics"))
-            }
-        });
-        tokio::spawn(systemd::supervise(health, stop.clone()));
-        info!(admin = %admin, http = http.map(|address| address.to_string()), "listening");
         let mut running = Self {
-            http,
-            admin,
-            parts,
-            admin_stop,
+            http: None,
+            admin: admin_listener.local_addr()?,
+            parts: JoinSet::new(),
             stop: stop.clone(),
+            admin_stop: CancellationToken::new(),
         };
-        // A part that can't even begin says so now rather than at the end.
+        if halves.server() {
+            let listener = listen(config.http.listen, "http.listen").await?;
+            running.http = Some(listener.local_addr()?);
+            let server = Box::pin(http::run_server(Arc::clone(&config), health.clone(), listener, stop.clone()));
+            running.spawn(Part::Server, async move { Ok(server.await?) });
+        }
+        if halves.daemon() {
+            let (config, health, stop) = (Arc::clone(&config), health.clone(), stop.clone());
+            running.spawn(Part::Daemon, async move {
+                Ok(Box::pin(replication::run(config, &health, stop)).await?)
+            });
+        }
+        let admin = admin::serve(admin_listener, health.clone(), recorded, running.admin_stop.clone());
+        running.spawn(Part::Admin, async move { admin.await.context("serve health and metrics") });
+        tokio::spawn(systemd::supervise(health, stop.clone()));
+        info!(admin = %running.admin, http = running.http.map(|address| address.to_string()), "listening");
+        // A part that failed at once is reported now rather than at the end.
         if let Some(ended) = running.parts.try_join_next() {
-            running.ended(ended)?;
+            running.check(ended)?;
         }
         Ok(running)
     }
 
-    /// Waits for all parts to end; they have to within the grace period, and are left alone after it.
+    fn spawn(&mut self, part: Part, work: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.parts.spawn(async move { (part, work.await) });
+    }
+
+    /// Waits until a part fails, or until all have ended.
+    pub(super) async fn failed(&mut self) -> anyhow::Error {
+        while let Some(ended) = self.parts.join_next().await {
+            if let Err(error) = self.check(ended) {
+                return error;
+            }
+        }
+        anyhow::anyhow!("every part has ended")
+    }
+
+    /// Waits for the parts to end, at most [`shutdown::GRACE`]; those that are left are aborted.
     pub(super) async fn join(mut self) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome::Success;
         let deadline = tokio::time::sleep(shutdown::GRACE);
         tokio::pin!(deadline);
-        // The admin listener is the last one.
+        // The one that is left is the admin listener.
         while self.parts.len() > 1 {
             tokio::select! {
                 ended = self.parts.join_next() => {
-                    if let Some(ended) = ended && let Err(error) = self.ended(ended) {
+                    if let Some(ended) = ended && let Err(error) = self.check(ended) {
                         error!(error = format!("{error:#}"), "a part ended with an error");
                         outcome = Outcome::Problem;
                     }
@@ -139,36 +160,19 @@ impl Running {
         Ok(outcome)
     }
 
-    /// Whether a part has ended though nobody asked it to; then the process should end.
-    pub(super) async fn failed(&mut self) -> anyhow::Error {
-        loop {
-            match self.parts.join_next().await {
-                Some(ended) => {
-                    if let Err(error) = self.ended(ended) {
-                        return error;
-                    }
-                }
-                None => return anyhow::anyhow!("every part has ended"),
-            }
-        }
-    }
-
-    fn ended(&self, ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>) -> anyhow::Result<()> {
-        match ended {
-            Ok((part, Err(error))) => {
-                self.stop.cancel();
-                Err(error.context(format!("the {part} ended")))
-            }
-            Ok((_, Ok(()))) => Ok(()),
-            Err(panic) => {
-                self.stop.cancel();
-                Err(anyhow::Error::new(panic).context("a part panicked"))
-            }
-        }
+    /// The error of a part that failed or panicked; it stops the others.
+    fn check(&self, ended: Ended) -> anyhow::Result<()> {
+        let error = match ended {
+            Ok((_, Ok(()))) => return Ok(()),
+            Ok((part, Err(error))) => error.context(format!("the {part} ended")),
+            Err(panic) => anyhow::Error::new(panic).context("a part panicked"),
+        };
+        self.stop.cancel();
+        Err(error)
     }
 }
 
-async fn listen(address: std::net::SocketAddr, key: &'static str) -> anyhow::Result<TcpListener> {
+async fn listen(address: SocketAddr, key: &'static str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("listen on {address} ({key})"))

@@ -1,4 +1,4 @@
-//! Where log lines go: to standard error, one line an event, as text or JSON.
+//! The log of this process: to standard error, one line for each event, as text or JSON.
 
 use std::io::IsTerminal;
 
@@ -12,19 +12,20 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
 
-/// Starts the log of this process. `filter` was checked with the configuration.
+/// Starts the log. The configuration has checked that `filter` parses.
 pub(super) fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     start_on(format, filter, std::io::stderr)
 }
 
-/// The same for a command that has something else on the terminal: `writer` takes the lines to standard error.
+/// As [`start`], for a command that also draws on the terminal: `writer` puts the lines on standard error without tearing
+/// what is drawn.
 pub(super) fn start_on<W>(format: LogFormat, filter: &str, writer: W) -> anyhow::Result<()>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::builder().parse(filter).context("read log.filter")?;
-    // At `debug` the driver prints every statement's parameters: the rows themselves. A filter of its own, because a directive
-    // of ours would give way to a longer one.
+    // At `debug` the driver prints the parameters of every statement, and those are rows. A second filter, because in `filter`
+    // a longer directive of the operator's would override ours.
     let no_values = filter_fn(|line| *line.level() <= Level::WARN || !line.target().starts_with("tokio_postgres"));
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match format {
@@ -40,7 +41,7 @@ where
         .context("start the log")
 }
 
-/// Colour for people only, and <https://no-color.org>.
+/// Colour only on a terminal, and not if <https://no-color.org> says no.
 fn has_colour() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

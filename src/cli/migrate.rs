@@ -1,10 +1,12 @@
-//! `twinlog migrate`: brings the tables of one or both databases up to date.
+//! `twinlog migrate`: applies the migrations of one or both databases.
 
 use std::io::Write;
 
 use clap::{Args, ValueEnum};
 
-use super::{Global, Outcome, report};
+use super::global::Global;
+use super::outcome::Outcome;
+use super::report;
 use crate::config::Needs;
 use crate::migrations::{Applied, MigrationError, Set, apply_agent, apply_site};
 
@@ -34,7 +36,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         agent,
         whatsapp: false,
     })?;
-    // The second is tried even if the first fails: one run shows all that is missing.
+    // The second database is tried even if the first fails: one run shows everything that is missing.
     let mut done = Vec::new();
     let mut outcome = Outcome::Success;
     let mut note = |result: Result<Vec<Applied>, MigrationError>| match result {
@@ -61,7 +63,7 @@ fn print(done: &[Applied], json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     for Applied { set, applied, present } in done {
-        let database = set.database();
+        let database = set.side();
         let part = match set {
             Set::Twinlog => "bookkeeping",
             Set::Site | Set::Agent => "business tables",

@@ -1,7 +1,16 @@
-//! The command line: what can be asked of the binary, and how it answers.
+//! The command line: the commands of the binary, what they print, and how the process ends.
 //!
-//! One file for each command. A command reads the configuration as far as it needs it, puts the parts together, and
-//! returns an [`Outcome`] or an error; printing errors and exit codes are decided here, once. No business logic lives here.
+//! One file for each command. A command loads the parts of the configuration that it needs ([`Global::start`]), puts the
+//! other modules together, and returns an [`Outcome`] or an error. This file prints the errors and decides the exit code.
+//! No business logic lives here.
+//!
+//! | file | its job |
+//! |---|---|
+//! | `daemon` | `run`, `serve`, `sync`: the parts of a process, started and joined |
+//! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
+//! | `demo/` | everything at work on throwaway databases, and the proof |
+//! | `migrate`, `status`, `resync`, `failed`, `simulate` | the commands of these names |
+//! | `global`, `outcome`, `logging`, `report` | options, results, log lines and errors of all commands |
 //!
 //! Exit codes: 0 success, 1 the work found or hit a problem, 2 usage or configuration.
 
@@ -11,20 +20,23 @@ pub mod systemd;
 mod daemon;
 mod demo;
 mod failed;
+mod global;
 mod logging;
 mod migrate;
+mod outcome;
 mod report;
 mod resync;
 mod simulate;
 mod status;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use self::daemon::Halves;
-use crate::config::{self, Config, LogFormat, Needs};
+use self::global::Global;
+use self::outcome::Outcome;
+use crate::config::ConfigError;
 
 /// Keeps WhatsApp Business conversations safe in two Postgres databases.
 ///
@@ -41,24 +53,6 @@ struct Cli {
     global: Global,
     #[command(subcommand)]
     command: Command,
-}
-
-/// What every command takes.
-#[derive(Debug, clap::Args)]
-struct Global {
-    /// The configuration file (TOML)
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "TWINLOG_CONFIG",
-        hide_env_values = true,
-        help_heading = "Global options"
-    )]
-    config: Option<PathBuf>,
-    /// How log lines look, instead of `log.format`
-    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Global options")]
-    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -105,28 +99,18 @@ enum Command {
     Simulate(simulate::Arguments),
 }
 
-/// How a command ended that did not fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// All is well: exit code 0.
-    Success,
-    /// It did its work and what it found is not well: exit code 1. It has said so itself.
-    Problem,
-}
-
 /// Exit code for usage and configuration, as clap's own.
 const EXIT_USAGE: u8 = 2;
 
-/// Exit code where nobody reads our output any more (`twinlog status | head`): what a shell says of a program that SIGPIPE
-/// ended, as it ends most.
+/// Exit code where our output is closed (`twinlog status | head`): what a shell reports of a program that SIGPIPE ended.
 const EXIT_PIPE: u8 = 141;
 
-/// Runs the command of this process's arguments and says how the process shall end.
+/// Runs the command that the process's arguments name, and returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // One provider for everything: without this the first TLS connection would have to guess. Fails only if there is one
-    // already, which is as good.
+    // One TLS provider for everything: without this the first connection would have to guess. Fails only if there is one
+    // already, and then it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Reads FAILPOINTS; lives as long as the process.
     #[cfg(feature = "failpoints")]
@@ -134,21 +118,23 @@ pub fn main() -> ExitCode {
 
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            report::error(&anyhow::Error::new(error).context("start the runtime"));
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return exit_code(Err(anyhow::Error::new(error).context("start the runtime"))),
     };
     let result = runtime.block_on(run(cli));
     // A blocking task that hangs (a name that does not resolve) must not keep the process.
     runtime.shutdown_background();
+    exit_code(result)
+}
+
+/// Prints the error, if there is one.
+fn exit_code(result: anyhow::Result<Outcome>) -> ExitCode {
     match result {
         Ok(Outcome::Success) => ExitCode::SUCCESS,
         Ok(Outcome::Problem) => ExitCode::FAILURE,
         Err(error) if is_closed_output(&error) => ExitCode::from(EXIT_PIPE),
         Err(error) => {
             report::error(&error);
-            if error.is::<config::ConfigError>() {
+            if error.is::<ConfigError>() {
                 ExitCode::from(EXIT_USAGE)
             } else {
                 ExitCode::FAILURE
@@ -157,7 +143,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Whether our own output failed, in that nobody reads it. Errors of connections come within errors of their modules.
+/// Whether the error is that our own output is closed. (A connection's error comes inside an error of its module.)
 fn is_closed_output(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
@@ -174,15 +160,6 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,
         Command::Failed(arguments) => Box::pin(failed::run(&cli.global, &arguments)).await,
         Command::Simulate(arguments) => Box::pin(simulate::run(&arguments, cli.global.log_format)).await,
-    }
-}
-
-impl Global {
-    /// Loads what a command needs of the configuration and starts the log with it.
-    fn start(&self, needs: Needs) -> anyhow::Result<Config> {
-        let config = config::load(self.config.as_deref(), needs)?;
-        logging::start(self.log_format.unwrap_or(config.log.format), &config.log.filter)?;
-        Ok(config)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a person sees of an error: what was tried, why it failed, what to do.
+//! How an error is printed: what was tried, the causes, what to do.
 
 use std::io::Write;
 
@@ -14,8 +14,9 @@ const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default().bold();
 const KEY: Style = Style::new().bold();
 
-/// Prints an error, its causes and its hint to standard error. Nothing can be done if that fails.
+/// Prints an error, its causes and its hint to standard error.
 pub(super) fn error(error: &anyhow::Error) {
+    // If standard error is closed, the exit code is all that is left.
     let _ = write_error(&mut anstream::stderr().lock(), error);
 }
 
@@ -30,7 +31,7 @@ fn write_error(out: &mut impl Write, error: &anyhow::Error) -> std::io::Result<(
     let mut last = error.to_string();
     for cause in error.chain().skip(1) {
         let text = cause.to_string();
-        // Some crates say their cause in their own message as well.
+        // Some crates repeat their cause in their own message.
         if !last.contains(&text) {
             writeln!(out, "  because: {text}")?;
         }
@@ -42,7 +43,7 @@ fn write_error(out: &mut impl Write, error: &anyhow::Error) -> std::io::Result<(
     Ok(())
 }
 
-/// What an operator can do, from the first error in the chain that knows.
+/// The hint of the first error in the chain that has one.
 fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<MigrationError>() {
@@ -63,6 +64,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 mod tests {
     use super::*;
     use crate::config::Problem;
+    use crate::postgres::Side;
 
     fn printed(error: &anyhow::Error) -> String {
         let mut out = anstream::StripStream::new(Vec::new());
@@ -86,7 +88,7 @@ mod tests {
     #[test]
     fn an_error_says_its_causes_once_and_its_hint() {
         let error = MigrationError::Rights {
-            database: "Site DB",
+            side: Side::Site,
             role: "me".to_owned(),
             grants: vec!["GRANT CREATE ON DATABASE \"crm\" TO \"me\"".to_owned()],
         };

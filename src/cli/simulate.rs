@@ -1,4 +1,4 @@
-//! `twinlog simulate`: Meta's side of the wire alone, for somebody who develops or tries a client without a business number.
+//! `twinlog simulate`: the simulator of the Graph API alone, to develop or try a client without a business number.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -8,7 +8,8 @@ use clap::Args;
 use secrecy::SecretString;
 use url::Url;
 
-use super::{Outcome, logging};
+use super::logging;
+use super::outcome::Outcome;
 use crate::config::LogFormat;
 use crate::dev::graph_simulator::{Account, CONTROL_ROUTES, Limits, Settings, Simulator};
 use crate::shutdown;
@@ -40,7 +41,7 @@ pub(super) struct Arguments {
     rate_limits: bool,
 }
 
-/// Meta calls nothing but HTTP.
+/// Parses the callback's URL: HTTP or HTTPS, as Meta calls nothing else.
 fn callback(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     if matches!(url.scheme(), "http" | "https") && url.has_host() {
@@ -50,12 +51,13 @@ fn callback(text: &str) -> Result<Url, String> {
     }
 }
 
+/// Parses `PHONE_NUMBER_ID=TOKEN`. A token may contain further equals signs.
 fn account(text: &str) -> Result<Account, String> {
     let (phone_number_id, access_token) = text
         .split_once('=')
         .filter(|(id, token)| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()) && !token.is_empty())
         .ok_or("write it as PHONE_NUMBER_ID=TOKEN, the id in digits")?;
-    // The number that people see ends as its id does.
+    // The number that people see ends with the same digits as its id.
     let tail = &phone_number_id[phone_number_id.len().saturating_sub(4)..];
     Ok(Account {
         phone_number_id: phone_number_id.to_owned(),
@@ -85,9 +87,9 @@ pub(super) async fn run(arguments: &Arguments, log_format: Option<LogFormat>) ->
     Ok(Outcome::Success)
 }
 
-/// What a client's configuration needs, ready to paste, and what can be switched.
+/// Prints the lines of a configuration to paste, and the control routes.
 fn introduce(out: &mut impl Write, arguments: &Arguments, url: &str) -> std::io::Result<()> {
-    // TOML's basic strings are written as Rust's for what a command line can hold.
+    // For the texts that a command line can hold, Rust's debug format is a TOML string.
     writeln!(out, "The Graph API simulator is at {url}; for twinlog.toml:\n")?;
     writeln!(out, "[whatsapp]\ngraph_url = {url:?}")?;
     writeln!(out, "app_secrets = [{:?}]", arguments.app_secret)?;

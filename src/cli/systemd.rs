@@ -1,8 +1,8 @@
-//! What systemd is told: that we are up, that we still live, what we are doing, that we are going.
+//! Notifications to systemd: READY, the watchdog's pings, a status line, STOPPING.
 //!
-//! Does nothing where systemd does not listen (`NOTIFY_SOCKET` is not set). READY means that the process has started and
-//! serves its listeners, not that its databases answer: a unit that waited for them would be killed and restarted while
-//! they are down, and `/readyz` would never be heard.
+//! Does nothing where `NOTIFY_SOCKET` is not set. READY means that the process has started and serves its listeners, not that
+//! its databases answer: a unit that waited for them would be killed and restarted while they are down, and could not
+//! answer `/readyz`.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use tokio_util::sync::CancellationToken;
 use crate::health::Health;
 use crate::shutdown;
 
-/// How often the status line is refreshed where no watchdog asks for more.
+/// How often the status line is renewed, if the watchdog does not need it more often.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Says READY, then pings the watchdog and shows the state of the parts until `stop` is cancelled, then says STOPPING.
+/// Sends READY, then pings and the state of the parts until `stop` is cancelled, then STOPPING.
 ///
-/// The pings come from a task of the runtime that does the work: if that no longer runs tasks, they end.
+/// The pings come from a task of the runtime that does the work: if it no longer runs tasks, they end.
 pub async fn supervise(health: Health, stop: CancellationToken) {
     notify(&[NotifyState::Ready]);
-    // systemd advises half of the time that it waits; a third survives one late timer more.
+    // systemd's manual advises half of the time that it waits; with a third, one ping may be late.
     let watchdog = sd_notify::watchdog_enabled();
     let interval = watchdog.map_or(STATUS_INTERVAL, |limit| (limit / 3).min(STATUS_INTERVAL));
     let mut shown = None;
@@ -40,7 +40,7 @@ pub async fn supervise(health: Health, stop: CancellationToken) {
     notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
-/// `ready`, or who is not and why.
+/// `ready`, or which parts are not and why.
 fn status_line(health: &Health) -> String {
     let reasons: Vec<String> = health
         .report()
@@ -56,7 +56,7 @@ fn status_line(health: &Health) -> String {
 
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not told");
+        tracing::debug!(%error, "systemd could not be notified");
     }
 }
 

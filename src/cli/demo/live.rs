@@ -1,19 +1,19 @@
-//! What arrives in the Agent DB, as it arrives: one line that changes on a terminal, plain lines elsewhere.
+//! Shows what arrives in the Agent DB: a line that changes on a terminal, plain lines elsewhere.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
 use tokio::task::JoinHandle;
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::screen::Screen;
-use crate::postgres::{self, Side};
+use crate::postgres::{self, Client, Side};
 use crate::shutdown;
 
-/// How often a terminal is brought up to date, and how often a plain line is worth one.
+/// Between two updates of the line on a terminal.
 const TERMINAL: Duration = Duration::from_millis(150);
+/// Between two plain lines.
 const PLAIN: Duration = Duration::from_secs(1);
 
 /// The display while it runs.
@@ -35,7 +35,7 @@ impl Live {
     /// Shows the last figures and ends.
     pub(super) async fn end(mut self) {
         self.stop.cancel();
-        // A display that failed has shown what it could.
+        // A display that failed is no failure of the demo.
         let _ = (&mut self.task).await;
     }
 }
@@ -74,24 +74,24 @@ async fn show(agent: Client, screen: Screen, bar: ProgressBar, stop: Cancellatio
     }
     bar.finish_and_clear();
     if screen.is_live() {
-        // What it was about stays readable, in the place where the live line was.
+        // The last figures stay, in the place of the line.
         screen.say(format!("    {last}"));
     }
 }
 
-/// What became of the messages, and how the daemon does.
-async fn figures(agent: &Client) -> Result<[String; 2], tokio_postgres::Error> {
+/// The messages by what they reached, and the daemon's lag and parked rows.
+async fn figures(agent: &Client) -> anyhow::Result<[String; 2]> {
     let rows = agent
         .query("SELECT status, count(*) FROM public.whatsapp_messages GROUP BY 1", &[])
         .await?;
-    let by_status: BTreeMap<String, i64> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let by_status: BTreeMap<String, i64> = rows.iter().map(|row| (row.get("status"), row.get("count"))).collect();
     // A message that was read was delivered, and one that was delivered was sent.
     let reached = |states: &[&str]| states.iter().filter_map(|state| by_status.get(*state)).sum::<i64>();
     let row = agent
         .query_one(
-            "SELECT (SELECT count(*) FROM twinlog.failed_rows), \
-             (SELECT coalesce(sum(healed), 0)::bigint FROM twinlog.accounting), \
-             (SELECT (report ->> 'delay_seconds')::float8 FROM twinlog.daemon)",
+            "SELECT (SELECT count(*) FROM twinlog.failed_rows) AS parked, \
+             (SELECT coalesce(sum(healed), 0)::bigint FROM twinlog.accounting) AS healed, \
+             (SELECT (report ->> 'delay_seconds')::float8 FROM twinlog.daemon) AS delay",
             &[],
         )
         .await?;
@@ -105,9 +105,9 @@ async fn figures(agent: &Client) -> Result<[String; 2], tokio_postgres::Error> {
     );
     let daemon = format!(
         "lag {:.1} s  parked {}  healed {}",
-        row.get::<_, Option<f64>>(2).unwrap_or(0.0),
-        row.get::<_, i64>(0),
-        row.get::<_, i64>(1),
+        row.get::<_, Option<f64>>("delay").unwrap_or(0.0),
+        row.get::<_, i64>("parked"),
+        row.get::<_, i64>("healed"),
     );
     Ok([messages, daemon])
 }

@@ -1,52 +1,38 @@
 //! `twinlog demo`: everything at once, on this machine, from nothing, and proved at the end.
 //!
 //! Two throwaway Postgres clusters, the Graph simulator, and the server and the daemon as `twinlog run` starts them, over
-//! real sockets. [`traffic`] is the outside world; [`live`] shows what arrives in the Agent DB, on the [`screen`]; [`proof`]
-//! compares. All of it goes away at the end, whatever the end is: the clusters stop and are removed when they are dropped.
+//! real sockets. Everything is removed at the end, whatever the end is: the clusters stop and go when they are dropped.
+//!
+//! | file | its job |
+//! |---|---|
+//! | [`stage`] | sets everything up and holds it |
+//! | [`traffic`] | a CRM that sends, users who write |
+//! | [`screen`] | what is printed, and where the log goes |
+//! | [`live`] | shows on the screen what arrives in the Agent DB |
+//! | [`proof`] | compares both databases and the simulator's ledger |
 
 mod live;
 mod proof;
 mod screen;
+mod stage;
 mod traffic;
-
-use std::io::Write;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use secrecy::SecretString;
-use sha2::{Digest, Sha256};
-use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::daemon::{Halves, Running};
-use super::{Outcome, logging};
-use crate::config::{self, LogFormat, Needs};
-use crate::dev::graph_simulator::{Account, Delays, Settings as SimulatorSettings, Simulator};
+use super::logging;
+use super::outcome::Outcome;
+use crate::config::LogFormat;
+use crate::dev::graph_simulator::Simulator;
 use crate::dev::postgres::{Cluster, Settings};
-use crate::postgres::{self, Side};
-use crate::{migrations, shutdown};
+use crate::postgres::Client;
+use crate::shutdown;
 
 use live::Live;
 use screen::Screen;
-use traffic::Traffic;
-
-/// The two numbers that work.
-const NUMBERS: [&str; 2] = ["106540352242922", "106540352242923"];
-
-/// The number whose token has expired.
-const EXPIRED: &str = "106540352242999";
-
-/// Signs the simulator's webhooks.
-const APP_SECRET: &str = "demo-app-secret";
-
-/// Longest wait for anything that should happen soon.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The row that the Agent DB refuses for a while: a contact of this name.
-const REFUSED_NAME: &str = "Refused by the Agent DB";
+use stage::{PATIENCE, POLL, Stage};
+use traffic::{REFUSED_NAME, Traffic};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -58,25 +44,10 @@ pub(super) struct Arguments {
     keep: bool,
 }
 
-/// What the demo runs on.
-struct Stage {
-    screen: Screen,
-    /// Where the public API is.
-    http: SocketAddr,
-    /// Where health and metrics are.
-    admin: SocketAddr,
-    simulator: Simulator,
-    token: String,
-    site: Client,
-    agent: Client,
-    site_url: String,
-    agent_url: String,
-    _clusters: [Cluster; 2],
-}
-
+/// Runs the demo; a problem if anything differs at the end, or if it was stopped before.
 pub(super) async fn run(arguments: &Arguments, log_format: Option<LogFormat>) -> anyhow::Result<Outcome> {
     let screen = Screen::new();
-    // Only what goes wrong: the display says the rest.
+    // Only errors: the display shows the rest.
     logging::start_on(log_format.unwrap_or(LogFormat::Text), "error", screen.log())?;
     let stop = shutdown::on_signal().context("listen for signals")?;
     Box::pin(play(arguments, &screen, &stop)).await
@@ -89,8 +60,8 @@ async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) 
         Ok(Outcome::Problem)
     };
     screen.say("starting two throwaway Postgres clusters …");
-    // A task of its own, and both to their end: what is half made when Ctrl-C comes, or when the other one fails, is
-    // finished before it is removed; a process that ended meanwhile could leave it behind.
+    // In a task of its own, and both until they are up: if Ctrl-C comes meanwhile, or one of them fails, the other is
+    // completed before it is removed. A process that ended before could leave it behind.
     let mut clusters =
         tokio::spawn(async { tokio::join!(Cluster::start(Settings::default()), Cluster::start(Settings::default())) });
     let (site, agent) = tokio::select! {
@@ -102,11 +73,11 @@ async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) 
         made = &mut clusters => made.context("start the clusters")?,
     };
     let clusters = [site?, agent?];
-    // Dropped in the opposite order: those who use the databases first.
+    // Dropped in reverse order: the users of the databases first.
     let (stage, mut running) = tokio::select! {
         biased;
         () = stop.cancelled() => return stopped(),
-        ready = Box::pin(set_up(clusters, screen, &ending)) => ready?,
+        ready = Box::pin(Stage::set_up(clusters, screen, &ending)) => ready?,
     };
     let outcome = tokio::select! {
         biased;
@@ -126,135 +97,12 @@ async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) 
     outcome.map_or_else(stopped, Ok)
 }
 
-/// The traffic, seen live, and the proof.
+/// The traffic with its live display, and the proof.
 async fn act_and_prove(arguments: &Arguments, stage: &Stage) -> anyhow::Result<Outcome> {
     let live = Live::start(&stage.agent_url, &stage.screen).await?;
     act(arguments, stage).await?;
     live.end().await;
     proof::prove(stage).await
-}
-
-/// Everything up to the first message.
-async fn set_up(
-    clusters: [Cluster; 2],
-    screen: &Screen,
-    ending: &CancellationToken,
-) -> anyhow::Result<(Stage, Running)> {
-    let [site_cluster, agent_cluster] = clusters;
-    screen.say(format!(
-        "  Postgres {} from {}",
-        site_cluster.major(),
-        site_cluster.bin().display()
-    ));
-    site_cluster.create_database("site").await?;
-    agent_cluster.create_database("agent").await?;
-    let (site_url, agent_url) = (site_cluster.url("site"), agent_cluster.url("agent"));
-
-    let simulator = Simulator::start(SimulatorSettings {
-        app_secret: SecretString::from(APP_SECRET),
-        accounts: NUMBERS.into_iter().chain([EXPIRED]).map(account).collect(),
-        delays: Delays {
-            sent: Duration::from_millis(50),
-            delivered: Some(Duration::from_millis(200)),
-            read: Some(Duration::from_millis(600)),
-        },
-        ..SimulatorSettings::default()
-    })
-    .await?;
-    simulator.expire_token(EXPIRED).context("expire a token")?;
-
-    let token = format!("demo-{}", uuid::Uuid::new_v4().simple());
-    let mut file = tempfile::NamedTempFile::new()
-        .with_context(|| format!("make a file in {} (TMPDIR)", std::env::temp_dir().display()))?;
-    file.write_all(configuration(&site_url, &agent_url, &simulator.url(), &token).as_bytes())?;
-    let config = config::load(
-        Some(file.path()),
-        Needs {
-            site: true,
-            agent: true,
-            whatsapp: true,
-        },
-    )?;
-    drop(file);
-    migrations::apply_site(&config.site.url).await?;
-    migrations::apply_agent(&config.agent.url).await?;
-    screen.say("  both schemas migrated");
-
-    let site = postgres::connect(Side::Site, &config.site.url, "twinlog demo").await?;
-    let agent = postgres::connect(Side::Agent, &config.agent.url, "twinlog demo").await?;
-    let running = Running::start(Arc::new(config), Halves::Both, ending).await?;
-    let http = running.http.context("the server has no address")?;
-    simulator.set_callback(Some(format!("http://{http}/webhook").parse()?));
-    let stage = Stage {
-        screen: screen.clone(),
-        http,
-        admin: running.admin,
-        simulator,
-        token,
-        site,
-        agent,
-        site_url,
-        agent_url,
-        _clusters: [site_cluster, agent_cluster],
-    };
-    until_ready(&stage).await?;
-    stage.simulator.handshake().await.context("the webhook's handshake")?;
-    screen.say("  server, daemon and Graph simulator are up");
-    Ok((stage, running))
-}
-
-fn account(phone_number_id: &str) -> Account {
-    Account {
-        phone_number_id: phone_number_id.to_owned(),
-        waba_id: "102290129340398".to_owned(),
-        display_phone_number: format!("1555078{}", &phone_number_id[phone_number_id.len() - 4..]),
-        access_token: format!("token-of-{phone_number_id}"),
-    }
-}
-
-/// The configuration as a person would write it.
-fn configuration(site: &str, agent: &str, graph: &str, token: &str) -> String {
-    let accounts: String = NUMBERS
-        .into_iter()
-        .chain([EXPIRED])
-        .map(|number| {
-            format!(
-                "[[whatsapp.accounts]]\nphone_number_id = \"{number}\"\nwaba_id = \"102290129340398\"\naccess_token = \"token-of-{number}\"\n"
-            )
-        })
-        .collect();
-    let hash = hex::encode(Sha256::digest(token));
-    format!(
-        "[site]\nurl = \"{site}\"\n[agent]\nurl = \"{agent}\"\n\
-         [sync]\nretry_initial_ms = 500\nretry_max_ms = 2000\n\
-         [http]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
-         [whatsapp]\ngraph_url = \"{graph}\"\napp_secrets = [\"{APP_SECRET}\"]\nverify_token = \"simulator-verify-token\"\n\
-         {accounts}\
-         [[auth.tokens]]\nname = \"demo\"\nsha256 = \"{hash}\"\n"
-    )
-}
-
-async fn until_ready(stage: &Stage) -> anyhow::Result<()> {
-    let client = traffic::client()?;
-    let address = format!("http://{}/readyz", stage.admin);
-    let ready = async {
-        loop {
-            if client
-                .get(&address)
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    if tokio::time::timeout(PATIENCE, ready).await.is_err() {
-        let reasons = client.get(&address).send().await?.text().await?;
-        bail!("not ready after {} s: {reasons}", PATIENCE.as_secs());
-    }
-    Ok(())
 }
 
 /// The traffic, with the two faults in the middle of it.
@@ -279,7 +127,12 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
     traffic.refused_contact().await;
     traffic.drive(arguments.messages).await?;
 
-    until(stage, "a row is parked", "SELECT count(*) = 1 FROM twinlog.failed_rows").await?;
+    until(
+        &stage.agent,
+        "a row is parked",
+        "SELECT count(*) = 1 FROM twinlog.failed_rows",
+    )
+    .await?;
     stage
         .screen
         .say("  one row is parked: only the Agent DB refuses it, and its neighbours went on");
@@ -289,7 +142,7 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
         .await
         .context("drop the constraint again")?;
     until(
-        stage,
+        &stage.agent,
         "the parked row is healed",
         "SELECT count(*) = 0 FROM twinlog.failed_rows",
     )
@@ -298,35 +151,35 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
         .screen
         .say("  the constraint is gone, and the row was healed from the Site DB");
 
-    // Everything that Meta reports has been reported, and has been taken in.
-    let settled = async {
-        while stage.simulator.pending() > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    if tokio::time::timeout(PATIENCE, settled).await.is_err() {
-        bail!("not within {} s: Meta's last status was taken", PATIENCE.as_secs());
-    }
-    let unfinished = "SELECT count(*) = 0 FROM public.webhook_events WHERE state = 'received'";
-    let taken_in = async {
-        while !stage.site.query_one(unfinished, &[]).await?.get::<_, bool>(0) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok::<_, tokio_postgres::Error>(())
-    };
-    match tokio::time::timeout(PATIENCE, taken_in).await {
-        Ok(taken_in) => taken_in.context("wait for the last webhook"),
-        Err(_) => bail!("not within {} s: the last webhook was taken in", PATIENCE.as_secs()),
-    }
+    until_reported(&stage.simulator).await?;
+    until(
+        &stage.site,
+        "the last webhook is processed",
+        "SELECT count(*) = 0 FROM public.webhook_events WHERE state = 'received'",
+    )
+    .await
 }
 
-/// Waits until a condition holds in the Agent DB.
-async fn until(stage: &Stage, what: &'static str, condition: &str) -> anyhow::Result<()> {
-    let holds = async {
-        while !stage.agent.query_one(condition, &[]).await?.get::<_, bool>(0) {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Waits until the simulator has reported every status and every message, and each was answered with 200.
+async fn until_reported(simulator: &Simulator) -> anyhow::Result<()> {
+    let reported = async {
+        while simulator.pending() > 0 {
+            tokio::time::sleep(POLL).await;
         }
-        Ok::<_, tokio_postgres::Error>(())
+    };
+    if tokio::time::timeout(PATIENCE, reported).await.is_err() {
+        bail!("not within {} s: Meta's last status is taken", PATIENCE.as_secs());
+    }
+    Ok(())
+}
+
+/// Waits until a condition holds in a database.
+async fn until(client: &Client, what: &'static str, condition: &str) -> anyhow::Result<()> {
+    let holds = async {
+        while !client.query_one(condition, &[]).await?.get::<_, bool>(0) {
+            tokio::time::sleep(POLL).await;
+        }
+        anyhow::Ok(())
     };
     match tokio::time::timeout(PATIENCE, holds).await {
         Ok(held) => held.with_context(|| format!("wait until {what}")),

@@ -1,12 +1,12 @@
-//! What the demo writes to: a live line at the bottom of a terminal, and plain lines and the log's lines above it.
+//! The demo's output: a live line at the bottom of a terminal, and plain lines and the log's lines above it.
 //!
-//! Whoever writes to the terminal goes through here, since a line that is written while the live one is drawn tears it.
+//! All output goes through here: a line that is written while the live one is drawn would tear it.
 
 use std::io::{self, Write};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// The terminal, or whatever standard output is. Clones share it.
+/// Standard output, a terminal or not. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Screen(MultiProgress);
 
@@ -15,12 +15,12 @@ impl Screen {
         Self(MultiProgress::with_draw_target(ProgressDrawTarget::stdout()))
     }
 
-    /// Whether a live line is seen here; else plain lines have to do.
+    /// Whether a live line would be seen; otherwise plain lines are printed.
     pub(super) fn is_live(&self) -> bool {
         !self.0.is_hidden()
     }
 
-    /// One line for the person who watches.
+    /// Prints one line.
     pub(super) fn say(&self, line: impl AsRef<str>) {
         // Nothing can be done if the terminal is gone.
         let _ = self
@@ -35,7 +35,7 @@ impl Screen {
         self.0.add(ProgressBar::new_spinner().with_style(style))
     }
 
-    /// Where the log's lines go: to standard error, past the live line.
+    /// A writer for the log's lines: to standard error, above the live line.
     pub(super) fn log(&self) -> impl Fn() -> LogLine + Send + Sync + 'static {
         let screen = self.0.clone();
         move || LogLine(screen.clone())

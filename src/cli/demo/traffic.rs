@@ -1,28 +1,20 @@
-//! The outside world of the demo: a CRM that sends through the API, and people who write.
-
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+//! The traffic of the demo: a CRM that sends through the API, and users who write.
 
 use anyhow::{Context, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
-use super::{EXPIRED, NUMBERS, REFUSED_NAME, Stage};
+use super::stage::{EXPIRED, NUMBERS, Stage, http_client};
 use crate::dev::graph_simulator::{Inbound, Simulator};
 
 /// Requests under way at once, as from a busy CRM.
 const CONCURRENCY: usize = 16;
 
-/// How many people there are.
+/// How many users there are.
 const PEOPLE: u32 = 40;
 
-/// A client for sockets on this machine: no proxy has business between them.
-pub(super) fn client() -> anyhow::Result<reqwest::Client> {
-    Ok(reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(20))
-        .build()?)
-}
+/// The name of a contact whose row the Agent DB refuses for a while.
+pub(super) const REFUSED_NAME: &str = "Refused by the Agent DB";
 
 /// Drives the traffic of one demo.
 pub(super) struct Traffic<'a> {
@@ -30,7 +22,6 @@ pub(super) struct Traffic<'a> {
     base: String,
     token: &'a str,
     simulator: &'a Simulator,
-    sent: AtomicU32,
 }
 
 fn person(index: u32) -> String {
@@ -40,15 +31,14 @@ fn person(index: u32) -> String {
 impl<'a> Traffic<'a> {
     pub(super) fn new(stage: &'a Stage) -> anyhow::Result<Self> {
         Ok(Self {
-            client: client()?,
+            client: http_client()?,
             base: format!("http://{}", stage.http),
             token: &stage.token,
             simulator: &stage.simulator,
-            sent: AtomicU32::new(0),
         })
     }
 
-    /// Messages from a number whose token has expired: they wait, and the number is held.
+    /// Sends from a number whose token has expired: the messages wait, and the number is held.
     pub(super) async fn expired_account(&self) -> anyhow::Result<()> {
         for index in 0..3 {
             let answer = self
@@ -67,7 +57,7 @@ impl<'a> Traffic<'a> {
         Ok(())
     }
 
-    /// A contact whose row the Agent DB refuses.
+    /// A message of a contact whose row the Agent DB refuses.
     pub(super) async fn refused_contact(&self) {
         let mut message = Inbound::text(
             NUMBERS[0],
@@ -78,7 +68,7 @@ impl<'a> Traffic<'a> {
         self.simulator.inbound(message).await;
     }
 
-    /// Sends `messages` and receives a third as many, side by side.
+    /// Sends `messages` and receives a third as many, at the same time.
     pub(super) async fn drive(&self, messages: u32) -> anyhow::Result<()> {
         stream::iter(0..messages)
             .map(|index| async move {
@@ -87,9 +77,7 @@ impl<'a> Traffic<'a> {
                 } else {
                     None
                 };
-                self.send(index, quoted).await?;
-                self.sent.fetch_add(1, Ordering::Relaxed);
-                Ok::<_, anyhow::Error>(())
+                self.send(index, quoted).await
             })
             .buffer_unordered(CONCURRENCY)
             .try_collect::<Vec<()>>()
@@ -97,7 +85,7 @@ impl<'a> Traffic<'a> {
         Ok(())
     }
 
-    /// Somebody writes; returns the message's wamid.
+    /// A user writes; returns the message's wamid.
     async fn receive(&self, index: u32) -> String {
         let number = NUMBERS[index as usize % NUMBERS.len()];
         let kinds = [
@@ -117,7 +105,7 @@ impl<'a> Traffic<'a> {
         self.simulator.inbound(message).await
     }
 
-    /// The CRM sends: through both APIs, in all the shapes that the issue of the day has.
+    /// The CRM sends: through both APIs, texts, templates and pictures, as answers where there is something to answer.
     async fn send(&self, index: u32, quoted: Option<String>) -> anyhow::Result<()> {
         let number = NUMBERS[index as usize % NUMBERS.len()];
         let to = format!("+{}", person(index));
