@@ -20,7 +20,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{ConnectOptions, Connection};
 
 use crate::config::DatabaseUrl;
-use crate::postgres::error::{not_of_a_row, session_hint, unreachable_hint};
+use crate::postgres::error::{UNREACHABLE_HINT, not_of_a_row, session_hint};
 use crate::postgres::{Side, disposition, quote_identifier, sqlx_options, tls};
 use crate::retry::Disposition;
 
@@ -163,7 +163,7 @@ fn connect_hint(side: Side, error: &sqlx::Error) -> String {
         sqlx::Error::Tls(_) => "check sslmode and sslrootcert in the URL".to_owned(),
         _ => sqlstate(error)
             .and_then(|code| session_hint(side, &code))
-            .unwrap_or_else(unreachable_hint),
+            .unwrap_or_else(|| UNREACHABLE_HINT.to_owned()),
     }
 }
 

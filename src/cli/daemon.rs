@@ -101,7 +101,12 @@ impl Running {
         if halves.server() {
             let listener = listen(config.http.listen, "http.listen").await?;
             running.http = Some(listener.local_addr()?);
-            let server = Box::pin(http::run_server(Arc::clone(&config), health.clone(), listener, stop.clone()));
+            let server = Box::pin(http::run_server(
+                Arc::clone(&config),
+                health.clone(),
+                listener,
+                stop.clone(),
+            ));
             running.spawn(Part::Server, async move { Ok(server.await?) });
         }
         if halves.daemon() {
@@ -111,7 +116,10 @@ impl Running {
             });
         }
         let admin = admin::serve(admin_listener, health.clone(), recorded, running.admin_stop.clone());
-        running.spawn(Part::Admin, async move { admin.await.context("serve health and metrics") });
+        running.spawn(
+            Part::Admin,
+            async move { admin.await.context("serve health and metrics") },
+        );
         tokio::spawn(systemd::supervise(health, stop.clone()));
         info!(admin = %running.admin, http = running.http.map(|address| address.to_string()), "listening");
         // A part that failed at once is reported now rather than at the end.

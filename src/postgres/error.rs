@@ -131,10 +131,10 @@ impl SessionError {
                     of_certificate
                         .or(of_tls)
                         .or(of_refusal)
-                        .unwrap_or_else(|| UNREACHABLE.to_owned()),
+                        .unwrap_or_else(|| UNREACHABLE_HINT.to_owned()),
                 )
             }
-            Self::ConnectTimeout { .. } => Some(UNREACHABLE.to_owned()),
+            Self::ConnectTimeout { .. } => Some(UNREACHABLE_HINT.to_owned()),
             Self::Tls { source, .. } => Some(source.hint()),
             Self::Lost { .. } => None,
             Self::Refused { side, refusal, .. } => session_hint(*side, &refusal.sqlstate),
@@ -152,7 +152,8 @@ pub fn not_of_a_row(disposition: Disposition) -> Disposition {
 }
 
 /// What to look at where no server answers.
-const UNREACHABLE: &str = "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
+pub const UNREACHABLE_HINT: &str =
+    "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
 
 /// What a person can do about a SQLSTATE that concerns the session or the server, whatever the statement was.
 #[must_use]

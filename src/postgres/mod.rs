@@ -3,6 +3,7 @@
 //! | file | its job |
 //! |---|---|
 //! | [`connect`] | opens a session with pinned settings |
+//! | [`sqlx_options`](mod@sqlx_options) | a URL as the options of sqlx |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what a SQLSTATE means for the work that met it |
@@ -17,10 +18,12 @@ pub mod error;
 pub mod keys;
 pub mod quote;
 pub mod sqlstate;
+pub mod sqlx_options;
 pub mod tls;
 
 pub use connect::connect;
 pub use error::{Refusal, SessionError, Side};
 pub use quote::quote_identifier;
 pub use sqlstate::disposition;
+pub use sqlx_options::sqlx_options;
 pub use tokio_postgres::Client;

@@ -1,8 +1,8 @@
-//! Logging in: what the server asks for, answered as libpq would.
+//! Login: the server's authentication requests, answered as libpq would.
 //!
-//! Over TLS, SCRAM is tied to the server's certificate where the server offers it (`SCRAM-SHA-256-PLUS`), so that
-//! nobody between can pass the exchange on. Where the server does not offer it, the exchange says that we could have
-//! (gs2 flag `y`), so that the server notices if somebody took its offer away.
+//! Over TLS, SCRAM is bound to the server's certificate where the server offers it (`SCRAM-SHA-256-PLUS`), so that a machine
+//! in the middle cannot pass the exchange on. Where the server does not offer it, the exchange says that we support it (gs2
+//! flag `y`), so that the server notices if its offer was removed on the way.
 //!
 //! Source: <https://www.postgresql.org/docs/current/sasl-authentication.html>
 
@@ -18,7 +18,7 @@ use super::codec::protocol;
 use super::error::WireError;
 use crate::postgres::tls;
 
-/// Answers the server's requests until it says that we are in.
+/// Answers the server's requests until it accepts the login.
 pub(super) async fn log_in(
     channel: &mut Channel,
     user: &str,
@@ -55,7 +55,7 @@ pub(super) async fn log_in(
     }
 }
 
-/// The SCRAM exchange, up to and with the server's proof that it knows the password.
+/// The SCRAM exchange, up to and including the server's proof that it knows the password.
 async fn scram(channel: &mut Channel, offer: &AuthenticationSaslBody, password: &[u8]) -> Result<(), WireError> {
     let (mut plain, mut plus) = (false, false);
     let mut mechanisms = offer.mechanisms();
@@ -70,7 +70,7 @@ async fn scram(channel: &mut Channel, offer: &AuthenticationSaslBody, password: 
     let end_point = channel.peer_certificate().and_then(tls::tls_server_end_point);
     let (mechanism, binding) = match end_point {
         Some(hash) if plus => (SCRAM_SHA_256_PLUS, ChannelBinding::tls_server_end_point(hash)),
-        // Without TLS a server has nothing to bind to: an offer to do so is not its own.
+        // Without TLS there is nothing to bind to, so the offer was not made by the server.
         _ if plus && !on_tls => {
             return Err(WireError::Protocol(
                 "SCRAM-SHA-256-PLUS was offered without TLS".to_owned(),
@@ -91,7 +91,7 @@ async fn scram(channel: &mut Channel, offer: &AuthenticationSaslBody, password: 
     frontend::sasl_response(exchange.message(), channel.out()).map_err(|error| protocol(&error))?;
     channel.flush().await?;
 
-    // A server that skips its proof does not know the password: no AuthenticationOk counts before it.
+    // A server that skips its proof does not know the password: an AuthenticationOk before it is refused.
     let Message::AuthenticationSaslFinal(proof) = channel.receive().await? else {
         return Err(unexpected());
     };

@@ -8,13 +8,14 @@ use super::codec::{self, Answer, Identity};
 use super::error::{Phase, WireError};
 use super::socket::Socket;
 
-/// A socket with its buffers: whole messages in, whole messages out.
+/// A connection's socket and buffers.
 pub(super) struct Channel {
     pub(super) socket: Socket,
-    /// Bytes that came and are not taken.
+    /// Bytes that were read and not parsed.
     pub(super) inbox: BytesMut,
+    /// Messages that were written and not sent.
     outbox: BytesMut,
-    /// For the errors that the server sends.
+    /// What the connection is doing, for the errors that the server sends.
     pub(super) phase: Phase,
     pub(super) identity: Identity,
 }
@@ -30,17 +31,17 @@ impl Channel {
         }
     }
 
-    /// Where to write the next message.
+    /// The buffer to write the next message into.
     pub(super) fn out(&mut self) -> &mut BytesMut {
         &mut self.outbox
     }
 
-    /// The server's certificate, on TLS.
+    /// The server's certificate (DER), if the connection uses TLS.
     pub(super) fn peer_certificate(&self) -> Option<&[u8]> {
         self.socket.peer_certificate()
     }
 
-    /// Sends what was written.
+    /// Sends what was written into [`Self::out`].
     pub(super) async fn flush(&mut self) -> Result<(), WireError> {
         self.socket
             .write_all_buf(&mut self.outbox)
@@ -53,11 +54,13 @@ impl Channel {
     pub(super) async fn receive(&mut self) -> Result<Message, WireError> {
         match self.receive_answer().await? {
             Answer::Message(message) => Ok(message),
-            Answer::CopyBoth => Err(WireError::Protocol("the stream starts unasked".to_owned())),
+            Answer::CopyBoth => Err(WireError::Protocol(
+                "CopyBothResponse without START_REPLICATION".to_owned(),
+            )),
         }
     }
 
-    /// The server's consent to stream.
+    /// Waits for CopyBothResponse, the answer to START_REPLICATION.
     pub(super) async fn receive_copy_both(&mut self) -> Result<(), WireError> {
         loop {
             match self.receive_answer().await? {
@@ -91,8 +94,8 @@ impl Channel {
         }
     }
 
-    /// All rows up to the server's readiness. An error of the server's is kept until then, so that the connection can
-    /// be used again.
+    /// All rows up to ReadyForQuery. An error that the server sends is returned only then, so that the connection can be used
+    /// again.
     pub(super) async fn receive_rows(&mut self) -> Result<Vec<Vec<Option<String>>>, WireError> {
         let mut rows = Vec::new();
         let mut failure = None;
@@ -107,7 +110,7 @@ impl Channel {
                     | Message::ParameterStatus(_),
                 ) => {}
                 Ok(_) => return Err(WireError::Protocol("an unexpected answer to a query".to_owned())),
-                // A fatal one is followed by the connection's end, and says more than that.
+                // After a fatal error the server closes the connection; the error says why.
                 Err(error @ WireError::Server(_)) => failure = Some(error),
                 Err(WireError::Closed | WireError::Io(_)) if failure.is_some() => {
                     return failure.map_or(Ok(rows), Err);
@@ -118,7 +121,7 @@ impl Channel {
     }
 }
 
-/// A notice says what an operator should know and nothing has failed of.
+/// Logs a notice that the server sent.
 pub(super) fn log_notice(notice: &WireError) {
     if let WireError::Server(notice) = notice {
         tracing::warn!(

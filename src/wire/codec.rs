@@ -1,4 +1,4 @@
-//! Bytes ↔ messages: what `postgres-protocol` has, and CopyBoth and the stream's frames, which it has not. No I/O.
+//! Bytes ↔ messages: those of `postgres-protocol`, and CopyBothResponse and the stream's frames, which it lacks. No I/O.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use fallible_iterator::FallibleIterator;
@@ -8,13 +8,13 @@ use super::error::{Phase, ServerError, WireError};
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
-/// CopyBothResponse: the tag that `postgres-protocol` does not know.
+/// The tag of CopyBothResponse, which `postgres-protocol` does not know.
 const COPY_BOTH_TAG: u8 = b'W';
-/// Tag and length.
+/// Bytes of a message's tag (1) and length (4).
 const HEADER_LEN: usize = 5;
 /// Longest message of the stream: Postgres cannot build one longer than its largest allocation (MaxAllocSize, 1 GiB).
 pub(super) const MAX_STREAM_MESSAGE: usize = 1 << 30;
-/// Longest message outside of the stream: our questions have answers of some hundred bytes, an error can be long.
+/// Longest message outside of the stream: the answers to our queries have some hundred bytes, an error can be long.
 pub(super) const MAX_ANSWER: usize = 16 << 20;
 /// Fixed fields of `XLogData` after its kind: start, end, time.
 const XLOG_DATA_LEN: usize = 24;
@@ -26,22 +26,23 @@ const KEEPALIVE_LEN: usize = 17;
 pub enum Frame {
     /// A message of the output plugin (`w`).
     XLogData {
-        /// Where in the log its change is. 0 for what is in no place of the log (relations, types).
+        /// The position of its change in the WAL; 0 for messages without one (relations, types).
         wal_start: Lsn,
-        /// How far the server has sent.
+        /// The end of what the server has sent.
         wal_end: Lsn,
         /// When it was sent.
         sent_at: PgTimestamp,
-        /// The message, opaque here.
+        /// The message; `pgoutput` reads it.
         payload: Bytes,
     },
-    /// The server says how far it is (`k`).
+    /// The server's position (`k`).
     KeepAlive {
-        /// The end of what the server has read: whatever committed before was sent, unless a transaction is open.
+        /// The end of the WAL that the server has decoded: everything that committed before it was sent, unless the stream is
+        /// inside a transaction.
         wal_end: Lsn,
         /// When it was sent.
         sent_at: PgTimestamp,
-        /// The server wants a status update now. It was already answered.
+        /// The server asked for a status update; the pump has sent it.
         reply_requested: bool,
     },
 }
@@ -56,28 +57,28 @@ impl Frame {
     }
 }
 
-/// A message outside of the stream.
+/// A message that comes before the stream.
 pub(super) enum Answer {
-    /// The stream begins: both sides may send.
+    /// CopyBothResponse: the stream begins.
     CopyBoth,
-    /// Any other.
+    /// Any other message.
     Message(BackendMessage),
 }
 
-/// What stands in the stream.
+/// A message that comes while the stream runs.
 pub(super) enum Streamed {
-    /// A frame.
+    /// CopyData: a frame of the stream.
     Frame(Frame),
-    /// A message that is not the stream's: an error, a notice, its end.
+    /// Any other message: an error, a notice, the stream's end.
     Message(BackendMessage),
 }
 
-/// The tag and whole length of the next message, if it is there completely.
+/// The tag and total length of the next message, if all of it was read.
 fn next_message(buffer: &BytesMut, limit: usize) -> Result<Option<(u8, usize)>, WireError> {
     let Some(header) = Header::parse(buffer).map_err(|error| protocol(&error))? else {
         return Ok(None);
     };
-    // The length counts itself, not the tag; `Header` refused those below 4.
+    // The length counts itself and not the tag; `Header` has refused lengths below 4.
     let length = usize::try_from(header.len()).unwrap_or_default() + 1;
     if length > limit {
         return Err(WireError::Protocol(format!(
@@ -88,7 +89,7 @@ fn next_message(buffer: &BytesMut, limit: usize) -> Result<Option<(u8, usize)>, 
     Ok((buffer.len() >= length).then_some((header.tag(), length)))
 }
 
-/// Takes the next message outside of the stream off the buffer, if it is complete.
+/// Takes the next message before the stream off the buffer, if it is complete.
 pub(super) fn take_answer(buffer: &mut BytesMut) -> Result<Option<Answer>, WireError> {
     match next_message(buffer, MAX_ANSWER)? {
         None => Ok(None),
@@ -122,7 +123,7 @@ pub(super) fn take_streamed(buffer: &mut BytesMut) -> Result<Option<Streamed>, W
 fn frame(mut body: Bytes) -> Result<Frame, WireError> {
     let malformed = |body: &Bytes| WireError::Protocol(format!("a malformed frame of {} bytes", body.len()));
     match body.first() {
-        // The `get_…` of `Buf` panic where bytes are missing: lengths are checked first.
+        // `Buf`'s `get_…` panic where bytes are missing, so lengths are checked first.
         Some(b'w') if body.len() > XLOG_DATA_LEN => {
             body.advance(1);
             Ok(Frame::XLogData {
@@ -144,19 +145,19 @@ fn frame(mut body: Bytes) -> Result<Frame, WireError> {
     }
 }
 
-/// Positions of a status update: what is received, and what is durable.
+/// What a status update reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Status {
-    /// Received: reported as written.
+pub(super) struct StatusUpdate {
+    /// The highest position that was received: reported as written.
     pub(super) received: Lsn,
-    /// Durable in the Agent DB: reported as flushed and as applied.
+    /// The position that is durable in the Agent DB: reported as flushed and as applied.
     pub(super) durable: Lsn,
-    /// Ask the server for a sign of life.
+    /// Asks the server for a keepalive.
     pub(super) reply_requested: bool,
 }
 
 /// Writes a standby status update as CopyData.
-pub(super) fn put_status(status: Status, now: PgTimestamp, out: &mut BytesMut) {
+pub(super) fn put_status(status: StatusUpdate, now: PgTimestamp, out: &mut BytesMut) {
     /// Length field (4), kind (1), three positions and a time (32), flag (1).
     const LENGTH: i32 = 38;
     out.put_u8(COPY_DATA_TAG);
@@ -169,14 +170,14 @@ pub(super) fn put_status(status: Status, now: PgTimestamp, out: &mut BytesMut) {
     out.put_u8(status.reply_requested.into());
 }
 
-/// Who is connected, to name them in an error.
+/// Role and database of the connection, for hints.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
     pub(super) user: String,
     pub(super) database: String,
 }
 
-/// An ErrorResponse or NoticeResponse as ours.
+/// An ErrorResponse or NoticeResponse as an error of this module.
 pub(super) fn server_error(mut fields: ErrorFields<'_>, phase: Phase, identity: &Identity) -> WireError {
     let mut error = ServerError {
         sqlstate: String::new(),
@@ -188,7 +189,7 @@ pub(super) fn server_error(mut fields: ErrorFields<'_>, phase: Phase, identity: 
         user: identity.user.clone(),
         database: identity.database.clone(),
     };
-    // Before the encoding is agreed on, a message may be in any: what is not UTF-8 is replaced.
+    // Before the login, a message may be in any encoding: what is not UTF-8 is replaced.
     loop {
         match fields.next() {
             Ok(Some(field)) => {
@@ -226,7 +227,7 @@ pub(super) fn row_values(row: &DataRowBody) -> Result<Vec<Option<String>>, WireE
     Ok(values)
 }
 
-/// A message that cannot be read.
+/// An error of a message that cannot be parsed or built.
 pub(super) fn protocol(error: &std::io::Error) -> WireError {
     WireError::Protocol(error.to_string())
 }
@@ -294,7 +295,7 @@ mod tests {
     #[test]
     fn a_status_never_claims_more_durable_than_written() {
         let mut out = BytesMut::new();
-        let status = Status {
+        let status = StatusUpdate {
             received: Lsn(5),
             durable: Lsn(7),
             reply_requested: true,

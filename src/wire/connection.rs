@@ -1,8 +1,7 @@
-//! The connection before the stream: questions and commands, one at a time.
+//! The connection before the stream: login, queries and replication commands, one at a time.
 
 use std::time::Duration;
 
-use postgres_protocol::escape::escape_identifier;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 
@@ -16,17 +15,18 @@ use super::socket::{Socket, within};
 use super::stream::{Feedback, FrameStream};
 use crate::config::DatabaseUrl;
 use crate::lsn::Lsn;
+use crate::postgres::quote_identifier;
 
-/// Longest login: the server's own `authentication_timeout` is a minute, but who waits so long will not be let in.
+/// Longest login. The server's own limit (`authentication_timeout`) is a minute by default.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest answer to a question that needs no lock.
+/// Longest answer to a query that waits for no lock.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest start of the stream: the server reads the slot's state from disk and answers before it decodes.
+/// Longest answer to START_REPLICATION: the server reads the slot's state from disk and answers before it decodes.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest leave-taking: the kernel takes five bytes at once, or the connection is dead.
+/// Longest send of Terminate: the kernel takes five bytes at once, or the connection is dead.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Waits for other transactions that building a slot's snapshot may need, each as long as `lock_timeout`: one for each
-/// of the steps from nothing to a consistent snapshot (`SnapBuildFindSnapshot`).
+/// How often the creation of a slot may wait for open transactions, each time as long as `lock_timeout`: once for each step
+/// to a consistent snapshot (`SnapBuildFindSnapshot`).
 const SLOT_LOCK_WAITS: u32 = 3;
 
 /// What the source's values are printed under, whatever its role, database or file says (pitfall P28). A value goes to a
@@ -51,10 +51,10 @@ pub const PINNED_SETTINGS: &[(&str, &str)] = &[
     ("client_min_messages", "warning"),
 ];
 
-/// A slot that was just made.
+/// The answer to CREATE_REPLICATION_SLOT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CreatedSlot {
-    /// Every transaction that commits after this position is in the stream, whole.
+    /// Every transaction that commits after this position is in the stream.
     pub consistent_point: Lsn,
 }
 
@@ -65,7 +65,7 @@ pub struct ReplicationConnection {
     server_version: String,
     /// The database's encoding is `SQL_ASCII`: its texts may be any bytes.
     any_bytes: bool,
-    /// A question was asked whose answer was not read to its end: nothing can be asked any more.
+    /// A query's answer was not read to its end, so that the next answer could not be told from it.
     interrupted: bool,
 }
 
@@ -95,10 +95,10 @@ impl ReplicationConnection {
         })
     }
 
-    /// Which cluster this is, on which timeline, and how far its log is.
+    /// Runs IDENTIFY_SYSTEM.
     ///
     /// # Errors
-    /// The connection broke, or the answer is not one.
+    /// The connection broke, or the answer cannot be understood.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity, WireError> {
         let rows = self.simple_query("IDENTIFY_SYSTEM").await?;
         let mut columns = rows.into_iter().next().unwrap_or_default().into_iter().flatten();
@@ -110,12 +110,12 @@ impl ReplicationConnection {
                 database: columns.next()?,
             })
         };
-        identity().ok_or_else(|| WireError::Protocol("the answer to IDENTIFY_SYSTEM makes no sense".to_owned()))
+        identity().ok_or_else(|| WireError::Protocol("the answer to IDENTIFY_SYSTEM is not understood".to_owned()))
     }
 
-    /// Runs SQL or a replication command; the rows of all its statements, as text.
+    /// Runs SQL or a replication command and returns the rows of all its statements, as text.
     ///
-    /// Where this (or another question) is cancelled or times out, the connection is at its end.
+    /// If a query is cancelled or times out, the connection cannot be used any more.
     ///
     /// # Errors
     /// The server refused it (the connection stays usable), it took longer than 30 s, or the connection broke.
@@ -125,12 +125,13 @@ impl ReplicationConnection {
 
     /// Creates a slot for this database with `pgoutput`.
     ///
-    /// Waits until every transaction that is open now has ended, each step no longer than `lock_timeout` (zero: without
-    /// limit); `statement_timeout` does not hold for replication commands (pitfall P12). After
+    /// Waits until every transaction that is open now has ended, each wait no longer than `lock_timeout` (zero: no limit);
+    /// `statement_timeout` does not apply to replication commands (pitfall P12). After
     /// [`ServerFault::LockTimeout`](super::ServerFault::LockTimeout) there is no slot.
     ///
     /// # Errors
-    /// The slot exists, there are no more, `wal_level` is not `logical`, the wait was too long, or the connection broke.
+    /// The slot exists, all of `max_replication_slots` are taken, `wal_level` is not `logical`, the wait was too long, or the
+    /// connection broke.
     pub async fn create_slot(&mut self, slot: &SlotName, lock_timeout: Duration) -> Result<CreatedSlot, WireError> {
         self.simple_query(&format!("SET lock_timeout = {}", lock_timeout.as_millis()))
             .await?;
@@ -139,8 +140,8 @@ impl ReplicationConnection {
         } else {
             QUERY_TIMEOUT + lock_timeout.saturating_mul(SLOT_LOCK_WAITS)
         };
-        // Since 17 a standby may keep a copy of the slot, so that the stream goes on after a failover; it does so where
-        // its `sync_replication_slots` is on, and costs nothing where there is none.
+        // Since 17 a standby may keep a copy of the slot, so that the stream continues after a failover. It does so if its
+        // `sync_replication_slots` is on; without a standby the option costs nothing.
         let options = if major(&self.server_version) >= 17 {
             "(SNAPSHOT 'nothing', FAILOVER true)"
         } else {
@@ -148,40 +149,40 @@ impl ReplicationConnection {
         };
         let command = format!(
             "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}",
-            escape_identifier(slot.as_str())
+            quote_identifier(slot.as_str())
         );
         let created = self.query_within(&command, limit).await;
         let reset = self.simple_query("SET lock_timeout = 0").await;
-        // Where both failed, the first says why.
+        // If both failed, the first error is the cause.
         let rows = created?;
         reset?;
         rows.first()
             .and_then(|row| row.get(1)?.as_deref()?.parse().ok())
             .map(|consistent_point| CreatedSlot { consistent_point })
-            .ok_or_else(|| WireError::Protocol("the answer to CREATE_REPLICATION_SLOT makes no sense".to_owned()))
+            .ok_or_else(|| WireError::Protocol("the answer to CREATE_REPLICATION_SLOT is not understood".to_owned()))
     }
 
-    /// Drops a slot that nobody uses.
+    /// Drops a slot that is not in use.
     ///
     /// # Errors
-    /// There is none, somebody uses it, or the connection broke.
+    /// The slot does not exist or is in use, or the connection broke.
     pub async fn drop_slot(&mut self, slot: &SlotName) -> Result<(), WireError> {
-        let command = format!("DROP_REPLICATION_SLOT {}", escape_identifier(slot.as_str()));
+        let command = format!("DROP_REPLICATION_SLOT {}", quote_identifier(slot.as_str()));
         self.simple_query(&command).await.map(drop)
     }
 
-    /// Takes leave of the server, so that it logs no broken connection. Just dropping does no other harm.
+    /// Closes the connection with Terminate. A connection that is dropped instead makes the server log a broken one.
     pub async fn close(mut self) {
         frontend::terminate(self.channel.out());
-        // Whoever leaves does not mind that the other has left before.
-        let _ = within(CLOSE_TIMEOUT, "taking leave", self.channel.flush()).await;
+        // Ignore errors: the server may have closed first.
+        let _ = within(CLOSE_TIMEOUT, "closing the connection", self.channel.flush()).await;
     }
 
-    /// Starts the stream: everything of the publications that committed after `start`, or after what the slot has
-    /// confirmed if that is further (the server does so silently: compare the slot before). [`Lsn::INVALID`] starts
-    /// where the slot is.
+    /// Starts the stream: everything of the publications that committed after `start`, or after the slot's confirmed
+    /// position if that is further (the server does so without a notice: compare the slot before). [`Lsn::INVALID`] starts
+    /// at the slot's position.
     ///
-    /// A publication that does not exist is no error here but of the stream, at the first change that needs it.
+    /// A publication that does not exist is an error of the stream, at the first change that needs it, and not of this call.
     ///
     /// # Errors
     /// The slot is missing, in use, or invalidated ([`WireError::fault`] tells), or the connection broke.
@@ -193,13 +194,13 @@ impl ReplicationConnection {
     ) -> Result<(FrameStream, Feedback), WireError> {
         let timeout = self.wal_sender_timeout().await?;
         if major(&self.server_version) >= 17 {
-            // Each transaction is decoded within one of the server's own: a limit that is meant for clients would end
-            // the stream at the same huge one again and again. Older servers refuse the name, so it is not pinned.
+            // The server decodes each transaction inside a transaction of its own: a limit that is meant for clients would
+            // end the stream at the same large one again and again. Older servers refuse the name, so it is not pinned.
             self.simple_query("SET transaction_timeout = 0").await?;
         }
         if self.any_bytes {
-            // Under UTF8 the server would refuse to send a text that is none, and with it everything after it. As it is,
-            // the Agent DB refuses it, and it alone (pitfall P29).
+            // With UTF8 the server would refuse to send a text that is not UTF-8, and could never get past it. Sent as it
+            // is, the Agent DB refuses that row only (pitfall P29).
             self.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
         }
         let command = start_command(slot, start, publications);
@@ -214,16 +215,16 @@ impl ReplicationConnection {
         Ok(pump::start(self.reactor, self.channel, timeout))
     }
 
-    /// How long the server waits for a sign of life before it ends the connection; `None`: for ever.
+    /// How long the server waits for a status update before it ends the connection; `None`: without limit.
     async fn wal_sender_timeout(&mut self) -> Result<Option<Duration>, WireError> {
         let rows = self
             .simple_query("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'")
             .await?;
-        // pg_settings has it in its own unit, milliseconds, where SHOW would print "1min".
+        // pg_settings has it in milliseconds; SHOW would print "1min".
         let milliseconds = rows
             .first()
             .and_then(|row| row.first()?.as_deref()?.parse().ok())
-            .ok_or_else(|| WireError::Protocol("wal_sender_timeout makes no sense".to_owned()))?;
+            .ok_or_else(|| WireError::Protocol("the answer about wal_sender_timeout is not understood".to_owned()))?;
         Ok((milliseconds > 0).then(|| Duration::from_millis(milliseconds)))
     }
 
@@ -238,14 +239,14 @@ impl ReplicationConnection {
             self.channel.receive_rows().await
         };
         let rows = within(limit, "waiting for an answer", answer).await?;
-        // An error of the server's was read up to its readiness, unless it was the last that the server had to say: then
-        // the next question finds out.
+        // An error that the server sent was read up to ReadyForQuery, or the server has closed the connection: then the next
+        // query finds out.
         self.interrupted = !matches!(rows, Ok(_) | Err(WireError::Server(_)));
         rows
     }
 }
 
-/// The major version in what a server calls itself; 0 where it names none.
+/// The major version in a `server_version`; 0 if it has none.
 fn major(version: &str) -> u32 {
     let digits = version.split(|c: char| !c.is_ascii_digit()).next();
     digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
@@ -253,23 +254,23 @@ fn major(version: &str) -> u32 {
 
 /// `START_REPLICATION` with its options. Names are quoted twice: as identifiers in a list, and the list as a literal.
 fn start_command(slot: &SlotName, start: Lsn, publications: &[String]) -> String {
-    let names: Vec<_> = publications.iter().map(|name| escape_identifier(name)).collect();
+    let names: Vec<_> = publications.iter().map(|name| quote_identifier(name)).collect();
     format!(
         "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{}', messages 'true')",
-        escape_identifier(slot.as_str()),
-        // The replication grammar knows no backslash escapes: doubling the quote is all.
+        quote_identifier(slot.as_str()),
+        // The replication grammar has no backslash escapes: it is enough to double the quotes.
         names.join(",").replace('\'', "''"),
     )
 }
 
-/// What a server says of itself when it lets somebody in.
+/// What a server reports about itself after the login.
 #[derive(Debug, Default)]
 struct Greeting {
     version: String,
     encoding: String,
 }
 
-/// Startup and login.
+/// Startup message and login, up to the first ReadyForQuery.
 async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str) -> Result<Greeting, WireError> {
     let parameters = [
         ("user", url.user.as_str()),

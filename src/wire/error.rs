@@ -1,12 +1,11 @@
-//! What goes wrong on the replication connection, what it means for the work, and what to do.
+//! Errors of the replication connection: what each means for the work, and what an operator can do.
 
 use std::io;
 use std::time::Duration;
 
-use postgres_protocol::escape::escape_identifier;
-
+use crate::postgres::error::not_of_a_row;
 use crate::postgres::tls::{self, TlsError};
-use crate::postgres::{self};
+use crate::postgres::{self, quote_identifier};
 use crate::retry::Disposition;
 
 /// What the connection was doing when the server sent an error: the same SQLSTATE means different things.
@@ -26,32 +25,32 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (SQLSTATE {sqlstate})")]
 pub struct ServerError {
-    /// The error's code.
+    /// The error code: five characters.
     pub sqlstate: String,
-    /// What the server says, in its language.
+    /// The primary message, in the language of the server's `lc_messages`.
     pub message: String,
-    /// More of it.
+    /// The server's DETAIL.
     pub detail: Option<String>,
-    /// What the server advises.
+    /// The server's HINT.
     pub hint: Option<String>,
-    /// The server's function that raised it: in no language, so good to tell causes of one code apart.
+    /// The function of the server's source that raised it: not translated, so it tells causes of one code apart.
     pub routine: Option<String>,
-    /// What the connection was doing.
+    /// What the connection was doing when the error came.
     pub phase: Phase,
-    /// The role of the connection.
+    /// The role that the connection logged in as, for hints.
     pub user: String,
-    /// The database of the connection.
+    /// The database of the connection, for hints.
     pub database: String,
 }
 
-/// A server's error by what it means to replication, where that is known.
+/// The errors of a server that have a known meaning for replication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ServerFault {
-    /// The password is wrong.
+    /// The password of the URL is wrong.
     WrongPassword,
-    /// `pg_hba.conf` lets this role, database or address not in, or the role does not exist.
+    /// `pg_hba.conf` does not admit this role, database or address, or the role does not exist.
     NotAdmitted,
-    /// The login came through another certificate than the server's own: somebody stands between.
+    /// The client saw another certificate than the server's own: TLS ends at a machine in the middle.
     Intercepted,
     /// The role may not replicate.
     NoReplicationRight,
@@ -67,43 +66,43 @@ pub enum ServerFault {
     SlotExists,
     /// Another connection uses the slot.
     SlotActive,
-    /// The slot cannot be used any more: its log is gone. (Also a slot that is of another database or physical.)
+    /// The slot cannot be used any more: the WAL that it needs is removed. (Also a physical slot, or one of another database.)
     SlotInvalidated,
     /// All of `max_replication_slots` are taken.
     NoFreeSlot,
     /// A publication does not exist, or did not at the position that is being decoded.
     PublicationMissing,
-    /// A lock or an open transaction held the command up for longer than its limit.
+    /// The command waited for a lock or an open transaction longer than its limit.
     LockTimeout,
 }
 
-/// Why there is no replication connection, or no longer.
+/// Why there is no replication connection, or why it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// The host cannot be reached.
+    /// No TCP connection or Unix socket to the server.
     #[error("{address} cannot be reached")]
     Unreachable {
         /// Host and port, or the socket's path.
         address: String,
-        /// Why.
+        /// The operating system's reason.
         #[source]
         source: io::Error,
     },
-    /// It took too long.
+    /// The server did not answer in time.
     #[error("no answer within {after:?} while {doing}")]
     Timeout {
-        /// What was being done.
+        /// What the connection was doing, as in `logging in`.
         doing: &'static str,
-        /// The limit.
+        /// How long it waited.
         after: Duration,
     },
-    /// The connection broke.
+    /// A read or write of the socket failed.
     #[error("the connection broke")]
     Io(#[source] io::Error),
-    /// The server closed the connection without a word.
+    /// The server closed the connection without an error message.
     #[error("the server closed the connection")]
     Closed,
-    /// The server ended the stream in good order: it is shutting down.
+    /// The server ended the stream with CommandComplete, because it is shutting down.
     #[error("the server ended the stream")]
     StreamEnded,
     /// The TLS settings cannot be used.
@@ -112,28 +111,28 @@ pub enum WireError {
     /// The handshake failed, or the server's certificate is refused.
     #[error("the TLS handshake failed")]
     TlsHandshake(#[source] io::Error),
-    /// The server does no TLS.
+    /// The URL asks for TLS, and the server has none.
     #[error("the server does not offer TLS")]
     TlsRefused,
-    /// The server asks for a password and the URL has none.
+    /// The login cannot go on without a password.
     #[error("the server asks for a password and the URL has none")]
     PasswordMissing,
-    /// The server asks for a way to log in that is not spoken here.
+    /// The server asks for a login method that is not supported.
     #[error("the server asks for {0}, which is not supported")]
     AuthMethod(&'static str),
-    /// The server could not prove that it knows the password, or broke the exchange off.
+    /// The server could not prove that it knows the password, or ended the exchange.
     #[error("the server failed the SCRAM exchange")]
     Scram(#[source] io::Error),
-    /// The server sent an error.
+    /// The server sent an error message.
     #[error(transparent)]
     Server(Box<ServerError>),
-    /// The server sent what the protocol does not allow here.
+    /// The server sent something that the protocol does not allow at this point.
     #[error("the server broke the protocol: {0}")]
     Protocol(String),
 }
 
 impl ServerError {
-    /// What the error means to replication, where that is known.
+    /// The error's meaning for replication, if it is known.
     #[must_use]
     pub fn fault(&self) -> Option<ServerFault> {
         let raised_by = |routine: &str| self.routine.as_deref() == Some(routine);
@@ -153,7 +152,7 @@ impl ServerError {
             ("42710", Phase::Query) => ServerFault::SlotExists,
             ("42704", Phase::Query | Phase::Start) => ServerFault::SlotMissing,
             ("42704", Phase::Stream) => ServerFault::PublicationMissing,
-            // Since 18 only a warning, and the changes are left out of the stream without another word.
+            // Since 18 this is only a warning, and the server leaves the changes out of the stream.
             ("55000", Phase::Stream) if raised_by("LoadPublications") => ServerFault::PublicationMissing,
             ("55000", _) if raised_by("CheckLogicalDecodingRequirements") || raised_by("CheckSlotRequirements") => {
                 ServerFault::WalLevel
@@ -163,9 +162,9 @@ impl ServerError {
         })
     }
 
-    /// The statement or setting that an operator can paste.
+    /// The statement or setting that an operator can paste, if the fault is known.
     fn advice(&self) -> Option<String> {
-        let (user, database) = (escape_identifier(&self.user), &self.database);
+        let (user, database) = (quote_identifier(&self.user), &self.database);
         Some(match self.fault()? {
             ServerFault::WrongPassword => {
                 format!("correct the password in the URL, or set it: ALTER ROLE {user} PASSWORD '…'")
@@ -176,8 +175,8 @@ impl ServerError {
                 self.user
             ),
             ServerFault::Intercepted => {
-                "connect to the server itself: a proxy that ends TLS, or somebody else, stands \
-                                         between (compare its certificate with the server's ssl_cert_file)"
+                "connect to the server directly: TLS ends at a proxy or another machine between (compare the certificate \
+                 that it shows with the server's ssl_cert_file)"
                     .to_owned()
             }
             ServerFault::NoReplicationRight => format!("ALTER ROLE {user} REPLICATION"),
@@ -193,29 +192,29 @@ impl ServerError {
                     .to_owned()
             }
             ServerFault::SlotMissing => {
-                "the slot was dropped, or the server is another one: a hole cannot be ruled out, see twinlog status"
+                "the slot was dropped, or this is another server: changes may be missing, see twinlog status"
                     .to_owned()
             }
-            ServerFault::SlotExists => "choose another name, or drop the slot if nobody needs it: SELECT \
+            ServerFault::SlotExists => "choose another name, or drop the slot if it is not needed: SELECT \
                                         pg_drop_replication_slot('…')"
                 .to_owned(),
             ServerFault::SlotActive => "another connection reads the slot: SELECT pid, application_name, client_addr \
                                         FROM pg_stat_replication"
                 .to_owned(),
-            ServerFault::SlotInvalidated => "the server dropped the log that the slot needed (see \
+            ServerFault::SlotInvalidated => "the server removed WAL that the slot needs (see \
                                              max_slot_wal_keep_size and, from 18 on, idle_replication_slot_timeout): \
                                              drop the slot and resync, twinlog resync --all"
                 .to_owned(),
             ServerFault::NoFreeSlot => {
-                "drop a slot that nobody needs, or ALTER SYSTEM SET max_replication_slots = 20 and restart the server"
+                "drop a slot that is not needed, or ALTER SYSTEM SET max_replication_slots = 20 and restart the server"
                     .to_owned()
             }
             ServerFault::PublicationMissing => {
-                "CREATE PUBLICATION … FOR TABLE …; a slot that is older than its publication must be created anew"
+                "CREATE PUBLICATION … FOR TABLE …; a slot that is older than its publication must be dropped and created again"
                     .to_owned()
             }
             ServerFault::LockTimeout => {
-                "a transaction is open for long: SELECT pid, xact_start, application_name, state \
+                "a transaction has been open for a long time: SELECT pid, xact_start, application_name, state \
                                          FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start"
                     .to_owned()
             }
@@ -233,7 +232,7 @@ impl WireError {
         }
     }
 
-    /// What a server's error means to replication, where that is known.
+    /// The meaning of the server's error for replication, if it is one and its meaning is known.
     #[must_use]
     pub fn fault(&self) -> Option<ServerFault> {
         match self {
@@ -242,7 +241,7 @@ impl WireError {
         }
     }
 
-    /// Whether connecting again can help by itself.
+    /// Whether a reconnect can succeed without anyone doing anything.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -251,7 +250,7 @@ impl WireError {
             | Self::Io(_)
             | Self::Closed
             | Self::StreamEnded
-            // A stream that was cut or mangled on its way is whole again on the next connection.
+            // A stream that was damaged on its way is whole on the next connection.
             | Self::Protocol(_) => Disposition::Transient,
             Self::TlsHandshake(source) => {
                 if tls::refusal_hint(source).is_some() {
@@ -263,11 +262,7 @@ impl WireError {
             Self::Tls(_) | Self::TlsRefused | Self::PasswordMissing | Self::AuthMethod(_) | Self::Scram(_) => {
                 Disposition::Systemic
             }
-            // A connection has no row of its own to blame.
-            Self::Server(error) => match postgres::disposition(&error.sqlstate) {
-                Disposition::Row => Disposition::Systemic,
-                other => other,
-            },
+Self::Server(error) => not_of_a_row(postgres::disposition(&error.sqlstate)),
         }
     }
 
@@ -276,7 +271,8 @@ impl WireError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Unreachable { .. } => Some(
-                "check host and port in the URL, listen_addresses on the server, and the firewall between".to_owned(),
+                "check host and port in the URL, listen_addresses on the server, and the firewall between them"
+                    .to_owned(),
             ),
             Self::Timeout { .. } => Some("check the network and the load of the server".to_owned()),
             Self::Tls(error) => Some(error.hint()),

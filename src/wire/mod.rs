@@ -1,9 +1,8 @@
 //! The replication connection: reach the source, log in, start the stream, read it fast, report what is durable.
 //!
-//! Its own client, because no driver that we may use speaks CopyBoth: `postgres-protocol` supplies the messages and the
-//! SCRAM exchange, the rest is here. The stream's payloads are opaque bytes to it (`pgoutput` reads them), and it never
-//! decides which position is durable (`replication` does, and tells [`Feedback`]); it only promises never to report more
-//! than it was told.
+//! A client of its own, because no published driver speaks CopyBoth: `postgres-protocol` supplies the messages and the SCRAM
+//! exchange, the rest is here. It leaves alone the meaning of the payloads (`pgoutput` reads them) and the decision which
+//! position is durable (`replication` makes it and tells [`Feedback`]). It never reports a higher position than it was told.
 //!
 //! ```text
 //!  ReplicationConnection ── start_replication ──→ (FrameStream, Feedback)
@@ -13,15 +12,24 @@
 //!  socket ───────────────────────────────────────→ Pump, on a thread of its own ── status updates ──→ source
 //! ```
 //!
-//! **Why a thread of its own.** The pump reads the socket and sends the feedback, and nothing that applying does may
-//! delay it, or the source ends the connection after `wal_sender_timeout` in the middle of a large batch and sends
-//! everything again, for ever (pitfall P17). A task on the shared runtime would still wait for a worker. When the
-//! consumer is slow, the pump stops reading, so that TCP slows the source down, but goes on reporting.
+//! **Why a thread of its own.** The pump reads the socket and sends the feedback. If applying a large batch could delay it,
+//! the Site DB would end the connection after `wal_sender_timeout` and send everything again, for ever (pitfall P17). A task
+//! on the shared runtime would still have to wait for a worker. If the consumer is slow, the pump stops reading, so that TCP
+//! slows the Site DB down, and goes on reporting.
 //!
-//! **Reading in quanta.** The source's walsender makes one `send` per row, and an eager reader makes every one of them
-//! pay for a wake-up. While there is a backlog the pump lets the socket fill for half a millisecond and takes all at
-//! once; `pace` decides when. That is also why the thread matters: tokio's timer ticks in milliseconds, and a wait of
-//! two was measured worse than of half; on its own thread the pump may simply sleep, to about 60 µs exactly.
+//! **Reading in quanta.** The walsender makes one `send` per row, and with an eager reader each of them costs a wake-up. While
+//! there is a backlog, the pump lets the socket fill for about half a millisecond and then takes everything at once; `pace`
+//! decides when. This needs the thread too: tokio's timers tick in milliseconds, and a wait of 2 ms was slower than one of
+//! 0.5 ms. On its own thread the pump can sleep, exact to about 60 µs.
+//!
+//! | file | its job |
+//! |---|---|
+//! | `connection` | connect, login, queries, slots, the start of the stream |
+//! | `socket`, `channel`, `auth` | TCP, Unix socket and TLS; whole messages over it; SCRAM and passwords |
+//! | `codec` | bytes ↔ messages |
+//! | `pump`, `pace` | the running stream, and when it reads |
+//! | `stream` | the consumer's side: [`FrameStream`], [`Feedback`] |
+//! | `slot`, `error` | names and identities; errors with their meaning and remedy |
 //!
 //! Sources: <https://www.postgresql.org/docs/current/protocol-replication.html>,
 //! <https://www.postgresql.org/docs/current/protocol-message-formats.html>

@@ -1,17 +1,17 @@
 //! When to read at once and when in quanta: a pure decision over what the reads bring.
 //!
-//! Eager is the rule: a lone change is handed on as it comes. A **backlog** shows as many small reads in a row, because
-//! the walsender sends every row by itself: [`MANY_READS`] within each of [`ENTER_AFTER`] windows. From then on the pump
-//! waits a quantum before each read, and the kernel collects what the walsender sends. The first wait that brings little
-//! is the last.
+//! Eager reading is the rule: a lone change is passed on as it comes. A **backlog** shows as many small reads in a row,
+//! because the walsender sends each row separately: [`MANY_READS`] within each of [`ENTER_AFTER`] windows. From then on the
+//! pump waits a quantum before each read, while the kernel collects what the walsender sends. It reads eagerly again after
+//! the first wait that brings little.
 //!
-//! The wait grows while the socket has room, up to [`Capacity::longest`], and shortens where it fills the socket, which would
-//! make the walsender wait for us. What fills a socket differs: TCP counts bytes, a Unix socket counts the sender's pieces
-//! with all their overhead, see [`Capacity`].
+//! The wait grows while the socket has room, up to [`Capacity::longest`], and shrinks when the socket fills, because then
+//! the walsender would wait for us. What fills a socket differs: TCP counts bytes, a Unix socket counts the sender's pieces
+//! with their overhead, see [`Capacity`].
 //!
-//! A machine without a free core wakes a sleeper late: with two busy loops beside, a fixed 500 µs fell to half of the
-//! eager rate (80,000 on TCP, 38,000 on a Unix socket), the adaptive pace stayed around it (190,000 and 104,000, eager
-//! 164,000 and 115,000). So a late wake-up ends the waiting too.
+//! A machine without a free core wakes a sleeping thread late: with two busy loops running, a fixed wait of 500 µs fell to
+//! half of the eager rate (80,000 on TCP, 38,000 on a Unix socket), the adaptive wait stayed near it (190,000 and 104,000,
+//! eager 164,000 and 115,000). So a late wake-up ends the waiting too.
 //!
 //! Measured by `benches/read.rs` on Postgres 15, two cores, a backlog of pgbench's transactions (four frames each), frames
 //! a second, our side built without optimisation:
@@ -21,11 +21,11 @@
 //! | TCP | 184,000 | 200,000 | 400,000 | 426,000 | 451,000 | 454,000 | 446,000 |
 //! | Unix socket | 363,000 | 238,000 | 408,000 | 382,000 | 365,000 | 205,000 | 406,000 |
 //!
-//! What that table can't show is whom the sends cost: where the walsender is the limit (over TCP on one machine), a longer
-//! wait makes each send cheaper. `benches/drain.rs`, TCP, two cores, rows a second with a longest wait of 0.5, 4 and 8 ms:
+//! The table does not show the cost on the sender's side: where the walsender is the limit (over TCP on one machine), a
+//! longer wait makes each send cheaper. `benches/drain.rs`, TCP, two cores, rows a second with a longest wait of 0.5, 4 and 8 ms:
 //! bulk insert 156,000, 174,000, 185,000; chat 230,000, 221,000, 229,000 (at 8.3, 7.6, 6.8 µs of CPU a row); pgbench 217,000,
 //! 205,000, 226,000. Fixed at 1 or 2 ms, which is too short for the window to grow and long enough to fill it, chat fell to
-//! 165,000 and 153,000: the wait must get from one side to the other fast, and doubles with each read.
+//! 165,000 and 153,000: the wait must pass that range fast, so it doubles with each read.
 
 use std::time::Duration;
 
@@ -35,39 +35,39 @@ use tokio::time::Instant;
 pub(super) const QUANTUM: Duration = Duration::from_micros(500);
 /// The shortest wait: below, going to sleep and waking up late (by about 60 µs) cost more than is saved, see the table.
 const SHORTEST: Duration = Duration::from_micros(200);
-/// Reads within one quantum that a wait would have made into one. Below, the saving is not worth its latency.
+/// Reads within one quantum, which a wait would have made one read. With fewer, the saving is not worth the latency.
 const MANY_READS: u32 = 8;
-/// Busy windows in a row before the first wait: 2 ms of it. A transaction of some dozen rows is through by then, so an
-/// interactive one never pays for the wait.
+/// Busy windows in a row before the first wait: 2 ms. A transaction of some dozen rows has passed by then, so an interactive
+/// one is never delayed.
 const ENTER_AFTER: u32 = 4;
-/// A wait of a quantum that brought less was for nothing: about [`MANY_READS`] small rows in their frames of some 150 bytes.
+/// A wait of a quantum that brings fewer bytes was useless: about [`MANY_READS`] small rows in frames of some 150 bytes.
 const LITTLE: usize = 1024;
-/// A read that ended this long after its quantum found the stream quiet, or the thread had to wait for a core: on a busy
-/// machine waiting costs more than it saves. Some quanta, because a read of a well-filled socket takes a part of one.
+/// If a read ends this long after its quantum, the stream is quiet or the thread had to wait for a core; on a busy machine
+/// waiting costs more than it saves. Several quanta, because a read of a well-filled socket itself takes a part of one.
 const QUIET: Duration = Duration::from_millis(2);
 
-/// What a read may bring before the socket counts as well filled.
+/// What a read may bring before the socket counts as full, and how long a wait may become.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Capacity {
-    /// Bytes.
+    /// Bytes of one read.
     bytes: usize,
-    /// Frames, each of which the walsender sent by itself.
+    /// Frames of one read, each of which the walsender sent separately.
     frames: usize,
-    /// The longest wait.
+    /// The longest wait before a read.
     longest: Duration,
 }
 
 impl Capacity {
     /// Linux starts a TCP connection with 64 KiB of window (`tcp_rmem` has 128 KiB, half of it for bookkeeping) and lets
-    /// it grow with what is read per round. Three quarters of that, however many pieces it came in: the kernel joins them.
+    /// it grow with what is read per round trip. Three quarters of that, in any number of pieces: the kernel joins them.
     pub(super) const TCP: Self = Self {
         bytes: 48 * 1024,
         frames: usize::MAX,
         longest: QUANTUM,
     };
-    /// A server on this machine. Each send that is delivered costs the walsender twice what it costs to queue it behind a
-    /// window that is full for the moment; so wait longer, for what the window (which has grown by then) and the sender's own
-    /// queue hold. What is waiting comes within the same read: there is no way for it to travel.
+    /// A server on this machine. A send that is delivered costs the walsender twice as much as one that is queued because the
+    /// window is full. So wait longer, for as much as the window (which has grown by then) and the sender's own queue hold;
+    /// what is queued comes within the same read, as there is no network between.
     pub(super) const LOCAL_TCP: Self = Self {
         bytes: 512 * 1024,
         frames: usize::MAX,
@@ -82,7 +82,7 @@ impl Capacity {
     };
 }
 
-/// The pace of reading.
+/// Decides before each read whether to wait.
 #[derive(Debug)]
 pub(super) struct Pace {
     capacity: Capacity,
@@ -91,11 +91,11 @@ pub(super) struct Pace {
 
 #[derive(Debug)]
 enum Mode {
-    /// Read as soon as there is something.
+    /// Read as soon as there are bytes.
     Eager {
-        /// When the present window began.
+        /// When the current window began.
         window: Instant,
-        /// Reads in it.
+        /// Reads in the current window.
         reads: u32,
         /// Busy windows in a row before it.
         busy: u32,
@@ -131,8 +131,8 @@ impl Pace {
         }
     }
 
-    /// A read brought `bytes` with so many whole `frames` at `now`; it ended `waited` after the quantum was
-    /// to end.
+    /// Takes note of a read that brought `bytes` with so many whole `frames` and ended at `now`, `waited` after the quantum
+    /// should have ended.
     pub(super) fn took(&mut self, bytes: usize, frames: usize, waited: Duration, now: Instant) {
         match &mut self.mode {
             Mode::Eager { window, reads, busy } => {
@@ -141,7 +141,7 @@ impl Pace {
                 if length < QUANTUM {
                     return;
                 }
-                // A window that a quiet time stretched is judged by its rate, not by its count.
+                // A window that a quiet time made longer is judged by its rate, not by its count.
                 let quanta = (length.as_micros() / QUANTUM.as_micros()).max(1);
                 *busy = if u128::from(*reads) >= u128::from(MANY_READS) * quanta {
                     *busy + 1
@@ -155,15 +155,15 @@ impl Pace {
                 }
             }
             Mode::Quanta(wait) => {
-                // A longer wait must bring more: what a stream must carry to be a backlog is a rate, 2 MB/s.
+                // A longer wait must bring more: a backlog is a rate, at least 2 MB/s.
                 let little = LITTLE as f64 * wait.div_duration_f64(QUANTUM);
                 if (bytes as f64) < little || waited >= QUIET {
-                    // The walsender may only have lost its core for a moment: one busy window is enough to come back.
+                    // The walsender may have lost its core only for a moment: one busy window is enough to wait again.
                     self.mode = Mode::eager(now, ENTER_AFTER - 1);
                     return;
                 }
                 let fill = (bytes as f64 / self.capacity.bytes as f64).max(frames as f64 / self.capacity.frames as f64);
-                // Twice as long at most: one read that found little says nothing about the next.
+                // Twice as long at most: one read that brought little says nothing about the next.
                 *wait = wait.div_f64(fill.max(0.5)).clamp(SHORTEST, self.capacity.longest);
             }
         }
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_wait_that_brings_little_is_the_last() {
+    fn a_wait_that_brings_little_is_the_last() {
         let now = Instant::now();
         let mut pace = in_quanta(Capacity::TCP);
         pace.took(20_000, 200, Duration::ZERO, now);

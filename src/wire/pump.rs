@@ -1,7 +1,7 @@
-//! The pump: owns the socket while the stream runs, hands frames out in batches, reports progress back.
+//! The pump: owns the socket while the stream runs, passes frames on in batches, sends status updates back.
 //!
-//! It decides nothing about the frames' meaning and never waits for the consumer: where there is no room for a batch,
-//! it stops reading and goes on reporting. One loop, whose branches have an order: close, report, hand out, read.
+//! It does not look into the frames, and never waits for the consumer: if there is no room for a batch, it stops reading and
+//! goes on reporting. One loop, whose branches have an order: close, report, hand out, read.
 
 use std::io;
 use std::pin::pin;
@@ -20,58 +20,58 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::channel::{Channel, log_notice};
-use super::codec::{self, Frame, Status, Streamed};
+use super::codec::{self, Frame, StatusUpdate, Streamed};
 use super::error::{Phase, ServerFault, WireError};
 use super::pace::{Capacity, Pace};
 use super::socket::{Socket, within};
-use super::stream::{Batch, Feedback, FrameStream, ROOM};
+use super::stream::{Feedback, FrameBatch, FrameStream, ROOM};
 use crate::failpoint::{self, name::FEEDBACK_BEFORE_SEND};
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
-/// Bytes read together at most, and the size of the buffers that payloads are slices of: some quanta's worth at any
-/// rate that was measured, and small beside [`ROOM`].
+/// Most bytes that are read together, and the size of the buffers that payloads are slices of: several quanta at any rate
+/// that was measured, and small compared with [`ROOM`].
 const READ_CHUNK: usize = 1 << 20;
-/// A new buffer is taken where the old one has less room than this: a well-filled socket buffer fits.
+/// A new buffer is taken when the old one has less room than this, which holds the content of a full socket.
 const MIN_SPARE: usize = 64 * 1024;
-/// Status updates on a quiet stream, as `wal_receiver_status_interval` has it by default.
+/// Interval of status updates on a quiet stream: the default of `wal_receiver_status_interval`.
 const STATUS_INTERVAL: Duration = Duration::from_secs(10);
-/// Silence after which the connection is dead where the server has no limit: `wal_sender_timeout`'s default.
+/// Silence after which the connection counts as dead if the server has no limit: the default of `wal_sender_timeout`.
 const DEFAULT_SILENCE: Duration = Duration::from_secs(60);
-/// The shortest silence that may end a connection: a server that is busy, or has a shorter limit for tests, gets this.
+/// The shortest silence after which a connection may count as dead, for a server that is busy or has a very short limit.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
-/// The shortest interval of status updates, for limits that make no sense.
+/// The shortest interval of status updates, for a server with a uselessly short limit.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(20);
 /// A durable position that moved is reported after this long at most. Each report wakes the walsender, so not for each
-/// batch; ten a second cost nothing, and nobody needs them sooner: restarts resume from the Agent DB's checkpoint, and
-/// the slot is only watched by people and for the space that it keeps.
+/// batch. Ten a second cost nothing, and sooner is of no use: a restart resumes from the Agent DB's checkpoint, and the slot's
+/// position only decides how much WAL is kept.
 const PROMPT: Duration = Duration::from_millis(100);
-/// A status update is some 40 bytes: if the kernel does not take them in this time, nobody reads at the other end.
+/// A status update has some 40 bytes: if the kernel does not take them in this time, the server does not read any more.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the server may take to end the stream: it must first send the transaction that it is in the middle of.
+/// How long the server may take to end the stream: it first sends the rest of the transaction that it is in.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Why a status update is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StatusReason {
-    /// The server asked.
+    /// The server asked for one.
     Asked,
     /// The durable position moved.
     Advanced,
-    /// It was time.
+    /// The interval has passed.
     Due,
     /// The stream ends.
     Closing,
 }
 
-/// The thread with the event loop that the socket belongs to. Ends when it is dropped or its pump has ended.
+/// The thread whose event loop drives the socket. It ends when this is dropped, or when its pump has ended.
 pub(super) struct Reactor {
     handle: Handle,
     pump: oneshot::Sender<Pump>,
 }
 
 impl Reactor {
-    /// Starts the thread. It drives the socket from the first byte on, whoever waits for it.
+    /// Starts the thread. It drives the socket from the first byte on, also for other tasks that wait for it.
     pub(super) fn start() -> io::Result<Self> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
@@ -86,13 +86,13 @@ impl Reactor {
         Ok(Self { handle, pump })
     }
 
-    /// The event loop.
+    /// The event loop, to register a socket with.
     pub(super) fn handle(&self) -> &Handle {
         &self.handle
     }
 }
 
-/// Hands the channel over to the reactor's thread. `timeout` is the server's `wal_sender_timeout`, if it has one.
+/// Gives the channel to the reactor's thread and starts the stream there. `timeout` is the server's `wal_sender_timeout`, if it has one.
 pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration>) -> (FrameStream, Feedback) {
     let (batches_in, batches) = mpsc::unbounded_channel();
     let (close, close_asked) = oneshot::channel();
@@ -125,7 +125,7 @@ pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration
         heard_at: now,
         asked: false,
     };
-    // The thread waits for exactly this, so that it can only be gone if the process ends.
+    // The thread waits for exactly this, so it is gone only if the process is ending.
     let _ = reactor.pump.send(pump);
     let stream = FrameStream {
         batches,
@@ -141,7 +141,7 @@ pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration
     (stream, feedback)
 }
 
-/// How often to report, and how long to bear silence.
+/// How often to report, and how long a silence may last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Limits {
     status: Duration,
@@ -149,8 +149,8 @@ struct Limits {
 }
 
 impl Limits {
-    /// Two reports fit into the server's limit with room for one to be late: two fifths of it, and never rarer than by
-    /// default. Each of them asks for an answer, so that a silence as long as the limit missed two answers.
+    /// Reports after two fifths of the server's limit, so that two fit into it and one may be late, and at least as often as
+    /// by default. Each asks for an answer: after a silence as long as the limit, two answers are missing.
     fn from_timeout(timeout: Option<Duration>) -> Self {
         Self {
             status: timeout.map_or(STATUS_INTERVAL, |limit| {
@@ -161,33 +161,33 @@ impl Limits {
     }
 }
 
-/// See the module's header.
+/// The state of a running stream.
 struct Pump {
     channel: Channel,
-    batches: mpsc::UnboundedSender<Result<Batch, WireError>>,
+    batches: mpsc::UnboundedSender<Result<FrameBatch, WireError>>,
     room: Arc<Semaphore>,
-    /// What the consumer says is durable.
+    /// The position that the consumer says is durable.
     durable: watch::Receiver<Lsn>,
-    /// Somebody still can say so.
+    /// A [`Feedback`] still exists, so the position may move.
     durable_may_move: bool,
     close: oneshot::Receiver<()>,
     closed: oneshot::Sender<Result<(), WireError>>,
     abort: CancellationToken,
     pace: Pace,
     limits: Limits,
-    /// Frames that wait for room; nothing is read while there are any.
+    /// Frames that wait for room. While there are any, nothing is read.
     frames: Vec<Frame>,
-    /// What they cost of it.
+    /// The room that these frames take.
     cost: u32,
-    /// The highest position that came.
+    /// The highest position that was received.
     received: Lsn,
     /// The durable position of the last report.
     reported: Lsn,
-    /// When that was.
+    /// When the last report was sent.
     reported_at: Instant,
-    /// When the last bytes came, or reading began again.
+    /// When the last bytes came, or when reading was resumed.
     heard_at: Instant,
-    /// The server wants a report now.
+    /// The server has asked for a report.
     asked: bool,
 }
 
@@ -209,9 +209,9 @@ impl Pump {
                 let _ = self.closed.send(outcome);
             }
             Err(error) => {
-                // What came before the error is whole and may be applied: it goes out first, room or not.
+                // The frames before the error are complete and may be applied: they go first, with room or without.
                 self.hand_out();
-                // Nobody listens only where the stream was dropped.
+                // Fails only if the stream was dropped.
                 let _ = self.batches.send(Err(error));
             }
         }
@@ -219,7 +219,7 @@ impl Pump {
 
     /// Streams until asked to close.
     async fn stream(&mut self) -> Result<(), WireError> {
-        // Frames may have come right behind the server's consent.
+        // Frames may have come together with CopyBothResponse.
         self.take_frames()?;
         self.hand_out_if_room();
         let room = Arc::clone(&self.room);
@@ -227,9 +227,9 @@ impl Pump {
             let reading = self.frames.is_empty();
             let mut began = Instant::now();
             if let Some(wait) = self.pace.wait().filter(|_| reading) {
-                // Blocks this thread on purpose: it has no other task, and no timer of tokio's is as fine.
+                // Blocks this thread on purpose: it has no other task, and tokio's timers tick in milliseconds.
                 thread::sleep(wait);
-                // Where the sleep took longer than asked, the machine is busy: the pace must know.
+                // If the sleep took longer than this, the machine is busy, and the pace must know.
                 began += wait;
             }
             let report_at = self.report_at(began);
@@ -265,7 +265,7 @@ impl Pump {
         }
     }
 
-    /// When the next report is due.
+    /// The time of the next report.
     fn report_at(&self, now: Instant) -> Instant {
         if self.asked {
             return now;
@@ -298,10 +298,10 @@ impl Pump {
     async fn report(&mut self, reason: StatusReason) -> Result<(), WireError> {
         failpoint::reach(FEEDBACK_BEFORE_SEND);
         let durable = *self.durable.borrow_and_update();
-        let status = Status {
+        let status = StatusUpdate {
             received: self.received,
             durable,
-            // Our reports keep the server from ever asking us, so a quiet server must be asked whether it is alive.
+            // Our reports keep the server from asking, so a quiet stream says nothing about the server: ask it.
             reply_requested: reason == StatusReason::Due,
         };
         codec::put_status(status, PgTimestamp::now(), self.channel.out());
@@ -313,7 +313,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Takes all whole frames off the inbox.
+    /// Takes all complete frames off the inbox.
     fn take_frames(&mut self) -> Result<(), WireError> {
         let before = self.channel.inbox.len();
         let outcome = loop {
@@ -338,12 +338,12 @@ impl Pump {
             }
         };
         let bytes = before - self.channel.inbox.len();
-        // A batch that is larger than all room goes alone.
+        // A batch that is larger than all the room takes all of it.
         self.cost = u32::try_from(bytes.clamp(1, ROOM)).unwrap_or(u32::MAX);
         outcome
     }
 
-    /// A message that is not a frame.
+    /// Handles a message that is not a frame.
     fn other_message(&self, message: Message) -> Result<(), WireError> {
         match message {
             Message::ErrorResponse(body) => Err(codec::server_error(
@@ -353,7 +353,7 @@ impl Pump {
             )),
             Message::NoticeResponse(body) => {
                 let notice = codec::server_error(body.fields(), Phase::Stream, &self.channel.identity);
-                // Nothing behind it may be acknowledged: 18 goes on without the changes that the publication had.
+                // No later position may be acknowledged: from 18 on the server goes on without the publication's changes.
                 if notice.fault() == Some(ServerFault::PublicationMissing) {
                     return Err(notice);
                 }
@@ -366,6 +366,7 @@ impl Pump {
         }
     }
 
+    /// Passes the frames on if there is room; otherwise the loop waits for it.
     fn hand_out_if_room(&mut self) {
         if self.frames.is_empty() {
             return;
@@ -380,20 +381,21 @@ impl Pump {
         }
     }
 
+    /// Passes the frames on.
     fn hand_out(&mut self) {
         if self.frames.is_empty() {
             return;
         }
-        // The next batch is likely as long as this one.
+        // The next batch is probably as long as this one.
         let next = Vec::with_capacity(self.frames.len());
         let frames = std::mem::replace(&mut self.frames, next);
-        let _ = self.batches.send(Ok(Batch {
+        let _ = self.batches.send(Ok(FrameBatch {
             frames,
             cost: self.cost,
         }));
     }
 
-    /// Ends the stream in good order and waits for the server to leave the slot.
+    /// Sends the last report and CopyDone, and waits until the server has released the slot.
     async fn finish(&mut self) -> Result<(), WireError> {
         let ended = async {
             self.report(StatusReason::Closing).await?;
@@ -401,7 +403,7 @@ impl Pump {
             self.channel.flush().await?;
             loop {
                 match codec::take_streamed(&mut self.channel.inbox)? {
-                    // The slot is released before the server is ready again.
+                    // The server releases the slot before it sends ReadyForQuery.
                     Some(Streamed::Message(Message::ReadyForQuery(_))) => break,
                     Some(Streamed::Message(Message::CopyDone | Message::CommandComplete(_)) | Streamed::Frame(_)) => {}
                     Some(Streamed::Message(message)) => self.other_message(message)?,
@@ -421,16 +423,16 @@ impl Pump {
     }
 }
 
-/// Waits for room for a batch. The consumer makes it when it takes one; the semaphore is never closed.
+/// Waits for the room of a batch. The consumer returns room when it takes a batch; the semaphore is never closed.
 async fn take_room(room: &Semaphore, cost: u32) {
     if let Ok(permits) = room.acquire_many(cost).await {
         permits.forget();
     }
 }
 
-/// Waits for the first bytes and takes all that are there, up to a chunk. 0 is the end.
+/// Waits for bytes and reads all that are there, up to a chunk. 0: the server has closed the connection.
 ///
-/// Safe to cancel: nothing is taken before it is ready.
+/// Safe to cancel: nothing is read before it is ready.
 async fn read_what_is_there(socket: &mut Socket, inbox: &mut BytesMut) -> io::Result<usize> {
     std::future::poll_fn(|context| poll_what_is_there(socket, inbox, context)).await
 }
@@ -439,13 +441,13 @@ fn poll_what_is_there(socket: &mut Socket, inbox: &mut BytesMut, context: &mut C
     let mut taken = 0;
     while taken < READ_CHUNK {
         if inbox.capacity() - inbox.len() < MIN_SPARE {
-            // A message longer than a chunk grows the buffer with what came of it, not with what it claims to be.
+            // For a message longer than a chunk the buffer grows with the bytes that came, not with the length it claims.
             inbox.reserve(READ_CHUNK.max(inbox.len()));
         }
         match pin!(socket.read_buf(inbox)).poll(context) {
             Poll::Ready(Ok(0)) => break,
             Poll::Ready(Ok(bytes)) => taken += bytes,
-            // The end and an error are met again by the next read; what came before them counts first.
+            // The next read meets the end or the error again; the bytes before it count first.
             Poll::Ready(Err(error)) if taken == 0 => return Poll::Ready(Err(error)),
             Poll::Ready(Err(_)) => break,
             Poll::Pending if taken == 0 => return Poll::Pending,

@@ -1,4 +1,4 @@
-//! The words of the replication commands: a slot's name, a cluster's identity.
+//! What the replication commands speak of: a slot's name, a cluster's identity.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ const MAX_NAME: usize = 63;
 pub struct SlotName(String);
 
 impl SlotName {
-    /// The name.
+    /// The name, unquoted.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -26,7 +26,7 @@ impl fmt::Display for SlotName {
     }
 }
 
-/// The text cannot be a slot's name.
+/// The text is not a valid name of a slot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a slot's name is 1 to 63 lower-case letters, digits and underscores, not {0:?}")]
 pub struct SlotNameError(String);
@@ -44,16 +44,16 @@ impl FromStr for SlotName {
     }
 }
 
-/// Which cluster, on which timeline, is at the other end: the answer to `IDENTIFY_SYSTEM`.
+/// The cluster and its timeline: the answer to `IDENTIFY_SYSTEM`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemIdentity {
-    /// The cluster's identifier, as decimal digits; a standby and a restored backup have the same.
+    /// The cluster's identifier in decimal digits; its standbys and restored backups have the same.
     pub system_identifier: String,
     /// The timeline: it grows with each promotion and each restore to a point in time.
     pub timeline: u32,
-    /// The end of the log that is flushed there.
+    /// The end of the WAL that is flushed to disk.
     pub position: Lsn,
-    /// The database of this connection.
+    /// The database that the connection is to.
     pub database: String,
 }
 

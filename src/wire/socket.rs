@@ -1,4 +1,4 @@
-//! The socket: TCP, a Unix socket, or TLS over TCP, behind one face.
+//! The socket: TCP, a Unix socket, or TLS over TCP, as one type.
 
 use std::io;
 use std::pin::Pin;
@@ -19,24 +19,24 @@ use super::error::WireError;
 use crate::config::{DatabaseUrl, Host, SslMode};
 use crate::postgres::tls;
 
-/// How long one address may take to answer a connect, and the server a TLS handshake: long enough for a retransmitted
-/// SYN or two (after 1 s and 3 s), short enough that a dead address gives way to the next.
+/// How long a connect to one address may take, and a TLS handshake: long enough for two retransmitted SYNs (after 1 s and
+/// 3 s), short enough that the next address is tried soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// TCP asks an idle peer for a sign of life after this long …
+/// TCP sends the first keepalive probe after this much idle time …
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-/// … and again each …
+/// … a further one each …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// … so often: a dead peer is found after a minute, as `wal_sender_timeout` does by default.
+/// … this many in all: a dead peer is noticed after a minute, as with the default of `wal_sender_timeout`.
 const KEEPALIVE_RETRIES: u32 = 3;
-/// What a read of encrypted bytes may take off the kernel at once. rustls alone reads a few KiB a time, which would
-/// undo reading in quanta.
+/// Encrypted bytes that one read may take from the kernel. rustls alone reads a few KiB at a time, which would undo reading
+/// in quanta.
 const TLS_READ_BUFFER: usize = 256 * 1024;
 
 /// A connected socket.
 pub(super) enum Socket {
-    /// Plain TCP.
+    /// TCP without TLS.
     Tcp(TcpStream),
-    /// A Unix socket.
+    /// A Unix socket, always without TLS.
     Unix(UnixStream),
     /// TLS over TCP.
     Tls(Box<TlsStream<BufReader<TcpStream>>>),
@@ -60,7 +60,7 @@ impl Socket {
                 UnixStream::from_std(stream).map(Self::Unix).map_err(unreachable)
             }
             Host::Tcp(host) => {
-                // A configuration that cannot work is told before anybody is called.
+                // TLS settings that cannot work are reported before anything is sent.
                 let tls = (url.sslmode != SslMode::Disable)
                     .then(|| {
                         let config = tls::client_config(url.sslmode, url.sslrootcert.as_deref())?;
@@ -90,7 +90,7 @@ impl Socket {
         }
     }
 
-    /// The server's certificate (DER), on TLS.
+    /// The server's certificate (DER), if the socket uses TLS.
     pub(super) fn peer_certificate(&self) -> Option<&[u8]> {
         match self {
             Self::Tls(stream) => {
@@ -135,8 +135,8 @@ fn is_local(stream: &TcpStream) -> bool {
     matches!((stream.peer_addr(), stream.local_addr()), (Ok(peer), Ok(own)) if peer.ip() == own.ip())
 }
 
-/// Small messages go out at once, and a dead peer is noticed. The receive buffer is left to the kernel: setting it
-/// would end its growing with the stream's rate, which starts at 64 KiB and reaches megabytes.
+/// Small messages are sent at once, and a dead peer is noticed. The size of the receive buffer is left to the kernel, which
+/// lets it grow from 64 KiB to megabytes with the stream's rate; setting it would stop that.
 fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -146,7 +146,8 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
 }
 
-/// Asks for TLS. Exactly one byte is read, so that nothing that came before the handshake can pass for what follows it.
+/// Asks for TLS. Exactly one byte is read, so that bytes from before the handshake cannot be taken for encrypted ones
+/// (CVE-2021-23222).
 async fn request_tls(mut stream: TcpStream) -> Result<TcpStream, WireError> {
     let mut request = BytesMut::new();
     frontend::ssl_request(&mut request);
@@ -166,7 +167,7 @@ async fn request_tls(mut stream: TcpStream) -> Result<TcpStream, WireError> {
     }
 }
 
-/// Waits for something, but no longer than `limit`.
+/// Waits for a future, at most for `limit`.
 pub(super) async fn within<F: Future>(limit: Duration, doing: &'static str, future: F) -> Result<F::Output, WireError> {
     tokio::time::timeout(limit, future)
         .await

@@ -1,4 +1,4 @@
-//! The consumer's side of the stream: frames in, the durable position out.
+//! The consumer's side of the stream: takes frames, reports the durable position.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +11,21 @@ use super::error::WireError;
 use super::socket::within;
 use crate::lsn::Lsn;
 
-/// Bytes of frames that wait for the consumer at most, besides the batch that is being read. The applier works on
-/// batches of about this size, so one waits while one is applied; more would only be memory.
+/// Most bytes of frames that wait for the consumer, not counting the batch that is being read. The daemon applies batches of
+/// about this size, so one waits while one is applied; more would only take memory.
 pub(super) const ROOM: usize = 16 << 20;
-/// Longest wait for a stream to close: the pump's own limit for the server, and a margin.
+/// Longest wait for a stream to close: the pump's own limit for the server, plus a margin.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Frames that were read together, and what they cost of [`ROOM`].
-pub(super) struct Batch {
+/// Frames that were read together, and how much of [`ROOM`] they take.
+pub(super) struct FrameBatch {
     pub(super) frames: Vec<Frame>,
     pub(super) cost: u32,
 }
 
 /// The stream's frames, in order. Dropping it ends the connection at once.
 pub struct FrameStream {
-    pub(super) batches: mpsc::UnboundedReceiver<Result<Batch, WireError>>,
+    pub(super) batches: mpsc::UnboundedReceiver<Result<FrameBatch, WireError>>,
     pub(super) room: Arc<Semaphore>,
     pub(super) close: Option<oneshot::Sender<()>>,
     pub(super) closed: oneshot::Receiver<Result<(), WireError>>,
@@ -34,19 +34,19 @@ pub struct FrameStream {
 }
 
 impl FrameStream {
-    /// The next frames, never none of them. After an error there is nothing more.
+    /// The next frames, at least one. After an error, `None`.
     ///
-    /// Safe to cancel: what was not returned is returned by the next call.
+    /// Safe to cancel: the next call returns what this one did not.
     pub async fn next(&mut self) -> Option<Result<Vec<Frame>, WireError>> {
         if self.over {
             return None;
         }
         let batch = self.batches.recv().await;
-        // The pump says why it ends; if it could not, the connection is gone all the same.
+        // The pump reports why it ends. If it could not, the connection is gone.
         self.took(batch.unwrap_or(Err(WireError::Closed)))
     }
 
-    fn took(&mut self, batch: Result<Batch, WireError>) -> Option<Result<Vec<Frame>, WireError>> {
+    fn took(&mut self, batch: Result<FrameBatch, WireError>) -> Option<Result<Vec<Frame>, WireError>> {
         Some(match batch {
             Ok(batch) => {
                 self.room.add_permits(batch.cost as usize);
@@ -59,19 +59,19 @@ impl FrameStream {
         })
     }
 
-    /// Ends the stream in good order: reports the last durable position, and waits, at most two seconds, until the
-    /// server has left the slot. Frames that were not taken are lost; they come again.
+    /// Ends the stream: reports the last durable position, and waits at most two seconds until the server has released the
+    /// slot. Frames that were not taken are dropped; the next stream sends them again.
     ///
     /// # Errors
-    /// The stream had failed before, or the server did not end it in time. The connection is closed in any case.
+    /// The stream had failed before, or the server did not end it in time. The connection is closed in both cases.
     pub async fn close(mut self) -> Result<(), WireError> {
         if let Some(close) = self.close.take() {
-            // The pump may have ended already: then `closed` says how.
+            // The pump may have ended already; `closed` tells how.
             let _ = close.send(());
         }
         match within(CLOSE_TIMEOUT, "closing the stream", &mut self.closed).await? {
             Ok(outcome) => outcome,
-            // It failed before: its error is the last thing that it handed out, unless that was taken already.
+            // It failed before: its last batch is the error, unless that was taken already.
             Err(_) => {
                 while let Some(batch) = self.batches.recv().await {
                     batch?;
@@ -82,17 +82,17 @@ impl FrameStream {
     }
 }
 
-/// Tells the pump what is durable. May be cloned and outlive the stream.
+/// Reports the durable position to the pump. May be cloned, and may outlive the stream.
 #[derive(Debug, Clone)]
 pub struct Feedback {
     pub(super) durable: Arc<watch::Sender<Lsn>>,
 }
 
 impl Feedback {
-    /// Everything up to here is durable in the Agent DB: the source may forget it. A lower position than before
-    /// changes nothing.
+    /// Everything up to this position is durable in the Agent DB, so the Site DB needs to keep it no longer. A lower position
+    /// than before has no effect.
     ///
-    /// Never blocks; the report goes out within a tenth of a second.
+    /// Never blocks; the status update is sent within a tenth of a second.
     pub fn durable(&self, position: Lsn) {
         self.durable.send_if_modified(|durable| {
             let advanced = position > *durable;
