@@ -1,18 +1,18 @@
-//! Failpoints: the places where a test may kill, stall or fail the process, one at every durability edge.
+//! Failpoints: the places where a test may kill or stall the process, one at each step after which something is durable.
 //!
 //! A failpoint is compiled only with the feature `failpoints`, which the tests switch on; a release build has none.
 //! Set them through the environment (`FAILPOINTS="name=return(abort)"`), see the `fail` crate for the syntax.
 //! The names are constants here, so that a test cannot misspell one.
 
-/// Names of all failpoints; the comment says what is durable at that point.
+/// The names of all failpoints; the comment says what is durable at that point.
 pub mod name {
     /// The batch is written inside the open Agent transaction; nothing is committed.
     pub const AGENT_BEFORE_COMMIT: &str = "agent.before_commit";
-    /// The Agent transaction is committed; nobody has been told.
+    /// The Agent transaction is committed; the position has not been reported to the Site DB.
     pub const AGENT_AFTER_COMMIT: &str = "agent.after_commit";
     /// A failed row is in the open Agent transaction.
     pub const AGENT_AFTER_PARK: &str = "agent.after_park";
-    /// About to tell the Site DB a durable position.
+    /// A status update with the durable position is about to be sent to the Site DB.
     pub const FEEDBACK_BEFORE_SEND: &str = "feedback.before_send";
     /// The slot exists on the Site DB; the Agent DB holds no checkpoint yet.
     pub const SLOT_AFTER_CREATE: &str = "slot.after_create";

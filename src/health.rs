@@ -1,7 +1,7 @@
-//! What each part says of itself, for `/readyz`, `/health` and systemd's watchdog.
+//! What each part of the process reports about itself, for `/readyz`, `/health` and systemd.
 //!
-//! A part that runs owns a [`Component`] and tells it when it can do its work and when not, and why. Nobody asks a
-//! database here: the parts do that in their own loops, so a probe costs nothing and can't hang.
+//! A running part owns a [`Component`] and reports whether it can do its work, and why not. Nothing here asks a database: the
+//! parts do that in their own loops, so a probe costs nothing and can't hang.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,24 +11,24 @@ use time::OffsetDateTime;
 
 /// All components of this process.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<&'static str, Status>>>);
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, ComponentStatus>>>);
 
-/// A component's last word.
+/// What a component reported last.
 #[derive(Debug, Clone, Serialize)]
-pub struct Status {
-    /// Whether it can do its work now.
+pub struct ComponentStatus {
+    /// Whether the component can do its work now.
     pub ready: bool,
-    /// Why not; absent while it can.
+    /// Why it cannot; absent while it can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// When that last changed.
+    /// When `ready` last changed.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
-    /// Figures of its own, never row values.
+    /// Figures of the component's own, never row values.
     pub detail: serde_json::Value,
 }
 
-/// The right to speak for one component. Dropping it does not take its last word back.
+/// The right to report for one component. After a drop its last report stays.
 #[derive(Debug, Clone)]
 pub struct Component {
     health: Health,
@@ -36,7 +36,7 @@ pub struct Component {
 }
 
 impl Health {
-    /// Registers a component, not ready ("starting") until it says otherwise.
+    /// Registers a component. It is not ready ("starting") until it reports otherwise.
     #[must_use]
     pub fn component(&self, name: &'static str) -> Component {
         let component = Component {
@@ -47,31 +47,25 @@ impl Health {
         component
     }
 
-    /// Every component's last word, by name.
+    /// The last report of every component, by name.
     #[must_use]
-    pub fn report(&self) -> BTreeMap<&'static str, Status> {
+    pub fn report(&self) -> BTreeMap<&'static str, ComponentStatus> {
         self.lock().clone()
     }
 
-    /// Whether all components can do their work.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.lock().values().all(|status| status.ready)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Status>> {
-        // A panic elsewhere leaves the map whole: each write is one insert.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, ComponentStatus>> {
+        // After a panic in another thread the map is consistent: each write is one insert.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Component {
-    /// It can do its work.
+    /// Reports that it can do its work.
     pub fn ready(&self, detail: serde_json::Value) {
         self.set(None, detail);
     }
 
-    /// It can't do its work, and why.
+    /// Reports that it can't do its work, and why.
     pub fn not_ready(&self, reason: impl Into<String>, detail: serde_json::Value) {
         self.set(Some(reason.into()), detail);
     }
@@ -85,7 +79,7 @@ impl Component {
             .map_or(now, |status| status.since);
         components.insert(
             self.name,
-            Status {
+            ComponentStatus {
                 ready: reason.is_none(),
                 reason,
                 since,

@@ -1,4 +1,4 @@
-//! The `twinlog` binary: everything is in the library, [`twinlog::cli`] is where it begins.
+//! The `twinlog` binary. Everything is in the library; it begins at [`twinlog::cli`].
 
 use std::process::ExitCode;
 

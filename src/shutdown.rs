@@ -1,26 +1,25 @@
 //! Stopping cleanly: one token, passed as an argument, that every loop and every wait watches.
 //!
-//! The order is always the same: stop intake, drain what is in flight, acknowledge, join. After [`GRACE`] the process
-//! ends anyway: what was not acknowledged is simply done again.
+//! The order is always the same: take no new work, finish what is under way, acknowledge, join. After [`GRACE`] the process
+//! ends in any case: what was not acknowledged is done again at the next start.
 
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// How long draining may take: systemd's default patience is 90 s, an operator's is shorter.
+/// How long the parts may take to end. systemd waits 90 s by default; an operator at a terminal waits less.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// What a shell says of a process that Ctrl-C ended: 128 and the signal's number.
+/// The exit code by which shells report a process that Ctrl-C ended: 128 plus the signal's number.
 const EXIT_INTERRUPTED: i32 = 130;
 
 /// A token that is cancelled by SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed terminal).
 ///
-/// Whoever presses Ctrl-C once more does not want to wait for what is being ended: the process ends at once. Nothing is lost
-/// by that, as nothing is by `kill -9`.
+/// A second Ctrl-C ends the process at once. Nothing is lost by that, as nothing is lost by `kill -9`.
 ///
 /// # Errors
-/// The signal handlers could not be installed.
+/// A signal handler could not be installed.
 pub fn on_signal() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -43,13 +42,13 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "it is asked for not to wait for anything, destructors included"
+    reason = "a second Ctrl-C must wait for nothing, destructors included"
 )]
 fn at_once() -> ! {
     std::process::exit(EXIT_INTERRUPTED)
 }
 
-/// Sleeps, but not through a shutdown. Returns false if the token was cancelled.
+/// Sleeps until the time is over (true) or the token is cancelled (false).
 pub async fn sleep(duration: Duration, token: &CancellationToken) -> bool {
     tokio::select! {
         biased;

@@ -1,4 +1,4 @@
-//! A moment as Postgres's protocols carry it: microseconds since its own epoch.
+//! A moment as Postgres's protocols carry it: microseconds since Postgres's own epoch.
 //!
 //! Source: "TimestampTz" in <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
 
@@ -15,7 +15,7 @@ const MICROS: i128 = 1_000_000;
 pub struct PgTimestamp(pub i64);
 
 impl PgTimestamp {
-    /// This machine's clock, now.
+    /// Now, by this machine's clock.
     #[must_use]
     pub fn now() -> Self {
         Self::from_datetime(OffsetDateTime::now_utc())

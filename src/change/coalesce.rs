@@ -3,7 +3,7 @@
 
 use super::{ColumnValue, Operation, Row};
 
-/// What remains of a key's changes once they are folded, never a changed key (that ends a run of folding).
+/// What remains of a key's changes once they are folded. A change of the key itself is never folded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Coalesced {
     /// The row's full image: insert it, or overwrite what is there.
@@ -26,8 +26,8 @@ impl Coalesced {
         }
     }
 
-    /// Folds the key's next change in. Gives it back where the two cannot be one: a partial image after a delete, which
-    /// has no base here and must be looked at in its own place.
+    /// Folds the key's next change in. Returns it if the two cannot be one: a partial image after a delete has no base here,
+    /// and has to be applied by itself.
     ///
     /// # Errors
     /// The later change, unfolded; `self` is as it was.
@@ -47,7 +47,7 @@ impl Coalesced {
     }
 }
 
-/// Lays the later image over the earlier one: each column that the later one knows wins.
+/// Replaces each column of the earlier image that the later image has.
 pub fn overlay(earlier: &mut Row, later: Row) {
     for (base, value) in earlier.0.iter_mut().zip(later.0) {
         if value != ColumnValue::Unchanged {

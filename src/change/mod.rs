@@ -1,4 +1,4 @@
-//! What happened to one row, in words that the source's stream, the copy and the sink share.
+//! What happened to one row, as the stream, the copy and the Agent DB's writer all speak of it.
 //!
 //! Values are the text that Postgres printed under pinned settings, untouched; nothing here knows a type. Pure: no I/O,
 //! no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
@@ -17,9 +17,9 @@ pub use table::{Identity, Shape, TableDescription};
 /// A table's name, unquoted, as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub struct TableName {
-    /// Its schema.
+    /// The schema, unquoted.
     pub schema: Arc<str>,
-    /// Its name within the schema.
+    /// The name within the schema, unquoted.
     pub name: Arc<str>,
 }
 
@@ -93,7 +93,7 @@ impl Row {
     }
 }
 
-/// A row's identity: the values of the relation's key columns, in key order, never NULL.
+/// A row's key: the values of the relation's key columns, in key order, never NULL.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub Box<[Bytes]>);
 
@@ -125,9 +125,9 @@ impl Key {
 /// A table as the stream describes it, with the identity by which rows are matched in the Agent DB.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Relation {
-    /// The stream's name for it.
+    /// The OID by which the stream names it.
     pub id: RelationId,
-    /// The table, in both databases.
+    /// The table; it has the same name in both databases.
     pub table: TableName,
     /// Column names in the order of the row images: the published columns only, never generated ones.
     pub columns: Box<[Arc<str>]>,
@@ -173,10 +173,10 @@ pub enum Operation {
     Delete,
 }
 
-/// Where a change came from: decides how it meets a parked key, and how it is counted.
+/// Where a change came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// A transaction of the stream: received, so it must be accounted for; folds into a parked key's entry.
+    /// A transaction of the stream: it is accounted for, and folds into a parked key's entry.
     Stream,
     /// The row's state read from the Site DB (copy, resync, healing) and merged with the stream; heals a parked key.
     Chunk,
@@ -185,13 +185,13 @@ pub enum Origin {
 /// One row's change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// The table.
+    /// The table as the stream described it before this change.
     pub relation: Arc<Relation>,
     /// The row's key after the change (before it, for a delete).
     pub key: Key,
-    /// What happened.
+    /// What happened to the row.
     pub operation: Operation,
-    /// Where it came from.
+    /// Decides how the change meets a parked key, and how it is counted.
     pub origin: Origin,
 }
 

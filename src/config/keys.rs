@@ -11,7 +11,7 @@ const LIKENESS: f64 = 0.7;
 
 /// What kind of value a key has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     Text,
     /// The text itself, `{ file = … }` or `{ env = … }`.
     Secret,
@@ -19,10 +19,10 @@ pub(super) enum Kind {
     Texts,
     Secrets,
     /// A list of tables with these keys.
-    Tables(&'static [(&'static str, Kind)]),
+    Tables(&'static [(&'static str, ValueKind)]),
 }
 
-impl Kind {
+impl ValueKind {
     pub(super) const fn description(self) -> &'static str {
         match self {
             Self::Text => "a text",
@@ -47,54 +47,54 @@ impl Kind {
 }
 
 /// `[[whatsapp.accounts]]`
-const ACCOUNT: &[(&str, Kind)] = &[
-    ("phone_number_id", Kind::Text),
-    ("waba_id", Kind::Text),
-    ("access_token", Kind::Secret),
-    ("messages_per_second", Kind::Integer),
+const ACCOUNT: &[(&str, ValueKind)] = &[
+    ("phone_number_id", ValueKind::Text),
+    ("waba_id", ValueKind::Text),
+    ("access_token", ValueKind::Secret),
+    ("messages_per_second", ValueKind::Integer),
 ];
 
 /// `[[auth.tokens]]`
-const TOKEN: &[(&str, Kind)] = &[("name", Kind::Text), ("sha256", Kind::Text)];
+const TOKEN: &[(&str, ValueKind)] = &[("name", ValueKind::Text), ("sha256", ValueKind::Text)];
 
 /// Every key. A test compares them with `config/default.toml`.
-pub(super) const KEYS: &[(&str, Kind)] = &[
+pub(super) const KEYS: &[(&str, ValueKind)] = &[
     // A URL may hold a password.
-    ("site.url", Kind::Secret),
-    ("site.max_connections", Kind::Integer),
-    ("agent.url", Kind::Secret),
-    ("sync.publication", Kind::Text),
-    ("sync.slot", Kind::Text),
-    ("sync.tables", Kind::Texts),
-    ("sync.batch_rows", Kind::Integer),
-    ("sync.batch_bytes", Kind::Integer),
-    ("sync.copy_chunk_rows", Kind::Integer),
-    ("sync.copy_workers", Kind::Integer),
-    ("sync.retry_initial_ms", Kind::Integer),
-    ("sync.retry_max_ms", Kind::Integer),
-    ("sync.max_failed_rows", Kind::Integer),
-    ("sync.reconnect_initial_ms", Kind::Integer),
-    ("sync.reconnect_max_ms", Kind::Integer),
-    ("http.listen", Kind::Text),
-    ("http.max_body_bytes", Kind::Integer),
-    ("http.send_wait_ms", Kind::Integer),
-    ("admin.listen", Kind::Text),
-    ("whatsapp.graph_url", Kind::Text),
-    ("whatsapp.api_version", Kind::Text),
-    ("whatsapp.app_secrets", Kind::Secrets),
-    ("whatsapp.verify_token", Kind::Secret),
-    ("whatsapp.send_timeout_ms", Kind::Integer),
-    ("whatsapp.max_attempts", Kind::Integer),
-    ("whatsapp.retry_initial_ms", Kind::Integer),
-    ("whatsapp.retry_max_ms", Kind::Integer),
-    ("whatsapp.hold_probe_ms", Kind::Integer),
-    ("whatsapp.accounts", Kind::Tables(ACCOUNT)),
-    ("auth.tokens", Kind::Tables(TOKEN)),
-    ("log.format", Kind::Text),
-    ("log.filter", Kind::Text),
+    ("site.url", ValueKind::Secret),
+    ("site.max_connections", ValueKind::Integer),
+    ("agent.url", ValueKind::Secret),
+    ("sync.publication", ValueKind::Text),
+    ("sync.slot", ValueKind::Text),
+    ("sync.tables", ValueKind::Texts),
+    ("sync.batch_rows", ValueKind::Integer),
+    ("sync.batch_bytes", ValueKind::Integer),
+    ("sync.copy_chunk_rows", ValueKind::Integer),
+    ("sync.copy_workers", ValueKind::Integer),
+    ("sync.retry_initial_ms", ValueKind::Integer),
+    ("sync.retry_max_ms", ValueKind::Integer),
+    ("sync.max_failed_rows", ValueKind::Integer),
+    ("sync.reconnect_initial_ms", ValueKind::Integer),
+    ("sync.reconnect_max_ms", ValueKind::Integer),
+    ("http.listen", ValueKind::Text),
+    ("http.max_body_bytes", ValueKind::Integer),
+    ("http.send_wait_ms", ValueKind::Integer),
+    ("admin.listen", ValueKind::Text),
+    ("whatsapp.graph_url", ValueKind::Text),
+    ("whatsapp.api_version", ValueKind::Text),
+    ("whatsapp.app_secrets", ValueKind::Secrets),
+    ("whatsapp.verify_token", ValueKind::Secret),
+    ("whatsapp.send_timeout_ms", ValueKind::Integer),
+    ("whatsapp.max_attempts", ValueKind::Integer),
+    ("whatsapp.retry_initial_ms", ValueKind::Integer),
+    ("whatsapp.retry_max_ms", ValueKind::Integer),
+    ("whatsapp.hold_probe_ms", ValueKind::Integer),
+    ("whatsapp.accounts", ValueKind::Tables(ACCOUNT)),
+    ("auth.tokens", ValueKind::Tables(TOKEN)),
+    ("log.format", ValueKind::Text),
+    ("log.filter", ValueKind::Text),
 ];
 
-pub(super) fn kind_of(key: &str) -> Option<Kind> {
+pub(super) fn kind_of(key: &str) -> Option<ValueKind> {
     KEYS.iter().find(|(known, _)| *known == key).map(|&(_, kind)| kind)
 }
 
@@ -129,7 +129,7 @@ pub(super) fn find_unknown(file: &toml::Table, problems: &mut Vec<Problem>) {
             let key = format!("{prefix}{field}");
             match kind_of(&key) {
                 None => problems.push(unknown(&key, &key, str::to_owned)),
-                Some(Kind::Tables(columns)) => {
+                Some(ValueKind::Tables(columns)) => {
                     for (index, table) in value.as_array().into_iter().flatten().enumerate() {
                         find_unknown_columns(&key, index, table, columns, problems);
                     }
@@ -144,7 +144,7 @@ fn find_unknown_columns(
     key: &str,
     index: usize,
     table: &toml::Value,
-    columns: &[(&str, Kind)],
+    columns: &[(&str, ValueKind)],
     problems: &mut Vec<Problem>,
 ) {
     for name in table.as_table().into_iter().flat_map(toml::Table::keys) {

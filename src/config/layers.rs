@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-use super::keys::{self, Kind};
+use super::keys::{self, ValueKind};
 use super::problem::Problem;
 
 /// The defaults, and the documentation of every key.
@@ -87,14 +87,14 @@ fn of_environment(environment: &BTreeMap<String, String>, problems: &mut Vec<Pro
 }
 
 /// The value of a variable. A text is taken as it is (a token of digits stays a text); lists and tables are TOML.
-fn value_of(kind: Kind, raw: &str) -> Option<Value> {
+fn value_of(kind: ValueKind, raw: &str) -> Option<Value> {
     let text = || Value::String(raw.to_owned());
     match kind {
-        Kind::Text => Some(text()),
-        Kind::Secret if !raw.trim_start().starts_with('{') => Some(text()),
-        Kind::Texts | Kind::Secrets if !raw.trim_start().starts_with('[') => Some(Value::Array(vec![text()])),
-        Kind::Integer => raw.trim().parse().ok().map(Value::Integer),
-        Kind::Secret | Kind::Texts | Kind::Secrets | Kind::Tables(_) => {
+        ValueKind::Text => Some(text()),
+        ValueKind::Secret if !raw.trim_start().starts_with('{') => Some(text()),
+        ValueKind::Texts | ValueKind::Secrets if !raw.trim_start().starts_with('[') => Some(Value::Array(vec![text()])),
+        ValueKind::Integer => raw.trim().parse().ok().map(Value::Integer),
+        ValueKind::Secret | ValueKind::Texts | ValueKind::Secrets | ValueKind::Tables(_) => {
             let mut table = format!("value = {raw}").parse::<Table>().ok()?;
             (table.len() == 1).then(|| table.remove("value")).flatten()
         }

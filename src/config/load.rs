@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::layers;
 use super::problem::ConfigError;
-use super::reader::Reader;
+use super::reader::ValueReader;
 use super::sections::{self, Config, Needs};
 
 /// Loads the configuration: the compiled-in defaults, then the file, then the environment.
@@ -36,7 +36,7 @@ pub(super) fn parse(
     let table = layers::merge(file, environment, &mut problems)
         // After a syntax error nothing else can be judged: what looks missing may stand behind it.
         .map_err(|syntax| ConfigError::Invalid(vec![syntax]))?;
-    let mut reader = Reader::new(&table, environment, problems);
+    let mut reader = ValueReader::new(&table, environment, problems);
     let config = sections::read(&mut reader, needs);
     let problems = reader.into_problems();
     match config {

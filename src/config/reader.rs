@@ -17,13 +17,13 @@ use super::problem::Problem;
 /// Longest file of a secret: a certificate chain would fit, and a read of `/dev/zero` ends.
 const MAX_SECRET_BYTES: u64 = 64 * 1024;
 
-pub(super) struct Reader<'a> {
+pub(super) struct ValueReader<'a> {
     table: &'a Table,
     environment: &'a BTreeMap<String, String>,
     problems: Vec<Problem>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ValueReader<'a> {
     pub(super) fn new(table: &'a Table, environment: &'a BTreeMap<String, String>, problems: Vec<Problem>) -> Self {
         Self {
             table,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
-use super::keys::{KEYS, Kind, variable_of};
+use super::keys::{KEYS, ValueKind, variable_of};
 use super::load::parse;
 use super::{Config, ConfigError, DEFAULTS, LogFormat, Needs, Problem};
 
@@ -67,7 +67,7 @@ fn the_default_file_names_every_key_and_no_other() {
     let mut expected = Vec::new();
     for &(key, kind) in KEYS {
         match kind {
-            Kind::Tables(columns) => expected.extend(columns.iter().map(|(column, _)| format!("{key}.{column}"))),
+            ValueKind::Tables(columns) => expected.extend(columns.iter().map(|(column, _)| format!("{key}.{column}"))),
             _ => expected.push(key.to_owned()),
         }
     }

@@ -1,6 +1,5 @@
-//! What stands in for the outside world: throwaway Postgres clusters, for `demo` and the tests.
-//!
-//! Nothing here is reached by `run`, `serve` or `sync`: those talk to databases that somebody else keeps.
+//! Stand-ins for the outside world, for `demo`, `simulate` and the tests: throwaway Postgres clusters and the Graph
+//! simulator. `run`, `serve` and `sync` never use them.
 
 pub mod graph_simulator;
 pub mod postgres;

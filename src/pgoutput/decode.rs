@@ -80,7 +80,7 @@ pub enum DecodeError {
 /// The payload is not exactly one well-formed message of protocol version 1.
 pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
     let (&kind, rest) = payload.split_first().ok_or(DecodeError::Empty)?;
-    let mut reader = Reader {
+    let mut reader = PayloadReader {
         payload: &payload,
         rest,
     };
@@ -114,7 +114,7 @@ pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
     }
 }
 
-fn insert(reader: &mut Reader<'_>) -> Result<Insert, DecodeError> {
+fn insert(reader: &mut PayloadReader<'_>) -> Result<Insert, DecodeError> {
     let relation = reader.relation_id()?;
     match reader.u8()? {
         b'N' => Ok(Insert {
@@ -125,7 +125,7 @@ fn insert(reader: &mut Reader<'_>) -> Result<Insert, DecodeError> {
     }
 }
 
-fn update(reader: &mut Reader<'_>) -> Result<Update, DecodeError> {
+fn update(reader: &mut PayloadReader<'_>) -> Result<Update, DecodeError> {
     let relation = reader.relation_id()?;
     let (old, next) = match reader.u8()? {
         b'K' => (OldTuple::Key(reader.row()?), reader.u8()?),
@@ -142,7 +142,7 @@ fn update(reader: &mut Reader<'_>) -> Result<Update, DecodeError> {
     }
 }
 
-fn delete(reader: &mut Reader<'_>) -> Result<Delete, DecodeError> {
+fn delete(reader: &mut PayloadReader<'_>) -> Result<Delete, DecodeError> {
     let relation = reader.relation_id()?;
     let old = match reader.u8()? {
         b'K' => OldTuple::Key(reader.row()?),
@@ -152,19 +152,19 @@ fn delete(reader: &mut Reader<'_>) -> Result<Delete, DecodeError> {
     Ok(Delete { relation, old })
 }
 
-fn commit(reader: &mut Reader<'_>) -> Result<Commit, DecodeError> {
+fn commit(reader: &mut PayloadReader<'_>) -> Result<Commit, DecodeError> {
     match reader.u8()? {
         0 => Ok(Commit {
             commit_lsn: reader.lsn()?,
             end_lsn: reader.lsn()?,
             commit_time: reader.timestamp()?,
         }),
-        // Postgres's own reader refuses them too: a flag that is not understood may change what the commit means.
+        // Postgres's own subscriber refuses them too: an unknown flag may change what the commit means.
         flags => Err(DecodeError::UnknownCommitFlags(flags)),
     }
 }
 
-fn relation(reader: &mut Reader<'_>) -> Result<RelationMessage, DecodeError> {
+fn relation(reader: &mut PayloadReader<'_>) -> Result<RelationMessage, DecodeError> {
     let id = reader.relation_id()?;
     let schema = reader.schema()?;
     let table = TableName::new(schema, reader.name()?);
@@ -194,7 +194,7 @@ fn relation(reader: &mut Reader<'_>) -> Result<RelationMessage, DecodeError> {
     })
 }
 
-fn truncate(reader: &mut Reader<'_>) -> Result<Truncate, DecodeError> {
+fn truncate(reader: &mut PayloadReader<'_>) -> Result<Truncate, DecodeError> {
     let count = reader.length()?;
     let options = reader.u8()?;
     reader.expect_at_least(count.saturating_mul(RELATION_ID))?;
@@ -209,7 +209,7 @@ fn truncate(reader: &mut Reader<'_>) -> Result<Truncate, DecodeError> {
     })
 }
 
-fn logical_message(reader: &mut Reader<'_>) -> Result<LogicalMessage, DecodeError> {
+fn logical_message(reader: &mut PayloadReader<'_>) -> Result<LogicalMessage, DecodeError> {
     let transactional = reader.u8()? & MESSAGE_TRANSACTIONAL != 0;
     let lsn = reader.lsn()?;
     let prefix = reader.name()?;
@@ -222,16 +222,16 @@ fn logical_message(reader: &mut Reader<'_>) -> Result<LogicalMessage, DecodeErro
     })
 }
 
-/// What is left of a payload.
-struct Reader<'a> {
-    /// The whole, to cut values from.
+/// Checked reads over a payload.
+struct PayloadReader<'a> {
+    /// The whole payload, of which values are slices.
     payload: &'a Bytes,
     /// Its unread end.
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
-    /// Before memory is taken for a count that the message claims: enough bytes must be there for so many.
+impl<'a> PayloadReader<'a> {
+    /// Checks that enough bytes are left for a count that the message claims, before memory is allocated for it.
     fn expect_at_least(&self, wanted: usize) -> Result<(), DecodeError> {
         if self.rest.len() < wanted {
             return Err(self.truncated(wanted));
@@ -302,7 +302,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| self.truncated(length))?;
         let start = self.payload.len() - self.rest.len();
         self.rest = rest;
-        // Within bounds: `rest` is the payload's own end and holds at least `length` bytes.
+        // Within bounds: `rest` is the end of the payload and has at least `length` bytes.
         Ok(self.payload.slice(start..start + length))
     }
 
@@ -320,7 +320,7 @@ impl<'a> Reader<'a> {
             .map_err(|_| DecodeError::NotUtf8)
     }
 
-    /// A schema's name: the protocol writes `pg_catalog` as nothing.
+    /// A schema's name: the protocol writes `pg_catalog` as an empty name.
     fn schema(&mut self) -> Result<Arc<str>, DecodeError> {
         let name = self.name()?;
         Ok(if name.is_empty() { Arc::from("pg_catalog") } else { name })
@@ -330,7 +330,7 @@ impl<'a> Reader<'a> {
     fn row(&mut self) -> Result<Row, DecodeError> {
         let count = usize::from(self.u16()?);
         self.expect_at_least(count.saturating_mul(VALUE_MIN))?;
-        // Exactly as large as needed, so that boxing it moves nothing.
+        // Exactly as large as needed, so that boxing it copies nothing.
         let mut values = Vec::with_capacity(count);
         for _ in 0..count {
             values.push(match self.u8()? {

@@ -31,7 +31,7 @@ pub enum Message {
     Delete(Delete),
     /// Tables were emptied (`T`).
     Truncate(Truncate),
-    /// Something written with `pg_logical_emit_message` (`M`).
+    /// A message written with `pg_logical_emit_message` (`M`).
     Logical(LogicalMessage),
 }
 
@@ -42,7 +42,7 @@ pub struct Begin {
     pub final_lsn: Lsn,
     /// When it committed, by the source's clock.
     pub commit_time: PgTimestamp,
-    /// Its id.
+    /// The transaction's id on the source.
     pub xid: Xid,
 }
 
@@ -60,13 +60,13 @@ pub struct Commit {
 /// The transaction was itself replicated into the source. There may be several in one transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// The position of its commit on the server that it came from; not comparable with any other position here.
+    /// The position of its commit on the server that it came from; not comparable with positions of the source.
     pub origin_lsn: Lsn,
-    /// The name that the source gave to that server.
+    /// The name of the replication origin on the source.
     pub name: Arc<str>,
 }
 
-/// What the old image of a row is that the server had to send to identify it; the table's `REPLICA IDENTITY`.
+/// The table's `REPLICA IDENTITY`: what the server sends of the old row of an update or a delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReplicaIdentity {
     /// The primary key, if there is one (`d`).
@@ -84,9 +84,9 @@ pub enum ReplicaIdentity {
 pub struct RelationMessage {
     /// The id by which the changes name it.
     pub id: RelationId,
-    /// Its name. (The protocol writes `pg_catalog` as an empty schema; here it is spelt out.)
+    /// Schema and name. (The protocol writes `pg_catalog` as an empty schema; here it is written in full.)
     pub table: TableName,
-    /// How its rows are identified.
+    /// What the server sends of the old row.
     pub replica_identity: ReplicaIdentity,
     /// Its published columns in the order of the row images; generated columns are left out.
     pub columns: Box<[Column]>,
@@ -97,31 +97,31 @@ pub struct RelationMessage {
 pub struct Column {
     /// Whether it is part of the replica identity. With [`ReplicaIdentity::Full`], every column is.
     pub part_of_key: bool,
-    /// Its name, unquoted.
+    /// The column's name, unquoted.
     pub name: Arc<str>,
-    /// The OID of its type, in the source.
+    /// The OID of its type in the source.
     pub type_oid: u32,
     /// Its type's modifier (`atttypmod`), -1 for none.
     pub type_modifier: i32,
 }
 
-/// A type that is not built in, by name, so that another database can find its own of that name.
+/// A type that is not built in. The name serves to find the type of the same name in another database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeMessage {
     /// Its OID in the source.
     pub oid: u32,
-    /// Its schema.
+    /// The type's schema, unquoted.
     pub schema: Arc<str>,
-    /// Its name.
+    /// The type's name, unquoted.
     pub name: Arc<str>,
 }
 
 /// A row is new.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Insert {
-    /// The table.
+    /// The table, as its last [`RelationMessage`] described it.
     pub relation: RelationId,
-    /// The row.
+    /// The new row; every value is known.
     pub row: Row,
 }
 
@@ -140,20 +140,20 @@ pub enum OldTuple {
 /// A row changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
-    /// The table.
+    /// The table, as its last [`RelationMessage`] described it.
     pub relation: RelationId,
-    /// The row before.
+    /// The row before the change.
     pub old: OldTuple,
-    /// The row after. Large values that did not change may be left out.
+    /// The row after the change. Large values that did not change may be left out.
     pub row: Row,
 }
 
 /// A row is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delete {
-    /// The table.
+    /// The table, as its last [`RelationMessage`] described it.
     pub relation: RelationId,
-    /// The row before; never [`OldTuple::Absent`].
+    /// The deleted row; never [`OldTuple::Absent`].
     pub old: OldTuple,
 }
 
@@ -164,19 +164,19 @@ pub struct Truncate {
     pub cascade: bool,
     /// The statement said RESTART IDENTITY.
     pub restart_identity: bool,
-    /// The tables.
+    /// All tables that were emptied.
     pub relations: Box<[RelationId]>,
 }
 
-/// Something written with `pg_logical_emit_message`. Comes only when asked for (`messages 'true'`).
+/// A message written with `pg_logical_emit_message`. Sent only if the connection asks for it (`messages 'true'`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogicalMessage {
-    /// Whether it belongs to the open transaction. If not, it comes between transactions, at its own place in the log.
+    /// Whether it belongs to the open transaction. If not, it comes between transactions, at its own position.
     pub transactional: bool,
-    /// Its position.
+    /// Its position in the WAL.
     pub lsn: Lsn,
-    /// The name space that its writer gave to it.
+    /// The prefix under which it was written; tells whose message it is.
     pub prefix: Arc<str>,
-    /// What its writer wrote: any bytes.
+    /// The content: any bytes.
     pub content: Bytes,
 }

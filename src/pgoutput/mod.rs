@@ -2,15 +2,16 @@
 //!
 //! Its job is one function, [`decode()`]: one payload of the stream in, one message out. It is pure and total: every read
 //! is checked, the whole payload must be consumed, and malformed input is a [`DecodeError`], never a panic and never a
-//! message that was half understood. It keeps no state, so it does not know which relation an id stands for, whether a
-//! transaction is open, or what a value means; `replication` does. It never learns a type either: values stay the text
-//! that Postgres printed.
+//! message that was only partly understood. It keeps no state, so it leaves alone which relation an id stands for, whether
+//! a transaction is open, and what a value means; `replication` knows that. Values stay the text that Postgres printed.
 //!
 //! This is the hot path (hundreds of thousands of rows a second), so a row costs one allocation, the boxed slice of its
 //! columns; the values are slices of the payload's own buffer and keep it alive.
 //!
-//! Version 1 is asked for on purpose: it has no streaming of open transactions and no two-phase commit, so a change
-//! always follows its transaction's `Begin` and every transaction that is seen has committed.
+//! The connection asks for version 1 on purpose: it has no streaming of open transactions and no two-phase commit, so a
+//! change always follows its transaction's `Begin`, and every transaction in the stream has committed.
+//!
+//! `message` has the messages, `decode` the decoder.
 //!
 //! Source: <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>
 #![cfg_attr(

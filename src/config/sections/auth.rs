@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use toml::Table;
 
-use crate::config::reader::Reader;
+use crate::config::reader::ValueReader;
 
 /// A client of the API.
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub struct ApiToken {
     pub sha256: [u8; 32],
 }
 
-pub(super) fn tokens(reader: &mut Reader<'_>, needed: bool) -> Option<Vec<ApiToken>> {
+pub(super) fn tokens(reader: &mut ValueReader<'_>, needed: bool) -> Option<Vec<ApiToken>> {
     let key = "auth.tokens";
     let tables = reader.tables(key)?;
     if tables.is_empty() && needed {
@@ -50,7 +50,7 @@ pub(super) fn tokens(reader: &mut Reader<'_>, needed: bool) -> Option<Vec<ApiTok
     tokens.into_iter().collect()
 }
 
-fn token(reader: &mut Reader<'_>, place: &str, table: &Table) -> Option<ApiToken> {
+fn token(reader: &mut ValueReader<'_>, place: &str, table: &Table) -> Option<ApiToken> {
     let name = reader.text_of(&format!("{place}.name"), table.get("name"));
     let hash_key = format!("{place}.sha256");
     let sha256 = reader.text_of(&hash_key, table.get("sha256")).and_then(|text| {

@@ -4,7 +4,7 @@ use secrecy::ExposeSecret;
 
 use crate::config::database_url::{DatabaseUrl, Host, SslMode};
 use crate::config::keys::variable_of;
-use crate::config::reader::Reader;
+use crate::config::reader::ValueReader;
 
 /// The Site DB.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub struct Agent {
     pub url: DatabaseUrl,
 }
 
-pub(super) fn site(reader: &mut Reader<'_>, needed: bool) -> Option<Site> {
+pub(super) fn site(reader: &mut ValueReader<'_>, needed: bool) -> Option<Site> {
     let url = database_url(reader, "site.url", needed);
     // Postgres allows 100 connections of all clients together by default (`max_connections`).
     let max_connections = reader.integer("site.max_connections", 1..=1000);
@@ -32,13 +32,13 @@ pub(super) fn site(reader: &mut Reader<'_>, needed: bool) -> Option<Site> {
     })
 }
 
-pub(super) fn agent(reader: &mut Reader<'_>, needed: bool) -> Option<Agent> {
+pub(super) fn agent(reader: &mut ValueReader<'_>, needed: bool) -> Option<Agent> {
     Some(Agent {
         url: database_url(reader, "agent.url", needed)?,
     })
 }
 
-fn database_url(reader: &mut Reader<'_>, key: &str, needed: bool) -> Option<DatabaseUrl> {
+fn database_url(reader: &mut ValueReader<'_>, key: &str, needed: bool) -> Option<DatabaseUrl> {
     let value = reader.value(key);
     if value.is_none() {
         if needed {
@@ -78,7 +78,7 @@ fn unset() -> DatabaseUrl {
 }
 
 /// Notes if both are one database.
-pub(super) fn check_different(reader: &mut Reader<'_>, site: &Site, agent: &Agent) {
+pub(super) fn check_different(reader: &mut ValueReader<'_>, site: &Site, agent: &Agent) {
     if same_database(&site.url, &agent.url) {
         reader.problem(
             "agent.url",

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::config::reader::Reader;
+use crate::config::reader::ValueReader;
 
 /// The public listener.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub struct Admin {
     pub listen: SocketAddr,
 }
 
-pub(super) fn http(reader: &mut Reader<'_>) -> Option<Http> {
+pub(super) fn http(reader: &mut ValueReader<'_>) -> Option<Http> {
     let listen = listen(reader, "http.listen");
     // Meta's largest webhook is 3 MB; the bodies of all requests under way are held in memory.
     let max_body_bytes = reader.integer("http.max_body_bytes", 65_536..=67_108_864);
@@ -35,14 +35,14 @@ pub(super) fn http(reader: &mut Reader<'_>) -> Option<Http> {
     })
 }
 
-pub(super) fn admin(reader: &mut Reader<'_>) -> Option<Admin> {
+pub(super) fn admin(reader: &mut ValueReader<'_>) -> Option<Admin> {
     Some(Admin {
         listen: listen(reader, "admin.listen")?,
     })
 }
 
 /// Notes if both have the same address.
-pub(super) fn check_different(reader: &mut Reader<'_>, http: &Http, admin: &Admin) {
+pub(super) fn check_different(reader: &mut ValueReader<'_>, http: &Http, admin: &Admin) {
     if http.listen == admin.listen && http.listen.port() != 0 {
         reader.problem(
             "admin.listen",
@@ -52,6 +52,6 @@ pub(super) fn check_different(reader: &mut Reader<'_>, http: &Http, admin: &Admi
     }
 }
 
-fn listen(reader: &mut Reader<'_>, key: &str) -> Option<SocketAddr> {
+fn listen(reader: &mut ValueReader<'_>, key: &str) -> Option<SocketAddr> {
     reader.parsed(key, "an address and a port", "127.0.0.1:8080")
 }

@@ -1,6 +1,6 @@
 //! `[log]`: how much is logged, and in which form.
 
-use crate::config::reader::Reader;
+use crate::config::reader::ValueReader;
 
 /// Logging.
 #[derive(Debug, Clone)]
@@ -21,7 +21,7 @@ pub enum LogFormat {
     Json,
 }
 
-pub(super) fn log(reader: &mut Reader<'_>) -> Option<Log> {
+pub(super) fn log(reader: &mut ValueReader<'_>) -> Option<Log> {
     let format = reader.text("log.format").and_then(|text| match text.parse() {
         Ok(format) => Some(format),
         Err(_) => reader.wrong(

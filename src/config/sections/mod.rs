@@ -14,7 +14,7 @@ pub use log::{Log, LogFormat};
 pub use sync::Sync;
 pub use whatsapp::{Account, Whatsapp};
 
-use super::reader::Reader;
+use super::reader::ValueReader;
 
 /// Everything that can be set, valid.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ pub struct Needs {
 }
 
 /// Reads every section, so that every problem is noted; `None` if there is one.
-pub(super) fn read(reader: &mut Reader<'_>, needs: Needs) -> Option<Config> {
+pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config> {
     let site = databases::site(reader, needs.site);
     let agent = databases::agent(reader, needs.agent);
     if let (Some(site), Some(agent), true) = (&site, &agent, needs.site && needs.agent) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::reader::Reader;
+use crate::config::reader::ValueReader;
 
 /// The longest name of anything in Postgres (NAMEDATALEN - 1).
 const MAX_NAME_BYTES: usize = 63;
@@ -36,7 +36,7 @@ pub struct Sync {
     pub reconnect_max: Duration,
 }
 
-pub(super) fn sync(reader: &mut Reader<'_>) -> Option<Sync> {
+pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
     let publication = reader.text("sync.publication").and_then(|name| {
         if name.len() <= MAX_NAME_BYTES && !name.contains('\0') {
             return Some(name);
@@ -76,7 +76,7 @@ pub(super) fn sync(reader: &mut Reader<'_>) -> Option<Sync> {
 }
 
 /// Postgres's rule for slots (`ReplicationSlotValidateName`), stricter than for other names.
-fn slot(reader: &mut Reader<'_>) -> Option<String> {
+fn slot(reader: &mut ValueReader<'_>) -> Option<String> {
     let name = reader.text("sync.slot")?;
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     if name.len() <= MAX_NAME_BYTES && name.chars().all(allowed) {
@@ -89,7 +89,7 @@ fn slot(reader: &mut Reader<'_>) -> Option<String> {
     )
 }
 
-fn tables(reader: &mut Reader<'_>) -> Option<Vec<String>> {
+fn tables(reader: &mut ValueReader<'_>) -> Option<Vec<String>> {
     let key = "sync.tables";
     let mut patterns = Vec::new();
     let mut valid = true;

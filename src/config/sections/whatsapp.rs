@@ -6,7 +6,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use toml::Table;
 
-use crate::config::reader::Reader;
+use crate::config::reader::ValueReader;
 
 /// Meta's throughput limit for a number that is not also in the WhatsApp Business app.
 const DEFAULT_MESSAGES_PER_SECOND: u32 = 80;
@@ -49,7 +49,7 @@ pub struct Account {
     pub messages_per_second: u32,
 }
 
-pub(super) fn whatsapp(reader: &mut Reader<'_>, needed: bool) -> Option<Whatsapp> {
+pub(super) fn whatsapp(reader: &mut ValueReader<'_>, needed: bool) -> Option<Whatsapp> {
     let graph_url = graph_url(reader);
     let api_version = api_version(reader);
     let app_secrets = app_secrets(reader, needed);
@@ -78,7 +78,7 @@ pub(super) fn whatsapp(reader: &mut Reader<'_>, needed: bool) -> Option<Whatsapp
     })
 }
 
-fn graph_url(reader: &mut Reader<'_>) -> Option<url::Url> {
+fn graph_url(reader: &mut ValueReader<'_>) -> Option<url::Url> {
     let key = "whatsapp.graph_url";
     let example = "https://graph.facebook.com";
     let text = reader.text(key)?;
@@ -102,7 +102,7 @@ fn graph_url(reader: &mut Reader<'_>) -> Option<url::Url> {
     }
 }
 
-fn api_version(reader: &mut Reader<'_>) -> Option<String> {
+fn api_version(reader: &mut ValueReader<'_>) -> Option<String> {
     let key = "whatsapp.api_version";
     let text = reader.text(key)?;
     let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -117,7 +117,7 @@ fn api_version(reader: &mut Reader<'_>) -> Option<String> {
     )
 }
 
-fn app_secrets(reader: &mut Reader<'_>, needed: bool) -> Option<Vec<SecretString>> {
+fn app_secrets(reader: &mut ValueReader<'_>, needed: bool) -> Option<Vec<SecretString>> {
     let key = "whatsapp.app_secrets";
     let values = reader.list(key)?;
     if values.is_empty() && needed {
@@ -135,7 +135,7 @@ fn app_secrets(reader: &mut Reader<'_>, needed: bool) -> Option<Vec<SecretString
     secrets.into_iter().collect()
 }
 
-fn accounts(reader: &mut Reader<'_>, needed: bool) -> Option<Vec<Account>> {
+fn accounts(reader: &mut ValueReader<'_>, needed: bool) -> Option<Vec<Account>> {
     let key = "whatsapp.accounts";
     let tables = reader.tables(key)?;
     if tables.is_empty() && needed {
@@ -163,7 +163,7 @@ fn accounts(reader: &mut Reader<'_>, needed: bool) -> Option<Vec<Account>> {
     accounts.into_iter().collect()
 }
 
-fn account(reader: &mut Reader<'_>, place: &str, table: &Table) -> Option<Account> {
+fn account(reader: &mut ValueReader<'_>, place: &str, table: &Table) -> Option<Account> {
     let phone_number_id = meta_id(reader, place, table, "phone_number_id");
     let waba_id = match table.get("waba_id") {
         None => Some(None),
@@ -200,7 +200,7 @@ fn account(reader: &mut Reader<'_>, place: &str, table: &Table) -> Option<Accoun
     })
 }
 
-fn meta_id(reader: &mut Reader<'_>, place: &str, table: &Table, name: &str) -> Option<String> {
+fn meta_id(reader: &mut ValueReader<'_>, place: &str, table: &Table, name: &str) -> Option<String> {
     let key = format!("{place}.{name}");
     let text = reader.text_of(&key, table.get(name))?;
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
