@@ -135,7 +135,8 @@ async fn events_of_a_dead_process_are_processed_by_the_next() {
     site.settle().await;
     assert_eq!(site.count("whatsapp_messages").await, 20);
     eventually("the inbox is ready", SOON, || async {
-        if site.health.is_ready() { Ok(()) } else { Err(()) }
+        let ready = site.health.report().values().all(|status| status.ready);
+        if ready { Ok(()) } else { Err(()) }
     })
     .await;
 }
