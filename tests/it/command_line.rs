@@ -201,7 +201,7 @@ async fn a_migration_that_fails_leaves_nothing_and_says_why() {
         .unwrap();
     let error = migrations::apply_site(&db.site.database_url()).await.unwrap_err();
     assert!(
-        error.hint().unwrap().contains("has a table of that name already"),
+        error.hint().unwrap().contains("already has a table of that name"),
         "{error:?}"
     );
     assert!(!has_table(&db.site, "public.whatsapp_accounts").await);
