@@ -71,10 +71,11 @@ impl Server {
 
     pub(super) async fn ready(&self) {
         eventually("the server is ready", SOON, || async {
-            if self.health.is_ready() {
+            let report = self.health.report();
+            if report.values().all(|status| status.ready) {
                 Ok(())
             } else {
-                Err(format!("{:?}", self.health.report()))
+                Err(format!("{report:?}"))
             }
         })
         .await;
