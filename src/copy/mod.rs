@@ -1,13 +1,28 @@
 //! The fenced chunk, and what stands on it: first copy, resync, healing of parked rows.
 //!
-//! One primitive (promise 8): rows of the Site DB read under one snapshot between two marks in its log, and merged with
-//! the stream at the second one, so that newer changes win and deleted rows stay deleted. [`window`] holds the proof and
-//! the property test; [`board`] is where a reader and the stream meet.
+//! One primitive (promise 8): rows of the Site DB are read under one snapshot between two marks in its log, and merged with
+//! the stream at the second mark, so that newer changes win and deleted rows stay deleted.
 //!
-//! Leaves alone: when to copy (`replication` decides), how rows are read (`source`) and written (`agent_db`).
+//! | file | its job |
+//! |---|---|
+//! | `chunk` | what a chunk is read for, what was read, why it may have to be read again |
+//! | `registry` | the chunks that are being read: where a reader and the stream meet |
+//! | `window` | the stream's changes between a chunk's fences; holds the proof and the property test |
+//! | `merge` | one chunk and those changes → changes for the Agent DB (pure) |
+//! | `reader` | reads chunk after chunk: a table's copy, the healing of keys |
+//! | `error` | why a copy could not go on |
+//!
+//! Leaves alone: when to copy (`replication`), how rows are read (`source`) and written (`agent_db`).
 
-pub mod board;
+mod chunk;
+mod error;
+mod merge;
 mod reader;
-pub mod window;
+mod registry;
+mod window;
 
-pub use reader::{CopyError, Reader};
+pub use chunk::{ChunkOutcome, ChunkRead, Delivery, InvalidChunk, Purpose, RequestedKeys};
+pub use error::CopyError;
+pub use reader::ChunkReader;
+pub use registry::ChunkRegistry;
+pub use window::Windows;

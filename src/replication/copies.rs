@@ -15,8 +15,7 @@ use tracing::{info, warn};
 use crate::agent_db::{AgentError, Command, Control, TableProgress, TableState};
 use crate::change::{Relation, TableName};
 use crate::config::Config;
-use crate::copy::board::Board;
-use crate::copy::{CopyError, Reader};
+use crate::copy::{ChunkReader, ChunkRegistry, CopyError};
 use crate::postgres::{self, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
@@ -38,7 +37,7 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub(super) struct Copies {
     pub(super) config: Arc<Config>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
-    pub(super) board: Board,
+    pub(super) chunks: ChunkRegistry,
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) view: Arc<SyncStatus>,
     /// The slot was created in this run: transactions that ran before it have ended, and new tables need not wait.
@@ -199,8 +198,8 @@ impl Copies {
         self.visibility.wait(source.client(), stop).await?;
         let relation = describe(&self.requests, table).await?;
         info!(table = %table.table, state = progress.state.as_str(), "copy begins");
-        let reader = Reader {
-            board: &self.board,
+        let reader = ChunkReader {
+            chunks: &self.chunks,
             source: &source,
             table,
             relation: &relation,

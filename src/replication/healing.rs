@@ -11,8 +11,7 @@ use tracing::{debug, warn};
 use crate::agent_db::{AgentError, Control};
 use crate::change::{Key, TableName};
 use crate::config::Config;
-use crate::copy::board::Board;
-use crate::copy::{CopyError, Reader};
+use crate::copy::{ChunkReader, ChunkRegistry, CopyError};
 use crate::retry::Disposition;
 use crate::shutdown;
 use crate::source::{Source, SourceTable, Visibility};
@@ -37,7 +36,7 @@ const REFUSED: Duration = Duration::from_secs(5);
 pub(super) struct Healing {
     pub(super) config: Arc<Config>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
-    pub(super) board: Board,
+    pub(super) chunks: ChunkRegistry,
     pub(super) requests: mpsc::Sender<Request>,
     pub(super) visibility: Arc<Visibility>,
 }
@@ -103,8 +102,8 @@ impl Healing {
         };
         self.visibility.wait(source.client(), stop).await?;
         let relation = describe(&self.requests, table).await?;
-        let reader = Reader {
-            board: &self.board,
+        let reader = ChunkReader {
+            chunks: &self.chunks,
             source,
             table,
             relation: &relation,

@@ -15,7 +15,7 @@ use crate::agent_db::{
 };
 use crate::change::TableName;
 use crate::config::Config;
-use crate::copy::board::Board;
+use crate::copy::ChunkRegistry;
 use crate::failpoint;
 use crate::health::Health;
 use crate::lsn::Lsn;
@@ -185,14 +185,14 @@ impl Daemon {
         }
 
         let tables = Arc::new(prepared.tables);
-        let board = Board::default();
+        let chunks = ChunkRegistry::default();
         // A few readers, who wait for each answer.
         let (requests, inbox) = mpsc::channel(16);
         let visibility = Arc::new(Visibility::default());
         let copies = Copies {
             config: Arc::clone(&config),
             tables: Arc::clone(&tables),
-            board: board.clone(),
+            chunks: chunks.clone(),
             requests: requests.clone(),
             view: Arc::clone(&view),
             fresh_slot,
@@ -201,7 +201,7 @@ impl Daemon {
         let healing = Healing {
             config: Arc::clone(&config),
             tables: Arc::clone(&tables),
-            board: board.clone(),
+            chunks: chunks.clone(),
             requests,
             visibility,
         };
@@ -222,7 +222,7 @@ impl Daemon {
             feedback,
             sink: SinkHandle::spawn(applier, identity),
             assembler: Assembler::new(resume_after, membership),
-            board,
+            chunks,
             requests: inbox,
             view: Arc::clone(&view),
             batch: Batch::new(config.sync.batch_rows, config.sync.batch_bytes),

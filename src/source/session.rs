@@ -118,8 +118,8 @@ pub struct Chunk {
     pub snapshot: Snapshot,
     /// The rows, in the order of [`SourceTable::columns`].
     pub rows: Vec<Row>,
-    /// For each row of a read by key, which of the keys found it.
-    pub asked: Vec<usize>,
+    /// For each row of a read by key, the position of the key that found it.
+    pub found_by: Vec<usize>,
     /// Whether no row is left behind the last one.
     pub finished: bool,
 }
@@ -311,7 +311,7 @@ impl Source {
         execute_with_operators(&self.client, &table.operators, &declare, parameters)
             .await
             .map_err(query("a chunk"))?;
-        let (mut rows, mut asked, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut rows, mut found_by, mut bytes) = (Vec::new(), Vec::new(), 0);
         let finished = loop {
             let fetched = self
                 .client
@@ -324,7 +324,7 @@ impl Source {
                     rows.push(image(row, width));
                     if row.len() > width {
                         let ordinal = row.get(width).and_then(|text| text.parse::<usize>().ok());
-                        asked.push(
+                        found_by.push(
                             ordinal
                                 .and_then(|from_one| from_one.checked_sub(1))
                                 .ok_or(SourceError::Empty("a row's key"))?,
@@ -343,7 +343,7 @@ impl Source {
         Ok(Chunk {
             snapshot,
             rows,
-            asked,
+            found_by,
             finished,
         })
     }

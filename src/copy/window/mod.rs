@@ -1,4 +1,4 @@
-//! Merging a chunk with the stream: the pure heart of copy, resync and healing.
+//! The stream's changes between a chunk's fences, and the merge of both: the pure part of copy, resync and healing.
 //!
 //! A chunk is read between two fences, under one snapshot:
 //!
@@ -21,16 +21,17 @@
 //!
 //! A transaction is visible to others a moment *after* its commit record is in the log (and much later where it waits
 //! for a synchronous standby). So T1 can precede the low fence and still be unseen by a snapshot that is taken after it;
-//! then the chunk holds the row before T1, and T1's change is already behind us. That is detected, not hoped away:
+//! then the chunk holds the row before T1, and T1's change has been applied already. That is detected:
 //! [`Windows`] remembers the transactions that the stream brought lately, and where the snapshot does not see one of
-//! them that came before the low fence, the chunk is void and read again. What came before the first of them is waited
-//! for by whoever reads (`replication`, at the beginning of each run).
+//! them that came before the low fence, the chunk is invalid and read again. For transactions before the first of them,
+//! each run waits before it reads rows (`source::visibility`).
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 
-use crate::change::{Change, Key, Operation, Origin, Relation, RelationId, Row, Xid, overlay};
-use crate::source::{ChunkId, Snapshot};
+use super::chunk::{ChunkRead, InvalidChunk};
+use super::merge::merge;
+use crate::change::{Change, Operation, RelationId, Xid};
+use crate::source::ChunkId;
 
 /// Transactions remembered for the check above. A commit that is in the log but not yet visible is at most as old as a
 /// commit takes (microseconds; a synchronous standby's answer where one is awaited, during which the other backends
@@ -38,63 +39,8 @@ use crate::source::{ChunkId, Snapshot};
 const REMEMBERED_TRANSACTIONS: usize = 1 << 17;
 
 /// Bytes of changes that one window may hold. A transaction that rewrites the table inside the window would otherwise be
-/// held whole; past this the chunk is void, and read again after that transaction.
+/// held whole; past this the chunk is invalid, and read again after that transaction.
 const WINDOW_BYTES: usize = 32 << 20;
-
-/// What was read between the fences.
-#[derive(Debug)]
-pub struct ChunkRead {
-    /// The table, with the columns as they were read.
-    pub relation: Arc<Relation>,
-    /// What the read saw.
-    pub snapshot: Snapshot,
-    /// The rows, all full.
-    pub rows: Vec<Row>,
-    /// What was asked for, where that were single keys.
-    pub asked: Option<Asked>,
-}
-
-/// Keys that were asked for one by one: those that found no row do not exist.
-#[derive(Debug)]
-pub struct Asked {
-    /// The keys.
-    pub keys: Vec<Key>,
-    /// For each row, which of the keys found it. The row's own key may be written otherwise (1.0 finds 1.00).
-    pub found_by: Vec<usize>,
-    /// Whether keys of this table that are equal are always written alike.
-    pub alike: bool,
-    /// Whether the keys are parked: then each has to be told what became of it under its own spelling.
-    pub parked: bool,
-}
-
-/// Why a chunk has to be read again. Nothing is lost by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Void {
-    /// A transaction before the low fence was not yet visible to the read.
-    UnseenBeforeFence,
-    /// The stream changed more of the table inside the window than is held.
-    WindowOverflow,
-    /// The table's columns changed between the fences.
-    RelationChanged,
-    /// A row came or changed that may be one of those asked for in another spelling.
-    OtherSpelling,
-    /// The fences of another run, or the read was given up.
-    Unknown,
-}
-
-impl Void {
-    /// For logs.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::UnseenBeforeFence => "a commit was in the log but not yet visible",
-            Self::WindowOverflow => "the table changed too much while it was read",
-            Self::RelationChanged => "the table's columns changed while it was read",
-            Self::OtherSpelling => "a row changed that may be one of those asked for under another spelling of its key",
-            Self::Unknown => "the fence is not of this run",
-        }
-    }
-}
 
 /// A table's changes between a chunk's fences.
 #[derive(Debug)]
@@ -102,7 +48,7 @@ struct Window {
     relation: RelationId,
     changes: Vec<(Xid, Change)>,
     bytes: usize,
-    void: Option<Void>,
+    invalid: Option<InvalidChunk>,
     /// Transactions that were received before the low fence, as a length of the memory at that time.
     received_before: u64,
 }
@@ -119,7 +65,7 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// A transaction of the stream was received whole.
+    /// A transaction of the stream was received whole: remember it.
     pub fn committed(&mut self, xid: Xid) {
         if self.recent.len() == REMEMBERED_TRANSACTIONS {
             self.recent.pop_front();
@@ -128,14 +74,14 @@ impl Windows {
         self.received += 1;
     }
 
-    /// The stream's low fence of a chunk.
+    /// The stream's low fence of a chunk: collect the table's changes from here on.
     pub fn open(&mut self, id: ChunkId, relation: RelationId) {
         self.relations.insert(relation);
         let window = Window {
             relation,
             changes: Vec::new(),
             bytes: 0,
-            void: None,
+            invalid: None,
             received_before: self.received,
         };
         self.open.insert(id, window);
@@ -154,7 +100,7 @@ impl Windows {
             .values_mut()
             .filter(|window| window.relation == change.relation.id)
         {
-            if window.void.is_some() {
+            if window.invalid.is_some() {
                 continue;
             }
             window.bytes += 128
@@ -163,7 +109,7 @@ impl Windows {
                     Operation::Delete => 0,
                 };
             if window.bytes > WINDOW_BYTES {
-                window.void = Some(Void::WindowOverflow);
+                window.invalid = Some(InvalidChunk::WindowOverflow);
                 window.changes = Vec::new();
             } else {
                 window.changes.push((xid, change.clone()));
@@ -171,18 +117,18 @@ impl Windows {
         }
     }
 
-    /// The stream truncated a table: what was read before is void.
+    /// The stream truncated a table: what was read before does not count.
     pub fn truncated(&mut self, relation: RelationId) {
         for window in self.open.values_mut().filter(|window| window.relation == relation) {
-            window.void = Some(Void::WindowOverflow);
+            window.invalid = Some(InvalidChunk::WindowOverflow);
             window.changes = Vec::new();
         }
     }
 
-    /// The table's columns are others from here on.
+    /// The table's columns change here: chunks that are being read do not fit them.
     pub fn relation_changed(&mut self, relation: RelationId) {
         for window in self.open.values_mut().filter(|window| window.relation == relation) {
-            window.void = Some(Void::RelationChanged);
+            window.invalid = Some(InvalidChunk::RelationChanged);
             window.changes = Vec::new();
         }
     }
@@ -191,154 +137,21 @@ impl Windows {
     ///
     /// # Errors
     /// The chunk has to be read again.
-    pub fn close(&mut self, id: ChunkId, read: Option<ChunkRead>) -> Result<Vec<Change>, Void> {
+    pub fn close(&mut self, id: ChunkId, read: Option<ChunkRead>) -> Result<Vec<Change>, InvalidChunk> {
         let window = self.open.remove(&id);
         self.relations = self.open.values().map(|window| window.relation).collect();
         let (Some(window), Some(read)) = (window, read) else {
-            return Err(Void::Unknown);
+            return Err(InvalidChunk::Unknown);
         };
-        if let Some(void) = window.void {
-            return Err(void);
+        if let Some(invalid) = window.invalid {
+            return Err(invalid);
         }
         let since = usize::try_from(self.received - window.received_before).unwrap_or(usize::MAX);
         let before = self.recent.len().saturating_sub(since);
         if self.recent.iter().take(before).any(|&xid| !read.snapshot.sees(xid)) {
-            return Err(Void::UnseenBeforeFence);
+            return Err(InvalidChunk::UnseenBeforeFence);
         }
         merge(read, &window.changes)
-    }
-}
-
-/// See the module's header.
-fn merge(read: ChunkRead, window: &[(Xid, Change)]) -> Result<Vec<Change>, Void> {
-    let ChunkRead {
-        relation,
-        snapshot,
-        rows,
-        asked,
-    } = read;
-    // None: the key does not exist as far as the read saw, and was asked for.
-    let mut merged: HashMap<Key, Option<Row>> = HashMap::with_capacity(rows.len());
-    let mut order: Vec<Key> = Vec::with_capacity(rows.len());
-    let spellings = asked
-        .as_ref()
-        .map_or_else(Vec::new, |asked| spellings(&relation, asked, &rows));
-    let elsewhere: HashSet<&Key> = spellings.iter().map(|(asked, ..)| asked).collect();
-    for key in asked.iter().flat_map(|asked| &asked.keys) {
-        if !elsewhere.contains(key) && merged.insert(key.clone(), None).is_none() {
-            order.push(key.clone());
-        }
-    }
-    for row in rows {
-        // A primary key is never NULL, so a row without a key cannot come out of the reader.
-        let Some(key) = relation.key_of(&row) else { continue };
-        if merged.insert(key.clone(), Some(row)).is_none() {
-            order.push(key);
-        }
-    }
-    let unseen = || {
-        window
-            .iter()
-            .filter(|(xid, _)| !snapshot.sees(*xid))
-            .map(|(_, change)| change)
-    };
-    // What is equal is known to the Site DB only: a row that it did not show may be any of those asked for.
-    let touches = |key: &Key| unseen().any(|change| change.key == *key || moved_from(change) == Some(key));
-    let came =
-        || unseen().any(|change| matches!(change.operation, Operation::Insert(_)) || moved_from(change).is_some());
-    let absent = merged.values().any(Option::is_none);
-    if spellings.iter().any(|(_, found, _)| touches(found))
-        || (asked.as_ref().is_some_and(|asked| !asked.alike) && absent && came())
-    {
-        return Err(Void::OtherSpelling);
-    }
-    for change in unseen() {
-        match &change.operation {
-            Operation::Insert(_) | Operation::Delete => {
-                merged.remove(&change.key);
-            }
-            Operation::Update { old_key: None, row } if row.is_full() => {
-                merged.remove(&change.key);
-            }
-            Operation::Update { old_key: None, row } => {
-                if let Some(base) = merged.get_mut(&change.key) {
-                    match base {
-                        Some(base) => overlay(base, row.clone()),
-                        // Asked for, absent to the read, and partially updated after: the insert between the two
-                        // removed the key above, so this cannot be; leave it to the stream.
-                        None => {
-                            merged.remove(&change.key);
-                        }
-                    }
-                }
-            }
-            Operation::Update {
-                old_key: Some(old),
-                row,
-            } => {
-                // The row moved to another key. Where its image is partial, only the chunk knows the rest of it.
-                let base = merged.remove(old).flatten();
-                match base {
-                    Some(mut base) if !row.is_full() => {
-                        overlay(&mut base, row.clone());
-                        if merged.insert(change.key.clone(), Some(base)).is_none() {
-                            order.push(change.key.clone());
-                        }
-                    }
-                    _ => {
-                        merged.remove(&change.key);
-                    }
-                }
-            }
-        }
-    }
-    let change = |key, operation| Change {
-        relation: Arc::clone(&relation),
-        key,
-        operation,
-        origin: Origin::Chunk,
-    };
-    let mut changes = Vec::with_capacity(order.len());
-    for key in order {
-        match merged.remove(&key) {
-            Some(Some(row)) => changes.push(change(key, Operation::Insert(row))),
-            Some(None) => changes.push(change(key, Operation::Delete)),
-            None => {}
-        }
-    }
-    let parked = asked.is_some_and(|asked| asked.parked);
-    for (asked, found, row) in spellings {
-        let old_key = Some(asked.clone());
-        changes.push(change(
-            found,
-            Operation::Update {
-                old_key,
-                row: row.clone(),
-            },
-        ));
-        if parked {
-            changes.push(change(asked, Operation::Insert(row)));
-        }
-    }
-    Ok(changes)
-}
-
-/// The keys that found a row whose own key is written otherwise, that key, and the row. To delete what was asked for would
-/// delete the row itself.
-fn spellings(relation: &Relation, asked: &Asked, rows: &[Row]) -> Vec<(Key, Key, Row)> {
-    rows.iter()
-        .zip(&asked.found_by)
-        .filter_map(|(row, &by)| {
-            let (found, by) = (relation.key_of(row)?, asked.keys.get(by)?);
-            (found != *by).then(|| (by.clone(), found, row.clone()))
-        })
-        .collect()
-}
-
-fn moved_from(change: &Change) -> Option<&Key> {
-    match &change.operation {
-        Operation::Update { old_key, .. } => old_key.as_ref(),
-        _ => None,
     }
 }
 

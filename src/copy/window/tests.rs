@@ -1,12 +1,15 @@
-//! The merge against the serial history, and each way in which a chunk is void.
+//! The merge against the serial history, and each way in which a chunk is invalid.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{ColumnValue, TableName};
+use crate::change::{ColumnValue, Key, Origin, Relation, Row, TableName, overlay};
+use crate::copy::chunk::{Purpose, RequestedKeys};
+use crate::source::Snapshot;
 
 const TABLE: RelationId = RelationId(1);
 
@@ -208,7 +211,7 @@ proptest! {
                     relation: relation(),
                     snapshot: snapshot.clone(),
                     rows: at_snapshot.values().cloned().collect(),
-                    asked: None,
+                    purpose: Purpose::Rows,
                 };
                 match windows.close(id, Some(read)) {
                     Ok(changes) => {
@@ -218,8 +221,8 @@ proptest! {
                         }
                         merged_at = Some(time);
                     }
-                    Err(void) => {
-                        prop_assert_eq!(void, Void::UnseenBeforeFence);
+                    Err(invalid) => {
+                        prop_assert_eq!(invalid, InvalidChunk::UnseenBeforeFence);
                         prop_assert!((0..low.min(changes.len())).any(|commit| !seen(commit)));
                         return Ok(());
                     }
@@ -270,19 +273,18 @@ fn a_window_that_grows_too_large_is_void_and_holds_nothing() {
         relation: relation(),
         snapshot: "5:5:".parse().unwrap(),
         rows: Vec::new(),
-        asked: None,
+        purpose: Purpose::Rows,
     };
-    assert_eq!(windows.close(id, Some(read)), Err(Void::WindowOverflow));
+    assert_eq!(windows.close(id, Some(read)), Err(InvalidChunk::WindowOverflow));
     assert!(!windows.watches(TABLE));
 }
 
-fn asked(keys: Vec<Key>, found_by: Vec<usize>, alike: bool) -> Asked {
-    Asked {
+fn parked_keys(keys: Vec<Key>, found_by: Vec<usize>, spelled_alike: bool) -> Purpose {
+    Purpose::Parked(RequestedKeys {
         keys,
         found_by,
-        alike,
-        parked: true,
-    }
+        spelled_alike,
+    })
 }
 
 #[test]
@@ -308,7 +310,7 @@ fn a_row_that_is_found_under_another_spelling_is_renamed_and_never_deleted() {
             relation: relation(),
             snapshot: "9:9:".parse().unwrap(),
             rows,
-            asked: Some(asked(vec![spelt("1.0")], found_by, alike)),
+            purpose: parked_keys(vec![spelt("1.0")], found_by, alike),
         };
         windows.close(id, Some(read))
     };
@@ -332,7 +334,7 @@ fn a_row_that_is_found_under_another_spelling_is_renamed_and_never_deleted() {
     let came = Operation::Insert(row("1.000"));
     assert_eq!(
         close(false, Vec::new(), Some(came.clone())).unwrap_err(),
-        Void::OtherSpelling
+        InvalidChunk::OtherSpelling
     );
     assert_eq!(
         close(true, Vec::new(), Some(came)).unwrap().len(),
@@ -342,7 +344,7 @@ fn a_row_that_is_found_under_another_spelling_is_renamed_and_never_deleted() {
     // WHEN the row that was found goes
     assert_eq!(
         close(false, vec![row("1.000")], Some(Operation::Delete)).unwrap_err(),
-        Void::OtherSpelling
+        InvalidChunk::OtherSpelling
     );
 }
 
@@ -355,7 +357,7 @@ fn a_key_that_was_asked_for_and_is_absent_is_deleted_unless_the_stream_brought_i
                 relation: relation(),
                 snapshot: "5:5:".parse().unwrap(),
                 rows: Vec::new(),
-                asked: Some(asked(vec![key(1)], Vec::new(), true)),
+                purpose: parked_keys(vec![key(1)], Vec::new(), true),
             }),
         )
     };

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent_db::{AgentError, Applied, Applier, Checkpoint, Committed, Segment, SourceIdentity, Transaction};
 use crate::change::{Relation, TableDescription, TableName};
-use crate::copy::board::Outcome;
+use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
@@ -43,7 +43,7 @@ pub(in crate::replication) enum Report {
         /// When its source transactions committed.
         commits: Vec<PgTimestamp>,
         /// Readers whose chunks are in it.
-        chunks: Vec<oneshot::Sender<Outcome>>,
+        chunks: Vec<oneshot::Sender<ChunkOutcome>>,
     },
     /// A part of an open transaction is written.
     Applied(Applied),

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::agent_db::Item;
 use crate::change::{Operation, Relation};
-use crate::copy::board::Outcome;
+use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
@@ -38,9 +38,9 @@ pub(in crate::replication) struct Batch {
     /// When each whole transaction with effects committed, for the latency histogram.
     commits: Vec<PgTimestamp>,
     /// Readers of chunks that were merged in whole transactions, to be told once the batch is durable.
-    chunks: Vec<oneshot::Sender<Outcome>>,
+    chunks: Vec<oneshot::Sender<ChunkOutcome>>,
     /// The same of the open transaction.
-    open_chunks: Vec<oneshot::Sender<Outcome>>,
+    open_chunks: Vec<oneshot::Sender<ChunkOutcome>>,
     /// The beginning of the open transaction was taken.
     open_taken: bool,
     /// A whole transaction waits for its commit although no item of it may be left here.
@@ -57,7 +57,7 @@ pub(in crate::replication) struct Closed {
     /// When the transactions in it committed.
     pub(in crate::replication) commits: Vec<PgTimestamp>,
     /// Whom to tell.
-    pub(in crate::replication) chunks: Vec<oneshot::Sender<Outcome>>,
+    pub(in crate::replication) chunks: Vec<oneshot::Sender<ChunkOutcome>>,
 }
 
 impl Batch {
@@ -115,7 +115,7 @@ impl Batch {
     }
 
     /// A reader waits for the chunk that was just pushed.
-    pub(in crate::replication) fn await_chunk(&mut self, reader: oneshot::Sender<Outcome>) {
+    pub(in crate::replication) fn await_chunk(&mut self, reader: oneshot::Sender<ChunkOutcome>) {
         self.open_chunks.push(reader);
     }
 

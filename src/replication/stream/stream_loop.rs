@@ -20,8 +20,7 @@ use tracing::{debug, info};
 
 use crate::agent_db::{AgentError, Item, Segment, TableState};
 use crate::change::{Identity, Relation, RelationId, TableDescription};
-use crate::copy::board::{Board, Delivery};
-use crate::copy::window::{Void, Windows};
+use crate::copy::{ChunkRegistry, Delivery, InvalidChunk, Windows};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -59,7 +58,7 @@ pub(in crate::replication) struct Pipeline {
     pub(in crate::replication) feedback: Feedback,
     pub(in crate::replication) sink: SinkHandle,
     pub(in crate::replication) assembler: Assembler,
-    pub(in crate::replication) board: Board,
+    pub(in crate::replication) chunks: ChunkRegistry,
     pub(in crate::replication) requests: mpsc::Receiver<Request>,
     pub(in crate::replication) view: Arc<SyncStatus>,
     pub(in crate::replication) batch: Batch,
@@ -82,7 +81,7 @@ pub(in crate::replication) struct Parts {
     pub(in crate::replication) feedback: Feedback,
     pub(in crate::replication) sink: SinkHandle,
     pub(in crate::replication) assembler: Assembler,
-    pub(in crate::replication) board: Board,
+    pub(in crate::replication) chunks: ChunkRegistry,
     pub(in crate::replication) requests: mpsc::Receiver<Request>,
     pub(in crate::replication) view: Arc<SyncStatus>,
     pub(in crate::replication) batch: Batch,
@@ -97,7 +96,7 @@ impl Pipeline {
             feedback,
             sink,
             assembler,
-            board,
+            chunks,
             requests,
             view,
             batch,
@@ -110,7 +109,7 @@ impl Pipeline {
             feedback,
             sink,
             assembler,
-            board,
+            chunks,
             requests,
             view,
             batch,
@@ -375,7 +374,7 @@ impl Pipeline {
                 self.batch.count_filtered(&relation);
             }
             Event::Fence(Fence::Low(id)) => {
-                if let Some(relation) = self.board.relation(id) {
+                if let Some(relation) = self.chunks.relation(id) {
                     self.windows.open(id, relation);
                 }
             }
@@ -411,7 +410,7 @@ impl Pipeline {
 
     /// The high fence of a chunk: what was read takes its place in the stream.
     async fn merge(&mut self, id: ChunkId) -> Result<(), SyncError> {
-        let Some((delivery, reader)) = self.board.take(id) else {
+        let Some((delivery, reader)) = self.chunks.take(id) else {
             // Another run's, or withdrawn: the window, if any, goes.
             let _ = self.windows.close(id, None);
             return Ok(());
@@ -425,7 +424,7 @@ impl Pipeline {
             Some((Arc::clone(known), same_shape(known, &read.relation)))
         });
         let merged = match (self.windows.close(id, read), &shape) {
-            (Ok(_), Some((_, false))) => Err(Void::RelationChanged),
+            (Ok(_), Some((_, false))) => Err(InvalidChunk::RelationChanged),
             (merged, _) => merged,
         };
         let changes = match merged {

@@ -1,0 +1,72 @@
+//! The chunks that are being read now: where a chunk's reader and the stream meet.
+//!
+//! A reader registers a chunk before it writes the low fence, and delivers the rows before it writes the high fence. So
+//! when the stream brings a fence, what belongs to it is already here. The stream answers once the merged chunk is
+//! durable in the Agent DB, or says why the chunk has to be read again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::chunk::{ChunkOutcome, Delivery};
+use crate::change::RelationId;
+use crate::source::ChunkId;
+
+/// All chunks that are being read, shared by the readers and the stream.
+#[derive(Debug, Default, Clone)]
+pub struct ChunkRegistry(Arc<Mutex<HashMap<ChunkId, OpenChunk>>>);
+
+#[derive(Debug)]
+struct OpenChunk {
+    relation: RelationId,
+    delivery: Option<Delivery>,
+    outcome: oneshot::Sender<ChunkOutcome>,
+}
+
+impl ChunkRegistry {
+    /// Registers a chunk of a table. The receiver gets the outcome, or an error if the stream stops.
+    pub fn register(&self, relation: RelationId) -> (ChunkId, oneshot::Receiver<ChunkOutcome>) {
+        let id = ChunkId(Uuid::new_v4());
+        let (outcome, receiver) = oneshot::channel();
+        self.lock().insert(
+            id,
+            OpenChunk {
+                relation,
+                delivery: None,
+                outcome,
+            },
+        );
+        (id, receiver)
+    }
+
+    /// Hands over what was read. Call it before the high fence is written.
+    pub fn deliver(&self, id: ChunkId, delivery: Delivery) {
+        if let Some(chunk) = self.lock().get_mut(&id) {
+            chunk.delivery = Some(delivery);
+        }
+    }
+
+    /// Forgets a chunk whose read failed.
+    pub fn withdraw(&self, id: ChunkId) {
+        self.lock().remove(&id);
+    }
+
+    /// For the stream's low fence: the table to watch. `None` for a chunk of an earlier run.
+    #[must_use]
+    pub fn relation(&self, id: ChunkId) -> Option<RelationId> {
+        self.lock().get(&id).map(|chunk| chunk.relation)
+    }
+
+    /// For the stream's high fence: what was read, and where to send the outcome.
+    #[must_use]
+    pub fn take(&self, id: ChunkId) -> Option<(Option<Delivery>, oneshot::Sender<ChunkOutcome>)> {
+        self.lock().remove(&id).map(|chunk| (chunk.delivery, chunk.outcome))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ChunkId, OpenChunk>> {
+        // A panic elsewhere leaves the map whole: each step is one insert or remove.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
