@@ -34,6 +34,7 @@ use super::{State, answer, auth};
 use crate::outbox::{NewMessage, SubmitError};
 use crate::provider::cloud::send::{self, Request};
 use crate::provider::{PhoneNumberId, UserId, WaId};
+use crate::site_db::leads;
 use crate::site_db::messages::{self, Message};
 
 /// Longest that a caller may wait for.
@@ -212,7 +213,7 @@ async fn submit(state: &State, client: &str, mut asked: Asked) -> Result<Respons
 
 /// How WhatsApp knows a lead that the caller named instead of a recipient.
 async fn lead_address(state: &State, lead_id: Uuid) -> Result<Recipient, Response> {
-    let (phone, user_id) = messages::lead_address(&state.0.pool, lead_id)
+    let leads::Address { phone, user_id } = leads::address(&state.0.pool, lead_id)
         .await
         .map_err(|error| answer::plain_unavailable(&error))?
         .ok_or_else(|| Refusal::field("lead_id", "there is no such lead").into_response())?;
@@ -466,7 +467,7 @@ fn show_message(message: &Message) -> Value {
     let mut shown = json!({
         "id": message.id,
         "status": message.status.as_str(),
-        "direction": message.direction,
+        "direction": message.direction.as_str(),
         "type": message.kind,
         "phone_number_id": message.phone_number_id,
         "to": message.recipient,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::State;
 use crate::config::Config;
 use crate::health::{Component, Health};
-use crate::inbox::{Inbox, Worker, WorkerSettings};
+use crate::inbox::{Inbox, InboxSettings, Worker};
 use crate::outbox::{GraphSetupError, Outbox};
 use crate::shutdown;
 use crate::site_db::{self, Pool, SiteError};
@@ -50,17 +50,17 @@ pub async fn run_server(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), ServerError> {
-    let pool = site_db::connect(&config.site);
+    let pool = Pool::connect(&config.site);
     // Our own stop: a part that fails takes the others down in good order.
     let stop = stop.child_token();
     let (outbox, sending) =
         Outbox::start(pool.clone(), Arc::clone(&config), &health, stop.clone()).map_err(ServerError::Outbox)?;
-    let inbox = Inbox::new(pool.clone(), config.whatsapp.app_secrets.clone());
+    let inbox = Inbox::new(pool.clone(), InboxSettings::new(config.whatsapp.app_secrets.clone()));
 
     let mut parts: JoinSet<Result<(), ServerError>> = JoinSet::new();
     parts.spawn(watch(pool.clone(), health.component("site_db"), stop.clone()));
     parts.spawn(join(sending));
-    let worker = Worker::new(inbox.clone(), WorkerSettings::default(), health.component("inbox"));
+    let worker = Worker::new(inbox.clone(), health.component("inbox"));
     let worker_stop = stop.clone();
     parts.spawn(async move {
         worker.run(worker_stop).await;

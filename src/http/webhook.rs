@@ -65,8 +65,7 @@ pub(super) async fn receive(Extract(state): Extract<State>, headers: HeaderMap, 
                 None,
             )
         }
-        Err(ReceiveError::NotStored(error)) => not_stored(&SiteError::from(error)),
-        Err(ReceiveError::TimedOut) => not_stored(&SiteError::timed_out()),
+        Err(ReceiveError::NotStored(error)) => not_stored(&error),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! POST /webhook ─→ Inbox::receive: signature → raw event committed → 200
 //!                          │ wakes
-//!                  Worker: claim → each part in a savepoint → commit → metrics, log
+//!                  Worker: claim a webhook → its events, in portions → commit → metrics, log
 //! ```
 //!
 //! Two steps, because Meta forgets what was answered with 200: the first does nothing that could fail but one insert, and
@@ -13,31 +13,75 @@
 //! What it leaves alone: routes (the HTTP server asks [`Inbox::receive`] and answers), and what the daemon or the user
 //! interface make of the rows.
 //!
-//! | module | its job |
+//! | file | its job |
 //! |---|---|
-//! | [`worker`] | claims events, retries them, says how it goes |
-//! | `process` | one event: its parts in portions, failures kept apart |
-//! | `store` | the statements |
+//! | `worker` | the loops: claim events, try again what failed for a passing reason, count what is left |
+//! | `webhook` | one webhook, from its claim to its last commit |
+//! | `portion` | some events of a webhook in one transaction, failures kept apart |
+//! | `messages` | a message: of a person, of ours from the phone, of the history |
+//! | `statuses` | a report about a message of ours |
+//! | `account_events` | what Meta says about a number or an account |
+//! | `failures` | why an event could not be stored |
 
-mod process;
-mod store;
-pub mod worker;
+mod account_events;
+mod failures;
+mod messages;
+mod portion;
+mod statuses;
+mod webhook;
+mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use sqlx::PgPool;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::failpoint;
 use crate::provider::cloud::signature::{self, SignatureError};
+use crate::site_db::{Pool, SiteError, webhook_events};
 
-pub use worker::{Worker, WorkerSettings};
+pub use worker::Worker;
 
 /// Meta gives a callback some seconds before it calls it failed; it is better to say so ourselves, with a 503.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How an inbox works.
+#[derive(Debug, Clone)]
+pub struct InboxSettings {
+    /// Names this inbox in log lines; one of the program's own words, so that it may be a metric's label.
+    pub pipeline: &'static str,
+    /// A webhook that is signed with one of these is believed; several while a secret is replaced.
+    pub app_secrets: Vec<SecretString>,
+    /// Events that are processed at the same time; each takes one connection.
+    pub concurrency: usize,
+    /// How often to look for events that other processes took, and for due retries.
+    pub poll: Duration,
+    /// First wait before an event is tried again.
+    pub retry_initial: Duration,
+    /// Longest such wait.
+    pub retry_max: Duration,
+    /// How often the backlog is counted.
+    pub survey: Duration,
+}
+
+impl InboxSettings {
+    /// The usual ones, for these app secrets.
+    #[must_use]
+    pub fn new(app_secrets: Vec<SecretString>) -> Self {
+        Self {
+            pipeline: "whatsapp",
+            app_secrets,
+            // Meta posts concurrently, and an event costs some round trips to the Site DB.
+            concurrency: 4,
+            poll: Duration::from_secs(1),
+            retry_initial: Duration::from_millis(200),
+            retry_max: Duration::from_secs(60),
+            survey: Duration::from_secs(5),
+        }
+    }
+}
 
 /// A raw event's id: `webhook_events.id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,29 +93,28 @@ pub enum ReceiveError {
     /// It is not Meta's: answer 401. Nothing was stored.
     #[error("the webhook is not genuine")]
     Forged(#[source] SignatureError),
-    /// The Site DB did not take it: answer 503, and Meta comes again.
-    #[error("the webhook could not be stored")]
-    NotStored(#[source] sqlx::Error),
-    /// The Site DB did not answer in time: the same. The event may be there or not; a second copy does no harm.
-    #[error("the webhook was not stored within {} s", RECEIVE_TIMEOUT.as_secs())]
-    TimedOut,
+    /// The Site DB did not take it, or did not answer in time: answer 503, and Meta sends it again. Where it did not
+    /// answer, the event may be there or not; a second copy does no harm.
+    #[error("the webhook was not stored")]
+    NotStored(#[source] SiteError),
 }
 
 /// Takes webhooks. Cheap to clone; all clones are one.
 #[derive(Debug, Clone)]
 pub struct Inbox {
-    pool: PgPool,
-    secrets: Arc<[SecretString]>,
+    pool: Pool,
+    settings: Arc<InboxSettings>,
+    /// An event was stored: wakes a worker of this process.
     arrived: Arc<Notify>,
 }
 
 impl Inbox {
-    /// An inbox that believes these app secrets.
+    /// An inbox on this Site DB.
     #[must_use]
-    pub fn new(pool: PgPool, app_secrets: Vec<SecretString>) -> Self {
+    pub fn new(pool: Pool, settings: InboxSettings) -> Self {
         Self {
             pool,
-            secrets: app_secrets.into(),
+            settings: Arc::new(settings),
             arrived: Arc::new(Notify::new()),
         }
     }
@@ -82,10 +125,10 @@ impl Inbox {
     /// # Errors
     /// [`ReceiveError`].
     pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<EventId, ReceiveError> {
-        signature::verify(&self.secrets, signature, body).map_err(ReceiveError::Forged)?;
-        let id = tokio::time::timeout(RECEIVE_TIMEOUT, store::insert_event(&self.pool, body))
+        signature::verify(&self.settings.app_secrets, signature, body).map_err(ReceiveError::Forged)?;
+        let id = tokio::time::timeout(RECEIVE_TIMEOUT, webhook_events::insert(&self.pool, body))
             .await
-            .map_err(|_| ReceiveError::TimedOut)?
+            .unwrap_or(Err(SiteError::timed_out()))
             .map_err(ReceiveError::NotStored)?;
         failpoint::reach(failpoint::name::WEBHOOK_AFTER_COMMIT);
         self.arrived.notify_one();
@@ -95,9 +138,9 @@ impl Inbox {
     /// Has an event processed again, whatever became of it. False if there is no such event.
     ///
     /// # Errors
-    /// The database's.
-    pub async fn replay(&self, event: EventId) -> sqlx::Result<bool> {
-        let found = store::reset_event(&self.pool, event.0).await?;
+    /// See [`SiteError`].
+    pub async fn replay(&self, event: EventId) -> Result<bool, SiteError> {
+        let found = webhook_events::reset(&self.pool, event.0).await?;
         self.arrived.notify_one();
         Ok(found)
     }

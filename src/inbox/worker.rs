@@ -1,4 +1,4 @@
-//! The worker: claims raw events, processes them, tries again what failed for a passing reason, and says how it goes.
+//! The loops: claim raw events and process them, try again what failed for a passing reason, and count what is left.
 
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
@@ -11,41 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::process::{self, Claim, Processed};
-use super::{Inbox, store};
+use super::webhook::{self, Claim, Processed};
+use super::{Inbox, failures};
 use crate::health::Component;
+use crate::site_db::{SiteError, accounts, webhook_events};
 use crate::{metrics, retry, shutdown};
 
-/// How the worker works.
-#[derive(Debug, Clone, Copy)]
-pub struct WorkerSettings {
-    /// Events at the same time; each takes one connection.
-    pub concurrency: usize,
-    /// How often to look for events of other processes, and for due retries.
-    pub poll: Duration,
-    /// First wait before an event is tried again.
-    pub retry_initial: Duration,
-    /// Longest wait.
-    pub retry_max: Duration,
-    /// How often the backlog is counted.
-    pub survey: Duration,
-}
-
-impl Default for WorkerSettings {
-    fn default() -> Self {
-        Self {
-            // Meta posts concurrently, and an event costs some round trips to the Site DB.
-            concurrency: 4,
-            poll: Duration::from_secs(1),
-            retry_initial: Duration::from_millis(200),
-            retry_max: Duration::from_secs(60),
-            survey: Duration::from_secs(5),
-        }
-    }
-}
-
 /// An event that waits for longer than this is a gap: processing takes milliseconds.
-const LATE_AFTER_SECONDS: f64 = 10.0;
+const LATE_AFTER: Duration = Duration::from_secs(10);
 
 /// Failing events whose first failure is remembered, so that it is not told again.
 const MAX_FAILING: usize = 1000;
@@ -54,19 +27,17 @@ const MAX_FAILING: usize = 1000;
 #[derive(Debug)]
 pub struct Worker {
     inbox: Inbox,
-    settings: WorkerSettings,
     health: Component,
-    /// What failed for a passing reason (`None`: the claim itself): said once, not at each attempt.
+    /// Events that failed for a passing reason (`None`: the claim itself): each is logged once, not at each attempt.
     failing: Mutex<HashSet<Option<Uuid>>>,
 }
 
 impl Worker {
     /// A worker; any number of processes may each have one.
     #[must_use]
-    pub fn new(inbox: Inbox, settings: WorkerSettings, health: Component) -> Self {
+    pub fn new(inbox: Inbox, health: Component) -> Self {
         Self {
             inbox,
-            settings,
             health,
             failing: Mutex::default(),
         }
@@ -76,7 +47,7 @@ impl Worker {
     pub async fn run(self, stop: CancellationToken) {
         let worker = Arc::new(self);
         let tasks = TaskTracker::new();
-        for _ in 0..worker.settings.concurrency.max(1) {
+        for _ in 0..worker.inbox.settings.concurrency.max(1) {
             let (worker, stop) = (Arc::clone(&worker), stop.clone());
             tasks.spawn(async move { worker.process(&stop).await });
         }
@@ -94,16 +65,16 @@ impl Worker {
             let started = Instant::now();
             let mut claim = None;
             // A panic must cost one attempt of one event, not the worker.
-            let outcome = AssertUnwindSafe(Box::pin(process::next(&self.inbox.pool, &mut claim)))
+            let outcome = AssertUnwindSafe(Box::pin(webhook::next(&self.inbox.pool, &mut claim)))
                 .catch_unwind()
                 .await
                 .map_err(|_| "a panic".to_owned())
-                .and_then(|outcome| outcome.map_err(|error| kind_of(&error)));
+                .and_then(|outcome| outcome.map_err(|error| error.summary()));
             match outcome {
                 Ok(Some(processed)) => {
                     failures = 0;
                     self.recovered(Some(processed.event_id));
-                    report(&processed, started.elapsed());
+                    self.report(&processed, started.elapsed());
                 }
                 Ok(None) => {
                     failures = 0;
@@ -112,13 +83,13 @@ impl Worker {
                         biased;
                         () = stop.cancelled() => return,
                         () = arrived => {}
-                        () = tokio::time::sleep(self.settings.poll) => {}
+                        () = tokio::time::sleep(self.inbox.settings.poll) => {}
                     }
                 }
                 Err(reason) => {
                     failures = failures.saturating_add(1);
                     self.postpone(claim, &reason).await;
-                    let wait = retry::backoff(failures, self.settings.retry_initial, self.settings.poll);
+                    let wait = retry::backoff(failures, self.inbox.settings.retry_initial, self.inbox.settings.poll);
                     if !shutdown::sleep(wait, stop).await {
                         return;
                     }
@@ -152,9 +123,13 @@ impl Worker {
             return;
         };
         let attempt = u32::try_from(attempt).unwrap_or(1);
-        let wait = retry::backoff(attempt, self.settings.retry_initial, self.settings.retry_max);
+        let wait = retry::backoff(
+            attempt,
+            self.inbox.settings.retry_initial,
+            self.inbox.settings.retry_max,
+        );
         // If this fails too, the event is due at once, which is as well.
-        let _ = store::retry_event(&self.inbox.pool, event_id, wait.as_secs_f64()).await;
+        let _ = webhook_events::retry_later(&self.inbox.pool, event_id, wait).await;
     }
 
     fn recovered(&self, event_id: Option<Uuid>) {
@@ -176,74 +151,57 @@ impl Worker {
         loop {
             let pool = &self.inbox.pool;
             let looked = async {
-                Ok::<_, sqlx::Error>((
-                    store::backlog(pool, LATE_AFTER_SECONDS).await?,
-                    store::last_real_messages(pool).await?,
+                Ok::<_, SiteError>((
+                    webhook_events::backlog(pool, LATE_AFTER).await?,
+                    accounts::last_real_messages(pool).await?,
                 ))
             };
             match looked.await {
                 Ok((backlog, numbers)) => {
                     let gap = u64::try_from(backlog.late.saturating_add(backlog.failed)).unwrap_or(0);
                     metrics::set_persistence_gap("webhook_unprocessed", gap);
-                    for (number, seconds) in &numbers {
-                        metrics::set_account_last_real_message(number, *seconds);
+                    for number in &numbers {
+                        metrics::set_account_last_real_message(number.phone_number_id.as_str(), number.seconds);
                     }
                     // Neither late nor failed events keep new ones from being taken.
                     self.health
                         .ready(json!({"late": backlog.late, "failed": backlog.failed}));
                 }
                 Err(error) => {
-                    let reason = format!("webhook events cannot be counted: {}", kind_of(&error));
+                    let reason = format!("webhook events cannot be counted: {}", error.summary());
                     self.health.not_ready(reason, serde_json::Value::Null);
                 }
             }
-            if !shutdown::sleep(self.settings.survey, stop).await {
+            if !shutdown::sleep(self.inbox.settings.survey, stop).await {
                 return;
             }
         }
     }
-}
 
-/// One line for an event, and its parts into the metrics.
-fn report(processed: &Processed, took: Duration) {
-    let count = |parts: usize| u64::try_from(parts).unwrap_or(u64::MAX);
-    metrics::count_webhook_events("real", count(processed.real));
-    metrics::count_webhook_events("protocol", count(processed.protocol));
-    tracing::info!(
-        event_id = %processed.event_id,
-        real = processed.real,
-        protocol = processed.protocol,
-        failed = processed.failures.len(),
-        took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        "WEBHOOK: processed"
-    );
-    if !processed.failures.is_empty() {
-        tracing::error!(
-            severity = "CRITICAL",
+    /// One line for an event, and its parts into the metrics.
+    fn report(&self, processed: &Processed, took: Duration) {
+        let count = |parts: usize| u64::try_from(parts).unwrap_or(u64::MAX);
+        metrics::count_webhook_events("real", count(processed.real));
+        metrics::count_webhook_events("protocol", count(processed.protocol));
+        let pipeline = self.inbox.settings.pipeline;
+        tracing::info!(
+            pipeline,
             event_id = %processed.event_id,
+            real = processed.real,
+            protocol = processed.protocol,
             failed = processed.failures.len(),
-            failures = %serde_json::Value::from(processed.failures.clone()),
-            "PERSISTENCE: parts of a webhook could not be stored; the event is kept and can be replayed"
+            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            "WEBHOOK: processed"
         );
-    }
-}
-
-/// What kind of error it is, without the values that a database's message may carry.
-fn kind_of(error: &sqlx::Error) -> String {
-    match error {
-        sqlx::Error::Database(database) => {
-            let sqlstate = database.code().unwrap_or_default();
-            match (database.table(), database.constraint()) {
-                (Some(table), Some(constraint)) => {
-                    format!("SQLSTATE {sqlstate}, table {table}, constraint {constraint}")
-                }
-                (Some(table), None) => format!("SQLSTATE {sqlstate}, table {table}"),
-                _ => format!("SQLSTATE {sqlstate}"),
-            }
+        if let Some(failures) = failures::to_json(&processed.failures) {
+            tracing::error!(
+                severity = "CRITICAL",
+                pipeline,
+                event_id = %processed.event_id,
+                failed = processed.failures.len(),
+                %failures,
+                "PERSISTENCE: parts of a webhook could not be stored; the event is kept and can be replayed"
+            );
         }
-        sqlx::Error::PoolTimedOut => "no connection to the Site DB was free in time".to_owned(),
-        sqlx::Error::Io(error) => format!("the connection to the Site DB broke ({})", error.kind()),
-        sqlx::Error::PoolClosed => "the connections to the Site DB are closed".to_owned(),
-        _ => "the Site DB's answer could not be used".to_owned(),
     }
 }

@@ -12,11 +12,11 @@ use super::{Sender, Shared};
 use crate::failpoint;
 use crate::metrics;
 use crate::provider::cloud::send;
-use crate::provider::{ContactIdentity, OpaqueId, WaId};
+use crate::provider::{ContactIdentity, Direction, OpaqueId, WaId};
 use crate::retry::backoff;
 use crate::shutdown;
-use crate::site_db::messages::Claimed;
-use crate::site_db::messages::outcomes::{self, Problem, Response};
+use crate::site_db::messages::{self, Claimed, Problem, Response};
+use crate::site_db::status_events::{self, Acceptance};
 use crate::site_db::{MessageStatus, SiteError, accounts, leads, storable};
 
 /// A claimed message and what is to be known about its claim.
@@ -197,7 +197,7 @@ async fn commit(shared: &Shared, sender: &Sender, attempt: &Attempt, next: &Next
                 tracing::info!(%phone_number_id, message_id = %id, failures, "PERSISTENCE: the outcome of the send is stored now");
             }
             if let Some(status) = reached {
-                metrics::count_message("outbound", status);
+                metrics::count_message(Direction::Outbound.as_str(), status.as_str());
             }
         }
         None => tracing::error!(
@@ -217,9 +217,9 @@ async fn commit_once(
     next: &Next,
     response: &Response,
     with_wamid: bool,
-) -> Result<Option<&'static str>, SiteError> {
+) -> Result<Option<MessageStatus>, SiteError> {
     let message = &attempt.message;
-    let key = outcomes::Attempt {
+    let key = messages::Attempt {
         id: message.id,
         lease_owner: message.lease_owner,
     };
@@ -229,8 +229,12 @@ async fn commit_once(
     let mut transaction = shared.pool.begin().await?;
     let reached = match next {
         Next::Accepted { accepted, held } => {
-            let wamid = with_wamid.then_some(&accepted.wamid);
-            let changed = outcomes::accepted(&mut transaction, key, wamid, *held, response).await?;
+            let acceptance = Acceptance {
+                wamid: with_wamid.then_some(&accepted.wamid),
+                held: *held,
+                response,
+            };
+            let changed = status_events::accept(&mut transaction, message.id, &acceptance).await?;
             if attempt.probe {
                 released = accounts::release(&mut transaction, attempt.account_id).await?;
             }
@@ -243,7 +247,7 @@ async fn commit_once(
                 }
             })
         }
-        Next::Failed(cause) => outcomes::failed(&mut transaction, key, &problem(cause), response)
+        Next::Failed(cause) => messages::failed(&mut transaction, key, &problem(cause), response)
             .await?
             .then_some(MessageStatus::Failed),
         Next::Pending {
@@ -252,11 +256,11 @@ async fn commit_once(
             pause,
             cause,
         } => {
-            let waits = outcomes::Wait {
+            let waits = messages::Wait {
                 after: *wait,
                 consumed: *consumed,
             };
-            let counted = outcomes::pending_again(&mut transaction, key, waits, &problem(cause), response).await?;
+            let counted = messages::put_back(&mut transaction, key, waits, &problem(cause), response).await?;
             if let Some((reach, length)) = pause {
                 accounts::throttle(&mut transaction, attempt.account_id, *reach, *length).await?;
             }
@@ -269,11 +273,11 @@ async fn commit_once(
                 .unwrap_or(0)
                 .saturating_add(1)
                 .min(MOST_HELD);
-            let waits = outcomes::Wait {
+            let waits = messages::Wait {
                 after: (shared.config.whatsapp.hold_probe * 3 / 2).saturating_mul(probes),
                 consumed: false,
             };
-            let counted = outcomes::pending_again(&mut transaction, key, waits, &problem(cause), response).await?;
+            let counted = messages::put_back(&mut transaction, key, waits, &problem(cause), response).await?;
             held_now = accounts::hold(
                 &mut transaction,
                 attempt.account_id,
@@ -287,7 +291,7 @@ async fn commit_once(
             .await?;
             counted.then_some(MessageStatus::Pending)
         }
-        Next::Unknown(why) => outcomes::unknown(&mut transaction, key, why, response)
+        Next::Unknown(why) => messages::lost(&mut transaction, key, why, response)
             .await?
             .then_some(MessageStatus::Unknown),
     };
@@ -326,7 +330,7 @@ async fn commit_once(
         metrics::set_account_degraded(phone_number_id, false);
         tracing::info!(%phone_number_id, "the number is released: Meta accepts its messages again");
     }
-    Ok(reached.map(MessageStatus::as_str))
+    Ok(reached)
 }
 
 fn problem(cause: &Cause) -> Problem {

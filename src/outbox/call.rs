@@ -17,7 +17,7 @@ use time::format_description::well_known::Rfc2822;
 use super::outcome::Answer;
 use crate::config::Whatsapp;
 use crate::provider::cloud::{GraphError, send};
-use crate::site_db::messages::outcomes::Response;
+use crate::site_db::messages::Response;
 
 /// How long a connection may take: below it the address is fine, beyond it the network is not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -68,7 +68,7 @@ struct Shared {
     pool: Pool,
     config: Arc<Config>,
     graph: Graph,
-    numbers: HashMap<String, Arc<Sender>>,
+    numbers: HashMap<PhoneNumberId, Arc<Sender>>,
     waiters: Waiters,
     /// Accepted by Meta, and the Site DB won't take it.
     unrecorded: AtomicU64,
@@ -78,6 +78,7 @@ struct Shared {
 /// A configured number.
 #[derive(Debug)]
 struct Sender {
+    number: PhoneNumberId,
     account: Account,
     /// Hash of its access token: says whether a hold was for this token.
     token_sha256: String,
@@ -97,13 +98,12 @@ impl Sender {
 
     /// Makes sure of the row, and releases a hold that was for another token.
     async fn register(&self, pool: &Pool) -> Result<Uuid, SiteError> {
-        let number = &self.account.phone_number_id;
         let waba = self.account.waba_id.as_deref();
-        let (id, released) = accounts::upsert(pool, number, waba, &self.token_sha256).await?;
-        if released {
-            tracing::info!(phone_number_id = %number, "the number is released: its access token was replaced");
+        let registered = accounts::register(pool, &self.number, waba, &self.token_sha256).await?;
+        if registered.released {
+            tracing::info!(phone_number_id = %self.number, "the number is released: its access token was replaced");
         }
-        Ok(id)
+        Ok(registered.id)
     }
 }
 
@@ -132,15 +132,18 @@ impl Outbox {
             .whatsapp
             .accounts
             .iter()
-            .map(|account| {
+            .filter_map(|account| {
+                // The configuration takes nothing but digits.
+                let number = PhoneNumberId::parse(&account.phone_number_id)?;
                 let sender = Sender {
+                    number: number.clone(),
                     token_sha256: hex::encode(Sha256::digest(account.access_token.expose_secret())),
                     account: account.clone(),
                     id: OnceCell::new(),
                     wake: Notify::new(),
                     suspects: Suspects::default(),
                 };
-                (account.phone_number_id.clone(), Arc::new(sender))
+                Some((number, Arc::new(sender)))
             })
             .collect();
         let shared = Arc::new(Shared {
@@ -204,9 +207,7 @@ impl Outbox {
         let shared = Arc::clone(&self.0);
         let waiting = tokio::spawn(async move { shared.wait_or_cancel(id, patience).await });
         // A task that panicked, or a runtime that is going down, leaves the message to `send_by`.
-        waiting
-            .await
-            .unwrap_or_else(|_| Err(SiteError::Unreachable(sqlx::Error::WorkerCrashed)))
+        waiting.await.unwrap_or_else(|_| Err(SiteError::Stopped))
     }
 
     /// Passes a call on with a number's token. The caller has made sure that it sends no message: those go through

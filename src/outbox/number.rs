@@ -14,7 +14,9 @@ use super::{Sender, Shared, attempt};
 use crate::metrics;
 use crate::retry::backoff;
 use crate::shutdown;
-use crate::site_db::{SiteError, accounts, messages};
+use crate::site_db::accounts::{self, AccountStatus};
+use crate::site_db::messages::{self, Claimed};
+use crate::site_db::{SiteError, number_leases};
 
 /// How often a number looks for work that nobody told it about: rows of other processes, and those whose wait is over.
 const POLL: Duration = Duration::from_millis(500);
@@ -82,8 +84,7 @@ pub(super) async fn run(shared: Arc<Shared>, sender: Arc<Sender>) {
     number.running.close();
     number.running.wait().await;
     if number.renewed.is_some() {
-        let phone_number_id = &number.sender.account.phone_number_id;
-        let given_up = accounts::give_up_lease(&number.shared.pool, phone_number_id, number.owner);
+        let given_up = number_leases::give_up(&number.shared.pool, &number.sender.number, number.owner);
         // Courtesy only: it ends by itself.
         let _ = tokio::time::timeout(Duration::from_secs(1), given_up).await;
     }
@@ -93,7 +94,7 @@ impl Number {
     async fn work(&mut self) {
         let stop = self.shared.stop.clone();
         let sender = Arc::clone(&self.sender);
-        let phone_number_id = &sender.account.phone_number_id;
+        let phone_number_id = &sender.number;
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
             let round = tokio::select! {
@@ -140,23 +141,24 @@ impl Number {
         if !self.hold_lease().await? {
             return Ok(Round::Idle(POLL));
         }
-        let phone_number_id = self.sender.account.phone_number_id.clone();
+        let phone_number_id = self.sender.number.clone();
         let gate = accounts::gate(&self.shared.pool, account_id).await?;
-        metrics::set_account_degraded(&phone_number_id, gate.held);
-        if gate.held && !self.was_held {
+        let held = gate.status == AccountStatus::Held;
+        metrics::set_account_degraded(phone_number_id.as_str(), held);
+        if held && !self.was_held {
             // It may be our token that is at fault: let a process with another one have a go.
             self.was_held = true;
             self.renewed = None;
-            accounts::give_up_lease(&self.shared.pool, &phone_number_id, self.owner).await?;
+            number_leases::give_up(&self.shared.pool, &phone_number_id, self.owner).await?;
             shutdown::sleep(STAND_BACK, &self.shared.stop).await;
             return Ok(Round::Busy);
         }
-        self.was_held = gate.held;
+        self.was_held = held;
         if gate.throttled_seconds > 0.0 {
             let left = Duration::try_from_secs_f64(gate.throttled_seconds).unwrap_or(POLL);
             return Ok(Round::Idle(left.min(POLL)));
         }
-        if gate.held {
+        if held {
             // A probe goes alone, so that it is one message that Meta refuses, not sixteen.
             if !gate.probe_due || !self.running.is_empty() {
                 return Ok(Round::Idle(POLL));
@@ -194,8 +196,7 @@ impl Number {
             return Ok(true);
         }
         let asked = Instant::now();
-        let phone_number_id = &self.sender.account.phone_number_id;
-        let held = accounts::lease(&self.shared.pool, phone_number_id, self.owner, LEASE).await?;
+        let held = number_leases::take(&self.shared.pool, &self.sender.number, self.owner, LEASE).await?;
         if held && self.renewed.is_none() {
             // New to the number: whoever had it before may have left a hold that our token does not deserve.
             self.sender.register(&self.shared.pool).await?;
@@ -225,7 +226,7 @@ impl Number {
         let claiming = self.running.spawn(async move {
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
             let claimed_at = Instant::now();
-            let claimed = messages::claim(&shared.pool, account_id, limit, shared.lease(), probe).await?;
+            let claimed = claim(&shared, account_id, limit, probe).await?;
             let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
             for message in claimed {
                 // There are as many free slots as were asked for: nobody else takes any.
@@ -249,4 +250,29 @@ impl Number {
         // The task does not panic, and the runtime's end needs no count.
         claiming.await.unwrap_or(Ok(0))
     }
+}
+
+/// Claims up to `limit` due messages; with a `probe`, through the number's hold, if one is due, and sets the time of the
+/// next.
+async fn claim(
+    shared: &Shared,
+    account_id: Uuid,
+    limit: usize,
+    probe: Option<Duration>,
+) -> Result<Vec<Claimed>, SiteError> {
+    let Some(interval) = probe else {
+        return messages::claim(&shared.pool, account_id, limit, shared.lease()).await;
+    };
+    let mut transaction = shared.pool.begin().await?;
+    if !accounts::take_probe(&mut transaction, account_id, interval).await? {
+        return Ok(Vec::new());
+    }
+    let claimed = messages::claim_probe(&mut transaction, account_id, limit, shared.lease()).await?;
+    if claimed.is_empty() {
+        // Nothing to send: the probe was not used either.
+        transaction.rollback().await?;
+    } else {
+        transaction.commit().await?;
+    }
+    Ok(claimed)
 }

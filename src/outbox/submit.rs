@@ -10,8 +10,8 @@ use super::Shared;
 use crate::failpoint;
 use crate::metrics;
 use crate::provider::cloud::send::Outbound;
-use crate::site_db::messages::{self, Known, NewRow, WAIT_ELAPSED};
-use crate::site_db::{MessageStatus, SiteError, leads, storable};
+use crate::site_db::messages::{self, Known, WAIT_ELAPSED};
+use crate::site_db::{MessageStatus, SiteError, conversations, storable};
 
 /// A message that a client wants sent. Validated: what is here is committed and sent as it is.
 #[derive(Debug, Clone)]
@@ -63,19 +63,13 @@ pub enum SubmitError {
     Site(#[from] SiteError),
 }
 
-impl From<sqlx::Error> for SubmitError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Site(error.into())
-    }
-}
-
 /// How often a submission whose client id is taken and free again in the same moment is tried.
 const ATTEMPTS: usize = 3;
 
 pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submitted, SubmitError> {
     let sender = shared
         .numbers
-        .get(&message.phone_number_id)
+        .get(message.phone_number_id.as_str())
         .ok_or(SubmitError::UnknownNumber)?;
     let account_id = sender.account_id(&shared.pool).await?;
     let fingerprint = fingerprint(&message);
@@ -95,7 +89,7 @@ pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submi
         }
     }
     // Taken, but not to be found, three times: somebody deletes rows as fast as they come.
-    Err(SubmitError::Site(SiteError::Shape(sqlx::Error::RowNotFound)))
+    Err(SubmitError::Site(SiteError::Vanished("whatsapp_messages")))
 }
 
 /// What a client's id stands for: everything that decides what is sent, from where, and whose it is.
@@ -140,34 +134,27 @@ async fn store(
 ) -> Result<Option<Uuid>, SubmitError> {
     let outbound = &message.outbound;
     let mut transaction = shared.pool.begin().await?;
-    let (lead_id, conversation_id) = match (message.lead_id, &outbound.contact) {
-        (Some(lead_id), _) => {
-            let conversation = messages::conversation_with(&mut transaction, account_id, lead_id).await?;
-            (lead_id, conversation.ok_or(SubmitError::UnknownLead)?)
-        }
-        (None, Some(contact)) => {
-            let link = leads::link(&mut transaction, account_id, contact).await?;
-            (link.lead_id, link.conversation_id)
-        }
-        (None, None) => {
-            let link = leads::link_group(&mut transaction, account_id, &outbound.recipient).await?;
-            (link.lead_id, link.conversation_id)
-        }
+    let link = match (message.lead_id, &outbound.contact) {
+        (Some(lead_id), _) => conversations::with_lead(&mut transaction, account_id, lead_id)
+            .await?
+            .ok_or(SubmitError::UnknownLead)?,
+        (None, Some(contact)) => conversations::link(&mut transaction, account_id, contact).await?,
+        (None, None) => conversations::link_group(&mut transaction, account_id, &outbound.recipient).await?,
     };
     // Time-ordered, so that the index grows at its end, and that ties of `created_at` within a process fall in order.
     let id = Uuid::now_v7();
     let inserted = messages::insert(
         &mut transaction,
-        &NewRow {
+        &messages::NewMessage {
             id,
             account_id,
-            conversation_id,
-            lead_id,
+            conversation_id: link.conversation_id,
+            lead_id: link.lead_id,
             kind: &outbound.kind,
             body: outbound.text.as_deref().map(storable).as_deref(),
             request: &message.request,
             recipient: &outbound.recipient,
-            context_wamid: outbound.context.as_ref().map(crate::provider::Wamid::as_str),
+            context: outbound.context.as_ref(),
             client_name: &message.client_name,
             client_id: message.client_id.as_deref(),
             request_sha256: fingerprint,
@@ -182,6 +169,7 @@ async fn store(
         transaction.rollback().await?;
         return Ok(None);
     }
+    conversations::touch_outbound(&mut transaction, link.conversation_id).await?;
     transaction.commit().await?;
     Ok(Some(id))
 }

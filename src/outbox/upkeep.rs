@@ -10,7 +10,8 @@ use super::Shared;
 use crate::health::Component;
 use crate::metrics;
 use crate::shutdown;
-use crate::site_db::{MessageStatus, SiteError, accounts, messages};
+use crate::site_db::accounts::{self, AccountStatus};
+use crate::site_db::{MessageStatus, SiteError, messages};
 
 /// How often. A message of a dead process shows as `unknown` this much after its lease at the latest.
 const EVERY: Duration = Duration::from_secs(5);
@@ -75,8 +76,9 @@ async fn tend(shared: &Shared) -> Result<Value, SiteError> {
     for number in accounts::overview(&shared.pool).await? {
         // Only those that are configured: others may be anybody's, and series must be bounded.
         if shared.numbers.contains_key(&number.phone_number_id) {
-            metrics::set_account_degraded(&number.phone_number_id, number.held);
-            if number.held {
+            let is_held = number.status == AccountStatus::Held;
+            metrics::set_account_degraded(number.phone_number_id.as_str(), is_held);
+            if is_held {
                 held.push(json!({"phone_number_id": number.phone_number_id, "code": number.hold_code}));
             }
         }

@@ -57,21 +57,19 @@ impl Waiters {
 /// Looks for all waiters of this process at once, and tells those whose message has moved on. Runs until the stop; then
 /// nothing is begun elsewhere that a waiter could miss for long.
 pub(super) async fn look(shared: Arc<Shared>) {
-    let mut seen: HashMap<Uuid, String> = HashMap::new();
+    let mut seen: HashMap<Uuid, MessageStatus> = HashMap::new();
     loop {
         let ids: Vec<Uuid> = {
             let all = shared.waiters.0.lock().unwrap_or_else(PoisonError::into_inner);
             all.keys().copied().collect()
         };
         if !ids.is_empty()
-            && let Ok(statuses) = messages::statuses(&shared.pool, &ids).await
+            && let Ok(statuses) = messages::standing(&shared.pool, &ids).await
         {
             let before = std::mem::take(&mut seen);
-            for (id, status) in statuses {
+            for messages::Standing { id, status } in statuses {
                 // Who is new here may have looked before the message moved on from where all begin.
-                let moved = before
-                    .get(&id)
-                    .map_or(status != MessageStatus::Pending.as_str(), |before| *before != status);
+                let moved = *before.get(&id).unwrap_or(&MessageStatus::Pending) != status;
                 if moved {
                     shared.waiters.tell(id);
                 }

@@ -1,5 +1,6 @@
 //! The identities of the Cloud API. Each is a type, so that no function can take one for another.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,13 @@ impl PhoneNumberId {
     /// The id as Meta writes it.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// So that a map by number can be asked with a text, such as a part of a path.
+impl Borrow<str> for PhoneNumberId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }

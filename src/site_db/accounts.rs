@@ -1,21 +1,50 @@
-//! Our numbers: their rows, their holds and throttles, and which process sends for them.
+//! `whatsapp_accounts`: our numbers, their holds and throttles.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use sqlx::{FromRow, PgConnection};
+use sqlx::FromRow;
+use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use uuid::Uuid;
 
-use super::{Pool, SiteError};
+use super::notifications;
+use super::{Pool, SiteError, Transaction, messages};
+use crate::provider::PhoneNumberId;
+
+/// `whatsapp_accounts.status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum AccountStatus {
+    /// It may send.
+    Active,
+    /// Meta refuses to send for it (expired token, restriction, payment): only a probe goes out now and then.
+    Held,
+}
+
+impl AccountStatus {
+    /// As the column writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// A configured number's row.
+#[derive(Debug, Clone, Copy)]
+pub struct Registered {
+    /// The row.
+    pub id: Uuid,
+    /// A hold was released, because it was for another access token.
+    pub released: bool,
+}
 
 /// Whether a number may send now.
 #[derive(Debug, Clone, FromRow)]
 pub struct Gate {
     /// Held: nothing is sent but a probe now and then.
-    pub held: bool,
+    pub status: AccountStatus,
     /// Held, and a probe is due.
     pub probe_due: bool,
-    /// Meta's code of the hold.
-    pub hold_code: Option<i32>,
     /// Throttled for this many more seconds; 0 or less: not throttled.
     pub throttled_seconds: f64,
 }
@@ -31,17 +60,76 @@ pub enum ThrottleReach {
     App,
 }
 
+/// Why a number is held.
+#[derive(Debug, Clone, Copy)]
+pub struct Hold<'a> {
+    /// Meta's code.
+    pub code: i32,
+    /// Meta's words.
+    pub reason: &'a str,
+    /// Hash of the token that was refused: another one in the configuration releases the hold.
+    pub token_sha256: &'a str,
+    /// When the first probe may go.
+    pub probe_after: Duration,
+}
+
+/// What a webhook tells of the number that it is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The number.
+    pub phone_number_id: &'a PhoneNumberId,
+    /// Its WhatsApp Business account.
+    pub waba_id: Option<&'a str>,
+    /// The number as people dial it.
+    pub display_phone_number: Option<&'a str>,
+}
+
+/// A number, for its gauge and the health report.
+#[derive(Debug, Clone)]
+pub struct Overview {
+    /// Meta's id of the number.
+    pub phone_number_id: PhoneNumberId,
+    /// Whether it may send.
+    pub status: AccountStatus,
+    /// Meta's code of the hold.
+    pub hold_code: Option<i32>,
+}
+
+/// When people last wrote over a number.
+#[derive(Debug, Clone)]
+pub struct LastRealMessage {
+    /// Meta's id of the number.
+    pub phone_number_id: PhoneNumberId,
+    /// Unix time.
+    pub seconds: f64,
+}
+
+/// Ends a hold, and makes due what it kept waiting; `held` says of which number.
+fn release_where(held: &str) -> String {
+    format!(
+        "WITH released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, \
+           held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
+           WHERE status = 'held' AND {held} RETURNING id), {} \
+         SELECT id FROM released",
+        messages::hurry_released()
+    )
+}
+
+static RELEASE_OTHER_TOKEN: LazyLock<String> =
+    LazyLock::new(|| release_where("phone_number_id = $1 AND held_token_sha256 IS DISTINCT FROM $2"));
+static RELEASE: LazyLock<String> = LazyLock::new(|| release_where("id = $1"));
+
 /// Makes sure that a configured number has its row, and releases its hold if it was for another token than the one
-/// configured now. Returns its id and whether a hold was released.
+/// configured now.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn upsert(
+pub async fn register(
     pool: &Pool,
-    phone_number_id: &str,
+    phone_number_id: &PhoneNumberId,
     waba_id: Option<&str>,
     token_sha256: &str,
-) -> Result<(Uuid, bool), SiteError> {
+) -> Result<Registered, SiteError> {
     // Unchanged rows are not written: each write would travel to the Agent DB.
     sqlx::query(
         "INSERT INTO public.whatsapp_accounts AS a (phone_number_id, waba_id) VALUES ($1, $2) \
@@ -50,25 +138,61 @@ pub async fn upsert(
     )
     .bind(phone_number_id)
     .bind(waba_id)
-    .execute(pool)
+    .execute(&pool.0)
     .await?;
-    let released: Option<Uuid> = sqlx::query_scalar(
-        "WITH released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, \
-           held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
-           WHERE phone_number_id = $1 AND status = 'held' AND held_token_sha256 IS DISTINCT FROM $2 RETURNING id), \
-         due AS (UPDATE public.whatsapp_messages m SET next_attempt_at = now(), updated_at = now() FROM released \
-           WHERE m.account_id = released.id AND m.status = 'pending' AND m.error_class = 'account') \
-         SELECT id FROM released",
-    )
-    .bind(phone_number_id)
-    .bind(token_sha256)
-    .fetch_optional(pool)
-    .await?;
+    let released: Option<Uuid> = sqlx::query_scalar(RELEASE_OTHER_TOKEN.as_str())
+        .bind(phone_number_id)
+        .bind(token_sha256)
+        .fetch_optional(&pool.0)
+        .await?;
     let id = sqlx::query_scalar("SELECT id FROM public.whatsapp_accounts WHERE phone_number_id = $1")
         .bind(phone_number_id)
-        .fetch_one(pool)
+        .fetch_one(&pool.0)
         .await?;
-    Ok((id, released.is_some()))
+    Ok(Registered {
+        id,
+        released: released.is_some(),
+    })
+}
+
+/// The row of a number that a webhook is for; made if it is not configured, so that nothing is lost.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn find_or_make(tx: &mut Transaction<'_>, seen: &Seen<'_>) -> Result<Uuid, SiteError> {
+    #[derive(FromRow)]
+    struct Known {
+        id: Uuid,
+        has_news: bool,
+    }
+    let known: Option<Known> = sqlx::query_as(
+        "SELECT id, (waba_id IS NULL AND $2::text IS NOT NULL) OR (display_phone_number IS NULL AND $3::text IS NOT NULL)
+                AS has_news
+           FROM public.whatsapp_accounts WHERE phone_number_id = $1",
+    )
+    .bind(seen.phone_number_id)
+    .bind(seen.waba_id)
+    .bind(seen.display_phone_number)
+    .fetch_optional(tx.connection())
+    .await?;
+    if let Some(known) = known
+        && !known.has_news
+    {
+        return Ok(known.id);
+    }
+    Ok(sqlx::query_scalar(
+        "INSERT INTO public.whatsapp_accounts AS a (phone_number_id, waba_id, display_phone_number) VALUES ($1, $2, $3)
+         ON CONFLICT (phone_number_id) DO UPDATE SET
+             waba_id = coalesce(a.waba_id, excluded.waba_id),
+             display_phone_number = coalesce(a.display_phone_number, excluded.display_phone_number),
+             updated_at = now()
+         RETURNING id",
+    )
+    .bind(seen.phone_number_id)
+    .bind(seen.waba_id)
+    .bind(seen.display_phone_number)
+    .fetch_one(tx.connection())
+    .await?)
 }
 
 /// Whether a number may send now.
@@ -77,26 +201,30 @@ pub async fn upsert(
 /// See [`SiteError`].
 pub async fn gate(pool: &Pool, account_id: Uuid) -> Result<Gate, SiteError> {
     Ok(sqlx::query_as(
-        "SELECT status = 'held' AS held, status = 'held' AND coalesce(probe_at <= now(), true) AS probe_due, hold_code, \
+        "SELECT status, status = 'held' AND coalesce(probe_at <= now(), true) AS probe_due, \
          coalesce(extract(epoch FROM throttled_until - now()), 0)::float8 AS throttled_seconds \
          FROM public.whatsapp_accounts WHERE id = $1",
     )
     .bind(account_id)
-    .fetch_one(pool)
+    .fetch_one(&pool.0)
     .await?)
 }
 
-/// Why a number is held.
-#[derive(Debug, Clone, Copy)]
-pub struct Hold<'a> {
-    /// Meta's code.
-    pub code: i32,
-    /// Meta's words.
-    pub reason: &'a str,
-    /// Hash of the token that was refused.
-    pub token_sha256: &'a str,
-    /// When the first probe may go.
-    pub probe_after: Duration,
+/// Takes the probe that is due on a held number, and sets the time of the next one. Returns false if none is due, or
+/// another server took it. To be rolled back where there is nothing to send: then it was not used.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn take_probe(tx: &mut Transaction<'_>, account_id: Uuid, interval: Duration) -> Result<bool, SiteError> {
+    let due = sqlx::query(
+        "UPDATE public.whatsapp_accounts SET probe_at = now() + make_interval(secs => $2), updated_at = now() \
+         WHERE id = $1 AND status = 'held' AND coalesce(probe_at <= now(), true)",
+    )
+    .bind(account_id)
+    .bind(interval.as_secs_f64())
+    .execute(tx.connection())
+    .await?;
+    Ok(due.rows_affected() > 0)
 }
 
 /// Holds a number: until another token is configured, or a probe succeeds. Returns whether it was free before; then a
@@ -104,7 +232,7 @@ pub struct Hold<'a> {
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn hold(connection: &mut PgConnection, account_id: Uuid, hold: &Hold<'_>) -> Result<bool, SiteError> {
+pub async fn hold(tx: &mut Transaction<'_>, account_id: Uuid, hold: &Hold<'_>) -> Result<bool, SiteError> {
     let newly = sqlx::query(
         "UPDATE public.whatsapp_accounts SET status = 'held', hold_code = $2, hold_reason = $3, held_at = now(), \
          held_token_sha256 = $4, probe_at = now() + make_interval(secs => $5), updated_at = now() \
@@ -115,16 +243,13 @@ pub async fn hold(connection: &mut PgConnection, account_id: Uuid, hold: &Hold<'
     .bind(hold.reason)
     .bind(hold.token_sha256)
     .bind(hold.probe_after.as_secs_f64())
-    .execute(&mut *connection)
+    .execute(tx.connection())
     .await?
     .rows_affected()
         > 0;
     if newly {
-        sqlx::query("INSERT INTO public.notifications (kind, account_id, detail) VALUES ('account_held', $1, $2)")
-            .bind(account_id)
-            .bind(format!("code {}: {}", hold.code, hold.reason))
-            .execute(connection)
-            .await?;
+        let detail = format!("code {}: {}", hold.code, hold.reason);
+        notifications::account_held(tx, account_id, &detail).await?;
     } else {
         sqlx::query(
             "UPDATE public.whatsapp_accounts SET hold_code = $2, hold_reason = $3, held_token_sha256 = $4, \
@@ -134,7 +259,7 @@ pub async fn hold(connection: &mut PgConnection, account_id: Uuid, hold: &Hold<'
         .bind(hold.code)
         .bind(hold.reason)
         .bind(hold.token_sha256)
-        .execute(connection)
+        .execute(tx.connection())
         .await?;
     }
     Ok(newly)
@@ -144,18 +269,11 @@ pub async fn hold(connection: &mut PgConnection, account_id: Uuid, hold: &Hold<'
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn release(connection: &mut PgConnection, account_id: Uuid) -> Result<bool, SiteError> {
-    let released: Option<Uuid> = sqlx::query_scalar(
-        "WITH released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, \
-           held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
-           WHERE id = $1 AND status = 'held' RETURNING id), \
-         due AS (UPDATE public.whatsapp_messages m SET next_attempt_at = now(), updated_at = now() FROM released \
-           WHERE m.account_id = released.id AND m.status = 'pending' AND m.error_class = 'account') \
-         SELECT id FROM released",
-    )
-    .bind(account_id)
-    .fetch_optional(connection)
-    .await?;
+pub async fn release(tx: &mut Transaction<'_>, account_id: Uuid) -> Result<bool, SiteError> {
+    let released: Option<Uuid> = sqlx::query_scalar(RELEASE.as_str())
+        .bind(account_id)
+        .fetch_optional(tx.connection())
+        .await?;
     Ok(released.is_some())
 }
 
@@ -164,7 +282,7 @@ pub async fn release(connection: &mut PgConnection, account_id: Uuid) -> Result<
 /// # Errors
 /// See [`SiteError`].
 pub async fn throttle(
-    connection: &mut PgConnection,
+    tx: &mut Transaction<'_>,
     account_id: Uuid,
     reach: ThrottleReach,
     wait: Duration,
@@ -181,64 +299,85 @@ pub async fn throttle(
     .bind(waba)
     .bind(app)
     .bind(wait.as_secs_f64())
-    .execute(connection)
+    .execute(tx.connection())
     .await?;
     Ok(())
 }
 
-/// Takes or renews the right to send for a number. Returns whether `owner` has it now.
+/// People have written to each other over this number just now.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn lease(pool: &Pool, phone_number_id: &str, owner: Uuid, length: Duration) -> Result<bool, SiteError> {
-    Ok(sqlx::query(
-        "INSERT INTO twinlog.number_leases AS l (phone_number_id, owner, lease_until) \
-         VALUES ($1, $2, now() + make_interval(secs => $3)) \
-         ON CONFLICT (phone_number_id) DO UPDATE SET owner = EXCLUDED.owner, lease_until = EXCLUDED.lease_until \
-         WHERE l.owner = EXCLUDED.owner OR l.lease_until < now()",
-    )
-    .bind(phone_number_id)
-    .bind(owner)
-    .bind(length.as_secs_f64())
-    .execute(pool)
-    .await?
-    .rows_affected()
-        > 0)
-}
-
-/// Gives the right to send for a number up, so that another process need not wait for its end.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn give_up_lease(pool: &Pool, phone_number_id: &str, owner: Uuid) -> Result<(), SiteError> {
-    sqlx::query("DELETE FROM twinlog.number_leases WHERE phone_number_id = $1 AND owner = $2")
-        .bind(phone_number_id)
-        .bind(owner)
-        .execute(pool)
+pub async fn touch(tx: &mut Transaction<'_>, account_id: Uuid) -> Result<(), SiteError> {
+    sqlx::query("UPDATE public.whatsapp_accounts SET last_real_message_at = clock_timestamp() WHERE id = $1")
+        .bind(account_id)
+        .execute(tx.connection())
         .await?;
     Ok(())
 }
 
-/// A number, for its gauge and the health report.
-#[derive(Debug, Clone, FromRow)]
-pub struct Overview {
-    /// Meta's id of the number.
-    pub phone_number_id: String,
-    /// Whether it is held.
-    pub held: bool,
-    /// Meta's code of the hold.
-    pub hold_code: Option<i32>,
-}
-
-/// All numbers.
+/// All numbers. One whose id has not Meta's form is another program's, and left out.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn overview(pool: &Pool) -> Result<Vec<Overview>, SiteError> {
-    Ok(sqlx::query_as(
-        "SELECT phone_number_id, status = 'held' AS held, hold_code \
-         FROM public.whatsapp_accounts ORDER BY phone_number_id",
+    #[derive(FromRow)]
+    struct Row {
+        phone_number_id: String,
+        status: AccountStatus,
+        hold_code: Option<i32>,
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT phone_number_id, status, hold_code FROM public.whatsapp_accounts ORDER BY phone_number_id",
     )
-    .fetch_all(pool)
-    .await?)
+    .fetch_all(&pool.0)
+    .await?;
+    let overview = |row: Row| {
+        Some(Overview {
+            phone_number_id: PhoneNumberId::parse(&row.phone_number_id)?,
+            status: row.status,
+            hold_code: row.hold_code,
+        })
+    };
+    Ok(rows.into_iter().filter_map(overview).collect())
+}
+
+/// When people last wrote over each number; numbers as for [`overview`].
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn last_real_messages(pool: &Pool) -> Result<Vec<LastRealMessage>, SiteError> {
+    #[derive(FromRow)]
+    struct Row {
+        phone_number_id: String,
+        seconds: f64,
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT phone_number_id, extract(epoch FROM last_real_message_at)::float8 AS seconds
+           FROM public.whatsapp_accounts WHERE last_real_message_at IS NOT NULL",
+    )
+    .fetch_all(&pool.0)
+    .await?;
+    let last = |row: Row| {
+        Some(LastRealMessage {
+            phone_number_id: PhoneNumberId::parse(&row.phone_number_id)?,
+            seconds: row.seconds,
+        })
+    };
+    Ok(rows.into_iter().filter_map(last).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_makes_due_what_the_hold_kept_waiting_in_the_same_statement() {
+        let release = RELEASE.as_str();
+        assert!(
+            release.contains("WHERE status = 'held' AND id = $1 RETURNING id), moved AS (UPDATE"),
+            "{release}"
+        );
+        assert!(release.ends_with("SELECT id FROM released"), "{release}");
+    }
 }

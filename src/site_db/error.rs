@@ -1,4 +1,4 @@
-//! What can go wrong on the Site DB, and what an operator does about it.
+//! What can go wrong on the Site DB: the one error of this room, whose fault it is, and what an operator does about it.
 
 use std::borrow::Cow;
 
@@ -23,6 +23,18 @@ pub enum SiteError {
     /// A row is not of the shape that this version expects.
     #[error("the Site DB's tables are not as this version expects them")]
     Shape(#[source] sqlx::Error),
+    /// A value can't be written to the Site DB at all; the statement was not sent.
+    #[error("a value has no database form")]
+    Value(#[source] sqlx::Error),
+    /// A person without any id is to be found: there is nothing to look for.
+    #[error("a contact without an id")]
+    Anonymous,
+    /// A row that must be there could neither be found nor made, several times in a row.
+    #[error("another program deletes rows of {0} as fast as they are written")]
+    Vanished(&'static str),
+    /// The task that asked was ended with its process.
+    #[error("the process is going down")]
+    Stopped,
 }
 
 impl From<sqlx::Error> for SiteError {
@@ -38,13 +50,14 @@ impl From<sqlx::Error> for SiteError {
             | sqlx::Error::Decode(_)
             | sqlx::Error::TypeNotFound { .. }
             | sqlx::Error::RowNotFound => Self::Shape(error),
+            sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => Self::Value(error),
             _ => Self::Unreachable(error),
         }
     }
 }
 
 impl SiteError {
-    /// No answer within the caller's patience.
+    /// The caller's own time limit passed before the Site DB answered.
     #[must_use]
     pub const fn timed_out() -> Self {
         Self::Unreachable(sqlx::Error::PoolTimedOut)
@@ -54,9 +67,10 @@ impl SiteError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Unreachable(_) => Disposition::Transient,
+            Self::Unreachable(_) | Self::Stopped => Disposition::Transient,
             Self::Refused { sqlstate, .. } => disposition(sqlstate),
-            Self::Shape(_) => Disposition::Systemic,
+            Self::Shape(_) | Self::Vanished(_) => Disposition::Systemic,
+            Self::Value(_) | Self::Anonymous => Disposition::Row,
         }
     }
 
@@ -65,18 +79,45 @@ impl SiteError {
     pub fn sqlstate(&self) -> &str {
         match self {
             Self::Refused { sqlstate, .. } => sqlstate,
-            Self::Unreachable(_) | Self::Shape(_) => "",
+            _ => "",
         }
     }
 
     /// The unique index or constraint that a row ran into, if that is what happened.
     #[must_use]
     pub fn constraint(&self) -> Option<&str> {
+        self.database()?.constraint()
+    }
+
+    /// What happened, for a log line or a failure that is kept: names of tables and constraints, never a value.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Refused { sqlstate, .. } => {
+                let table = self.database().and_then(|database| database.table());
+                match (table, self.constraint()) {
+                    (Some(table), Some(constraint)) => {
+                        format!("SQLSTATE {sqlstate}, table {table}, constraint {constraint}")
+                    }
+                    (Some(table), None) => format!("SQLSTATE {sqlstate}, table {table}"),
+                    _ => format!("SQLSTATE {sqlstate}"),
+                }
+            }
+            Self::Unreachable(sqlx::Error::PoolTimedOut) => "no connection to the Site DB was free in time".to_owned(),
+            Self::Unreachable(sqlx::Error::PoolClosed) => "the connections to the Site DB are closed".to_owned(),
+            Self::Unreachable(sqlx::Error::Io(error)) => {
+                format!("the connection to the Site DB broke ({})", error.kind())
+            }
+            other => other.to_string(),
+        }
+    }
+
+    fn database(&self) -> Option<&dyn sqlx::error::DatabaseError> {
         match self {
             Self::Refused {
                 source: sqlx::Error::Database(database),
                 ..
-            } => database.constraint(),
+            } => Some(database.as_ref()),
             _ => None,
         }
     }
@@ -85,8 +126,9 @@ impl SiteError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Unreachable(_) => Some("check that Postgres runs, and [site] url"),
+            Self::Unreachable(_) | Self::Stopped => Some("check that Postgres runs, and [site] url"),
             Self::Shape(_) => Some("run: twinlog migrate site"),
+            Self::Value(_) | Self::Anonymous | Self::Vanished(_) => None,
             Self::Refused { sqlstate, .. } => match sqlstate.as_str() {
                 "42P01" | "42703" | "3F000" => Some("run: twinlog migrate site"),
                 "42501" => Some(

@@ -8,8 +8,7 @@
 //! The locks of one call are taken in the order of their keys, so two calls never wait for each other in a circle. A
 //! transaction that needs several takes them in one call, before it touches a row.
 
-use sqlx::PgConnection;
-
+use super::{SiteError, Transaction};
 use crate::provider::{ContactIdentity, Wamid};
 
 /// Locks these messages and these people, in one order for all callers.
@@ -18,12 +17,12 @@ use crate::provider::{ContactIdentity, Wamid};
 /// in portions.
 ///
 /// # Errors
-/// The database's; a lock that a `lock_timeout` gave up on among them.
+/// See [`SiteError`]; a lock that a `lock_timeout` gave up on among them.
 pub async fn lock<'a>(
-    tx: &mut PgConnection,
+    tx: &mut Transaction<'_>,
     wamids: impl IntoIterator<Item = &'a Wamid>,
     contacts: impl IntoIterator<Item = &'a ContactIdentity>,
-) -> sqlx::Result<()> {
+) -> Result<(), SiteError> {
     lock_all(tx, wamids, contacts, []).await
 }
 
@@ -32,11 +31,11 @@ pub async fn lock<'a>(
 /// # Errors
 /// As for [`lock`].
 pub async fn lock_all<'a>(
-    tx: &mut PgConnection,
+    tx: &mut Transaction<'_>,
     wamids: impl IntoIterator<Item = &'a Wamid>,
     contacts: impl IntoIterator<Item = &'a ContactIdentity>,
     groups: impl IntoIterator<Item = &'a str>,
-) -> sqlx::Result<()> {
+) -> Result<(), SiteError> {
     let mut keys: Vec<String> = wamids.into_iter().map(|wamid| wamid.as_str().to_owned()).collect();
     for contact in contacts {
         keys.extend(contact.user_id.iter().map(|id| format!("lead:{id}")));
@@ -52,14 +51,14 @@ pub(super) fn group_key(group_id: &str) -> String {
 }
 
 /// Locks keys of the caller's own making.
-pub(super) async fn lock_keys(tx: &mut PgConnection, keys: &[String]) -> sqlx::Result<()> {
+pub(super) async fn lock_keys(tx: &mut Transaction<'_>, keys: &[String]) -> Result<(), SiteError> {
     // The sorted subquery is a barrier for the planner: the outer function sees the rows in that order.
     sqlx::query(
         "SELECT pg_advisory_xact_lock(key)
            FROM (SELECT DISTINCT hashtextextended(name, 0) AS key FROM unnest($1::text[]) AS name ORDER BY key) AS keys",
     )
     .bind(keys)
-    .execute(tx)
+    .execute(tx.connection())
     .await?;
     Ok(())
 }

@@ -1,15 +1,23 @@
-//! The pool: how the server connects to the Site DB.
+//! Connections to the Site DB: the pool, and a transaction that other rooms can hold without knowing the driver.
 
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::{Acquire, Executor, PgConnection, PgPool, Postgres};
 
+use super::SiteError;
 use crate::config::{DatabaseUrl, Host, Site, SslMode};
 
-/// Connections to the Site DB, shared by everything in this process.
-pub type Pool = sqlx::PgPool;
+/// Connections to the Site DB, shared by everything in this process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pool(pub(super) PgPool);
+
+/// A transaction, or a savepoint inside one. Dropped before [`commit`](Self::commit), it is rolled back.
+///
+/// READ COMMITTED, as [`locks`](super::locks) needs it: each statement sees what was committed before it.
+#[derive(Debug)]
+pub struct Transaction<'a>(sqlx::Transaction<'a, Postgres>);
 
 /// How long a request waits for a connection: Meta's clients give up after 5 s at the earliest, and must hear from us
 /// before that.
@@ -26,23 +34,70 @@ const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
      set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
      ELSE current_setting('synchronous_commit') END, false)";
 
-/// A pool that connects when it is first used, so that a Site DB that is down does not stop the server from starting.
-#[must_use]
-pub fn connect(site: &Site) -> Pool {
-    PgPoolOptions::new()
-        .max_connections(site.max_connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        // Idle ones go before a firewall forgets them silently.
-        .idle_timeout(Duration::from_secs(120))
-        .max_lifetime(Duration::from_secs(1800))
-        .test_before_acquire(true)
-        .after_connect(|connection, _| {
-            Box::pin(async move {
-                connection.execute(SESSION).await?;
-                Ok(())
+impl Pool {
+    /// A pool that connects when it is first used, so that a Site DB that is down does not stop the server from starting.
+    #[must_use]
+    pub fn connect(site: &Site) -> Self {
+        let pool = PgPoolOptions::new()
+            .max_connections(site.max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // Idle ones go before a firewall forgets them silently.
+            .idle_timeout(Duration::from_secs(120))
+            .max_lifetime(Duration::from_secs(1800))
+            .test_before_acquire(true)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute(SESSION).await?;
+                    Ok(())
+                })
             })
-        })
-        .connect_lazy_with(options(&site.url))
+            .connect_lazy_with(options(&site.url));
+        Self(pool)
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// No connection is to be had.
+    pub async fn begin(&self) -> Result<Transaction<'static>, SiteError> {
+        Ok(Transaction(self.0.begin().await?))
+    }
+
+    /// Takes no more work, and ends when all connections are closed.
+    pub async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+impl Transaction<'_> {
+    /// Commits; of a savepoint: keeps what was done since.
+    ///
+    /// # Errors
+    /// The Site DB refused, or did not answer: then nobody knows whether it is committed.
+    pub async fn commit(self) -> Result<(), SiteError> {
+        Ok(self.0.commit().await?)
+    }
+
+    /// Takes everything back; of a savepoint: what was done since.
+    ///
+    /// # Errors
+    /// The connection broke, which takes everything back as well.
+    pub async fn rollback(self) -> Result<(), SiteError> {
+        Ok(self.0.rollback().await?)
+    }
+
+    /// A savepoint: what is done on it can be taken back alone.
+    ///
+    /// # Errors
+    /// See [`SiteError`].
+    pub async fn savepoint(&mut self) -> Result<Transaction<'_>, SiteError> {
+        Ok(Transaction(self.0.begin().await?))
+    }
+
+    /// What the driver's statements run on.
+    pub(super) fn connection(&mut self) -> &mut PgConnection {
+        &mut self.0
+    }
 }
 
 fn options(url: &DatabaseUrl) -> PgConnectOptions {

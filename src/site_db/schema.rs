@@ -1,6 +1,6 @@
 //! Whether the Site DB is there and has what this version needs: asked at start and then every few seconds.
 
-use super::{Pool, SiteError};
+use super::{Pool, SiteError, messages};
 
 /// Names every column that was added last to its table, so that an older schema fails here, with one clear sentence,
 /// rather than in the middle of a send. Reads no row.
@@ -13,10 +13,6 @@ const PROBE: &str = "SELECT m.api_version, a.throttled_until, e.failures, l.leas
 /// # Errors
 /// What is wrong, with its hint.
 pub async fn check(pool: &Pool) -> Result<(), SiteError> {
-    sqlx::query(PROBE).fetch_optional(pool).await?;
-    // An update of no row takes the same rights as one of many, and fails on a standby.
-    sqlx::query("UPDATE public.whatsapp_messages SET updated_at = updated_at WHERE false")
-        .execute(pool)
-        .await?;
-    Ok(())
+    sqlx::query(PROBE).fetch_optional(&pool.0).await?;
+    messages::check_writable(pool).await
 }

@@ -1,132 +1,137 @@
-//! What a report of Meta's does to a message's row: a pure fold, whose result does not depend on the order of the reports.
+//! What the provider's reports do to a message's row: a pure fold, whose result does not depend on their order.
 //!
 //! Reports come early, late, twice and in any order. So the status is the highest of those reported, each step's time the
 //! earliest that implies the step, and nothing is ever taken back.
 
 use time::OffsetDateTime;
 
-/// The columns of a message that reports change.
+use super::problem::Problem;
+use super::status::MessageStatus;
+use crate::provider::Wamid;
+
+/// The columns of an outbound message that reports change.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct MessageState {
-    /// The status that is shown.
-    pub status: String,
-    /// Meta's id, once known.
-    pub wamid: Option<String>,
-    /// The error that is shown: of the first failure, as long as the status is `failed`.
-    pub error_code: Option<i32>,
-    /// Its class.
-    pub error_class: Option<String>,
-    /// Its text.
-    pub error_message: Option<String>,
-    /// When Meta took it.
-    pub accepted_at: Option<OffsetDateTime>,
-    /// When Meta said that it holds it.
-    pub held_at: Option<OffsetDateTime>,
-    /// When it left.
-    pub sent_at: Option<OffsetDateTime>,
-    /// When it was on the user's phone.
-    pub delivered_at: Option<OffsetDateTime>,
-    /// When the user saw it.
-    pub read_at: Option<OffsetDateTime>,
-    /// When the user listened to it.
-    pub played_at: Option<OffsetDateTime>,
-    /// When it failed first.
-    pub failed_at: Option<OffsetDateTime>,
+pub(crate) struct MessageState {
+    pub(crate) status: MessageStatus,
+    /// The provider's id, once known.
+    pub(crate) wamid: Option<Wamid>,
+    /// The error of the first failure, as long as the status is `failed`; before that, of the last attempt.
+    pub(crate) error_code: Option<i32>,
+    pub(crate) error_class: Option<String>,
+    pub(crate) error_message: Option<String>,
+    pub(crate) accepted_at: Option<OffsetDateTime>,
+    pub(crate) held_at: Option<OffsetDateTime>,
+    pub(crate) sent_at: Option<OffsetDateTime>,
+    pub(crate) delivered_at: Option<OffsetDateTime>,
+    pub(crate) read_at: Option<OffsetDateTime>,
+    pub(crate) played_at: Option<OffsetDateTime>,
+    pub(crate) failed_at: Option<OffsetDateTime>,
 }
 
-/// One report.
+/// One report of the provider's about a message of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Meta's word, or `accepted` and `held` from the answer to the send.
-    pub status: String,
+    /// How far the message is, by this report: `accepted`, `held`, `sent`, `delivered`, `read`, `played` or `failed`.
+    step: MessageStatus,
     /// When, by the clock of who said it.
-    pub at: OffsetDateTime,
+    at: OffsetDateTime,
     /// Why, for `failed`.
-    pub error: Option<(i32, &'static str, String)>,
+    problem: Option<Problem>,
 }
 
 impl Report {
-    /// A report without an error.
+    /// The provider has the message (`held`: and assesses it first), by its answer to the send.
     #[must_use]
-    pub fn of(status: &str, at: OffsetDateTime) -> Self {
+    pub const fn accepted(held: bool, at: OffsetDateTime) -> Self {
         Self {
-            status: status.to_owned(),
+            step: if held {
+                MessageStatus::Held
+            } else {
+                MessageStatus::Accepted
+            },
             at,
-            error: None,
+            problem: None,
         }
+    }
+
+    /// The provider's word for a step. One that we don't know still says that the provider has the message.
+    #[must_use]
+    pub fn of_word(word: &str, at: OffsetDateTime, problem: Option<Problem>) -> Self {
+        use MessageStatus::{Accepted, Delivered, Failed, Held, Played, Read, Sent};
+        let step = match word.parse() {
+            Ok(step @ (Accepted | Held | Sent | Failed | Delivered | Read | Played)) => step,
+            _ => Accepted,
+        };
+        Self { step, at, problem }
     }
 }
 
 /// How far a status is. A message that failed after it was sent shows `failed`; one that arrived nevertheless (it had
 /// several devices to go to) shows that it arrived.
-fn rank(status: &str) -> u8 {
+const fn rank(status: MessageStatus) -> u8 {
     match status {
-        "pending" => 0,
-        "sending" => 1,
+        MessageStatus::Pending => 0,
+        MessageStatus::Sending => 1,
         // Any report is news for these: a cancelled message should not have left, but if it did, that is what counts.
-        "unknown" | "cancelled" => 2,
-        "accepted" => 3,
-        "held" => 4,
-        "sent" => 5,
-        "failed" => 6,
-        "delivered" => 7,
-        "read" => 8,
-        "played" => 9,
-        // Inbound, or a word of the future.
-        _ => u8::MAX,
+        MessageStatus::Unknown | MessageStatus::Cancelled => 2,
+        MessageStatus::Accepted => 3,
+        MessageStatus::Held => 4,
+        MessageStatus::Sent => 5,
+        MessageStatus::Failed => 6,
+        MessageStatus::Delivered => 7,
+        MessageStatus::Read => 8,
+        MessageStatus::Played => 9,
+        // Inbound: there is nothing to report.
+        MessageStatus::Received => u8::MAX,
     }
 }
 
 impl MessageState {
-    /// Folds a report about `wamid` in.
-    pub fn fold(&mut self, wamid: &str, report: &Report) {
-        // A message that was refused has no wamid. A report about it proves that Meta took it after all.
-        if self.status == "failed" && self.wamid.is_none() {
-            "unknown".clone_into(&mut self.status);
+    /// Folds a report in. `wamid` is the id that the report names; `None` where another message has it already.
+    pub(crate) fn fold(&mut self, wamid: Option<&Wamid>, report: &Report) {
+        use MessageStatus::{Delivered, Failed, Held, Played, Read, Sent, Unknown};
+        // A message that was refused has no wamid. A report about it proves that the provider took it after all.
+        if self.status == Failed && self.wamid.is_none() {
+            self.status = Unknown;
             self.failed_at = None;
             self.clear_error();
         }
         if self.wamid.is_none() {
-            self.wamid = Some(wamid.to_owned());
+            self.wamid = wamid.cloned();
         }
-        let at = report.at;
-        let known = match report.status.as_str() {
-            "accepted" | "held" | "sent" | "failed" | "delivered" | "read" | "played" => report.status.as_str(),
-            // A word that we don't know still says that Meta has the message.
-            _ => "accepted",
-        };
+        let (step, at) = (report.step, report.at);
         self.accepted_at = self.accepted_at.or(Some(at));
-        match known {
-            "held" => earliest(&mut self.held_at, at),
-            "failed" => {
+        match step {
+            Held => earliest(&mut self.held_at, at),
+            Failed => {
                 if self.failed_at.is_none_or(|first| at < first)
-                    && let Some((code, class, message)) = &report.error
+                    && let Some(problem) = &report.problem
                 {
-                    self.error_code = Some(*code);
-                    self.error_class = Some((*class).to_owned());
-                    self.error_message = Some(message.clone());
+                    self.error_code = problem.code;
+                    self.error_class = Some(problem.class.to_owned());
+                    self.error_message = Some(problem.message.clone());
                 }
                 earliest(&mut self.failed_at, at);
             }
             _ => {}
         }
         // `delivered` is skipped when a message is read at once: each step implies those before.
-        if matches!(known, "sent" | "delivered" | "read" | "played") {
+        if matches!(step, Sent | Delivered | Read | Played) {
             earliest(&mut self.sent_at, at);
         }
-        if matches!(known, "delivered" | "read" | "played") {
+        if matches!(step, Delivered | Read | Played) {
             earliest(&mut self.delivered_at, at);
         }
-        if matches!(known, "read" | "played") {
+        if matches!(step, Read | Played) {
             earliest(&mut self.read_at, at);
         }
-        if known == "played" {
+        if step == Played {
             earliest(&mut self.played_at, at);
         }
-        if rank(known) > rank(&self.status) {
-            known.clone_into(&mut self.status);
+        if rank(step) > rank(self.status) {
+            self.status = step;
         }
-        if self.status != "failed" {
+        if self.status != Failed {
             self.clear_error();
         }
     }
@@ -152,7 +157,7 @@ mod tests {
 
     fn state(status: &str) -> MessageState {
         MessageState {
-            status: status.to_owned(),
+            status: status.parse().unwrap(),
             wamid: None,
             error_code: None,
             error_class: None,
@@ -168,17 +173,26 @@ mod tests {
     }
 
     fn report(status: &str, second: i64) -> Report {
-        Report {
-            status: status.to_owned(),
-            at: OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second),
-            error: (status == "failed").then(|| (131_047, "window", format!("at {second}"))),
-        }
+        let problem = (status == "failed").then(|| Problem {
+            code: Some(131_047),
+            class: "window",
+            message: format!("at {second}"),
+        });
+        Report::of_word(
+            status,
+            OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second),
+            problem,
+        )
+    }
+
+    fn wamid() -> Wamid {
+        Wamid::parse("wamid.1").unwrap()
     }
 
     fn after(status: &str, reports: &[Report]) -> MessageState {
         let mut state = state(status);
         for report in reports {
-            state.fold("w", report);
+            state.fold(Some(&wamid()), report);
         }
         state
     }
@@ -201,7 +215,7 @@ mod tests {
             ("delivered", &["brand_new"], "delivered"),
         ] {
             let reports: Vec<_> = reports.iter().zip(1..).map(|(status, at)| report(status, at)).collect();
-            assert_eq!(after(before, &reports).status, shown, "{before} {reports:?}");
+            assert_eq!(after(before, &reports).status.as_str(), shown, "{before} {reports:?}");
         }
     }
 
@@ -212,7 +226,7 @@ mod tests {
         assert!(read.sent_at.is_some());
         let late = after("accepted", &[report("read", 5), report("delivered", 3)]);
         assert_eq!(late.delivered_at, Some(report("delivered", 3).at));
-        assert_eq!(late.status, "read");
+        assert_eq!(late.status, MessageStatus::Read);
     }
 
     #[test]
@@ -232,7 +246,7 @@ mod tests {
         let mut refused = state("failed");
         refused.error_code = Some(131_000);
         refused.failed_at = Some(report("failed", 0).at);
-        refused.fold("w", &report("sent", 1));
+        refused.fold(Some(&wamid()), &report("sent", 1));
         assert_eq!(
             (refused.status.as_str(), refused.error_code, refused.failed_at),
             ("sent", None, None)

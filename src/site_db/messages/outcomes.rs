@@ -1,121 +1,28 @@
-//! What a call to the Graph API brought, written down.
+//! What a call to the provider brought, and what reports say: the transitions that the outbox and the inbox ask for.
 //!
-//! Every statement is conditional, so that it never takes back what the inbox learned from a status webhook meanwhile
-//! (a status often arrives before the answer to the send): an outcome counts only for a row that still carries this
-//! attempt's lease and is `sending` or, after the lease expired, `unknown`. An acceptance is knowledge whoever has it,
-//! and counts for a row that waits for another attempt as well: that must not be sent twice.
+//! Each takes one message or many, and answers with those that it changed; the others had moved on (see
+//! [`transition`](super::transition)).
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use sqlx::PgConnection;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::fold::{MessageState, Report};
+use super::problem::{Problem, Response};
+use super::status::MessageStatus;
+use super::transition::{self, OUTCOME_UNKNOWN};
+use super::write::{Change, Statement};
 use crate::provider::Wamid;
-use crate::site_db::{SiteError, status_events};
+use crate::site_db::{Pool, SiteError, Transaction};
 
-/// One attempt.
+/// One attempt to send a message.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
     /// The message.
     pub id: Uuid,
-    /// See [`Claimed::lease_owner`](super::Claimed::lease_owner).
+    /// The attempt's own id: see [`Claimed::lease_owner`](super::Claimed::lease_owner).
     pub lease_owner: Uuid,
-}
-
-/// Meta's answer, for the client that asks again.
-#[derive(Debug, Clone, Default)]
-pub struct Response {
-    /// HTTP status; `None` without an answer.
-    pub status: Option<u16>,
-    /// Its body as it came.
-    pub body: Option<String>,
-}
-
-/// An error, as the row keeps it.
-#[derive(Debug, Clone, Default)]
-pub struct Problem {
-    /// Meta's code.
-    pub code: Option<i32>,
-    /// Our class.
-    pub class: &'static str,
-    /// A sentence; Meta's words where there are some.
-    pub message: String,
-}
-
-/// Meta accepted the message (`held`: and assesses its quality first). Returns the status that the row shows now, if this
-/// changed it; statuses that came before the answer are adopted.
-///
-/// Without a wamid only the status is written: for the impossible case that another row has it already.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn accepted(
-    connection: &mut PgConnection,
-    attempt: Attempt,
-    wamid: Option<&Wamid>,
-    held: bool,
-    response: &Response,
-) -> Result<Option<String>, SiteError> {
-    let changed = match wamid {
-        Some(wamid) => {
-            status_events::accept(&mut *connection, attempt.id, wamid, held, OffsetDateTime::now_utc()).await?
-        }
-        None => {
-            sqlx::query_scalar(
-                "UPDATE public.whatsapp_messages SET status = CASE WHEN $2 THEN 'held' ELSE 'accepted' END, \
-                 accepted_at = coalesce(accepted_at, now()), held_at = CASE WHEN $2 THEN now() END, updated_at = now() \
-                 WHERE id = $1 AND status IN ('pending', 'sending', 'unknown', 'cancelled') RETURNING status",
-            )
-            .bind(attempt.id)
-            .bind(held)
-            .fetch_optional(&mut *connection)
-            .await?
-        }
-    };
-    sqlx::query(
-        "UPDATE public.whatsapp_messages SET response_status = $3, response = $4, lease_owner = NULL, \
-         lease_until = NULL, next_attempt_at = NULL, updated_at = now() \
-         WHERE id = $1 AND (status <> 'sending' OR lease_owner = $2)",
-    )
-    .bind(attempt.id)
-    .bind(attempt.lease_owner)
-    .bind(response.status.map(i32::from))
-    .bind(response.body.as_deref())
-    .execute(connection)
-    .await?;
-    Ok(changed)
-}
-
-/// The message failed for good. Writes a notification too. Returns whether it counted.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn failed(
-    connection: &mut PgConnection,
-    attempt: Attempt,
-    problem: &Problem,
-    response: &Response,
-) -> Result<bool, SiteError> {
-    let done = sqlx::query(
-        "WITH done AS (UPDATE public.whatsapp_messages SET status = 'failed', failed_at = now(), error_code = $3, \
-           error_class = $4, error_message = $5, response_status = $6, response = $7, lease_owner = NULL, \
-           lease_until = NULL, next_attempt_at = NULL, updated_at = now() \
-           WHERE id = $1 AND lease_owner = $2 AND status IN ('sending', 'unknown') \
-           RETURNING id, account_id, conversation_id) \
-         INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
-         SELECT 'message_failed', account_id, conversation_id, id, $5 FROM done",
-    )
-    .bind(attempt.id)
-    .bind(attempt.lease_owner)
-    .bind(problem.code)
-    .bind(problem.class)
-    .bind(&problem.message)
-    .bind(response.status.map(i32::from))
-    .bind(response.body.as_deref())
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() > 0)
 }
 
 /// How a message waits for its next attempt.
@@ -127,63 +34,197 @@ pub struct Wait {
     pub consumed: bool,
 }
 
+static ACCEPT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::ACCEPT));
+static PUT_BACK: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::PUT_BACK));
+static FAIL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::FAIL));
+static LOSE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::LOSE));
+static CANCEL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::CANCEL));
+static REVIVE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REVIVE));
+static REPORT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REPORT));
+
+/// The message failed for good; a notification says so. Returns whether it counted.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn failed(
+    tx: &mut Transaction<'_>,
+    attempt: Attempt,
+    problem: &Problem,
+    response: &Response,
+) -> Result<bool, SiteError> {
+    let change = Change {
+        problem: problem.clone(),
+        response: response.clone(),
+        ..attempt.change()
+    };
+    Ok(!FAIL.execute(tx.connection(), &[change]).await?.is_empty())
+}
+
 /// It is certain that nothing was sent, and the message waits for another attempt. Returns whether it counted.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn pending_again(
-    connection: &mut PgConnection,
+pub async fn put_back(
+    tx: &mut Transaction<'_>,
     attempt: Attempt,
     wait: Wait,
     problem: &Problem,
     response: &Response,
 ) -> Result<bool, SiteError> {
-    let done = sqlx::query(
-        "UPDATE public.whatsapp_messages SET status = 'pending', unknown_at = NULL, \
-         next_attempt_at = now() + make_interval(secs => $3), \
-         attempt = CASE WHEN $4 THEN attempt ELSE attempt - 1 END, \
-         throttles = CASE WHEN $4 THEN throttles ELSE throttles + 1 END, error_code = $5, error_class = $6, \
-         error_message = $7, response_status = $8, response = $9, lease_owner = NULL, lease_until = NULL, \
-         updated_at = now() WHERE id = $1 AND lease_owner = $2 AND status IN ('sending', 'unknown')",
-    )
-    .bind(attempt.id)
-    .bind(attempt.lease_owner)
-    .bind(wait.after.as_secs_f64())
-    .bind(wait.consumed)
-    .bind(problem.code)
-    .bind(problem.class)
-    .bind(&problem.message)
-    .bind(response.status.map(i32::from))
-    .bind(response.body.as_deref())
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() > 0)
+    let change = Change {
+        problem: problem.clone(),
+        response: response.clone(),
+        wait: wait.after,
+        consumed: wait.consumed,
+        ..attempt.change()
+    };
+    Ok(!PUT_BACK.execute(tx.connection(), &[change]).await?.is_empty())
 }
 
-/// It is not known whether the message was sent. Writes a notification too. Returns whether it counted.
+/// It is not known whether the message was sent; a notification says so. Returns whether it counted.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn unknown(
-    connection: &mut PgConnection,
+pub async fn lost(
+    tx: &mut Transaction<'_>,
     attempt: Attempt,
-    message: &str,
+    why: &str,
     response: &Response,
 ) -> Result<bool, SiteError> {
-    let done = sqlx::query(
-        "WITH done AS (UPDATE public.whatsapp_messages SET status = 'unknown', unknown_at = now(), error_code = NULL, \
-           error_class = 'unknown', error_message = $3, response_status = $4, response = $5, lease_until = NULL, \
-           updated_at = now() WHERE id = $1 AND lease_owner = $2 AND status = 'sending' \
-           RETURNING id, account_id, conversation_id) \
-         INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
-         SELECT 'message_unknown', account_id, conversation_id, id, $3 FROM done",
+    let change = Change {
+        problem: Problem {
+            code: None,
+            class: OUTCOME_UNKNOWN,
+            message: why.to_owned(),
+        },
+        response: response.clone(),
+        ..attempt.change()
+    };
+    Ok(!LOSE.execute(tx.connection(), &[change]).await?.is_empty())
+}
+
+/// The provider has the message, by its answer and by the reports that were faster than the answer. Returns the status
+/// that the row shows now, if this changed it; a new `failed` is a notification too.
+///
+/// Without a wamid only the status is written: for the impossible case that another row has it already.
+///
+/// # Errors
+/// See [`SiteError`].
+pub(in crate::site_db) async fn accepted(
+    tx: &mut Transaction<'_>,
+    message_id: Uuid,
+    wamid: Option<&Wamid>,
+    reports: &[Report],
+    response: &Response,
+) -> Result<Option<MessageStatus>, SiteError> {
+    let Some(before) = locked(tx, message_id).await? else {
+        return Ok(None);
+    };
+    let (mut change, shown) = folded(message_id, &before, wamid, reports, true);
+    change.response = response.clone();
+    ACCEPT.execute(tx.connection(), &[change]).await?;
+    Ok(shown)
+}
+
+/// Whether a `failed` that a report brings is news to anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It is written as a notification too.
+    Told,
+    /// It happened long ago.
+    Silent,
+}
+
+/// Folds reports into a message's row; writes only if that changes it. Returns the new status, if there is one.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn reported(
+    tx: &mut Transaction<'_>,
+    message_id: Uuid,
+    wamid: &Wamid,
+    reports: &[Report],
+    news: News,
+) -> Result<Option<MessageStatus>, SiteError> {
+    let Some(before) = locked(tx, message_id).await? else {
+        return Ok(None);
+    };
+    let (change, shown) = folded(message_id, &before, Some(wamid), reports, news == News::Told);
+    if change.folded.as_ref() != Some(&before) {
+        REPORT.execute(tx.connection(), &[change]).await?;
+    }
+    Ok(shown)
+}
+
+/// Cancels a message that was not sent, because its client stops waiting. Returns false if it is too late for that:
+/// an attempt is under way, or it is settled.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn cancel_waiting(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
+    let mut connection = pool.0.acquire().await?;
+    let change = Change {
+        id,
+        ..Change::default()
+    };
+    Ok(!CANCEL.execute(&mut connection, &[change]).await?.is_empty())
+}
+
+/// Takes a cancellation back, because the same client asks again. Returns false if it was not of that kind, or somebody
+/// else took it back.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>) -> Result<bool, SiteError> {
+    let mut connection = pool.0.acquire().await?;
+    let change = Change {
+        id,
+        send_within,
+        ..Change::default()
+    };
+    Ok(!REVIVE.execute(&mut connection, &[change]).await?.is_empty())
+}
+
+impl Attempt {
+    fn change(self) -> Change {
+        Change {
+            id: self.id,
+            lease_owner: Some(self.lease_owner),
+            ..Change::default()
+        }
+    }
+}
+
+/// Locks a message's row and reads what reports change; `None` if there is no such message of ours.
+async fn locked(tx: &mut Transaction<'_>, message_id: Uuid) -> Result<Option<MessageState>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT status, wamid, error_code, error_class, error_message, accepted_at, held_at, sent_at, delivered_at,
+                read_at, played_at, failed_at
+           FROM public.whatsapp_messages WHERE id = $1 AND direction = 'outbound' FOR UPDATE",
     )
-    .bind(attempt.id)
-    .bind(attempt.lease_owner)
-    .bind(message)
-    .bind(response.status.map(i32::from))
-    .bind(response.body.as_deref())
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() > 0)
+    .bind(message_id)
+    .fetch_optional(tx.connection())
+    .await?)
+}
+
+/// The row after the reports, and the status that it shows then, if it is another one.
+fn folded(
+    id: Uuid,
+    before: &MessageState,
+    wamid: Option<&Wamid>,
+    reports: &[Report],
+    tell: bool,
+) -> (Change, Option<MessageStatus>) {
+    let mut after = before.clone();
+    for report in reports {
+        after.fold(wamid, report);
+    }
+    let shown = (after.status != before.status).then_some(after.status);
+    let change = Change {
+        id,
+        notify: tell && shown == Some(MessageStatus::Failed),
+        folded: Some(after),
+        ..Change::default()
+    };
+    (change, shown)
 }

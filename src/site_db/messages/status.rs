@@ -1,29 +1,20 @@
-//! A message's status, and who sets it when.
+//! A message's status, as its column holds it.
 
-use std::fmt;
-use std::str::FromStr;
+use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 
-/// `whatsapp_messages.status`.
-///
-/// ```text
-/// pending ⇄ sending → accepted → sent → delivered → read → played
-///    │         ├→ held ──┘  (by the status webhook)
-///    │         ├→ failed
-///    ↓         └→ unknown → (status webhook) accepted … | failed
-/// cancelled
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// `whatsapp_messages.status`. Which status follows which, and who writes it: [`transition`](super::transition).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum MessageStatus {
-    /// Committed, to be sent. Set by the outbox on submission, and again after an attempt of which it is certain that
-    /// nothing was sent (throttled, account held, error that passes).
+    /// Committed, to be sent: new, or after an attempt of which it is certain that nothing was sent.
     Pending,
-    /// An attempt is under way under a lease. Set by the outbox before it calls the Graph API.
+    /// An attempt is under way under a lease; committed before the provider is called.
     Sending,
-    /// Meta took it and gave a wamid. Set by the outbox from the answer, or by the inbox from the first echo.
+    /// The provider took it and gave it an id.
     Accepted,
-    /// Meta took it and assesses the template's quality before it delivers. Set by the outbox; never sent again.
+    /// The provider took it and assesses the template's quality before it delivers. Never sent again.
     Held,
-    /// Left Meta for the device. Set by the inbox from the status webhook, as the next three are.
+    /// Left the provider for the device.
     Sent,
     /// Reached the device.
     Delivered,
@@ -31,51 +22,22 @@ pub enum MessageStatus {
     Read,
     /// A voice message was played.
     Played,
-    /// Not sent, finally: Meta's answer says so (outbox), or a status webhook does (inbox).
+    /// Not sent, finally: the provider's answer or one of its reports says so.
     Failed,
-    /// Perhaps sent: the answer was lost, or the process died while it waited. Set by the outbox, or by any server's
-    /// sweep when the lease expires. Settled by the status webhook that echoes our id; never sent again by itself.
+    /// Perhaps sent: the answer was lost, or the process died while it waited. A report that carries our id settles it;
+    /// it is never sent again by itself.
     Unknown,
-    /// Inbound. Set by the inbox.
+    /// Inbound.
     Received,
     /// Never sent and never will be: the waiting client was told so, or an operator decided.
     Cancelled,
 }
 
 impl MessageStatus {
-    /// All of them, in the order of the schema's check.
-    pub const ALL: [Self; 12] = [
-        Self::Pending,
-        Self::Sending,
-        Self::Accepted,
-        Self::Held,
-        Self::Sent,
-        Self::Delivered,
-        Self::Read,
-        Self::Played,
-        Self::Failed,
-        Self::Unknown,
-        Self::Received,
-        Self::Cancelled,
-    ];
-
-    /// As the column holds it.
+    /// As the column, the API and the metrics' labels write it.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Sending => "sending",
-            Self::Accepted => "accepted",
-            Self::Held => "held",
-            Self::Sent => "sent",
-            Self::Delivered => "delivered",
-            Self::Read => "read",
-            Self::Played => "played",
-            Self::Failed => "failed",
-            Self::Unknown => "unknown",
-            Self::Received => "received",
-            Self::Cancelled => "cancelled",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 
     /// Whether the outbox is done with it: all but `pending` and `sending`.
@@ -85,44 +47,16 @@ impl MessageStatus {
     }
 }
 
-impl fmt::Display for MessageStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A status that this version does not know.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the message status {0:?} is not known to this version")]
-pub struct UnknownStatus(String);
-
-impl FromStr for MessageStatus {
-    type Err = UnknownStatus;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|status| status.as_str() == text)
-            .ok_or_else(|| UnknownStatus(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for MessageStatus {
-    type Error = UnknownStatus;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use strum::IntoEnumIterator;
+
     use super::*;
 
     #[test]
     fn every_status_reads_back_and_is_in_the_schema() {
         let schema = include_str!("../../../migrations/site/0001_conversations.sql");
-        for status in MessageStatus::ALL {
+        for status in MessageStatus::iter() {
             assert_eq!(status.as_str().parse(), Ok(status));
             assert!(schema.contains(&format!("'{status}'")), "{status}");
         }

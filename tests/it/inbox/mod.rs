@@ -9,21 +9,21 @@ mod reports;
 use crate::harness::{Databases, SOON, databases, eventually, eventually_equal, private_databases};
 use secrecy::SecretString;
 use serde_json::{Value, json};
-use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
 use std::sync::Arc;
 use std::time::Duration;
-use time::OffsetDateTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use twinlog::config;
 use twinlog::dev::graph_simulator::samples;
 use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::health::Health;
-use twinlog::inbox::{EventId, Inbox, ReceiveError, Worker, WorkerSettings};
+use twinlog::inbox::{EventId, Inbox, InboxSettings, ReceiveError, Worker};
 use twinlog::provider::cloud::signature;
 use twinlog::provider::cloud::webhook;
 use twinlog::provider::{ContactIdentity, OpaqueId, UserId, WaId, Wamid};
-use twinlog::site_db::leads::{Link, learn_recipient, link, link_group};
+use twinlog::site_db::Pool;
+use twinlog::site_db::conversations::{Link, link, link_group};
+use twinlog::site_db::leads::learn_recipient;
 use twinlog::site_db::locks::lock;
 use twinlog::site_db::status_events as statuses;
 use uuid::Uuid;
@@ -33,7 +33,7 @@ const NUMBER: &str = "106540352242922";
 /// A migrated Site DB with an inbox, and a worker if the test wants one.
 struct Site {
     db: Databases,
-    pool: PgPool,
+    pool: Pool,
     inbox: Inbox,
     health: Health,
     stop: Option<DropGuard>,
@@ -47,13 +47,12 @@ impl Site {
 
     async fn on(db: Databases) -> Self {
         twinlog::migrations::apply_site(&db.site.database_url()).await.unwrap();
-        let pool = PgPoolOptions::new()
-            .max_connections(12)
-            .connect(&db.site.url)
-            .await
-            .unwrap();
+        let pool = Pool::connect(&config::Site {
+            url: db.site.database_url(),
+            max_connections: 12,
+        });
         Self {
-            inbox: Inbox::new(pool.clone(), vec![secret()]),
+            inbox: Inbox::new(pool.clone(), settings()),
             db,
             pool,
             health: Health::default(),
@@ -69,14 +68,7 @@ impl Site {
 
     fn work(&mut self) {
         let stop = CancellationToken::new();
-        let settings = WorkerSettings {
-            concurrency: 4,
-            poll: Duration::from_millis(20),
-            retry_initial: Duration::from_millis(20),
-            retry_max: Duration::from_millis(100),
-            survey: Duration::from_millis(50),
-        };
-        let worker = Worker::new(self.inbox.clone(), settings, self.health.component("inbox"));
+        let worker = Worker::new(self.inbox.clone(), self.health.component("inbox"));
         tokio::spawn(worker.run(stop.clone()));
         self.stop = Some(stop.drop_guard());
     }
@@ -120,14 +112,11 @@ impl Site {
     }
 
     async fn account(&self) -> Uuid {
-        sqlx::query_scalar(
-            "INSERT INTO whatsapp_accounts (phone_number_id) VALUES ($1)
-             ON CONFLICT (phone_number_id) DO UPDATE SET updated_at = now() RETURNING id",
-        )
-        .bind(NUMBER)
-        .fetch_one(&self.pool)
-        .await
-        .unwrap()
+        let made = format!(
+            "INSERT INTO whatsapp_accounts (phone_number_id) VALUES ('{NUMBER}')
+             ON CONFLICT (phone_number_id) DO UPDATE SET updated_at = now() RETURNING id"
+        );
+        self.db.site.client.query_one(&made, &[]).await.unwrap().get(0)
     }
 
     /// A message of ours as the outbox leaves it.
@@ -138,26 +127,29 @@ impl Site {
             lead_id,
             conversation_id,
         } = link(&mut tx, account_id, &contact("16505551234")).await.unwrap();
-        let id = sqlx::query_scalar(
-            "INSERT INTO whatsapp_messages (account_id, conversation_id, lead_id, direction, status, type, wamid)
-             VALUES ($1, $2, $3, 'outbound', $4, 'text', $5) RETURNING id",
-        )
-        .bind(account_id)
-        .bind(conversation_id)
-        .bind(lead_id)
-        .bind(status)
-        .bind(wamid)
-        .fetch_one(&mut *tx)
-        .await
-        .unwrap();
         tx.commit().await.unwrap();
-        id
+        let wamid = wamid.map_or_else(|| "NULL".to_owned(), |wamid| format!("'{wamid}'"));
+        let made = format!(
+            "INSERT INTO whatsapp_messages (account_id, conversation_id, lead_id, direction, status, type, wamid)
+             VALUES ('{account_id}', '{conversation_id}', '{lead_id}', 'outbound', '{status}', 'text', {wamid}) RETURNING id"
+        );
+        self.db.site.client.query_one(&made, &[]).await.unwrap().get(0)
     }
 
     /// The status of a message.
     async fn shown(&self, message: Uuid) -> String {
         let status = format!("SELECT status FROM whatsapp_messages WHERE id = '{message}'");
         self.value(&status).await
+    }
+}
+
+fn settings() -> InboxSettings {
+    InboxSettings {
+        poll: Duration::from_millis(20),
+        retry_initial: Duration::from_millis(20),
+        retry_max: Duration::from_millis(100),
+        survey: Duration::from_millis(50),
+        ..InboxSettings::new(vec![secret()])
     }
 }
 

@@ -7,12 +7,13 @@ async fn a_webhook_is_kept_byte_for_byte_before_it_is_answered() {
     let site = Site::at_rest().await;
     let body = br#"{"entry" : [ ],"x":"caf\u00e9 \/"}"#;
     let event = site.post(body).await;
-    let kept: (Vec<u8>, String) = sqlx::query_as("SELECT body, state FROM webhook_events WHERE id = $1")
-        .bind(event.0)
-        .fetch_one(&site.pool)
-        .await
-        .unwrap();
-    assert_eq!((kept.0.as_slice(), kept.1.as_str()), (&body[..], "received"));
+    let kept = format!(
+        "SELECT state || encode(body, 'escape') FROM webhook_events WHERE id = '{}'",
+        event.0
+    );
+    // In `escape`, a backslash is two.
+    let expected = format!("received{}", String::from_utf8_lossy(body).replace('\\', "\\\\"));
+    assert_eq!(site.text(&kept).await, Some(expected));
 }
 
 #[tokio::test]
@@ -31,14 +32,11 @@ async fn a_forged_webhook_leaves_nothing() {
 
 #[tokio::test]
 async fn without_a_database_nothing_is_taken() {
-    let pool = PgPoolOptions::new()
-        .acquire_timeout(Duration::from_millis(200))
-        .connect_lazy("postgres://nobody@127.0.0.1:1/none")
-        .unwrap();
-    let inbox = Inbox::new(pool, vec![secret()]);
+    let pool = Pool::connect(&config::Site {
+        url: "postgres://nobody@127.0.0.1:1/none".parse().unwrap(),
+        max_connections: 1,
+    });
+    let inbox = Inbox::new(pool, settings());
     let refused = inbox.receive(Some(&signature::sign(&secret(), b"{}")), b"{}").await;
-    assert!(
-        matches!(refused, Err(ReceiveError::NotStored(_) | ReceiveError::TimedOut)),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(ReceiveError::NotStored(_))), "{refused:?}");
 }

@@ -1,6 +1,9 @@
 //! Statuses: early, late, twice, in any order, and against the outcome of the send.
 
 use twinlog::provider::event::{Content, StatusReport};
+use twinlog::site_db::messages::Response;
+use twinlog::site_db::status_events::Acceptance;
+use twinlog::site_db::{MessageStatus, Transaction};
 
 use super::*;
 
@@ -72,13 +75,21 @@ async fn reports_that_come_too_early_wait_for_their_message() {
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 2);
     let wamid = Wamid::parse("wamid.early").unwrap();
     let mut tx = site.pool.begin().await.unwrap();
-    let shown = statuses::accept(&mut tx, message, &wamid, false, OffsetDateTime::now_utc())
-        .await
-        .unwrap();
+    let shown = accept(&mut tx, message, &wamid).await;
     tx.commit().await.unwrap();
-    assert_eq!(shown.as_deref(), Some("delivered"));
-    assert_eq!(Some(site.shown(message).await), shown);
+    assert_eq!(shown, Some(MessageStatus::Delivered));
+    assert_eq!(site.shown(message).await, "delivered");
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+/// The outbox's outcome of a send that Meta accepted.
+async fn accept(tx: &mut Transaction<'_>, message: Uuid, wamid: &Wamid) -> Option<MessageStatus> {
+    let acceptance = Acceptance {
+        wamid: Some(wamid),
+        held: false,
+        response: &Response::default(),
+    };
+    statuses::accept(tx, message, &acceptance).await.unwrap()
 }
 
 /// Waits until somebody waits for a lock on a wamid.
@@ -114,13 +125,13 @@ async fn an_outcome_waits_for_a_report_that_is_being_committed() {
     let mut outcome = site.pool.begin().await.unwrap();
     let wamid = report.wamid.clone();
     let accepting = tokio::spawn(async move {
-        let shown = statuses::accept(&mut outcome, message, &wamid, false, OffsetDateTime::now_utc()).await;
+        let shown = accept(&mut outcome, message, &wamid).await;
         outcome.commit().await.unwrap();
         shown
     });
     somebody_waits(&site).await;
     reporting.commit().await.unwrap();
-    assert_eq!(accepting.await.unwrap().unwrap().as_deref(), Some("delivered"));
+    assert_eq!(accepting.await.unwrap(), Some(MessageStatus::Delivered));
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
 }
 
@@ -130,9 +141,7 @@ async fn a_report_waits_for_an_outcome_that_is_being_committed() {
     let message = site.outbound("sending", None).await;
     let wamid = Wamid::parse("wamid.race").unwrap();
     let mut outcome = site.pool.begin().await.unwrap();
-    statuses::accept(&mut outcome, message, &wamid, false, OffsetDateTime::now_utc())
-        .await
-        .unwrap();
+    accept(&mut outcome, message, &wamid).await;
     site.post(&envelope(&[(
         "messages",
         statuses_of(&[status("wamid.race", "read", 1)]),
@@ -158,9 +167,7 @@ async fn outcomes_and_their_reports_never_miss_each_other() {
             let report = site.post(&body);
             let outcome = async {
                 let mut tx = site.pool.begin().await.unwrap();
-                statuses::accept(&mut tx, message, &wamid, false, OffsetDateTime::now_utc())
-                    .await
-                    .unwrap();
+                accept(&mut tx, message, &wamid).await;
                 tx.commit().await.unwrap();
             };
             tokio::join!(report, outcome);

@@ -1,0 +1,54 @@
+//! Why a part of an event could not be stored: kept with the event, for the person who replays it after a fix.
+
+use serde_json::{Value, json};
+
+use crate::retry::Disposition;
+use crate::site_db::SiteError;
+
+/// A part that could not be stored, or an event that could not be read. Names no value of the event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// Which part of the event, from 0, and the webhook field that it came under; `None`: the event as a whole.
+    part: Option<(usize, String)>,
+    reason: String,
+}
+
+impl Failure {
+    pub(super) fn of_event(reason: impl Into<String>) -> Self {
+        Self {
+            part: None,
+            reason: reason.into(),
+        }
+    }
+
+    pub(super) fn of_part(index: usize, field: &str, reason: impl Into<String>) -> Self {
+        Self {
+            part: Some((index, field.to_owned())),
+            reason: reason.into(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        match &self.part {
+            Some((index, field)) => json!({"index": index, "field": field, "reason": self.reason}),
+            None => json!({"reason": self.reason}),
+        }
+    }
+}
+
+/// As the column `webhook_events.failures` and the log show them; `None` where there are none.
+pub(super) fn to_json(failures: &[Failure]) -> Option<Value> {
+    (!failures.is_empty()).then(|| failures.iter().map(Failure::to_json).collect())
+}
+
+/// The reason, without values, if the Site DB refused a part for its own sake.
+pub(super) fn of_row(error: &SiteError) -> Option<String> {
+    if error.disposition() != Disposition::Row {
+        return None;
+    }
+    Some(match (error.sqlstate(), error.constraint()) {
+        ("", _) => error.to_string(),
+        (sqlstate, Some(constraint)) => format!("SQLSTATE {sqlstate}, constraint {constraint}"),
+        (sqlstate, None) => format!("SQLSTATE {sqlstate}"),
+    })
+}

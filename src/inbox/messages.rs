@@ -1,0 +1,157 @@
+//! A message: a person's, one of ours that was written on the phone, one from before the number came to the API.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::provider::event::{Direction, Message};
+use crate::site_db::conversations::{self, Link, Touch, link, link_group};
+use crate::site_db::messages::{self, News, Origin, Report, Said};
+use crate::site_db::status_events::adopt_orphans;
+use crate::site_db::{MessageStatus, SiteError, Transaction, leads, notifications};
+
+/// A message that is new, or has a new status.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    pub(super) direction: Direction,
+    pub(super) status: MessageStatus,
+}
+
+impl Counted {
+    pub(super) const fn outbound(status: MessageStatus) -> Self {
+        Self {
+            direction: Direction::Outbound,
+            status,
+        }
+    }
+}
+
+/// A person wrote to us. `None`: the message is there already.
+pub(super) async fn inbound(
+    tx: &mut Transaction<'_>,
+    account_id: Uuid,
+    message: &Message,
+) -> Result<Option<Counted>, SiteError> {
+    let (speaker, link) = match &message.group {
+        // What is said in a group belongs where we answer it; the person is known all the same.
+        Some(group) => (
+            leads::find_or_make(tx, &message.contact).await?,
+            link_group(tx, account_id, group).await?,
+        ),
+        None => {
+            let link = link(tx, account_id, &message.contact).await?;
+            (link.lead_id, link)
+        }
+    };
+    let Some(message_id) = store(tx, account_id, link, Direction::Inbound, None, message).await? else {
+        return Ok(None);
+    };
+    let counted = Counted {
+        direction: Direction::Inbound,
+        status: MessageStatus::Received,
+    };
+    if message.is_notice() {
+        // Not the user's words: it opens no window and asks for nobody's attention.
+        if let Some(number) = &message.new_number {
+            leads::change_number(tx, speaker, number).await?;
+        }
+        return Ok(Some(counted));
+    }
+    // A reaction, an edit or a removal is about a message that was announced already.
+    let announced = !message.is_about_another();
+    let touch = Touch {
+        direction: Direction::Inbound,
+        at: message.at,
+        unread: announced,
+    };
+    conversations::touch(tx, link.conversation_id, touch).await?;
+    if announced {
+        notifications::inbound_message(tx, account_id, link.conversation_id, message_id).await?;
+    }
+    if let Some(referral) = &message.referral {
+        leads::set_referral(tx, speaker, referral).await?;
+    }
+    Ok(Some(counted))
+}
+
+/// A message that we wrote in the app on the phone: sent, and never ours to send.
+pub(super) async fn echo(
+    tx: &mut Transaction<'_>,
+    account_id: Uuid,
+    message: &Message,
+) -> Result<Option<Counted>, SiteError> {
+    let link = link(tx, account_id, &message.contact).await?;
+    let Some(message_id) = store(tx, account_id, link, Direction::Outbound, None, message).await? else {
+        return Ok(None);
+    };
+    let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
+    let sent = [Report::of_word("sent", at, None)];
+    let shown = messages::reported(tx, message_id, &message.wamid, &sent, News::Told).await?;
+    let adopted = adopt_orphans(tx, message_id, &message.wamid).await?;
+    let touch = Touch {
+        direction: Direction::Outbound,
+        at: message.at,
+        unread: false,
+    };
+    conversations::touch(tx, link.conversation_id, touch).await?;
+    Ok(adopted.or(shown).map(Counted::outbound))
+}
+
+/// A message from before the number came to the API: kept, but no news to anybody.
+pub(super) async fn history(
+    tx: &mut Transaction<'_>,
+    account_id: Uuid,
+    message: &Message,
+    direction: Direction,
+    status: Option<&str>,
+) -> Result<(), SiteError> {
+    let link = link(tx, account_id, &message.contact).await?;
+    let Some(message_id) = store(tx, account_id, link, direction, message.at, message).await? else {
+        return Ok(());
+    };
+    if direction == Direction::Outbound {
+        let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
+        // `pending` was never sent from the phone's point of view, but Meta has it.
+        let word = match status {
+            Some("error") => "failed",
+            Some(word) => word,
+            None => "sent",
+        };
+        let report = [Report::of_word(word, at, None)];
+        messages::reported(tx, message_id, &message.wamid, &report, News::Silent).await?;
+        adopt_orphans(tx, message_id, &message.wamid).await?;
+    }
+    let touch = Touch {
+        direction,
+        at: message.at,
+        unread: false,
+    };
+    conversations::touch(tx, link.conversation_id, touch).await
+}
+
+async fn store(
+    tx: &mut Transaction<'_>,
+    account_id: Uuid,
+    link: Link,
+    direction: Direction,
+    created_at: Option<OffsetDateTime>,
+    message: &Message,
+) -> Result<Option<Uuid>, SiteError> {
+    let contact = &message.contact;
+    let origin = Origin {
+        account_id,
+        conversation_id: link.conversation_id,
+        lead_id: link.lead_id,
+        direction,
+        created_at,
+    };
+    let said = Said {
+        wamid: &message.wamid,
+        kind: &message.kind,
+        text: message.text.as_deref(),
+        payload: &message.raw,
+        recipient: (contact.wa_id.as_ref().map(|id| id.as_str())).or(contact.user_id.as_ref().map(|id| id.as_str())),
+        context: message.context.as_ref(),
+        at: message.at,
+    };
+    messages::insert_said(tx, &origin, &said).await
+}

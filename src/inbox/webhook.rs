@@ -1,0 +1,108 @@
+//! One webhook, from its claim to its last commit: its events in portions that are committed one by one.
+//!
+//! Portions, because one webhook may have a thousand events: each takes locks (see [`crate::site_db::locks`]) and
+//! perhaps a savepoint, and Postgres's shared lock table and its snapshots are made for some dozens per transaction. A
+//! webhook that stops between two portions is processed again from its beginning.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::failures::{self, Failure};
+use super::portion::{self, Effects};
+use crate::failpoint;
+use crate::metrics;
+use crate::provider::cloud::webhook;
+use crate::site_db::webhook_events::{self, Finished};
+use crate::site_db::{Pool, SiteError};
+
+/// Parts in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
+const PORTION: usize = 50;
+
+/// How long an event with further portions is left to its worker before another one may take it.
+const LEASE: Duration = Duration::from_secs(30);
+
+/// What processing an event came to.
+#[derive(Debug)]
+pub(super) struct Processed {
+    pub(super) event_id: Uuid,
+    /// Parts in which people write to each other.
+    pub(super) real: usize,
+    /// All others.
+    pub(super) protocol: usize,
+    pub(super) failures: Vec<Failure>,
+}
+
+/// The event that is being processed, and how often it was tried before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim {
+    pub(super) event_id: Uuid,
+    pub(super) attempts: i32,
+}
+
+/// Claims an event and processes it; `None` if none is due. Says in `claim` which one, for the case that it fails.
+pub(super) async fn next(pool: &Pool, claim: &mut Option<Claim>) -> Result<Option<Processed>, SiteError> {
+    let mut tx = pool.begin().await?;
+    let Some(event) = webhook_events::claim(&mut tx).await? else {
+        return Ok(None);
+    };
+    *claim = Some(Claim {
+        event_id: event.id,
+        attempts: event.attempts,
+    });
+    let parts = webhook::parse(&event.body);
+    drop(event.body);
+    let mut processed = Processed {
+        event_id: event.id,
+        real: 0,
+        protocol: 0,
+        failures: Vec::new(),
+    };
+    let parts = parts.unwrap_or_else(|error| {
+        processed.failures.push(Failure::of_event(error.to_string()));
+        Vec::new()
+    });
+    processed.real = parts.iter().filter(|part| part.is_real()).count();
+    processed.protocol = parts.len() - processed.real;
+
+    let mut portions = parts.chunks(PORTION).peekable();
+    let mut done = 0;
+    loop {
+        // An event without parts is finished all the same.
+        let portion = portions.next().unwrap_or_default();
+        let last = portions.peek().is_none();
+        let effects = Box::pin(portion::store(&mut tx, done, portion)).await?;
+        done += portion.len();
+        processed.failures.extend_from_slice(&effects.failures);
+        if last {
+            let failures = failures::to_json(&processed.failures);
+            let finished = Finished {
+                real: processed.real,
+                protocol: processed.protocol,
+                failures: failures.as_ref(),
+            };
+            webhook_events::finish(&mut tx, event.id, &finished).await?;
+        } else {
+            webhook_events::postpone(&mut tx, event.id, LEASE).await?;
+        }
+        failpoint::reach(failpoint::name::INBOX_BEFORE_COMMIT);
+        tx.commit().await?;
+        count(&effects);
+        if last {
+            return Ok(Some(processed));
+        }
+        tx = pool.begin().await?;
+    }
+}
+
+/// What a committed portion makes known.
+fn count(effects: &Effects) {
+    for counted in &effects.counted {
+        metrics::count_message(counted.direction.as_str(), counted.status.as_str());
+    }
+    let now = OffsetDateTime::now_utc().unix_timestamp_nanos() as f64 / 1e9;
+    for number in effects.real.values() {
+        metrics::set_account_last_real_message(number.as_str(), now);
+    }
+}

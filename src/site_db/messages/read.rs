@@ -1,0 +1,207 @@
+//! Messages as they are shown, found and counted. Changes nothing.
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::status::MessageStatus;
+use crate::provider::event::Direction;
+use crate::provider::{OpaqueId, PhoneNumberId, Wamid};
+use crate::site_db::{Pool, SiteError, Transaction};
+
+/// What is known under a client's id.
+#[derive(Debug, Clone, FromRow)]
+pub struct Known {
+    /// The message.
+    pub id: Uuid,
+    /// Hash of the request that it stands for; `None` for a row that another program wrote.
+    pub request_sha256: Option<String>,
+    /// Where it stands.
+    pub status: MessageStatus,
+    /// Why it is so, for a cancelled one: see [`WAIT_ELAPSED`](super::WAIT_ELAPSED).
+    pub error_class: Option<String>,
+}
+
+/// A message, as the API shows it.
+#[derive(Debug, Clone, FromRow)]
+pub struct Message {
+    /// Also the opaque id that Meta echoes.
+    pub id: Uuid,
+    /// The number of ours that it is from or to.
+    pub phone_number_id: PhoneNumberId,
+    /// What the person and the number have said.
+    pub conversation_id: Uuid,
+    /// The person, or the group.
+    pub lead_id: Uuid,
+    /// Who wrote it.
+    pub direction: Direction,
+    /// Where it stands.
+    pub status: MessageStatus,
+    /// Meta's type (`text`, `template`, `image`, …).
+    #[sqlx(rename = "type")]
+    pub kind: String,
+    /// Meta's id, once known.
+    pub wamid: Option<Wamid>,
+    /// The recipient as the client wrote it.
+    pub recipient: Option<String>,
+    /// Who had it sent (the name of an API token); `None` for one that no client of ours did.
+    pub client_name: Option<String>,
+    /// The client's id for it, unique per `client_name`.
+    pub client_id: Option<String>,
+    /// Attempts made, without those that rate limits sent back.
+    pub attempt: i32,
+    /// When the next is due, while pending.
+    pub next_attempt_at: Option<OffsetDateTime>,
+    /// Meta's code of the last error.
+    pub error_code: Option<i32>,
+    /// Our class of it.
+    pub error_class: Option<String>,
+    /// A sentence about it for a person.
+    pub error_message: Option<String>,
+    /// HTTP status of Meta's last answer.
+    pub response_status: Option<i32>,
+    /// Body of Meta's last answer.
+    pub response: Option<String>,
+    /// When the request was committed, or the person's message stored; for history, when it was written.
+    pub created_at: OffsetDateTime,
+    /// When the last attempt began.
+    pub sending_at: Option<OffsetDateTime>,
+    /// When Meta's answer, or its first report, came.
+    pub accepted_at: Option<OffsetDateTime>,
+    /// When Meta said that it holds it.
+    pub held_at: Option<OffsetDateTime>,
+    /// When it left Meta, by Meta's clock, to the second; as the next four.
+    pub sent_at: Option<OffsetDateTime>,
+    /// When it was on the person's phone.
+    pub delivered_at: Option<OffsetDateTime>,
+    /// When the person saw it.
+    pub read_at: Option<OffsetDateTime>,
+    /// When the person listened to it.
+    pub played_at: Option<OffsetDateTime>,
+    /// When it failed first.
+    pub failed_at: Option<OffsetDateTime>,
+    /// When its outcome was lost.
+    pub unknown_at: Option<OffsetDateTime>,
+    /// When its client stopped waiting, or an operator cancelled it.
+    pub cancelled_at: Option<OffsetDateTime>,
+}
+
+/// A message and where it stands.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub struct Standing {
+    /// The message.
+    pub id: Uuid,
+    /// Where it stands.
+    pub status: MessageStatus,
+}
+
+/// What should be settled and is not, over all numbers.
+#[derive(Debug, Clone, Copy, FromRow, PartialEq, Eq)]
+pub struct Gaps {
+    /// Messages of which we don't know whether they were sent.
+    pub unknown: i64,
+    /// Messages that are committed and unsent for longer than a minute.
+    pub unsent: i64,
+}
+
+/// The message of ours that a report is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::site_db) struct Reported {
+    pub(in crate::site_db) id: Uuid,
+    /// The report carries our id, but the row has another wamid: Meta took the message twice.
+    pub(in crate::site_db) second_send: bool,
+}
+
+/// The message that a client's id stands for.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn find_by_client_id(pool: &Pool, client_name: &str, client_id: &str) -> Result<Option<Known>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT id, request_sha256, status, error_class FROM public.whatsapp_messages \
+         WHERE client_name = $1 AND client_id = $2",
+    )
+    .bind(client_name)
+    .bind(client_id)
+    .fetch_optional(&pool.0)
+    .await?)
+}
+
+/// A message by its id.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<Message>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT m.id, a.phone_number_id, m.conversation_id, m.lead_id, m.direction, m.status, m.type, m.wamid, \
+         m.recipient, m.client_name, m.client_id, m.attempt, m.next_attempt_at, m.error_code, m.error_class, m.error_message, \
+         m.response_status, m.response, m.created_at, m.sending_at, m.accepted_at, m.held_at, m.sent_at, \
+         m.delivered_at, m.read_at, m.played_at, m.failed_at, m.unknown_at, m.cancelled_at \
+         FROM public.whatsapp_messages m JOIN public.whatsapp_accounts a ON a.id = m.account_id WHERE m.id = $1",
+    )
+    .bind(id)
+    .fetch_optional(&pool.0)
+    .await?)
+}
+
+/// Where some messages stand, for those who wait for them.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn standing(pool: &Pool, ids: &[Uuid]) -> Result<Vec<Standing>, SiteError> {
+    Ok(
+        sqlx::query_as("SELECT id, status FROM public.whatsapp_messages WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(&pool.0)
+            .await?,
+    )
+}
+
+/// What should be settled and is not.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn gaps(pool: &Pool) -> Result<Gaps, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT (SELECT count(*) FROM public.whatsapp_messages WHERE status = 'unknown') AS unknown, \
+         (SELECT count(*) FROM public.whatsapp_messages WHERE status = 'pending' \
+            AND created_at < now() - interval '1 minute') AS unsent",
+    )
+    .fetch_one(&pool.0)
+    .await?)
+}
+
+/// The message that a report is about: by wamid, else by the echo of our id; that one is locked.
+///
+/// # Errors
+/// See [`SiteError`].
+pub(in crate::site_db) async fn reported(
+    tx: &mut Transaction<'_>,
+    account_id: Uuid,
+    wamid: &Wamid,
+    echoed: Option<OpaqueId>,
+) -> Result<Option<Reported>, SiteError> {
+    let by_wamid: Option<Uuid> = sqlx::query_scalar(
+        "SELECT id FROM public.whatsapp_messages WHERE account_id = $1 AND direction = 'outbound' AND wamid = $2",
+    )
+    .bind(account_id)
+    .bind(wamid)
+    .fetch_optional(tx.connection())
+    .await?;
+    if let Some(id) = by_wamid {
+        return Ok(Some(Reported { id, second_send: false }));
+    }
+    let Some(echoed) = echoed else { return Ok(None) };
+    let has_wamid: Option<bool> = sqlx::query_scalar(
+        "SELECT wamid IS NOT NULL FROM public.whatsapp_messages \
+         WHERE id = $1 AND account_id = $2 AND direction = 'outbound' FOR UPDATE",
+    )
+    .bind(echoed.0)
+    .bind(account_id)
+    .fetch_optional(tx.connection())
+    .await?;
+    Ok(has_wamid.map(|second_send| Reported {
+        id: echoed.0,
+        second_send,
+    }))
+}

@@ -1,0 +1,380 @@
+//! Every way in which a message may change: from which statuses to which, by whom, and what is written with it. Pure; the
+//! one writer is [`write`](super::write).
+//!
+//! ```text
+//!            claim           accept                    report
+//! pending ─────────→ sending ──────→ accepted | held ─────────→ sent → delivered → read → played
+//!   │ ↑ ↖ put back ────┘ │ │                                ↘ failed
+//!   │ │                  │ └ fail ─→ failed
+//!   │ │ revive           ↓ lose, expire
+//!   │ └─ cancelled     unknown ─→ accept, report, fail, put back (of the same attempt)
+//!   └─ cancel ─↑
+//! ```
+//!
+//! | transition | who, when | from | to |
+//! |---|---|---|---|
+//! | [`CLAIM`] | outbox, before it calls the provider | pending | sending |
+//! | [`ACCEPT`] | outbox, from the provider's answer | any outbound | as reported: accepted, held, or what a report knew before |
+//! | [`PUT_BACK`] | outbox, certain that nothing was sent | sending, unknown | pending |
+//! | [`FAIL`] | outbox, from the provider's answer | sending, unknown | failed |
+//! | [`LOSE`] | outbox, without an answer | sending | unknown |
+//! | [`EXPIRE`] | any server, after the lease of a dead process | sending | unknown |
+//! | [`CANCEL`] | outbox, when its client stops waiting | pending | cancelled |
+//! | [`REVIVE`] | outbox, when the same client asks again | cancelled | pending |
+//! | [`HURRY`] | whoever releases a number | pending | pending, due now |
+//! | [`REPORT`] | inbox, from the provider's reports | any outbound | as reported |
+//!
+//! **What an outcome may overwrite.** A report often arrives before the answer to the send. So an outcome counts only for
+//! a row that still carries this attempt's lease and is `sending` or, after the lease has expired, `unknown`. An
+//! acceptance is knowledge whoever has it, and counts for a row that waits for another attempt as well: that must not be
+//! sent twice. What was reported is never taken back: see [`fold`](super::fold).
+//!
+//! A message begins as `pending` (a client's), `received` (a person's) or `accepted` (written on the phone): see
+//! [`insert`](super::insert). `received` never changes.
+
+use strum::IntoStaticStr;
+
+use super::status::MessageStatus;
+use MessageStatus::{Accepted, Cancelled, Delivered, Failed, Held, Pending, Played, Read, Sending, Sent, Unknown};
+
+/// A change of a message that is allowed.
+#[derive(Debug)]
+pub(crate) struct Transition {
+    /// For the log and the tests.
+    pub(crate) name: &'static str,
+    /// The statuses that it starts from; a row in another one is left as it is.
+    pub(crate) from: &'static [MessageStatus],
+    pub(crate) to: To,
+    /// What must be true of the row beside its status.
+    pub(crate) only: Only,
+    /// The columns that it writes beside `status` and `updated_at`, in groups that belong together.
+    pub(crate) writes: &'static [&'static [Write]],
+    pub(crate) tells: Tells,
+}
+
+/// The status that a transition leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    Status(MessageStatus),
+    /// The caller has locked the row and folded reports into it; see [`fold`](super::fold).
+    Folded,
+}
+
+/// A condition on the row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Only {
+    /// None. For [`CANCEL`] by the sweeper and for [`EXPIRE`], the rows were chosen and locked by the same statement.
+    Any,
+    /// The row still carries the lease of this attempt.
+    LeaseHeld,
+    /// Its last problem is of this class.
+    Class(&'static str),
+}
+
+/// The notification that a transition writes, if any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tells {
+    Nothing,
+    /// `message_failed`, with the problem's words.
+    Failure,
+    /// `message_failed` with code and words, for the rows that the caller marked.
+    MarkedFailure,
+    /// `message_unknown`, with the problem's words.
+    Loss,
+    /// `message_unknown`, without words.
+    ExpiredLease,
+}
+
+/// A column that a transition writes, and what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Write {
+    /// The time of the transaction.
+    Now(&'static str),
+    /// NULL.
+    Clear(&'static str),
+    /// This text.
+    Text(&'static str, &'static str),
+    /// What the caller gives, a row each.
+    Given(&'static str, Input),
+    /// An expression over the row (`m`) and what the caller gives (`c`).
+    Computed(&'static str, &'static str, &'static [Input]),
+}
+
+/// What a caller gives with each row, beside its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub(crate) enum Input {
+    LeaseOwner,
+    ErrorCode,
+    ErrorClass,
+    ErrorMessage,
+    ResponseStatus,
+    Response,
+    /// How long the message waits, in seconds.
+    WaitSeconds,
+    /// Whether the attempt counts towards the limit.
+    Consumed,
+    /// Within how many seconds it is to be sent or never; NULL: no limit.
+    SendWithinSeconds,
+    Status,
+    Wamid,
+    AcceptedAt,
+    HeldAt,
+    SentAt,
+    DeliveredAt,
+    ReadAt,
+    PlayedAt,
+    FailedAt,
+    /// Whether a notification is to be written.
+    Notify,
+}
+
+impl Input {
+    /// Its column in the statement's list of rows.
+    pub(crate) fn name(self) -> &'static str {
+        self.into()
+    }
+
+    /// Its type in SQL.
+    pub(crate) const fn sql_type(self) -> &'static str {
+        match self {
+            Self::LeaseOwner => "uuid",
+            Self::ErrorCode | Self::ResponseStatus => "integer",
+            Self::ErrorClass | Self::ErrorMessage | Self::Response | Self::Status | Self::Wamid => "text",
+            Self::WaitSeconds | Self::SendWithinSeconds => "float8",
+            Self::Consumed | Self::Notify => "boolean",
+            Self::AcceptedAt
+            | Self::HeldAt
+            | Self::SentAt
+            | Self::DeliveredAt
+            | Self::ReadAt
+            | Self::PlayedAt
+            | Self::FailedAt => "timestamptz",
+        }
+    }
+}
+
+impl Transition {
+    /// What the caller gives with each row, each once, in the order in which the statement takes it.
+    pub(crate) fn inputs(&self) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        let mut add = |input| {
+            if !inputs.contains(&input) {
+                inputs.push(input);
+            }
+        };
+        if self.only == Only::LeaseHeld {
+            add(Input::LeaseOwner);
+        }
+        if self.to == To::Folded {
+            add(Input::Status);
+        }
+        for write in self.writes.iter().copied().flatten() {
+            match *write {
+                Write::Given(_, input) => add(input),
+                Write::Computed(_, _, inputs) => inputs.iter().copied().for_each(&mut add),
+                Write::Now(_) | Write::Clear(_) | Write::Text(..) => {}
+            }
+        }
+        if self.tells == Tells::MarkedFailure {
+            add(Input::Notify);
+        }
+        inputs
+    }
+}
+
+/// `error_class` of a message that was cancelled because its client stopped waiting: the same client may ask again.
+pub const WAIT_ELAPSED: &str = "wait_elapsed";
+/// `error_class` of a message without an outcome.
+pub(crate) const OUTCOME_UNKNOWN: &str = "unknown";
+/// `error_class` of a message that waits because its number can't send.
+pub(crate) const NUMBER_HELD: &str = "account";
+
+/// Every status of a message of ours.
+const OUTBOUND: &[MessageStatus] = &[
+    Pending, Sending, Accepted, Held, Sent, Delivered, Read, Played, Failed, Unknown, Cancelled,
+];
+
+/// Why the message failed, waits, or has no outcome.
+const PROBLEM: &[Write] = &[
+    Write::Given("error_code", Input::ErrorCode),
+    Write::Given("error_class", Input::ErrorClass),
+    Write::Given("error_message", Input::ErrorMessage),
+];
+const RESPONSE: &[Write] = &[
+    Write::Given("response_status", Input::ResponseStatus),
+    Write::Given("response", Input::Response),
+];
+/// The attempt is over, and no other one is due.
+const NO_ATTEMPT: &[Write] = &[
+    Write::Clear("lease_owner"),
+    Write::Clear("lease_until"),
+    Write::Clear("next_attempt_at"),
+];
+/// All that reports change. The lease stays: it counts only while the status is `sending`.
+const REPORTED: &[Write] = &[
+    Write::Given("wamid", Input::Wamid),
+    Write::Given("accepted_at", Input::AcceptedAt),
+    Write::Given("held_at", Input::HeldAt),
+    Write::Given("sent_at", Input::SentAt),
+    Write::Given("delivered_at", Input::DeliveredAt),
+    Write::Given("read_at", Input::ReadAt),
+    Write::Given("played_at", Input::PlayedAt),
+    Write::Given("failed_at", Input::FailedAt),
+];
+
+/// One attempt on, under a fresh lease. The lease's length is `$3` of the statement that chooses the rows.
+pub(crate) const CLAIM: Transition = Transition {
+    name: "claim",
+    from: &[Pending],
+    to: To::Status(Sending),
+    only: Only::Any,
+    writes: &[&[
+        Write::Computed("attempt", "m.attempt + 1", &[]),
+        Write::Computed("lease_owner", "gen_random_uuid()", &[]),
+        Write::Computed("lease_until", "now() + make_interval(secs => $3)", &[]),
+        Write::Now("sending_at"),
+    ]],
+    tells: Tells::Nothing,
+};
+
+/// The provider took it.
+pub(crate) const ACCEPT: Transition = Transition {
+    name: "accept",
+    from: OUTBOUND,
+    to: To::Folded,
+    only: Only::Any,
+    writes: &[REPORTED, PROBLEM, RESPONSE, NO_ATTEMPT],
+    tells: Tells::MarkedFailure,
+};
+
+/// It is certain that nothing was sent; the message waits for another attempt.
+pub(crate) const PUT_BACK: Transition = Transition {
+    name: "put back",
+    from: &[Sending, Unknown],
+    to: To::Status(Pending),
+    only: Only::LeaseHeld,
+    writes: &[
+        &[
+            Write::Clear("unknown_at"),
+            Write::Clear("lease_owner"),
+            Write::Clear("lease_until"),
+            Write::Computed(
+                "next_attempt_at",
+                "now() + make_interval(secs => c.wait_seconds)",
+                &[Input::WaitSeconds],
+            ),
+            Write::Computed(
+                "attempt",
+                "CASE WHEN c.consumed THEN m.attempt ELSE m.attempt - 1 END",
+                &[Input::Consumed],
+            ),
+            Write::Computed(
+                "throttles",
+                "CASE WHEN c.consumed THEN m.throttles ELSE m.throttles + 1 END",
+                &[Input::Consumed],
+            ),
+        ],
+        PROBLEM,
+        RESPONSE,
+    ],
+    tells: Tells::Nothing,
+};
+
+/// It will not be sent.
+pub(crate) const FAIL: Transition = Transition {
+    name: "fail",
+    from: &[Sending, Unknown],
+    to: To::Status(Failed),
+    only: Only::LeaseHeld,
+    writes: &[&[Write::Now("failed_at")], PROBLEM, RESPONSE, NO_ATTEMPT],
+    tells: Tells::Failure,
+};
+
+/// The answer was lost. The lease's owner stays, so that a late outcome of the same attempt still counts.
+pub(crate) const LOSE: Transition = Transition {
+    name: "lose",
+    from: &[Sending],
+    to: To::Status(Unknown),
+    only: Only::LeaseHeld,
+    writes: &[
+        &[Write::Now("unknown_at"), Write::Clear("lease_until")],
+        PROBLEM,
+        RESPONSE,
+    ],
+    tells: Tells::Loss,
+};
+
+/// The process died, or could not commit the outcome in time. The lease's owner stays here too.
+pub(crate) const EXPIRE: Transition = Transition {
+    name: "expire",
+    from: &[Sending],
+    to: To::Status(Unknown),
+    only: Only::Any,
+    writes: &[&[
+        Write::Now("unknown_at"),
+        Write::Text("error_class", OUTCOME_UNKNOWN),
+        Write::Text("error_message", "the process that sent it did not record an outcome"),
+    ]],
+    tells: Tells::ExpiredLease,
+};
+
+/// Its client stopped waiting before it was sent.
+pub(crate) const CANCEL: Transition = Transition {
+    name: "cancel",
+    from: &[Pending],
+    to: To::Status(Cancelled),
+    only: Only::Any,
+    writes: &[&[Write::Now("cancelled_at"), Write::Text("error_class", WAIT_ELAPSED)]],
+    tells: Tells::Nothing,
+};
+
+/// The client that stopped waiting asks again.
+pub(crate) const REVIVE: Transition = Transition {
+    name: "revive",
+    from: &[Cancelled],
+    to: To::Status(Pending),
+    only: Only::Class(WAIT_ELAPSED),
+    writes: &[&[
+        Write::Clear("cancelled_at"),
+        Write::Clear("error_class"),
+        Write::Clear("error_code"),
+        Write::Clear("error_message"),
+        Write::Now("next_attempt_at"),
+        Write::Computed(
+            "send_by",
+            "now() + make_interval(secs => c.send_within_seconds)",
+            &[Input::SendWithinSeconds],
+        ),
+    ]],
+    tells: Tells::Nothing,
+};
+
+/// The number can send again: what waited for that is due.
+pub(crate) const HURRY: Transition = Transition {
+    name: "hurry",
+    from: &[Pending],
+    to: To::Status(Pending),
+    only: Only::Class(NUMBER_HELD),
+    writes: &[&[Write::Now("next_attempt_at")]],
+    tells: Tells::Nothing,
+};
+
+/// The provider reported.
+pub(crate) const REPORT: Transition = Transition {
+    name: "report",
+    from: OUTBOUND,
+    to: To::Folded,
+    only: Only::Any,
+    writes: &[REPORTED, PROBLEM],
+    tells: Tells::MarkedFailure,
+};
+
+/// All of them, in the order of the table above.
+#[cfg(test)]
+pub(super) const ALL: [&Transition; 10] = [
+    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &HURRY, &REPORT,
+];
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+//! The one place that changes rows of `whatsapp_messages`: a [`Transition`] becomes a statement, which changes one or many
+//! rows, and writes their notifications with it.
+//!
+//! A statement is one round trip whatever the number of rows. A row that is in another status than the transition starts
+//! from, or whose lease is another attempt's, is left as it is and not among the answers.
+//!
+//! The text of a statement depends on its transition alone, so that the server prepares it once.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgArguments;
+use sqlx::{Arguments, PgConnection};
+use uuid::Uuid;
+
+use super::fold::MessageState;
+use super::problem::{Problem, Response};
+use super::status::MessageStatus;
+use super::transition::{Input, Only, Tells, To, Transition, Write};
+use crate::site_db::notifications::{self, NotificationKind};
+use crate::site_db::{Pool, SiteError};
+
+/// A row that a transition changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub(super) struct Moved {
+    pub(super) id: Uuid,
+    /// The status that it has now.
+    pub(super) status: MessageStatus,
+}
+
+/// A row to be changed, and what its transition needs (see [`Transition::inputs`]); the rest stays empty.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Change {
+    pub(super) id: Uuid,
+    pub(super) lease_owner: Option<Uuid>,
+    pub(super) problem: Problem,
+    pub(super) response: Response,
+    pub(super) wait: Duration,
+    pub(super) consumed: bool,
+    pub(super) send_within: Option<Duration>,
+    /// For [`To::Folded`]: what the row is to hold; its error counts instead of `problem`.
+    pub(super) folded: Option<MessageState>,
+    pub(super) notify: bool,
+}
+
+/// A transition's statement over rows that the caller names.
+#[derive(Debug)]
+pub(super) struct Statement {
+    /// Of its transition, for the log.
+    name: &'static str,
+    text: String,
+    inputs: Vec<Input>,
+}
+
+impl Statement {
+    pub(super) fn new(transition: &Transition) -> Self {
+        let inputs = transition.inputs();
+        Self {
+            name: transition.name,
+            text: with_moved(&named_rows(&inputs), transition, "id, status"),
+            inputs,
+        }
+    }
+
+    /// Changes the rows; those that it changed are in the answer.
+    pub(super) async fn execute(
+        &'static self,
+        connection: &mut PgConnection,
+        changes: &[Change],
+    ) -> Result<Vec<Moved>, SiteError> {
+        let arguments = self.arguments(changes).map_err(sqlx::Error::Encode)?;
+        let moved: Vec<Moved> = sqlx::query_as_with(self.text.as_str(), arguments)
+            .fetch_all(connection)
+            .await?;
+        for row in &moved {
+            tracing::trace!(message_id = %row.id, status = %row.status, transition = self.name, "a message changed");
+        }
+        Ok(moved)
+    }
+
+    fn arguments(&self, changes: &[Change]) -> Result<PgArguments, sqlx::error::BoxDynError> {
+        let mut arguments = PgArguments::default();
+        arguments.add(changes.iter().map(|change| change.id).collect::<Vec<_>>())?;
+        for input in &self.inputs {
+            add(&mut arguments, *input, changes)?;
+        }
+        Ok(arguments)
+    }
+}
+
+/// The rows that the caller names, as the table `c`.
+fn named_rows(inputs: &[Input]) -> String {
+    let mut arrays = vec!["$1::uuid[]".to_owned()];
+    let mut names = vec!["id"];
+    for (input, number) in inputs.iter().zip(2..) {
+        arrays.push(format!("${number}::{}[]", input.sql_type()));
+        names.push(input.name());
+    }
+    format!("unnest({}) AS c({})", arrays.join(", "), names.join(", "))
+}
+
+/// A whole statement: changes the rows of `source`, a table `c` with their ids, and answers with `columns` of each.
+fn with_moved(source: &str, transition: &Transition, columns: &str) -> String {
+    format!("WITH {} SELECT {columns} FROM moved", moved(source, transition))
+}
+
+/// The same for rows that a query chooses and locks; it answers with their ids, and its parameters are the statement's.
+pub(super) fn chosen(query: &str, transition: &Transition, columns: &str) -> String {
+    let moved = moved("chosen AS c", transition);
+    format!("WITH chosen AS ({query}), {moved} SELECT {columns} FROM moved")
+}
+
+/// `moved`, the changed rows, and what is told of them, as members of a `WITH`.
+pub(super) fn moved(source: &str, transition: &Transition) -> String {
+    let mut text = format!("moved AS ({})", update(source, transition));
+    if let Some(insert) = notification(transition.tells) {
+        text.push_str(&format!(", told AS ({insert})"));
+    }
+    text
+}
+
+fn update(source: &str, transition: &Transition) -> String {
+    let status = match transition.to {
+        To::Status(status) => format!("'{status}'"),
+        To::Folded => "c.status".to_owned(),
+    };
+    let writes: Vec<String> = transition
+        .writes
+        .iter()
+        .copied()
+        .flatten()
+        .copied()
+        .map(assignment)
+        .collect();
+    let from: Vec<String> = transition.from.iter().map(|status| format!("'{status}'")).collect();
+    let only = match transition.only {
+        Only::Any => String::new(),
+        Only::LeaseHeld => " AND m.lease_owner = c.lease_owner".to_owned(),
+        Only::Class(class) => format!(" AND m.error_class = '{class}'"),
+    };
+    let marked = if transition.tells == Tells::MarkedFailure {
+        ", c.notify"
+    } else {
+        ""
+    };
+    format!(
+        "UPDATE public.whatsapp_messages AS m SET status = {status}, {}, updated_at = now() FROM {source} \
+         WHERE m.id = c.id AND m.status IN ({}){only} RETURNING m.*{marked}",
+        writes.join(", "),
+        from.join(", ")
+    )
+}
+
+fn assignment(write: Write) -> String {
+    match write {
+        Write::Now(column) => format!("{column} = now()"),
+        Write::Clear(column) => format!("{column} = NULL"),
+        Write::Text(column, text) => format!("{column} = '{text}'"),
+        Write::Given(column, input) => format!("{column} = c.{}", input.name()),
+        Write::Computed(column, expression, _) => format!("{column} = {expression}"),
+    }
+}
+
+fn notification(tells: Tells) -> Option<String> {
+    use NotificationKind::{MessageFailed, MessageUnknown};
+    let (kind, detail, only) = match tells {
+        Tells::Nothing => return None,
+        Tells::Failure => (MessageFailed, "error_message", None),
+        Tells::MarkedFailure => (
+            MessageFailed,
+            "concat_ws(' ', error_code, error_message)",
+            Some("notify"),
+        ),
+        Tells::Loss => (MessageUnknown, "error_message", None),
+        Tells::ExpiredLease => (MessageUnknown, "NULL", None),
+    };
+    Some(notifications::of_messages("moved", kind, detail, only))
+}
+
+/// Adds a column of the rows to the statement's arguments.
+fn add(arguments: &mut PgArguments, input: Input, changes: &[Change]) -> Result<(), sqlx::error::BoxDynError> {
+    macro_rules! each {
+        ($value:expr) => {
+            arguments.add(changes.iter().map($value).collect::<Vec<_>>())
+        };
+    }
+    macro_rules! folded {
+        ($column:ident) => {
+            each!(|change| change.folded.as_ref().and_then(|folded| folded.$column.clone()))
+        };
+    }
+    match input {
+        Input::LeaseOwner => each!(|change| change.lease_owner),
+        Input::ErrorCode => each!(|change| match &change.folded {
+            Some(folded) => folded.error_code,
+            None => change.problem.code,
+        }),
+        Input::ErrorClass => each!(|change| match &change.folded {
+            Some(folded) => folded.error_class.clone(),
+            None => Some(change.problem.class.to_owned()),
+        }),
+        Input::ErrorMessage => each!(|change| match &change.folded {
+            Some(folded) => folded.error_message.clone(),
+            None => Some(change.problem.message.clone()),
+        }),
+        Input::ResponseStatus => each!(|change| change.response.status.map(i32::from)),
+        Input::Response => each!(|change| change.response.body.clone()),
+        Input::WaitSeconds => each!(|change| change.wait.as_secs_f64()),
+        Input::Consumed => each!(|change| change.consumed),
+        Input::SendWithinSeconds => each!(|change| change.send_within.map(|within| within.as_secs_f64())),
+        Input::Status => each!(|change| change.folded.as_ref().map(|folded| folded.status)),
+        Input::Wamid => folded!(wamid),
+        Input::AcceptedAt => folded!(accepted_at),
+        Input::HeldAt => folded!(held_at),
+        Input::SentAt => folded!(sent_at),
+        Input::DeliveredAt => folded!(delivered_at),
+        Input::ReadAt => folded!(read_at),
+        Input::PlayedAt => folded!(played_at),
+        Input::FailedAt => folded!(failed_at),
+        Input::Notify => each!(|change| change.notify),
+    }
+}
+
+/// Whether this role may change messages here. An update of no row takes the same rights as one of many, and fails on a
+/// standby.
+///
+/// # Errors
+/// It may not, or can't be asked.
+pub(in crate::site_db) async fn check_writable(pool: &Pool) -> Result<(), SiteError> {
+    sqlx::query("UPDATE public.whatsapp_messages SET updated_at = updated_at WHERE false")
+        .execute(&pool.0)
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::transition;
+    use super::*;
+
+    #[test]
+    fn a_transition_becomes_one_statement_over_many_rows() {
+        assert_eq!(
+            Statement::new(&transition::FAIL).text,
+            "WITH moved AS (UPDATE public.whatsapp_messages AS m SET status = 'failed', failed_at = now(), \
+             error_code = c.error_code, error_class = c.error_class, error_message = c.error_message, \
+             response_status = c.response_status, response = c.response, lease_owner = NULL, lease_until = NULL, \
+             next_attempt_at = NULL, updated_at = now() \
+             FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::integer[], $7::text[]) \
+             AS c(id, lease_owner, error_code, error_class, error_message, response_status, response) \
+             WHERE m.id = c.id AND m.status IN ('sending', 'unknown') AND m.lease_owner = c.lease_owner RETURNING m.*), \
+             told AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
+             SELECT 'message_failed', account_id, conversation_id, id, error_message FROM moved) \
+             SELECT id, status FROM moved"
+        );
+    }
+
+    #[test]
+    fn a_query_may_choose_the_rows() {
+        assert_eq!(
+            chosen("SELECT 1", &transition::EXPIRE, "id"),
+            "WITH chosen AS (SELECT 1), moved AS (UPDATE public.whatsapp_messages AS m SET status = 'unknown', \
+             unknown_at = now(), error_class = 'unknown', \
+             error_message = 'the process that sent it did not record an outcome', updated_at = now() \
+             FROM chosen AS c WHERE m.id = c.id AND m.status IN ('sending') RETURNING m.*), \
+             told AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
+             SELECT 'message_unknown', account_id, conversation_id, id, NULL FROM moved) SELECT id FROM moved"
+        );
+    }
+
+    #[test]
+    fn the_text_names_every_input_once() {
+        for transition in transition::ALL {
+            let statement = Statement::new(transition);
+            let numbers = statement.inputs.len() + 1;
+            assert!(statement.text.contains(&format!("${numbers}::")), "{}", transition.name);
+            assert!(
+                !statement.text.contains(&format!("${}::", numbers + 1)),
+                "{}",
+                transition.name
+            );
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `notifications`: what a person should look at.
+
+use strum::{Display, EnumIter, EnumString, IntoStaticStr};
+use uuid::Uuid;
+
+use super::{SiteError, Transaction};
+
+/// `notifications.kind`, of those that the server writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum NotificationKind {
+    /// A person wrote.
+    InboundMessage,
+    /// A message of ours will not arrive.
+    MessageFailed,
+    /// It is not known whether a message of ours was sent.
+    MessageUnknown,
+    /// Meta refuses to send for a number.
+    AccountHeld,
+}
+
+impl NotificationKind {
+    /// As the column writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// The insert of a notification for each message in `from`, a member of the `WITH` of the statement that changes the
+/// messages: so it costs no round trip. `detail` is an expression over the messages' columns, `only` a condition on them.
+pub(super) fn of_messages(from: &str, kind: NotificationKind, detail: &str, only: Option<&str>) -> String {
+    let filter = only.map(|only| format!(" WHERE {only}")).unwrap_or_default();
+    format!(
+        "INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
+         SELECT '{kind}', account_id, conversation_id, id, {detail} FROM {from}{filter}"
+    )
+}
+
+/// A person wrote.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn inbound_message(
+    tx: &mut Transaction<'_>,
+    account_id: Uuid,
+    conversation_id: Uuid,
+    message_id: Uuid,
+) -> Result<(), SiteError> {
+    sqlx::query(
+        "INSERT INTO public.notifications (kind, account_id, conversation_id, message_id) VALUES ($1, $2, $3, $4)",
+    )
+    .bind(NotificationKind::InboundMessage)
+    .bind(account_id)
+    .bind(conversation_id)
+    .bind(message_id)
+    .execute(tx.connection())
+    .await?;
+    Ok(())
+}
+
+/// Meta refuses to send for a number, in these words.
+pub(super) async fn account_held(tx: &mut Transaction<'_>, account_id: Uuid, detail: &str) -> Result<(), SiteError> {
+    sqlx::query("INSERT INTO public.notifications (kind, account_id, detail) VALUES ($1, $2, $3)")
+        .bind(NotificationKind::AccountHeld)
+        .bind(account_id)
+        .bind(detail)
+        .execute(tx.connection())
+        .await?;
+    Ok(())
+}

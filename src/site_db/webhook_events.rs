@@ -1,0 +1,194 @@
+//! `webhook_events`: what Meta posted, byte for byte, and how far it is processed.
+//!
+//! ```text
+//! received ─→ processed
+//!    ↑    └─→ failed      some parts could not be stored; which and why is in `failures`
+//!    └─ reset ─┴─┘        by hand, after a fix
+//! ```
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use sqlx::FromRow;
+use std::time::Duration;
+use strum::{Display, EnumIter, EnumString, IntoStaticStr};
+use uuid::Uuid;
+
+use super::{Pool, SiteError, Transaction};
+
+/// `webhook_events.state`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub enum EventState {
+    /// Committed before Meta got its 200; to be processed.
+    Received,
+    /// Every part is stored.
+    Processed,
+    /// Every part was tried, and some could not be stored.
+    Failed,
+}
+
+impl EventState {
+    /// As the column writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
+/// An event that this transaction has locked to process it.
+#[derive(Debug, FromRow)]
+pub struct ClaimedEvent {
+    /// The row.
+    pub id: Uuid,
+    /// The bytes that Meta signed.
+    pub body: Vec<u8>,
+    /// Attempts before this one.
+    pub attempts: i32,
+}
+
+/// What became of an event whose parts have all been tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Finished<'a> {
+    /// Parts in which people write to each other.
+    pub real: usize,
+    /// All others.
+    pub protocol: usize,
+    /// The parts that could not be stored, and why; `None` where there are none.
+    pub failures: Option<&'a Value>,
+}
+
+/// How much is not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
+pub struct Backlog {
+    /// Events that wait for longer than they should.
+    pub late: i64,
+    /// Events with parts that could not be processed.
+    pub failed: i64,
+}
+
+/// Keeps an event, and returns its id.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn insert(pool: &Pool, body: &[u8]) -> Result<Uuid, SiteError> {
+    Ok(
+        sqlx::query_scalar("INSERT INTO public.webhook_events (body, body_sha256) VALUES ($1, $2) RETURNING id")
+            .bind(body)
+            .bind(hex::encode(Sha256::digest(body)))
+            .fetch_one(&pool.0)
+            .await?,
+    )
+}
+
+/// Has an event processed again, whatever became of it. False if there is no such event.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn reset(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
+    let done = sqlx::query(
+        "UPDATE public.webhook_events SET state = $2, attempts = 0, next_attempt_at = now(), processed_at = NULL
+          WHERE id = $1",
+    )
+    .bind(id)
+    .bind(EventState::Received)
+    .execute(&pool.0)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// The event that is due longest and that no other worker has.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn claim(tx: &mut Transaction<'_>) -> Result<Option<ClaimedEvent>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT id, body, attempts FROM public.webhook_events
+          WHERE state = 'received' AND next_attempt_at <= now()
+          ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED",
+    )
+    .fetch_optional(tx.connection())
+    .await?)
+}
+
+/// Keeps other workers away from an event for a while, beyond the end of this transaction.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn postpone(tx: &mut Transaction<'_>, id: Uuid, wait: Duration) -> Result<(), SiteError> {
+    sqlx::query("UPDATE public.webhook_events SET next_attempt_at = now() + make_interval(secs => $2) WHERE id = $1")
+        .bind(id)
+        .bind(wait.as_secs_f64())
+        .execute(tx.connection())
+        .await?;
+    Ok(())
+}
+
+/// Has an event tried again later, after an attempt that failed as a whole.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn retry_later(pool: &Pool, id: Uuid, wait: Duration) -> Result<(), SiteError> {
+    sqlx::query(
+        "UPDATE public.webhook_events SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
+          WHERE id = $1 AND state = 'received'",
+    )
+    .bind(id)
+    .bind(wait.as_secs_f64())
+    .execute(&pool.0)
+    .await?;
+    Ok(())
+}
+
+/// All parts of an event have been tried.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn finish(tx: &mut Transaction<'_>, id: Uuid, finished: &Finished<'_>) -> Result<(), SiteError> {
+    let state = match finished.failures {
+        Some(_) => EventState::Failed,
+        None => EventState::Processed,
+    };
+    sqlx::query(
+        "UPDATE public.webhook_events SET state = $2, attempts = attempts + 1, real_events = $3, protocol_events = $4,
+                failures = $5, processed_at = clock_timestamp()
+          WHERE id = $1",
+    )
+    .bind(id)
+    .bind(state)
+    .bind(i32::try_from(finished.real).unwrap_or(i32::MAX))
+    .bind(i32::try_from(finished.protocol).unwrap_or(i32::MAX))
+    .bind(finished.failures)
+    .execute(tx.connection())
+    .await?;
+    Ok(())
+}
+
+/// Counts what is not done; an event is late when it has waited for longer than `late_after`.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn backlog(pool: &Pool, late_after: Duration) -> Result<Backlog, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT (SELECT count(*) FROM public.webhook_events
+                  WHERE state = 'received' AND received_at < now() - make_interval(secs => $1)) AS late,
+                (SELECT count(*) FROM public.webhook_events WHERE state = 'failed') AS failed",
+    )
+    .bind(late_after.as_secs_f64())
+    .fetch_one(&pool.0)
+    .await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::IntoEnumIterator;
+
+    use super::*;
+
+    #[test]
+    fn every_state_is_in_the_schema() {
+        let schema = include_str!("../../migrations/site/0001_conversations.sql");
+        for state in EventState::iter() {
+            assert!(schema.contains(&format!("'{state}'")), "{state}");
+        }
+    }
+}
