@@ -11,6 +11,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
+use crate::postgres::DRIVER_LOG_TARGET;
 
 /// Starts the log. The configuration has checked that `filter` parses.
 pub(super) fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
@@ -26,7 +27,7 @@ where
     let filter = EnvFilter::builder().parse(filter).context("read log.filter")?;
     // At `debug` the driver prints the parameters of every statement, and those are rows. A second filter, because in `filter`
     // a longer directive of the operator's would override ours.
-    let no_values = filter_fn(|line| *line.level() <= Level::WARN || !line.target().starts_with("tokio_postgres"));
+    let no_values = filter_fn(|line| *line.level() <= Level::WARN || !line.target().starts_with(DRIVER_LOG_TARGET));
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(has_colour()).boxed(),

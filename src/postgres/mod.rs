@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`connect`] | opens a session with pinned settings |
 //! | [`sqlx_options`](mod@sqlx_options) | a URL as the options of sqlx |
+//! | [`plain`] | opens a session on a throwaway cluster, with nothing pinned |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what a SQLSTATE means for the work that met it |
@@ -16,6 +17,7 @@
 pub mod connect;
 pub mod error;
 pub mod keys;
+pub mod plain;
 pub mod quote;
 pub mod sqlstate;
 pub mod sqlx_options;
@@ -23,7 +25,11 @@ pub mod tls;
 
 pub use connect::connect;
 pub use error::{Refusal, SessionError, Side};
+pub use plain::connect_plain;
 pub use quote::quote_identifier;
 pub use sqlstate::disposition;
 pub use sqlx_options::sqlx_options;
-pub use tokio_postgres::Client;
+pub use tokio_postgres::{Client, Error as DriverError};
+
+/// Where the driver's log lines come from. At `debug` it prints the parameters of every statement.
+pub const DRIVER_LOG_TARGET: &str = "tokio_postgres";

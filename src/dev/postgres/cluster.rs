@@ -1,4 +1,4 @@
-//! One throwaway server: started on a free port, stopped and started again at will, removed at the end.
+//! One throwaway server: started on a free port, stopped and started again as its user likes, removed at the end.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -13,51 +13,49 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rand::Rng;
-use tokio_postgres::NoTls;
 
 use super::download::download;
 use super::error::ClusterError;
 use super::find::{FindError, Installation, find};
 use super::settings::Settings;
 use super::workspace::Workspace;
-use crate::postgres::quote_identifier;
+use crate::postgres::{Client, connect_plain, quote_identifier};
 
 /// The superuser of every throwaway cluster.
 const USER: &str = "postgres";
 
-/// How long a start may take: recovery after a crash included, on a machine that is busy with other tests.
+/// How long a start may take, including recovery after a crash, on a machine that is busy with other tests.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a fast shutdown may take before it becomes an immediate one: it waits until the WAL senders' clients have
-/// everything, which one that hangs never has.
+/// How long a fast shutdown may take before it becomes an immediate one: it waits until the clients of all WAL senders have
+/// received everything, and a client that hangs never does.
 const FAST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an immediate shutdown may take before the server is killed: Postgres gives its children 5 s.
 const IMMEDIATE_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Between two looks at whether something has happened.
+/// Between two checks of whether something has happened.
 const POLL: Duration = Duration::from_millis(10);
 
-/// Ports to choose from: below what Linux (32768) and macOS (49152) hand to outgoing connections, so that nobody takes
-/// the port while the server is down between two starts.
+/// Ports to choose from: below those that Linux (32768) and macOS (49152) use for outgoing connections, so that the port is
+/// not taken while the server is down between two starts.
 const PORTS: std::ops::Range<u16> = 15_000..32_000;
 
 /// How a server is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shutdown {
-    /// As an operator does it: sessions are ended, WAL senders finish, a checkpoint is written. Becomes
-    /// [`Self::Immediate`] after 10 s.
+    /// As an operator stops it: sessions are ended, WAL senders finish, a checkpoint is written. Becomes [`Self::Immediate`]
+    /// after 10 s.
     Fast,
-    /// As after a crash of the server's own: recovery at the next start.
+    /// Without a checkpoint, as in a crash: the next start recovers.
     Immediate,
     /// `kill -9` of the postmaster.
     Kill,
 }
 
-/// A Postgres server of our own. Stopped and removed when dropped.
+/// A throwaway Postgres server. It is stopped and removed when dropped.
 ///
-/// All methods take `&self`, so that one can be shared; starting and stopping at the same time from two places is
-/// the caller's fault.
+/// All methods take `&self`, so that it can be shared; its users must not start and stop it at the same time.
 #[derive(Debug)]
 pub struct Cluster {
     installation: Installation,
@@ -74,7 +72,7 @@ struct State {
 }
 
 impl Cluster {
-    /// Makes a new cluster and starts it. It accepts connections when this returns.
+    /// Creates a new cluster and starts it. It accepts connections when this returns.
     ///
     /// # Errors
     /// No server programs, no temporary folder, or the server does not come up.
@@ -84,7 +82,7 @@ impl Cluster {
             Err(FindError::Missing) => download().await.map_err(ClusterError::Download)?,
             Err(error) => return Err(ClusterError::Find(error)),
         };
-        // A drop of this future leaves the closure to finish: what it made is removed as its result is dropped.
+        // If this future is dropped, the closure still finishes, and its result removes what it made.
         let cluster = tokio::task::spawn_blocking(move || Self::initialise(installation, settings))
             .await
             .map_err(io::Error::other)??;
@@ -111,7 +109,7 @@ impl Cluster {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let output = workspace.spawn(&mut initdb)?.wait_with_output()?;
-        workspace.rest();
+        workspace.nothing_runs();
         if !output.status.success() {
             return Err(ClusterError::Initdb(
                 String::from_utf8_lossy(&output.stderr).trim().to_owned(),
@@ -130,13 +128,13 @@ impl Cluster {
         })
     }
 
-    /// The major version, as in 15.
+    /// The major version of the server programs, as in 15.
     #[must_use]
     pub fn major(&self) -> u32 {
         self.installation.major
     }
 
-    /// The server programs' folder (`pg_dump`, `pgbench` and the others live there too, if the package has them).
+    /// The folder of the server programs, and of `pg_dump`, `pgbench` and the others if the package has them.
     #[must_use]
     pub fn bin(&self) -> &Path {
         &self.installation.bin
@@ -183,11 +181,10 @@ impl Cluster {
         self.lock().server.as_ref().map(Child::id)
     }
 
-    /// Writes a file into the data folder that only the server may read, such as a certificate's key; takes effect as
-    /// the server reads it.
+    /// Writes a file into the data folder that only the server may read, such as the key of a certificate.
     ///
     /// # Errors
-    /// It can't be written.
+    /// The file can't be written.
     pub fn write_file(&self, name: &str, contents: &[u8]) -> io::Result<()> {
         self.workspace.write(&format!("data/{name}"), contents).map(drop)
     }
@@ -196,18 +193,8 @@ impl Cluster {
     ///
     /// # Errors
     /// The server does not run or refuses.
-    pub async fn client(&self, database: &str) -> Result<tokio_postgres::Client, ClusterError> {
-        let (client, connection) = tokio_postgres::Config::new()
-            .host_path(self.workspace.path())
-            .port(self.port())
-            .user(USER)
-            .dbname(database)
-            .application_name("twinlog-dev")
-            .connect(NoTls)
-            .await?;
-        // Its end is seen by whoever uses the client.
-        tokio::spawn(connection);
-        Ok(client)
+    pub async fn client(&self, database: &str) -> Result<Client, ClusterError> {
+        Ok(connect_plain(self.workspace.path(), self.port(), USER, database, "twinlog-dev").await?)
     }
 
     /// Creates an empty database.
@@ -222,11 +209,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Changes a server parameter and waits until new sessions have it. One that needs a restart is taken over by the
-    /// next [`Self::restart`].
+    /// Changes a server parameter and waits until new sessions have it. One that needs a restart takes effect with the next
+    /// [`Self::restart`].
     ///
     /// # Errors
-    /// The server does not run or does not take it.
+    /// The server does not run, or refuses the value.
     pub async fn set(&self, name: &str, value: &str) -> Result<(), ClusterError> {
         let previous = self.lock().parameters.insert(name.to_owned(), value.to_owned());
         self.write_parameters()?;
@@ -236,11 +223,11 @@ impl Cluster {
         client.batch_execute("SELECT pg_reload_conf()").await?;
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            // A session takes the time over from the postmaster that forked it.
+            // A new session has the load time of the postmaster that forked it.
             let client = self.client("postgres").await?;
             let now: String = client.query_one(loaded, &[]).await?.get(0);
             if now != before {
-                // One that waits for a restart is listed as an error too.
+                // A parameter that waits for a restart is listed as an error too.
                 let refused = "SELECT error FROM pg_file_settings WHERE name = $1 AND error IS NOT NULL
                     AND NOT EXISTS (SELECT FROM pg_settings WHERE pg_settings.name = $1 AND pending_restart)";
                 if client.query_opt(refused, &[&name]).await?.is_none() {
@@ -261,10 +248,10 @@ impl Cluster {
         }
     }
 
-    /// Stops the server; the data stay. Does nothing if it does not run.
+    /// Stops the server and keeps its data. Does nothing if it does not run.
     ///
     /// # Errors
-    /// Its state can't be asked of the kernel.
+    /// The state of its process can't be read.
     pub async fn stop(&self, how: Shutdown) -> Result<(), ClusterError> {
         for (signal, patience) in escalation(how) {
             self.signal(signal);
@@ -282,7 +269,7 @@ impl Cluster {
     /// Starts the server again after [`Self::stop`], on the same port.
     ///
     /// # Errors
-    /// It does not come up.
+    /// The server does not accept connections in time.
     pub async fn start_again(&self) -> Result<(), ClusterError> {
         self.launch(false).await
     }
@@ -290,7 +277,7 @@ impl Cluster {
     /// Stops the server and starts it again on the same port.
     ///
     /// # Errors
-    /// It does not come up.
+    /// The server does not accept connections in time.
     pub async fn restart(&self, how: Shutdown) -> Result<(), ClusterError> {
         self.stop(how).await?;
         self.launch(false).await
@@ -325,9 +312,9 @@ impl Cluster {
                 Readiness::Exited => "it exited",
             };
             let log = self.log_tail();
-            // Somebody took the port since we looked; or children of a killed postmaster still hold its shared memory.
-            let passes = log.contains("could not bind") || log.contains("shared memory block");
-            if !passes || Instant::now() > deadline {
+            // Another program took the port meanwhile, or children of a killed postmaster still hold its shared memory.
+            let temporary = log.contains("could not bind") || log.contains("shared memory block");
+            if !temporary || Instant::now() > deadline {
                 self.stop(Shutdown::Immediate).await?;
                 return Err(ClusterError::Start { what, log });
             }
@@ -337,7 +324,7 @@ impl Cluster {
 
     fn spawn_server(&self) -> Result<(), ClusterError> {
         self.write_parameters()?;
-        // Each start has a log of its own, so that the tail speaks of this one.
+        // Each start has its own log, so that the tail is about this start.
         let log = OpenOptions::new()
             .create(true)
             .write(true)
@@ -376,7 +363,7 @@ impl Cluster {
         Ok(Readiness::TimedOut)
     }
 
-    /// Parameters live in a file, not in `-c` flags: a flag can't be changed while the server runs.
+    /// Parameters are written into a file and not given as `-c` flags: a flag can't be changed while the server runs.
     fn write_parameters(&self) -> io::Result<()> {
         let text: String = self
             .lock()
@@ -391,7 +378,7 @@ impl Cluster {
     fn signal(&self, signal: Signal) {
         let pid = self.pid().and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid {
-            // Not reaped yet, so the id is still the server's even if it has ended.
+            // Not reaped yet, so the id is still that of the server, even if it has ended.
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }
@@ -405,7 +392,7 @@ impl Cluster {
             return Ok(true);
         }
         state.server = None;
-        self.workspace.rest();
+        self.workspace.nothing_runs();
         Ok(false)
     }
 
@@ -414,14 +401,14 @@ impl Cluster {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every write under the lock is one assignment: a panic elsewhere leaves it whole.
+        // Each write under the lock is one assignment, so the state is consistent after a panic in another thread.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The data are about to be removed: no need for a checkpoint, nor to wait for anybody's WAL sender.
+        // The data will be removed: there is no need for a checkpoint, nor to wait for WAL senders.
         for (signal, patience) in escalation(Shutdown::Immediate) {
             self.signal(signal);
             let deadline = Instant::now() + patience;
@@ -457,7 +444,7 @@ fn escalation(how: Shutdown) -> impl Iterator<Item = (Signal, Duration)> {
 }
 
 fn free_port() -> io::Result<u16> {
-    // So many in use at once means that something else is wrong.
+    // If so many are in use, something else is wrong.
     const ATTEMPTS: usize = 100;
     for _ in 0..ATTEMPTS {
         let port = rand::rng().random_range(PORTS);

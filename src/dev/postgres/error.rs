@@ -4,35 +4,36 @@ use std::io;
 
 use super::download::DownloadError;
 use super::find::FindError;
+use crate::postgres::DriverError;
 
 /// Why a cluster does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// The folder that was asked for is not usable.
+    /// The folder that was given has no usable server programs.
     #[error("find Postgres's server programs")]
     Find(#[source] FindError),
-    /// None is installed and none could be downloaded.
+    /// No server programs are installed, and none could be downloaded.
     #[error("no Postgres 14 or later is installed, and none could be downloaded")]
     Download(#[source] DownloadError),
-    /// The temporary folder, its watchdog, or a program could not be made.
+    /// The temporary folder could not be created, or the watchdog or a server program not started.
     #[error("prepare a throwaway Postgres cluster")]
     Io(#[from] io::Error),
-    /// `initdb` failed.
+    /// `initdb` failed, with its messages.
     #[error("initdb failed: {0}")]
     Initdb(String),
-    /// The server ended, or did not accept connections in time.
+    /// The server ended early, or did not accept connections in time.
     #[error("Postgres did not start ({what}); the end of its log:\n{log}")]
     Start {
-        /// What happened.
+        /// `it exited`, or that it accepts no connections.
         what: &'static str,
         /// The last lines of its log.
         log: String,
     },
-    /// A statement on it failed.
+    /// A connection or a statement failed.
     #[error("statement on the throwaway cluster")]
-    Statement(#[from] tokio_postgres::Error),
-    /// A changed parameter was not taken over.
-    #[error("the server has not taken over the new value of {0}; the end of its log:\n{1}")]
+    Statement(#[from] DriverError),
+    /// The server refused the new value of a parameter, or did not load it in time: name and log.
+    #[error("the server did not load the new value of {0}; the end of its log:\n{1}")]
     Parameter(String, String),
 }
 

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Environment variable that names the folder of `initdb` and `postgres`; nothing else is looked at if it is set.
+/// Environment variable with the folder of `initdb` and `postgres`. If it is set, no other folder is searched.
 pub const BIN_VARIABLE: &str = "TWINLOG_PG_BIN";
 
-/// The oldest major version that we take: 14 is the oldest that the project still maintains (until 2026-11) and the
-/// first whose `initdb` knows `--no-instructions`.
+/// The oldest supported major version: 14 is the oldest that the Postgres project maintains (until 2026-11), and the first
+/// whose `initdb` has `--no-instructions`.
 pub const OLDEST_MAJOR: u32 = 14;
 
 /// Folders with one subfolder a version, each holding `bin`: Debian and Ubuntu, the PGDG's RPMs, Postgres.app.
@@ -24,24 +24,24 @@ const HOMEBREW_FOLDERS: &[&str] = &["/opt/homebrew/opt", "/usr/local/opt", "/hom
 /// Postgres's server programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installation {
-    /// The folder of `initdb` and `postgres`.
+    /// The folder that holds `initdb` and `postgres`.
     pub bin: PathBuf,
-    /// Its major version, as in 15.
+    /// The major version, as in 15.
     pub major: u32,
 }
 
 /// Why there are no server programs to use.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// The folder that was asked for is not usable.
+    /// The folder that was given has no usable server programs.
     #[error("{} holds no usable Postgres {OLDEST_MAJOR} or later: {what}", bin.display())]
     Unusable {
-        /// The folder.
+        /// As it was given.
         bin: PathBuf,
-        /// What is wrong with it.
+        /// What it lacks.
         what: String,
     },
-    /// Nothing was asked for, and none is installed.
+    /// No folder was given, and no server programs were found.
     #[error("no Postgres {OLDEST_MAJOR} or later is installed (looked in PATH, pg_config, and the usual folders)")]
     Missing,
 }
@@ -50,7 +50,7 @@ pub enum FindError {
 /// `pg_config`, `PATH` and the usual folders of packages.
 ///
 /// # Errors
-/// A folder that was asked for is unusable; nothing was asked for and nothing is there.
+/// The given folder is not usable; or none was given, and nothing was found.
 pub fn find(bin: Option<&Path>) -> Result<Installation, FindError> {
     let asked = bin.map(Path::to_owned).or_else(|| {
         std::env::var_os(BIN_VARIABLE)
@@ -63,7 +63,7 @@ pub fn find(bin: Option<&Path>) -> Result<Installation, FindError> {
     let mut seen = HashSet::new();
     let mut best: Option<Installation> = None;
     for bin in candidates() {
-        // Links such as /usr/bin/postgres lead to a folder that is listed as well.
+        // Links such as /usr/bin/postgres lead to a folder that is a candidate as well.
         let Ok(real) = bin.join("postgres").canonicalize() else {
             continue;
         };
@@ -79,7 +79,7 @@ pub fn find(bin: Option<&Path>) -> Result<Installation, FindError> {
     best.ok_or(FindError::Missing)
 }
 
-/// Folders that may hold the programs, likelier ones first.
+/// Folders that may hold the programs, the more likely ones first.
 fn candidates() -> Vec<PathBuf> {
     let mut folders = Vec::new();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output()
@@ -123,7 +123,7 @@ fn name_starts_with(path: &Path, prefix: &str) -> bool {
         .is_some_and(|name| name.starts_with(prefix))
 }
 
-/// What is in a folder, or what is wrong with it.
+/// The installation in a folder, or what it lacks.
 pub(super) fn inspect(bin: &Path) -> Result<Installation, String> {
     for program in ["initdb", "postgres"] {
         if !bin.join(program).is_file() {

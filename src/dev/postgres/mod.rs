@@ -1,18 +1,18 @@
-//! Throwaway Postgres clusters: found or downloaded, started in a temporary folder, gone without a trace.
+//! Throwaway Postgres clusters: found or downloaded, started in a temporary folder, removed at the end.
 //!
 //! ```text
 //! find ──(nothing there)──→ download
 //!   └──→ cluster ──→ workspace (folder, lock, user, watchdog)
 //! ```
 //!
-//! The hard part is not to start a server but to leave nothing behind, whatever happens to us:
+//! The hard part is to leave nothing behind, however this process ends:
 //!
 //! - dropped, returned early, panicked, Ctrl-C: [`Cluster`]'s `Drop` stops the server and removes the folder;
-//! - `std::process::exit`, a `static` that is never dropped, `kill -9`: a small shell, the watchdog, holds the other end
-//!   of a pipe; when we are gone it reads the end of the file, stops the server and removes the folder;
-//! - the watchdog was killed as well: the next start sweeps folders whose lock nobody holds.
+//! - `std::process::exit`, a `static` that is never dropped, `kill -9`: the watchdog, a small shell, reads from a pipe of this
+//!   process; when the pipe ends, it stops the server and removes the folder;
+//! - the watchdog was killed as well: the next start removes the folders whose lock is free.
 //!
-//! This module knows nothing of Twinlog's tables and migrations.
+//! It leaves Twinlog's tables and migrations alone.
 
 mod cluster;
 mod download;

@@ -1,9 +1,9 @@
-//! What a throwaway server is told before it starts.
+//! The settings of a throwaway server.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// How a cluster is to be.
+/// How a cluster is set up.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub(super) bin: Option<PathBuf>,
@@ -12,15 +12,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The server programs' folder, instead of the search ([`find()`](super::find())).
+    /// The folder of the server programs; without it they are searched for ([`find()`](super::find())).
     #[must_use]
     pub fn bin(mut self, folder: impl Into<PathBuf>) -> Self {
         self.bin = Some(folder.into());
         self
     }
 
-    /// Really writes to disk (`fsync`, full-page writes), as a production server does. Otherwise the data survive the
-    /// death of the server (the kernel has them) but not that of the machine: enough for throwaway data, much faster.
+    /// Writes to disk (`fsync`, full-page writes), as a production server does. Without it the data survive a crash of the
+    /// server (the kernel has them) but not of the machine: enough for throwaway data, and much faster.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;

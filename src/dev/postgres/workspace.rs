@@ -1,4 +1,4 @@
-//! The temporary folder of one cluster: whose it is, how it is locked, and who removes it when we cannot.
+//! The temporary folder of one cluster: its owner, its lock, and the watchdog that removes it when this process cannot.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
@@ -10,18 +10,18 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use nix::unistd::{Uid, User, geteuid};
 use rand::Rng;
 
-/// What the folders' names begin with. Short: a Unix socket's path may have 107 bytes.
+/// The beginning of the folders' names. Short, because the path of a Unix socket may have 107 bytes.
 const PREFIX: &str = "twinlog-pg-";
 
-/// The file that is locked as long as we live.
+/// The file that is locked as long as this process lives.
 const LOCK: &str = "owner.lock";
 
-/// Reads process ids from its standard input, the last of which is the one that runs now (empty: none), until the input
-/// ends: then we are gone, however that came about. Stops that process's group and removes the folder.
+/// Reads process ids from its standard input; the last line is the process that runs now (empty: none). The input ends when
+/// this process has ended: then it stops that process's group and removes the folder.
 ///
-/// SIGQUIT is Postgres's immediate shutdown: it ends its children too and frees its shared memory. The whole group gets it,
-/// since initdb waits for its child, and Postgres's children have groups of their own. 50 × 0.1 s is what Postgres itself
-/// gives its children (5 s) before it kills them.
+/// SIGQUIT is Postgres's immediate shutdown, which ends its children and frees its shared memory. The whole group gets it,
+/// because initdb waits for its child. (Postgres's children have their own groups.) After 50 × 0.1 s it is killed: Postgres
+/// itself gives its children 5 s.
 const WATCHDOG: &str = r#"
 trap '' HUP INT TERM
 child=
@@ -43,13 +43,13 @@ rm -rf -- "$1"
 pub(super) struct Workspace {
     path: PathBuf,
     account: Option<Account>,
-    /// Held, never read: the lock ends with us.
+    /// Held and never read: the lock ends with this process.
     _lock: File,
     watchdog: Child,
     pipe: Option<ChildStdin>,
 }
 
-/// The user that the server runs as where we are root: Postgres refuses to be.
+/// The user that the server runs as if this process is root, because Postgres refuses to run as root.
 #[derive(Debug, Clone, Copy)]
 struct Account {
     uid: u32,
@@ -57,7 +57,7 @@ struct Account {
 }
 
 impl Workspace {
-    /// Makes a folder and its watchdog, after sweeping those that dead processes left.
+    /// Creates a folder and its watchdog, and removes folders that dead processes left.
     pub(super) fn create() -> io::Result<Self> {
         let account = account()?;
         let parent = parent(account);
@@ -67,7 +67,7 @@ impl Workspace {
             .mode(0o700)
             .create(&path)
             .map_err(|error| io::Error::new(error.kind(), format!("make the folder {}: {error}", path.display())))?;
-        match Self::furnish(path.clone(), account) {
+        match Self::set_up(path.clone(), account) {
             Ok(workspace) => Ok(workspace),
             Err(error) => {
                 let _ = std::fs::remove_dir_all(&path);
@@ -76,11 +76,11 @@ impl Workspace {
         }
     }
 
-    fn furnish(path: PathBuf, account: Option<Account>) -> io::Result<Self> {
+    fn set_up(path: PathBuf, account: Option<Account>) -> io::Result<Self> {
         if let Some(Account { uid, gid }) = account {
             chown(&path, Some(uid), Some(gid))?;
         }
-        // The sweep looks only at folders that have the file: it must be locked before it has that name.
+        // The sweep looks only at folders that have the file, so it must be locked before it gets that name.
         let lock = File::create(path.join("lock"))?;
         lock.try_lock()?;
         std::fs::rename(path.join("lock"), path.join(LOCK))?;
@@ -106,23 +106,23 @@ impl Workspace {
         &self.path
     }
 
-    /// A program that will run in this folder, as the right user, in a process group of its own: a Ctrl-C in the
-    /// terminal is ours to handle.
+    /// A program that will run in this folder, as the right user, and in its own process group, so that a Ctrl-C in the
+    /// terminal reaches this process only.
     pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = command(program, self.account);
         command.current_dir(&self.path).stdin(Stdio::null());
         command
     }
 
-    /// Starts a program of [`Self::command`] and puts it under the watchdog.
+    /// Starts a program of [`Self::command`] and tells the watchdog.
     pub(super) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         let child = command.spawn()?;
         self.tell_watchdog(&child.id().to_string());
         Ok(child)
     }
 
-    /// Tells the watchdog that nothing runs any more, so that it never stops a stranger with a reused id.
-    pub(super) fn rest(&self) {
+    /// Tells the watchdog that no program runs any more, so that it never stops another process with a reused id.
+    pub(super) fn nothing_runs(&self) {
         self.tell_watchdog("");
     }
 
@@ -139,7 +139,7 @@ impl Workspace {
     }
 
     fn tell_watchdog(&self, line: &str) {
-        // A watchdog that somebody killed costs the safety net, not the work: the sweep is the second one.
+        // If the watchdog was killed, the work goes on, and the next sweep removes the folder.
         if let Some(mut pipe) = self.pipe.as_ref() {
             let _ = writeln!(pipe, "{line}");
         }
@@ -157,14 +157,14 @@ impl Drop for Workspace {
 fn command(program: &Path, account: Option<Account>) -> Command {
     let mut command = Command::new(program);
     command.process_group(0).env("LC_ALL", "C");
-    // PGDATA, PGPORT and the like are meant for another server.
+    // PGDATA, PGPORT and the like are about another server.
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PG") {
             command.env_remove(name);
         }
     }
     if let Some(Account { uid, gid }) = account {
-        // `uid` drops root's supplementary groups as well.
+        // `uid` also drops root's supplementary groups.
         command.uid(uid).gid(gid);
     }
     command
@@ -187,9 +187,9 @@ fn account() -> io::Result<Option<Account>> {
     ))
 }
 
-/// The folder for temporary files, unless the server could not work there: as root, another user must be able to enter it
-/// (a private TMPDIR is closed) and the watchdog, which is that user, to remove its folder from it; and a Unix socket's path
-/// may have 107 bytes (macOS: 103).
+/// The folder for temporary files, or `/tmp` if the server could not work there. As root, another user must be able to enter
+/// it (a private TMPDIR is closed), and the watchdog, which runs as that user, must be able to remove a folder from it. And
+/// the path of a Unix socket may have 107 bytes (macOS: 103).
 fn parent(account: Option<Account>) -> PathBuf {
     // /twinlog-pg-01234567/.s.PGSQL.31999
     const SOCKET_BYTES: usize = 36;
@@ -203,8 +203,8 @@ fn parent(account: Option<Account>) -> PathBuf {
     folder
 }
 
-/// Removes folders whose owner is gone and whose watchdog was killed too. A server that still runs in one ends by itself:
-/// a postmaster looks for its lock file once a minute.
+/// Removes folders whose process has ended and whose watchdog was killed too. A server that still runs in one ends by itself:
+/// a postmaster checks its lock file once a minute.
 fn sweep(parent: &Path, account: Option<Account>) {
     let ours = account.map_or_else(|| geteuid().as_raw(), |account| account.uid);
     for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sweep_takes_the_dead_and_spares_the_living() {
+    fn the_sweep_removes_only_folders_of_dead_processes() {
         let living = Workspace::create().unwrap();
         let dead = living
             .path()

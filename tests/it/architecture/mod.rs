@@ -12,7 +12,7 @@ use twinlog::metrics::{Kind, Metric};
 pub(crate) use sources::rust_files;
 use sources::{named_modules, sources, uses_crate};
 
-/// Pure or small, and everybody may use them.
+/// Small modules that every module may use.
 const SHARED: &[&str] = &[
     "config",
     "failpoint",
@@ -73,13 +73,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("agent_db", &["change", "postgres"]),
     ("change", &[]),
     ("pgoutput", &["change"]),
-    // The payload's meaning is not its business.
     ("wire", &["postgres"]),
     // Both.
     ("dev", &["postgres", "provider"]),
     ("migrations", &["postgres"]),
     ("postgres", &["change"]),
-    // Shared modules know each other sparingly, and the halves not at all; metrics are labelled with a table's name.
+    // Shared modules never name the halves. Metrics have a table's name as a label.
     ("metrics", &["change"]),
     ("config", &[]),
     ("failpoint", &[]),
@@ -90,22 +89,25 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("timestamp", &[]),
 ];
 
-/// Which modules may name a crate that speaks to the outside: one driver a folder. `dev` and `cli` stand for the people who
-/// try and operate it.
+/// Which modules may name a crate that speaks to the outside.
 const DRIVERS: &[(&str, &[&str])] = &[
-    ("tokio_postgres", &["postgres", "source", "agent_db", "dev", "cli"]),
-    (
-        "sqlx",
-        &["site_db", "outbox", "inbox", "realtime", "migrations", "http", "cli"],
-    ),
+    ("tokio_postgres", &["postgres", "source", "agent_db"]),
+    ("sqlx", &["postgres", "site_db", "outbox", "inbox", "migrations"]),
     // `change` and `postgres` quote identifiers with it.
     ("postgres_protocol", &["wire", "pgoutput", "change", "postgres"]),
     ("axum", &["http", "realtime", "dev", "cli"]),
     ("reqwest", &["provider", "outbox", "http", "dev", "cli"]),
 ];
 
-/// A file that is longer is two files.
-const MAX_LINES: usize = 700;
+/// A longer file should be two files.
+const MAX_LINES: usize = 500;
+
+/// Files that are longer. Only ever shorter.
+const TOO_LONG: &[&str] = &[
+    "http/plain.rs",
+    "replication/run.rs",
+    "replication/stream/stream_loop.rs",
+];
 
 #[test]
 fn modules_name_only_those_that_the_map_lets_them() {
@@ -251,11 +253,11 @@ fn every_key_of_the_configuration_is_used_by_the_work() {
 }
 
 #[test]
-fn every_file_says_its_job_and_fits_in_a_head() {
+fn every_file_has_a_header_and_a_limited_length() {
     let mut wrong = Vec::new();
     for source in sources() {
         let lines = source.text.lines().count();
-        if lines > MAX_LINES {
+        if lines > MAX_LINES && !TOO_LONG.iter().any(|known| source.path.ends_with(known)) {
             wrong.push(format!("{}: {lines} lines", source.path.display()));
         }
         let header = source.text.lines().next().unwrap_or_default();

@@ -24,8 +24,8 @@ pub(super) fn sources() -> Vec<Source> {
             let relative = path.strip_prefix(&root).unwrap().to_owned();
             let first = relative.components().next().unwrap().as_os_str().to_str().unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
-            // Tests in a file of their own are tests.
-            let is_test = relative.file_stem().is_some_and(|name| name == "tests");
+            // Tests in a file or folder of their own.
+            let is_test = relative.with_extension("").iter().any(|part| part == "tests");
             let code = if is_test { String::new() } else { code_of(&text) };
             Source {
                 module: first.trim_end_matches(".rs").to_owned(),
