@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::harness::{self, ConfigFile, Database, Process, SOON, private_databases};
+use crate::harness::{self, ConfigFile, Database, Process, SOON, private_databases, serve_tls};
 use twinlog::config::{self, DatabaseUrl, Needs};
 use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::migrations::{self, MigrationError, Set};
@@ -360,14 +360,7 @@ async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
 async fn migrations_go_over_tls_to_a_server_that_proves_who_it_is_and_to_no_other() {
     let authority = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let db = private_databases(Settings::default(), Settings::default()).await;
-    let server = &db.agent.cluster;
-    server
-        .write_file("server.crt", authority.cert.pem().as_bytes())
-        .unwrap();
-    server
-        .write_file("server.key", authority.signing_key.serialize_pem().as_bytes())
-        .unwrap();
-    server.set("ssl", "on").await.unwrap();
+    serve_tls(&db.agent.cluster, &authority.cert.pem(), &authority.signing_key).await;
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("root.crt");
     std::fs::write(&root, authority.cert.pem()).unwrap();

@@ -15,6 +15,7 @@
 //! | `tables` | whether both sides are equal, and what the daemon's books say |
 //! | `process`, `config_file` | the built binary, started, watched, killed |
 //! | `proxy` | a network that can be broken |
+//! | `tls` | certificates for servers |
 //! | `background` | writers and readers beside a test |
 //! | `wait` | polls with a deadline: the only place where tests wait |
 //!
@@ -28,6 +29,7 @@ mod databases;
 mod process;
 mod proxy;
 mod tables;
+mod tls;
 mod twins;
 mod wait;
 
@@ -37,5 +39,6 @@ pub(crate) use databases::{Database, Databases, databases, private_databases};
 pub(crate) use process::Process;
 pub(crate) use proxy::{Direction, Proxy};
 pub(crate) use tables::{Accounting, assert_same_table, differing_tables, until_equal};
+pub(crate) use tls::serve_tls;
 pub(crate) use twins::{Daemon, NOTES, Twins};
 pub(crate) use wait::{SOON, eventually, eventually_equal, eventually_is, holds_for};

@@ -56,22 +56,11 @@ async fn an_answer_finds_the_conversation_of_what_it_answers() {
     let (world, server) = World::served().await;
     let sent = server.graph(&text("how are you?")).await;
     let wamid = world.meta.inbound(Inbound::text(NUMBER, "16505551234", "fine")).await;
-    let conversation = world.column(&sent.id(), "conversation_id").await;
-    eventually("the answer is in the same conversation", SOON, || async {
-        let query = format!("SELECT conversation_id FROM whatsapp_messages WHERE wamid = '{wamid}'");
-        let rows = world
-            .db
-            .site
-            .query(
-                &query.replace("SELECT conversation_id", "SELECT conversation_id::text"),
-                &[],
-            )
-            .await
-            .unwrap();
-        match rows.first().map(|row| row.get::<_, Option<String>>(0)) {
-            Some(found) if found == conversation => Ok(()),
-            other => Err(other),
-        }
+    let conversation = Some(world.value(&sent.id(), "conversation_id").await);
+    // NULL until the answer is there.
+    let found = format!("SELECT min(conversation_id::text) FROM whatsapp_messages WHERE wamid = '{wamid}'");
+    eventually_equal("the answer is in the same conversation", SOON, conversation, || {
+        world.db.site.text(&found)
     })
     .await;
     server.stop().await;

@@ -161,13 +161,16 @@ async fn a_slot_that_lost_its_log_is_a_gap() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_was_idle_for_too_long_is_a_gap() {
-    let twins = stopped_on(Twins::private(NOTES).await).await;
-    let limited = twins.site.cluster.set("idle_replication_slot_timeout", "1s").await;
+    let twins = Twins::private(NOTES).await;
+    let known = twins.site.batch_execute("SHOW idle_replication_slot_timeout").await;
     if twins.site.cluster.major() < 18 {
-        limited.expect_err("18 brought it: an older server lets a slot be idle for ever");
+        known.expect_err("18 brought it: an older server lets a slot be idle for ever");
         return;
     }
-    limited.unwrap();
+    known.unwrap();
+    let twins = stopped_on(twins).await;
+    let cluster = &twins.site.cluster;
+    cluster.set("idle_replication_slot_timeout", "1s").await.unwrap();
     eventually("the slot is invalidated", 2 * SOON, || async {
         twins.on_site("CHECKPOINT").await;
         let query = "SELECT invalidation_reason FROM pg_replication_slots";

@@ -3,10 +3,11 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_postgres::Client;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use twinlog::config::{DatabaseUrl, SslMode};
 use twinlog::dev::postgres::{Cluster, Settings};
@@ -14,11 +15,22 @@ use twinlog::lsn::Lsn;
 use twinlog::retry::Disposition;
 use twinlog::wire::{Frame, ReplicationConnection, ServerFault, WireError};
 
-use crate::harness::SOON;
+use crate::harness::{SOON, serve_tls};
 
 async fn connect(url: &str) -> Result<ReplicationConnection, WireError> {
     let url: DatabaseUrl = url.parse().unwrap();
     ReplicationConnection::connect(&url, "twinlog-test").await
+}
+
+/// A server with a role `r` whose password is `p`, and a superuser on it.
+async fn cluster_with_role() -> (Cluster, Client) {
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let client = cluster.client("postgres").await.unwrap();
+    client
+        .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
+        .await
+        .unwrap();
+    (cluster, client)
 }
 
 /// A role's URL over TCP on the cluster's database `postgres`.
@@ -43,10 +55,10 @@ async fn a_connection_knows_whom_it_reached() {
         let identity = connection.identify_system().await.unwrap();
         let client = cluster.client("postgres").await.unwrap();
         let expected: String = client
-            .query_one("SELECT system_identifier::text FROM pg_control_system()", &[])
+            .query_one("SELECT system_identifier::text AS id FROM pg_control_system()", &[])
             .await
             .unwrap()
-            .get(0);
+            .get("id");
         assert_eq!(identity.system_identifier, expected);
         assert_eq!((identity.timeline, identity.database.as_str()), (1, "postgres"));
         assert!(identity.position.is_valid());
@@ -154,6 +166,13 @@ fn pem(issuer: &Issuer<'static, KeyPair>, name: &str) -> NamedTempFile {
     file_of(&params.self_signed(issuer.key()).unwrap().pem())
 }
 
+/// A certificate for `localhost` that nobody else has signed.
+fn self_signed() -> (Certificate, KeyPair) {
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+    (params.self_signed(&key).unwrap(), key)
+}
+
 fn file_of(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
@@ -162,12 +181,7 @@ fn file_of(text: &str) -> NamedTempFile {
 
 #[tokio::test]
 async fn sslmode_means_what_it_means_to_libpq() {
-    let cluster = Cluster::start(Settings::default()).await.unwrap();
-    let client = cluster.client("postgres").await.unwrap();
-    client
-        .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
-        .await
-        .unwrap();
+    let (cluster, _) = cluster_with_role().await;
     let url = |host: &str, tail: &str| url_of(&cluster, "r:p", host, tail);
 
     let refused = connect(&url("127.0.0.1", "?sslmode=require")).await.err().unwrap();
@@ -179,55 +193,28 @@ async fn sslmode_means_what_it_means_to_libpq() {
         .unwrap()
         .signed_by(&key, &issuer)
         .unwrap();
-    cluster.write_file("server.crt", certificate.pem().as_bytes()).unwrap();
-    cluster
-        .write_file("server.key", key.serialize_pem().as_bytes())
-        .unwrap();
-    cluster.set("ssl", "on").await.unwrap();
+    serve_tls(&cluster, &certificate.pem(), &key).await;
     let (right, wrong) = (
         pem(&issuer, "the authority"),
         pem(&authority("another"), "the authority"),
     );
-    let (right, wrong) = (right.path().display(), wrong.path().display());
 
-    for (host, tail, expected) in [
-        ("127.0.0.1", "?sslmode=disable".to_owned(), Ok(false)),
-        ("127.0.0.1", "?sslmode=require".to_owned(), Ok(true)),
-        ("127.0.0.1", format!("?sslmode=require&sslrootcert={right}"), Ok(true)),
+    for (host, mode, authority, expected) in [
+        ("127.0.0.1", "disable", None, Ok(false)),
+        ("127.0.0.1", "require", None, Ok(true)),
+        ("127.0.0.1", "require", Some(&right), Ok(true)),
         // libpq takes `require` for `verify-ca` where it has an authority.
-        (
-            "127.0.0.1",
-            format!("?sslmode=require&sslrootcert={wrong}"),
-            Err("sslrootcert"),
-        ),
-        ("127.0.0.1", format!("?sslmode=verify-ca&sslrootcert={right}"), Ok(true)),
-        (
-            "127.0.0.1",
-            format!("?sslmode=verify-ca&sslrootcert={wrong}"),
-            Err("sslrootcert"),
-        ),
-        (
-            "localhost",
-            format!("?sslmode=verify-full&sslrootcert={right}"),
-            Ok(true),
-        ),
-        (
-            "localhost",
-            format!("?sslmode=verify-full&sslrootcert={wrong}"),
-            Err("sslrootcert"),
-        ),
-        (
-            "127.0.0.1",
-            format!("?sslmode=verify-full&sslrootcert={right}"),
-            Err("subjectAltName"),
-        ),
+        ("127.0.0.1", "require", Some(&wrong), Err("sslrootcert")),
+        ("127.0.0.1", "verify-ca", Some(&right), Ok(true)),
+        ("127.0.0.1", "verify-ca", Some(&wrong), Err("sslrootcert")),
+        ("localhost", "verify-full", Some(&right), Ok(true)),
+        ("localhost", "verify-full", Some(&wrong), Err("sslrootcert")),
+        ("127.0.0.1", "verify-full", Some(&right), Err("subjectAltName")),
         // The system's authorities know nothing of ours.
-        (
-            "localhost",
-            "?sslmode=verify-full".to_owned(),
-            Err("ca-certificates|sslrootcert"),
-        ),
+        ("localhost", "verify-full", None, Err("ca-certificates|sslrootcert")),
     ] {
+        let root = authority.map_or_else(String::new, |file| format!("&sslrootcert={}", file.path().display()));
+        let tail = format!("?sslmode={mode}{root}");
         match (connect(&url(host, &tail)).await, expected) {
             (Ok(mut connection), Ok(tls)) => assert_eq!(on_tls(&mut connection).await, tls, "{host} {tail}"),
             (Err(error), Err(advice)) => {
@@ -247,12 +234,7 @@ async fn sslmode_means_what_it_means_to_libpq() {
 
 #[tokio::test]
 async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_is_named() {
-    let cluster = Cluster::start(Settings::default()).await.unwrap();
-    let client = cluster.client("postgres").await.unwrap();
-    client
-        .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
-        .await
-        .unwrap();
+    let (cluster, client) = cluster_with_role().await;
     // What the manual's `openssl req -x509 … -subj /CN=localhost` makes: one certificate that calls itself an
     // authority, for both ends, with a CN alone.
     let key = KeyPair::generate().unwrap();
@@ -260,11 +242,7 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
     params.distinguished_name.push(rcgen::DnType::CommonName, "localhost");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).unwrap().pem();
-    cluster.write_file("server.crt", certificate.as_bytes()).unwrap();
-    cluster
-        .write_file("server.key", key.serialize_pem().as_bytes())
-        .unwrap();
-    cluster.set("ssl", "on").await.unwrap();
+    serve_tls(&cluster, &certificate, &key).await;
     let root = file_of(&certificate);
     let root = root.path().display();
     let url = |host: &str, mode: &str| url_of(&cluster, "r:p", host, &format!("?sslmode={mode}&sslrootcert={root}"));
@@ -278,11 +256,7 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
 
 /// Somebody between, with a certificate of their own and TLS to both sides.
 async fn in_the_middle(cluster: &Cluster) -> u16 {
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["localhost".to_owned()])
-        .unwrap()
-        .self_signed(&key)
-        .unwrap();
+    let (certificate, key) = self_signed();
     let theirs = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -314,22 +288,9 @@ async fn in_the_middle(cluster: &Cluster) -> u16 {
 
 #[tokio::test]
 async fn a_login_cannot_be_passed_on_through_anothers_certificate() {
-    let cluster = Cluster::start(Settings::default()).await.unwrap();
-    let client = cluster.client("postgres").await.unwrap();
-    client
-        .batch_execute("CREATE ROLE r LOGIN REPLICATION PASSWORD 'p'")
-        .await
-        .unwrap();
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["localhost".to_owned()])
-        .unwrap()
-        .self_signed(&key)
-        .unwrap();
-    cluster.write_file("server.crt", certificate.pem().as_bytes()).unwrap();
-    cluster
-        .write_file("server.key", key.serialize_pem().as_bytes())
-        .unwrap();
-    cluster.set("ssl", "on").await.unwrap();
+    let (cluster, _) = cluster_with_role().await;
+    let (certificate, key) = self_signed();
+    serve_tls(&cluster, &certificate.pem(), &key).await;
     // `require` does not look at who signed the certificate; the login is bound to it all the same.
     assert!(
         connect(&url_of(&cluster, "r:p", "127.0.0.1", "?sslmode=require"))
@@ -345,7 +306,7 @@ async fn a_login_cannot_be_passed_on_through_anothers_certificate() {
 }
 
 /// Rows small, many and huge arrive, and the feedback passes the other way.
-async fn streams_over(client: &tokio_postgres::Client, url: &str) {
+async fn streams_over(client: &Client, url: &str) {
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION p FOR ALL TABLES")
         .await
@@ -378,10 +339,13 @@ async fn streams_over(client: &tokio_postgres::Client, url: &str) {
     assert!(longest > 30_000_000);
     stream.close().await.unwrap();
     let confirmed: String = client
-        .query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots", &[])
+        .query_one(
+            "SELECT confirmed_flush_lsn::text AS confirmed FROM pg_replication_slots",
+            &[],
+        )
         .await
         .unwrap()
-        .get(0);
+        .get("confirmed");
     assert_eq!(confirmed.parse::<Lsn>().unwrap(), durable);
     assert!(durable.is_valid());
 }
