@@ -29,12 +29,11 @@ fn inserts(fixture_table: &std::sync::Arc<twinlog::change::Relation>, ids: std::
 
 #[tokio::test]
 async fn many_new_rows_are_copied_and_few_are_not() {
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     let tally = fixture.apply(inserts(&t, 0..MANY)).await;
     assert_eq!((tally.received, tally.applied), (MANY as u64, MANY as u64));
     assert_eq!(fixture.lines(WITNESSED).await, ["COPY"]);
-    fixture.agent().batch_execute("DELETE FROM witness").await.unwrap();
+    fixture.on_agent("DELETE FROM witness").await;
     fixture.apply(inserts(&t, MANY..MANY + 5)).await;
     assert_eq!(fixture.lines(WITNESSED).await, ["INSERT"]);
     assert_eq!(
@@ -47,8 +46,10 @@ async fn many_new_rows_are_copied_and_few_are_not() {
 
 #[tokio::test]
 async fn every_character_and_null_survive_a_copy() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id text PRIMARY KEY, a text)").await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id text PRIMARY KEY, a text)")
+        .await
+        .with_table("t")
+        .await;
     let odd: Vec<String> = (1..=255_u32)
         .filter_map(char::from_u32)
         .chain("\u{2028}\u{feff}é🚀".chars())
@@ -75,7 +76,7 @@ async fn every_character_and_null_survive_a_copy() {
         .unwrap();
     let mut found = String::new();
     for row in &rows {
-        let _ = write!(found, "{}={};", row.get::<_, &str>(0), row.get::<_, &str>(1));
+        let _ = write!(found, "{}={};", row.get::<_, &str>("id"), row.get::<_, &str>("a"));
     }
     assert_eq!(found, expected);
     assert_eq!(fixture.lines("SELECT a FROM t WHERE id = 'null'").await, ["∅"]);
@@ -83,13 +84,10 @@ async fn every_character_and_null_survive_a_copy() {
 
 #[tokio::test]
 async fn rows_that_are_there_already_are_overwritten() {
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     fixture
-        .agent()
-        .batch_execute("INSERT INTO t VALUES (150, 'another hand''s', 1000); DELETE FROM witness")
-        .await
-        .unwrap();
+        .on_agent("INSERT INTO t VALUES (150, 'another hand''s', 1000); DELETE FROM witness")
+        .await;
     // The commit in between is what the segments before it must not lose.
     for round in 0..4 {
         let from = round * MANY;
@@ -111,8 +109,7 @@ async fn rows_that_are_there_already_are_overwritten() {
 
 #[tokio::test]
 async fn a_refused_row_among_copied_ones_is_parked_alone() {
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     let mut changes = inserts(&t, 0..MANY);
     changes.push(insert(&t, &["1000", "bad", "1000"]));
     changes.extend(inserts(&t, MANY..2 * MANY));
@@ -129,13 +126,10 @@ async fn a_refused_row_among_copied_ones_is_parked_alone() {
 
 #[tokio::test]
 async fn new_rows_take_unique_values_that_others_give_up() {
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     fixture
-        .agent()
-        .batch_execute("INSERT INTO t VALUES (1001, 'a', 1), (1002, 'b', 2); DELETE FROM witness")
-        .await
-        .unwrap();
+        .on_agent("INSERT INTO t VALUES (1001, 'a', 1), (1002, 'b', 2); DELETE FROM witness")
+        .await;
     let mut changes = vec![delete(&t, &["1001"]), update(&t, &["1002", "b", "1002"])];
     changes.extend(inserts(&t, 0..MANY));
     let tally = fixture.apply(changes).await;
@@ -145,15 +139,14 @@ async fn new_rows_take_unique_values_that_others_give_up() {
 
 #[tokio::test]
 async fn a_first_copys_chunk_is_copied_and_a_resyncs_is_not() {
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     fixture.transaction().set_copying(&TableName::new("public", "t"), true);
     let tally = fixture
         .apply(inserts(&t, 0..MANY).into_iter().map(chunk).collect())
         .await;
     assert_eq!((tally.received, tally.copied), (0, MANY as u64));
     assert_eq!(fixture.lines(WITNESSED).await, ["COPY"]);
-    fixture.agent().batch_execute("DELETE FROM witness").await.unwrap();
+    fixture.on_agent("DELETE FROM witness").await;
     fixture.transaction().set_copying(&TableName::new("public", "t"), false);
     let tally = fixture
         .apply(inserts(&t, 0..2 * MANY).into_iter().map(chunk).collect())
@@ -184,10 +177,8 @@ async fn parents_are_copied_before_their_children_are_written() {
 async fn a_table_with_rules_is_written_without_copy() {
     let mut fixture = Fixture::new(WITNESS).await;
     fixture
-        .agent()
-        .batch_execute("CREATE RULE r AS ON DELETE TO t DO ALSO NOTHING")
-        .await
-        .unwrap();
+        .on_agent("CREATE RULE r AS ON DELETE TO t DO ALSO NOTHING")
+        .await;
     let t = fixture.resolve("t").await;
     let tally = fixture.apply(inserts(&t, 0..MANY)).await;
     assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
@@ -196,26 +187,20 @@ async fn a_table_with_rules_is_written_without_copy() {
 
 #[tokio::test]
 async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committed() {
-    let mut fixture = Fixture::without_replica_role("CREATE TABLE t (id int PRIMARY KEY, a text, u int)").await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::without_replica_role("CREATE TABLE t (id int PRIMARY KEY, a text, u int)")
+        .await
+        .with_table("t")
+        .await;
     fixture.apply(inserts(&t, 0..MANY)).await;
     let role = format!("plain_{}", fixture.db.agent.name);
     let command = |verb: &str| format!("{verb} {role}");
-    fixture
-        .agent()
-        .batch_execute(&command("REVOKE INSERT ON t FROM"))
-        .await
-        .unwrap();
+    fixture.on_agent(&command("REVOKE INSERT ON t FROM")).await;
     let error = fixture.try_apply(inserts(&t, MANY..2 * MANY)).await.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic, "{error}");
     assert!(error.hint().is_some_and(|hint| hint.contains("GRANT")), "{error}");
     // Whose answer would be the next one on that connection can't be told, so there must be none.
     fixture.rollback().await.unwrap_err();
-    fixture
-        .agent()
-        .batch_execute(&command("GRANT INSERT ON t TO"))
-        .await
-        .unwrap();
+    fixture.on_agent(&command("GRANT INSERT ON t TO")).await;
     assert_eq!(fixture.lines("SELECT count(*) FROM t").await, [MANY.to_string()]);
     fixture.reconnect().await;
     let t = fixture.resolve("t").await;
@@ -232,17 +217,16 @@ async fn a_trigger_before_a_copy_may_refuse_it_and_nothing_is_lost() {
         CREATE TRIGGER refuse BEFORE INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION refuse();
         ALTER TABLE t ENABLE ALWAYS TRIGGER refuse";
     let mut fixture = Fixture::new(WITNESS).await;
-    fixture.agent().batch_execute(refuses).await.unwrap();
+    fixture.on_agent(refuses).await;
     let t = fixture.resolve("t").await;
     let tally = fixture.apply(inserts(&t, 0..MANY)).await;
     assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
     assert_eq!(fixture.lines(WITNESSED).await, ["INSERT"]);
 
     // It comes while the daemon runs: that connection is lost, and the next one looks again.
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     fixture.apply(inserts(&t, 0..MANY)).await;
-    fixture.agent().batch_execute(refuses).await.unwrap();
+    fixture.on_agent(refuses).await;
     fixture.try_apply(inserts(&t, MANY..2 * MANY)).await.unwrap_err();
     fixture.reconnect().await;
     let t = fixture.resolve("t").await;
@@ -253,13 +237,10 @@ async fn a_trigger_before_a_copy_may_refuse_it_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn a_refusal_in_a_later_segment_takes_nothing_of_the_earlier_ones_back() {
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     fixture
-        .agent()
-        .batch_execute("INSERT INTO t VALUES (250, 'another hand''s', 1000); DELETE FROM witness")
-        .await
-        .unwrap();
+        .on_agent("INSERT INTO t VALUES (250, 'another hand''s', 1000); DELETE FROM witness")
+        .await;
     let mut changes = inserts(&t, 0..MANY);
     changes.push(insert(&t, &["1000", "bad", "1000"]));
     fixture.try_apply(changes).await.unwrap();
@@ -280,8 +261,7 @@ async fn a_refusal_in_a_later_segment_takes_nothing_of_the_earlier_ones_back() {
 
 #[tokio::test]
 async fn a_connection_that_is_cut_in_the_middle_of_a_copy_leaves_nothing_behind() {
-    let mut fixture = Fixture::new(WITNESS).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     // The COPY is in the middle of its rows when it meets one that somebody else has not committed.
     let other = fixture.db.agent.connect().await;
     other

@@ -126,8 +126,7 @@ async fn a_triggers_objection_parks_the_row_that_provoked_it() {
          CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
              'BEGIN IF NEW.id = 13 THEN RAISE EXCEPTION ''unlucky''; END IF; RETURN NEW; END';
          CREATE TRIGGER refuse BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION refuse()";
-    let mut fixture = Fixture::without_replica_role(sql).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::without_replica_role(sql).await.with_table("t").await;
     let tally = fixture
         .apply(vec![insert(&t, &["12"]), insert(&t, &["13"]), insert(&t, &["14"])])
         .await;
@@ -139,19 +138,19 @@ async fn a_triggers_objection_parks_the_row_that_provoked_it() {
         ["P0001 unlucky"]
     );
     // With the right to silence triggers nothing is refused.
-    let mut fixture = Fixture::new(sql).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(sql).await.with_table("t").await;
     assert_eq!(fixture.apply(vec![insert(&t, &["13"])]).await.applied, 1);
 }
 
 #[tokio::test]
 async fn row_level_security_holds_instead_of_hiding_rows() {
-    let mut fixture = Fixture::without_replica_role(
+    let (mut fixture, t) = Fixture::without_replica_role(
         "CREATE TABLE t (id int PRIMARY KEY, a int); INSERT INTO t VALUES (1, 1);
          ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY none ON t USING (false)",
     )
+    .await
+    .with_table("t")
     .await;
-    let t = fixture.resolve("t").await;
     let error = fixture.try_apply(vec![delete(&t, &["1"])]).await.unwrap_err();
     assert!(error.hint().is_some_and(|hint| hint.contains("BYPASSRLS")), "{error}");
     fixture.rollback().await.unwrap();
@@ -160,11 +159,12 @@ async fn row_level_security_holds_instead_of_hiding_rows() {
 
 #[tokio::test]
 async fn a_row_that_comes_back_under_another_spelling_of_its_key_stays() {
-    let mut fixture = Fixture::without_replica_role(
+    let (mut fixture, t) = Fixture::without_replica_role(
         "CREATE TABLE t (id numeric PRIMARY KEY, a text); INSERT INTO t VALUES (1.0, 'old')",
     )
+    .await
+    .with_table("t")
     .await;
-    let t = fixture.resolve("t").await;
     let tally = fixture
         .apply(vec![delete(&t, &["1.0"]), insert(&t, &["1.00", "new"])])
         .await;
@@ -174,12 +174,13 @@ async fn a_row_that_comes_back_under_another_spelling_of_its_key_stays() {
 
 #[tokio::test]
 async fn a_row_that_comes_back_in_other_letters_stays_where_the_collation_takes_them_for_equal() {
-    let mut fixture = Fixture::without_replica_role(
+    let (mut fixture, t) = Fixture::without_replica_role(
         "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
          CREATE TABLE t (id text COLLATE ci PRIMARY KEY, a text); INSERT INTO t VALUES ('ABC', 'old')",
     )
+    .await
+    .with_table("t")
     .await;
-    let t = fixture.resolve("t").await;
     let tally = fixture
         .apply(vec![delete(&t, &["ABC"]), insert(&t, &["abc", "new"])])
         .await;

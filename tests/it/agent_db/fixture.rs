@@ -123,6 +123,17 @@ impl Fixture {
         }
     }
 
+    /// With the stream's relation of a table.
+    pub(super) async fn with_table(mut self, table: &str) -> (Self, Arc<Relation>) {
+        let relation = self.resolve(table).await;
+        (self, relation)
+    }
+
+    /// Runs statements on the Agent DB, in a session of the test's own.
+    pub(super) async fn on_agent(&self, sql: &str) {
+        self.db.on_agent(sql).await;
+    }
+
     pub(super) fn agent(&self) -> &Client {
         &self.db.agent
     }
@@ -193,36 +204,28 @@ impl Fixture {
 
 pub(super) async fn lines(client: &Client, query: &str) -> Vec<String> {
     client
-        .query(&format!("SELECT q.line::text FROM ({query}) AS q(line)"), &[])
+        .query(&format!("SELECT q.line::text AS line FROM ({query}) AS q(line)"), &[])
         .await
         .unwrap()
         .iter()
-        .map(|row| row.get::<_, Option<String>>(0).unwrap_or_else(|| "∅".into()))
+        .map(|row| row.get::<_, Option<String>>("line").unwrap_or_else(|| "∅".into()))
         .collect()
 }
 
 async fn prepare(sql: &str) -> Databases {
     let db = harness::databases().await;
     migrations::apply_twinlog(&db.agent.database_url()).await.unwrap();
-    db.agent.batch_execute(sql).await.unwrap();
+    db.on_agent(sql).await;
     db
 }
 
 /// A role that owns nothing and may only read and write rows.
 pub(super) async fn plain_role(db: &Databases) -> DatabaseUrl {
-    let role = format!("plain_{}", db.agent.name);
-    db.agent
-        .batch_execute(&format!(
-            "CREATE ROLE {role} LOGIN PASSWORD 'plain';
-             GRANT USAGE ON SCHEMA public, twinlog TO {role};
-             GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public, twinlog TO {role};"
-        ))
-        .await
-        .unwrap();
-    let mut url = db.agent.database_url();
-    url.user = role;
-    url.password = Some("plain".to_owned().into());
-    url
+    let rights = "
+        GRANT USAGE ON SCHEMA public, twinlog TO {role};
+        GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public, twinlog TO {role}";
+    let role = db.agent.create_role("plain", rights).await;
+    db.agent.url_as(&role).parse().unwrap()
 }
 
 pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
@@ -237,7 +240,10 @@ pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
     TableDescription {
         id: RelationId(rows.len() as u32),
         table: TableName::new("public", table),
-        columns: rows.iter().map(|row| Arc::from(row.get::<_, &str>(0))).collect(),
+        columns: rows
+            .iter()
+            .map(|row| Arc::from(row.get::<_, &str>("attname")))
+            .collect(),
         identity: Identity::Full,
     }
 }

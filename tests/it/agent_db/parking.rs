@@ -11,8 +11,7 @@ const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int CHECK (n < 100), 
 
 #[tokio::test]
 async fn a_refused_row_is_parked_and_its_neighbours_are_applied() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     let mut changes: Vec<_> = (0..50)
         .map(|id| insert(&t, &[&id.to_string(), "1", "abc", "∅"]))
         .collect();
@@ -50,8 +49,7 @@ async fn a_refused_row_is_parked_and_its_neighbours_are_applied() {
 
 #[tokio::test]
 async fn later_changes_fold_into_the_entry_of_a_parked_key() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
     let before = fixture
         .lines("SELECT next_attempt_at > now() FROM twinlog.failed_rows")
@@ -94,8 +92,7 @@ async fn later_changes_fold_into_the_entry_of_a_parked_key() {
 
 #[tokio::test]
 async fn a_parked_key_is_healed_from_the_site_row() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture
         .apply(vec![
             insert(&t, &["1", "100", "a", "∅"]),
@@ -126,8 +123,7 @@ async fn a_parked_key_is_healed_from_the_site_row() {
 
 #[tokio::test]
 async fn a_heal_that_is_refused_waits_longer_and_harms_nobody() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture
         .apply(vec![
             insert(&t, &["1", "100", "a", "∅"]),
@@ -165,8 +161,10 @@ async fn a_heal_that_is_refused_waits_longer_and_harms_nobody() {
 
 #[tokio::test]
 async fn a_refused_key_change_parks_both_keys() {
-    let mut fixture = Fixture::new(&format!("{TABLE}; INSERT INTO t VALUES (1, 1, 'a', 1), (5, 5, 'e', 5)")).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(&format!("{TABLE}; INSERT INTO t VALUES (1, 1, 'a', 1), (5, 5, 'e', 5)"))
+        .await
+        .with_table("t")
+        .await;
     let tally = fixture
         .apply(vec![
             rekey(&t, &["1"], &["2", "100", "a", "1"]),
@@ -202,8 +200,7 @@ async fn a_refused_key_change_parks_both_keys() {
 
 #[tokio::test]
 async fn a_key_that_is_parked_within_the_segment_takes_its_later_changes_with_it() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     let tally = fixture
         .apply(vec![
             insert(&t, &["1", "100", "a", "∅"]),
@@ -219,8 +216,7 @@ async fn a_key_that_is_parked_within_the_segment_takes_its_later_changes_with_it
 
 #[tokio::test]
 async fn a_bad_value_that_is_mended_within_the_segment_is_never_seen() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     let tally = fixture
         .apply(vec![
             insert(&t, &["1", "100", "a", "∅"]),
@@ -232,8 +228,10 @@ async fn a_bad_value_that_is_mended_within_the_segment_is_never_seen() {
 
 #[tokio::test]
 async fn a_replay_forgets_what_the_first_try_had_parked_and_healed() {
-    let mut fixture = Fixture::new(&format!("{TABLE}; INSERT INTO t VALUES (8, 1, 'a', NULL)")).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(&format!("{TABLE}; INSERT INTO t VALUES (8, 1, 'a', NULL)"))
+        .await
+        .with_table("t")
+        .await;
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
     let tally = fixture
         .apply(vec![
@@ -271,8 +269,7 @@ async fn a_replay_forgets_what_the_first_try_had_parked_and_healed() {
 
 #[tokio::test]
 async fn a_truncate_forgets_the_tables_parked_rows() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
     fixture
         .try_apply_items(vec![
@@ -290,8 +287,7 @@ async fn a_truncate_forgets_the_tables_parked_rows() {
 
 #[tokio::test]
 async fn a_rolled_back_transaction_parks_nothing() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
     fixture
         .try_apply(vec![
@@ -316,8 +312,7 @@ async fn a_rolled_back_transaction_parks_nothing() {
 
 #[tokio::test]
 async fn a_new_session_knows_what_is_parked() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
     fixture.reconnect().await;
     let t = fixture.resolve("t").await;
@@ -330,15 +325,16 @@ async fn a_new_session_knows_what_is_parked() {
 
 #[tokio::test]
 async fn too_many_refused_rows_hold_the_table_and_lose_nothing() {
-    let mut fixture = Fixture::with(
+    let (mut fixture, t) = Fixture::with(
         TABLE,
         twinlog::agent_db::ApplierSettings {
             max_failed_rows: 5,
             ..settings()
         },
     )
+    .await
+    .with_table("t")
     .await;
-    let t = fixture.resolve("t").await;
     let changes = (0..6)
         .map(|id| insert(&t, &[&id.to_string(), "100", "a", "∅"]))
         .collect();
@@ -355,14 +351,9 @@ async fn too_many_refused_rows_hold_the_table_and_lose_nothing() {
 
 #[tokio::test]
 async fn a_revoked_right_holds_and_never_parks() {
-    let mut fixture = Fixture::without_replica_role(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::without_replica_role(TABLE).await.with_table("t").await;
     let role = format!("plain_{}", fixture.db.agent.name);
-    fixture
-        .agent()
-        .batch_execute(&format!("REVOKE UPDATE ON t FROM {role}"))
-        .await
-        .unwrap();
+    fixture.on_agent(&format!("REVOKE UPDATE ON t FROM {role}")).await;
     let error = fixture
         .try_apply(vec![
             insert(&t, &["1", "100", "a", "∅"]),
@@ -374,7 +365,7 @@ async fn a_revoked_right_holds_and_never_parks() {
     // The statement is ready to paste.
     let hint = error.hint().unwrap();
     let grant = &hint[hint.find("GRANT").unwrap()..=hint.find(';').unwrap()];
-    fixture.agent().batch_execute(grant).await.unwrap();
+    fixture.on_agent(grant).await;
     fixture.rollback().await.unwrap();
     let tally = fixture.apply(vec![insert(&t, &["2", "1", "a", "∅"])]).await;
     assert_eq!((tally.applied, tally.parked), (1, 0));
@@ -382,21 +373,16 @@ async fn a_revoked_right_holds_and_never_parks() {
 
 #[tokio::test]
 async fn a_table_dropped_under_the_daemon_holds_and_never_parks() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.apply(vec![insert(&t, &["1", "1", "a", "∅"])]).await;
-    fixture
-        .agent()
-        .batch_execute("ALTER TABLE t DROP COLUMN v")
-        .await
-        .unwrap();
+    fixture.on_agent("ALTER TABLE t DROP COLUMN v").await;
     let error = fixture
         .try_apply(vec![insert(&t, &["2", "1", "a", "∅"])])
         .await
         .unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic);
     fixture.rollback().await.unwrap();
-    fixture.agent().batch_execute("DROP TABLE t").await.unwrap();
+    fixture.on_agent("DROP TABLE t").await;
     let error = fixture
         .try_apply(vec![insert(&t, &["2", "1", "a", "∅"])])
         .await
@@ -407,13 +393,8 @@ async fn a_table_dropped_under_the_daemon_holds_and_never_parks() {
 
 #[tokio::test]
 async fn a_column_added_under_the_daemon_that_nobody_fills_holds_and_never_parks() {
-    let mut fixture = Fixture::new(TABLE).await;
-    let t = fixture.resolve("t").await;
-    fixture
-        .agent()
-        .batch_execute("ALTER TABLE t ADD COLUMN must int NOT NULL")
-        .await
-        .unwrap();
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
+    fixture.on_agent("ALTER TABLE t ADD COLUMN must int NOT NULL").await;
     let error = fixture
         .try_apply(vec![insert(&t, &["2", "1", "a", "∅"])])
         .await
@@ -422,28 +403,26 @@ async fn a_column_added_under_the_daemon_that_nobody_fills_holds_and_never_parks
     // A NULL in a column of the stream is the row's own.
     fixture.rollback().await.unwrap();
     fixture
-        .agent()
-        .batch_execute("ALTER TABLE t DROP COLUMN must; ALTER TABLE t ALTER COLUMN n SET NOT NULL")
-        .await
-        .unwrap();
+        .on_agent("ALTER TABLE t DROP COLUMN must; ALTER TABLE t ALTER COLUMN n SET NOT NULL")
+        .await;
     let tally = fixture.apply(vec![insert(&t, &["2", "∅", "a", "∅"])]).await;
     assert_eq!(tally.parked, 1);
 }
 
 #[tokio::test]
 async fn a_key_with_every_odd_character_is_parked_and_found_again() {
-    let mut fixture = Fixture::new("CREATE TABLE t (k text PRIMARY KEY, n int CHECK (n < 100))").await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (k text PRIMARY KEY, n int CHECK (n < 100))")
+        .await
+        .with_table("t")
+        .await;
     let odd = "a\"b\\c\u{1F600}\n[\",";
     fixture.apply(vec![insert(&t, &[odd, "100"])]).await;
     let control = Control::connect(&fixture.db.agent.database_url(), "slot", "twinlog control")
         .await
         .unwrap();
     fixture
-        .agent()
-        .batch_execute("UPDATE twinlog.failed_rows SET next_attempt_at = now()")
-        .await
-        .unwrap();
+        .on_agent("UPDATE twinlog.failed_rows SET next_attempt_at = now()")
+        .await;
     let due = control.due_failed_rows(10).await.unwrap();
     assert!(due.is_empty(), "the table is not synchronised (any more)");
     control

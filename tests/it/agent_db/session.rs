@@ -11,7 +11,7 @@ use twinlog::postgres::{SessionError, Side, connect};
 use twinlog::retry::Disposition;
 
 use super::fixture::{Fixture, checkpoint, describe, insert, key, lines, settings};
-use crate::harness::{Direction, Proxy, SOON, eventually};
+use crate::harness::{Direction, Proxy, SOON, eventually, serve_tls};
 
 /// An applier, as soon as the lock of the one before is free.
 pub(super) async fn connect_soon(url: &DatabaseUrl, slot: &str) -> Applier {
@@ -45,15 +45,13 @@ async fn a_second_applier_on_the_slot_is_told_who_is_there() {
 
 #[tokio::test]
 async fn a_session_that_has_lost_its_connection_cannot_commit() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)")
+        .await
+        .with_table("t")
+        .await;
     fixture.apply(vec![insert(&t, &["1"])]).await;
     fixture.try_apply(vec![insert(&t, &["2"])]).await.unwrap();
-    fixture
-        .agent()
-        .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'twinlog test' AND datname = current_database()")
-        .await
-        .unwrap();
+    fixture.on_agent("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'twinlog test' AND datname = current_database()").await;
     let mut successor = connect_soon(&fixture.db.agent.database_url(), "slot").await;
     let error = fixture.try_commit(checkpoint(100)).await.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Transient, "{error}");
@@ -64,9 +62,11 @@ async fn a_session_that_has_lost_its_connection_cannot_commit() {
 
 #[tokio::test]
 async fn a_daemon_that_vanishes_in_the_middle_of_a_statement_frees_the_lock() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
-    let t = fixture.resolve("t").await;
-    fixture.agent().batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)")
+        .await
+        .with_table("t")
+        .await;
+    fixture.on_agent("BEGIN; LOCK TABLE t").await;
     let stuck = tokio::time::timeout(Duration::from_millis(200), fixture.try_apply(vec![insert(&t, &["1"])])).await;
     assert!(stuck.is_err());
     fixture.disconnect();
@@ -76,8 +76,10 @@ async fn a_daemon_that_vanishes_in_the_middle_of_a_statement_frees_the_lock() {
 
 #[tokio::test]
 async fn a_huge_transaction_goes_through_many_segments_and_is_seen_at_once_or_not_at_all() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY, n int CHECK (n < 100))").await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id int PRIMARY KEY, n int CHECK (n < 100))")
+        .await
+        .with_table("t")
+        .await;
     for round in 0..2 {
         for part in 0..5 {
             let changes = (0..200)
@@ -107,8 +109,10 @@ async fn a_huge_transaction_goes_through_many_segments_and_is_seen_at_once_or_no
 
 #[tokio::test]
 async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)")
+        .await
+        .with_table("t")
+        .await;
     assert_eq!(fixture.applier().durable_checkpoint().await.unwrap(), None);
     fixture.applier().initialise_checkpoint(&checkpoint(10)).await.unwrap();
     let stored = fixture.applier().durable_checkpoint().await.unwrap().unwrap();
@@ -188,13 +192,11 @@ async fn synchronous_commit_is_raised_where_the_database_has_it_off() {
     let fixture = Fixture::new("").await;
     let name = &fixture.db.agent.name;
     fixture
-        .agent()
-        .batch_execute(&format!(
+        .on_agent(&format!(
             "ALTER DATABASE {name} SET synchronous_commit = off; ALTER DATABASE {name} SET DateStyle = 'German';
              ALTER DATABASE {name} SET search_path = public; ALTER DATABASE {name} SET statement_timeout = '10s'"
         ))
-        .await
-        .unwrap();
+        .await;
     let client = connect(Side::Agent, &fixture.db.agent.database_url(), "settings")
         .await
         .unwrap();
@@ -220,12 +222,14 @@ async fn synchronous_commit_is_raised_where_the_database_has_it_off() {
 
 #[tokio::test]
 async fn a_call_that_was_dropped_half_way_must_be_rolled_back() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
-    let t = fixture.resolve("t").await;
-    fixture.agent().batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)")
+        .await
+        .with_table("t")
+        .await;
+    fixture.on_agent("BEGIN; LOCK TABLE t").await;
     let stuck = tokio::time::timeout(Duration::from_millis(200), fixture.try_apply(vec![insert(&t, &["1"])])).await;
     assert!(stuck.is_err());
-    fixture.agent().batch_execute("ROLLBACK").await.unwrap();
+    fixture.on_agent("ROLLBACK").await;
     assert!(matches!(
         fixture.try_apply(vec![insert(&t, &["1"])]).await,
         Err(AgentError::Aborted)
@@ -234,10 +238,10 @@ async fn a_call_that_was_dropped_half_way_must_be_rolled_back() {
     fixture.apply(vec![insert(&t, &["2"])]).await;
     assert_eq!(fixture.lines("SELECT id FROM t").await, ["2"]);
     // Nor is it ever committed.
-    fixture.agent().batch_execute("BEGIN; LOCK TABLE t").await.unwrap();
+    fixture.on_agent("BEGIN; LOCK TABLE t").await;
     let stuck = tokio::time::timeout(Duration::from_millis(200), fixture.try_apply(vec![insert(&t, &["3"])])).await;
     assert!(stuck.is_err());
-    fixture.agent().batch_execute("ROLLBACK").await.unwrap();
+    fixture.on_agent("ROLLBACK").await;
     assert!(matches!(
         fixture.try_commit(checkpoint(50)).await,
         Err(AgentError::Aborted)
@@ -274,8 +278,10 @@ async fn a_commit_whose_answer_is_lost_is_unknown_and_its_checkpoint_tells() {
 
 #[tokio::test]
 async fn a_copys_progress_is_committed_with_its_rows() {
-    let mut fixture = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)").await;
-    let t = fixture.resolve("t").await;
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id int PRIMARY KEY)")
+        .await
+        .with_table("t")
+        .await;
     let control = Control::connect(&fixture.db.agent.database_url(), "slot", "control")
         .await
         .unwrap();
@@ -377,12 +383,8 @@ async fn tls_is_spoken_and_its_refusals_say_what_to_do() {
         .unwrap()
         .signed_by(&key, &issuer)
         .unwrap();
-    cluster.write_file("server.crt", certificate.pem().as_bytes()).unwrap();
-    cluster
-        .write_file("server.key", key.serialize_pem().as_bytes())
-        .unwrap();
     cluster.write_file("root.crt", root.pem().as_bytes()).unwrap();
-    cluster.set("ssl", "on").await.unwrap();
+    serve_tls(&cluster, &certificate.pem(), &key).await;
     cluster.restart(Shutdown::Fast).await.unwrap();
 
     let mut url: DatabaseUrl = cluster.url("postgres").parse().unwrap();

@@ -1,5 +1,9 @@
 //! Values pass as they came.
 
+use std::sync::Arc;
+
+use twinlog::change::{Change, Relation};
+
 use super::fixture::{Fixture, chunk, insert, lines, update};
 
 /// Type and the texts that must come out as they went in.
@@ -102,26 +106,28 @@ async fn every_types_values_survive_untouched() {
         .enumerate()
         .map(|(index, (type_, _))| format!("c{index} {type_}"))
         .collect();
-    let mut fixture = Fixture::new(&format!(
+    let (mut fixture, t) = Fixture::new(&format!(
         "{TYPES} CREATE TABLE t (id int PRIMARY KEY, {})",
         columns.join(", ")
     ))
+    .await
+    .with_table("t")
     .await;
-    let t = fixture.resolve("t").await;
     let depth = VALUES.iter().map(|(_, texts)| texts.len()).max().unwrap_or(0);
     let rows: Vec<Vec<&str>> = (0..depth)
         .map(|row| VALUES.iter().map(|(_, texts)| texts[row % texts.len()]).collect())
         .collect();
-    let ids: Vec<String> = (0..depth).map(|id| id.to_string()).collect();
-    let changes = rows
-        .iter()
-        .zip(&ids)
-        .map(|(row, id)| {
-            let values: Vec<&str> = std::iter::once(id.as_str()).chain(row.iter().copied()).collect();
-            insert(&t, &values)
-        })
-        .collect();
-    let tally = fixture.apply(changes).await;
+    let changes = |make: fn(&Arc<Relation>, &[&str]) -> Change| -> Vec<Change> {
+        (0..)
+            .zip(&rows)
+            .map(|(id, row)| {
+                let id = id.to_string();
+                make(&t, &[&[id.as_str()], row.as_slice()].concat())
+            })
+            .collect()
+    };
+
+    let tally = fixture.apply(changes(insert)).await;
     assert_eq!(fixture.parked().await, Vec::<String>::new());
     assert_eq!(tally.applied, depth as u64);
     // Read back over a session of the product's own, whose settings print as the stream does.
@@ -156,26 +162,19 @@ async fn every_types_values_survive_untouched() {
             };
             assert_eq!(found, expected, "{type_}");
         }
-        let changes = rows
-            .iter()
-            .zip(&ids)
-            .map(|(row, id)| {
-                let values: Vec<&str> = std::iter::once(id.as_str()).chain(row.iter().copied()).collect();
-                update(&t, &values)
-            })
-            .collect();
-        assert_eq!(fixture.apply(changes).await.applied, depth as u64);
+        assert_eq!(fixture.apply(changes(update)).await.applied, depth as u64);
     }
 }
 
 #[tokio::test]
 async fn what_does_not_fit_is_parked_and_never_cut() {
-    let mut fixture = Fixture::new(&format!(
+    let (mut fixture, t) = Fixture::new(&format!(
         "{TYPES} CREATE TABLE t (id int PRIMARY KEY, v varchar(3), c char(3), b bit(3), s short, e mood, p positive,
              f real, a varchar(2)[], d shorter, x pair)"
     ))
+    .await
+    .with_table("t")
     .await;
-    let t = fixture.resolve("t").await;
     let good = ["v", "c", "101", "s", "ok", "1", "1", "{a}", "d", "(1,x)"];
     let bad = [
         (0, "abcd", "22001"),
@@ -228,13 +227,14 @@ async fn what_does_not_fit_is_parked_and_never_cut() {
 
 #[tokio::test]
 async fn keys_of_extension_types_are_matched_by_their_own_equality() {
-    let mut fixture = Fixture::new(
+    let (mut fixture, t) = Fixture::new(
         "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext;
          CREATE TABLE t (k ext.citext PRIMARY KEY, n numeric, c char(5), UNIQUE (c));
          INSERT INTO t VALUES ('Key', 1, 'a')",
     )
+    .await
+    .with_table("t")
     .await;
-    let t = fixture.resolve("t").await;
     fixture.apply(vec![update(&t, &["KEY", "2", "="])]).await;
     assert_eq!(fixture.lines("SELECT n FROM t").await, ["2"]);
     // Two texts of one key: the database finds the collision, the replay settles it.
