@@ -178,7 +178,7 @@ pub const ALL: &[Metric] = &[
 ];
 
 /// Bounds of [`SYNC_COMMIT_TO_APPLY_SECONDS`]: about a millisecond is what a lone change takes, 50 ms the goal for a busy
-/// stream, 5 s the limit that users set and alert on; beyond lies catching up, where minutes are told apart.
+/// stream, 5 s the limit that users set and alert on; the longer ones tell a catch-up of minutes from one of seconds.
 const APPLY_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];

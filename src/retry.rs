@@ -1,4 +1,4 @@
-//! What an error means for the work that met it, and how long to wait before a new attempt.
+//! What an error means for the work that met it, and how long to wait before the next attempt.
 //!
 //! Which SQLSTATE means what is decided in [`crate::postgres::disposition`].
 
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use rand::Rng;
 
-/// Whose fault an error is, and so what happens next.
+/// What an error means, and so what happens next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Disposition {
-    /// The same work can succeed later without anybody doing anything: reconnect or repeat, with backoff.
+    /// The same work can succeed later by itself: reconnect or repeat it, with a backoff.
     Transient,
-    /// Every row would fail alike until a person acts: hold the table or the pipeline and say so.
+    /// Every row would fail in the same way until a person acts: hold the table or the pipeline, with the reason.
     Systemic,
-    /// This row can never succeed as it is: park its key, go on with the others.
+    /// This row can never succeed as it is: park its key and go on with the other rows.
     Row,
 }
 
 impl Disposition {
-    /// The bounded label value and log field.
+    /// As a label value and a log field.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -29,9 +29,9 @@ impl Disposition {
     }
 }
 
-/// A capped exponential wait with full jitter: attempt 1 waits up to `base`, each further one up to twice as long.
+/// An exponential wait up to `cap`: attempt 1 waits up to `base`, each further one up to twice as long.
 ///
-/// Full jitter (uniform over the upper half) so that many waiters never come back in step.
+/// Random over the upper half of that time, so that many waiters do not retry at the same moment.
 #[must_use]
 pub fn backoff(attempt: u32, base: Duration, cap: Duration) -> Duration {
     let exponent = attempt.saturating_sub(1).min(20);

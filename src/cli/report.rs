@@ -8,6 +8,7 @@ use crate::agent_db::AgentError;
 use crate::config::ConfigError;
 use crate::dev::postgres::ClusterError;
 use crate::migrations::MigrationError;
+use crate::postgres::SessionError;
 use crate::replication::SyncError;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
@@ -46,17 +47,16 @@ fn write_error(out: &mut impl Write, error: &anyhow::Error) -> std::io::Result<(
 /// The hint of the first error in the chain that has one.
 fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
-        if let Some(error) = cause.downcast_ref::<MigrationError>() {
-            error.hint()
-        } else if let Some(error) = cause.downcast_ref::<ClusterError>() {
-            error.hint().map(str::to_owned)
-        } else if let Some(error) = cause.downcast_ref::<SyncError>() {
-            error.hint()
-        } else if let Some(error) = cause.downcast_ref::<AgentError>() {
-            error.hint()
-        } else {
-            None
-        }
+        let of_migration = cause.downcast_ref().and_then(MigrationError::hint);
+        let of_sync = || cause.downcast_ref().and_then(SyncError::hint);
+        let of_agent = || cause.downcast_ref().and_then(AgentError::hint);
+        let of_session = || cause.downcast_ref().and_then(SessionError::hint);
+        let of_cluster = || cause.downcast_ref().and_then(ClusterError::hint).map(str::to_owned);
+        of_migration
+            .or_else(of_sync)
+            .or_else(of_agent)
+            .or_else(of_session)
+            .or_else(of_cluster)
     })
 }
 

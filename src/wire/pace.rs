@@ -281,7 +281,7 @@ mod tests {
             pace.took(20_000, 200, Duration::ZERO, now);
         }
         assert_eq!(pace.wait(), Some(Capacity::LOCAL_TCP.longest));
-        // 900 small rows a second are no backlog: none of them shall wait.
+        // 900 small rows a second are no backlog: none of them may be delayed.
         pace.took(1_200, 8, Duration::ZERO, now);
         assert_eq!(pace.wait(), None);
     }

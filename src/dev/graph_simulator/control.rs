@@ -27,7 +27,7 @@ pub const CONTROL_ROUTES: &[(&str, &str, &str)] = &[
     (
         "POST",
         "/_simulator/inbound",
-        r#"somebody writes: {"phone_number_id": "…", "text": "Hello"}"#,
+        r#"a user writes: {"phone_number_id": "…", "text": "Hello"}"#,
     ),
     (
         "POST",

@@ -32,7 +32,7 @@ pub(crate) async fn run(world: Arc<World>, mut queue: mpsc::Receiver<Queued>) {
             biased;
             () = world.stop.cancelled() => return,
             slot = async {
-                // Never closed: the world holds the sender, and nobody closes the semaphore.
+                // Never closed: the world holds the sender, and the semaphore is never closed.
                 let _ = paused.wait_for(|paused| !*paused).await;
                 Arc::clone(&slots).acquire_owned().await
             } => slot,

@@ -23,7 +23,7 @@ pub const KINDS: &[&str] = &[
     "media_placeholder",
 ];
 
-/// A message of this type without its sender, id and time. A type that nobody knows gets an object of its own name.
+/// A message of this type without its sender, id and time. An unknown type gets an object of its own name.
 #[must_use]
 pub fn message(kind: &str) -> Value {
     let sha = "aGVsbG8gd29ybGQgaGVsbG8gd29ybGQgaGVsbG8gd29ybGQ=";
