@@ -1,5 +1,5 @@
-//! Opening a session with every setting pinned that changes how values are printed or read, or that could end the
-//! session behind our back.
+//! Opening a session with every setting pinned ([`settings`]) that changes how values are printed or parsed, or that could
+//! end the session unexpectedly.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{SessionError, Side};
-use super::tls;
+use super::{settings, tls};
 use crate::config::{DatabaseUrl, Host, SslMode};
 
 /// How long one connection attempt may take, login and settings included: longer than three lost SYNs (1 + 2 + 4 s).
@@ -22,37 +22,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A peer that does not acknowledge for this long is gone. The same on both ends, so that the lock of a daemon whose
 /// machine died is free within about this time.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The settings, set where the server knows them. Text forms are pinned on both databases alike (pitfall P28).
-/// `row_security` off makes Postgres raise an error where a policy would hide rows (P31).
-const PIN_SETTINGS: &str = "
-SELECT pg_catalog.set_config(s.name, v.value, false)
-FROM (VALUES
-    ('DateStyle', 'ISO, YMD'),
-    ('IntervalStyle', 'postgres'),
-    ('TimeZone', 'UTC'),
-    ('extra_float_digits', '3'),
-    ('bytea_output', 'hex'),
-    ('xmloption', 'content'),
-    ('lc_monetary', 'C'),
-    ('client_encoding', 'UTF8'),
-    ('standard_conforming_strings', 'on'),
-    ('quote_all_identifiers', 'off'),
-    ('row_security', 'off'),
-    ('statement_timeout', '0'),
-    ('transaction_timeout', '0'),
-    ('lock_timeout', '30s'),
-    ('idle_in_transaction_session_timeout', '0'),
-    ('idle_session_timeout', '0'),
-    ('tcp_keepalives_idle', '10'),
-    ('tcp_keepalives_interval', '5'),
-    ('tcp_keepalives_count', '4'),
-    ('tcp_user_timeout', '30s'),
-    ('search_path', 'pg_catalog')
-) AS v(name, value)
-JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(v.name);
-SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
-WHERE pg_catalog.current_setting('synchronous_commit') = 'off'";
 
 /// Opens a session on either database: pinned settings, an empty search path but for `pg_catalog`, synchronous commits,
 /// time-outs that are ours. The connection's other half runs in a task that ends with it.
@@ -77,7 +46,7 @@ pub async fn open(
     let attempt = Box::pin(async {
         let (client, connection) = establish(side, url, application_name, notified).await?;
         client
-            .simple_query(PIN_SETTINGS)
+            .simple_query(&settings::statements())
             .await
             .map_err(|source| SessionError::new(side, "pin the session's settings", source))?;
         Ok((client, connection))
@@ -143,7 +112,7 @@ async fn establish(
     }
 }
 
-/// Runs a connection to its end. What ends it is met by whoever waits for an answer, so nothing is logged here.
+/// Runs a connection to its end. The statement that waits for an answer gets the error, so nothing is logged here.
 async fn drive<S, T>(mut connection: Connection<S, T>, notified: Option<Arc<Notify>>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -3,9 +3,10 @@
 //! | file | its job |
 //! |---|---|
 //! | [`connect`] | opens a session with pinned settings |
-//! | [`sqlx_options`](mod@sqlx_options) | a URL as the options of sqlx |
 //! | [`plain`] | opens a session on a throwaway cluster, with nothing pinned |
+//! | [`settings`] | the one list of settings that every session pins |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
+//! | [`sqlx_options`](mod@sqlx_options) | the same for sqlx |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what a SQLSTATE means for the work that met it |
 //! | [`quote`] | names in statements |
@@ -19,6 +20,7 @@ pub mod error;
 pub mod keys;
 pub mod plain;
 pub mod quote;
+pub mod settings;
 pub mod sqlstate;
 pub mod sqlx_options;
 pub mod tls;

@@ -1,24 +1,29 @@
-//! A URL as the options of sqlx, which migrations and the server's pool connect with.
+//! A database URL for sqlx, with the meaning that the other drivers give it.
+//!
+//! sqlx verifies certificates itself. Where it differs from [`super::tls`]:
+//! - `require` with `sslrootcert`, and `sslrootcert=system`, are translated here, so that they mean what they mean in libpq;
+//! - beside the file's authorities it also trusts the system's;
+//! - a certificate that calls itself an authority, or that has only a CN, is refused by `verify-ca` and `verify-full` even
+//!   if it stands in `sslrootcert`. Give the server a certificate with a `subjectAltName` that is no authority.
+
+use std::path::Path;
 
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
+use super::tls::SYSTEM_ROOTS;
 use crate::config::{DatabaseUrl, Host, SslMode};
 
-/// The options for a URL; nothing comes from the environment or from `~/.pgpass`.
+/// How sqlx connects to this database.
 #[must_use]
 pub fn sqlx_options(url: &DatabaseUrl, application_name: &str) -> PgConnectOptions {
+    let (mode, root) = ssl(url.sslmode, url.sslrootcert.as_deref());
     let mut options = PgConnectOptions::new_without_pgpass()
         .port(url.port)
         .username(&url.user)
         .database(&url.database)
         .application_name(application_name)
-        .ssl_mode(match url.sslmode {
-            SslMode::Disable => PgSslMode::Disable,
-            SslMode::Require => PgSslMode::Require,
-            SslMode::VerifyCa => PgSslMode::VerifyCa,
-            SslMode::VerifyFull => PgSslMode::VerifyFull,
-        });
+        .ssl_mode(mode);
     options = match &url.host {
         Host::Tcp(host) => options.host(host),
         Host::Unix(folder) => options.socket(folder),
@@ -26,8 +31,42 @@ pub fn sqlx_options(url: &DatabaseUrl, application_name: &str) -> PgConnectOptio
     if let Some(password) = &url.password {
         options = options.password(password.expose_secret());
     }
-    if let Some(file) = &url.sslrootcert {
+    if let Some(file) = root {
         options = options.ssl_root_cert(file);
     }
     options
+}
+
+/// `require` with authorities is `verify-ca`, as in libpq; the system's authorities are what sqlx trusts without a file.
+fn ssl(mode: SslMode, root: Option<&Path>) -> (PgSslMode, Option<&Path>) {
+    let mode = match (mode, root) {
+        (SslMode::Disable, _) => PgSslMode::Disable,
+        (SslMode::Require, None) => PgSslMode::Require,
+        (SslMode::Require, Some(_)) | (SslMode::VerifyCa, _) => PgSslMode::VerifyCa,
+        (SslMode::VerifyFull, _) => PgSslMode::VerifyFull,
+    };
+    (mode, root.filter(|path| *path != Path::new(SYSTEM_ROOTS)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn require_with_authorities_verifies_them_and_system_is_no_file() {
+        let file = Path::new("/root.crt");
+        let system = Path::new("system");
+        for (mode, root, expected, expected_root) in [
+            (SslMode::Disable, Some(file), "Disable", Some(file)),
+            (SslMode::Require, None, "Require", None),
+            (SslMode::Require, Some(file), "VerifyCa", Some(file)),
+            (SslMode::Require, Some(system), "VerifyCa", None),
+            (SslMode::VerifyCa, None, "VerifyCa", None),
+            (SslMode::VerifyFull, Some(system), "VerifyFull", None),
+            (SslMode::VerifyFull, Some(file), "VerifyFull", Some(file)),
+        ] {
+            let (mode, root) = ssl(mode, root);
+            assert_eq!((format!("{mode:?}").as_str(), root), (expected, expected_root));
+        }
+    }
 }

@@ -1,7 +1,8 @@
-//! TLS towards Postgres: what `sslmode` means, once, for both drivers.
+//! TLS towards Postgres: what `sslmode` and `sslrootcert` mean, once, for all connections.
 //!
 //! Makes a rustls configuration that trusts what libpq would trust, and the hash that ties a SCRAM login to the
-//! certificate (channel binding). It opens no connection: `wire` and `agent_db` do, each through its own driver.
+//! certificate (channel binding). It opens no connection: [`super::connect`] and `wire` do. sqlx verifies certificates
+//! itself; [`super::sqlx_options`] gives it the same meaning as far as it can.
 //!
 //! | `sslmode` | without `sslrootcert` | with it |
 //! |---|---|---|
@@ -36,7 +37,7 @@ use x509_cert::der::oid::ObjectIdentifier;
 use crate::config::SslMode;
 
 /// libpq's word for the system's authorities in the place of a file.
-const SYSTEM_ROOTS: &str = "system";
+pub(super) const SYSTEM_ROOTS: &str = "system";
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]

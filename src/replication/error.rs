@@ -3,7 +3,7 @@
 use crate::agent_db::AgentError;
 use crate::copy::CopyError;
 use crate::retry::Disposition;
-use crate::source::{SetupError, SourceError};
+use crate::source::SourceError;
 use crate::wire::{ServerFault, SlotNameError, WireError};
 
 use super::slot::GapReason;
@@ -15,10 +15,7 @@ pub enum SyncError {
     /// The replication connection.
     #[error("replication connection to the Site DB: {0}")]
     Wire(#[from] WireError),
-    /// The Site DB is not set up.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// The Site DB could not be read over a plain connection.
+    /// The Site DB could not be asked over a plain connection, or is not set up.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The Agent DB.
@@ -78,7 +75,6 @@ impl SyncError {
                 Some(ServerFault::SlotActive) => Disposition::Transient,
                 _ => error.disposition(),
             },
-            Self::Setup(error) => error.disposition(),
             Self::Source(error) => error.disposition(),
             Self::Agent(error) => error.disposition(),
             Self::Copy(error) => error.disposition(),
@@ -99,7 +95,6 @@ impl SyncError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Wire(error) => error.hint(),
-            Self::Setup(error) => error.hint(),
             Self::Source(error) => error.hint(),
             Self::Agent(error) => error.hint(),
             Self::Copy(error) => error.hint(),

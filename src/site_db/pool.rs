@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+use sqlx::postgres::PgPoolOptions;
 use sqlx::{Acquire, Executor, PgConnection, PgPool, Postgres};
 
 use super::SiteError;
-use crate::config::{DatabaseUrl, Host, Site, SslMode};
+use crate::config::Site;
+use crate::postgres::sqlx_options;
 
 /// Connections to the Site DB, shared by everything in this process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ impl Pool {
                     Ok(())
                 })
             })
-            .connect_lazy_with(options(&site.url));
+            .connect_lazy_with(sqlx_options(&site.url, "twinlog serve"));
         Self(pool)
     }
 
@@ -97,31 +97,5 @@ impl Transaction<'_> {
     /// What the driver's statements run on.
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         &mut self.0
-    }
-}
-
-fn options(url: &DatabaseUrl) -> PgConnectOptions {
-    let options = PgConnectOptions::new_without_pgpass()
-        .port(url.port)
-        .username(&url.user)
-        .database(&url.database)
-        .application_name("twinlog serve")
-        .ssl_mode(match url.sslmode {
-            SslMode::Disable => PgSslMode::Disable,
-            SslMode::Require => PgSslMode::Require,
-            SslMode::VerifyCa => PgSslMode::VerifyCa,
-            SslMode::VerifyFull => PgSslMode::VerifyFull,
-        });
-    let options = match &url.host {
-        Host::Tcp(host) => options.host(host),
-        Host::Unix(folder) => options.socket(folder),
-    };
-    let options = match &url.password {
-        Some(password) => options.password(password.expose_secret()),
-        None => options,
-    };
-    match &url.sslrootcert {
-        Some(file) => options.ssl_root_cert(file),
-        None => options,
     }
 }

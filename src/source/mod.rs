@@ -2,7 +2,7 @@
 //!
 //! | file | its job |
 //! |---|---|
-//! | [`session`] | a connection that reads chunks of rows and writes fences |
+//! | [`chunks`] | a connection that reads chunks of rows and writes fences |
 //! | [`fence`] | the marks in the log, as messages |
 //! | [`snapshot`] | what a snapshot sees |
 //! | [`selection`] | which tables `sync.tables` means |
@@ -11,25 +11,26 @@
 //! | [`slot`] | the slot's facts |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
 //! | [`samples`] | where the log ends and what the slot retains |
+//! | [`error`] | why the Site DB could not be asked, or what it lacks |
 //!
 //! Leaves alone: the replication connection (`wire`), what chunks are for (`copy`), and when to ask (`replication`).
 
+mod chunks;
+mod error;
 pub mod fence;
 pub mod publication;
 mod samples;
 mod selection;
-mod session;
-mod setup_error;
 mod slot;
 pub mod snapshot;
 mod table;
 pub mod visibility;
 
+pub use chunks::{Chunk, Columns, Source};
+pub use error::SourceError;
 pub use fence::{ChunkId, Fence};
 pub use samples::{Sample, sample};
 pub use selection::Selection;
-pub use session::{Chunk, Columns, Source, SourceError};
-pub use setup_error::SetupError;
 pub use slot::{SlotFacts, end_reader, slot};
 pub use snapshot::Snapshot;
 pub use table::SourceTable;

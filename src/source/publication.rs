@@ -7,13 +7,13 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 use tracing::info;
 
+use super::error::{SourceError, failed};
 use super::selection::Selection;
-use super::setup_error::{SetupError, failed};
 use super::table::SourceTable;
 use crate::change::{Identity, RelationId, TableName};
 use crate::config::Sync;
 use crate::postgres::keys::operator_schemas;
-use crate::postgres::quote_identifier;
+use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
 
 /// The oldest server that has everything we read: `pg_logical_emit_message` through pgoutput came with 14.
 const OLDEST_VERSION: i32 = 140_000;
@@ -31,18 +31,18 @@ pub struct Prepared {
 ///
 /// # Errors
 /// What is missing, with the statement to paste.
-pub async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SetupError> {
+pub async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SourceError> {
     let version = check_server(client).await?;
     check_role(client).await?;
     ensure_publication(client, sync, selection).await?;
     let tables = published(client, &sync.publication, version, selection).await?;
     if tables.is_empty() {
-        return Err(SetupError::NoTables(sync.tables.clone()));
+        return Err(SourceError::NoTables(sync.tables.clone()));
     }
     Ok(Prepared { tables, version })
 }
 
-async fn check_server(client: &Client) -> Result<i32, SetupError> {
+async fn check_server(client: &Client) -> Result<i32, SourceError> {
     let row = client
         .query_one(
             "SELECT pg_catalog.current_setting('server_version_num')::int, pg_catalog.current_setting('server_version'), \
@@ -53,16 +53,16 @@ async fn check_server(client: &Client) -> Result<i32, SetupError> {
         .map_err(failed("read the settings"))?;
     let version: i32 = row.get(0);
     if version < OLDEST_VERSION {
-        return Err(SetupError::Version(row.get(1)));
+        return Err(SourceError::Version(row.get(1)));
     }
     let wal_level: String = row.get(2);
     if wal_level != "logical" {
-        return Err(SetupError::WalLevel(wal_level));
+        return Err(SourceError::WalLevel(wal_level));
     }
     Ok(version)
 }
 
-async fn check_role(client: &Client) -> Result<(), SetupError> {
+async fn check_role(client: &Client) -> Result<(), SourceError> {
     // Managed services grant the right through a role of theirs instead of the attribute.
     let row = client
         .query_one(
@@ -77,7 +77,7 @@ async fn check_role(client: &Client) -> Result<(), SetupError> {
     if row.get(1) {
         Ok(())
     } else {
-        Err(SetupError::NoReplicationRight(row.get(0)))
+        Err(SourceError::NoReplicationRight(row.get(0)))
     }
 }
 
@@ -88,7 +88,7 @@ struct Candidate {
     readable: bool,
 }
 
-async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candidate>, SetupError> {
+async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candidate>, SourceError> {
     // Partitions are published as their root; temporary and unlogged tables can't be.
     let rows = client
         .query(
@@ -113,21 +113,21 @@ async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candid
         .collect())
 }
 
-async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection) -> Result<(), SetupError> {
+async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection) -> Result<(), SourceError> {
     let wanted = candidates(client, selection).await?;
     let missing = missing(client, &sync.publication, &wanted).await?;
     if let Some(candidate) = wanted.iter().find(|candidate| !candidate.has_key) {
-        return Err(SetupError::NoPrimaryKey(candidate.table.clone()));
+        return Err(SourceError::NoPrimaryKey(candidate.table.clone()));
     }
     if let Some(candidate) = wanted.iter().find(|candidate| !candidate.readable) {
-        return Err(SetupError::CannotSelect(candidate.table.clone()));
+        return Err(SourceError::CannotSelect(candidate.table.clone()));
     }
     let name = quote_identifier(&sync.publication);
     let list = |tables: &[&TableName]| tables.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ");
     match missing {
         None => {
             if wanted.is_empty() {
-                return Err(SetupError::NoTables(sync.tables.clone()));
+                return Err(SourceError::NoTables(sync.tables.clone()));
             }
             let tables: Vec<_> = wanted.iter().map(|candidate| &candidate.table).collect();
             let statement = format!(
@@ -141,10 +141,10 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
                     "publication created"
                 ),
                 Err(source) => {
-                    return Err(may_not(source, |source| SetupError::CannotCreatePublication {
+                    return Err(lacking_right(source, |refusal| SourceError::CannotCreatePublication {
                         publication: sync.publication.clone(),
                         statement,
-                        source,
+                        refusal,
                     }));
                 }
             }
@@ -160,11 +160,11 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
                 ),
                 Err(source) => {
                     let tables = missing.into_iter().cloned().collect();
-                    return Err(may_not(source, |source| SetupError::CannotExtendPublication {
+                    return Err(lacking_right(source, |refusal| SourceError::CannotExtendPublication {
                         publication: sync.publication.clone(),
                         tables,
                         statement,
-                        source,
+                        refusal,
                     }));
                 }
             }
@@ -178,7 +178,7 @@ async fn missing<'a>(
     client: &Client,
     publication: &str,
     wanted: &'a [Candidate],
-) -> Result<Option<Vec<&'a TableName>>, SetupError> {
+) -> Result<Option<Vec<&'a TableName>>, SourceError> {
     let existing = client
         .query_opt(
             "SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1",
@@ -229,7 +229,7 @@ pub async fn changed(
     version: i32,
     selection: &Selection,
     known: &BTreeMap<TableName, SourceTable>,
-) -> Result<Option<TableName>, SetupError> {
+) -> Result<Option<TableName>, SourceError> {
     let published = published(client, &sync.publication, version, selection).await?;
     let gone = known.keys().find(|table| !published.contains_key(*table));
     let other = published
@@ -245,12 +245,11 @@ pub async fn changed(
     Ok(missing.and_then(|missing| missing.first().map(|&table| table.clone())))
 }
 
-/// A refusal for want of rights gets its statement; anything else stays what it is.
-fn may_not(source: tokio_postgres::Error, refusal: impl FnOnce(tokio_postgres::Error) -> SetupError) -> SetupError {
-    if source.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
-        refusal(source)
-    } else {
-        failed("prepare the publication")(source)
+/// A refusal for want of a right gets the statement to paste; any other error stays what it is.
+fn lacking_right(source: tokio_postgres::Error, explain: impl FnOnce(Box<Refusal>) -> SourceError) -> SourceError {
+    match SessionError::new(Side::Site, "prepare the publication", source) {
+        SessionError::Refused { refusal, .. } if refusal.sqlstate == "42501" => explain(refusal),
+        other => other.into(),
     }
 }
 
@@ -260,7 +259,7 @@ async fn published(
     publication: &str,
     version: i32,
     selection: &Selection,
-) -> Result<BTreeMap<TableName, SourceTable>, SetupError> {
+) -> Result<BTreeMap<TableName, SourceTable>, SourceError> {
     // Column lists and row filters came with 15; since 18 a publication may send generated columns, and its column list
     // says whether it does.
     let (columns, filter) = if version >= 150_000 {

@@ -4,7 +4,7 @@
 use time::OffsetDateTime;
 use tokio_postgres::Client;
 
-use super::session::{SourceError, query};
+use super::error::{SourceError, failed};
 use crate::lsn::Lsn;
 
 /// What the Site DB says about its log and our slot.
@@ -36,7 +36,7 @@ pub async fn sample(client: &Client, slot: &str) -> Result<Sample, SourceError> 
             &[&slot],
         )
         .await
-        .map_err(query("the end of the log"))?;
+        .map_err(failed("read the end of the log"))?;
     Ok(Sample {
         end: row.get::<_, String>(0).parse()?,
         clock: row.get(1),

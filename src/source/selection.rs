@@ -2,7 +2,7 @@
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::setup_error::SetupError;
+use super::error::SourceError;
 use crate::change::TableName;
 
 /// `sync.tables`: the last pattern that matches decides.
@@ -14,7 +14,7 @@ impl Selection {
     ///
     /// # Errors
     /// One of them is not a glob.
-    pub fn new(patterns: &[String]) -> Result<Self, SetupError> {
+    pub fn new(patterns: &[String]) -> Result<Self, SourceError> {
         let compile = |pattern: &String| {
             let (takes, glob) = pattern
                 .strip_prefix('!')
@@ -28,7 +28,7 @@ impl Selection {
                     .compile_matcher(),
             ))
         };
-        Ok(Self(patterns.iter().map(compile).collect::<Result<_, SetupError>>()?))
+        Ok(Self(patterns.iter().map(compile).collect::<Result<_, SourceError>>()?))
     }
 
     /// Whether a table is synchronised. Our own schema never is.

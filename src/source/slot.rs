@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::setup_error::{SetupError, failed};
+use super::error::{SourceError, failed};
 use crate::lsn::Lsn;
 
 /// What the Site DB says of the slot.
@@ -24,7 +24,7 @@ pub struct SlotFacts {
 ///
 /// # Errors
 /// The statement failed.
-pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<SlotFacts>, SetupError> {
+pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<SlotFacts>, SourceError> {
     let invalidation = if version >= 170_000 {
         "invalidation_reason"
     } else {
@@ -56,7 +56,7 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
 ///
 /// # Errors
 /// The statement failed.
-pub async fn end_reader(client: &Client, slot: &str, application_name: &str) -> Result<bool, SetupError> {
+pub async fn end_reader(client: &Client, slot: &str, application_name: &str) -> Result<bool, SourceError> {
     let ended = client
         .query(
             "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_replication_slots s \

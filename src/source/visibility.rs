@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::setup_error::{SetupError, failed};
+use super::error::{SourceError, failed};
 use crate::shutdown;
 
 /// Between two looks: what is waited for is a commit, or a person.
@@ -31,7 +31,7 @@ impl Visibility {
     ///
     /// # Errors
     /// A statement failed, or we were stopped.
-    pub async fn wait(&self, client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
+    pub async fn wait(&self, client: &Client, stop: &CancellationToken) -> Result<(), SourceError> {
         self.0
             .get_or_try_init(|| wait_for_commits(client, stop))
             .await
@@ -41,7 +41,7 @@ impl Visibility {
 
 /// Waits for the commits that wait for a synchronous standby now. Without one, a commit that an earlier run has streamed
 /// is visible long before this run can read a row.
-async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(), SetupError> {
+async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(), SourceError> {
     let row = client
         .query_one(
             "SELECT pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), \
@@ -80,7 +80,7 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
             );
         }
         if !shutdown::sleep(LOOK, stop).await {
-            return Err(SetupError::Stopped);
+            return Err(SourceError::Stopped);
         }
     }
 }
@@ -94,7 +94,7 @@ pub async fn wait_for_running_transactions(
     client: &Client,
     stop: &CancellationToken,
     why: &str,
-) -> Result<(), SetupError> {
+) -> Result<(), SourceError> {
     // An id of our own: a snapshot's end is the last transaction that has *ended*, and leaves out those that run beyond it.
     let horizon: String = client
         .query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[])
@@ -120,7 +120,7 @@ pub async fn wait_for_running_transactions(
             warn!(pids, "{why}");
         }
         if !shutdown::sleep(LOOK, stop).await {
-            return Err(SetupError::Stopped);
+            return Err(SourceError::Stopped);
         }
     }
 }

@@ -16,6 +16,7 @@ use super::stream::{Feedback, FrameStream};
 use crate::config::DatabaseUrl;
 use crate::lsn::Lsn;
 use crate::postgres::quote_identifier;
+use crate::postgres::settings::{PINNED, REPLICATION};
 
 /// Longest login. The server's own limit (`authentication_timeout`) is a minute by default.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,28 +29,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the creation of a slot may wait for open transactions, each time as long as `lock_timeout`: once for each step
 /// to a consistent snapshot (`SnapBuildFindSnapshot`).
 const SLOT_LOCK_WAITS: u32 = 3;
-
-/// What the source's values are printed under, whatever its role, database or file says (pitfall P28). A value goes to a
-/// cast in the Agent DB as it was printed, so everything else that prints or parses one must use the same.
-///
-/// An empty `search_path` makes names of types and tables within values (`regclass`) come with their schema. The
-/// time-outs are off because a stream that is idle does its job. Warnings are on because from 18 on one of them says that
-/// changes are left out (the publication does not exist at that point).
-pub const PINNED_SETTINGS: &[(&str, &str)] = &[
-    ("client_encoding", "UTF8"),
-    ("DateStyle", "ISO"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("lc_monetary", "C"),
-    ("quote_all_identifiers", "off"),
-    ("search_path", "\"\""),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-    ("client_min_messages", "warning"),
-];
 
 /// The answer to CREATE_REPLICATION_SLOT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,7 +258,10 @@ async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str
         ("application_name", application_name),
     ];
     frontend::startup_message(
-        parameters.into_iter().chain(PINNED_SETTINGS.iter().copied()),
+        parameters
+            .into_iter()
+            .chain(PINNED.iter().copied())
+            .chain(REPLICATION.iter().copied()),
         channel.out(),
     )
     .map_err(|error| codec::protocol(&error))?;

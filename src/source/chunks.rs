@@ -8,16 +8,16 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use super::error::{SourceError, failed};
 use super::fence::{Fence, PREFIX};
-use super::snapshot::{ParseSnapshotError, Snapshot};
+use super::snapshot::Snapshot;
 use super::table::{SourceTable, key_columns};
-use crate::change::{ColumnValue, Key, Relation, Row, TableName};
+use crate::change::{ColumnValue, Key, Relation, Row};
 use crate::config::DatabaseUrl;
-use crate::lsn::{Lsn, ParseLsnError};
+use crate::lsn::Lsn;
 use crate::postgres::keys::execute_with_operators;
 use crate::postgres::quote::{quote_columns, where_clause};
-use crate::postgres::{self, SessionError, Side, disposition};
-use crate::retry::Disposition;
+use crate::postgres::{self, Side};
 
 /// Rows fetched at a time from the chunk's cursor: what is in memory twice for a moment.
 const FETCH_ROWS: u32 = 2000;
@@ -32,75 +32,6 @@ const NOT_UTF8: &[u8] = b"\xff";
 
 /// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// Why the Site DB could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// No connection.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// A statement failed.
-    #[error("read {what} from the Site DB")]
-    Query {
-        /// What was read.
-        what: &'static str,
-        /// The server's or the driver's word.
-        #[source]
-        source: tokio_postgres::Error,
-    },
-    /// The server answered something else than a snapshot.
-    #[error("read a snapshot from the Site DB")]
-    Snapshot(#[from] ParseSnapshotError),
-    /// The server answered something else than a position.
-    #[error("write a fence into the Site DB's log")]
-    Position(#[from] ParseLsnError),
-    /// A key that can't be told from others.
-    #[error("a key of table {0} is not UTF-8")]
-    KeyEncoding(TableName),
-    /// An answer without the row that was asked for.
-    #[error("the Site DB answered {0} with nothing")]
-    Empty(&'static str),
-}
-
-impl SourceError {
-    /// What this means for the work that met it.
-    #[must_use]
-    pub fn disposition(&self) -> Disposition {
-        match self {
-            Self::Session(source) => source.disposition(),
-            Self::Query { source, .. } => match source.code() {
-                Some(code) => match disposition(code.code()) {
-                    // Reading writes no row: what looks like a row's fault is a damaged table or a wrong condition.
-                    Disposition::Row => Disposition::Systemic,
-                    other => other,
-                },
-                None => Disposition::Transient,
-            },
-            Self::Snapshot(_) | Self::Position(_) | Self::KeyEncoding(_) | Self::Empty(_) => Disposition::Systemic,
-        }
-    }
-
-    /// What to do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Session(source) => source.hint(),
-            Self::Query { source, .. } => match source.code().map(tokio_postgres::error::SqlState::code) {
-                Some("42501") => Some(
-                    "the replication role may not read the table: GRANT SELECT ON ALL TABLES IN SCHEMA public TO <role>; \
-                     where row-level security applies also: ALTER ROLE <role> BYPASSRLS"
-                        .to_owned(),
-                ),
-                _ => None,
-            },
-            Self::KeyEncoding(table) => Some(format!(
-                "on the database whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
-                table.quoted()
-            )),
-            _ => None,
-        }
-    }
-}
 
 /// Which columns a read by key brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,7 +77,7 @@ impl Source {
                 STATEMENT_TIMEOUT.as_millis(),
             ))
             .await
-            .map_err(query("settings"))?;
+            .map_err(failed("set up the session for reading"))?;
         // Under UTF8 such a server would refuse to show a text that is none.
         client
             .batch_execute(
@@ -154,7 +85,7 @@ impl Source {
                  WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'",
             )
             .await
-            .map_err(query("the encoding"))?;
+            .map_err(failed("read the database's encoding"))?;
         Ok(Self { client })
     }
 
@@ -176,7 +107,7 @@ impl Source {
                 &[&PREFIX, &fence.content()],
             )
             .await
-            .map_err(query("a fence"))?;
+            .map_err(failed("write a fence"))?;
         Ok(row.get::<_, String>(0).parse()?)
     }
 
@@ -285,9 +216,13 @@ impl Source {
         self.client
             .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await
-            .map_err(query("a snapshot"))?;
+            .map_err(failed("read a snapshot"))?;
         let result = self.read_in_transaction(table, sql, &parameters, width).await;
-        let ended = self.client.batch_execute("COMMIT").await.map_err(query("a snapshot"));
+        let ended = self
+            .client
+            .batch_execute("COMMIT")
+            .await
+            .map_err(failed("read a snapshot"));
         let chunk = result?;
         ended?;
         Ok(chunk)
@@ -304,20 +239,20 @@ impl Source {
             .client
             .query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[])
             .await
-            .map_err(query("a snapshot"))?
+            .map_err(failed("read a snapshot"))?
             .get::<_, String>(0)
             .parse()?;
         let declare = format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}");
         execute_with_operators(&self.client, &table.operators, &declare, parameters)
             .await
-            .map_err(query("a chunk"))?;
+            .map_err(failed("read a chunk"))?;
         let (mut rows, mut found_by, mut bytes) = (Vec::new(), Vec::new(), 0);
         let finished = loop {
             let fetched = self
                 .client
                 .simple_query(&format!("FETCH FORWARD {FETCH_ROWS} FROM chunk"))
                 .await
-                .map_err(query("a chunk"))?;
+                .map_err(failed("read a chunk"))?;
             let before = rows.len();
             for message in &fetched {
                 if let SimpleQueryMessage::Row(row) = message {
@@ -327,7 +262,7 @@ impl Source {
                         found_by.push(
                             ordinal
                                 .and_then(|from_one| from_one.checked_sub(1))
-                                .ok_or(SourceError::Empty("a row's key"))?,
+                                .ok_or(SourceError::Incomplete("the key that found a row"))?,
                         );
                     }
                     bytes += rows.last().map_or(0, Row::size);
@@ -403,9 +338,4 @@ fn filters(table: &SourceTable, condition: Option<&str>) -> Vec<String> {
         .chain(condition)
         .map(|filter| format!("({filter})"))
         .collect()
-}
-
-/// The error of a statement that read `what`.
-pub(crate) fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
-    move |source| SourceError::Query { what, source }
 }

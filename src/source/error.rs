@@ -1,0 +1,179 @@
+//! Why the Site DB could not be asked, or what it lacks, each with the statement to paste.
+
+use crate::change::TableName;
+use crate::lsn::ParseLsnError;
+use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
+use crate::retry::Disposition;
+
+use super::snapshot::ParseSnapshotError;
+
+/// Why the Site DB could not be asked, or what it lacks.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// There is no session, it ended, or a statement was refused.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The answer is no snapshot.
+    #[error("read a snapshot from the Site DB")]
+    Snapshot(#[from] ParseSnapshotError),
+    /// The answer is no position.
+    #[error("read a position of the Site DB's log")]
+    Position(#[from] ParseLsnError),
+    /// A key that can't be told from others.
+    #[error("a key of table {0} is not UTF-8")]
+    KeyEncoding(TableName),
+    /// An answer lacks what was asked for.
+    #[error("the Site DB's answer lacks {0}")]
+    Incomplete(&'static str),
+    /// The server is too old: pgoutput carries logical messages since 14.
+    #[error("the Site DB runs Postgres {0}, but logical messages need 14 or later")]
+    Version(String),
+    /// Logical decoding is off.
+    #[error("the Site DB's wal_level is {0}, not logical")]
+    WalLevel(String),
+    /// The role may not replicate.
+    #[error("role {0} of the Site DB may not replicate")]
+    NoReplicationRight(String),
+    /// No table matches the configuration.
+    #[error("no table of the Site DB matches sync.tables = {0:?}")]
+    NoTables(Vec<String>),
+    /// Rows could not be told apart.
+    #[error("table {0} of the Site DB has no primary key")]
+    NoPrimaryKey(TableName),
+    /// The publication is missing and the role has no right to create it.
+    #[error("publication {publication} does not exist in the Site DB and the role may not create it: {refusal}")]
+    CannotCreatePublication {
+        /// `sync.publication`.
+        publication: String,
+        /// What the owner of the tables has to run.
+        statement: String,
+        /// The server's answer.
+        refusal: Box<Refusal>,
+    },
+    /// The publication lacks tables and the role has no right to add them.
+    #[error(
+        "publication {publication} of the Site DB lacks {} table(s) of sync.tables and the role may not add them: {refusal}",
+        .tables.len()
+    )]
+    CannotExtendPublication {
+        /// `sync.publication`.
+        publication: String,
+        /// The tables that are missing.
+        tables: Vec<TableName>,
+        /// What the owner of the tables has to run.
+        statement: String,
+        /// The server's answer.
+        refusal: Box<Refusal>,
+    },
+    /// The copy could not read the table.
+    #[error("the role may not read table {0} of the Site DB")]
+    CannotSelect(TableName),
+    /// A pattern of `sync.tables` can't be one.
+    #[error("sync.tables has a pattern that is not a glob: {0}")]
+    Pattern(#[from] globset::Error),
+    /// Stopped while waiting.
+    #[error("stopped while waiting for transactions of the Site DB to end")]
+    Stopped,
+}
+
+impl SourceError {
+    /// What this means for the work that met it. Never [`Disposition::Row`]: reading writes no row, so what looks like a
+    /// row's fault is a damaged table or a wrong condition.
+    #[must_use]
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Session(source) => source.disposition(),
+            Self::Stopped => Disposition::Transient,
+            Self::Snapshot(_)
+            | Self::Position(_)
+            | Self::KeyEncoding(_)
+            | Self::Incomplete(_)
+            | Self::Version(_)
+            | Self::WalLevel(_)
+            | Self::NoReplicationRight(_)
+            | Self::NoTables(_)
+            | Self::NoPrimaryKey(_)
+            | Self::CannotCreatePublication { .. }
+            | Self::CannotExtendPublication { .. }
+            | Self::CannotSelect(_)
+            | Self::Pattern(_) => Disposition::Systemic,
+        }
+    }
+
+    /// The statement or setting to paste, where a person must act.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Session(SessionError::Refused { refusal, .. }) if refusal.sqlstate == "42501" => {
+                "on the Site DB, as the tables' owner: GRANT SELECT ON ALL TABLES IN SCHEMA public TO <role>; where \
+                 row-level security is on, also: ALTER ROLE <role> BYPASSRLS"
+                    .to_owned()
+            }
+            Self::Session(source) => return source.hint(),
+            Self::KeyEncoding(table) => format!(
+                "on the Site DB, whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
+                table.quoted()
+            ),
+            Self::Version(_) => "upgrade the Site DB".to_owned(),
+            Self::WalLevel(_) => "on the Site DB: ALTER SYSTEM SET wal_level = logical; then restart it".to_owned(),
+            Self::NoReplicationRight(role) => format!(
+                "on the Site DB: ALTER ROLE {} REPLICATION; (on RDS: GRANT rds_replication TO {0};)",
+                quote_identifier(role)
+            ),
+            Self::NoTables(_) => "create the tables (twinlog migrate site) or change sync.tables".to_owned(),
+            Self::NoPrimaryKey(table) => format!(
+                "on the Site DB: ALTER TABLE {} ADD PRIMARY KEY (…); or leave it out: sync.tables = [\"public.*\", \"!{table}\"]",
+                table.quoted()
+            ),
+            Self::CannotCreatePublication { statement, .. } | Self::CannotExtendPublication { statement, .. } => {
+                format!("on the Site DB, as the tables' owner: {statement};")
+            }
+            Self::CannotSelect(table) => format!("on the Site DB: GRANT SELECT ON {} TO <role>;", table.quoted()),
+            Self::Pattern(_) => "patterns look like public.* or !public.audit_*".to_owned(),
+            Self::Snapshot(_) | Self::Position(_) | Self::Incomplete(_) | Self::Stopped => return None,
+        })
+    }
+}
+
+/// The error of a statement on the Site DB; `action` says what it was for, as an infinitive.
+pub(super) fn failed(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
+    move |source| SessionError::new(Side::Site, action, source).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(sqlstate: &str) -> SourceError {
+        SourceError::Session(SessionError::Refused {
+            side: Side::Site,
+            action: "read a chunk",
+            refusal: Box::new(Refusal {
+                sqlstate: sqlstate.to_owned(),
+                message: "the server's words with a 'value'".to_owned(),
+                constraint: None,
+                column: None,
+            }),
+        })
+    }
+
+    #[test]
+    fn hints_speak_of_the_site_db() {
+        for sqlstate in ["42501", "53100", "53300"] {
+            let hint = refused(sqlstate).hint().unwrap();
+            assert!(
+                hint.contains("Site DB") && !hint.contains("Agent DB"),
+                "{sqlstate}: {hint}"
+            );
+        }
+        assert!(refused("42501").to_string().contains("Site DB"));
+    }
+
+    #[test]
+    fn reading_never_blames_a_row_and_never_shows_its_values() {
+        let error = refused("22P02");
+        assert_eq!(error.disposition(), Disposition::Systemic);
+        assert!(!error.to_string().contains("value"), "{error}");
+        assert_eq!(refused("57014").disposition(), Disposition::Transient);
+    }
+}
