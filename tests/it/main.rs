@@ -13,6 +13,7 @@ mod pitfalls;
 mod postgres_clusters;
 mod quickstart;
 mod server;
+mod sessions;
 mod simulate;
 mod sync;
 mod systemd;

@@ -1,0 +1,137 @@
+//! Sessions with either database: every driver gives `sslmode` the same meaning, and every session of the daemon prints and
+//! parses values under the same settings.
+
+use std::io::Write;
+
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
+use sqlx::{ConnectOptions, Connection};
+use tempfile::NamedTempFile;
+use twinlog::config::DatabaseUrl;
+use twinlog::dev::postgres::{Cluster, Settings};
+use twinlog::postgres::settings::PINNED;
+use twinlog::postgres::{Side, connect, sqlx_options};
+use twinlog::wire::ReplicationConnection;
+
+use crate::harness::databases;
+
+#[tokio::test]
+async fn every_session_prints_and_parses_values_under_the_one_list_of_settings() {
+    // GIVEN databases whose own settings are others
+    let db = databases().await;
+    for database in [&db.site, &db.agent] {
+        for setting in [
+            "DateStyle = 'SQL, DMY'",
+            "IntervalStyle = 'iso_8601'",
+            "TimeZone = 'Asia/Tokyo'",
+            "extra_float_digits = 0",
+            "bytea_output = 'escape'",
+            "xmloption = 'document'",
+            "quote_all_identifiers = on",
+            "search_path = 'public'",
+        ] {
+            database
+                .run(&format!("ALTER DATABASE \"{}\" SET {setting}", database.name))
+                .await;
+        }
+    }
+    // WHEN the daemon opens its three kinds of sessions
+    let site = connect(Side::Site, &db.site.database_url(), "test").await.unwrap();
+    let agent = connect(Side::Agent, &db.agent.database_url(), "test").await.unwrap();
+    let mut stream = ReplicationConnection::connect(&db.site.database_url(), "test")
+        .await
+        .unwrap();
+    // THEN each has every pinned setting
+    for &(name, value) in PINNED {
+        let show = format!("SHOW {name}");
+        for (session, client) in [("site", &site), ("agent", &agent)] {
+            let shown: String = client.query_one(&show, &[]).await.unwrap().get(0);
+            assert_eq!(shown, value, "{session}: {name}");
+        }
+        let rows = stream.simple_query(&show).await.unwrap();
+        assert_eq!(rows, [[Some(value.to_owned())]], "replication connection: {name}");
+    }
+}
+
+/// Whether the three users of a database URL get a session: tokio-postgres, the replication connection, sqlx.
+async fn reached(url: &str) -> [(&'static str, Result<(), String>); 3] {
+    let url: DatabaseUrl = url.parse().unwrap();
+    let plain = connect(Side::Site, &url, "test").await;
+    let stream = ReplicationConnection::connect(&url, "test").await;
+    let pool = match sqlx_options(&url, "test").connect().await {
+        Ok(connection) => connection.close().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    [
+        ("tokio-postgres", plain.map(drop).map_err(|error| format!("{error:?}"))),
+        ("replication", stream.map(drop).map_err(|error| format!("{error:?}"))),
+        ("sqlx", pool),
+    ]
+}
+
+#[tokio::test]
+async fn sslmode_means_the_same_to_every_driver() {
+    // GIVEN a server whose certificate an authority signed for the name localhost
+    let cluster = Cluster::start(Settings::default()).await.unwrap();
+    let authority = |name: &str| {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    };
+    let file = |pem: String| {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(pem.as_bytes()).unwrap();
+        file
+    };
+    let (ours, others) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let right = file(authority("ours").self_signed(&ours).unwrap().pem());
+    let wrong = file(authority("others").self_signed(&others).unwrap().pem());
+    let issuer = Issuer::new(authority("ours"), ours);
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    cluster.write_file("server.crt", certificate.pem().as_bytes()).unwrap();
+    cluster
+        .write_file("server.key", key.serialize_pem().as_bytes())
+        .unwrap();
+    let (right, wrong) = (right.path().display(), wrong.path().display());
+    let url = |host: &str, tail: &str| {
+        let url = cluster.url("postgres").replace("127.0.0.1", host);
+        let joint = if url.contains('?') { '&' } else { '?' };
+        format!("{url}{joint}{tail}")
+    };
+    // a server without TLS is reached by `disable` alone
+    for (mode, expected) in [("disable", true), ("require", false), ("verify-full", false)] {
+        for (driver, result) in reached(&url("localhost", &format!("sslmode={mode}"))).await {
+            assert_eq!(result.is_ok(), expected, "{driver}: {mode} without TLS: {result:?}");
+        }
+    }
+    cluster.set("ssl", "on").await.unwrap();
+
+    for (host, tail, expected) in [
+        ("127.0.0.1", "sslmode=disable".to_owned(), true),
+        ("127.0.0.1", "sslmode=require".to_owned(), true),
+        ("127.0.0.1", format!("sslmode=require&sslrootcert={right}"), true),
+        ("127.0.0.1", format!("sslmode=require&sslrootcert={wrong}"), false),
+        ("127.0.0.1", "sslmode=require&sslrootcert=system".to_owned(), false),
+        ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={right}"), true),
+        ("127.0.0.1", format!("sslmode=verify-ca&sslrootcert={wrong}"), false),
+        ("127.0.0.1", "sslmode=verify-ca".to_owned(), false),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={right}"), true),
+        ("localhost", format!("sslmode=verify-full&sslrootcert={wrong}"), false),
+        ("127.0.0.1", format!("sslmode=verify-full&sslrootcert={right}"), false),
+        ("localhost", "sslmode=verify-full&sslrootcert=system".to_owned(), false),
+        (
+            "localhost",
+            "sslmode=verify-full&sslrootcert=/absent.pem".to_owned(),
+            false,
+        ),
+    ] {
+        for (driver, result) in reached(&url(host, &tail)).await {
+            assert_eq!(result.is_ok(), expected, "{driver}: {host} {tail}: {result:?}");
+        }
+    }
+}
