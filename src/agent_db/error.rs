@@ -5,7 +5,7 @@
 
 use crate::change::TableName;
 use crate::lsn::Lsn;
-use crate::postgres::error::{not_of_a_row, session_hint};
+use crate::postgres::error::session_hint;
 use crate::postgres::{Refusal, SessionError, Side};
 use crate::retry::Disposition;
 
@@ -13,18 +13,9 @@ use crate::retry::Disposition;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// There is no session with it.
+    /// There is no session with it, or it ended.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The connection was lost, or answered with something that is not the protocol.
-    #[error("connection to the database lost while trying to {action}")]
-    Connection {
-        /// What was being done.
-        action: &'static str,
-        /// The driver's error.
-        #[source]
-        source: tokio_postgres::Error,
-    },
     /// Postgres refused a statement.
     #[error("{action}{}: {refusal}", .table.as_ref().map(|table| format!(" ({table})")).unwrap_or_default())]
     Refused {
@@ -198,7 +189,7 @@ impl AgentError {
                 refusal: Box::new(refusal),
                 role: None,
             },
-            None => Self::Connection { action, source },
+            None => SessionError::new(Side::Agent, action, source).into(),
         }
     }
 
@@ -225,9 +216,6 @@ impl AgentError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Session(source) => source.disposition(),
-            Self::Connection { source, .. } => {
-                Refusal::of(source).map_or(Disposition::Transient, |refusal| not_of_a_row(refusal.disposition()))
-            }
             // With a new connection, tables are resolved again.
             Self::KeyChanged { .. } => Disposition::Transient,
             Self::Busy { .. } | Self::Aborted | Self::CommitUnknown => Disposition::Transient,
@@ -350,11 +338,7 @@ impl AgentError {
             Self::Unreadable { .. } => {
                 "the schema twinlog was changed by hand or by another version: run twinlog migrate agent".to_owned()
             }
-            Self::Connection { .. }
-            | Self::KeyChanged { .. }
-            | Self::Aborted
-            | Self::CommitUnknown
-            | Self::Internal(_) => return None,
+            Self::KeyChanged { .. } | Self::Aborted | Self::CommitUnknown | Self::Internal(_) => return None,
         })
     }
 }

@@ -219,3 +219,49 @@ impl fmt::Display for Refusal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(side: Side, sqlstate: &str) -> SessionError {
+        SessionError::Refused {
+            side,
+            action: "read a chunk",
+            refusal: Box::new(Refusal {
+                sqlstate: sqlstate.to_owned(),
+                message: "the server's words".to_owned(),
+                constraint: None,
+                column: None,
+            }),
+        }
+    }
+
+    #[test]
+    fn errors_and_hints_name_the_side_of_the_session() {
+        for (side, own, other) in [
+            (Side::Site, "Site DB", "Agent DB"),
+            (Side::Agent, "Agent DB", "Site DB"),
+        ] {
+            for sqlstate in ["53100", "53300"] {
+                let error = refused(side, sqlstate);
+                let text = format!("{error} {}", error.hint().unwrap());
+                assert!(text.contains(own) && !text.contains(other), "{text}");
+            }
+            let error = SessionError::ConnectTimeout {
+                side,
+                server: "postgres://db.example.com/crm".to_owned(),
+                seconds: 15,
+            };
+            assert!(error.to_string().contains(own), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_session_has_no_row_to_blame() {
+        for sqlstate in ["22P02", "23505", "44000"] {
+            assert_eq!(refused(Side::Agent, sqlstate).disposition(), Disposition::Systemic);
+        }
+        assert_eq!(refused(Side::Site, "57P01").disposition(), Disposition::Transient);
+    }
+}

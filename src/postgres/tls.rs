@@ -6,17 +6,16 @@
 //!
 //! | `sslmode` | without `sslrootcert` | with it |
 //! |---|---|---|
-//! | `require` | whoever answers | as `verify-ca` (libpq does the same) |
+//! | `require` | any certificate | as `verify-ca` (libpq does the same) |
 //! | `verify-ca` | a chain to the system's authorities | a chain to the file's |
 //! | `verify-full` | the same, and the name is the host's | the same, and the name is the host's |
 //!
 //! In two places webpki, under rustls, is stricter than libpq, and the certificate that Postgres's own manual tells to
-//! make (`openssl req -x509 … -subj /CN=host`) meets both, so they are evened out. A certificate that stands in
-//! `sslrootcert` itself is trusted although it calls itself an authority: a file that names a certificate says more than
-//! a chain. And where a certificate has no `subjectAltName`, its subject's CN is its name.
+//! make (`openssl req -x509 … -subj /CN=host`) fails both, so both are relaxed here. A certificate that stands in
+//! `sslrootcert` itself is trusted although it calls itself an authority: the operator has named it. And where a certificate has no `subjectAltName`, its subject's CN is its name.
 //!
 //! In every mode the handshake's signature is checked, so that the other end owns the certificate that it shows: without
-//! that, channel binding would bind to nothing.
+//! that, channel binding would prove nothing.
 //!
 //! Sources: <https://www.postgresql.org/docs/current/libpq-ssl.html>, <https://www.rfc-editor.org/rfc/rfc5929#section-4>
 
@@ -115,11 +114,11 @@ pub fn refusal_hint(error: &std::io::Error) -> Option<String> {
 
 /// What to do about a server that does no TLS.
 pub const NOT_OFFERED: &str = "ALTER SYSTEM SET ssl = on on the server (with ssl_cert_file, ssl_key_file); sslmode=disable \
-                               in the URL only where nobody can listen";
+                               in the URL only on a network that you trust";
 
 /// The configuration for a mode. `root` is a PEM file of authorities, or `system`.
 ///
-/// With [`SslMode::Disable`] nobody should ask; the answer is that of [`SslMode::Require`].
+/// [`SslMode::Disable`] is treated as [`SslMode::Require`]: a caller that wants no TLS does not call this.
 ///
 /// # Errors
 /// The authorities cannot be read, or there are none.
@@ -241,7 +240,7 @@ impl Roots {
 /// Who may answer.
 #[derive(Debug)]
 enum Trust {
-    /// Whoever owns the certificate that it shows.
+    /// Any server that owns the certificate that it shows.
     Anyone,
     /// One with a chain to an authority.
     Chained(Roots),

@@ -55,7 +55,7 @@ pub struct Chunk {
     pub finished: bool,
 }
 
-/// A connection that reads chunks and writes fences.
+/// A session with the Site DB that reads chunks and writes fences.
 #[derive(Debug)]
 pub struct Source {
     client: Client,
@@ -78,7 +78,7 @@ impl Source {
             ))
             .await
             .map_err(failed("set up the session for reading"))?;
-        // Under UTF8 such a server would refuse to show a text that is none.
+        // With client_encoding UTF8 such a server refuses to send a text that is not UTF-8.
         client
             .batch_execute(
                 "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
@@ -89,7 +89,7 @@ impl Source {
         Ok(Self { client })
     }
 
-    /// The plain client, for statements on the catalog.
+    /// The session, for statements on the catalog.
     #[must_use]
     pub const fn client(&self) -> &Client {
         &self.client
@@ -133,7 +133,6 @@ impl Source {
                 .map(|(index, (_, kind))| format!("${}::text::{kind}", index + 1))
                 .collect();
             let names: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
-            // Without the parentheses' row constructor for a single column: the planner likes both, people the plain one.
             filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
             parameters = after.texts();
         }

@@ -8,14 +8,14 @@
 
 use uuid::Uuid;
 
-/// The prefix of our messages; others' are none of our business.
+/// The prefix of our messages; all others are ignored.
 pub const PREFIX: &str = "twinlog";
 
-/// A chunk's name in the log. Random, so that a fence of an earlier run is never taken for one of this run's.
+/// A chunk's identity in the log. Random, so that a fence of an earlier run is never taken for one of this run's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChunkId(pub Uuid);
 
-/// What a message of ours says.
+/// A message of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fence {
     /// The chunk's read begins after this.

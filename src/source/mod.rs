@@ -2,25 +2,29 @@
 //!
 //! | file | its job |
 //! |---|---|
-//! | [`chunks`] | a connection that reads chunks of rows and writes fences |
+//! | `chunks` | a connection that reads chunks of rows and writes fences |
 //! | [`fence`] | the marks in the log, as messages |
 //! | [`snapshot`] | what a snapshot sees |
-//! | [`selection`] | which tables `sync.tables` means |
-//! | [`publication`] | the publication: check, create, extend, and what it sends |
-//! | [`table`] | what is known of a table |
-//! | [`slot`] | the slot's facts |
+//! | `selection` | which tables `sync.tables` means |
+//! | `server` | what the server and our role there must allow |
+//! | [`publication`] | the publication: check, create, extend |
+//! | `catalog` | what the publication sends: tables, columns, types, keys, filters |
+//! | `table` | what is known of a table |
+//! | `slot` | the slot's facts |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
-//! | [`samples`] | where the log ends and what the slot retains |
-//! | [`error`] | why the Site DB could not be asked, or what it lacks |
+//! | `samples` | where the log ends and what the slot retains |
+//! | `error` | why the Site DB could not be asked, or what it lacks |
 //!
 //! Leaves alone: the replication connection (`wire`), what chunks are for (`copy`), and when to ask (`replication`).
 
+mod catalog;
 mod chunks;
 mod error;
 pub mod fence;
 pub mod publication;
 mod samples;
 mod selection;
+mod server;
 mod slot;
 pub mod snapshot;
 mod table;

@@ -29,19 +29,20 @@ pub struct Sample {
 pub async fn sample(client: &Client, slot: &str) -> Result<Sample, SourceError> {
     let row = client
         .query_one(
-            "SELECT pg_catalog.pg_current_wal_flush_lsn()::text, pg_catalog.clock_timestamp(), \
-             pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint, s.safe_wal_size, \
-             coalesce(s.active, false) FROM (VALUES (1)) one \
+            "SELECT pg_catalog.pg_current_wal_flush_lsn()::text AS log_end, pg_catalog.clock_timestamp() AS clock, \
+             pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint AS retained, \
+             s.safe_wal_size AS headroom, \
+             coalesce(s.active, false) AS active FROM (VALUES (1)) one \
              LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1",
             &[&slot],
         )
         .await
         .map_err(failed("read the end of the log"))?;
     Ok(Sample {
-        end: row.get::<_, String>(0).parse()?,
-        clock: row.get(1),
-        retained: row.get(2),
-        headroom: row.get(3),
-        active: row.get(4),
+        end: row.get::<_, String>("log_end").parse()?,
+        clock: row.get("clock"),
+        retained: row.get("retained"),
+        headroom: row.get("headroom"),
+        active: row.get("active"),
     })
 }

@@ -5,14 +5,14 @@ use tokio_postgres::Client;
 use super::error::{SourceError, failed};
 use crate::lsn::Lsn;
 
-/// What the Site DB says of the slot.
+/// What `pg_replication_slots` says of the slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotFacts {
-    /// Its output plugin.
+    /// Its output plugin; `physical` where it is no logical slot.
     pub plugin: String,
-    /// Its database.
+    /// The database that it decodes; empty for a physical slot.
     pub database: String,
-    /// What the server believes to be acknowledged; `None` while it is being created.
+    /// The position that was acknowledged last; `None` while the slot is being created.
     pub confirmed_flush: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
@@ -33,7 +33,8 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
     let row = client
         .query_opt(
             &format!(
-                "SELECT plugin::text, database::text, confirmed_flush_lsn::text, wal_status, {invalidation} \
+                "SELECT plugin::text, database::text, confirmed_flush_lsn::text AS confirmed_flush, wal_status, \
+                 {invalidation} AS invalidation \
                  FROM pg_catalog.pg_replication_slots WHERE slot_name = $1"
             ),
             &[&name],
@@ -41,13 +42,15 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
         .await
         .map_err(failed("look the slot up"))?;
     Ok(row.map(|row| SlotFacts {
-        plugin: row.get::<_, Option<String>>(0).unwrap_or_else(|| "physical".to_owned()),
-        database: row.get::<_, Option<String>>(1).unwrap_or_default(),
+        plugin: row
+            .get::<_, Option<String>>("plugin")
+            .unwrap_or_else(|| "physical".to_owned()),
+        database: row.get::<_, Option<String>>("database").unwrap_or_default(),
         confirmed_flush: row
-            .get::<_, Option<String>>(2)
+            .get::<_, Option<String>>("confirmed_flush")
             .and_then(|position| position.parse::<Lsn>().ok()),
-        wal_status: row.get(3),
-        invalidation: row.get(4),
+        wal_status: row.get("wal_status"),
+        invalidation: row.get("invalidation"),
     }))
 }
 

@@ -9,27 +9,28 @@ use crate::postgres::quote_identifier;
 /// A table of the Site DB, as the publication shows it.
 #[derive(Debug, Clone)]
 pub struct SourceTable {
-    /// Its OID, the stream's name for it.
+    /// Its OID, by which the stream names it.
     pub id: RelationId,
-    /// Its name.
+    /// Schema and name at the time of the query.
     pub table: TableName,
     /// Published columns in the stream's order, never generated ones.
     pub columns: Vec<Arc<str>>,
-    /// Types of the columns, without their modifiers, ready for a cast.
+    /// Types of the columns, without their modifiers (`numeric`, not `numeric(10,2)`), ready for a cast.
     pub types: Vec<String>,
-    /// Whether the columns' collations take no two different texts for equal.
+    /// For each column, whether its collation is deterministic: only equal texts are equal.
     pub deterministic: Vec<bool>,
-    /// Types of the columns as they were declared.
+    /// Types of the columns as declared, with their modifiers.
     pub declared: Vec<String>,
-    /// By what it is a member of the publication, and what that sends: changes with every leaving and joining.
+    /// How it belongs to the publication and which operations that sends: a text that is different after each time that
+    /// the table leaves and joins.
     pub membership: String,
-    /// By what the source identifies the old row of an update or a delete.
+    /// How the stream identifies the old row of an update or a delete.
     pub identity: Identity,
     /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
     pub operators: Vec<String>,
-    /// The publication's row filter.
+    /// The publication's row filter, an SQL condition.
     pub row_filter: Option<String>,
-    /// Whether it is a partitioned table that is published as one.
+    /// Whether it is a partitioned table that is published as a whole.
     pub partitioned: bool,
     /// The planner's estimate of its rows, for progress bars; -1 where it was never analysed.
     pub estimated_rows: i64,

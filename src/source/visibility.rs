@@ -11,23 +11,25 @@ use tracing::warn;
 use super::error::{SourceError, failed};
 use crate::shutdown;
 
-/// Between two looks: what is waited for is a commit, or a person.
-const LOOK: Duration = Duration::from_millis(100);
+/// Between two checks.
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 
-/// Looks until somebody should know, and between two words of it: two seconds, half a minute.
-const PATIENCE: (u32, u32) = (20, 300);
+/// Checks until the wait is logged for the first time (two seconds), and between two log lines (half a minute).
+const LOG_AFTER: u32 = 20;
+const LOG_EVERY: u32 = 300;
 
-/// That everything of the log before this run can be seen by a snapshot: awaited once a run, by whoever reads rows first.
+/// Whether a snapshot sees everything that is in the log from before this run. The first reader of rows waits for it, once
+/// a run.
 ///
 /// A transaction is streamed as soon as its commit is in the local log, but others see it only when its backend has gone
-/// on; where it waits for a synchronous standby, that may take for ever. The transactions of this run are remembered, and
-/// a chunk that does not see one of them is void (`copy::window`). Those that a run before this one has streamed and
-/// applied are known to nobody: a chunk that does not see them would bring their old rows back.
+/// on; where it waits for a synchronous standby, that can take any time. The transactions of this run are remembered, and
+/// a chunk that does not see one of them is read again (`copy::window`). Those that an earlier run has streamed and applied
+/// are not remembered: a chunk that does not see them would bring their old rows back.
 #[derive(Debug, Default)]
 pub struct Visibility(OnceCell<()>);
 
 impl Visibility {
-    /// Waits until rows may be read.
+    /// Waits until rows may be read; returns at once after the first time.
     ///
     /// # Errors
     /// A statement failed, or we were stopped.
@@ -44,13 +46,15 @@ impl Visibility {
 async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(), SourceError> {
     let row = client
         .query_one(
-            "SELECT pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), \
-             pg_catalog.current_setting('synchronous_standby_names') <> '', pg_catalog.clock_timestamp()::text",
+            "SELECT pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_waits, \
+             pg_catalog.current_setting('synchronous_standby_names') <> '' AS awaits_standby, \
+             pg_catalog.clock_timestamp()::text AS now",
             &[],
         )
         .await
         .map_err(failed("look for a synchronous standby"))?;
-    let (sees_waits, awaits_standby, now): (bool, bool, String) = (row.get(0), row.get(1), row.get(2));
+    let (sees_waits, awaits_standby): (bool, bool) = (row.get("sees_waits"), row.get("awaits_standby"));
+    let now: String = row.get("now");
     if !sees_waits {
         // Any running transaction may be one of them.
         if awaits_standby {
@@ -60,7 +64,7 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
         }
         return Ok(());
     }
-    let mut rounds = 0;
+    let mut checks = 0;
     loop {
         let pids: Option<String> = client
             .query_one(
@@ -72,14 +76,14 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
             .map_err(failed("look for commits that wait for a standby"))?
             .get(0);
         let Some(pids) = pids else { return Ok(()) };
-        rounds += 1;
-        if should_say(rounds) {
+        checks += 1;
+        if should_log(checks) {
             warn!(
                 pids,
                 "rows are not read before these commits of the Site DB, which wait for a synchronous standby, are visible"
             );
         }
-        if !shutdown::sleep(LOOK, stop).await {
+        if !shutdown::sleep(CHECK_EVERY, stop).await {
             return Err(SourceError::Stopped);
         }
     }
@@ -101,7 +105,7 @@ pub async fn wait_for_running_transactions(
         .await
         .map_err(failed("begin a transaction"))?
         .get(0);
-    let mut rounds = 0;
+    let mut checks = 0;
     loop {
         let done: bool = client
             .query_one(
@@ -114,19 +118,19 @@ pub async fn wait_for_running_transactions(
         if done {
             return Ok(());
         }
-        rounds += 1;
-        if should_say(rounds) {
+        checks += 1;
+        if should_log(checks) {
             let pids = blockers(client).await;
             warn!(pids, "{why}");
         }
-        if !shutdown::sleep(LOOK, stop).await {
+        if !shutdown::sleep(CHECK_EVERY, stop).await {
             return Err(SourceError::Stopped);
         }
     }
 }
 
-fn should_say(rounds: u32) -> bool {
-    rounds == PATIENCE.0 || rounds.is_multiple_of(PATIENCE.1)
+fn should_log(checks: u32) -> bool {
+    checks == LOG_AFTER || checks.is_multiple_of(LOG_EVERY)
 }
 
 /// The processes whose transactions are oldest, for a person to look at; empty where that can't be read.

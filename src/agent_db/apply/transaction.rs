@@ -148,8 +148,7 @@ impl Transaction {
         }
         let result = self.applier.resolve(description).await;
         let session = &mut self.applier.writer.session;
-        if session.in_transaction() && matches!(result, Err(AgentError::Refused { .. } | AgentError::Connection { .. }))
-        {
+        if session.in_transaction() && matches!(result, Err(AgentError::Refused { .. } | AgentError::Session(_))) {
             session.set_broken();
         }
         result

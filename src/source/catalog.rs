@@ -1,0 +1,109 @@
+//! What a publication sends, as the Site DB's catalog says it: each table with its columns, types, keys and filter.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio_postgres::{Client, Row};
+
+use super::error::{SourceError, failed};
+use super::selection::Selection;
+use super::table::SourceTable;
+use crate::change::{Identity, RelationId, TableName};
+use crate::postgres::keys::operator_schemas;
+
+/// The tables that the publication sends and the selection takes. `version` is the server's `server_version_num`.
+///
+/// # Errors
+/// The statement failed.
+pub(super) async fn published_tables(
+    client: &Client,
+    publication: &str,
+    version: i32,
+    selection: &Selection,
+) -> Result<BTreeMap<TableName, SourceTable>, SourceError> {
+    let rows = client
+        .query(&statement(version), &[&publication])
+        .await
+        .map_err(failed("read the publication's tables"))?;
+    Ok(rows
+        .iter()
+        .map(source_table)
+        .filter(|table| selection.takes(&table.table))
+        .map(|table| (table.table.clone(), table))
+        .collect())
+}
+
+/// The query for the server's version: column lists, row filters and publications of whole schemas came with 15; since 18
+/// a publication may send generated columns, and its column list says whether it does.
+fn statement(version: i32) -> String {
+    let (columns, filter, schemas) = if version >= 150_000 {
+        (
+            "p.attnames::text[]",
+            "p.rowfilter",
+            "(SELECT s.oid FROM pg_catalog.pg_publication_namespace s \
+             WHERE s.pnpubid = b.oid AND s.pnnspid = c.relnamespace)",
+        )
+    } else {
+        ("NULL::text[]", "NULL::text", "NULL")
+    };
+    let generated = if version >= 180_000 {
+        "true"
+    } else {
+        "a.attgenerated = ''"
+    };
+    let operators = operator_schemas("c.oid");
+    format!(
+        "SELECT c.oid AS relation_id, p.schemaname::text AS schema_name, p.tablename::text AS table_name, \
+         {filter} AS row_filter, c.relkind = 'p' AS partitioned, c.reltuples::bigint AS estimated_rows, \
+         pg_catalog.array_agg(a.attname::text ORDER BY a.attnum) AS columns, \
+         pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, -1) ORDER BY a.attnum) AS types, \
+         pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) AS declared, \
+         pg_catalog.array_agg(coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l \
+         WHERE l.oid = a.attcollation), true) ORDER BY a.attnum) AS deterministic, \
+         c.relreplident = 'f' AS identified_by_all, \
+         ARRAY(SELECT k.attname::text FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid AND k.attnum = ANY (i.indkey::int2[]) \
+         WHERE i.indrelid = c.oid AND ((c.relreplident = 'd' AND i.indisprimary) OR \
+         (c.relreplident = 'i' AND i.indisreplident))) AS identified_by, \
+         (SELECT pg_catalog.concat_ws(':', b.oid, (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) \
+         FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
+         (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
+         b.pubinsert, b.pubupdate, b.pubdelete, b.pubtruncate, b.pubviaroot) \
+         FROM pg_catalog.pg_publication b WHERE b.pubname = $1) AS membership, {operators} AS operators \
+         FROM pg_catalog.pg_publication_tables p \
+         JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
+         JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         AND ({columns} IS NULL OR a.attname::text = ANY ({columns})) AND {generated} \
+         WHERE p.pubname = $1 GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 2, 3"
+    )
+}
+
+fn source_table(row: &Row) -> SourceTable {
+    let columns: Vec<String> = row.get("columns");
+    let identity = if row.get("identified_by_all") {
+        Identity::Full
+    } else {
+        let identified_by: Vec<String> = row.get("identified_by");
+        let positions = columns
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| identified_by.contains(name))
+            .map(|(position, _)| position);
+        Identity::Columns(positions.collect())
+    };
+    SourceTable {
+        id: RelationId(row.get("relation_id")),
+        table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+        columns: columns.into_iter().map(Arc::from).collect(),
+        types: row.get("types"),
+        deterministic: row.get("deterministic"),
+        declared: row.get("declared"),
+        membership: row.get("membership"),
+        identity,
+        operators: row.get("operators"),
+        row_filter: row.get("row_filter"),
+        partitioned: row.get("partitioned"),
+        estimated_rows: row.get("estimated_rows"),
+    }
+}
