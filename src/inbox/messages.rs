@@ -50,7 +50,7 @@ pub(super) async fn inbound(
         status: MessageStatus::Received,
     };
     if message.is_notice() {
-        // Not the user's words: it opens no window and asks for nobody's attention.
+        // Not the user's words: it opens no window, and there is nothing to read.
         if let Some(number) = &message.new_number {
             leads::change_number(tx, speaker, number).await?;
         }
@@ -96,7 +96,7 @@ pub(super) async fn echo(
     Ok(adopted.or(shown).map(Counted::outbound))
 }
 
-/// A message from before the number came to the API: kept, but no news to anybody.
+/// A message from before the number came to the API: kept, but not announced.
 pub(super) async fn history(
     tx: &mut Transaction<'_>,
     account_id: Uuid,

@@ -20,7 +20,7 @@ use crate::{metrics, retry, shutdown};
 /// An event that waits for longer than this is a gap: processing takes milliseconds.
 const LATE_AFTER: Duration = Duration::from_secs(10);
 
-/// Failing events whose first failure is remembered, so that it is not told again.
+/// Failing events whose first failure is remembered, so that it is logged once.
 const MAX_FAILING: usize = 1000;
 
 /// Processes an inbox's events until it is stopped.

@@ -219,7 +219,7 @@ async fn commit_once(
     with_wamid: bool,
 ) -> Result<Option<MessageStatus>, SiteError> {
     let message = &attempt.message;
-    let key = messages::Attempt {
+    let key = messages::AttemptKey {
         id: message.id,
         lease_owner: message.lease_owner,
     };

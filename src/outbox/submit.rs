@@ -145,7 +145,7 @@ async fn store(
     let id = Uuid::now_v7();
     let inserted = messages::insert(
         &mut transaction,
-        &messages::NewMessage {
+        &messages::PendingMessage {
             id,
             account_id,
             conversation_id: link.conversation_id,

@@ -111,7 +111,7 @@ fn release_where(held: &str) -> String {
            held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
            WHERE status = 'held' AND {held} RETURNING id), {} \
          SELECT id FROM released",
-        messages::hurry_released()
+        messages::make_released_due()
     )
 }
 

@@ -2,7 +2,7 @@
 //! between can be taken for another.
 //!
 //! Reading fails for a text that the type does not know; that is [`SiteError::Shape`](super::SiteError::Shape). So only
-//! columns that a `CHECK` guards, or that nobody but the server writes, are read as such a type.
+//! columns that a `CHECK` guards, or that the server alone writes, are read as such a type.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;

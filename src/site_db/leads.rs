@@ -1,7 +1,7 @@
 //! `leads`: who the people are, and what is learnt about them.
 //!
 //! A person is found by the business-scoped user id first, by the number second (WhatsApp's, then the one dialled). What
-//! a contact newly tells is learnt where nobody else has it; two leads are never merged here, as only a person can judge
+//! a contact newly tells is learnt where no other lead has it; two leads are never merged here, as only a person can judge
 //! that. Names that are there stay: somebody may have corrected them.
 
 use serde_json::Value;
@@ -139,7 +139,7 @@ pub async fn learn_recipient(
     }
     lock(tx, [], [&dialled_contact, known]).await?;
     if renumbered && current.wa_id.as_deref() == dialled.map(WaId::as_str) {
-        // The number that was dialled is nobody's: it moves to `phone`, of this lead and of the one that has the real
+        // No user has the number that was dialled: it moves to `phone`, of this lead and of the one that has the real
         // number already, and `find` prefers the latter from now on.
         sqlx::query(
             "UPDATE public.leads SET phone = $2, updated_at = now(),

@@ -73,7 +73,7 @@ impl Transaction<'_> {
     /// Commits; of a savepoint: keeps what was done since.
     ///
     /// # Errors
-    /// The Site DB refused, or did not answer: then nobody knows whether it is committed.
+    /// The Site DB refused, or did not answer: then it is not known whether it is committed.
     pub async fn commit(self) -> Result<(), SiteError> {
         Ok(self.0.commit().await?)
     }

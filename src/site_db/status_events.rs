@@ -110,9 +110,14 @@ pub async fn accept(
     let mut reports = vec![Report::accepted(acceptance.held, OffsetDateTime::now_utc())];
     if let Some(wamid) = acceptance.wamid {
         lock(tx, [wamid], []).await?;
+    }
+    let Some(locked) = messages::lock_row(tx, message_id).await? else {
+        return Ok(None);
+    };
+    if let Some(wamid) = acceptance.wamid {
         reports.extend(adopt(tx, message_id, wamid).await?);
     }
-    messages::accepted(tx, message_id, acceptance.wamid, &reports, acceptance.response).await
+    messages::accepted(tx, &locked, acceptance.wamid, &reports, acceptance.response).await
 }
 
 /// Gives a message the reports that came before its wamid was known. Returns the status that it shows now, if they

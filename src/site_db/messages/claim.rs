@@ -35,13 +35,13 @@ pub struct Claimed {
 
 /// Whether a claim passes the hold of its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Hold {
+enum HoldRule {
     Respected,
     Passed,
 }
 
 /// The order: messages of one conversation leave one after the other, oldest first; one that backs off keeps the later
-/// ones of its conversation waiting, and nobody else's. An `unknown` one does not: it may never be settled.
+/// ones of its conversation waiting, and no others. An `unknown` one does not: it may never be settled.
 /// The number's hold and throttle are asked in the same statement, so that another server's hold counts at once.
 ///
 /// `$1` the number's row, `$2` how many at most, `$3` seconds of the lease, `$4` whether a hold is passed.
@@ -80,7 +80,7 @@ static ABANDON: LazyLock<String> = LazyLock::new(|| {
 pub async fn claim(pool: &Pool, account_id: Uuid, limit: usize, lease: Duration) -> Result<Vec<Claimed>, SiteError> {
     // One statement is one transaction: the usual case takes one round trip.
     let mut connection = pool.0.acquire().await?;
-    claim_due(&mut connection, account_id, limit, lease, Hold::Respected).await
+    claim_due(&mut connection, account_id, limit, lease, HoldRule::Respected).await
 }
 
 /// The same for a number that is held, to see whether it still has to be. To be committed by the caller.
@@ -93,7 +93,7 @@ pub async fn claim_probe(
     limit: usize,
     lease: Duration,
 ) -> Result<Vec<Claimed>, SiteError> {
-    claim_due(tx.connection(), account_id, limit, lease, Hold::Passed).await
+    claim_due(tx.connection(), account_id, limit, lease, HoldRule::Passed).await
 }
 
 async fn claim_due(
@@ -101,13 +101,13 @@ async fn claim_due(
     account_id: Uuid,
     limit: usize,
     lease: Duration,
-    hold: Hold,
+    hold: HoldRule,
 ) -> Result<Vec<Claimed>, SiteError> {
     Ok(sqlx::query_as(CLAIM.as_str())
         .bind(account_id)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .bind(lease.as_secs_f64())
-        .bind(hold == Hold::Passed)
+        .bind(hold == HoldRule::Passed)
         .fetch_all(connection)
         .await?)
 }
@@ -131,8 +131,8 @@ pub async fn sweep_abandoned(pool: &Pool) -> Result<Vec<Uuid>, SiteError> {
 
 /// A member of a `WITH` that makes due what waited for its number, for the numbers in the member `released(id)`. It lives
 /// here because it changes messages; the number's owner puts it into the statement that releases the number.
-pub(in crate::site_db) fn hurry_released() -> String {
+pub(in crate::site_db) fn make_released_due() -> String {
     let waiting = "(SELECT w.id FROM released r JOIN public.whatsapp_messages w ON w.account_id = r.id \
          WHERE w.status = 'pending' AND w.error_class = 'account') AS c";
-    write::moved(waiting, &transition::HURRY)
+    write::moved(waiting, &transition::MAKE_DUE)
 }

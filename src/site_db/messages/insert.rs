@@ -14,7 +14,7 @@ use crate::site_db::{SiteError, Transaction};
 
 /// A message that a client wants sent.
 #[derive(Debug)]
-pub struct NewMessage<'a> {
+pub struct PendingMessage<'a> {
     /// Also the opaque id that Meta will echo.
     pub id: Uuid,
     /// The row of the number that sends it.
@@ -85,7 +85,7 @@ pub struct Said<'a> {
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn insert(tx: &mut Transaction<'_>, row: &NewMessage<'_>) -> Result<bool, SiteError> {
+pub async fn insert(tx: &mut Transaction<'_>, row: &PendingMessage<'_>) -> Result<bool, SiteError> {
     let inserted = sqlx::query(
         "INSERT INTO public.whatsapp_messages (id, account_id, conversation_id, lead_id, direction, status, type, body, \
          request, recipient, context_wamid, client_name, client_id, request_sha256, client_opaque, next_attempt_at, \

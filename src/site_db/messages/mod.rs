@@ -33,14 +33,14 @@ mod write;
 
 pub use claim::{Claimed, claim, claim_probe, sweep_abandoned, sweep_expired};
 pub use fold::Report;
-pub use insert::{NewMessage, Origin, Said, insert, insert_said};
-pub use outcomes::{Attempt, News, Wait, cancel_waiting, failed, lost, put_back, reported, revive};
+pub use insert::{Origin, PendingMessage, Said, insert, insert_said};
+pub use outcomes::{AttemptKey, News, Wait, cancel_waiting, failed, lost, put_back, reported, revive};
 pub use problem::{Problem, Response};
 pub use read::{Gaps, Known, Message, Standing, find, find_by_client_id, gaps, standing};
 pub use status::MessageStatus;
 pub use transition::WAIT_ELAPSED;
 
-pub(super) use claim::hurry_released;
-pub(super) use outcomes::accepted;
+pub(super) use claim::make_released_due;
+pub(super) use outcomes::{accepted, lock_row};
 pub(super) use read::reported as find_reported;
 pub(super) use write::check_writable;

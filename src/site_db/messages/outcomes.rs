@@ -16,9 +16,9 @@ use super::write::{Change, Statement};
 use crate::provider::Wamid;
 use crate::site_db::{Pool, SiteError, Transaction};
 
-/// One attempt to send a message.
+/// Names one attempt to send a message.
 #[derive(Debug, Clone, Copy)]
-pub struct Attempt {
+pub struct AttemptKey {
     /// The message.
     pub id: Uuid,
     /// The attempt's own id: see [`Claimed::lease_owner`](super::Claimed::lease_owner).
@@ -48,7 +48,7 @@ static REPORT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition
 /// See [`SiteError`].
 pub async fn failed(
     tx: &mut Transaction<'_>,
-    attempt: Attempt,
+    attempt: AttemptKey,
     problem: &Problem,
     response: &Response,
 ) -> Result<bool, SiteError> {
@@ -66,7 +66,7 @@ pub async fn failed(
 /// See [`SiteError`].
 pub async fn put_back(
     tx: &mut Transaction<'_>,
-    attempt: Attempt,
+    attempt: AttemptKey,
     wait: Wait,
     problem: &Problem,
     response: &Response,
@@ -87,7 +87,7 @@ pub async fn put_back(
 /// See [`SiteError`].
 pub async fn lost(
     tx: &mut Transaction<'_>,
-    attempt: Attempt,
+    attempt: AttemptKey,
     why: &str,
     response: &Response,
 ) -> Result<bool, SiteError> {
@@ -112,26 +112,23 @@ pub async fn lost(
 /// See [`SiteError`].
 pub(in crate::site_db) async fn accepted(
     tx: &mut Transaction<'_>,
-    message_id: Uuid,
+    locked: &Locked,
     wamid: Option<&Wamid>,
     reports: &[Report],
     response: &Response,
 ) -> Result<Option<MessageStatus>, SiteError> {
-    let Some(before) = locked(tx, message_id).await? else {
-        return Ok(None);
-    };
-    let (mut change, shown) = folded(message_id, &before, wamid, reports, true);
+    let (mut change, shown) = folded(locked, wamid, reports, News::Told);
     change.response = response.clone();
     ACCEPT.execute(tx.connection(), &[change]).await?;
     Ok(shown)
 }
 
-/// Whether a `failed` that a report brings is news to anybody.
+/// Whether a `failed` that a report brings is written as a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// It is written as a notification too.
+    /// It is: it has just happened.
     Told,
-    /// It happened long ago.
+    /// It is not: it happened long ago.
     Silent,
 }
 
@@ -146,11 +143,11 @@ pub async fn reported(
     reports: &[Report],
     news: News,
 ) -> Result<Option<MessageStatus>, SiteError> {
-    let Some(before) = locked(tx, message_id).await? else {
+    let Some(locked) = lock_row(tx, message_id).await? else {
         return Ok(None);
     };
-    let (change, shown) = folded(message_id, &before, Some(wamid), reports, news == News::Told);
-    if change.folded.as_ref() != Some(&before) {
+    let (change, shown) = folded(&locked, Some(wamid), reports, news);
+    if change.folded.as_ref() != Some(&locked.state) {
         REPORT.execute(tx.connection(), &[change]).await?;
     }
     Ok(shown)
@@ -185,7 +182,7 @@ pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>) -> Res
     Ok(!REVIVE.execute(&mut connection, &[change]).await?.is_empty())
 }
 
-impl Attempt {
+impl AttemptKey {
     fn change(self) -> Change {
         Change {
             id: self.id,
@@ -195,34 +192,37 @@ impl Attempt {
     }
 }
 
+/// A message of ours whose row this transaction has locked.
+#[derive(Debug)]
+pub(in crate::site_db) struct Locked {
+    id: Uuid,
+    state: MessageState,
+}
+
 /// Locks a message's row and reads what reports change; `None` if there is no such message of ours.
-async fn locked(tx: &mut Transaction<'_>, message_id: Uuid) -> Result<Option<MessageState>, SiteError> {
-    Ok(sqlx::query_as(
+pub(in crate::site_db) async fn lock_row(tx: &mut Transaction<'_>, id: Uuid) -> Result<Option<Locked>, SiteError> {
+    let state: Option<MessageState> = sqlx::query_as(
         "SELECT status, wamid, error_code, error_class, error_message, accepted_at, held_at, sent_at, delivered_at,
                 read_at, played_at, failed_at
            FROM public.whatsapp_messages WHERE id = $1 AND direction = 'outbound' FOR UPDATE",
     )
-    .bind(message_id)
+    .bind(id)
     .fetch_optional(tx.connection())
-    .await?)
+    .await?;
+    Ok(state.map(|state| Locked { id, state }))
 }
 
 /// The row after the reports, and the status that it shows then, if it is another one.
-fn folded(
-    id: Uuid,
-    before: &MessageState,
-    wamid: Option<&Wamid>,
-    reports: &[Report],
-    tell: bool,
-) -> (Change, Option<MessageStatus>) {
+fn folded(locked: &Locked, wamid: Option<&Wamid>, reports: &[Report], news: News) -> (Change, Option<MessageStatus>) {
+    let before = &locked.state;
     let mut after = before.clone();
     for report in reports {
         after.fold(wamid, report);
     }
     let shown = (after.status != before.status).then_some(after.status);
     let change = Change {
-        id,
-        notify: tell && shown == Some(MessageStatus::Failed),
+        id: locked.id,
+        notify: news == News::Told && shown == Some(MessageStatus::Failed),
         folded: Some(after),
         ..Change::default()
     };

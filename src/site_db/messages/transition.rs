@@ -2,14 +2,17 @@
 //! one writer is [`write`](super::write).
 //!
 //! ```text
-//!            claim           accept                    report
-//! pending ─────────→ sending ──────→ accepted | held ─────────→ sent → delivered → read → played
-//!   │ ↑ ↖ put back ────┘ │ │                                ↘ failed
-//!   │ │                  │ └ fail ─→ failed
-//!   │ │ revive           ↓ lose, expire
-//!   │ └─ cancelled     unknown ─→ accept, report, fail, put back (of the same attempt)
-//!   └─ cancel ─↑
+//!              claim            accept                      report
+//!   pending ───────────→ sending ───────→ accepted or held ─────────→ sent → delivered → read → played
+//!     │   ↑ ←─ put back ─┘ │ │                           └─ report ─→ failed
+//!     │   │                │ └─ fail ────────────────────────────────→ failed
+//!  cancel │ revive         └─ lose, expire ─→ unknown
+//!     ↓   │
+//!   cancelled
 //! ```
+//!
+//! An `unknown` message is settled by accept or report, or by a late fail or put back of the same attempt. A report about a
+//! message that is not sent by our knowledge (pending, cancelled, failed without the provider's id) proves that it was.
 //!
 //! | transition | who, when | from | to |
 //! |---|---|---|---|
@@ -21,16 +24,16 @@
 //! | [`EXPIRE`] | any server, after the lease of a dead process | sending | unknown |
 //! | [`CANCEL`] | outbox, when its client stops waiting | pending | cancelled |
 //! | [`REVIVE`] | outbox, when the same client asks again | cancelled | pending |
-//! | [`HURRY`] | whoever releases a number | pending | pending, due now |
+//! | [`MAKE_DUE`] | outbox, when the number is released | pending | pending, due now |
 //! | [`REPORT`] | inbox, from the provider's reports | any outbound | as reported |
 //!
 //! **What an outcome may overwrite.** A report often arrives before the answer to the send. So an outcome counts only for
 //! a row that still carries this attempt's lease and is `sending` or, after the lease has expired, `unknown`. An
-//! acceptance is knowledge whoever has it, and counts for a row that waits for another attempt as well: that must not be
+//! acceptance is true whichever attempt learns it, and counts for a row that waits for another attempt as well: that must not be
 //! sent twice. What was reported is never taken back: see [`fold`](super::fold).
 //!
 //! A message begins as `pending` (a client's), `received` (a person's) or `accepted` (written on the phone): see
-//! [`insert`](super::insert). `received` never changes.
+//! [`insert`](mod@super::insert). `received` never changes.
 
 use strum::IntoStaticStr;
 
@@ -49,7 +52,7 @@ pub(crate) struct Transition {
     pub(crate) only: Only,
     /// The columns that it writes beside `status` and `updated_at`, in groups that belong together.
     pub(crate) writes: &'static [&'static [Write]],
-    pub(crate) tells: Tells,
+    pub(crate) notifies: Notifies,
 }
 
 /// The status that a transition leads to.
@@ -73,7 +76,7 @@ pub(crate) enum Only {
 
 /// The notification that a transition writes, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tells {
+pub(crate) enum Notifies {
     Nothing,
     /// `message_failed`, with the problem's words.
     Failure,
@@ -176,7 +179,7 @@ impl Transition {
                 Write::Now(_) | Write::Clear(_) | Write::Text(..) => {}
             }
         }
-        if self.tells == Tells::MarkedFailure {
+        if self.notifies == Notifies::MarkedFailure {
             add(Input::Notify);
         }
         inputs
@@ -235,7 +238,7 @@ pub(crate) const CLAIM: Transition = Transition {
         Write::Computed("lease_until", "now() + make_interval(secs => $3)", &[]),
         Write::Now("sending_at"),
     ]],
-    tells: Tells::Nothing,
+    notifies: Notifies::Nothing,
 };
 
 /// The provider took it.
@@ -245,7 +248,7 @@ pub(crate) const ACCEPT: Transition = Transition {
     to: To::Folded,
     only: Only::Any,
     writes: &[REPORTED, PROBLEM, RESPONSE, NO_ATTEMPT],
-    tells: Tells::MarkedFailure,
+    notifies: Notifies::MarkedFailure,
 };
 
 /// It is certain that nothing was sent; the message waits for another attempt.
@@ -278,7 +281,7 @@ pub(crate) const PUT_BACK: Transition = Transition {
         PROBLEM,
         RESPONSE,
     ],
-    tells: Tells::Nothing,
+    notifies: Notifies::Nothing,
 };
 
 /// It will not be sent.
@@ -288,7 +291,7 @@ pub(crate) const FAIL: Transition = Transition {
     to: To::Status(Failed),
     only: Only::LeaseHeld,
     writes: &[&[Write::Now("failed_at")], PROBLEM, RESPONSE, NO_ATTEMPT],
-    tells: Tells::Failure,
+    notifies: Notifies::Failure,
 };
 
 /// The answer was lost. The lease's owner stays, so that a late outcome of the same attempt still counts.
@@ -302,7 +305,7 @@ pub(crate) const LOSE: Transition = Transition {
         PROBLEM,
         RESPONSE,
     ],
-    tells: Tells::Loss,
+    notifies: Notifies::Loss,
 };
 
 /// The process died, or could not commit the outcome in time. The lease's owner stays here too.
@@ -316,7 +319,7 @@ pub(crate) const EXPIRE: Transition = Transition {
         Write::Text("error_class", OUTCOME_UNKNOWN),
         Write::Text("error_message", "the process that sent it did not record an outcome"),
     ]],
-    tells: Tells::ExpiredLease,
+    notifies: Notifies::ExpiredLease,
 };
 
 /// Its client stopped waiting before it was sent.
@@ -326,7 +329,7 @@ pub(crate) const CANCEL: Transition = Transition {
     to: To::Status(Cancelled),
     only: Only::Any,
     writes: &[&[Write::Now("cancelled_at"), Write::Text("error_class", WAIT_ELAPSED)]],
-    tells: Tells::Nothing,
+    notifies: Notifies::Nothing,
 };
 
 /// The client that stopped waiting asks again.
@@ -347,17 +350,17 @@ pub(crate) const REVIVE: Transition = Transition {
             &[Input::SendWithinSeconds],
         ),
     ]],
-    tells: Tells::Nothing,
+    notifies: Notifies::Nothing,
 };
 
 /// The number can send again: what waited for that is due.
-pub(crate) const HURRY: Transition = Transition {
-    name: "hurry",
+pub(crate) const MAKE_DUE: Transition = Transition {
+    name: "make due",
     from: &[Pending],
     to: To::Status(Pending),
     only: Only::Class(NUMBER_HELD),
     writes: &[&[Write::Now("next_attempt_at")]],
-    tells: Tells::Nothing,
+    notifies: Notifies::Nothing,
 };
 
 /// The provider reported.
@@ -367,13 +370,13 @@ pub(crate) const REPORT: Transition = Transition {
     to: To::Folded,
     only: Only::Any,
     writes: &[REPORTED, PROBLEM],
-    tells: Tells::MarkedFailure,
+    notifies: Notifies::MarkedFailure,
 };
 
 /// All of them, in the order of the table above.
 #[cfg(test)]
 pub(super) const ALL: [&Transition; 10] = [
-    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &HURRY, &REPORT,
+    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &MAKE_DUE, &REPORT,
 ];
 
 #[cfg(test)]

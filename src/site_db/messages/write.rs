@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::fold::MessageState;
 use super::problem::{Problem, Response};
 use super::status::MessageStatus;
-use super::transition::{Input, Only, Tells, To, Transition, Write};
+use super::transition::{Input, Notifies, Only, To, Transition, Write};
 use crate::site_db::notifications::{self, NotificationKind};
 use crate::site_db::{Pool, SiteError};
 
@@ -109,11 +109,11 @@ pub(super) fn chosen(query: &str, transition: &Transition, columns: &str) -> Str
     format!("WITH chosen AS ({query}), {moved} SELECT {columns} FROM moved")
 }
 
-/// `moved`, the changed rows, and what is told of them, as members of a `WITH`.
+/// `moved`, the changed rows, and their notifications, as members of a `WITH`.
 pub(super) fn moved(source: &str, transition: &Transition) -> String {
     let mut text = format!("moved AS ({})", update(source, transition));
-    if let Some(insert) = notification(transition.tells) {
-        text.push_str(&format!(", told AS ({insert})"));
+    if let Some(insert) = notification(transition.notifies) {
+        text.push_str(&format!(", notified AS ({insert})"));
     }
     text
 }
@@ -137,7 +137,7 @@ fn update(source: &str, transition: &Transition) -> String {
         Only::LeaseHeld => " AND m.lease_owner = c.lease_owner".to_owned(),
         Only::Class(class) => format!(" AND m.error_class = '{class}'"),
     };
-    let marked = if transition.tells == Tells::MarkedFailure {
+    let marked = if transition.notifies == Notifies::MarkedFailure {
         ", c.notify"
     } else {
         ""
@@ -160,18 +160,18 @@ fn assignment(write: Write) -> String {
     }
 }
 
-fn notification(tells: Tells) -> Option<String> {
+fn notification(notifies: Notifies) -> Option<String> {
     use NotificationKind::{MessageFailed, MessageUnknown};
-    let (kind, detail, only) = match tells {
-        Tells::Nothing => return None,
-        Tells::Failure => (MessageFailed, "error_message", None),
-        Tells::MarkedFailure => (
+    let (kind, detail, only) = match notifies {
+        Notifies::Nothing => return None,
+        Notifies::Failure => (MessageFailed, "error_message", None),
+        Notifies::MarkedFailure => (
             MessageFailed,
             "concat_ws(' ', error_code, error_message)",
             Some("notify"),
         ),
-        Tells::Loss => (MessageUnknown, "error_message", None),
-        Tells::ExpiredLease => (MessageUnknown, "NULL", None),
+        Notifies::Loss => (MessageUnknown, "error_message", None),
+        Notifies::ExpiredLease => (MessageUnknown, "NULL", None),
     };
     Some(notifications::of_messages("moved", kind, detail, only))
 }
@@ -248,7 +248,7 @@ mod tests {
              FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::integer[], $7::text[]) \
              AS c(id, lease_owner, error_code, error_class, error_message, response_status, response) \
              WHERE m.id = c.id AND m.status IN ('sending', 'unknown') AND m.lease_owner = c.lease_owner RETURNING m.*), \
-             told AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
+             notified AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
              SELECT 'message_failed', account_id, conversation_id, id, error_message FROM moved) \
              SELECT id, status FROM moved"
         );
@@ -262,7 +262,7 @@ mod tests {
              unknown_at = now(), error_class = 'unknown', \
              error_message = 'the process that sent it did not record an outcome', updated_at = now() \
              FROM chosen AS c WHERE m.id = c.id AND m.status IN ('sending') RETURNING m.*), \
-             told AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
+             notified AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
              SELECT 'message_unknown', account_id, conversation_id, id, NULL FROM moved) SELECT id FROM moved"
         );
     }

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::super::fold::{MessageState, Report};
 use super::*;
-use crate::provider::Wamid;
+use crate::provider::{ErrorClass, Wamid};
 
 const SCHEMA: &str = include_str!("../../../../migrations/site/0001_conversations.sql");
 
@@ -45,7 +45,7 @@ fn the_table_of_transitions() {
                 list(transition.from),
                 transition.only,
                 columns.join(" "),
-                transition.tells
+                transition.notifies
             )
         })
         .collect();
@@ -74,7 +74,7 @@ fn the_table_of_transitions() {
             "revive | cancelled | pending | Class(\"wait_elapsed\") | cancelled_at error_class error_code \
              error_message next_attempt_at send_by | Nothing"
                 .to_owned(),
-            "hurry | pending | pending | Class(\"account\") | next_attempt_at | Nothing".to_owned(),
+            "make due | pending | pending | Class(\"account\") | next_attempt_at | Nothing".to_owned(),
             format!("report | {outbound} | as reported | Any | {reported} {problem} | MarkedFailure"),
         ]
     );
@@ -128,6 +128,12 @@ fn only_a_claim_leads_to_an_attempt_and_it_starts_from_pending_alone() {
             assert_eq!((transition.name, transition.from), ("claim", &[Pending][..]));
         }
     }
+}
+
+#[test]
+fn a_released_number_finds_the_messages_that_its_hold_kept_waiting() {
+    assert_eq!(NUMBER_HELD, ErrorClass::Account.as_str());
+    assert_eq!(NUMBER_HELD, ErrorClass::Permission.as_str());
 }
 
 /// What the provider has, or has refused: it must not be called for it again.
