@@ -35,7 +35,7 @@ mod keys;
 pub use apply::{Applied, Applier, ApplierSettings, Committed, Item, Segment, Transaction};
 pub use bookkeeping::{
     Asked, Checkpoint, Command, CommandState, Control, CopyPhase, DaemonReport, FailedFilter, FailedKey, FailedRow,
-    Gap, SourceIdentity, StoredCheckpoint, StoredDaemon, TableProgress, TableState, Tally,
+    Gap, SourceIdentity, StoredCheckpoint, StoredDaemon, TableChange, TableRecord, TableRecords, TableState, Tally,
 };
 pub use error::{AgentError, Holder};
 pub use keys::AgentKeys;

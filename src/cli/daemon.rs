@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::global::Global;
 use super::outcome::Outcome;
-use super::{admin, systemd};
+use super::{admin, pipelines, systemd};
 use crate::config::{Config, Needs};
 use crate::health::Health;
 use crate::{http, metrics, replication, shutdown};
@@ -110,9 +110,9 @@ impl Running {
             running.spawn(Part::Server, async move { Ok(server.await?) });
         }
         if halves.daemon() {
-            let (config, health, stop) = (Arc::clone(&config), health.clone(), stop.clone());
+            let (pipeline, health, stop) = (pipelines::pipeline(&config), health.clone(), stop.clone());
             running.spawn(Part::Daemon, async move {
-                Ok(Box::pin(replication::run(config, &health, stop)).await?)
+                Ok(Box::pin(replication::run(pipeline, &health, stop)).await?)
             });
         }
         let admin = admin::serve(admin_listener, health.clone(), recorded, running.admin_stop.clone());

@@ -10,6 +10,7 @@
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | everything at work on throwaway databases, and the proof |
 //! | `migrate`, `status`, `resync`, `failed`, `simulate` | the commands of these names |
+//! | `pipelines` | the daemon's pipelines, as the configuration describes them |
 //! | `global`, `outcome`, `logging`, `report` | options, results, log lines and errors of all commands |
 //!
 //! Exit codes: 0 success, 1 the work found or hit a problem, 2 usage or configuration.
@@ -24,6 +25,7 @@ mod global;
 mod logging;
 mod migrate;
 mod outcome;
+mod pipelines;
 mod report;
 mod resync;
 mod simulate;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::failed::table_name;
-use super::{Global, Outcome};
+use super::{Global, Outcome, pipelines};
 use crate::agent_db::{CommandState, Control};
 use crate::change::TableName;
 use crate::config::{Config, Needs};
@@ -104,9 +104,9 @@ struct OwnDaemon {
 
 impl OwnDaemon {
     fn start(&mut self) {
-        let (config, stop) = (Arc::clone(&self.config), self.stop.clone());
+        let (pipeline, stop) = (pipelines::pipeline(&self.config), self.stop.clone());
         self.task = Some(tokio::spawn(async move {
-            if let Err(error) = Box::pin(replication::run(config, &Health::default(), stop)).await {
+            if let Err(error) = Box::pin(replication::run(pipeline, &Health::default(), stop)).await {
                 tracing::error!(error = error.explain(), "the daemon of this command ended");
             }
         }));

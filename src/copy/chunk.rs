@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::agent_db::TableProgress;
 use crate::change::{Key, Relation, Row};
 use crate::source::Snapshot;
+
+use super::step::CopyStep;
 
 /// What a chunk is read for. This decides what a key without a row means.
 #[derive(Debug)]
@@ -58,8 +59,8 @@ pub struct ChunkRead {
 pub struct Delivery {
     /// What was read.
     pub read: ChunkRead,
-    /// How far the table is once this chunk is merged; written with it. `None` for parked keys: healing moves no table on.
-    pub progress: Option<TableProgress>,
+    /// How it moves the table's copy on once it is merged. `None` for parked keys: healing moves none on.
+    pub step: Option<CopyStep>,
 }
 
 /// Why a chunk has to be read again. Nothing is lost by it.

@@ -10,6 +10,7 @@
 //! | `window` | the stream's changes between a chunk's fences; holds the proof and the property test |
 //! | `merge` | one chunk and those changes → changes for the Agent DB (pure) |
 //! | `reader` | reads chunk after chunk: a table's copy, the healing of keys |
+//! | `step` | where a copy stands, and how a chunk moves it on |
 //! | `error` | why a copy could not go on |
 //!
 //! Leaves alone: when to copy (`replication`), how rows are read (`source`) and written (`agent_db`).
@@ -19,10 +20,12 @@ mod error;
 mod merge;
 mod reader;
 mod registry;
+mod step;
 mod window;
 
 pub use chunk::{ChunkOutcome, ChunkRead, Delivery, InvalidChunk, Purpose, RequestedKeys};
 pub use error::CopyError;
 pub use reader::ChunkReader;
 pub use registry::ChunkRegistry;
+pub use step::{CopyPlace, CopyStep};
 pub use window::Windows;

@@ -12,13 +12,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::chunk::{ChunkRead, Delivery, InvalidChunk, Purpose, RequestedKeys};
 use super::error::CopyError;
 use super::registry::ChunkRegistry;
-use crate::agent_db::{AgentKeys, CopyPhase, TableProgress, TableState};
+use super::step::{CopyPlace, CopyStep};
+use crate::agent_db::{AgentKeys, CopyPhase};
 use crate::change::{ColumnValue, Key, Relation, Row};
 use crate::failpoint;
 use crate::lsn::Lsn;
@@ -45,14 +45,19 @@ pub struct ChunkReader<'a> {
 
 /// The next chunk to read.
 enum NextChunk<'a> {
-    /// The rows behind the progress's last key.
+    /// The rows behind a key.
     Rows {
-        progress: &'a TableProgress,
+        after: Option<&'a Key>,
+        condition: Option<&'a str>,
         limit: u32,
         after_rows: AfterRows,
     },
-    /// Keys that the Site DB did not have a moment ago.
-    Extras { keys: &'a [Key], next: TableProgress },
+    /// Keys of a page that the Site DB did not have a moment ago.
+    Extras {
+        keys: &'a [Key],
+        /// The page's last key; `None` where there was no page any more.
+        last: Option<&'a Key>,
+    },
     /// Parked keys.
     Parked { keys: &'a [Key] },
 }
@@ -67,64 +72,77 @@ enum AfterRows {
 }
 
 impl ChunkReader<'_> {
-    /// Copies the table, from where `progress` says to the end. `agent` reads keys of the Agent DB, `limit` is the most
-    /// rows of a chunk.
+    /// Copies the table, from where it stands to the end. `agent` reads keys of the Agent DB, `limit` is the most rows of a
+    /// chunk, and a condition limits the copy to rows that meet it.
     ///
     /// # Errors
     /// It can't go on now. What was merged is durable, and so is how far it is.
-    pub async fn copy(&self, mut progress: TableProgress, agent: &Client, limit: u32) -> Result<(), CopyError> {
-        if progress.started_at.is_none() {
-            progress.started_at = Some(OffsetDateTime::now_utc());
+    pub async fn copy(
+        &self,
+        from: CopyPlace,
+        condition: Option<&str>,
+        agent: &Client,
+        limit: u32,
+    ) -> Result<(), CopyError> {
+        let keys = AgentKeys::of(agent, self.relation).await?;
+        let CopyPlace { phase, last_key } = from;
+        if phase == CopyPhase::Extras {
+            return self.remove_extras(last_key, condition, &keys, limit).await;
         }
-        let mut after_rows = AfterRows::Extras;
-        if progress.phase.is_none() {
-            let keys = AgentKeys::of(agent, self.relation).await?;
-            if keys.page(None, progress.condition.as_deref(), 1).await?.is_empty() {
-                after_rows = AfterRows::Done;
-            }
-            progress.phase = Some(CopyPhase::Rows);
-            progress.rows_estimated = Some(self.table.estimated_rows).filter(|&rows| rows >= 0);
+        let after_rows = match last_key {
+            None if keys.page(None, condition, 1).await?.is_empty() => AfterRows::Done,
+            _ => AfterRows::Extras,
+        };
+        self.read_all_rows(last_key, condition, limit, after_rows).await?;
+        match after_rows {
+            AfterRows::Extras => self.remove_extras(None, condition, &keys, limit).await,
+            AfterRows::Done => Ok(()),
         }
-        while progress.phase == Some(CopyPhase::Rows) {
+    }
+
+    /// Reads the rows of the Site DB behind a key, chunk after chunk.
+    async fn read_all_rows(
+        &self,
+        mut after: Option<Key>,
+        condition: Option<&str>,
+        limit: u32,
+        after_rows: AfterRows,
+    ) -> Result<(), CopyError> {
+        loop {
             let next = NextChunk::Rows {
-                progress: &progress,
+                after: after.as_ref(),
+                condition,
                 limit,
                 after_rows,
             };
-            progress = self.merged(next, &progress).await?;
+            match Box::pin(self.read_until_valid(next)).await? {
+                Some(CopyStep::Chunk { last_key, .. }) => after = last_key.or(after),
+                Some(CopyStep::PhaseFinished { .. } | CopyStep::Finished { .. }) | None => return Ok(()),
+            }
         }
-        if progress.phase == Some(CopyPhase::Extras) {
-            self.remove_extras(progress, agent, limit).await?;
-        }
-        Ok(())
     }
 
-    /// Deletes the rows that only the Agent DB has, page by page of its keys.
-    async fn remove_extras(&self, mut progress: TableProgress, agent: &Client, limit: u32) -> Result<(), CopyError> {
-        let keys = AgentKeys::of(agent, self.relation).await?;
+    /// Deletes the rows that only the Agent DB has, page by page of its keys behind a key.
+    async fn remove_extras(
+        &self,
+        mut after: Option<Key>,
+        condition: Option<&str>,
+        keys: &AgentKeys<'_>,
+        limit: u32,
+    ) -> Result<(), CopyError> {
         loop {
-            let page = keys
-                .page(progress.last_key.as_ref(), progress.condition.as_deref(), limit)
-                .await?;
+            let page = keys.page(after.as_ref(), condition, limit).await?;
             let missing = self.missing(&page).await?;
-            let last = page.last().cloned();
-            if missing.is_empty() && last.is_some() {
-                // Nothing to write: the place is kept in memory, and the page read again after a restart.
-                progress.last_key = last;
-                continue;
+            let last = page.last();
+            // Nothing to write for a page without extras: its place is kept in memory, and it is read again after a
+            // restart.
+            if !missing.is_empty() || last.is_none() {
+                let next = NextChunk::Extras { keys: &missing, last };
+                Box::pin(self.read_until_valid(next)).await?;
             }
-            let mut next = progress.clone();
-            let done = last.is_none();
-            if done {
-                finish(&mut next);
-            } else {
-                next.last_key = last;
-            }
-            progress = self
-                .merged(NextChunk::Extras { keys: &missing, next }, &progress)
-                .await?;
-            if done {
-                return Ok(());
+            match last {
+                Some(last) => after = Some(last.clone()),
+                None => return Ok(()),
             }
         }
     }
@@ -138,41 +156,32 @@ impl ChunkReader<'_> {
         Ok(())
     }
 
-    /// Reads and merges a chunk that moves the table on; returns how far it is then.
-    async fn merged(&self, next: NextChunk<'_>, before: &TableProgress) -> Result<TableProgress, CopyError> {
-        let progress = Box::pin(self.read_until_valid(next)).await?;
-        let progress = progress.unwrap_or_else(|| before.clone());
-        if progress.state == TableState::Streaming {
-            info!(table = %progress.table, rows = progress.rows_copied, "table copied");
-        }
-        Ok(progress)
-    }
-
-    /// Reads a chunk between fences, again until it is valid, and waits until it is durable.
-    async fn read_until_valid(&self, next: NextChunk<'_>) -> Result<Option<TableProgress>, CopyError> {
+    /// Reads a chunk between fences, again until it is valid, and waits until it is durable. Returns how it moved the copy
+    /// on.
+    async fn read_until_valid(&self, next: NextChunk<'_>) -> Result<Option<CopyStep>, CopyError> {
         let mut attempt = 0;
         loop {
             let (id, outcome) = self.chunks.register(self.relation.id);
             let delivered = async {
                 self.source.fence(Fence::Low(id)).await?;
                 let delivery = self.read(&next).await?;
-                let progress = delivery.progress.clone();
+                let step = delivery.step.clone();
                 failpoint::reach(failpoint::name::COPY_BEFORE_HIGH_FENCE);
                 self.chunks.deliver(id, delivery);
                 let high: Lsn = self.source.fence(Fence::High(id)).await?;
                 debug!(table = %self.relation.table, %high, "chunk read");
-                Ok::<_, CopyError>(progress)
+                Ok::<_, CopyError>(step)
             }
             .await;
-            let progress = match delivered {
-                Ok(progress) => progress,
+            let step = match delivered {
+                Ok(step) => step,
                 Err(error) => {
                     self.chunks.withdraw(id);
                     return Err(error);
                 }
             };
             match outcome.await {
-                Ok(Ok(())) => return Ok(progress),
+                Ok(Ok(())) => return Ok(step),
                 Ok(Err(InvalidChunk::RelationChanged)) => {
                     return Err(CopyError::RelationChanged(self.relation.table.clone()));
                 }
@@ -190,13 +199,28 @@ impl ChunkReader<'_> {
     async fn read(&self, next: &NextChunk<'_>) -> Result<Delivery, CopyError> {
         match next {
             NextChunk::Rows {
-                progress,
+                after,
+                condition,
                 limit,
                 after_rows,
-            } => self.read_rows(progress, *limit, *after_rows).await,
-            NextChunk::Extras { keys, next } => {
+            } => {
+                let chunk = self
+                    .source
+                    .read_range(self.table, self.relation, *after, *condition, *limit)
+                    .await?;
+                let step = self.step_of_rows(&chunk, *after_rows);
+                Ok(self.delivery(chunk, Purpose::Rows, Some(step)))
+            }
+            NextChunk::Extras { keys, last } => {
                 let (chunk, requested) = self.read_keys(keys).await?;
-                Ok(self.delivery(chunk, Purpose::Extras(requested), Some(next.clone())))
+                let step = match last {
+                    Some(last) => CopyStep::Chunk {
+                        rows: 0,
+                        last_key: Some((*last).clone()),
+                    },
+                    None => CopyStep::Finished { rows: 0 },
+                };
+                Ok(self.delivery(chunk, Purpose::Extras(requested), Some(step)))
             }
             NextChunk::Parked { keys } => {
                 let (chunk, requested) = self.read_keys(keys).await?;
@@ -206,32 +230,16 @@ impl ChunkReader<'_> {
         }
     }
 
-    async fn read_rows(
-        &self,
-        progress: &TableProgress,
-        limit: u32,
-        after_rows: AfterRows,
-    ) -> Result<Delivery, CopyError> {
-        let after = progress.last_key.as_ref();
-        let condition = progress.condition.as_deref();
-        let chunk = self
-            .source
-            .read_range(self.table, self.relation, after, condition, limit)
-            .await?;
-        let mut next = progress.clone();
-        next.rows_copied += i64::try_from(chunk.rows.len()).unwrap_or(i64::MAX);
-        if let Some(last) = chunk.rows.last().and_then(|row| self.relation.key_of(row)) {
-            next.last_key = Some(last);
-        }
+    fn step_of_rows(&self, chunk: &Chunk, after_rows: AfterRows) -> CopyStep {
+        let rows = chunk.rows.len() as u64;
         match (chunk.finished, after_rows) {
-            (false, _) => {}
-            (true, AfterRows::Extras) => {
-                next.phase = Some(CopyPhase::Extras);
-                next.last_key = None;
-            }
-            (true, AfterRows::Done) => finish(&mut next),
+            (false, _) => CopyStep::Chunk {
+                rows,
+                last_key: chunk.rows.last().and_then(|row| self.relation.key_of(row)),
+            },
+            (true, AfterRows::Extras) => CopyStep::PhaseFinished { rows },
+            (true, AfterRows::Done) => CopyStep::Finished { rows },
         }
-        Ok(self.delivery(chunk, Purpose::Rows, Some(next)))
     }
 
     async fn read_keys(&self, keys: &[Key]) -> Result<(Chunk, RequestedKeys), CopyError> {
@@ -247,14 +255,14 @@ impl ChunkReader<'_> {
         Ok((chunk, requested))
     }
 
-    fn delivery(&self, chunk: Chunk, purpose: Purpose, progress: Option<TableProgress>) -> Delivery {
+    fn delivery(&self, chunk: Chunk, purpose: Purpose, step: Option<CopyStep>) -> Delivery {
         let read = ChunkRead {
             relation: Arc::clone(self.relation),
             snapshot: chunk.snapshot,
             rows: chunk.rows,
             purpose,
         };
-        Delivery { read, progress }
+        Delivery { read, step }
     }
 
     /// Which of the keys the Site DB does not have, as far as a plain read can tell. One that it has now is no extra: if
@@ -282,13 +290,4 @@ fn key_of_columns(row: &Row) -> Option<Key> {
         })
         .collect::<Option<_>>()
         .map(Key)
-}
-
-fn finish(progress: &mut TableProgress) {
-    progress.state = TableState::Streaming;
-    progress.phase = None;
-    progress.last_key = None;
-    progress.condition = None;
-    progress.detail = None;
-    progress.finished_at = Some(OffsetDateTime::now_utc());
 }

@@ -1,21 +1,21 @@
-//! When to copy: new tables, copies that a restart interrupted, and what people ask for with `twinlog resync`.
+//! When to copy: new tables, copies that a restart interrupted, tables that have to be read again.
 //!
 //! One task decides, so that a table is never copied twice at a time; the copies themselves run beside each other, a few
-//! at a time. All of its state is in `twinlog.tables` and `twinlog.commands`: a restart goes on where it was.
+//! at a time. Which table is due says its state (`tables`): a restart goes on where it was.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use time::OffsetDateTime;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument, Span, info, warn};
 
-use crate::agent_db::{AgentError, Command, Control, TableProgress, TableState};
-use crate::change::{Relation, TableName};
-use crate::config::Config;
-use crate::copy::{ChunkReader, ChunkRegistry, CopyError};
+use crate::agent_db::{AgentError, Control, TableRecord, TableRecords, TableState};
+use crate::change::TableName;
+use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace};
 use crate::postgres::{self, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
@@ -23,80 +23,87 @@ use crate::source::visibility::{Visibility, wait_for_running_transactions};
 use crate::source::{Source, SourceTable};
 
 use super::error::SyncError;
+use super::resync::ResyncCommands;
+use super::settings::PipelineSettings;
 use super::status::sync_status::SyncStatus;
-use super::stream::stream_loop::Request;
+use super::stream::requests::StreamRequests;
+use super::tables::life::TableEvent;
 
-/// How often the tables' states are read; commands come sooner, by notification.
+/// How often the tables' states are looked at; commands come sooner, by notification.
 const TICK: Duration = Duration::from_secs(1);
 
-/// First and longest wait before a copy that failed is tried again: an attempt is one connection and one chunk, and
-/// whoever has mended what it waited for looks on.
+/// First and longest wait before a copy that failed is tried again: an attempt is one connection and one chunk, and who
+/// has repaired what it waited for wants to see it go on.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// What the copies of one run share.
 pub(super) struct Copies {
-    pub(super) config: Arc<Config>,
+    pub(super) settings: Arc<PipelineSettings>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
+    /// The tables' states, as they are committed.
+    pub(super) states: watch::Receiver<Arc<TableRecords>>,
     pub(super) chunks: ChunkRegistry,
-    pub(super) requests: mpsc::Sender<Request>,
-    pub(super) view: Arc<SyncStatus>,
+    pub(super) requests: StreamRequests,
+    pub(super) status: Arc<SyncStatus>,
     /// The slot was created in this run: transactions that ran before it have ended, and new tables need not wait.
     pub(super) fresh_slot: bool,
     pub(super) visibility: Arc<Visibility>,
 }
 
-/// Asks the pipeline how a table looks in the Agent DB.
-pub(super) async fn describe(
-    requests: &mpsc::Sender<Request>,
-    table: &SourceTable,
-) -> Result<Arc<Relation>, SyncError> {
-    let (reply, answer) = oneshot::channel();
-    requests
-        .send(Request::Describe(table.describe(), reply))
-        .await
-        .map_err(|_| CopyError::StreamEnded)?;
-    Ok(answer.await.map_err(|_| CopyError::StreamEnded)??)
+/// What to do about a copy that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AfterFailure {
+    /// It passes by itself.
+    TryAgain,
+    /// A person has to repair something; it is tried again, since that may have happened.
+    Hold,
+    /// It can never succeed as it was asked for.
+    GiveUp,
+}
+
+impl AfterFailure {
+    /// Decides. An invalid condition can never succeed: fail its command instead of trying again.
+    const fn of(disposition: Disposition, has_condition: bool) -> Self {
+        match (disposition, has_condition) {
+            (Disposition::Transient, _) => Self::TryAgain,
+            (Disposition::Systemic | Disposition::Row, true) => Self::GiveUp,
+            (Disposition::Systemic | Disposition::Row, false) => Self::Hold,
+        }
+    }
 }
 
 impl Copies {
     /// Decides and copies until it is stopped.
     pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
+        let commands = ResyncCommands {
+            tables: Arc::clone(&self.tables),
+            requests: self.requests.clone(),
+            status: Arc::clone(&self.status),
+        };
         let copies = Arc::new(self);
-        let permits = Arc::new(Semaphore::new(copies.config.sync.copy_workers));
+        let permits = Arc::new(Semaphore::new(copies.settings.copies.workers));
         let mut running: HashSet<TableName> = HashSet::new();
         let mut tasks: JoinSet<TableName> = JoinSet::new();
         loop {
-            let progress = control.tables().await?;
-            copies.serve_commands(&control, &progress, &running).await?;
-            let progress = control.tables().await?;
-            let unfinished = progress.iter().filter(|table| {
-                matches!(
-                    table.state,
-                    TableState::New | TableState::Copying | TableState::Resyncing
-                )
-            });
-            let (mut copying, mut held) = (false, None);
-            for table in unfinished {
-                copying |= table.state != TableState::Resyncing;
-                if let (None, Some(reason)) = (&held, &table.detail) {
-                    held = Some(format!("the copy of table {} is held: {reason}", table.table));
-                }
-                let Some(source) = copies.tables.get(&table.table) else {
+            commands.serve(&control, &copies.records(), &running).await?;
+            let records = copies.records();
+            copies.status.flows(&records);
+            for record in records.values().filter(|record| record.state.is_unfinished()) {
+                let Some(source) = copies.tables.get(&record.table) else {
                     continue;
                 };
-                if running.insert(table.table.clone()) {
+                if running.insert(record.table.clone()) {
                     let (copies, permits) = (Arc::clone(&copies), Arc::clone(&permits));
-                    let (source, table, stop) = (source.clone(), table.clone(), stop.clone());
-                    tasks.spawn(async move {
-                        let name = table.table.clone();
+                    let (source, stop) = (source.clone(), stop.clone());
+                    let copy = async move {
                         if let Ok(_permit) = permits.acquire().await {
-                            Box::pin(copies.until_copied(&source, table, &stop)).await;
+                            Box::pin(copies.until_copied(&source, &stop)).await;
                         }
-                        name
-                    });
+                        source.table
+                    };
+                    tasks.spawn(copy.instrument(Span::current()));
                 }
             }
-            copies.view.set_flowing(copying, held);
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
@@ -115,50 +122,30 @@ impl Copies {
         }
     }
 
-    /// Copies one table, however often it takes.
-    async fn until_copied(&self, source: &SourceTable, mut progress: TableProgress, stop: &CancellationToken) {
+    /// The tables' committed states.
+    fn records(&self) -> Arc<TableRecords> {
+        Arc::clone(&self.states.borrow())
+    }
+
+    /// Copies one table, however many attempts it takes.
+    async fn until_copied(&self, source: &SourceTable, stop: &CancellationToken) {
         let mut attempt = 0;
         loop {
-            let error = match Box::pin(self.copy(source, progress.clone(), stop)).await {
-                Ok(()) => return,
-                Err(SyncError::Copy(CopyError::StreamEnded)) => return,
+            let records = self.records();
+            let Some(record) = records.get(&source.table).filter(|record| record.state.is_unfinished()) else {
+                return;
+            };
+            let error = match Box::pin(self.copy(source, record, stop)).await {
+                Ok(()) | Err(SyncError::Copy(CopyError::StreamEnded)) => return,
                 Err(error) => error,
             };
             if stop.is_cancelled() {
                 return;
             }
             attempt += 1;
-            let reason = error.explain();
-            // A condition that a database does not take is its author's fault: he waits for the word.
-            if progress.condition.is_some()
-                && error.disposition() != Disposition::Transient
-                && self.give_up(&progress, &reason).await.is_ok()
-            {
-                warn!(table = %source.table, %reason, "resync with a condition given up");
+            if Box::pin(self.failed(record, &error, attempt)).await.is_err() {
+                // The stream has ended, and says why.
                 return;
-            }
-            let mut detail = None;
-            match error.disposition() {
-                Disposition::Transient => {
-                    info!(table = %source.table, attempt, %reason, "copy interrupted, tried again")
-                }
-                _ => {
-                    warn!(table = %source.table, attempt, %reason, "copy held until somebody acts, tried again");
-                    detail = Some(reason);
-                }
-            }
-            // Where the copy is now, and why it waits, for people to see; the next chunk takes the word away.
-            if let Ok(control) = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await
-                && let Ok(tables) = control.tables().await
-                && let Some(now) = tables.into_iter().find(|table| table.table == source.table)
-            {
-                progress = TableProgress { detail: None, ..now };
-                let shown = TableProgress {
-                    detail,
-                    ..progress.clone()
-                };
-                // Only for show: the copy's own writes go through the sink.
-                let _ = control.save_table(&shown).await;
             }
             if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
                 return;
@@ -166,180 +153,93 @@ impl Copies {
         }
     }
 
-    /// Ends a resync that cannot succeed as it was asked for. What it has mended stays; the table goes on streaming.
-    async fn give_up(&self, progress: &TableProgress, reason: &str) -> Result<(), AgentError> {
-        let control = Control::connect(&self.config.agent.url, &self.config.sync.slot, "twinlog copy").await?;
-        if let Some(command) = progress.command_id {
-            control.finish_command(command, Err(reason)).await?;
-        }
-        let mut now = TableProgress::new(progress.table.clone());
-        now.state = TableState::Streaming;
-        Box::pin(control.save_table(&now)).await
+    /// An attempt to copy has failed: says so, and remembers why it waits until the next chunk is done.
+    async fn failed(&self, record: &TableRecord, error: &SyncError, attempt: u32) -> Result<(), SyncError> {
+        let (table, reason) = (&record.table, error.explain());
+        let event = match AfterFailure::of(error.disposition(), record.condition.is_some()) {
+            AfterFailure::TryAgain => {
+                info!(%table, attempt, %reason, "the copy of a table was interrupted and is tried again");
+                TableEvent::CopyWaits { reason: None }
+            }
+            AfterFailure::Hold => {
+                warn!(%table, attempt, %reason, "the copy of a table is held, and tried again every few seconds");
+                TableEvent::CopyWaits { reason: Some(reason) }
+            }
+            AfterFailure::GiveUp => {
+                warn!(%table, %reason, "a resync with a condition is given up");
+                if let Some(command) = record.command_id {
+                    let (agent, slot) = (&self.settings.agent, &self.settings.slot);
+                    let control = Control::connect(agent, slot, "twinlog copy").await?;
+                    control.finish_command(command, Err(&reason)).await?;
+                }
+                TableEvent::CopyGivenUp
+            }
+        };
+        // A state that does not take it has changed meanwhile: it is looked at again.
+        let _ = self.requests.table(table, event).await?;
+        Ok(())
     }
 
-    async fn copy(
-        &self,
-        table: &SourceTable,
-        mut progress: TableProgress,
-        stop: &CancellationToken,
-    ) -> Result<(), SyncError> {
-        let source = Source::connect(&self.config.site.url).await?;
-        let agent = postgres::connect(Side::Agent, &self.config.agent.url, "twinlog copy")
+    async fn copy(&self, table: &SourceTable, record: &TableRecord, stop: &CancellationToken) -> Result<(), SyncError> {
+        let source = Source::connect(&self.settings.site).await?;
+        let agent = postgres::connect(Side::Agent, &self.settings.agent, "twinlog copy")
             .await
             .map_err(AgentError::from)?;
-        if progress.state == TableState::New {
-            if !self.fresh_slot {
-                let why = "the copy of a new table waits for older transactions of the Site DB to end";
-                wait_for_running_transactions(source.client(), stop, why).await?;
-            }
-            progress.state = TableState::Copying;
+        if record.state == TableState::New && !self.fresh_slot {
+            let why = "the copy of a new table waits for older transactions of the Site DB to end";
+            wait_for_running_transactions(source.client(), stop, why).await?;
         }
-        let first = progress.state == TableState::Copying;
         self.visibility.wait(source.client(), stop).await?;
-        let relation = describe(&self.requests, table).await?;
-        info!(table = %table.table, state = progress.state.as_str(), "copy begins");
+        let relation = self.requests.describe(table.describe()).await?;
+        let Some((place, condition)) = self.started(table).await? else {
+            return Ok(());
+        };
+        info!(table = %table.table, phase = place.phase.as_str(), "the copy of a table begins");
         let reader = ChunkReader {
             chunks: &self.chunks,
             source: &source,
             table,
             relation: &relation,
         };
-        Box::pin(reader.copy(progress, &agent, self.config.sync.copy_chunk_rows)).await?;
-        if first {
-            let done = Request::Copying(table.table.clone(), false);
-            self.requests.send(done).await.map_err(|_| CopyError::StreamEnded)?;
-        }
+        Box::pin(reader.copy(place, condition.as_deref(), &agent, self.settings.copies.chunk_rows)).await?;
+        let rows = self.records().get(&table.table).map(|record| record.rows_copied);
+        info!(table = %table.table, rows, "table copied");
         Ok(())
     }
 
-    /// Starts, follows and ends what people asked for.
-    async fn serve_commands(
-        &self,
-        control: &Control,
-        progress: &[TableProgress],
-        running: &HashSet<TableName>,
-    ) -> Result<(), SyncError> {
-        // Tables that an earlier command waits for: whoever came first is served first, or two commands would take them
-        // from each other for ever.
-        let mut claimed: HashSet<&TableName> = HashSet::new();
-        for command in control.open_commands().await? {
-            let wanted = match self.wanted(&command) {
-                Ok(wanted) => wanted,
-                Err(error) => {
-                    control.finish_command(command.id, Err(&error)).await?;
-                    continue;
-                }
+    /// Begins a copy, or goes on with it: where, and under which condition. `None` where none is due any more.
+    async fn started(&self, table: &SourceTable) -> Result<Option<(CopyPlace, Option<String>)>, SyncError> {
+        let event = TableEvent::CopyStarted {
+            at: OffsetDateTime::now_utc(),
+            estimated: Some(table.estimated_rows).filter(|&rows| rows >= 0),
+        };
+        if self.requests.table(&table.table, event).await?.is_err() {
+            return Ok(None);
+        }
+        Ok(self.records().get(&table.table).and_then(|record| {
+            let place = CopyPlace {
+                phase: record.phase?,
+                last_key: record.last_key.clone(),
             };
-            let condition = command
-                .arguments
-                .get("where")
-                .and_then(|text| text.as_str())
-                .map(str::to_owned);
-            let mut done = true;
-            let mut shown = Vec::new();
-            for table in progress.iter().filter(|table| wanted.contains(&table.table)) {
-                let ours = table.command_id == Some(command.id);
-                let finished = has_finished(&command, &table.table) || (ours && table.state == TableState::Streaming);
-                done &= finished;
-                shown.push(serde_json::json!({
-                    "table": table.table.to_string(),
-                    "state": if finished { FINISHED } else if ours { table.state.as_str() } else { "waiting" },
-                    "rows": if ours { table.rows_copied } else { rows_before(&command, &table.table) },
-                    "estimated": table.rows_estimated,
-                }));
-                // A table that is being copied now is read again afterwards: what was asked for is a whole new read.
-                let free = !claimed.contains(&table.table) && !running.contains(&table.table);
-                if !finished && !ours && table.state == TableState::Streaming && free {
-                    let mut next = TableProgress::new(table.table.clone());
-                    next.state = TableState::Resyncing;
-                    next.command_id = Some(command.id);
-                    next.condition.clone_from(&condition);
-                    control.save_table(&next).await?;
-                }
-                if !finished {
-                    claimed.insert(&table.table);
-                }
-            }
-            if done {
-                info!(command = command.id, "resync done");
-                if command.arguments.get("all").and_then(serde_json::Value::as_bool) == Some(true)
-                    && condition.is_none()
-                {
-                    self.clear_gap().await?;
-                }
-                control
-                    .command_progress(command.id, &serde_json::json!({ "tables": shown }))
-                    .await?;
-                control.finish_command(command.id, Ok(())).await?;
-            } else {
-                control
-                    .command_progress(command.id, &serde_json::json!({ "tables": shown }))
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn clear_gap(&self) -> Result<(), SyncError> {
-        let (reply, answer) = oneshot::channel();
-        self.requests
-            .send(Request::ClearGap(reply))
-            .await
-            .map_err(|_| CopyError::StreamEnded)?;
-        answer.await.map_err(|_| CopyError::StreamEnded)??;
-        self.view.set_gap(None);
-        Ok(())
-    }
-
-    /// The tables that a command means.
-    fn wanted(&self, command: &Command) -> Result<HashSet<TableName>, String> {
-        if command.arguments.get("all").and_then(serde_json::Value::as_bool) == Some(true) {
-            return Ok(self.tables.keys().cloned().collect());
-        }
-        let names: Vec<&str> = command
-            .arguments
-            .get("tables")
-            .and_then(serde_json::Value::as_array)
-            .map(|names| names.iter().filter_map(serde_json::Value::as_str).collect())
-            .unwrap_or_default();
-        if names.is_empty() {
-            return Err("the command names no table".to_owned());
-        }
-        names
-            .into_iter()
-            .map(|name| {
-                // Without a schema, public is meant, as in SQL.
-                let full = if name.contains('.') {
-                    name.to_owned()
-                } else {
-                    format!("public.{name}")
-                };
-                self.tables
-                    .keys()
-                    .find(|table| table.to_string() == full)
-                    .cloned()
-                    .ok_or_else(|| format!("table {full} is not synchronised: see twinlog status"))
-            })
-            .collect()
+            Some((place, record.condition.clone()))
+        }))
     }
 }
 
-/// The word in a command's progress for a table that was read for it.
-const FINISHED: &str = "streaming";
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// What a command's progress says of a table: what was read for it stays read, whoever reads the table next.
-fn shown<'a>(command: &'a Command, table: &TableName) -> Option<&'a serde_json::Value> {
-    let name = table.to_string();
-    let tables = command.progress.get("tables")?.as_array()?;
-    tables.iter().find(|shown| shown["table"] == *name)
-}
-
-fn has_finished(command: &Command, table: &TableName) -> bool {
-    shown(command, table).is_some_and(|shown| shown["state"] == FINISHED)
-}
-
-fn rows_before(command: &Command, table: &TableName) -> i64 {
-    shown(command, table)
-        .and_then(|shown| shown["rows"].as_i64())
-        .unwrap_or(0)
+    #[test]
+    fn only_a_condition_that_cannot_be_read_is_given_up() {
+        for (disposition, has_condition, expected) in [
+            (Disposition::Transient, true, AfterFailure::TryAgain),
+            (Disposition::Transient, false, AfterFailure::TryAgain),
+            (Disposition::Systemic, false, AfterFailure::Hold),
+            (Disposition::Systemic, true, AfterFailure::GiveUp),
+            (Disposition::Row, true, AfterFailure::GiveUp),
+        ] {
+            assert_eq!(AfterFailure::of(disposition, has_condition), expected);
+        }
+    }
 }

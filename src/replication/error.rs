@@ -7,62 +7,66 @@ use crate::source::SourceError;
 use crate::wire::{ServerFault, SlotNameError, WireError};
 
 use super::slot::GapReason;
-use super::stream::assemble::StreamError;
+use super::stream_error::StreamError;
+use super::tables::life::TransitionError;
 
 /// Why a run of the stream ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    /// The replication connection.
+    /// The replication connection failed.
     #[error("replication connection to the Site DB: {0}")]
     Wire(#[from] WireError),
-    /// The Site DB could not be asked over a plain connection, or is not set up.
+    /// The Site DB could not be asked over a plain connection, or lacks what a stream needs.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The Agent DB.
+    /// The Agent DB failed, or refused something that is not a row's own fault.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// A copy.
+    /// A table could not be copied, or parked rows not be read.
     #[error(transparent)]
     Copy(#[from] CopyError),
     /// The stream said something that cannot be.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// The Agent DB's bookkeeping could not be prepared.
+    /// The schema `twinlog` of the Agent DB could not be migrated.
     #[error(transparent)]
     Migration(#[from] crate::migrations::MigrationError),
     /// The slot's name can't be one.
     #[error(transparent)]
     SlotName(#[from] SlotNameError),
-    /// Rows may be missing, and nobody has said to go on.
+    /// Rows may be missing, and no full resync was asked for.
     #[error("GAP: {0}; rows may be missing")]
     Gap(GapReason),
     /// The slot is another tool's.
     #[error("slot {slot} belongs to the output plugin {plugin}, not pgoutput")]
     WrongPlugin {
-        /// The slot.
+        /// `sync.slot`.
         slot: String,
-        /// The plugin.
+        /// Its output plugin; `physical` where it has none.
         plugin: String,
     },
-    /// The Site DB's tables are others than at the set-up.
-    #[error("table {0} of the Site DB has joined, left or changed")]
+    /// The Site DB's tables are others than at the start; the next start finds them.
+    #[error("table {0} of the Site DB was added, left the publication or changed: the stream starts again with it")]
     TableChanged(crate::change::TableName),
     /// The slot serves another database.
     #[error(
         "slot {slot} belongs to database {database:?} of the Site DB's cluster, another database than site.url names"
     )]
     SlotElsewhere {
-        /// The slot.
+        /// `sync.slot`.
         slot: String,
-        /// Its database.
+        /// The database that it decodes.
         database: String,
     },
+    /// A start found a table in a state that can't be.
+    #[error(transparent)]
+    Table(#[from] TransitionError),
     /// The server ended the stream, as it does when it shuts down.
     #[error("the Site DB ended the stream")]
     StreamEnded,
-    /// The sink's task ended without a word.
-    #[error("the sink's task ended unexpectedly")]
-    SinkEnded,
+    /// The task that writes to the Agent DB ended without an error of its own.
+    #[error("the task that writes to the Agent DB ended unexpectedly")]
+    ApplyEnded,
 }
 
 impl SyncError {
@@ -71,7 +75,7 @@ impl SyncError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Wire(error) => match error.fault() {
-                // A predecessor's connection that the server has not noticed to be dead.
+                // Mostly a predecessor's connection: the server has not noticed yet that it is dead.
                 Some(ServerFault::SlotActive) => Disposition::Transient,
                 _ => error.disposition(),
             },
@@ -79,14 +83,15 @@ impl SyncError {
             Self::Agent(error) => error.disposition(),
             Self::Copy(error) => error.disposition(),
             Self::Migration(error) => error.disposition(),
-            // The set-up is done again, and finds the table.
+            // The next start finds the table.
             Self::Stream(StreamError::NewTable(_)) | Self::TableChanged(_) => Disposition::Transient,
             Self::Stream(_)
             | Self::Gap(_)
             | Self::WrongPlugin { .. }
             | Self::SlotElsewhere { .. }
-            | Self::SlotName(_) => Disposition::Systemic,
-            Self::StreamEnded | Self::SinkEnded => Disposition::Transient,
+            | Self::SlotName(_)
+            | Self::Table(_) => Disposition::Systemic,
+            Self::StreamEnded | Self::ApplyEnded => Disposition::Transient,
         }
     }
 
@@ -111,7 +116,7 @@ impl SyncError {
             Self::SlotElsewhere { database, .. } => Some(format!(
                 "correct site.url (its database is not {database}), or choose another sync.slot"
             )),
-            Self::TableChanged(_) | Self::SlotName(_) | Self::StreamEnded | Self::SinkEnded => None,
+            Self::TableChanged(_) | Self::SlotName(_) | Self::Table(_) | Self::StreamEnded | Self::ApplyEnded => None,
         }
     }
 
@@ -132,7 +137,7 @@ impl SyncError {
             text.push_str(" — ");
             text.push_str(&hint);
         }
-        // The servers' words may hold line breaks; a log record may not.
+        // A server's message may hold line breaks; a log record may not.
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }

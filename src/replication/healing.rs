@@ -4,21 +4,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::agent_db::{AgentError, Control};
 use crate::change::{Key, TableName};
-use crate::config::Config;
 use crate::copy::{ChunkReader, ChunkRegistry, CopyError};
 use crate::retry::Disposition;
 use crate::shutdown;
 use crate::source::{Source, SourceTable, Visibility};
 
-use super::copies::describe;
 use super::error::SyncError;
-use super::stream::stream_loop::Request;
+use super::settings::PipelineSettings;
+use super::stream::requests::StreamRequests;
 
 /// Keys read between one pair of fences.
 const KEYS: u32 = 500;
@@ -34,10 +32,10 @@ const REFUSED: Duration = Duration::from_secs(5);
 
 /// What healing needs of the run.
 pub(super) struct Healing {
-    pub(super) config: Arc<Config>,
+    pub(super) settings: Arc<PipelineSettings>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     pub(super) chunks: ChunkRegistry,
-    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) requests: StreamRequests,
     pub(super) visibility: Arc<Visibility>,
 }
 
@@ -45,7 +43,7 @@ impl Healing {
     /// Heals what is due until it is stopped.
     pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
         let mut source: Option<Source> = None;
-        // What was said last, so that it is said once.
+        // What was logged last, so that it is logged once.
         let mut held: Option<(TableName, String)> = None;
         loop {
             let wait = control
@@ -59,34 +57,45 @@ impl Healing {
                 },
                 () = tokio::time::sleep(wait) => {}
             }
-            let mut due: HashMap<TableName, Vec<Key>> = HashMap::new();
-            for failed in control.due_failed_rows(KEYS).await? {
-                due.entry(failed.table).or_default().push(failed.key);
-            }
-            let mut refused = false;
-            for (table, keys) in due {
-                let Some(table) = self.tables.get(&table) else { continue };
-                match Box::pin(self.heal(&mut source, table, &keys, stop)).await {
-                    // The pipeline drains, and has the last word.
-                    Err(_) if stop.is_cancelled() => return Ok(()),
-                    Ok(()) => debug!(table = %table.table, keys = keys.len(), "parked rows tried again"),
-                    // That a table can't be read is no reason to hold the stream: its parked rows wait.
-                    Err(SyncError::Copy(error)) if error.disposition() != Disposition::Transient => {
-                        refused = true;
-                        source = None;
-                        let reason = SyncError::Copy(error).explain();
-                        if held.as_ref() != Some(&(table.table.clone(), reason.clone())) {
-                            warn!(table = %table.table, %reason, "parked rows can't be read from the Site DB");
-                            held = Some((table.table.clone(), reason));
-                        }
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            if refused && !shutdown::sleep(REFUSED, stop).await {
+            if !self.heal_due(&control, &mut source, &mut held, stop).await? && !shutdown::sleep(REFUSED, stop).await {
                 return Ok(());
             }
         }
+    }
+
+    /// Tries the keys that are due. Returns false where the Site DB refused to be read.
+    async fn heal_due(
+        &self,
+        control: &Control,
+        source: &mut Option<Source>,
+        held: &mut Option<(TableName, String)>,
+        stop: &CancellationToken,
+    ) -> Result<bool, SyncError> {
+        let mut due: HashMap<TableName, Vec<Key>> = HashMap::new();
+        for failed in control.due_failed_rows(KEYS).await? {
+            due.entry(failed.table).or_default().push(failed.key);
+        }
+        let mut readable = true;
+        for (table, keys) in due {
+            let Some(table) = self.tables.get(&table) else { continue };
+            match Box::pin(self.heal(source, table, &keys, stop)).await {
+                // The stream's loop drains, and its result counts.
+                Err(_) if stop.is_cancelled() => return Ok(true),
+                Ok(()) => debug!(table = %table.table, keys = keys.len(), "parked rows tried again"),
+                // That a table can't be read is no reason to hold the stream: its parked rows wait.
+                Err(SyncError::Copy(error)) if error.disposition() != Disposition::Transient => {
+                    readable = false;
+                    *source = None;
+                    let reason = SyncError::Copy(error).explain();
+                    if held.as_ref() != Some(&(table.table.clone(), reason.clone())) {
+                        warn!(table = %table.table, %reason, "parked rows can't be read from the Site DB");
+                        *held = Some((table.table.clone(), reason));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(readable)
     }
 
     async fn heal(
@@ -98,10 +107,10 @@ impl Healing {
     ) -> Result<(), SyncError> {
         let source = match source {
             Some(source) => source,
-            none => none.insert(Source::connect(&self.config.site.url).await.map_err(CopyError::from)?),
+            none => none.insert(Source::connect(&self.settings.site).await.map_err(CopyError::from)?),
         };
         self.visibility.wait(source.client(), stop).await?;
-        let relation = describe(&self.requests, table).await?;
+        let relation = self.requests.describe(table.describe()).await?;
         let reader = ChunkReader {
             chunks: &self.chunks,
             source,

@@ -1,7 +1,7 @@
 //! Whether the slot can be trusted: the one place that compares a stored checkpoint with what the Site DB says now.
 //!
 //! A slot that was recreated, a server that was restored from a backup, a failover that lost transactions: each could
-//! hide a hole while every light stays green. So a start needs proof that the log is the same and goes on where the
+//! hide a hole while everything looks healthy. So a start needs proof that the log is the same and goes on where the
 //! checkpoint ends; without it the state is `GAP`, by name, with the reason, until a full resync has shown that nothing is
 //! missing (pitfalls P3, P4).
 
@@ -27,31 +27,31 @@ pub(super) struct SourceFacts {
 pub enum GapReason {
     /// The Agent DB has a checkpoint, the Site DB no slot.
     SlotMissing,
-    /// The server removed log that the slot needed.
+    /// The server removed log that the slot needed, or invalidated the slot for the reason that it names (17 and later).
     SlotLost(Option<String>),
     /// The slot stands past the checkpoint: it was recreated or moved.
     SlotAhead {
-        /// The slot's position.
+        /// The position that the server believes to be acknowledged.
         slot: Lsn,
-        /// Ours.
+        /// The position that the Agent DB has reached.
         checkpoint: Lsn,
     },
-    /// Another cluster.
+    /// `site.url` leads to another cluster than before.
     OtherSystem,
-    /// Another database, or another publication, under the same slot name.
+    /// The slot now serves another database or publication.
     OtherSource,
     /// A failover went back behind the checkpoint: what we hold past that point is not in the Site DB's history.
     TimelineDiverged {
-        /// Where the old timeline ended.
+        /// Where the old timeline ended; 0/0 where its end is not known.
         switched_at: Lsn,
-        /// Ours.
+        /// The position that the Agent DB has reached.
         checkpoint: Lsn,
     },
     /// The log ends before the checkpoint: the server was restored from a backup.
     LogBehind {
-        /// Its end.
+        /// Where it ends.
         wal_end: Lsn,
-        /// Ours.
+        /// The position that the Agent DB has reached.
         checkpoint: Lsn,
     },
 }
@@ -119,7 +119,7 @@ pub(super) enum Verdict {
     WrongPlugin(String),
 }
 
-/// Judges. Pure.
+/// Decides how to start, from what the Site DB says of the slot and of itself, and what the Agent DB remembers. Pure.
 #[must_use]
 pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source: &SourceFacts) -> Verdict {
     if let Some(slot) = slot
@@ -127,29 +127,41 @@ pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>,
     {
         return Verdict::WrongPlugin(slot.plugin.clone());
     }
-    let Some(stored) = stored else {
-        return match slot {
-            Some(slot) if slot.database != source.identity.database => Verdict::Gap(GapReason::OtherSource),
-            Some(SlotFacts {
-                wal_status: Some(status),
-                invalidation,
-                ..
-            }) if status == "lost" => Verdict::Gap(GapReason::SlotLost(invalidation.clone())),
-            Some(SlotFacts {
-                confirmed_flush: Some(position),
-                ..
-            }) => Verdict::Adopt(*position),
-            Some(_) | None => Verdict::Create,
-        };
-    };
+    match stored {
+        None => first_start(slot, &source.identity),
+        Some(stored) => match hole_in_the_log(stored, source).or_else(|| hole_at_the_slot(slot, stored, source)) {
+            Some(reason) => Verdict::Gap(reason),
+            None => Verdict::Resume(stored.checkpoint.end_lsn),
+        },
+    }
+}
+
+/// Nothing was ever synchronised.
+fn first_start(slot: Option<&SlotFacts>, identity: &SourceIdentity) -> Verdict {
+    match slot {
+        Some(slot) if slot.database != identity.database => Verdict::Gap(GapReason::OtherSource),
+        Some(SlotFacts {
+            wal_status: Some(status),
+            invalidation,
+            ..
+        }) if status == "lost" => Verdict::Gap(GapReason::SlotLost(invalidation.clone())),
+        Some(SlotFacts {
+            confirmed_flush: Some(position),
+            ..
+        }) => Verdict::Adopt(*position),
+        Some(_) | None => Verdict::Create,
+    }
+}
+
+/// Whether the Site DB's log is another one than the checkpoint's, or does not hold the checkpoint.
+fn hole_in_the_log(stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
     let (was, is) = (&stored.checkpoint.identity, &source.identity);
     let checkpoint = stored.checkpoint.end_lsn;
-    let gap = |reason| Verdict::Gap(reason);
     if was.system_identifier != is.system_identifier {
-        return gap(GapReason::OtherSystem);
+        return Some(GapReason::OtherSystem);
     }
     if was.database != is.database || was.publication != is.publication {
-        return gap(GapReason::OtherSource);
+        return Some(GapReason::OtherSource);
     }
     if was.timeline != is.timeline {
         // Every switch between then and now must lie at or past the checkpoint.
@@ -159,39 +171,38 @@ pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>,
             .filter(|(timeline, _)| *timeline >= was.timeline)
             .map(|&(_, at)| at)
             .min();
-        match switched_at {
-            Some(switched_at) if switched_at >= checkpoint => {}
-            switched_at => {
-                let switched_at = switched_at.unwrap_or(Lsn::INVALID);
-                return gap(GapReason::TimelineDiverged {
-                    switched_at,
-                    checkpoint,
-                });
-            }
+        if switched_at.is_none_or(|at| at < checkpoint) {
+            return Some(GapReason::TimelineDiverged {
+                switched_at: switched_at.unwrap_or(Lsn::INVALID),
+                checkpoint,
+            });
         }
     }
-    if source.wal_end < checkpoint {
-        return gap(GapReason::LogBehind {
-            wal_end: source.wal_end,
-            checkpoint,
-        });
-    }
+    (source.wal_end < checkpoint).then_some(GapReason::LogBehind {
+        wal_end: source.wal_end,
+        checkpoint,
+    })
+}
+
+/// Whether the slot can't go on where the checkpoint ends.
+fn hole_at_the_slot(slot: Option<&SlotFacts>, stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
+    let checkpoint = stored.checkpoint.end_lsn;
     let Some(slot) = slot else {
-        return gap(GapReason::SlotMissing);
+        return Some(GapReason::SlotMissing);
     };
-    if slot.database != is.database {
-        return gap(GapReason::OtherSource);
+    if slot.database != source.identity.database {
+        return Some(GapReason::OtherSource);
     }
     if slot.wal_status.as_deref() == Some("lost") || slot.invalidation.is_some() {
-        return gap(GapReason::SlotLost(slot.invalidation.clone()));
+        return Some(GapReason::SlotLost(slot.invalidation.clone()));
     }
     match slot.confirmed_flush {
-        Some(position) if position > checkpoint => gap(GapReason::SlotAhead {
+        Some(position) if position > checkpoint => Some(GapReason::SlotAhead {
             slot: position,
             checkpoint,
         }),
-        Some(_) => Verdict::Resume(checkpoint),
-        None => gap(GapReason::SlotMissing),
+        Some(_) => None,
+        None => Some(GapReason::SlotMissing),
     }
 }
 

@@ -12,7 +12,6 @@ use super::selection::Selection;
 use super::server::{check_role, check_server};
 use super::table::SourceTable;
 use crate::change::TableName;
-use crate::config::Sync;
 use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
 
 /// What was found on a Site DB that is ready.
@@ -28,13 +27,13 @@ pub struct Prepared {
 ///
 /// # Errors
 /// What is missing, with the statement to paste.
-pub async fn prepare(client: &Client, sync: &Sync, selection: &Selection) -> Result<Prepared, SourceError> {
+pub async fn prepare(client: &Client, publication: &str, selection: &Selection) -> Result<Prepared, SourceError> {
     let version = check_server(client).await?;
     check_role(client).await?;
-    ensure_publication(client, sync, selection).await?;
-    let tables = published_tables(client, &sync.publication, version, selection).await?;
+    ensure_publication(client, publication, selection).await?;
+    let tables = published_tables(client, publication, version, selection).await?;
     if tables.is_empty() {
-        return Err(SourceError::NoTables(sync.tables.clone()));
+        return Err(SourceError::NoTables(selection.patterns()));
     }
     Ok(Prepared { tables, version })
 }
@@ -72,9 +71,9 @@ async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candid
 }
 
 /// Creates the publication, or adds the tables that it lacks.
-async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection) -> Result<(), SourceError> {
+async fn ensure_publication(client: &Client, publication: &str, selection: &Selection) -> Result<(), SourceError> {
     let wanted = candidates(client, selection).await?;
-    let missing = missing(client, &sync.publication, &wanted).await?;
+    let missing = missing(client, publication, &wanted).await?;
     if let Some(candidate) = wanted.iter().find(|candidate| !candidate.has_key) {
         return Err(SourceError::NoPrimaryKey(candidate.table.clone()));
     }
@@ -82,13 +81,13 @@ async fn ensure_publication(client: &Client, sync: &Sync, selection: &Selection)
         return Err(SourceError::CannotSelect(candidate.table.clone()));
     }
     match missing {
-        None if wanted.is_empty() => Err(SourceError::NoTables(sync.tables.clone())),
+        None if wanted.is_empty() => Err(SourceError::NoTables(selection.patterns())),
         None => {
             let tables: Vec<_> = wanted.iter().map(|candidate| &candidate.table).collect();
-            create(client, &sync.publication, &tables).await
+            create(client, publication, &tables).await
         }
         Some(missing) if missing.is_empty() => Ok(()),
-        Some(missing) => extend(client, &sync.publication, &missing).await,
+        Some(missing) => extend(client, publication, &missing).await,
     }
 }
 
@@ -187,12 +186,12 @@ async fn missing<'a>(
 /// A statement failed.
 pub async fn changed(
     client: &Client,
-    sync: &Sync,
+    publication: &str,
     version: i32,
     selection: &Selection,
     known: &BTreeMap<TableName, SourceTable>,
 ) -> Result<Option<TableName>, SourceError> {
-    let published = published_tables(client, &sync.publication, version, selection).await?;
+    let published = published_tables(client, publication, version, selection).await?;
     let gone = known.keys().find(|table| !published.contains_key(*table));
     let other = published
         .iter()
@@ -203,7 +202,7 @@ pub async fn changed(
     }
     let mut wanted = candidates(client, selection).await?;
     wanted.retain(|candidate| candidate.has_key && candidate.readable);
-    let missing = missing(client, &sync.publication, &wanted).await?;
+    let missing = missing(client, publication, &wanted).await?;
     Ok(missing.and_then(|missing| missing.first().map(|&table| table.clone())))
 }
 

@@ -7,7 +7,14 @@ use crate::change::TableName;
 
 /// `sync.tables`: the last pattern that matches decides.
 #[derive(Debug, Clone)]
-pub struct Selection(Vec<(bool, GlobMatcher)>);
+pub struct Selection(Vec<Pattern>);
+
+#[derive(Debug, Clone)]
+struct Pattern {
+    /// Takes tables in, or takes them out (`!`).
+    takes: bool,
+    glob: GlobMatcher,
+}
 
 impl Selection {
     /// Compiles the patterns.
@@ -20,13 +27,11 @@ impl Selection {
                 .strip_prefix('!')
                 .map_or((true, pattern.as_str()), |rest| (false, rest));
             // A name may hold a slash; `*` must match it.
-            Ok((
+            let glob = GlobBuilder::new(glob).literal_separator(false).build()?;
+            Ok(Pattern {
                 takes,
-                GlobBuilder::new(glob)
-                    .literal_separator(false)
-                    .build()?
-                    .compile_matcher(),
-            ))
+                glob: glob.compile_matcher(),
+            })
         };
         Ok(Self(patterns.iter().map(compile).collect::<Result<_, SourceError>>()?))
     }
@@ -40,8 +45,18 @@ impl Selection {
                 .0
                 .iter()
                 .rev()
-                .find(|(_, glob)| glob.is_match(&name))
-                .is_some_and(|&(takes, _)| takes)
+                .find(|pattern| pattern.glob.is_match(&name))
+                .is_some_and(|pattern| pattern.takes)
+    }
+
+    /// The patterns as they were configured.
+    #[must_use]
+    pub fn patterns(&self) -> Vec<String> {
+        let text = |pattern: &Pattern| {
+            let not = if pattern.takes { "" } else { "!" };
+            format!("{not}{}", pattern.glob.glob())
+        };
+        self.0.iter().map(text).collect()
     }
 }
 
@@ -63,5 +78,6 @@ mod tests {
                 .takes(&TableName::new("twinlog", "checkpoint"))
         );
         assert!(Selection::new(&["a[".into()]).is_err());
+        assert_eq!(selection.patterns(), patterns);
     }
 }

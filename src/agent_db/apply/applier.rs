@@ -11,10 +11,12 @@ use super::parked_keys::ParkedKeys;
 use super::session::Session;
 use super::targets::Targets;
 use super::write::{Constraints, CopyBackoff, Writer};
-use crate::agent_db::bookkeeping::{Checkpoint, StoredCheckpoint, accounting, checkpoint, lock};
+use crate::agent_db::bookkeeping::{
+    Checkpoint, StoredCheckpoint, TableChange, accounting, checkpoint, lock, shapes, tables,
+};
 use crate::agent_db::catalog::{ForeignKeys, Rights};
 use crate::agent_db::error::AgentError;
-use crate::change::{Relation, TableDescription, TableName};
+use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::config::DatabaseUrl;
 use crate::metrics;
 
@@ -148,6 +150,22 @@ impl Applier {
     /// The statement's or the connection's.
     pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
         checkpoint::set_gap(&self.writer.session.client, &self.slot, reason).await
+    }
+
+    /// Writes what a table is doing. Durable when it returns.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn write_table(&mut self, change: &TableChange) -> Result<(), AgentError> {
+        Box::pin(tables::write(&self.writer.session.client, &self.slot, change)).await
+    }
+
+    /// Remembers the shape under which a table is copied.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn remember_shape(&mut self, table: &TableName, shape: &Shape) -> Result<(), AgentError> {
+        shapes::remember(&self.writer.session.client, &self.slot, table, shape).await
     }
 
     /// Takes the mark off that rows may be missing, after a full resync has shown that none is.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::agent_db::bookkeeping::{TableProgress, Tally};
+use crate::agent_db::bookkeeping::{TableChange, Tally};
 use crate::change::{Change, Relation, TableName, Truncate};
 use crate::lsn::Lsn;
 
@@ -23,8 +23,8 @@ pub enum Item {
     Change(Change),
     /// Tables were emptied.
     Truncate(Truncate),
-    /// A copy's progress, written with the rows that it speaks of.
-    CopyProgress(TableProgress),
+    /// What the table is doing by now: a copy's progress, written with the rows that it speaks of.
+    Table(TableChange),
     /// Changes that were received and are not for us (the table's copy has not begun, a filter took them out).
     Filtered {
         /// Their table.

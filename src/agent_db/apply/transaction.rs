@@ -10,7 +10,7 @@ use super::segment::{Applied, Committed, Item, Segment};
 use super::write::Constraints;
 use crate::agent_db::bookkeeping::accounting::Accounting;
 use crate::agent_db::bookkeeping::failed_rows::entries;
-use crate::agent_db::bookkeeping::{Checkpoint, Tally, checkpoint, tables};
+use crate::agent_db::bookkeeping::{Checkpoint, TableChange, Tally, checkpoint, tables};
 use crate::agent_db::error::AgentError;
 use crate::change::{Relation, TableDescription, TableName};
 use crate::failpoint;
@@ -72,7 +72,7 @@ impl Transaction {
         self.flush_parked(segment.lsn).await?;
         let tables = ledger.tables();
         self.wake_children(&tables).await?;
-        self.save_progress(segment).await?;
+        self.save_tables(segment).await?;
         self.ledger.add(&ledger);
         Ok(self.applied(tables))
     }
@@ -113,18 +113,18 @@ impl Transaction {
         Ok(())
     }
 
-    /// Writes how far copies are, for each table the last that the segment says.
-    async fn save_progress(&mut self, segment: &Segment) -> Result<(), AgentError> {
-        let mut progress = HashMap::new();
+    /// Writes what tables are doing by now, for each table the last that the segment says.
+    async fn save_tables(&mut self, segment: &Segment) -> Result<(), AgentError> {
+        let mut changes = HashMap::new();
         for item in &segment.items {
-            if let Item::CopyProgress(of_table) = item {
-                progress.insert(&of_table.table, of_table);
+            if let Item::Table(change) = item {
+                changes.insert(change.table(), change);
             }
         }
         let session = &mut self.applier.writer.session;
-        for of_table in progress.values() {
+        for change in changes.values() {
             session.open().await?;
-            Box::pin(tables::save(&session.client, &self.applier.slot, of_table)).await?;
+            Box::pin(tables::write(&session.client, &self.applier.slot, change)).await?;
         }
         Ok(())
     }
@@ -157,6 +157,17 @@ impl Transaction {
     /// As [`Applier::set_copying`].
     pub fn set_copying(&mut self, table: &TableName, copying: bool) {
         self.applier.set_copying(table, copying);
+    }
+
+    /// As [`Applier::write_table`]; where something was applied already, the change goes with its commit.
+    ///
+    /// # Errors
+    /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
+    pub async fn write_table(&mut self, change: &TableChange) -> Result<(), AgentError> {
+        if self.applier.writer.session.is_broken() {
+            return Err(AgentError::Aborted);
+        }
+        self.applier.write_table(change).await
     }
 
     /// As [`Applier::clear_gap`]; where something was applied already, the mark goes with its commit.

@@ -23,7 +23,7 @@ mod control;
 mod daemon;
 pub(super) mod failed_rows;
 pub(super) mod lock;
-mod shapes;
+pub(super) mod shapes;
 pub(super) mod tables;
 
 pub use accounting::Tally;
@@ -32,4 +32,4 @@ pub use commands::{Command, CommandState};
 pub use control::Control;
 pub use daemon::{DaemonReport, StoredDaemon};
 pub use failed_rows::{Asked, FailedFilter, FailedKey, FailedRow};
-pub use tables::{CopyPhase, TableProgress, TableState};
+pub use tables::{CopyPhase, TableChange, TableRecord, TableRecords, TableState};

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use tokio_postgres::Client;
+
 use super::control::{Control, failed};
 use crate::agent_db::error::AgentError;
 use crate::change::{Shape, TableName};
@@ -39,29 +41,31 @@ impl Control {
             })
             .collect())
     }
+}
 
-    /// Remembers the shape of a table that has its row.
-    ///
-    /// # Errors
-    /// The statement's or the connection's.
-    pub async fn remember_shape(&self, table: &TableName, shape: &Shape) -> Result<(), AgentError> {
-        self.client
-            .execute(
-                "UPDATE twinlog.tables SET source_oid = $4, source_membership = $5, source_columns = $6,
-                     source_filter = $7
-                 WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
-                &[
-                    &self.slot,
-                    &&*table.schema,
-                    &&*table.name,
-                    &shape.oid,
-                    &shape.membership,
-                    &shape.columns,
-                    &shape.row_filter,
-                ],
-            )
-            .await
-            .map_err(failed("remember a table's shape"))?;
-        Ok(())
-    }
+/// Remembers the shape of a table that has its row, in whatever transaction is open.
+pub(in crate::agent_db) async fn remember(
+    client: &Client,
+    slot: &str,
+    table: &TableName,
+    shape: &Shape,
+) -> Result<(), AgentError> {
+    client
+        .execute(
+            "UPDATE twinlog.tables SET source_oid = $4, source_membership = $5, source_columns = $6,
+                 source_filter = $7
+             WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
+            &[
+                &slot,
+                &&*table.schema,
+                &&*table.name,
+                &shape.oid,
+                &shape.membership,
+                &shape.columns,
+                &shape.row_filter,
+            ],
+        )
+        .await
+        .map_err(failed("remember a table's shape"))?;
+    Ok(())
 }

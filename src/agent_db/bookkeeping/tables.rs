@@ -1,4 +1,9 @@
-//! `twinlog.tables`: each table that is synchronised, and how far its copy is.
+//! `twinlog.tables`: each table that is synchronised, what it is doing, and how far its copy is.
+//!
+//! The daemon writes these rows over the connection that writes the business rows (a copy's progress in the same
+//! transaction as its rows), and everybody reads them over [`Control`].
+
+use std::collections::BTreeMap;
 
 use time::OffsetDateTime;
 use tokio_postgres::{Client, Row};
@@ -8,40 +13,46 @@ use crate::agent_db::error::AgentError;
 use crate::change::{Key, TableName};
 use crate::lsn::Lsn;
 
-/// What a table is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a table is doing. `replication::tables` says which state follows on which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum TableState {
-    /// Nothing is copied. Set when the daemon first sees the table.
+    /// Nothing is copied.
     New,
     /// The first copy runs.
     Copying,
-    /// Equal to the source but for lag.
+    /// Equal to the Site DB's table but for lag.
     Streaming,
     /// Streaming, and being read again.
     Resyncing,
+    /// Something is wrong with this table alone: its changes are not applied until that is gone. The reason is in
+    /// [`TableRecord::detail`].
+    Held,
 }
 
 impl TableState {
     /// As stored and shown.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Copying => "copying",
-            Self::Streaming => "streaming",
-            Self::Resyncing => "resyncing",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        [Self::New, Self::Copying, Self::Streaming, Self::Resyncing]
-            .into_iter()
-            .find(|state| state.as_str() == text)
+    /// Whether rows that only a copy brings are still missing.
+    #[must_use]
+    pub const fn is_first_copy(self) -> bool {
+        matches!(self, Self::New | Self::Copying)
+    }
+
+    /// Whether a copy is due or runs.
+    #[must_use]
+    pub const fn is_unfinished(self) -> bool {
+        matches!(self, Self::New | Self::Copying | Self::Resyncing)
     }
 }
 
 /// Where in a copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum CopyPhase {
     /// The source's rows, by key order.
     Rows,
@@ -52,50 +63,64 @@ pub enum CopyPhase {
 impl CopyPhase {
     /// As stored and shown.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Rows => "rows",
-            Self::Extras => "extras",
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        [Self::Rows, Self::Extras]
-            .into_iter()
-            .find(|phase| phase.as_str() == text)
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
 /// A table's row in `twinlog.tables`: what it is doing and how far its copy is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TableProgress {
+pub struct TableRecord {
     /// The table.
     pub table: TableName,
     /// What it is doing.
     pub state: TableState,
-    /// Where in a copy.
+    /// Where in a copy; `None` while none has begun.
     pub phase: Option<CopyPhase>,
-    /// The last key done in this phase.
+    /// The last key done in this phase; `None` before the first chunk.
     pub last_key: Option<Key>,
-    /// Rows copied so far.
+    /// Rows of the Site DB that the running copy, or the last one, has read.
     pub rows_copied: i64,
-    /// Rows that there may be.
+    /// The planner's estimate of how many there are, where it has one.
     pub rows_estimated: Option<i64>,
-    /// A resync's condition on the source's rows.
+    /// A resync's SQL condition on the Site DB's rows.
     pub condition: Option<String>,
-    /// The command that asked for it.
+    /// The command that asked for the running copy, or the last one.
     pub command_id: Option<i64>,
-    /// Why its copy waits for a person.
+    /// Why the table, or its copy, is held, and what to do.
     pub detail: Option<String>,
-    /// When the copy began.
+    /// When the running copy, or the last one, began, by our clock.
     pub started_at: Option<OffsetDateTime>,
-    /// When it ended.
+    /// When the last whole copy ended, by our clock; `None` where nothing is copied whole.
     pub finished_at: Option<OffsetDateTime>,
-    /// The source position as of which the last finished copy is right.
+    /// The Site DB's position as of which that copy is right.
     pub copied_at_lsn: Option<Lsn>,
 }
 
-impl TableProgress {
+/// What is to be written about a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableChange {
+    /// This is its row now.
+    Saved(TableRecord),
+    /// It is not synchronised any more: it has no row.
+    Forgotten(TableName),
+}
+
+impl TableChange {
+    /// The table that it is about.
+    #[must_use]
+    pub const fn table(&self) -> &TableName {
+        match self {
+            Self::Saved(record) => &record.table,
+            Self::Forgotten(table) => table,
+        }
+    }
+}
+
+/// The rows of all tables, by name.
+pub type TableRecords = BTreeMap<TableName, TableRecord>;
+
+impl TableRecord {
     /// A table of which nothing is copied.
     #[must_use]
     pub const fn new(table: TableName) -> Self {
@@ -114,9 +139,15 @@ impl TableProgress {
             copied_at_lsn: None,
         }
     }
+
+    /// Whether every row was copied once, so that only changes since then can be missing.
+    #[must_use]
+    pub const fn was_copied(&self) -> bool {
+        self.finished_at.is_some()
+    }
 }
 
-/// The columns of [`TableProgress`].
+/// The columns of [`TableRecord`].
 const COLUMNS: &str = "schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated, condition, \
                        command_id, detail, started_at, finished_at, copied_at_lsn::text";
 
@@ -130,26 +161,25 @@ ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     command_id = EXCLUDED.command_id, detail = EXCLUDED.detail, started_at = EXCLUDED.started_at,
     finished_at = EXCLUDED.finished_at, copied_at_lsn = EXCLUDED.copied_at_lsn";
 
-/// Writes a table's row, in whatever transaction is open: a copy's progress is committed with its rows.
-pub(in crate::agent_db) async fn save(client: &Client, slot: &str, progress: &TableProgress) -> Result<(), AgentError> {
+async fn save(client: &Client, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
     client
         .execute(
             SAVE,
             &[
                 &slot,
-                &&*progress.table.schema,
-                &&*progress.table.name,
-                &progress.state.as_str(),
-                &progress.phase.map(CopyPhase::as_str),
-                &progress.last_key.as_ref().map(Key::to_json),
-                &progress.rows_copied,
-                &progress.rows_estimated,
-                &progress.condition,
-                &progress.command_id,
-                &progress.detail,
-                &progress.started_at,
-                &progress.finished_at,
-                &progress.copied_at_lsn.map(|lsn| lsn.to_string()),
+                &&*record.table.schema,
+                &&*record.table.name,
+                &record.state.as_str(),
+                &record.phase.map(CopyPhase::as_str),
+                &record.last_key.as_ref().map(Key::to_json),
+                &record.rows_copied,
+                &record.rows_estimated,
+                &record.condition,
+                &record.command_id,
+                &record.detail,
+                &record.started_at,
+                &record.finished_at,
+                &record.copied_at_lsn.map(|lsn| lsn.to_string()),
             ],
         )
         .await
@@ -157,17 +187,37 @@ pub(in crate::agent_db) async fn save(client: &Client, slot: &str, progress: &Ta
     Ok(())
 }
 
-impl TableProgress {
+/// Deletes the row of a table that is not synchronised any more.
+async fn forget(client: &Client, slot: &str, table: &TableName) -> Result<(), AgentError> {
+    client
+        .execute(
+            "DELETE FROM twinlog.tables WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
+            &[&slot, &&*table.schema, &&*table.name],
+        )
+        .await
+        .map_err(failed("forget a table"))?;
+    Ok(())
+}
+
+/// Writes a change, in whatever transaction is open: a copy's progress is committed with its rows.
+pub(in crate::agent_db) async fn write(client: &Client, slot: &str, change: &TableChange) -> Result<(), AgentError> {
+    match change {
+        TableChange::Saved(record) => Box::pin(save(client, slot, record)).await,
+        TableChange::Forgotten(table) => forget(client, slot, table).await,
+    }
+}
+
+impl TableRecord {
     fn from_row(row: &Row) -> Result<Self, AgentError> {
         let unreadable = || AgentError::Unreadable {
             what: "a table's state",
         };
         Ok(Self {
             table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
-            state: TableState::parse(row.get("state")).ok_or_else(unreadable)?,
+            state: row.get::<_, &str>("state").parse().map_err(|_| unreadable())?,
             phase: row
                 .get::<_, Option<&str>>("phase")
-                .map(|text| CopyPhase::parse(text).ok_or_else(unreadable))
+                .map(|text| text.parse().map_err(|_| unreadable()))
                 .transpose()?,
             last_key: row
                 .get::<_, Option<&str>>("last_key")
@@ -193,36 +243,29 @@ impl Control {
     ///
     /// # Errors
     /// The statement's or the connection's; [`AgentError::Unreadable`] where a row was written by something else.
-    pub async fn tables(&self) -> Result<Vec<TableProgress>, AgentError> {
+    pub async fn tables(&self) -> Result<Vec<TableRecord>, AgentError> {
         let query = format!("SELECT {COLUMNS} FROM twinlog.tables WHERE slot = $1 ORDER BY schema_name, table_name");
         let rows = self
             .client
             .query(&query, &[&self.slot])
             .await
             .map_err(failed("read the tables' states"))?;
-        rows.iter().map(TableProgress::from_row).collect()
+        rows.iter().map(TableRecord::from_row).collect()
     }
+}
 
-    /// Remembers what a table is doing. A copy's progress goes through the sink instead, beside its rows.
-    ///
-    /// # Errors
-    /// The statement's or the connection's.
-    pub async fn save_table(&self, progress: &TableProgress) -> Result<(), AgentError> {
-        Box::pin(save(&self.client, &self.slot, progress)).await
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Forgets a table that is not synchronised any more.
-    ///
-    /// # Errors
-    /// The statement's or the connection's.
-    pub async fn forget_table(&self, table: &TableName) -> Result<(), AgentError> {
-        self.client
-            .execute(
-                "DELETE FROM twinlog.tables WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
-                &[&self.slot, &&*table.schema, &&*table.name],
-            )
-            .await
-            .map_err(failed("forget a table"))?;
-        Ok(())
+    #[test]
+    fn every_state_that_the_database_allows_can_be_read() {
+        for text in ["new", "copying", "streaming", "resyncing", "held"] {
+            assert_eq!(text.parse::<TableState>().unwrap().as_str(), text);
+        }
+        for text in ["rows", "extras"] {
+            assert_eq!(text.parse::<CopyPhase>().unwrap().as_str(), text);
+        }
+        assert!("gone".parse::<TableState>().is_err());
     }
 }

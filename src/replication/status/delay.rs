@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::lsn::Lsn;
+use crate::timestamp::PgTimestamp;
 
 /// Samples kept: one a second, so an hour of backlog is dated to the second; beyond that the oldest commit's own time
 /// (which a backlog always has) speaks.
@@ -62,6 +63,12 @@ impl Delay {
         };
         unproved.max(oldest_unapplied.unwrap_or_default())
     }
+}
+
+/// How long ago something happened by the source's clock, whose offset to ours is known; never negative.
+#[must_use]
+pub(in crate::replication) fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
+    Duration::from_micros(u64::try_from(now.0.saturating_sub(then.0)).unwrap_or(0))
 }
 
 #[cfg(test)]

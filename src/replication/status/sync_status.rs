@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::agent_db::{Applied, Tally};
+use crate::agent_db::{Applied, TableRecord, TableRecords, TableState, Tally};
 use crate::change::TableName;
 use crate::lsn::Lsn;
 use crate::metrics;
 use crate::timestamp::PgTimestamp;
 
-use super::state::SyncState;
-use crate::replication::stream::buffer::age;
+use super::delay::age;
+use super::state::{Setback, SyncFacts, SyncState};
 
 /// Written by the pipeline, read by anyone. Each figure is right by itself; together they are a moment apart.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::replication) struct SyncStatus {
     received: AtomicU64,
     durable: AtomicU64,
@@ -28,28 +28,10 @@ pub(in crate::replication) struct SyncStatus {
     clock_offset: AtomicI64,
     parked: Mutex<BTreeMap<TableName, u64>>,
     total: Mutex<Tally>,
-    state: Mutex<(SyncState, Option<String>)>,
+    /// What the state follows from.
+    facts: Mutex<SyncFacts>,
     /// Told when the state changes.
     changed: Notify,
-    /// Why rows may be missing, while that is so.
-    gap: Mutex<Option<String>>,
-}
-
-impl Default for SyncStatus {
-    fn default() -> Self {
-        Self {
-            received: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
-            settled: AtomicU64::new(0),
-            oldest: AtomicI64::new(0),
-            clock_offset: AtomicI64::new(0),
-            parked: Mutex::default(),
-            total: Mutex::default(),
-            state: Mutex::new((SyncState::Connecting, None)),
-            changed: Notify::new(),
-            gap: Mutex::new(None),
-        }
-    }
 }
 
 impl SyncStatus {
@@ -84,52 +66,64 @@ impl SyncStatus {
         *self.total.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the state, and why where that needs a word. Returns whether it is another than before.
-    pub(in crate::replication) fn set_state(&self, state: SyncState, detail: Option<String>) -> bool {
-        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = current.0 != state || current.1 != detail;
-        *current = (state, detail);
-        metrics::set_sync_state(state.as_str(), &SyncState::ALL);
-        if changed {
-            self.changed.notify_one();
-        }
-        changed
+    /// A run begins. What needs a person goes on being said until the stream flows again.
+    pub(in crate::replication) fn run_began(&self) {
+        self.learn(|facts| {
+            facts.flowing = false;
+            facts.setback.take_if(|(setback, _)| *setback == Setback::Interrupted);
+        });
     }
 
-    /// Waits until the state changes, for the one who tells others. A change while nobody waits is not lost.
-    pub(in crate::replication) async fn changed(&self) {
-        self.changed.notified().await;
+    /// The run has ended, or could not begin. Returns whether that is another state or reason than before.
+    pub(in crate::replication) fn run_ended(&self, setback: Setback, reason: String) -> bool {
+        self.learn(|facts| {
+            facts.flowing = false;
+            facts.setback = Some((setback, reason));
+        })
     }
 
-    pub(in crate::replication) fn state(&self) -> (SyncState, Option<String>) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The stream flows, and its tables are in these states.
+    pub(in crate::replication) fn flows(&self, tables: &TableRecords) {
+        self.learn(|facts| {
+            facts.flowing = true;
+            facts.setback = None;
+            facts.copying = tables.values().any(|table| table.state.is_first_copy());
+            facts.held_table = tables.values().find_map(held);
+        });
     }
 
     /// Rows may be missing, and why; or not any more.
     pub(in crate::replication) fn set_gap(&self, reason: Option<String>) {
-        *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        self.learn(|facts| facts.gap = reason);
     }
 
-    pub(in crate::replication) fn gap(&self) -> Option<String> {
-        self.gap.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The daemon has ended.
+    pub(in crate::replication) fn stopped(&self) {
+        self.learn(|facts| facts.stopped = true);
     }
 
-    /// A run begins. What needs a person goes on being said until the stream flows.
-    pub(in crate::replication) fn set_connecting(&self) {
-        if !matches!(self.state().0, SyncState::Held | SyncState::Gap | SyncState::Standby) {
-            self.set_state(SyncState::Connecting, None);
+    /// The state, and why where that needs a reason.
+    pub(in crate::replication) fn state(&self) -> (SyncState, Option<String>) {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).state()
+    }
+
+    /// Waits until the state changes. A change while nobody waits is not lost.
+    pub(in crate::replication) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Takes facts up. Returns whether the state, or its reason, is another one by them.
+    fn learn(&self, change: impl FnOnce(&mut SyncFacts)) -> bool {
+        let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = facts.state();
+        change(&mut facts);
+        let now = facts.state();
+        metrics::set_sync_state(now.0.as_str(), SyncState::ALL);
+        let changed = now != before;
+        if changed {
+            self.changed.notify_one();
         }
-    }
-
-    /// The stream flows; a first copy runs beside it, or none, or one waits for a person. A gap stays one until it is
-    /// closed.
-    pub(in crate::replication) fn set_flowing(&self, copying: bool, held: Option<String>) {
-        match (self.gap(), held) {
-            (Some(reason), _) => self.set_state(SyncState::Gap, Some(reason)),
-            (None, Some(reason)) => self.set_state(SyncState::Held, Some(reason)),
-            (None, None) if copying => self.set_state(SyncState::Copying, None),
-            (None, None) => self.set_state(SyncState::Streaming, None),
-        };
+        changed
     }
 
     /// Rows that are parked, as they are known at the start of a run.
@@ -167,5 +161,17 @@ impl SyncStatus {
             0 => None,
             commit => Some(age(PgTimestamp(commit), self.source_now())),
         }
+    }
+}
+
+/// Why a table is held, or the copy of one waits for a person.
+fn held(table: &TableRecord) -> Option<String> {
+    let reason = table.detail.as_ref()?;
+    match table.state {
+        TableState::Held => Some(format!("table {} is held: {reason}", table.table)),
+        TableState::New | TableState::Copying | TableState::Resyncing => {
+            Some(format!("the copy of table {} is held: {reason}", table.table))
+        }
+        TableState::Streaming => None,
     }
 }

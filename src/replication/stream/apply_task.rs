@@ -1,77 +1,91 @@
-//! The sink's own task: it applies one batch while the pipeline fills the next one.
+//! The task that writes to the Agent DB: it applies one batch while the stream's loop fills the next one.
 //!
 //! Orders are taken one by one; the channel holds one more, so that neither side waits for the other in the steady
 //! state and no more than two batches are ever in memory. The first error ends the task: the transaction is gone with
 //! the connection, and the next run resumes at the checkpoint.
+//!
+//! The tables' states are written here too ([`TableBook`]), in the order of the stream: a chunk's with its rows, others
+//! between two batches, where they are answered once they are committed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tracing::{Instrument, Span, warn};
 
-use crate::agent_db::{AgentError, Applied, Applier, Checkpoint, Committed, Segment, SourceIdentity, Transaction};
+use crate::agent_db::{
+    AgentError, Applied, Applier, Checkpoint, Committed, Item, Segment, SourceIdentity, TableChange, Transaction,
+};
 use crate::change::{Relation, TableDescription, TableName};
-use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
+use crate::replication::tables::book::TableBook;
+use crate::replication::tables::life::{TableEvent, TransitionError};
 use crate::timestamp::PgTimestamp;
 
-use super::buffer::Closed;
+use super::buffer::{MergedChunk, ReadyBatch};
 
-/// What the pipeline asks of the sink.
-enum Order {
+/// What the stream's loop orders.
+enum ApplyOrder {
     /// Apply the beginning of a transaction; keep the Agent transaction open.
     Apply(Segment),
     /// Apply whole transactions and commit them with their checkpoint.
-    Commit(Closed),
+    Commit(ReadyBatch),
     /// Move the checkpoint of an idle stream.
     Checkpoint(Lsn),
     /// Look a table up.
     Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
-    /// A table's first copy begins or ends.
-    Copying(TableName, bool),
+    /// Something happened to a table.
+    Table(TableName, TableEvent, oneshot::Sender<Result<(), TransitionError>>),
     /// A full resync has shown that nothing is missing.
-    ClearGap(oneshot::Sender<Result<(), AgentError>>),
+    ClearGap(oneshot::Sender<()>),
 }
 
-/// What the sink says of its own accord.
+/// What became of the orders to apply and to commit.
 #[derive(Debug)]
-pub(in crate::replication) enum Report {
+pub(in crate::replication) enum ApplyReport {
     /// A commit is durable.
     Durable {
         /// What it held.
         committed: Committed,
-        /// When its source transactions committed.
+        /// When its source transactions committed, by the Site DB's clock.
         commits: Vec<PgTimestamp>,
-        /// Readers whose chunks are in it.
-        chunks: Vec<oneshot::Sender<ChunkOutcome>>,
+        /// The chunks in it.
+        chunks: Vec<MergedChunk>,
     },
     /// A part of an open transaction is written.
     Applied(Applied),
-    /// It is over.
+    /// The task has ended.
     Failed(AgentError),
 }
 
-/// The pipeline's end of the sink's task.
+/// The stream's end of the task.
 #[derive(Debug)]
-pub(in crate::replication) struct SinkHandle {
-    orders: mpsc::Sender<Order>,
-    reports: mpsc::UnboundedReceiver<Report>,
+pub(in crate::replication) struct ApplyHandle {
+    orders: mpsc::Sender<ApplyOrder>,
+    reports: mpsc::UnboundedReceiver<ApplyReport>,
     /// Orders that will be reported and are not yet.
     in_flight: usize,
     task: JoinHandle<()>,
 }
 
-/// The sink's task has ended; its last report says why.
+/// The task has ended; its last report says why.
 #[derive(Debug)]
-pub(in crate::replication) struct SinkEnded;
+pub(in crate::replication) struct ApplyEnded;
 
-impl SinkHandle {
-    /// Gives the sink its task.
-    pub(in crate::replication) fn spawn(applier: Applier, identity: SourceIdentity) -> Self {
+impl ApplyHandle {
+    /// Starts the task.
+    pub(in crate::replication) fn spawn(applier: Applier, identity: SourceIdentity, tables: TableBook) -> Self {
         let (orders, inbox) = mpsc::channel(1);
         // Unbounded in type only: one report an order, and two orders at most.
         let (outbox, reports) = mpsc::unbounded_channel();
-        let task = tokio::spawn(Box::pin(work(applier, identity, inbox, outbox)));
+        let task = ApplyTask {
+            identity,
+            tables,
+            is_open: false,
+            unanswered: Vec::new(),
+        };
+        let task = tokio::spawn(Box::pin(task.run(applier, inbox, outbox)).instrument(Span::current()));
         Self {
             orders,
             reports,
@@ -85,166 +99,268 @@ impl SinkHandle {
         self.in_flight == 0
     }
 
-    /// Hands over the beginning of a transaction; waits while the sink is two batches behind.
-    pub(in crate::replication) async fn apply(&mut self, segment: Segment) -> Result<(), SinkEnded> {
-        self.order(Order::Apply(segment)).await
+    /// Hands over the beginning of a transaction; waits while the task is two batches behind.
+    pub(in crate::replication) async fn apply(&mut self, segment: Segment) -> Result<(), ApplyEnded> {
+        self.reported_order(ApplyOrder::Apply(segment)).await
     }
 
-    /// Hands over whole transactions; waits while the sink is two batches behind.
-    pub(in crate::replication) async fn commit(&mut self, closed: Closed) -> Result<(), SinkEnded> {
-        self.order(Order::Commit(closed)).await
+    /// Hands over whole transactions; waits while the task is two batches behind.
+    pub(in crate::replication) async fn commit(&mut self, batch: ReadyBatch) -> Result<(), ApplyEnded> {
+        self.reported_order(ApplyOrder::Commit(batch)).await
     }
 
     /// Moves the checkpoint of an idle stream.
-    pub(in crate::replication) async fn checkpoint(&mut self, position: Lsn) -> Result<(), SinkEnded> {
-        self.order(Order::Checkpoint(position)).await
+    pub(in crate::replication) async fn checkpoint(&mut self, position: Lsn) -> Result<(), ApplyEnded> {
+        self.reported_order(ApplyOrder::Checkpoint(position)).await
     }
 
-    async fn order(&mut self, order: Order) -> Result<(), SinkEnded> {
-        self.orders.send(order).await.map_err(|_| SinkEnded)?;
+    async fn reported_order(&mut self, order: ApplyOrder) -> Result<(), ApplyEnded> {
+        self.order(order).await?;
         self.in_flight += 1;
         Ok(())
+    }
+
+    async fn order(&self, order: ApplyOrder) -> Result<(), ApplyEnded> {
+        self.orders.send(order).await.map_err(|_| ApplyEnded)
     }
 
     /// Looks a table up, behind everything that was ordered before.
     pub(in crate::replication) async fn resolve(
         &self,
         description: TableDescription,
-    ) -> Result<Result<Arc<Relation>, AgentError>, SinkEnded> {
+    ) -> Result<Result<Arc<Relation>, AgentError>, ApplyEnded> {
         let (reply, answer) = oneshot::channel();
-        self.orders
-            .send(Order::Resolve(description, reply))
-            .await
-            .map_err(|_| SinkEnded)?;
-        answer.await.map_err(|_| SinkEnded)
+        self.order(ApplyOrder::Resolve(description, reply)).await?;
+        answer.await.map_err(|_| ApplyEnded)
     }
 
-    /// Says that a table's first copy begins or ends.
-    pub(in crate::replication) async fn copying(&self, table: TableName, copying: bool) -> Result<(), SinkEnded> {
-        self.orders
-            .send(Order::Copying(table, copying))
-            .await
-            .map_err(|_| SinkEnded)
-    }
-
-    /// Takes the mark off that rows may be missing.
-    pub(in crate::replication) async fn clear_gap(
+    /// Something happened to a table; answered once its state is committed.
+    pub(in crate::replication) async fn table(
         &self,
-        reply: oneshot::Sender<Result<(), AgentError>>,
-    ) -> Result<(), SinkEnded> {
-        self.orders.send(Order::ClearGap(reply)).await.map_err(|_| SinkEnded)
+        table: TableName,
+        event: TableEvent,
+        reply: oneshot::Sender<Result<(), TransitionError>>,
+    ) -> Result<(), ApplyEnded> {
+        self.order(ApplyOrder::Table(table, event, reply)).await
+    }
+
+    /// Takes the mark off that rows may be missing; answered once that is committed.
+    pub(in crate::replication) async fn clear_gap(&self, reply: oneshot::Sender<()>) -> Result<(), ApplyEnded> {
+        self.order(ApplyOrder::ClearGap(reply)).await
     }
 
     /// The next report. Cancel-safe. `None` once the task has ended and everything was read.
-    pub(in crate::replication) async fn report(&mut self) -> Option<Report> {
+    pub(in crate::replication) async fn report(&mut self) -> Option<ApplyReport> {
         let report = self.reports.recv().await;
         self.in_flight = self.in_flight.saturating_sub(1);
         report
     }
 }
 
-impl Drop for SinkHandle {
+impl Drop for ApplyHandle {
     fn drop(&mut self) {
         // An open transaction is rolled back by the server when the connection goes.
         self.task.abort();
     }
 }
 
-async fn work(
-    applier: Applier,
+/// An answer that waits for the commit of the open transaction.
+enum Unanswered {
+    Table(oneshot::Sender<Result<(), TransitionError>>),
+    ClearGap(oneshot::Sender<()>),
+}
+
+struct ApplyTask {
     identity: SourceIdentity,
-    mut inbox: mpsc::Receiver<Order>,
-    outbox: mpsc::UnboundedSender<Report>,
-) {
-    let mut transaction = applier.begin();
-    while let Some(order) = inbox.recv().await {
-        let report = match order {
-            Order::Resolve(description, reply) => {
-                // A reader that no longer waits has been stopped with the run.
-                let _ = reply.send(transaction.resolve(&description).await);
-                continue;
-            }
-            Order::ClearGap(reply) => {
-                // Between two transactions of the stream only: the mark is a transaction of its own.
-                let _ = reply.send(transaction.clear_gap().await);
-                continue;
-            }
-            Order::Copying(table, copying) => {
-                transaction.set_copying(&table, copying);
-                continue;
-            }
-            Order::Apply(segment) => transaction.apply(segment).await.map(Report::Applied),
-            Order::Commit(closed) => match commit(transaction, &identity, closed).await {
-                Ok((applier, report)) => {
-                    transaction = applier.begin();
-                    Ok(report)
+    tables: TableBook,
+    /// The beginning of a source transaction is applied and not committed.
+    is_open: bool,
+    unanswered: Vec<Unanswered>,
+}
+
+impl ApplyTask {
+    async fn run(
+        mut self,
+        applier: Applier,
+        mut inbox: mpsc::Receiver<ApplyOrder>,
+        outbox: mpsc::UnboundedSender<ApplyReport>,
+    ) {
+        let mut transaction = applier.begin();
+        for table in self.tables.records().keys() {
+            transaction.set_copying(table, self.tables.is_first_copy(table));
+        }
+        while let Some(order) = inbox.recv().await {
+            let result = match order {
+                ApplyOrder::Resolve(description, reply) => {
+                    // A reader that no longer waits has been stopped with the run.
+                    let _ = reply.send(transaction.resolve(&description).await);
+                    Ok(None)
                 }
-                Err(error) => return end(&outbox, error),
-            },
-            Order::Checkpoint(position) => {
-                let checkpoint = Checkpoint {
-                    identity: identity.clone(),
-                    end_lsn: position,
-                    source_commit_at: None,
-                };
-                match transaction.commit(checkpoint).await {
-                    Ok((applier, committed)) => {
-                        transaction = applier.begin();
-                        Ok(Report::Durable {
-                            committed,
-                            commits: Vec::new(),
-                            chunks: Vec::new(),
-                        })
+                ApplyOrder::Table(table, event, reply) => {
+                    self.table(&mut transaction, &table, event, reply).await.map(|()| None)
+                }
+                ApplyOrder::ClearGap(reply) => self.clear_gap(&mut transaction, reply).await.map(|()| None),
+                ApplyOrder::Apply(segment) => self.apply(&mut transaction, segment).await.map(Some),
+                ApplyOrder::Commit(batch) => match self.commit(transaction, batch).await {
+                    Ok((next, report)) => {
+                        transaction = next;
+                        Ok(Some(report))
                     }
                     Err(error) => return end(&outbox, error),
+                },
+                ApplyOrder::Checkpoint(position) => match self.checkpoint(transaction, position).await {
+                    Ok((next, report)) => {
+                        transaction = next;
+                        Ok(Some(report))
+                    }
+                    Err(error) => return end(&outbox, error),
+                },
+            };
+            match result {
+                Ok(Some(report)) => {
+                    // Without a stream there is nothing to do.
+                    if outbox.send(report).is_err() {
+                        return;
+                    }
                 }
+                Ok(None) => {}
+                Err(error) => return end(&outbox, error),
             }
+        }
+    }
+
+    async fn apply(&mut self, transaction: &mut Transaction, segment: Segment) -> Result<ApplyReport, AgentError> {
+        self.is_open = true;
+        Ok(ApplyReport::Applied(transaction.apply(segment).await?))
+    }
+
+    async fn commit(
+        &mut self,
+        mut transaction: Transaction,
+        batch: ReadyBatch,
+    ) -> Result<(Transaction, ApplyReport), AgentError> {
+        let ReadyBatch {
+            mut items,
+            boundary,
+            commits,
+            mut chunks,
+        } = batch;
+        let changes = self.move_copies_on(&mut chunks);
+        items.extend(changes.values().cloned().map(Item::Table));
+        transaction
+            .apply(Segment {
+                items,
+                lsn: boundary.end_lsn,
+            })
+            .await?;
+        let checkpoint = Checkpoint {
+            identity: self.identity.clone(),
+            end_lsn: boundary.end_lsn,
+            source_commit_at: boundary.committed_at.to_datetime(),
         };
-        match report {
-            Ok(report) => {
-                // The pipeline has gone: so does this task.
-                if outbox.send(report).is_err() {
-                    return;
+        let (applier, committed) = transaction.commit(checkpoint).await?;
+        let mut next = applier.begin();
+        for table in changes.keys() {
+            next.set_copying(table, self.tables.is_first_copy(table));
+        }
+        self.committed();
+        let report = ApplyReport::Durable {
+            committed,
+            commits,
+            chunks,
+        };
+        Ok((next, report))
+    }
+
+    /// What the chunks make of their tables, to be written with their rows.
+    fn move_copies_on(&mut self, chunks: &mut [MergedChunk]) -> BTreeMap<TableName, TableChange> {
+        let mut changes = BTreeMap::new();
+        for (table, event) in chunks.iter_mut().filter_map(|chunk| chunk.event.take()) {
+            match self.tables.take(&table, event) {
+                Ok(Some(change)) => {
+                    changes.insert(table, change);
                 }
+                Ok(None) => {}
+                // The copy ended while this chunk was on its way. Its rows are as right as any.
+                Err(refused) => warn!(%table, %refused, "a chunk does not count for the table's copy"),
             }
-            Err(error) => return end(&outbox, error),
+        }
+        changes
+    }
+
+    async fn checkpoint(
+        &mut self,
+        transaction: Transaction,
+        position: Lsn,
+    ) -> Result<(Transaction, ApplyReport), AgentError> {
+        let checkpoint = Checkpoint {
+            identity: self.identity.clone(),
+            end_lsn: position,
+            source_commit_at: None,
+        };
+        let (applier, committed) = transaction.commit(checkpoint).await?;
+        self.committed();
+        let report = ApplyReport::Durable {
+            committed,
+            commits: Vec::new(),
+            chunks: Vec::new(),
+        };
+        Ok((applier.begin(), report))
+    }
+
+    async fn table(
+        &mut self,
+        transaction: &mut Transaction,
+        table: &TableName,
+        event: TableEvent,
+        reply: oneshot::Sender<Result<(), TransitionError>>,
+    ) -> Result<(), AgentError> {
+        match self.tables.take(table, event) {
+            Ok(change) => {
+                if let Some(change) = change {
+                    transaction.write_table(&change).await?;
+                    transaction.set_copying(table, self.tables.is_first_copy(table));
+                }
+                self.answer(Unanswered::Table(reply));
+            }
+            Err(refused) => {
+                // The asker may have been stopped with the run.
+                let _ = reply.send(Err(refused));
+            }
+        }
+        Ok(())
+    }
+
+    async fn clear_gap(&mut self, transaction: &mut Transaction, reply: oneshot::Sender<()>) -> Result<(), AgentError> {
+        transaction.clear_gap().await?;
+        self.answer(Unanswered::ClearGap(reply));
+        Ok(())
+    }
+
+    /// Answers now, or with the commit of the open transaction.
+    fn answer(&mut self, answer: Unanswered) {
+        self.unanswered.push(answer);
+        if !self.is_open {
+            self.committed();
+        }
+    }
+
+    /// Everything that was written is committed.
+    fn committed(&mut self) {
+        self.is_open = false;
+        self.tables.publish();
+        for answer in self.unanswered.drain(..) {
+            // The asker may have been stopped with the run.
+            match answer {
+                Unanswered::Table(reply) => drop(reply.send(Ok(()))),
+                Unanswered::ClearGap(reply) => drop(reply.send(())),
+            }
         }
     }
 }
 
-/// Says why the task ends.
-fn end(outbox: &mpsc::UnboundedSender<Report>, error: AgentError) {
-    // Where the pipeline has gone, nobody asks.
-    let _ = outbox.send(Report::Failed(error));
-}
-
-async fn commit(
-    mut transaction: Transaction,
-    identity: &SourceIdentity,
-    closed: Closed,
-) -> Result<(Applier, Report), AgentError> {
-    let Closed {
-        items,
-        boundary,
-        commits,
-        chunks,
-    } = closed;
-    transaction
-        .apply(Segment {
-            items,
-            lsn: boundary.end_lsn,
-        })
-        .await?;
-    let checkpoint = Checkpoint {
-        identity: identity.clone(),
-        end_lsn: boundary.end_lsn,
-        source_commit_at: boundary.committed_at.to_datetime(),
-    };
-    let (applier, committed) = transaction.commit(checkpoint).await?;
-    let report = Report::Durable {
-        committed,
-        commits,
-        chunks,
-    };
-    Ok((applier, report))
+/// Reports why the task ends.
+fn end(outbox: &mpsc::UnboundedSender<ApplyReport>, error: AgentError) {
+    // The stream's loop may have ended first.
+    let _ = outbox.send(ApplyReport::Failed(error));
 }

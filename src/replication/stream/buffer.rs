@@ -1,15 +1,15 @@
-//! What was received and not handed to the sink yet: whole transactions, and perhaps the beginning of one more.
+//! What was received and is not handed over yet: whole transactions, and perhaps the beginning of one more.
 
 use std::mem;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::agent_db::Item;
-use crate::change::{Operation, Relation};
+use crate::change::{Operation, Relation, TableName};
 use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
+use crate::replication::tables::life::TableEvent;
 use crate::timestamp::PgTimestamp;
 
 /// A commit of the source that a batch holds whole.
@@ -21,9 +21,18 @@ pub(in crate::replication) struct Boundary {
     pub(in crate::replication) committed_at: PgTimestamp,
 }
 
-/// Collects items up to a limit. Bounded by its owner, who asks [`Batch::is_full`] after each item.
+/// A chunk whose rows are among the items.
 #[derive(Debug)]
-pub(in crate::replication) struct Batch {
+pub(in crate::replication) struct MergedChunk {
+    /// How it moves its table's copy on, to be written with the rows. Healed rows move none on.
+    pub(in crate::replication) event: Option<(TableName, TableEvent)>,
+    /// Whom to tell once it is durable.
+    pub(in crate::replication) reader: oneshot::Sender<ChunkOutcome>,
+}
+
+/// Collects items up to a limit. Bounded by its owner, who asks [`TransactionBuffer::is_full`] after each item.
+#[derive(Debug)]
+pub(in crate::replication) struct TransactionBuffer {
     rows: usize,
     bytes: usize,
     /// Of these, the open transaction's.
@@ -37,10 +46,10 @@ pub(in crate::replication) struct Batch {
     boundary: Option<Boundary>,
     /// When each whole transaction with effects committed, for the latency histogram.
     commits: Vec<PgTimestamp>,
-    /// Readers of chunks that were merged in whole transactions, to be told once the batch is durable.
-    chunks: Vec<oneshot::Sender<ChunkOutcome>>,
+    /// Chunks that were merged in whole transactions.
+    chunks: Vec<MergedChunk>,
     /// The same of the open transaction.
-    open_chunks: Vec<oneshot::Sender<ChunkOutcome>>,
+    open_chunks: Vec<MergedChunk>,
     /// The beginning of the open transaction was taken.
     open_taken: bool,
     /// A whole transaction waits for its commit although no item of it may be left here.
@@ -49,18 +58,18 @@ pub(in crate::replication) struct Batch {
 
 /// Whole transactions, ready to be applied and committed.
 #[derive(Debug)]
-pub(in crate::replication) struct Closed {
+pub(in crate::replication) struct ReadyBatch {
     /// What to apply.
     pub(in crate::replication) items: Vec<Item>,
     /// Where to put the checkpoint.
     pub(in crate::replication) boundary: Boundary,
     /// When the transactions in it committed.
     pub(in crate::replication) commits: Vec<PgTimestamp>,
-    /// Whom to tell.
-    pub(in crate::replication) chunks: Vec<oneshot::Sender<ChunkOutcome>>,
+    /// The chunks among them.
+    pub(in crate::replication) chunks: Vec<MergedChunk>,
 }
 
-impl Batch {
+impl TransactionBuffer {
     /// An empty batch with its limits.
     #[must_use]
     pub(in crate::replication) const fn new(max_rows: usize, max_bytes: usize) -> Self {
@@ -114,9 +123,9 @@ impl Batch {
         });
     }
 
-    /// A reader waits for the chunk that was just pushed.
-    pub(in crate::replication) fn await_chunk(&mut self, reader: oneshot::Sender<ChunkOutcome>) {
-        self.open_chunks.push(reader);
+    /// The rows of this chunk were just pushed.
+    pub(in crate::replication) fn push_chunk(&mut self, chunk: MergedChunk) {
+        self.open_chunks.push(chunk);
     }
 
     /// The open transaction is whole.
@@ -145,7 +154,7 @@ impl Batch {
     }
 
     /// Takes the whole transactions out; `None` where nothing of them has to be applied or committed. What is left belongs to the open one.
-    pub(in crate::replication) fn take_whole(&mut self) -> Option<Closed> {
+    pub(in crate::replication) fn take_whole(&mut self) -> Option<ReadyBatch> {
         if self.whole == 0 && !self.owed {
             return None;
         }
@@ -156,7 +165,7 @@ impl Batch {
         self.owed = false;
         self.rows = self.items.len();
         self.bytes = self.open_bytes;
-        Some(Closed {
+        Some(ReadyBatch {
             items,
             boundary,
             commits: mem::take(&mut self.commits),
@@ -164,7 +173,7 @@ impl Batch {
         })
     }
 
-    /// Takes the beginning of the open transaction, to be applied without a commit. Call after [`Batch::take_whole`].
+    /// Takes the beginning of the open transaction, to be applied without a commit. Call after [`TransactionBuffer::take_whole`].
     pub(in crate::replication) fn take_open(&mut self) -> Vec<Item> {
         self.rows = 0;
         self.bytes = 0;
@@ -174,22 +183,10 @@ impl Batch {
     }
 }
 
-/// How long ago something happened by the source's clock, whose offset to ours is known; never negative.
-#[must_use]
-pub(in crate::replication) fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
-    Duration::from_micros(u64::try_from(now.0.saturating_sub(then.0)).unwrap_or(0))
-}
-
-/// Whether two descriptions of a table give the same row images.
-#[must_use]
-pub(in crate::replication) fn same_shape(one: &Relation, other: &Relation) -> bool {
-    one.columns == other.columns && one.key == other.key
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{RelationId, TableName};
+    use crate::change::RelationId;
 
     fn relation(name: &str) -> Arc<Relation> {
         let table = TableName::new("public", name);
@@ -210,16 +207,16 @@ mod tests {
 
     #[test]
     fn what_is_whole_and_what_is_open_are_taken_apart() {
-        let mut batch = Batch::new(3, 1 << 20);
+        let mut buffer = TransactionBuffer::new(3, 1 << 20);
         let (ours, other) = (relation("ours"), relation("other"));
-        batch.count_filtered(&ours);
-        batch.count_filtered(&ours);
-        assert!(!batch.is_full(), "the same thing twice is one item");
-        batch.close_transaction(boundary(10));
-        batch.count_filtered(&ours);
-        batch.count_filtered(&other);
-        assert!(batch.is_full());
-        let closed = batch.take_whole().unwrap();
+        buffer.count_filtered(&ours);
+        buffer.count_filtered(&ours);
+        assert!(!buffer.is_full(), "the same thing twice is one item");
+        buffer.close_transaction(boundary(10));
+        buffer.count_filtered(&ours);
+        buffer.count_filtered(&other);
+        assert!(buffer.is_full());
+        let closed = buffer.take_whole().unwrap();
         assert_eq!(
             (closed.items.len(), closed.boundary.end_lsn, closed.commits.len()),
             (1, Lsn(10), 1)
@@ -228,44 +225,47 @@ mod tests {
             matches!(closed.items[0], Item::Filtered { count: 2, .. }),
             "and never merged over a commit"
         );
-        assert!(!batch.is_full());
-        assert!(batch.take_whole().is_none());
-        assert_eq!(batch.take_open().len(), 2);
+        assert!(!buffer.is_full());
+        assert!(buffer.take_whole().is_none());
+        assert_eq!(buffer.take_open().len(), 2);
     }
 
     #[test]
     fn a_transaction_without_effects_leaves_nothing_to_apply() {
-        let mut batch = Batch::new(10, 1 << 20);
-        batch.close_transaction(boundary(10));
-        assert!(batch.take_whole().is_none());
-        assert_eq!(batch.oldest_commit(), None);
+        let mut buffer = TransactionBuffer::new(10, 1 << 20);
+        buffer.close_transaction(boundary(10));
+        assert!(buffer.take_whole().is_none());
+        assert_eq!(buffer.oldest_commit(), None);
     }
 
     #[test]
     fn a_transaction_whose_last_item_was_taken_before_its_end_is_committed_all_the_same() {
-        let mut batch = Batch::new(1, 1 << 20);
-        batch.count_filtered(&relation("ours"));
-        assert!(batch.take_whole().is_none(), "not before its end");
-        assert_eq!(batch.take_open().len(), 1);
-        batch.close_transaction(boundary(10));
-        let closed = batch.take_whole().unwrap();
+        let mut buffer = TransactionBuffer::new(1, 1 << 20);
+        buffer.count_filtered(&relation("ours"));
+        assert!(buffer.take_whole().is_none(), "not before its end");
+        assert_eq!(buffer.take_open().len(), 1);
+        buffer.close_transaction(boundary(10));
+        let closed = buffer.take_whole().unwrap();
         assert_eq!(
             (closed.items.len(), closed.boundary.end_lsn, closed.commits.len()),
             (0, Lsn(10), 1)
         );
-        assert!(batch.take_whole().is_none(), "once");
+        assert!(buffer.take_whole().is_none(), "once");
     }
 
     #[test]
     fn a_reader_is_told_with_the_commit_of_its_own_transaction() {
-        let mut batch = Batch::new(10, 1 << 20);
-        batch.count_filtered(&relation("ours"));
-        batch.close_transaction(boundary(10));
+        let mut buffer = TransactionBuffer::new(10, 1 << 20);
+        buffer.count_filtered(&relation("ours"));
+        buffer.close_transaction(boundary(10));
         let (reader, _outcome) = oneshot::channel();
-        batch.await_chunk(reader);
-        assert!(batch.take_whole().unwrap().chunks.is_empty(), "not with the one before");
-        batch.close_transaction(boundary(20));
-        let closed = batch.take_whole().unwrap();
+        buffer.push_chunk(MergedChunk { event: None, reader });
+        assert!(
+            buffer.take_whole().unwrap().chunks.is_empty(),
+            "not with the one before"
+        );
+        buffer.close_transaction(boundary(20));
+        let closed = buffer.take_whole().unwrap();
         assert_eq!(
             (closed.items.len(), closed.chunks.len()),
             (0, 1),

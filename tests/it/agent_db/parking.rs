@@ -425,8 +425,10 @@ async fn a_key_with_every_odd_character_is_parked_and_found_again() {
         .await;
     let due = control.due_failed_rows(10).await.unwrap();
     assert!(due.is_empty(), "the table is not synchronised (any more)");
-    control
-        .save_table(&twinlog::agent_db::TableProgress::new(t.table.clone()))
+    let record = twinlog::agent_db::TableRecord::new(t.table.clone());
+    fixture
+        .applier()
+        .write_table(&twinlog::agent_db::TableChange::Saved(record))
         .await
         .unwrap();
     let due = control.due_failed_rows(10).await.unwrap();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use twinlog::agent_db::{AgentError, Applier, Control, CopyPhase, Item, Segment, TableProgress, TableState};
+use twinlog::agent_db::{AgentError, Applier, Control, CopyPhase, Item, Segment, TableChange, TableRecord, TableState};
 use twinlog::config::{DatabaseUrl, SslMode};
 use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
 use twinlog::lsn::Lsn;
@@ -285,8 +285,12 @@ async fn a_copys_progress_is_committed_with_its_rows() {
     let control = Control::connect(&fixture.db.agent.database_url(), "slot", "control")
         .await
         .unwrap();
-    let mut progress = TableProgress::new(t.table.clone());
-    control.save_table(&progress).await.unwrap();
+    let mut progress = TableRecord::new(t.table.clone());
+    fixture
+        .applier()
+        .write_table(&TableChange::Saved(progress.clone()))
+        .await
+        .unwrap();
     progress.state = TableState::Copying;
     progress.phase = Some(CopyPhase::Rows);
     progress.last_key = Some(key(&["a\"b"]));
@@ -296,7 +300,7 @@ async fn a_copys_progress_is_committed_with_its_rows() {
     fixture
         .try_apply_items(vec![
             Item::Change(super::fixture::chunk(insert(&t, &["1"]))),
-            Item::CopyProgress(progress.clone()),
+            Item::Table(TableChange::Saved(progress.clone())),
             Item::Filtered {
                 relation: std::sync::Arc::clone(&t),
                 count: 4,
@@ -304,7 +308,7 @@ async fn a_copys_progress_is_committed_with_its_rows() {
         ])
         .await
         .unwrap();
-    assert_eq!(control.tables().await.unwrap(), [TableProgress::new(t.table.clone())]);
+    assert_eq!(control.tables().await.unwrap(), [TableRecord::new(t.table.clone())]);
     fixture.commit().await;
     assert_eq!(control.tables().await.unwrap(), [progress]);
     assert_eq!(

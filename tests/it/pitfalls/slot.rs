@@ -114,7 +114,7 @@ async fn a_publication_that_was_missing_for_a_while_is_named_and_got_over() {
         "it is said what to do",
         2 * SOON,
         async || daemon.output(),
-        |output| output.contains("held until somebody acts") && output.contains("publication"),
+        |output| output.contains("the stream is held") && output.contains("publication"),
     )
     .await;
     twins.drop_slot().await;

@@ -26,7 +26,7 @@ impl Writer {
                     self.truncate(truncate, ledger).await?;
                 }
                 Item::Filtered { relation, count } => ledger.filter(&relation.table, *count),
-                Item::CopyProgress(_) => {}
+                Item::Table(_) => {}
             }
         }
         self.write_plan(&plan, ledger).await?;

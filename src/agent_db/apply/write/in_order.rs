@@ -43,7 +43,7 @@ impl Writer {
                     self.truncate(truncate, ledger).await?;
                 }
                 Item::Filtered { relation, count } => ledger.filter(&relation.table, *count),
-                Item::CopyProgress(_) => {}
+                Item::Table(_) => {}
             }
         }
         if let Some(group) = run.take() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::change::{Change, Key, Operation, Origin, Relation, RelationId, Row, TableName, Truncate, Xid, overlay};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, Message, OldTuple, RelationMessage};
+use crate::replication::stream_error::StreamError;
 use crate::source::Fence;
 use crate::timestamp::PgTimestamp;
 
@@ -27,15 +28,15 @@ pub(in crate::replication) enum Event {
     Describe(RelationMessage),
     /// A row changed.
     Change(Change),
-    /// Tables were emptied, and those that the statement named and that are not ours.
+    /// Tables were emptied; beside them, those that the statement named and that are not selected.
     Truncate(Truncate, Vec<Arc<Relation>>),
-    /// A change of a table that is published but not ours.
+    /// A change of a table that is published and not selected.
     Filtered(Arc<Relation>),
     /// A mark of ours in the log.
     Fence(Fence),
     /// The transaction ends.
     Commit {
-        /// Its id.
+        /// The transaction's id on the Site DB.
         xid: Xid,
         /// The position after its commit record.
         end_lsn: Lsn,
@@ -46,93 +47,46 @@ pub(in crate::replication) enum Event {
     Nothing,
 }
 
-/// What the stream said cannot be.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamError {
-    /// Not a message of the protocol.
-    #[error("decode the replication stream")]
-    Decode(#[from] pgoutput::DecodeError),
-    /// Out of order.
-    #[error("the replication stream sent {what} {place}")]
-    Order {
-        /// The message.
-        what: &'static str,
-        /// Where.
-        place: &'static str,
-    },
-    /// BEGIN and COMMIT disagree.
-    #[error("the replication stream began a transaction that commits at {begun} and committed it at {committed}")]
-    CommitMismatch {
-        /// BEGIN's word.
-        begun: Lsn,
-        /// COMMIT's word.
-        committed: Lsn,
-    },
-    /// A change names a relation that was never described.
-    #[error("the replication stream changed relation {0}, which it never described")]
-    UnknownRelation(u32),
-    /// The table is matched by the configuration and published, but was not there when we set up.
-    #[error("table {0} has joined the publication")]
-    NewTable(TableName),
-    /// A row whose key the stream left out (pitfall P22).
-    #[error("a row of table {0} came without its primary key")]
-    Unidentifiable(TableName),
-}
-
-impl StreamError {
-    /// What to do about it.
-    #[must_use]
-    pub(in crate::replication) fn hint(&self) -> Option<String> {
-        match self {
-            Self::Unidentifiable(table) => Some(format!(
-                "on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;",
-                table.quoted()
-            )),
-            _ => None,
-        }
-    }
-}
-
 /// A relation of the stream.
 #[derive(Debug)]
-enum Known {
-    /// Ours, with the message that described it.
-    Ours(Arc<Relation>, RelationMessage),
-    /// Ours, and not answered yet.
-    Asked,
-    /// Published, not ours: only its name is known.
-    Other(Arc<Relation>),
-    /// Ours by its name, and unknown to the set-up. A server describes partitions that are published as their root, too,
-    /// and never changes them; so this is an error with the first change only.
-    New(TableName),
+enum StreamRelation {
+    /// Synchronised, with the message that described it.
+    Synchronised(Arc<Relation>, RelationMessage),
+    /// Synchronised, and not looked up in the Agent DB yet.
+    Undescribed,
+    /// Published and not selected: only its name is known.
+    NotSelected(Arc<Relation>),
+    /// Selected, and unknown to the start. A server describes partitions that are published as their root, too, and never
+    /// changes them; so this is an error with the first change only.
+    JoinedLater(TableName),
 }
 
 /// The transaction that is being received.
 #[derive(Debug, Clone, Copy)]
-struct Open {
+struct OpenTransaction {
     xid: Xid,
     commit_lsn: Lsn,
     /// Before the checkpoint: the server may send again what is durable already (pitfall P7).
     done_before: bool,
 }
 
-/// Decides whether a table is ours: in the set-up's list, matched but new, or none of our business.
+/// Whether a table that the stream describes is synchronised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::replication) enum Membership {
-    /// Synchronised.
-    Ours,
-    /// Should be, but joined after the set-up.
-    New,
-    /// Not matched by `sync.tables`.
-    Other,
+    /// The start has found it.
+    Synchronised,
+    /// `sync.tables` selects it, but it joined the publication after the start.
+    JoinedLater,
+    /// `sync.tables` does not select it.
+    NotSelected,
 }
 
 /// See the module's header.
 pub(in crate::replication) struct Assembler {
     resume_after: Lsn,
     membership: Box<dyn Fn(&TableName) -> Membership + Send>,
-    relations: HashMap<RelationId, Known>,
-    open: Option<Open>,
+    relations: HashMap<RelationId, StreamRelation>,
+    open: Option<OpenTransaction>,
 }
 
 impl std::fmt::Debug for Assembler {
@@ -159,7 +113,8 @@ impl Assembler {
 
     /// Answers [`Event::Describe`].
     pub(in crate::replication) fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
-        self.relations.insert(message.id, Known::Ours(relation, message));
+        self.relations
+            .insert(message.id, StreamRelation::Synchronised(relation, message));
     }
 
     /// The transaction that is being received.
@@ -183,7 +138,7 @@ impl Assembler {
                 }
                 // Records never overlap: a commit record that starts before the checkpoint ends at or before it.
                 let done_before = begin.final_lsn < self.resume_after;
-                self.open = Some(Open {
+                self.open = Some(OpenTransaction {
                     xid: begin.xid,
                     commit_lsn: begin.final_lsn,
                     done_before,
@@ -194,7 +149,7 @@ impl Assembler {
                 })
             }
             Message::Commit(commit) => {
-                let open = self.open.take().ok_or(OUTSIDE("COMMIT"))?;
+                let open = self.open.take().ok_or_else(|| outside("COMMIT"))?;
                 if open.commit_lsn != commit.commit_lsn {
                     return Err(StreamError::CommitMismatch {
                         begun: open.commit_lsn,
@@ -239,7 +194,7 @@ impl Assembler {
             Message::Truncate(truncate) => self.truncate(&truncate),
             Message::Logical(message) => {
                 if message.transactional && self.open.is_none() {
-                    return Err(OUTSIDE("a transactional message"));
+                    return Err(outside("a transactional message"));
                 }
                 if self.open.is_some_and(|open| open.done_before) {
                     return Ok(Event::Nothing);
@@ -251,21 +206,22 @@ impl Assembler {
     }
 
     fn relation_message(&mut self, message: RelationMessage) -> Result<Event, StreamError> {
-        if let Some(Known::Ours(_, known)) = self.relations.get(&message.id)
+        if let Some(StreamRelation::Synchronised(_, known)) = self.relations.get(&message.id)
             && *known == message
         {
             return Ok(Event::Nothing);
         }
         match (self.membership)(&message.table) {
-            Membership::Ours => {
-                self.relations.insert(message.id, Known::Asked);
+            Membership::Synchronised => {
+                self.relations.insert(message.id, StreamRelation::Undescribed);
                 Ok(Event::Describe(message))
             }
-            Membership::New => {
-                self.relations.insert(message.id, Known::New(message.table));
+            Membership::JoinedLater => {
+                self.relations
+                    .insert(message.id, StreamRelation::JoinedLater(message.table));
                 Ok(Event::Nothing)
             }
-            Membership::Other => {
+            Membership::NotSelected => {
                 let (id, table) = (message.id, message.table);
                 let relation = Relation {
                     id,
@@ -273,7 +229,8 @@ impl Assembler {
                     columns: Box::default(),
                     key: Box::default(),
                 };
-                self.relations.insert(id, Known::Other(Arc::new(relation)));
+                self.relations
+                    .insert(id, StreamRelation::NotSelected(Arc::new(relation)));
                 Ok(Event::Nothing)
             }
         }
@@ -281,19 +238,19 @@ impl Assembler {
 
     /// The relation of a change that counts; `None` where it is not ours or was durable before.
     fn changed(&self, id: RelationId, what: &'static str) -> Result<Option<&Arc<Relation>>, StreamError> {
-        let open = self.open.ok_or(OUTSIDE(what))?;
+        let open = self.open.ok_or_else(|| outside(what))?;
         match self.relations.get(&id) {
-            Some(Known::Ours(relation, _)) => Ok((!open.done_before).then_some(relation)),
-            Some(Known::Other(_)) => Ok(None),
-            Some(Known::New(_)) if open.done_before => Ok(None),
-            Some(Known::New(table)) => Err(StreamError::NewTable(table.clone())),
-            Some(Known::Asked) | None => Err(StreamError::UnknownRelation(id.0)),
+            Some(StreamRelation::Synchronised(relation, _)) => Ok((!open.done_before).then_some(relation)),
+            Some(StreamRelation::NotSelected(_)) => Ok(None),
+            Some(StreamRelation::JoinedLater(_)) if open.done_before => Ok(None),
+            Some(StreamRelation::JoinedLater(table)) => Err(StreamError::NewTable(table.clone())),
+            Some(StreamRelation::Undescribed) | None => Err(StreamError::UnknownRelation(id.0)),
         }
     }
 
     fn skipped(&self, id: RelationId) -> Event {
         match (self.relations.get(&id), self.open) {
-            (Some(Known::Other(relation)), Some(Open { done_before: false, .. })) => {
+            (Some(StreamRelation::NotSelected(relation)), Some(OpenTransaction { done_before: false, .. })) => {
                 Event::Filtered(Arc::clone(relation))
             }
             _ => Event::Nothing,
@@ -325,10 +282,12 @@ impl Assembler {
     }
 }
 
-const OUTSIDE: fn(&'static str) -> StreamError = |what| StreamError::Order {
-    what,
-    place: "outside of a transaction",
-};
+fn outside(what: &'static str) -> StreamError {
+    StreamError::Order {
+        what,
+        place: "outside of a transaction",
+    }
+}
 
 fn unidentifiable(relation: &Relation) -> StreamError {
     StreamError::Unidentifiable(relation.table.clone())

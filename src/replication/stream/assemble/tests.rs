@@ -10,9 +10,9 @@ const TABLE: RelationId = RelationId(7);
 
 fn assembler(resume_after: u64) -> Assembler {
     Assembler::new(Lsn(resume_after), |table| match &*table.name {
-        "t" => Membership::Ours,
-        "new" => Membership::New,
-        _ => Membership::Other,
+        "t" => Membership::Synchronised,
+        "new" => Membership::JoinedLater,
+        _ => Membership::NotSelected,
     })
 }
 

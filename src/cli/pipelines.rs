@@ -1,0 +1,30 @@
+//! The daemon's pipelines, as the configuration describes them: one today.
+
+use crate::config::Config;
+use crate::replication::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings};
+
+/// The pipeline of `[site]`, `[agent]` and `[sync]`.
+pub(super) fn pipeline(config: &Config) -> PipelineSettings {
+    let sync = &config.sync;
+    PipelineSettings {
+        pipeline: sync.slot.clone(),
+        site: config.site.url.clone(),
+        agent: config.agent.url.clone(),
+        slot: sync.slot.clone(),
+        publication: sync.publication.clone(),
+        tables: sync.tables.clone(),
+        batch: BatchLimits {
+            rows: sync.batch_rows,
+            bytes: sync.batch_bytes,
+        },
+        copies: CopySettings {
+            chunk_rows: sync.copy_chunk_rows,
+            workers: sync.copy_workers,
+        },
+        parking: ParkingSettings {
+            max_rows: sync.max_failed_rows,
+            retry: (sync.retry_initial, sync.retry_max),
+        },
+        reconnect: (sync.reconnect_initial, sync.reconnect_max),
+    }
+}

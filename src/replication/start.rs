@@ -1,0 +1,429 @@
+//! A start, from the first connection to the first byte of the stream, in steps:
+//!
+//! 1. *connect*: the Agent DB (schema, the slot's lock), the Site DB (publication, tables), the replication connection;
+//! 2. *prove the slot*: what the Agent DB remembers against what the Site DB says ([`slot::judge`] decides);
+//! 3. *take a position*: resume, adopt the slot, create it, or go on over a gap that a person accepted;
+//! 4. *register the tables*: what happened to them while no daemon looked (`tables::at_start`);
+//! 5. *start streaming*, and look at the slot once more.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::agent_db::{Applier, ApplierSettings, Checkpoint, Control, SourceIdentity, StoredCheckpoint};
+use crate::change::{Shape, TableName};
+use crate::failpoint;
+use crate::lsn::Lsn;
+use crate::migrations;
+use crate::source::publication::{self, Prepared};
+use crate::source::visibility::blockers;
+use crate::source::{self, Selection, SlotFacts, Source};
+use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName};
+
+use super::error::SyncError;
+use super::resync;
+use super::settings::PipelineSettings;
+use super::slot::{self, GapReason, SourceFacts, Verdict, parse_history};
+use super::status::sync_status::SyncStatus;
+use super::tables::at_start::AtStart;
+use super::tables::book::TableBook;
+use super::tables::life::TableEvent;
+
+/// How long creating a slot may wait for older transactions before it says which hold it up (pitfall P12).
+const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A stream that is ready to be read, and everything that was learned on the way.
+pub(super) struct Started {
+    pub(super) applier: Applier,
+    pub(super) identity: SourceIdentity,
+    pub(super) tables: TableBook,
+    pub(super) prepared: Prepared,
+    pub(super) resume_after: Lsn,
+    /// The slot was created by this start.
+    pub(super) fresh_slot: bool,
+    pub(super) frames: FrameStream,
+    pub(super) feedback: Feedback,
+}
+
+/// What a start is told.
+#[derive(Clone, Copy)]
+pub(super) struct Start<'a> {
+    pub(super) settings: &'a PipelineSettings,
+    pub(super) selection: &'a Selection,
+    pub(super) slot: &'a SlotName,
+    pub(super) status: &'a SyncStatus,
+}
+
+/// Step 1: the connections, with what is known through them.
+struct Connected {
+    applier: Applier,
+    control: Control,
+    source: Source,
+    prepared: Prepared,
+    replication: ReplicationConnection,
+}
+
+/// Step 2: what is to be done about the slot, and from which facts that follows.
+struct Proof {
+    identity: SourceIdentity,
+    slot: Option<SlotFacts>,
+    stored: Option<StoredCheckpoint>,
+    verdict: Verdict,
+}
+
+/// Step 3: where the stream goes on.
+struct Position {
+    resume_after: Lsn,
+    fresh_slot: bool,
+}
+
+impl Start<'_> {
+    /// Takes all the steps.
+    pub(super) async fn run(&self, stop: &CancellationToken) -> Result<Started, SyncError> {
+        let mut connected = Box::pin(self.connect()).await?;
+        let proof = Box::pin(self.prove_slot(&mut connected)).await?;
+        let mut tables = TableBook::new(connected.control.tables().await?);
+        let position = Box::pin(self.take_position(&mut connected, &proof, &mut tables)).await?;
+        Box::pin(self.register_tables(&mut connected, &mut tables, proof.stored.is_none())).await?;
+        let Connected {
+            mut applier,
+            source,
+            prepared,
+            replication,
+            ..
+        } = connected;
+        let streaming = self.start_streaming(
+            replication,
+            &mut applier,
+            &source,
+            prepared.version,
+            position.resume_after,
+        );
+        let (frames, feedback) = Box::pin(streaming).await?;
+        if stop.is_cancelled() {
+            return Err(SyncError::StreamEnded);
+        }
+        Ok(Started {
+            applier,
+            identity: proof.identity,
+            tables,
+            prepared,
+            resume_after: position.resume_after,
+            fresh_slot: position.fresh_slot,
+            frames,
+            feedback,
+        })
+    }
+
+    async fn connect(&self) -> Result<Connected, SyncError> {
+        let PipelineSettings {
+            site,
+            agent,
+            slot,
+            parking,
+            ..
+        } = self.settings;
+        migrations::apply_twinlog(agent).await?;
+        let applier_settings = ApplierSettings {
+            application_name: "twinlog sink".to_owned(),
+            max_failed_rows: parking.max_rows,
+            retry_initial: parking.retry.0,
+            retry_max: parking.retry.1,
+        };
+        let mut applier = Box::pin(Applier::connect(agent, slot, applier_settings)).await?;
+        let source = Source::connect(site).await?;
+        let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
+        for table in prepared.tables.values() {
+            // Better said at once than at the first row.
+            applier.resolve(&table.describe()).await?;
+        }
+        let replication = ReplicationConnection::connect(site, &self.application_name()).await?;
+        let control = Control::connect(agent, slot, "twinlog setup").await?;
+        Ok(Connected {
+            applier,
+            control,
+            source,
+            prepared,
+            replication,
+        })
+    }
+
+    async fn prove_slot(&self, connected: &mut Connected) -> Result<Proof, SyncError> {
+        let PipelineSettings {
+            site,
+            slot: name,
+            publication,
+            ..
+        } = self.settings;
+        let replication = &mut connected.replication;
+        let system = replication.identify_system().await?;
+        let stored = connected.applier.durable_checkpoint().await?;
+        let identity = SourceIdentity {
+            system_identifier: system.system_identifier,
+            timeline: system.timeline,
+            database: site.database.clone(),
+            slot: name.clone(),
+            publication: publication.clone(),
+        };
+        let mut history = Vec::new();
+        if stored
+            .as_ref()
+            .is_some_and(|stored| stored.checkpoint.identity.timeline != system.timeline)
+        {
+            let rows = replication
+                .simple_query(&format!("TIMELINE_HISTORY {}", system.timeline))
+                .await?;
+            history = rows
+                .first()
+                .and_then(|row| row.get(1)?.as_deref())
+                .map(parse_history)
+                .unwrap_or_default();
+        }
+        let facts = SourceFacts {
+            identity: identity.clone(),
+            wal_end: system.position,
+            history,
+        };
+        let slot = source::slot(connected.source.client(), name, connected.prepared.version).await?;
+        if let Some(slot) = &slot
+            && slot.database != site.database
+        {
+            return Err(SyncError::SlotElsewhere {
+                slot: name.clone(),
+                database: slot.database.clone(),
+            });
+        }
+        self.status.set_gap(
+            stored
+                .as_ref()
+                .and_then(|stored| stored.gap.as_ref())
+                .map(|gap| gap.reason.clone()),
+        );
+        let verdict = slot::judge(slot.as_ref(), stored.as_ref(), &facts);
+        Ok(Proof {
+            identity,
+            slot,
+            stored,
+            verdict,
+        })
+    }
+
+    async fn take_position(
+        &self,
+        connected: &mut Connected,
+        proof: &Proof,
+        tables: &mut TableBook,
+    ) -> Result<Position, SyncError> {
+        let standing = |resume_after| Position {
+            resume_after,
+            fresh_slot: false,
+        };
+        match &proof.verdict {
+            Verdict::Resume(position) => Ok(standing(*position)),
+            Verdict::Adopt(position) => {
+                let checkpoint = checkpoint(&proof.identity, *position);
+                connected.applier.initialise_checkpoint(&checkpoint).await?;
+                Ok(standing(*position))
+            }
+            Verdict::Create => Ok(Position {
+                resume_after: self.create_slot(connected, &proof.identity).await?,
+                fresh_slot: true,
+            }),
+            Verdict::Gap(reason) => {
+                if !self.accept_gap(connected, reason, tables).await? {
+                    return Err(SyncError::Gap(reason.clone()));
+                }
+                Ok(standing(self.position_after_gap(connected, proof, reason).await?))
+            }
+            Verdict::WrongPlugin(plugin) => Err(SyncError::WrongPlugin {
+                slot: self.settings.slot.clone(),
+                plugin: plugin.clone(),
+            }),
+        }
+    }
+
+    async fn create_slot(&self, connected: &mut Connected, identity: &SourceIdentity) -> Result<Lsn, SyncError> {
+        let created = match connected.replication.create_slot(self.slot, SLOT_LOCK_TIMEOUT).await {
+            Ok(created) => created,
+            Err(error) => {
+                if error.fault() == Some(ServerFault::LockTimeout) {
+                    let pids = blockers(connected.source.client()).await;
+                    warn!(slot = %self.slot, pids, "creating the slot waits for older transactions of the Site DB to end");
+                }
+                return Err(error.into());
+            }
+        };
+        failpoint::reach(failpoint::name::SLOT_AFTER_CREATE);
+        info!(slot = %self.slot, position = %created.consistent_point, "slot created");
+        let checkpoint = checkpoint(identity, created.consistent_point);
+        connected.applier.initialise_checkpoint(&checkpoint).await?;
+        Ok(created.consistent_point)
+    }
+
+    /// Rows may be missing. Only a person's `resync --all` lets the stream go on: then every table is read again before
+    /// anything is called healthy. Returns whether there is one.
+    async fn accept_gap(
+        &self,
+        connected: &mut Connected,
+        reason: &GapReason,
+        tables: &mut TableBook,
+    ) -> Result<bool, SyncError> {
+        let Connected {
+            applier,
+            control,
+            prepared,
+            ..
+        } = connected;
+        if reason.outlives_its_cause() {
+            applier.set_gap(&reason.to_string()).await?;
+        }
+        let commands = control.open_commands().await?;
+        let Some(command) = commands.into_iter().find(resync::is_of_all) else {
+            return Ok(false);
+        };
+        // From here on the checkpoint is another: only the mark says that rows may be missing.
+        applier.set_gap(&reason.to_string()).await?;
+        self.status.set_gap(Some(reason.to_string()));
+        warn!(command = command.id, reason = %reason, "going on over a gap: every table is read again");
+        // What it had read before the gap counts no more.
+        control
+            .command_progress(command.id, &serde_json::json!({ "tables": [] }))
+            .await?;
+        for table in prepared.tables.keys() {
+            let event = TableEvent::GapAccepted { command: command.id };
+            if let Some(change) = tables.take(table, event)? {
+                applier.write_table(&change).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The slot goes on where it stands, if it still can; else a new one begins.
+    async fn position_after_gap(
+        &self,
+        connected: &mut Connected,
+        proof: &Proof,
+        reason: &GapReason,
+    ) -> Result<Lsn, SyncError> {
+        let standing = proof.slot.as_ref().and_then(|slot| slot.confirmed_flush);
+        match standing {
+            Some(position) if !matches!(reason, GapReason::SlotLost(_)) => {
+                let checkpoint = checkpoint(&proof.identity, position);
+                connected.applier.initialise_checkpoint(&checkpoint).await?;
+                Ok(position)
+            }
+            _ => {
+                if proof.slot.is_some() {
+                    connected.replication.drop_slot(self.slot).await?;
+                }
+                self.create_slot(connected, &proof.identity).await
+            }
+        }
+    }
+
+    /// Writes what happened to the tables since they were stored.
+    async fn register_tables(
+        &self,
+        connected: &mut Connected,
+        tables: &mut TableBook,
+        checkpoint_lost: bool,
+    ) -> Result<(), SyncError> {
+        let Connected {
+            applier,
+            control,
+            prepared,
+            ..
+        } = connected;
+        let shapes = control.shapes().await?;
+        let found: BTreeMap<TableName, Shape> = prepared
+            .tables
+            .iter()
+            .map(|(name, table)| (name.clone(), table.shape()))
+            .collect();
+        let at_start = AtStart {
+            stored: tables.records(),
+            shapes: &shapes,
+            found: &found,
+            checkpoint_lost,
+        };
+        for due in at_start.due() {
+            if let Some(event) = due.event {
+                if let Some(why) = due.why {
+                    warn!(table = %due.table, event = event.name(), why, "the table's state is another one at this start");
+                }
+                if let Some(change) = tables.take(&due.table, event)? {
+                    applier.write_table(&change).await?;
+                }
+            }
+            if let Some(shape) = due.shape {
+                applier.remember_shape(&due.table, &shape).await?;
+            }
+        }
+        tables.publish();
+        Ok(())
+    }
+
+    async fn start_streaming(
+        &self,
+        replication: ReplicationConnection,
+        applier: &mut Applier,
+        source: &Source,
+        version: i32,
+        resume_after: Lsn,
+    ) -> Result<(FrameStream, Feedback), SyncError> {
+        let publications = [self.settings.publication.clone()];
+        let stream = match replication
+            .start_replication(self.slot, resume_after, &publications)
+            .await
+        {
+            Ok(stream) => stream,
+            Err(error) => {
+                if error.fault() == Some(ServerFault::SlotActive) {
+                    self.end_leftover(source).await;
+                }
+                return Err(error.into());
+            }
+        };
+        // Between the look at the slot and the start somebody may have moved it; the server would silently go on from
+        // there (it never goes back behind what was confirmed).
+        let slot = source::slot(source.client(), &self.settings.slot, version).await?;
+        if let Some(position) = slot.and_then(|slot| slot.confirmed_flush)
+            && position > resume_after
+        {
+            let reason = GapReason::SlotAhead {
+                slot: position,
+                checkpoint: resume_after,
+            };
+            applier.set_gap(&reason.to_string()).await?;
+            return Err(SyncError::Gap(reason));
+        }
+        Ok(stream)
+    }
+
+    /// A walsender that still serves a dead predecessor of ours keeps the slot busy until the server notices. It bears
+    /// our name, and the lock on the Agent DB says that no other process of that name is alive: end it (pitfall P13).
+    async fn end_leftover(&self, source: &Source) {
+        let ended = source::end_reader(source.client(), self.slot.as_str(), &self.application_name()).await;
+        if matches!(ended, Ok(true)) {
+            info!(slot = %self.slot, "ended the replication connection of a predecessor");
+        }
+    }
+
+    /// The replication connection's name: the same for every daemon of this Agent DB and slot, and no other's, so that a
+    /// leftover of ours can be told from a stranger.
+    fn application_name(&self) -> String {
+        let hash = Sha256::digest(format!("{} {}", self.settings.agent, self.slot));
+        format!("twinlog stream {}", hex::encode(&hash[..8]))
+    }
+}
+
+fn checkpoint(identity: &SourceIdentity, end_lsn: Lsn) -> Checkpoint {
+    Checkpoint {
+        identity: identity.clone(),
+        end_lsn,
+        source_commit_at: None,
+    }
+}

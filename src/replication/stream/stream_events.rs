@@ -1,0 +1,186 @@
+//! What each event of the stream does: buffered, counted, merged with a chunk, or asked of the Agent DB.
+
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use tracing::debug;
+
+use crate::agent_db::Item;
+use crate::change::{Identity, Relation, RelationId, TableDescription};
+use crate::copy::{CopyStep, Delivery, InvalidChunk};
+use crate::failpoint;
+use crate::pgoutput::{RelationMessage, ReplicaIdentity};
+use crate::replication::error::SyncError;
+use crate::replication::tables::life::TableEvent;
+use crate::source::{ChunkId, Fence};
+
+use super::assemble::Event;
+use super::buffer::{Boundary, MergedChunk};
+use super::stream_loop::StreamLoop;
+
+impl StreamLoop {
+    pub(super) async fn event(&mut self, event: Event) -> Result<(), SyncError> {
+        match event {
+            Event::Change(change) => {
+                if self.windows.watches(change.relation.id)
+                    && let Some(xid) = self.assembler.open_xid()
+                {
+                    self.windows.observe(xid, &change);
+                }
+                self.progress.effect();
+                self.buffer.push(Item::Change(change));
+            }
+            Event::Begin {
+                committed_at,
+                commit_lsn,
+            } => {
+                self.progress.begin();
+                self.open_lsn = commit_lsn;
+                self.open_committed_at = Some(committed_at);
+            }
+            Event::Commit {
+                xid,
+                end_lsn,
+                committed_at,
+            } => {
+                self.windows.committed(xid);
+                self.progress.commit(end_lsn);
+                self.buffer.close_transaction(Boundary { end_lsn, committed_at });
+                self.open_committed_at = None;
+            }
+            Event::Describe(message) => self.describe(message).await?,
+            Event::Truncate(truncate, others) => {
+                for relation in &others {
+                    self.progress.effect();
+                    self.buffer.count_filtered(relation);
+                }
+                for relation in &truncate.relations {
+                    self.windows.truncated(relation.id);
+                }
+                if !truncate.relations.is_empty() {
+                    self.progress.effect();
+                    self.buffer.push(Item::Truncate(truncate));
+                }
+            }
+            Event::Filtered(relation) => {
+                self.progress.effect();
+                self.buffer.count_filtered(&relation);
+            }
+            Event::Fence(Fence::Low(id)) => {
+                if let Some(relation) = self.chunks.relation(id) {
+                    self.windows.open(id, relation);
+                }
+            }
+            Event::Fence(Fence::High(id)) => self.merge(id).await?,
+            Event::Nothing => {}
+        }
+        Ok(())
+    }
+
+    async fn describe(&mut self, message: RelationMessage) -> Result<(), SyncError> {
+        let identity = match message.replica_identity {
+            ReplicaIdentity::Full => Identity::Full,
+            _ => Identity::Columns(
+                message
+                    .columns
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(index, column)| column.part_of_key.then_some(index))
+                    .collect(),
+            ),
+        };
+        let description = TableDescription {
+            id: message.id,
+            table: message.table.clone(),
+            columns: message.columns.iter().map(|column| Arc::clone(&column.name)).collect(),
+            identity,
+        };
+        let resolved = self.resolve(description).await??;
+        let relation = self.canonical(message.id, resolved).await?;
+        self.assembler.describe(message, relation);
+        Ok(())
+    }
+
+    /// The high fence of a chunk: what was read takes its place in the stream.
+    async fn merge(&mut self, id: ChunkId) -> Result<(), SyncError> {
+        let Some((delivery, reader)) = self.chunks.take(id) else {
+            // Another run's, or withdrawn: the window, if any, goes.
+            let _ = self.windows.close(id, None);
+            return Ok(());
+        };
+        let (read, step) = match delivery {
+            Some(Delivery { read, step }) => (Some(read), step),
+            None => (None, None),
+        };
+        let described = read.as_ref().map(|read| Arc::clone(&read.relation));
+        let known = described
+            .as_ref()
+            .and_then(|described| self.relations.get(&described.id).cloned());
+        let outdated = matches!((&known, &described), (Some(known), Some(read)) if !same_shape(known, read));
+        let changes = match self.windows.close(id, read) {
+            Ok(changes) if !outdated => changes,
+            result => {
+                let invalid = result.err().unwrap_or(InvalidChunk::RelationChanged);
+                debug!(reason = invalid.as_str(), "a chunk has to be read again");
+                // A reader that no longer waits has been stopped.
+                let _ = reader.send(Err(invalid));
+                return Ok(());
+            }
+        };
+        self.progress.effect();
+        for mut change in changes {
+            if let Some(known) = &known {
+                change.relation = Arc::clone(known);
+            }
+            self.buffer.push(Item::Change(change));
+            if self.buffer.is_full() {
+                self.make_room().await?;
+            }
+        }
+        let event = described
+            .zip(step)
+            .map(|(relation, step)| (relation.table.clone(), self.table_event(step)));
+        self.buffer.push_chunk(MergedChunk { event, reader });
+        failpoint::reach(failpoint::name::COPY_AFTER_MERGE);
+        Ok(())
+    }
+
+    /// What a merged chunk is in the life of its table.
+    fn table_event(&self, step: CopyStep) -> TableEvent {
+        match step {
+            CopyStep::Chunk { rows, last_key } => TableEvent::ChunkDone { rows, last_key },
+            CopyStep::PhaseFinished { rows } => TableEvent::PhaseFinished { rows },
+            CopyStep::Finished { rows } => TableEvent::CopyFinished {
+                rows,
+                at: OffsetDateTime::now_utc(),
+                lsn: self.open_lsn,
+            },
+        }
+    }
+
+    /// The one `Arc` of a table. A new shape replaces it, after everything of the old one was handed over.
+    pub(super) async fn canonical(
+        &mut self,
+        id: RelationId,
+        relation: Arc<Relation>,
+    ) -> Result<Arc<Relation>, SyncError> {
+        match self.relations.get(&id) {
+            Some(known) if same_shape(known, &relation) && known.table == relation.table => {
+                return Ok(Arc::clone(known));
+            }
+            Some(_) => {
+                self.windows.relation_changed(id);
+                self.commit_whole().await?;
+                self.apply_open().await?;
+            }
+            None => {}
+        }
+        self.relations.insert(id, Arc::clone(&relation));
+        Ok(relation)
+    }
+}
+
+/// Whether two descriptions of a table give the same row images.
+fn same_shape(one: &Relation, other: &Relation) -> bool {
+    one.columns == other.columns && one.key == other.key
+}

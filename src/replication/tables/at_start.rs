@@ -1,0 +1,158 @@
+//! Which events a start owes the tables: what is stored about them, compared with what the Site DB has now. Pure.
+//!
+//! Every table that is synchronised has its row, and no other: one that comes back later has missed changes and must be
+//! copied anew. So must one that is not what it was when it was copied.
+
+use std::collections::BTreeMap;
+
+use crate::agent_db::{TableRecords, TableState};
+use crate::change::{Shape, TableName};
+
+use super::life::TableEvent;
+
+/// What is due for a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::replication) struct Due {
+    /// The table.
+    pub(in crate::replication) table: TableName,
+    /// What happened to it; `None` where it only has a new shape.
+    pub(in crate::replication) event: Option<TableEvent>,
+    /// What to tell people about it.
+    pub(in crate::replication) why: Option<&'static str>,
+    /// Its shape, where another one is stored. To be stored after the event: a start that is interrupted between the two
+    /// then finds the same event due again.
+    pub(in crate::replication) shape: Option<Shape>,
+}
+
+/// What a start knows of the tables.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::replication) struct AtStart<'a> {
+    /// The stored states.
+    pub(in crate::replication) stored: &'a TableRecords,
+    /// The stored shapes, under which the tables were copied.
+    pub(in crate::replication) shapes: &'a BTreeMap<TableName, Shape>,
+    /// The shapes of the tables that the Site DB publishes, that are selected, and that the Agent DB can take.
+    pub(in crate::replication) found: &'a BTreeMap<TableName, Shape>,
+    /// No checkpoint was stored.
+    pub(in crate::replication) checkpoint_lost: bool,
+}
+
+impl AtStart<'_> {
+    /// What is due.
+    pub(in crate::replication) fn due(&self) -> Vec<Due> {
+        let left = self
+            .stored
+            .keys()
+            .filter(|table| !self.found.contains_key(*table))
+            .map(|table| Due {
+                table: table.clone(),
+                event: Some(TableEvent::LeftPublication),
+                why: Some("it is not published or not selected any more"),
+                shape: None,
+            });
+        left.chain(self.found.iter().filter_map(|(table, shape)| self.of(table, shape)))
+            .collect()
+    }
+
+    fn of(&self, table: &TableName, shape: &Shape) -> Option<Due> {
+        let (stored, before) = (self.stored.get(table), self.shapes.get(table));
+        let outdated = before.and_then(|before| before.outdated_by(shape));
+        let (event, why) = match (stored.map(|record| record.state), outdated) {
+            (None, _) => (Some(TableEvent::SeenFirst), None),
+            (Some(_), Some(why)) => (Some(TableEvent::ShapeOutdated), Some(why)),
+            // A table that was found can be read and written: nothing holds it any more.
+            (Some(TableState::Held), None) => (Some(TableEvent::Released), Some("what held it is gone")),
+            (Some(_), None) if self.checkpoint_lost => (Some(TableEvent::CheckpointLost), None),
+            (Some(_), None) => (None, None),
+        };
+        let shape = (before != Some(shape)).then(|| shape.clone());
+        (event.is_some() || shape.is_some()).then(|| Due {
+            table: table.clone(),
+            event,
+            why,
+            shape,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent_db::TableRecord;
+
+    fn table(name: &str) -> TableName {
+        TableName::new("public", name)
+    }
+
+    fn shape(oid: u32) -> Shape {
+        Shape {
+            oid,
+            membership: String::new(),
+            columns: Vec::new(),
+            row_filter: None,
+        }
+    }
+
+    fn shapes(of: &[(&str, u32)]) -> BTreeMap<TableName, Shape> {
+        of.iter().map(|(name, oid)| (table(name), shape(*oid))).collect()
+    }
+
+    fn stored(of: &[(&str, TableState)]) -> TableRecords {
+        of.iter()
+            .map(|(name, state)| {
+                let mut record = TableRecord::new(table(name));
+                record.state = *state;
+                (table(name), record)
+            })
+            .collect()
+    }
+
+    fn due(checkpoint_lost: bool) -> Vec<(String, Option<TableEvent>, bool)> {
+        let stored = stored(&[
+            ("gone", TableState::Streaming),
+            ("held", TableState::Held),
+            ("other", TableState::Streaming),
+            ("same", TableState::Streaming),
+            ("unshaped", TableState::Copying),
+        ]);
+        let before = shapes(&[("gone", 1), ("held", 2), ("other", 3), ("same", 4)]);
+        let found = shapes(&[("held", 2), ("new", 9), ("other", 8), ("same", 4), ("unshaped", 5)]);
+        let at_start = AtStart {
+            stored: &stored,
+            shapes: &before,
+            found: &found,
+            checkpoint_lost,
+        };
+        at_start
+            .due()
+            .into_iter()
+            .map(|due| (due.table.name.to_string(), due.event, due.shape.is_some()))
+            .collect()
+    }
+
+    #[test]
+    fn a_start_owes_each_table_what_happened_while_no_daemon_looked() {
+        let row = |name: &str, event, shape| (name.to_owned(), event, shape);
+        assert_eq!(
+            due(false),
+            [
+                row("gone", Some(TableEvent::LeftPublication), false),
+                row("held", Some(TableEvent::Released), false),
+                row("new", Some(TableEvent::SeenFirst), true),
+                row("other", Some(TableEvent::ShapeOutdated), true),
+                // Of an older version, which did not store shapes.
+                row("unshaped", None, true),
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_checkpoint_every_known_table_is_told() {
+        let lost: Vec<String> = due(true)
+            .into_iter()
+            .filter(|(_, event, _)| *event == Some(TableEvent::CheckpointLost))
+            .map(|(name, ..)| name)
+            .collect();
+        assert_eq!(lost, ["same", "unshaped"]);
+    }
+}
