@@ -67,6 +67,7 @@ async fn serve_and_run_with_a_wrong_configuration_list_everything_and_end_with_2
         "#,
     )
     .unwrap();
+
     for command in ["serve", "run"] {
         let mut process = Process::start_with(&file, &[command], &[]);
         assert_eq!(process.wait(SOON).await.code(), Some(2), "{}", process.output());
@@ -82,6 +83,7 @@ async fn serve_and_run_with_a_wrong_configuration_list_everything_and_end_with_2
             "did you mean",
             "sha256",
         ];
+
         // The server does well without the Agent DB.
         if command == "run" {
             keys.push("agent.url is missing");

@@ -185,6 +185,7 @@ fn screen(output: &str) -> Vec<String> {
 
 #[test]
 fn on_a_terminal_the_live_line_tears_no_other() {
+    // GIVEN a demo on a terminal
     let size = Winsize {
         ws_row: 100,
         ws_col: COLUMNS,
@@ -202,6 +203,8 @@ fn on_a_terminal_the_live_line_tears_no_other() {
         .spawn()
         .unwrap();
     drop(terminal.slave);
+
+    // WHEN it runs to its end
     let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
     let mut master = std::fs::File::from(terminal.master);
     // The terminal's end is an error, not an end of file.
@@ -210,6 +213,8 @@ fn on_a_terminal_the_live_line_tears_no_other() {
     }
     assert!(demo.wait().unwrap().success());
     let output = String::from_utf8(output).unwrap();
+
+    // THEN each line stands on the screen once, and the live line is gone
     let screen = screen(&output);
     let shown = screen.join("\n");
     let spinning = |text: &str| {

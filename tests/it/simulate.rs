@@ -107,6 +107,8 @@ async fn a_person_who_writes_to_it_reaches_a_server_that_has_what_it_printed() {
         "222=two==",
     ])
     .await;
+
+    // WHEN what it prints is pasted
     let printed = process.output();
     let pasted = printed.split("twinlog.toml:\n\n").nth(1).unwrap();
     let pasted = pasted.split("\n\nWebhooks go to ").next().unwrap();
@@ -123,6 +125,7 @@ async fn a_person_who_writes_to_it_reaches_a_server_that_has_what_it_printed() {
     let loaded = config::load(Some(&config.path()), needs).unwrap();
     assert_eq!(loaded.whatsapp.accounts.len(), 2);
 
+    // THEN the server has all that it needs
     let mut server = Process::start(&config, &["serve"], "");
     server.wait_for_output("listening", SOON).await;
     let client = client();

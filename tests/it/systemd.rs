@@ -47,6 +47,7 @@ fn systemd_hears_ready_then_the_watchdog_and_the_state_then_stopping() {
     for _ in 0..3 {
         assert_eq!(receive(), "WATCHDOG=1");
     }
+
     drop(service.stdin.take());
     let last = std::iter::repeat_with(receive)
         .find(|message| message != "WATCHDOG=1")

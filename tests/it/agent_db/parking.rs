@@ -1,13 +1,23 @@
 //! Rows that the Agent DB refuses: only they stop, and nothing about them is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use twinlog::agent_db::{AgentError, Control, Item, Tally};
+use twinlog::change::Relation;
 use twinlog::retry::Disposition;
 
 use super::fixture::{Fixture, chunk, delete, insert, rekey, settings, truncate, update};
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int CHECK (n < 100), v varchar(3), u int UNIQUE)";
+
+/// A table in which the rows of these keys are parked: their `n` is too large.
+async fn with_parked(keys: &[&str]) -> (Fixture, Arc<Relation>) {
+    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
+    let rows = keys.iter().map(|key| insert(&t, &[key, "100", "a", "∅"]));
+    fixture.apply(rows.collect()).await;
+    (fixture, t)
+}
 
 #[tokio::test]
 async fn a_refused_row_is_parked_and_its_neighbours_are_applied() {
@@ -49,17 +59,21 @@ async fn a_refused_row_is_parked_and_its_neighbours_are_applied() {
 
 #[tokio::test]
 async fn later_changes_fold_into_the_entry_of_a_parked_key() {
-    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
-    fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
+    // GIVEN a parked key
+    let (mut fixture, t) = with_parked(&["1"]).await;
     let before = fixture
         .lines("SELECT next_attempt_at > now() FROM twinlog.failed_rows")
         .await;
+
+    // WHEN the stream changes it again
     let tally = fixture
         .apply(vec![
             update(&t, &["1", "=", "b", "="]),
             insert(&t, &["2", "1", "b", "∅"]),
         ])
         .await;
+
+    // THEN the entry has both changes
     assert_eq!((tally.parked, tally.applied), (1, 1));
     assert_eq!(fixture.parked().await, [r#"["1"] upsert 23514 2"#]);
     assert_eq!(
@@ -92,13 +106,7 @@ async fn later_changes_fold_into_the_entry_of_a_parked_key() {
 
 #[tokio::test]
 async fn a_parked_key_is_healed_from_the_site_row() {
-    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
-    fixture
-        .apply(vec![
-            insert(&t, &["1", "100", "a", "∅"]),
-            insert(&t, &["2", "100", "a", "∅"]),
-        ])
-        .await;
+    let (mut fixture, t) = with_parked(&["1", "2"]).await;
     let tally = fixture
         .apply(vec![
             chunk(insert(&t, &["1", "99", "a", "∅"])),
@@ -123,13 +131,7 @@ async fn a_parked_key_is_healed_from_the_site_row() {
 
 #[tokio::test]
 async fn a_heal_that_is_refused_waits_longer_and_harms_nobody() {
-    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
-    fixture
-        .apply(vec![
-            insert(&t, &["1", "100", "a", "∅"]),
-            insert(&t, &["2", "100", "a", "∅"]),
-        ])
-        .await;
+    let (mut fixture, t) = with_parked(&["1", "2"]).await;
     for attempt in 1..=3 {
         let tally = fixture
             .apply(vec![
@@ -176,6 +178,7 @@ async fn a_refused_key_change_parks_both_keys() {
         fixture.parked().await,
         [r#"["1"] delete 23514 1"#, r#"["2"] upsert 23514 1"#]
     );
+
     let tally = fixture
         .apply(vec![
             // The stream moves the parked key on.
@@ -183,6 +186,7 @@ async fn a_refused_key_change_parks_both_keys() {
         ])
         .await;
     assert_eq!(tally.parked, 1);
+
     let tally = fixture
         .apply(vec![
             chunk(delete(&t, &["1"])),
@@ -269,8 +273,7 @@ async fn a_replay_forgets_what_the_first_try_had_parked_and_healed() {
 
 #[tokio::test]
 async fn a_truncate_forgets_the_tables_parked_rows() {
-    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
-    fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
+    let (mut fixture, t) = with_parked(&["1"]).await;
     fixture
         .try_apply_items(vec![
             Item::Change(insert(&t, &["2", "100", "a", "∅"])),
@@ -287,8 +290,7 @@ async fn a_truncate_forgets_the_tables_parked_rows() {
 
 #[tokio::test]
 async fn a_rolled_back_transaction_parks_nothing() {
-    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
-    fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
+    let (mut fixture, t) = with_parked(&["1"]).await;
     fixture
         .try_apply(vec![
             insert(&t, &["2", "100", "a", "∅"]),
@@ -312,8 +314,7 @@ async fn a_rolled_back_transaction_parks_nothing() {
 
 #[tokio::test]
 async fn a_new_session_knows_what_is_parked() {
-    let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
-    fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
+    let (mut fixture, _) = with_parked(&["1"]).await;
     fixture.reconnect().await;
     let t = fixture.resolve("t").await;
     let applied = fixture

@@ -118,6 +118,7 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
     let stored = fixture.applier().durable_checkpoint().await.unwrap().unwrap();
     assert_eq!((&stored.checkpoint, &stored.gap), (&checkpoint(10), &None));
 
+    // Neither back nor to another source.
     fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
     let error = fixture.try_commit(checkpoint(9)).await.unwrap_err();
     assert!(matches!(error, AgentError::Backwards { .. }));
@@ -131,11 +132,14 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
     assert!(matches!(error, AgentError::AnotherSource));
     fixture.reconnect().await;
     assert!(fixture.lines("SELECT id FROM t").await.is_empty());
+
+    // Forward, with the rows.
     fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
     let mut at = checkpoint(11);
     at.source_commit_at = Some(time::macros::datetime!(2026-11-21 06:00:00.123456 UTC));
     let committed = fixture.try_commit(at.clone()).await.unwrap();
     assert!(committed.written && committed.end_lsn == Lsn(11));
+
     // Idle: nothing to write twice, but a new position is written.
     assert!(!fixture.try_commit(at.clone()).await.unwrap().written);
     at.end_lsn = Lsn(0x16_B374_D848);
@@ -150,6 +154,7 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
             .checkpoint,
         at
     );
+
     // An idle stream moves on without a commit: when the last one was stays known.
     let mut idle = at.clone();
     (idle.end_lsn, idle.source_commit_at) = (Lsn(0x16_B374_D849), None);
@@ -285,6 +290,8 @@ async fn a_copys_progress_is_committed_with_its_rows() {
     let control = Control::connect(&fixture.db.agent.database_url(), "slot", "control")
         .await
         .unwrap();
+
+    // GIVEN a copy that has come so far
     let mut progress = TableRecord::new(t.table.clone());
     fixture
         .applier()
@@ -297,6 +304,8 @@ async fn a_copys_progress_is_committed_with_its_rows() {
     progress.rows_copied = 3;
     progress.copied_at_lsn = Some(Lsn(77));
     progress.started_at = Some(time::macros::datetime!(2026-11-21 06:00 UTC));
+
+    // WHEN its rows and its progress are applied, THEN both are seen with the commit
     fixture
         .try_apply_items(vec![
             Item::Change(super::fixture::chunk(insert(&t, &["1"]))),
@@ -404,6 +413,7 @@ async fn tls_is_spoken_and_its_refusals_say_what_to_do() {
         let client = connect(Side::Agent, &url, "tls").await.unwrap();
         assert_eq!(lines(&client, encrypted).await, [expected], "{mode:?}");
     }
+
     // An authority that signed nothing here.
     let stranger = CertificateParams::new(vec!["stranger".to_owned()])
         .unwrap()

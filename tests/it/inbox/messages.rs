@@ -5,11 +5,13 @@ use super::*;
 #[tokio::test]
 async fn a_text_becomes_a_message_a_lead_a_conversation_and_a_notification() {
     let site = Site::working().await;
+
     site.deliver(&value(json!({
         "contacts": [{"profile": {"name": "Sheena"}, "wa_id": "16505551234", "user_id": "US.13"}],
         "messages": [{"from": "16505551234", "id": "wamid.1", "timestamp": "1749416383", "type": "text",
             "text": {"body": "Grüße 😀"}, "referral": {"source_type": "ad", "source_id": "7"}}]})))
         .await;
+
     for (query, expected) in [
         (
             "SELECT direction || status || type || body FROM whatsapp_messages",

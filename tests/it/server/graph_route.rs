@@ -120,6 +120,8 @@ async fn a_body_that_is_no_message_leaves_no_row() {
             .await;
         assert_eq!((answer.status, answer.code()), (400, code), "{body}");
     }
+
+    // Nor one for a stranger's number, with a key that is too long, or that is too large.
     let stranger = server
         .post(
             "/v26.0/999/messages",

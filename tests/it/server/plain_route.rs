@@ -53,6 +53,7 @@ async fn a_client_sees_what_it_had_sent_and_nothing_else() {
         let request = server.http.get(format!("{}{path}", server.url)).bearer_auth(token);
         answer(request.send().await.unwrap()).await
     };
+
     let body = json!({"to": USER, "text": "hi", "client_id": "c1"});
     let path = format!("/v1/messages/{}", server.plain(&body).await.id());
     assert_eq!(ask(TOKEN, &path).await.status, 200);
@@ -164,6 +165,7 @@ async fn a_bad_request_says_why_and_leaves_no_row() {
             "{body}"
         );
     }
+
     let unauthorized = server
         .post("/v1/messages", &[], json!({"to": USER, "text": "x"}).to_string())
         .await;

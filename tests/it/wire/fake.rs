@@ -83,21 +83,29 @@ impl Walsender {
 
     async fn status(&mut self) -> Status {
         let (tag, body) = self.receive().await.expect("a status update");
-        assert_eq!((tag, body.len()), (b'd', STATUS_UPDATE - 5));
-        let mut fields = body.as_slice();
+        assert_eq!(tag, b'd');
+        Status::of(&body)
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.unwrap();
+    }
+}
+
+impl Status {
+    /// From the body of its message.
+    fn of(body: &[u8]) -> Self {
+        assert_eq!(body.len(), STATUS_UPDATE - 5);
+        let mut fields = body;
         assert_eq!(fields.get_u8(), b'r');
         let (written, flushed, applied) = (fields.get_u64(), fields.get_u64(), fields.get_u64());
         fields.advance(8);
-        Status {
+        Self {
             written,
             flushed,
             applied,
             reply_requested: fields.get_u8() != 0,
         }
-    }
-
-    async fn send(&mut self, bytes: &[u8]) {
-        self.socket.write_all(bytes).await.unwrap();
     }
 }
 
@@ -220,8 +228,7 @@ async fn a_durable_position_is_reported_promptly_never_lower_and_never_higher() 
         if tag == b'c' {
             break;
         }
-        let mut flushed = &body[9..];
-        last.flushed = flushed.get_u64();
+        last = Status::of(&body);
     }
     assert_eq!(last.flushed, 130);
     server.send(&message(b'c', b"")).await;
@@ -401,8 +408,7 @@ async fn frames_arrive_whole_however_they_are_cut() {
     let seed: u64 = rand::random();
     eprintln!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let (server, mut stream, _feedback) = streaming("60000").await;
-    // Mostly rows, some larger than a socket's buffer, one larger than what is read together.
+    // GIVEN mostly rows, some larger than a socket's buffer, one larger than what is read together.
     let payloads: Vec<Vec<u8>> = (0..3_000)
         .map(|i| {
             let length = match i % 500 {
@@ -417,6 +423,9 @@ async fn frames_arrive_whole_however_they_are_cut() {
         .zip(&payloads)
         .flat_map(|(at, payload)| xlog_data(at, payload))
         .collect();
+
+    // WHEN they come in pieces
+    let (server, mut stream, _feedback) = streaming("60000").await;
     let (_read, mut write) = server.socket.into_split();
     let writing = tokio::spawn(async move {
         let mut rest = &bytes[..];
@@ -428,6 +437,8 @@ async fn frames_arrive_whole_however_they_are_cut() {
         }
         write
     });
+
+    // THEN they are handed on whole
     let mut seen = 0;
     while seen < payloads.len() {
         for frame in stream.next().await.unwrap().unwrap() {

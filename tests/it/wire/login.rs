@@ -100,22 +100,26 @@ async fn every_way_to_log_in_is_spoken() {
     cluster.set("log_connections", "on").await.unwrap();
     let url = |login: &str| url_of(&cluster, login, "127.0.0.1", "");
 
+    // The right password is taken.
     for login in ["by_scram:p%C3%A455%20w%C3%B6rd", "by_cleartext:p", "by_md5:p"] {
         let mut connection = connect(&url(login))
             .await
             .unwrap_or_else(|error| panic!("{login}: {error}"));
         connection.identify_system().await.unwrap();
     }
+    // A wrong one is told, and not shown.
     for login in ["by_scram:wrong", "by_cleartext:wrong", "by_md5:wrong"] {
         let error = connect(&url(login)).await.err().unwrap();
         assert_eq!(error.fault(), Some(ServerFault::WrongPassword), "{login}: {error}");
         assert_eq!(error.disposition(), Disposition::Systemic);
         assert!(!format!("{error} {error:?} {:?}", error.hint()).contains("wrong"));
     }
+    // So is none.
     for login in ["by_scram", "by_cleartext", "by_md5"] {
         let error = connect(&url(login)).await.err().unwrap();
         assert!(matches!(error, WireError::PasswordMissing), "{login}: {error}");
     }
+    // And who may not.
     let fault = |error: Option<WireError>| {
         let error = error.unwrap();
         (error.fault().unwrap(), error.hint().unwrap())

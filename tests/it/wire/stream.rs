@@ -55,6 +55,7 @@ async fn a_slot_is_made_to_survive_a_failover_where_the_server_can_do_that() {
 
 #[tokio::test]
 async fn every_kind_of_message_arrives_as_it_was_written() {
+    // GIVEN a stream of everything that can happen
     let db = harness::databases().await;
     db.on_site(
         r#"CREATE SCHEMA "Odd ""s"; CREATE TYPE mood AS ENUM ('fine');
@@ -80,7 +81,8 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
         db.on_site(statement).await;
     }
     let messages = messages_until(&mut stream, is_fence).await;
-    // A table or type may be described again at any time (an autovacuum is enough), and is at a truncate.
+
+    // THEN each message is there. A table or type may be described again at any time (an autovacuum is enough), and is at a truncate.
     let mut described = std::collections::HashSet::new();
     let kinds: String = messages
         .iter()
@@ -106,6 +108,8 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
         })
         .collect();
     assert_eq!(kinds, "BYRIICBUCBUCBDCBRICBUCBDCBTCBMCM");
+
+    // With its values.
     let text = |value: &ColumnValue| match value {
         ColumnValue::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
         other => format!("{other:?}"),
@@ -120,6 +124,8 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
     assert_eq!(inserted[0], ["-1", "é", "Null"]);
     assert_eq!(inserted[1], ["2", "", "fine"]);
     assert_eq!(inserted[2][1].len(), 100_000);
+
+    // And with what is known of the row before.
     let old_tuples: Vec<&OldTuple> = messages
         .iter()
         .filter_map(|message| match message {
@@ -148,11 +154,13 @@ async fn values_are_printed_under_our_settings_whatever_the_database_says() {
              CREATE TABLE v (id int PRIMARY KEY, d date, i interval, t timestamptz, f float8, b bytea, r regclass)"
     ))
     .await;
+
     let (mut stream, _feedback) = streaming(&db).await;
     db.on_site("INSERT INTO v VALUES (1, '2026-02-01', '1 day 2 hours', '2026-02-01 10:00+00', 0.1, '\\x00ff', 'v')")
         .await;
     db.on_site(FENCE).await;
     let messages = messages_until(&mut stream, is_fence).await;
+
     let row = messages.iter().find_map(|message| match message {
         Message::Insert(insert) => Some(&insert.row),
         _ => None,
