@@ -1,7 +1,7 @@
 //! What one pipeline is told: its two databases, its slot, its limits.
 //!
 //! A pipeline is one slot of one Site DB, read into one Agent DB. It knows nothing of the configuration's file, nor of
-//! other pipelines; whoever runs several starts several of these.
+//! other pipelines: to run several, start several of these.
 
 use std::time::Duration;
 

@@ -16,7 +16,7 @@ use crate::timestamp::PgTimestamp;
 use super::delay::age;
 use super::state::{Setback, SyncFacts, SyncState};
 
-/// Written by the pipeline, read by anyone. Each figure is right by itself; together they are a moment apart.
+/// Written by the stream and the runs, read by anyone. Each figure is right by itself; together they are a moment apart.
 #[derive(Debug, Default)]
 pub(in crate::replication) struct SyncStatus {
     received: AtomicU64,
@@ -48,7 +48,7 @@ impl SyncStatus {
 
     pub(in crate::replication) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        // The sink has told the metrics, by operation (`agent_db::apply::ledger`).
+        // The metrics know already, by operation (`agent_db::apply::ledger`).
         for (table, &rows) in &applied.parked_now {
             parked.insert(table.clone(), rows);
         }

@@ -62,7 +62,7 @@ fn insert(id: &str) -> Message {
     })
 }
 
-/// Tells the assembler of the table, as the pipeline does.
+/// Tells the assembler of the table, as the stream does.
 fn describe(assembler: &mut Assembler) {
     let Event::Describe(message) = assembler.take(Message::Relation(described("t"))).unwrap() else {
         panic!("not asked for");
