@@ -34,8 +34,10 @@ mod keys;
 
 pub use apply::{Applied, Applier, ApplierSettings, Committed, Item, Segment, Transaction};
 pub use bookkeeping::{
-    Asked, Checkpoint, Command, CommandState, Control, CopyPhase, DaemonReport, FailedFilter, FailedKey, FailedRow,
-    Gap, SourceIdentity, StoredCheckpoint, StoredDaemon, TableChange, TableRecord, TableRecords, TableState, Tally,
+    Checkpoint, Command, CommandError, CommandKind, CommandState, Control, CopyPhase, DaemonFigures, DaemonReport,
+    FailedFilter, FailedKey, FailedRow, Gap, RequestedRetry, Resync, ResyncArguments, ResyncProgress, ResyncedState,
+    ResyncedTable, RetryOutcome, SourceIdentity, StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableRecord,
+    TableRecords, TableState, Tally,
 };
 pub use error::{AgentError, Holder};
 pub use keys::AgentKeys;

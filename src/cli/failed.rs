@@ -1,4 +1,4 @@
-//! `twinlog failed`: the rows that the Agent DB refused. They are tried again by themselves; `retry` makes it soon.
+//! `twinlog failed`: the rows that the Agent DB refused. They are tried again by themselves; `retry` does it now.
 
 use std::io::Write;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Global, Outcome};
-use crate::agent_db::{Control, FailedFilter};
+use crate::agent_db::{Control, FailedFilter, RetryOutcome};
 use crate::change::TableName;
 use crate::config::Needs;
 use crate::shutdown;
@@ -73,7 +73,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog failed").await?;
     match &arguments.action {
         Action::List(list) => show(&control, list).await,
-        Action::Retry(retry) => again(&control, retry).await,
+        Action::Retry(arguments) => retry(&control, arguments).await,
     }
 }
 
@@ -127,36 +127,36 @@ async fn show(control: &Control, arguments: &List) -> anyhow::Result<Outcome> {
     })
 }
 
-async fn again(control: &Control, arguments: &Retry) -> anyhow::Result<Outcome> {
+async fn retry(control: &Control, arguments: &Retry) -> anyhow::Result<Outcome> {
     let filter = FailedFilter {
         table: arguments.table.as_deref().map(table_name),
         key: arguments.key.clone(),
     };
-    let asked = control.retry_failed(&filter).await?;
+    let requested = control.retry_failed(&filter).await?;
+    let total = requested.len() as u64;
     let stop = shutdown::on_signal().context("listen for signals")?;
     let deadline = Instant::now() + Duration::from_secs(arguments.wait);
     // Each row is either gone (healed) or has one attempt more (refused again).
-    let (healed, refused) = loop {
-        let (healed, refused) = control.retried(&asked).await?;
-        if healed + refused >= asked.len() as u64 || Instant::now() >= deadline {
-            break (healed, refused);
-        }
-        if !shutdown::sleep(Duration::from_millis(100), &stop).await {
-            break (healed, refused);
+    let RetryOutcome { healed, refused } = loop {
+        let outcome = control.retry_outcome(&requested).await?;
+        if outcome.healed + outcome.refused >= total
+            || Instant::now() >= deadline
+            || !shutdown::sleep(Duration::from_millis(100), &stop).await
+        {
+            break outcome;
         }
     };
-    let waiting = asked.len() as u64 - healed - refused;
+    let waiting = total - healed - refused;
     let mut out = anstream::stdout().lock();
     if arguments.json {
-        let result = json!({ "asked": asked.len(), "healed": healed, "refused": refused, "waiting": waiting });
+        let result = json!({ "asked": total, "healed": healed, "refused": refused, "waiting": waiting });
         writeln!(out, "{result}")?;
-    } else if asked.is_empty() {
+    } else if requested.is_empty() {
         writeln!(out, "no row is parked")?;
     } else {
         writeln!(
             out,
-            "{} row(s) asked for: {healed} healed, {refused} refused again, {waiting} not tried yet",
-            asked.len()
+            "{total} row(s) asked for: {healed} healed, {refused} refused again, {waiting} not tried yet"
         )?;
         if waiting > 0 {
             writeln!(out, "  is the daemon running? twinlog status")?;
@@ -164,7 +164,7 @@ async fn again(control: &Control, arguments: &Retry) -> anyhow::Result<Outcome> 
             writeln!(out, "  why: twinlog failed list")?;
         }
     }
-    Ok(if healed == asked.len() as u64 {
+    Ok(if healed == total {
         Outcome::Success
     } else {
         Outcome::Problem

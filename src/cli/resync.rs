@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::failed::table_name;
 use super::{Global, Outcome, pipelines};
-use crate::agent_db::{CommandState, Control};
+use crate::agent_db::{CommandKind, CommandState, Control, ResyncArguments, ResyncProgress, ResyncedState};
 use crate::change::TableName;
 use crate::config::{Config, Needs};
 use crate::health::Health;
@@ -20,9 +20,6 @@ use crate::{migrations, replication, shutdown};
 
 /// How often progress is looked at.
 const TICK: Duration = Duration::from_millis(200);
-
-/// A daemon that has not reported for this long is not running; it reports every second.
-const SILENT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -62,9 +59,12 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             }
         }
     }
-    let names: Vec<String> = tables.iter().map(ToString::to_string).collect();
-    let request = json!({ "all": arguments.all, "tables": names, "where": arguments.condition });
-    let id = control.request("resync", &request).await?;
+    let command = CommandKind::resync(ResyncArguments {
+        all: arguments.all,
+        tables: tables.iter().map(ToString::to_string).collect(),
+        condition: arguments.condition.clone(),
+    });
+    let id = control.request(&command).await?;
 
     let stop = shutdown::on_signal().context("listen for signals")?;
     if running && !arguments.wait {
@@ -87,12 +87,9 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     result
 }
 
-/// Whether a daemon is at work, by its own word.
+/// Whether a daemon is at work, by its own report.
 async fn daemon_runs(control: &Control) -> anyhow::Result<bool> {
-    Ok(control
-        .daemon()
-        .await?
-        .is_some_and(|daemon| daemon.age < SILENT && daemon.report.state != "stopped"))
+    Ok(control.daemon().await?.is_some_and(|daemon| daemon.is_running()))
 }
 
 /// This process as the daemon, where there is no other.
@@ -136,31 +133,35 @@ async fn follow(
         ProgressBar::hidden()
     };
     loop {
-        let Some((command, error)) = control.command(id).await? else {
+        let Some(command) = control.command(id).await? else {
             anyhow::bail!("resync {id} is not in the Agent DB any more");
         };
-        show(&bar, &command.progress);
+        let CommandKind::Resync(resync) = command.kind?;
+        let progress = resync.progress;
+        show(&bar, &progress);
         match command.state {
             CommandState::Done => {
                 bar.finish_and_clear();
                 say(
                     arguments.json,
-                    &json!({ "command": id, "state": "done", "progress": command.progress }),
+                    &json!({ "command": id, "state": "done", "progress": progress }),
                     || {
-                        let rows = rows(&command.progress);
-                        format!("resync {id} done: {rows} row(s) read, the Agent DB has them all")
+                        format!(
+                            "resync {id} done: {} row(s) read, the Agent DB has them all",
+                            progress.rows()
+                        )
                     },
                 )?;
                 return Ok(Outcome::Success);
             }
             CommandState::Failed => {
                 bar.finish_and_clear();
-                anyhow::bail!("resync {id} failed: {}", error.unwrap_or_default());
+                anyhow::bail!("resync {id} failed: {}", command.error.unwrap_or_default());
             }
             CommandState::Requested | CommandState::Running => {}
         }
         if own.task.is_none() && !daemon_runs(control).await? {
-            tracing::warn!("no word from the daemon: this command does its work");
+            tracing::warn!("the daemon does not report: this command does its work");
             own.start();
         }
         if !shutdown::sleep(TICK, stop).await {
@@ -177,34 +178,21 @@ async fn follow(
     }
 }
 
-fn show(bar: &ProgressBar, progress: &Value) {
-    let tables = progress["tables"].as_array().map_or(&[][..], Vec::as_slice);
-    let estimated: i64 = tables
+fn show(bar: &ProgressBar, progress: &ResyncProgress) {
+    let tables = &progress.tables;
+    let estimated = tables
         .iter()
-        .map(|table| {
-            table["estimated"]
-                .as_i64()
-                .unwrap_or(0)
-                .max(table["rows"].as_i64().unwrap_or(0))
-        })
+        .map(|table| table.estimated.unwrap_or(0).max(table.rows))
         .sum();
-    bar.set_length(u64::try_from(estimated).unwrap_or(0));
-    bar.set_position(rows(progress));
+    let bounded = |rows: i64| u64::try_from(rows).unwrap_or(0);
+    bar.set_length(bounded(estimated));
+    bar.set_position(bounded(progress.rows()));
     let current = tables
         .iter()
-        .find(|table| table["state"] == "resyncing")
-        .and_then(|table| table["table"].as_str());
-    bar.set_message(current.unwrap_or("waiting").to_owned());
+        .find(|table| table.state == ResyncedState::Resyncing)
+        .map(|table| table.table.clone());
+    bar.set_message(current.unwrap_or_else(|| "waiting".to_owned()));
     bar.tick();
-}
-
-fn rows(progress: &Value) -> u64 {
-    progress["tables"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|table| table["rows"].as_u64())
-        .sum()
 }
 
 fn say(json: bool, value: &Value, text: impl FnOnce() -> String) -> anyhow::Result<()> {

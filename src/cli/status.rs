@@ -1,4 +1,4 @@
-//! `twinlog status`: what the daemon last said, the tables, the parked rows. Reads the Agent DB only, so it works from any
+//! `twinlog status`: the daemon's last report, the tables, the parked rows. Reads the Agent DB only, so it works from any
 //! machine and whatever state the daemon is in.
 
 use std::io::Write;
@@ -8,16 +8,14 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
-use serde_json::{Value, json};
+use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::{Global, Outcome};
-use crate::agent_db::{Control, StoredDaemon};
+use crate::agent_db::{Control, CopyPhase, DaemonFigures, StoredDaemon};
 use crate::config::{Config, Needs};
+use crate::lsn::Lsn;
 use crate::shutdown;
-
-/// A report older than this is not a running daemon's: it writes one every second, or three time-outs later.
-const STALE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -37,7 +35,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     })?;
     let stop = shutdown::on_signal().context("listen for signals")?;
     loop {
-        let (status, outcome) = read(&config).await?;
+        let status = read(&config).await?;
         let mut out = anstream::stdout().lock();
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(&status)?)?;
@@ -51,92 +49,139 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         out.flush()?;
         drop(out);
         if !arguments.watch || !shutdown::sleep(Duration::from_secs(1), &stop).await {
-            return Ok(outcome);
+            return Ok(if status.is_healthy() {
+                Outcome::Success
+            } else {
+                Outcome::Problem
+            });
         }
     }
 }
 
-async fn read(config: &Config) -> anyhow::Result<(Value, Outcome)> {
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Status {
+    slot: String,
+    /// The daemon's own word, or `never started`, or `gone`.
+    state: String,
+    detail: Option<String>,
+    /// Why rows may be missing.
+    gap: Option<String>,
+    checkpoint: Option<Lsn>,
+    /// `None` where no daemon ever ran.
+    report: Option<DaemonFigures>,
+    tables: Vec<TableStatus>,
+    /// Over all tables.
+    failed_rows: u64,
+    /// When this was read, in seconds since 1970.
+    at: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct TableStatus {
+    table: String,
+    state: &'static str,
+    phase: Option<&'static str>,
+    rows_copied: i64,
+    rows_estimated: Option<i64>,
+    failed_rows: u64,
+    /// Why its copy waits for a person.
+    detail: Option<String>,
+}
+
+impl Status {
+    /// Whether the stream flows.
+    fn flows(&self) -> bool {
+        matches!(self.state.as_str(), "streaming" | "copying")
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.flows() && self.failed_rows == 0 && self.tables.iter().all(|table| table.detail.is_none())
+    }
+}
+
+async fn read(config: &Config) -> anyhow::Result<Status> {
     let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog status").await?;
     let daemon = control.daemon().await?;
     let checkpoint = control.visible_checkpoint().await?;
     let tables = control.tables().await?;
     let failed = control.failed_counts().await?;
-    let now = OffsetDateTime::now_utc();
-    let (state, detail, report) = match &daemon {
-        None => ("never started".to_owned(), None, Value::Null),
+    let (state, detail) = match &daemon {
+        None => ("never started".to_owned(), None),
         Some(daemon) => describe(daemon),
     };
-    let healthy = matches!(state.as_str(), "streaming" | "copying")
-        && failed.is_empty()
-        && tables.iter().all(|table| table.detail.is_none());
-    let status = json!({
-        "slot": config.sync.slot,
-        "state": state,
-        "detail": detail,
-        "gap": checkpoint.as_ref().and_then(|stored| stored.gap.as_ref()).map(|gap| &gap.reason),
-        "checkpoint": checkpoint.as_ref().map(|stored| stored.checkpoint.end_lsn),
-        "report": report,
-        "tables": tables.iter().map(|table| json!({
-            "table": table.table.to_string(),
-            "state": table.state.as_str(),
-            "phase": table.phase.map(crate::agent_db::CopyPhase::as_str),
-            "rows_copied": table.rows_copied,
-            "rows_estimated": table.rows_estimated,
-            "failed_rows": failed.iter().find(|(name, _)| *name == table.table).map_or(0, |(_, rows)| *rows),
-            "detail": table.detail,
-        })).collect::<Vec<_>>(),
-        "failed_rows": failed.iter().map(|(_, rows)| rows).sum::<u64>(),
-        "at": now.unix_timestamp(),
-    });
-    Ok((status, if healthy { Outcome::Success } else { Outcome::Problem }))
+    Ok(Status {
+        slot: config.sync.slot.clone(),
+        state,
+        detail,
+        gap: checkpoint
+            .as_ref()
+            .and_then(|stored| stored.gap.as_ref())
+            .map(|gap| gap.reason.clone()),
+        checkpoint: checkpoint.as_ref().map(|stored| stored.checkpoint.end_lsn),
+        report: daemon.map(|daemon| daemon.report.figures),
+        tables: tables
+            .into_iter()
+            .map(|table| TableStatus {
+                state: table.state.as_str(),
+                phase: table.phase.map(CopyPhase::as_str),
+                rows_copied: table.rows_copied,
+                rows_estimated: table.rows_estimated,
+                failed_rows: failed
+                    .iter()
+                    .find(|(name, _)| *name == table.table)
+                    .map_or(0, |(_, rows)| *rows),
+                table: table.table.to_string(),
+                detail: table.detail,
+            })
+            .collect(),
+        failed_rows: failed.iter().map(|(_, rows)| rows).sum(),
+        at: OffsetDateTime::now_utc().unix_timestamp(),
+    })
 }
 
-fn describe(daemon: &StoredDaemon) -> (String, Option<String>, Value) {
-    let StoredDaemon { report, age } = daemon;
-    if *age > STALE && report.state != "stopped" {
-        let words = format!(
-            "no word from {} (pid {}) for {} s",
+/// The state as it is shown, and why.
+fn describe(daemon: &StoredDaemon) -> (String, Option<String>) {
+    let report = &daemon.report;
+    if daemon.is_silent() {
+        let detail = format!(
+            "no report from {} (pid {}) for {} s",
             report.hostname,
             report.pid,
-            age.as_secs()
+            daemon.age.as_secs()
         );
-        return ("gone".to_owned(), Some(words), report.report.clone());
+        return ("gone".to_owned(), Some(detail));
     }
-    (report.state.clone(), report.detail.clone(), report.report.clone())
+    (report.state.clone(), report.detail.clone())
 }
 
-fn print(out: &mut impl Write, status: &Value) -> anyhow::Result<()> {
+/// What is not known is a dash.
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
     const GOOD: Style = AnsiColor::Green.on_default().bold();
     const BAD: Style = AnsiColor::Red.on_default().bold();
-    let text = |value: &Value| match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    let state = text(&status["state"]);
-    let style = if matches!(state.as_str(), "streaming" | "copying") {
-        GOOD
-    } else {
-        BAD
-    };
-    writeln!(out, "slot {}: {style}{state}{style:#}", text(&status["slot"]))?;
-    for key in ["detail", "gap"] {
-        if !status[key].is_null() {
-            writeln!(out, "  {key}: {}", text(&status[key]))?;
+    let style = if status.flows() { GOOD } else { BAD };
+    writeln!(out, "slot {}: {style}{}{style:#}", status.slot, status.state)?;
+    for (name, reason) in [("detail", &status.detail), ("gap", &status.gap)] {
+        if let Some(reason) = reason {
+            writeln!(out, "  {name}: {reason}")?;
         }
     }
-    let report = &status["report"];
-    if report.is_object() {
+    if let Some(report) = &status.report {
+        // A daemon that has not reached the Site DB yet knows nothing.
+        let figures = match report {
+            DaemonFigures::Measured(figures) => Some(figures),
+            DaemonFigures::None {} => None,
+        };
         writeln!(
             out,
             "  delay {} s, lag {} bytes, slot keeps {} bytes of log",
-            // A daemon that has not reached the Site DB yet knows nothing.
-            report["delay_seconds"]
-                .as_f64()
-                .map_or_else(|| "-".to_owned(), |delay| format!("{delay:.1}")),
-            text(&report["lag_bytes"]),
-            text(&report["slot_retained_bytes"]),
+            or_dash(figures.map(|figures| format!("{:.1}", figures.delay_seconds))),
+            or_dash(figures.and_then(|figures| figures.lag_bytes)),
+            or_dash(figures.and_then(|figures| figures.slot_retained_bytes)),
         )?;
     }
     let mut table = Table::new();
@@ -144,20 +189,18 @@ fn print(out: &mut impl Write, status: &Value) -> anyhow::Result<()> {
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["table", "state", "copied", "of about", "failed rows", ""]);
-    for row in status["tables"].as_array().into_iter().flatten() {
-        let cells = [
-            "table",
-            "state",
-            "rows_copied",
-            "rows_estimated",
-            "failed_rows",
-            "detail",
-        ]
-        .map(|key| text(&row[key]));
-        table.add_row(cells.map(|cell| if cell == "-" { String::new() } else { cell }));
+    for row in &status.tables {
+        table.add_row([
+            row.table.clone(),
+            row.state.to_owned(),
+            row.rows_copied.to_string(),
+            row.rows_estimated.map(|rows| rows.to_string()).unwrap_or_default(),
+            row.failed_rows.to_string(),
+            row.detail.clone().unwrap_or_default(),
+        ]);
     }
     writeln!(out, "{table}")?;
-    if status["failed_rows"].as_u64().unwrap_or(0) > 0 {
+    if status.failed_rows > 0 {
         writeln!(out, "  parked rows: twinlog failed list")?;
     }
     Ok(())
@@ -166,15 +209,41 @@ fn print(out: &mut impl Write, status: &Value) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent_db::SyncFigures;
+
+    fn shown(report: DaemonFigures) -> String {
+        let status = Status {
+            slot: "s".to_owned(),
+            state: "held".to_owned(),
+            detail: None,
+            gap: None,
+            checkpoint: None,
+            report: Some(report),
+            tables: Vec::new(),
+            failed_rows: 0,
+            at: 0,
+        };
+        let mut out = anstream::StripStream::new(Vec::new());
+        print(&mut out, &status).unwrap();
+        String::from_utf8(out.into_inner()).unwrap()
+    }
 
     #[test]
     fn what_the_daemon_does_not_know_is_a_dash() {
-        let shown = |report: Value| {
-            let mut out = anstream::StripStream::new(Vec::new());
-            print(&mut out, &json!({ "slot": "s", "state": "held", "report": report })).unwrap();
-            String::from_utf8(out.into_inner()).unwrap()
+        assert!(shown(DaemonFigures::None {}).contains("delay - s, lag - bytes, slot keeps - bytes"));
+        let figures = SyncFigures {
+            delay_seconds: 0.04,
+            lag_bytes: Some(7),
+            received_lsn: Lsn(0),
+            settled_lsn: Lsn(0),
+            durable_lsn: Lsn(0),
+            site_reachable: false,
+            slot_active: None,
+            slot_retained_bytes: None,
+            slot_headroom_bytes: None,
+            failed_rows: 0,
+            changes_received: 0,
         };
-        assert!(shown(json!({})).contains("delay - s, lag - bytes, slot keeps - bytes"));
-        assert!(shown(json!({ "delay_seconds": 0.04, "lag_bytes": 7 })).contains("delay 0.0 s, lag 7 bytes"));
+        assert!(shown(DaemonFigures::Measured(figures)).contains("delay 0.0 s, lag 7 bytes, slot keeps - bytes"));
     }
 }

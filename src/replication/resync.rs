@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use tracing::info;
 
-use crate::agent_db::{Command, Control, TableRecord, TableRecords, TableState};
+use crate::agent_db::{
+    Command, CommandKind, Control, Resync, ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable, TableRecord,
+    TableRecords, TableState,
+};
 use crate::change::TableName;
 use crate::source::SourceTable;
 
@@ -14,9 +16,6 @@ use super::error::SyncError;
 use super::status::sync_status::SyncStatus;
 use super::stream::requests::StreamRequests;
 use super::tables::life::TableEvent;
-
-/// What a command's progress says of a table that was read for it.
-const FINISHED: &str = "streaming";
 
 /// Serves the open commands. Holds nothing: all of a command's state is in its row.
 pub(super) struct ResyncCommands {
@@ -37,68 +36,83 @@ impl ResyncCommands {
         // each other for ever.
         let mut claimed: HashSet<TableName> = HashSet::new();
         for command in control.open_commands().await? {
-            let wanted = match self.wanted(&command) {
-                Ok(wanted) => wanted,
-                Err(error) => {
-                    control.finish_command(command.id, Err(&error)).await?;
-                    continue;
+            let served = match command.kind {
+                Ok(CommandKind::Resync(resync)) => {
+                    self.serve_resync(control, records, running, &mut claimed, command.id, resync)
+                        .await?
                 }
+                Err(error) => Err(error.to_string()),
             };
-            let mut all_finished = true;
-            let mut shown = Vec::new();
-            for record in records.values().filter(|record| wanted.contains(&record.table)) {
-                let finished = is_finished(&command, record);
-                all_finished &= finished;
-                shown.push(progress_of(&command, record, finished));
-                // A table that is being copied now is read again afterwards: what was asked for is a whole new read.
-                let free = !claimed.contains(&record.table) && !running.contains(&record.table);
-                if !finished && record.command_id != Some(command.id) && record.state == TableState::Streaming && free {
-                    let event = TableEvent::ResyncAsked {
-                        command: command.id,
-                        condition: condition(&command),
-                    };
-                    // A state that does not take it has changed meanwhile: it is looked at again.
-                    let _ = self.requests.table(&record.table, event).await?;
-                }
-                if !finished {
-                    claimed.insert(record.table.clone());
-                }
-            }
-            if all_finished && is_of_all(&command) {
-                self.requests.clear_gap().await?;
-                self.status.set_gap(None);
-            }
-            control
-                .command_progress(command.id, &json!({ "tables": shown }))
-                .await?;
-            if all_finished {
-                info!(command = command.id, "resync done");
-                control.finish_command(command.id, Ok(())).await?;
+            if let Err(error) = served {
+                control.finish_command(command.id, Err(&error)).await?;
             }
         }
         Ok(())
     }
 
+    /// Moves one command on; an error of the inner kind can never be served and ends it.
+    async fn serve_resync(
+        &self,
+        control: &Control,
+        records: &TableRecords,
+        running: &HashSet<TableName>,
+        claimed: &mut HashSet<TableName>,
+        command: i64,
+        mut resync: Resync,
+    ) -> Result<Result<(), String>, SyncError> {
+        let wanted = match self.wanted(&resync.arguments) {
+            Ok(wanted) => wanted,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut all_finished = true;
+        let mut shown = Vec::new();
+        for record in records.values().filter(|record| wanted.contains(&record.table)) {
+            let table = progress_of(command, &resync.progress, record);
+            let finished = table.state == ResyncedState::Streaming;
+            all_finished &= finished;
+            shown.push(table);
+            // A table that is being copied now is read again afterwards: what was asked for is a whole new read.
+            let free = !claimed.contains(&record.table) && !running.contains(&record.table);
+            if !finished && record.command_id != Some(command) && record.state == TableState::Streaming && free {
+                let event = TableEvent::ResyncAsked {
+                    command,
+                    condition: resync.arguments.condition.clone(),
+                };
+                // A state that does not take it has changed meanwhile: it is looked at again.
+                let _ = self.requests.table(&record.table, event).await?;
+            }
+            if !finished {
+                claimed.insert(record.table.clone());
+            }
+        }
+        if all_finished && resync.arguments.is_complete() {
+            self.requests.clear_gap().await?;
+            self.status.set_gap(None);
+        }
+        resync.progress.tables = shown;
+        control.command_progress(command, &CommandKind::Resync(resync)).await?;
+        if all_finished {
+            info!(command, "resync done");
+            control.finish_command(command, Ok(())).await?;
+        }
+        Ok(Ok(()))
+    }
+
     /// The tables that a command means.
-    fn wanted(&self, command: &Command) -> Result<HashSet<TableName>, String> {
-        if names_all(command) {
+    fn wanted(&self, arguments: &ResyncArguments) -> Result<HashSet<TableName>, String> {
+        if arguments.all {
             return Ok(self.tables.keys().cloned().collect());
         }
-        let names: Vec<&str> = command
-            .arguments
-            .get("tables")
-            .and_then(Value::as_array)
-            .map(|names| names.iter().filter_map(Value::as_str).collect())
-            .unwrap_or_default();
-        if names.is_empty() {
+        if arguments.tables.is_empty() {
             return Err("the command names no table".to_owned());
         }
-        names
-            .into_iter()
+        arguments
+            .tables
+            .iter()
             .map(|name| {
                 // Without a schema, public is meant, as in SQL.
                 let full = if name.contains('.') {
-                    name.to_owned()
+                    name.clone()
                 } else {
                     format!("public.{name}")
                 };
@@ -112,56 +126,31 @@ impl ResyncCommands {
     }
 }
 
-/// Whether a command is a `resync --all` without a condition: after it, nothing of the Site DB is missing.
-pub(super) fn is_of_all(command: &Command) -> bool {
-    command.kind == "resync" && names_all(command) && condition(command).is_none()
+/// The number and the arguments of a command after which nothing of the Site DB is missing: a `resync --all` without a
+/// condition.
+pub(super) fn of_everything(command: Command) -> Option<(i64, Resync)> {
+    let CommandKind::Resync(resync) = command.kind.ok()?;
+    resync.arguments.is_complete().then_some((command.id, resync))
 }
 
-fn names_all(command: &Command) -> bool {
-    command.arguments.get("all").and_then(Value::as_bool) == Some(true)
-}
-
-fn condition(command: &Command) -> Option<String> {
-    command
-        .arguments
-        .get("where")
-        .and_then(Value::as_str)
-        .map(str::to_owned)
-}
-
-/// Whether a table was read for a command. It stays so, whatever reads the table next.
-fn is_finished(command: &Command, record: &TableRecord) -> bool {
-    let is_ours = record.command_id == Some(command.id);
-    shown(command, &record.table).is_some_and(|shown| shown["state"] == FINISHED)
-        || (is_ours && record.state == TableState::Streaming)
-}
-
-/// A table in a command's progress.
-fn progress_of(command: &Command, record: &TableRecord, finished: bool) -> Value {
-    let is_ours = record.command_id == Some(command.id);
-    let state = match (finished, is_ours) {
-        (true, _) => FINISHED,
-        (false, true) => record.state.as_str(),
-        (false, false) => "waiting",
-    };
-    let rows = if is_ours {
-        record.rows_copied
-    } else {
-        shown(command, &record.table)
-            .and_then(|shown| shown["rows"].as_i64())
-            .unwrap_or(0)
-    };
-    json!({
-        "table": record.table.to_string(),
-        "state": state,
-        "rows": rows,
-        "estimated": record.rows_estimated,
-    })
-}
-
-/// What a command's progress says of a table.
-fn shown<'a>(command: &'a Command, table: &TableName) -> Option<&'a Value> {
-    let name = table.to_string();
-    let tables = command.progress.get("tables")?.as_array()?;
-    tables.iter().find(|shown| shown["table"] == *name)
+/// A table in a command's progress. One that was read for the command stays so, whatever reads it next.
+fn progress_of(command: i64, before: &ResyncProgress, record: &TableRecord) -> ResyncedTable {
+    let before = before.table(&record.table);
+    let is_ours = record.command_id == Some(command);
+    let is_finished = before.is_some_and(|before| before.state == ResyncedState::Streaming)
+        || (is_ours && record.state == TableState::Streaming);
+    ResyncedTable {
+        table: record.table.to_string(),
+        state: match (is_finished, is_ours) {
+            (true, _) => ResyncedState::Streaming,
+            (false, true) => ResyncedState::Resyncing,
+            (false, false) => ResyncedState::Waiting,
+        },
+        rows: if is_ours {
+            record.rows_copied
+        } else {
+            before.map_or(0, |before| before.rows)
+        },
+        estimated: record.rows_estimated,
+    }
 }

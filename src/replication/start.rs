@@ -13,7 +13,9 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::agent_db::{Applier, ApplierSettings, Checkpoint, Control, SourceIdentity, StoredCheckpoint};
+use crate::agent_db::{
+    Applier, ApplierSettings, Checkpoint, CommandKind, Control, ResyncProgress, SourceIdentity, StoredCheckpoint,
+};
 use crate::change::{Shape, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
@@ -281,19 +283,18 @@ impl Start<'_> {
             applier.set_gap(&reason.to_string()).await?;
         }
         let commands = control.open_commands().await?;
-        let Some(command) = commands.into_iter().find(resync::is_of_all) else {
+        let Some((command, mut resync)) = commands.into_iter().find_map(resync::of_everything) else {
             return Ok(false);
         };
         // From here on the checkpoint is another: only the mark says that rows may be missing.
         applier.set_gap(&reason.to_string()).await?;
         self.status.set_gap(Some(reason.to_string()));
-        warn!(command = command.id, reason = %reason, "going on over a gap: every table is read again");
+        warn!(command, reason = %reason, "going on over a gap: every table is read again");
         // What it had read before the gap counts no more.
-        control
-            .command_progress(command.id, &serde_json::json!({ "tables": [] }))
-            .await?;
+        resync.progress = ResyncProgress::default();
+        control.command_progress(command, &CommandKind::Resync(resync)).await?;
         for table in prepared.tables.keys() {
-            let event = TableEvent::GapAccepted { command: command.id };
+            let event = TableEvent::GapAccepted { command };
             if let Some(change) = tables.take(table, event)? {
                 applier.write_table(&change).await?;
             }

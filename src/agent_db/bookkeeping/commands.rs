@@ -1,27 +1,179 @@
 //! `twinlog.commands`: what people ask a running daemon to do, and how far it is.
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio_postgres::Row;
 
 use super::control::{Control, failed};
 use crate::agent_db::error::AgentError;
+use crate::change::TableName;
 
-/// Something that a person asked for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Command {
-    /// Its number, by which the asker follows it.
-    pub id: i64,
-    /// What (`resync`).
-    pub kind: String,
-    /// With what.
-    pub arguments: serde_json::Value,
-    /// How far it is.
-    pub state: CommandState,
-    /// Figures for the asker.
-    pub progress: serde_json::Value,
+/// What people can ask for. Another kind needs another variant here and no migration: the database takes any kind, and
+/// the daemon refuses those that it does not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandKind {
+    /// Tables are read again.
+    Resync(Resync),
 }
 
-/// How far a command is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A `resync`: what was asked, and how far it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resync {
+    /// Written once, by who asks.
+    pub arguments: ResyncArguments,
+    /// Written by the daemon; empty until it begins.
+    pub progress: ResyncProgress,
+}
+
+/// Which rows a `resync` reads again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResyncArguments {
+    /// Those of every table that is synchronised; `tables` does not count then.
+    pub all: bool,
+    /// Those of these tables: `schema.table`, or a table of `public`, unquoted.
+    pub tables: Vec<String>,
+    /// Only those for which this SQL condition holds in the Site DB.
+    #[serde(rename = "where")]
+    pub condition: Option<String>,
+}
+
+impl ResyncArguments {
+    /// Whether every row of every table is read: after it, no row of the Site DB is missing.
+    #[must_use]
+    pub const fn is_complete(&self) -> bool {
+        self.all && self.condition.is_none()
+    }
+}
+
+/// How far a `resync` is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResyncProgress {
+    /// The tables that are, or will be, read for it.
+    pub tables: Vec<ResyncedTable>,
+}
+
+impl ResyncProgress {
+    /// What it says of a table.
+    #[must_use]
+    pub fn table(&self, table: &TableName) -> Option<&ResyncedTable> {
+        let name = table.to_string();
+        self.tables.iter().find(|shown| shown.table == name)
+    }
+
+    /// Rows read so far, over all tables.
+    #[must_use]
+    pub fn rows(&self) -> i64 {
+        self.tables.iter().map(|table| table.rows).sum()
+    }
+}
+
+/// One table of a `resync`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncedTable {
+    /// `schema.table`, unquoted.
+    pub table: String,
+    /// How far the table is, for this command.
+    pub state: ResyncedState,
+    /// Rows read for this command so far.
+    pub rows: i64,
+    /// Rows that the table has, by the statistics of the Site DB.
+    pub estimated: Option<i64>,
+}
+
+/// What is done with a table of a `resync`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResyncedState {
+    /// It is busy with another copy or an earlier command.
+    Waiting,
+    /// It is being read.
+    Resyncing,
+    /// It was read, and stays so for this command whatever reads the table next.
+    Streaming,
+}
+
+/// Why a command can't be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// It was written by a newer version.
+    #[error("this daemon does not know the command {kind:?}; upgrade it")]
+    Unknown {
+        /// As it stands in the column `kind`.
+        kind: String,
+    },
+    /// It was written by hand, or by another version. (The parser's error may quote the arguments.)
+    #[error("the arguments of the command {kind} are not readable; write it with the twinlog of the daemon's version")]
+    Arguments {
+        /// Of which command.
+        kind: &'static str,
+    },
+}
+
+/// The name of [`CommandKind::Resync`].
+const RESYNC: &str = "resync";
+
+impl CommandKind {
+    /// A `resync` that has not begun.
+    #[must_use]
+    pub fn resync(arguments: ResyncArguments) -> Self {
+        Self::Resync(Resync {
+            arguments,
+            progress: ResyncProgress::default(),
+        })
+    }
+
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Resync(_) => RESYNC,
+        }
+    }
+
+    /// Reads what a command's columns hold. Progress only adds to what is known: where it is not readable, it is empty.
+    fn parse(kind: &str, arguments: Value, progress: Value) -> Result<Self, CommandError> {
+        match kind {
+            RESYNC => Ok(Self::Resync(Resync {
+                arguments: serde_json::from_value(arguments).map_err(|_| CommandError::Arguments { kind: RESYNC })?,
+                progress: serde_json::from_value(progress).unwrap_or_default(),
+            })),
+            other => Err(CommandError::Unknown { kind: other.to_owned() }),
+        }
+    }
+
+    fn arguments(&self) -> Result<Value, AgentError> {
+        match self {
+            Self::Resync(resync) => to_json(&resync.arguments),
+        }
+    }
+
+    fn progress(&self) -> Result<Value, AgentError> {
+        match self {
+            Self::Resync(resync) => to_json(&resync.progress),
+        }
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<Value, AgentError> {
+    serde_json::to_value(value).map_err(|error| AgentError::Internal(format!("a command as JSON: {error}")))
+}
+
+/// Something that a person asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Its number, by which it is followed.
+    pub id: i64,
+    /// What was asked, and how far it is.
+    pub kind: Result<CommandKind, CommandError>,
+    /// Whether it is served.
+    pub state: CommandState,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// Whether a command is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub enum CommandState {
     /// Written by the command line.
     Requested,
@@ -33,33 +185,19 @@ pub enum CommandState {
     Failed,
 }
 
-impl CommandState {
-    /// As stored and shown.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Requested => "requested",
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Failed => "failed",
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        [Self::Requested, Self::Running, Self::Done, Self::Failed]
-            .into_iter()
-            .find(|state| state.as_str() == text)
-    }
-}
+/// The columns of [`Command`].
+const COLUMNS: &str = "id, kind, arguments, state, progress, error";
 
 impl Command {
     fn from_row(row: &Row) -> Result<Self, AgentError> {
         Ok(Self {
             id: row.get("id"),
-            kind: row.get("kind"),
-            arguments: row.get("arguments"),
-            state: CommandState::parse(row.get("state")).ok_or(AgentError::Unreadable { what: "a command" })?,
-            progress: row.get("progress"),
+            kind: CommandKind::parse(row.get("kind"), row.get("arguments"), row.get("progress")),
+            state: row
+                .get::<_, &str>("state")
+                .parse()
+                .map_err(|_| AgentError::Unreadable { what: "a command" })?,
+            error: row.get("error"),
         })
     }
 }
@@ -73,8 +211,10 @@ impl Control {
         let rows = self
             .client
             .query(
-                "SELECT id, kind, arguments, state, progress FROM twinlog.commands
-                 WHERE slot = $1 AND state IN ('requested', 'running') ORDER BY id",
+                &format!(
+                    "SELECT {COLUMNS} FROM twinlog.commands
+                     WHERE slot = $1 AND state IN ('requested', 'running') ORDER BY id"
+                ),
                 &[&self.slot],
             )
             .await
@@ -86,48 +226,46 @@ impl Control {
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn request(&self, kind: &str, arguments: &serde_json::Value) -> Result<i64, AgentError> {
+    pub async fn request(&self, command: &CommandKind) -> Result<i64, AgentError> {
         let row = self
             .client
             .query_one(
                 "WITH command AS (
                      INSERT INTO twinlog.commands (slot, kind, arguments) VALUES ($1, $2, $3) RETURNING id
                  ) SELECT id, pg_catalog.pg_notify('twinlog', '') IS NULL AS notified FROM command",
-                &[&self.slot, &kind, arguments],
+                &[&self.slot, &command.name(), &command.arguments()?],
             )
             .await
             .map_err(failed("write the command"))?;
         Ok(row.get("id"))
     }
 
-    /// One command, whatever its state, with its error; `None` where there is no such number.
+    /// One command, whatever its state; `None` where there is no such number.
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn command(&self, id: i64) -> Result<Option<(Command, Option<String>)>, AgentError> {
+    pub async fn command(&self, id: i64) -> Result<Option<Command>, AgentError> {
         let row = self
             .client
             .query_opt(
-                "SELECT id, kind, arguments, state, progress, error FROM twinlog.commands WHERE slot = $1 AND id = $2",
+                &format!("SELECT {COLUMNS} FROM twinlog.commands WHERE slot = $1 AND id = $2"),
                 &[&self.slot, &id],
             )
             .await
             .map_err(failed("read the command"))?;
-        row.as_ref()
-            .map(|row| Ok((Command::from_row(row)?, row.get("error"))))
-            .transpose()
+        row.as_ref().map(Command::from_row).transpose()
     }
 
-    /// Says how far a command is; it counts as running from now on.
+    /// Writes how far a command is; it counts as running from now on.
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn command_progress(&self, id: i64, progress: &serde_json::Value) -> Result<(), AgentError> {
+    pub async fn command_progress(&self, id: i64, command: &CommandKind) -> Result<(), AgentError> {
         self.client
             .execute(
                 "UPDATE twinlog.commands SET state = 'running', progress = $3, started_at = coalesce(started_at, now())
                  WHERE slot = $1 AND id = $2 AND state IN ('requested', 'running')",
-                &[&self.slot, &id, progress],
+                &[&self.slot, &id, &command.progress()?],
             )
             .await
             .map_err(failed("report a command's progress"))?;
@@ -139,20 +277,76 @@ impl Control {
     /// # Errors
     /// The statement's or the connection's.
     pub async fn finish_command(&self, id: i64, outcome: Result<(), &str>) -> Result<(), AgentError> {
-        let state = if outcome.is_ok() {
-            CommandState::Done
+        let state: &str = if outcome.is_ok() {
+            CommandState::Done.into()
         } else {
-            CommandState::Failed
+            CommandState::Failed.into()
         };
         self.client
             .execute(
                 "UPDATE twinlog.commands SET state = $3, error = $4, started_at = coalesce(started_at, now()),
                      finished_at = now()
                  WHERE slot = $1 AND id = $2",
-                &[&self.slot, &id, &state.as_str(), &outcome.err()],
+                &[&self.slot, &id, &state, &outcome.err()],
             )
             .await
             .map_err(failed("end a command"))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_resync_is_read_as_it_was_written() {
+        let command = CommandKind::Resync(Resync {
+            arguments: ResyncArguments {
+                all: false,
+                tables: vec!["public.t".to_owned()],
+                condition: Some("id > 3".to_owned()),
+            },
+            progress: ResyncProgress {
+                tables: vec![ResyncedTable {
+                    table: "public.t".to_owned(),
+                    state: ResyncedState::Waiting,
+                    rows: 7,
+                    estimated: None,
+                }],
+            },
+        });
+        let (arguments, progress) = (command.arguments().unwrap(), command.progress().unwrap());
+        assert_eq!(
+            arguments,
+            json!({ "all": false, "tables": ["public.t"], "where": "id > 3" })
+        );
+        assert_eq!(
+            progress,
+            json!({ "tables": [{ "table": "public.t", "state": "waiting", "rows": 7, "estimated": null }] })
+        );
+        assert_eq!(CommandKind::parse(command.name(), arguments, progress), Ok(command));
+    }
+
+    #[test]
+    fn what_is_not_given_is_not_asked_and_progress_of_another_version_is_none() {
+        let read = CommandKind::parse("resync", json!({ "all": true }), json!({ "tables": 7 }));
+        let Ok(CommandKind::Resync(resync)) = read else {
+            panic!("{read:?}");
+        };
+        assert!(resync.arguments.is_complete() && resync.progress.tables.is_empty());
+    }
+
+    #[test]
+    fn a_command_of_another_version_is_refused_with_what_to_do() {
+        let error = CommandKind::parse("verify", json!({}), json!({})).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this daemon does not know the command \"verify\"; upgrade it"
+        );
+        let error = CommandKind::parse("resync", json!({ "tables": 7 }), json!({})).unwrap_err();
+        assert!(matches!(error, CommandError::Arguments { .. }));
     }
 }

@@ -1,49 +1,113 @@
-//! `twinlog.daemon`: the daemon's last word about itself.
+//! `twinlog.daemon`: the daemon's last report on itself.
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::control::{Control, failed};
 use crate::agent_db::error::AgentError;
+use crate::lsn::Lsn;
 
-/// The daemon's word about itself, for `twinlog status`.
+/// A daemon writes a report every second, or three time-outs later; one that has not for this long is not running.
+const SILENT: Duration = Duration::from_secs(10);
+
+/// The daemon's report on itself, for `twinlog status`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DaemonReport {
-    /// This process.
+    /// The process, over all hosts and restarts.
     pub instance: Uuid,
-    /// Its host.
+    /// Of the machine that it runs on.
     pub hostname: String,
-    /// Its process id.
+    /// The process id on its host.
     pub pid: i32,
-    /// Its version.
+    /// Of the program, as in 0.1.0.
     pub version: String,
-    /// When it started.
+    /// When the process started, by its own clock.
     pub started_at: OffsetDateTime,
     /// connecting, copying, streaming, held, gap, stopped.
     pub state: String,
-    /// Why, where that needs a word.
+    /// Why it is in this state, where that needs a reason.
     pub detail: Option<String>,
-    /// Figures.
-    pub report: serde_json::Value,
+    /// What it measures.
+    pub figures: DaemonFigures,
 }
 
-/// The daemon's last word, and how old it is.
+/// The column `report`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DaemonFigures {
+    /// Measured by a daemon that runs.
+    Measured(SyncFigures),
+    /// Of a daemon that has stopped, or of one whose version measures others.
+    None {},
+}
+
+/// What a running daemon measures once a second.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SyncFigures {
+    /// Age of the oldest transaction that is committed in the Site DB and not applied; 0 where there is none.
+    pub delay_seconds: f64,
+    /// From the settled position to the end of the Site DB's log; `None` where the Site DB can't be asked.
+    pub lag_bytes: Option<u64>,
+    /// Up to here the stream was read.
+    pub received_lsn: Lsn,
+    /// Up to here everything is applied, or needs nothing to be applied.
+    pub settled_lsn: Lsn,
+    /// Up to here everything is durable in the Agent DB, and acknowledged.
+    pub durable_lsn: Lsn,
+    /// Whether the Site DB answered.
+    pub site_reachable: bool,
+    /// Whether a connection reads the slot; `None` where the Site DB can't be asked.
+    pub slot_active: Option<bool>,
+    /// Log that the Site DB keeps for the slot.
+    pub slot_retained_bytes: Option<i64>,
+    /// Log that may still be written before the slot is lost; `None` without a limit, or where it is not known.
+    pub slot_headroom_bytes: Option<i64>,
+    /// Rows that are parked.
+    pub failed_rows: u64,
+    /// Changes that the stream has brought since the process started.
+    pub changes_received: u64,
+}
+
+/// The daemon's last report, and how old it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredDaemon {
-    /// What it said.
+    /// As the daemon wrote it.
     pub report: DaemonReport,
-    /// How long ago, by the Agent DB's clock.
+    /// By the Agent DB's clock.
     pub age: Duration,
 }
 
+impl StoredDaemon {
+    /// Whether the daemon has said that it stops.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.report.state == "stopped"
+    }
+
+    /// Whether no report has come for so long that the daemon can't be running, though it did not say that it stops.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.age > SILENT && !self.has_stopped()
+    }
+
+    /// Whether the daemon is at work, by its own report.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.is_silent() && !self.has_stopped()
+    }
+}
+
 impl Control {
-    /// Writes the daemon's word about itself.
+    /// Writes the daemon's report on itself.
     ///
     /// # Errors
     /// The statement's or the connection's.
     pub async fn report(&self, report: &DaemonReport) -> Result<(), AgentError> {
+        let figures = serde_json::to_value(&report.figures)
+            .map_err(|error| AgentError::Internal(format!("the daemon's figures as JSON: {error}")))?;
         self.client
             .execute(
                 "INSERT INTO twinlog.daemon
@@ -62,7 +126,7 @@ impl Control {
                     &report.started_at,
                     &report.state,
                     &report.detail,
-                    &report.report,
+                    &figures,
                 ],
             )
             .await
@@ -70,7 +134,7 @@ impl Control {
         Ok(())
     }
 
-    /// The daemon's last word; `None` where none ever ran.
+    /// The daemon's last report; `None` where none ever ran.
     ///
     /// # Errors
     /// The statement's or the connection's.
@@ -94,7 +158,7 @@ impl Control {
                 started_at: row.get("started_at"),
                 state: row.get("state"),
                 detail: row.get("detail"),
-                report: row.get("report"),
+                figures: serde_json::from_value(row.get("report")).unwrap_or(DaemonFigures::None {}),
             },
             age: Duration::try_from_secs_f64(row.get::<_, f64>("age_seconds").max(0.0)).unwrap_or(Duration::MAX),
         }))

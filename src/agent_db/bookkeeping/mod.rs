@@ -12,7 +12,7 @@
 //! | `failed_rows` | `failed_rows`: the rows that were refused |
 //! | `accounting` | `accounting`: what became of the changes |
 //! | `commands` | `commands`: what people asked for |
-//! | `daemon` | `daemon`: the daemon's last word |
+//! | `daemon` | `daemon`: the daemon's last report |
 //! | `lock` | none: the advisory lock that one daemon holds |
 //! | `control` | none: the connection for all that is not written beside rows |
 
@@ -28,8 +28,11 @@ pub(super) mod tables;
 
 pub use accounting::Tally;
 pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
-pub use commands::{Command, CommandState};
+pub use commands::{
+    Command, CommandError, CommandKind, CommandState, Resync, ResyncArguments, ResyncProgress, ResyncedState,
+    ResyncedTable,
+};
 pub use control::Control;
-pub use daemon::{DaemonReport, StoredDaemon};
-pub use failed_rows::{Asked, FailedFilter, FailedKey, FailedRow};
+pub use daemon::{DaemonFigures, DaemonReport, StoredDaemon, SyncFigures};
+pub use failed_rows::{FailedFilter, FailedKey, FailedRow, RequestedRetry, RetryOutcome};
 pub use tables::{CopyPhase, TableChange, TableRecord, TableRecords, TableState};

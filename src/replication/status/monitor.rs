@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::agent_db::{Control, DaemonReport};
+use crate::agent_db::{Control, DaemonFigures, DaemonReport, SyncFigures};
 use crate::health::Component;
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -88,7 +88,7 @@ impl Monitor {
         }
         // The last report, for `twinlog status`. Nothing waits for it.
         self.status.stopped();
-        let _ = timeout(Duration::from_secs(1), self.write_report(json!({}))).await;
+        let _ = timeout(Duration::from_secs(1), self.write_report(DaemonFigures::None {})).await;
     }
 
     async fn tick(&mut self) {
@@ -104,9 +104,9 @@ impl Monitor {
                 metrics::set_slot(u64::try_from(retained).unwrap_or(0), sample.headroom);
             }
         }
-        let report = self.report(sample.as_ref(), settled, delay);
-        self.tell_health(report.clone());
-        if !matches!(timeout(PATIENCE, self.write_report(report)).await, Ok(Some(()))) {
+        let figures = DaemonFigures::Measured(self.figures(sample.as_ref(), settled, delay));
+        self.tell_health(json!(figures));
+        if !matches!(timeout(PATIENCE, self.write_report(figures)).await, Ok(Some(()))) {
             self.agent = None;
         }
     }
@@ -149,20 +149,20 @@ impl Monitor {
     }
 
     /// The figures, for health and for `twinlog.daemon`.
-    fn report(&self, sample: Option<&Sample>, settled: Lsn, delay: Duration) -> Value {
-        json!({
-            "delay_seconds": delay.as_secs_f64(),
-            "lag_bytes": sample.map(|sample| sample.end.bytes_since(settled)),
-            "received_lsn": self.status.received_lsn(),
-            "settled_lsn": settled,
-            "durable_lsn": self.status.durable_lsn(),
-            "site_reachable": sample.is_some(),
-            "slot_active": sample.map(|sample| sample.active),
-            "slot_retained_bytes": sample.and_then(|sample| sample.retained),
-            "slot_headroom_bytes": sample.and_then(|sample| sample.headroom),
-            "failed_rows": self.status.parked().values().sum::<u64>(),
-            "changes_received": self.status.total().received,
-        })
+    fn figures(&self, sample: Option<&Sample>, settled: Lsn, delay: Duration) -> SyncFigures {
+        SyncFigures {
+            delay_seconds: delay.as_secs_f64(),
+            lag_bytes: sample.map(|sample| sample.end.bytes_since(settled)),
+            received_lsn: self.status.received_lsn(),
+            settled_lsn: settled,
+            durable_lsn: self.status.durable_lsn(),
+            site_reachable: sample.is_some(),
+            slot_active: sample.map(|sample| sample.active),
+            slot_retained_bytes: sample.and_then(|sample| sample.retained),
+            slot_headroom_bytes: sample.and_then(|sample| sample.headroom),
+            failed_rows: self.status.parked().values().sum::<u64>(),
+            changes_received: self.status.total().received,
+        }
     }
 
     fn tell_health(&self, mut report: Value) {
@@ -179,7 +179,7 @@ impl Monitor {
     }
 
     /// Writes `twinlog.daemon`; `None` where that can't be done. One that stands by leaves the active one's report alone.
-    async fn write_report(&mut self, report: Value) -> Option<()> {
+    async fn write_report(&mut self, figures: DaemonFigures) -> Option<()> {
         let (state, reason) = self.status.state();
         if state == SyncState::Standby {
             return Some(());
@@ -203,7 +203,7 @@ impl Monitor {
             started_at: self.started_at,
             state: state.as_str().to_owned(),
             detail: reason,
-            report,
+            figures,
         };
         agent.report(&report).await.ok()
     }

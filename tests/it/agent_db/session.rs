@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use twinlog::agent_db::{AgentError, Applier, Control, CopyPhase, Item, Segment, TableChange, TableRecord, TableState};
+use twinlog::agent_db::{
+    AgentError, Applier, CommandError, CommandKind, CommandState, Control, CopyPhase, Item, Resync, ResyncArguments,
+    ResyncedState, ResyncedTable, Segment, TableChange, TableRecord, TableState,
+};
 use twinlog::config::{DatabaseUrl, SslMode};
 use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
 use twinlog::lsn::Lsn;
@@ -334,27 +337,49 @@ async fn a_command_wakes_the_daemon_and_tells_how_it_went() {
     let url = fixture.db.agent.database_url();
     let daemon = Control::connect(&url, "slot", "daemon").await.unwrap();
     let person = Control::connect(&url, "slot", "person").await.unwrap();
-    let arguments = serde_json::json!({"tables": ["public.t"]});
-    let id = person.request("resync", &arguments).await.unwrap();
+    let mut resync = Resync {
+        arguments: ResyncArguments {
+            tables: vec!["public.t".to_owned()],
+            ..ResyncArguments::default()
+        },
+        ..Resync::default()
+    };
+    let id = person.request(&CommandKind::Resync(resync.clone())).await.unwrap();
     tokio::time::timeout(SOON, daemon.notified()).await.unwrap();
     let open = daemon.open_commands().await.unwrap();
-    assert_eq!((open.len(), open[0].id, &open[0].arguments), (1, id, &arguments));
-    daemon
-        .command_progress(id, &serde_json::json!({"rows": 1}))
-        .await
-        .unwrap();
+    assert_eq!((open.len(), open[0].id), (1, id));
+    assert_eq!(open[0].kind, Ok(CommandKind::Resync(resync.clone())));
+    resync.progress.tables.push(ResyncedTable {
+        table: "public.t".to_owned(),
+        state: ResyncedState::Resyncing,
+        rows: 1,
+        estimated: Some(5),
+    });
+    let kind = CommandKind::Resync(resync);
+    daemon.command_progress(id, &kind).await.unwrap();
     daemon.finish_command(id, Err("no such table")).await.unwrap();
     assert!(daemon.open_commands().await.unwrap().is_empty());
-    let (command, error) = person.command(id).await.unwrap().unwrap();
-    assert_eq!(
-        (
-            command.state.as_str(),
-            command.progress["rows"].as_i64(),
-            error.as_deref()
-        ),
-        ("failed", Some(1), Some("no such table"))
-    );
+    let command = person.command(id).await.unwrap().unwrap();
+    assert_eq!((command.state, command.kind), (CommandState::Failed, Ok(kind)));
+    assert_eq!(command.error.as_deref(), Some("no such table"));
     assert!(person.command(id + 1).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_command_of_a_newer_version_is_kept_and_refused() {
+    let fixture = Fixture::new("").await;
+    let url = fixture.db.agent.database_url();
+    let daemon = Control::connect(&url, "slot", "daemon").await.unwrap();
+    fixture
+        .agent()
+        .batch_execute("INSERT INTO twinlog.commands (slot, kind) VALUES ('slot', 'verify')")
+        .await
+        .unwrap();
+    let open = daemon.open_commands().await.unwrap();
+    assert!(
+        matches!(&open[0].kind, Err(CommandError::Unknown { kind }) if kind == "verify"),
+        "{open:?}"
+    );
 }
 
 #[tokio::test]

@@ -201,3 +201,25 @@ async fn rows_that_are_deleted_while_resyncs_run_never_come_back() {
     twins.until_equal_within(Duration::from_secs(40), &["notes"]).await;
     twins.assert_balanced().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_the_daemon_does_not_know_fails_with_what_to_do_and_stops_nothing() {
+    let (twins, _daemon) = equal(100).await;
+    damage(&twins).await;
+
+    twins
+        .on_agent(
+            "INSERT INTO twinlog.commands (slot, kind) SELECT slot, 'verify' FROM twinlog.checkpoint; NOTIFY twinlog",
+        )
+        .await;
+
+    twins
+        .until_agent(
+            "the command is refused",
+            "SELECT state || ': ' || error FROM twinlog.commands WHERE kind = 'verify'",
+            "failed: this daemon does not know the command \"verify\"; upgrade it",
+        )
+        .await;
+    twins.succeeds(&["resync", "notes", "--wait"]).await;
+    twins.until_equal(&["notes"]).await;
+}

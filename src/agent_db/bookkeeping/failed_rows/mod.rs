@@ -11,4 +11,4 @@ pub(in crate::agent_db) mod entries;
 mod show;
 
 pub use due::FailedKey;
-pub use show::{Asked, FailedFilter, FailedRow};
+pub use show::{FailedFilter, FailedRow, RequestedRetry, RetryOutcome};

@@ -40,11 +40,21 @@ pub struct FailedRow {
     pub next_attempt_at: String,
 }
 
-/// A parked row that was asked to be tried again: its number and the attempts that it had.
+/// A parked row that is to be tried again now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
+pub struct RequestedRetry {
     id: i64,
+    /// The attempts that it had before.
     attempts: i32,
+}
+
+/// What became of rows that were to be tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryOutcome {
+    /// Rows that are right now.
+    pub healed: u64,
+    /// Rows that were refused once more.
+    pub refused: u64,
 }
 
 const MATCHES: &str = "slot = $1 AND ($2::text IS NULL OR (schema_name = $2 AND table_name = $3)) \
@@ -117,7 +127,7 @@ impl Control {
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn retry_failed(&self, filter: &FailedFilter) -> Result<Vec<Asked>, AgentError> {
+    pub async fn retry_failed(&self, filter: &FailedFilter) -> Result<Vec<RequestedRetry>, AgentError> {
         let (schema, name) = parts(filter);
         let rows = self
             .client
@@ -135,33 +145,36 @@ impl Control {
             .map_err(failed("wake the daemon"))?;
         Ok(rows
             .iter()
-            .map(|row| Asked {
+            .map(|row| RequestedRetry {
                 id: row.get("id"),
                 attempts: row.get("attempts"),
             })
             .collect())
     }
 
-    /// What became of rows that were asked for: how many are healed, and how many were refused again.
+    /// What became of rows since [`Control::retry_failed`].
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn retried(&self, asked: &[Asked]) -> Result<(u64, u64), AgentError> {
-        let ids: Vec<i64> = asked.iter().map(|asked| asked.id).collect();
-        let attempts: Vec<i32> = asked.iter().map(|asked| asked.attempts).collect();
+    pub async fn retry_outcome(&self, requested: &[RequestedRetry]) -> Result<RetryOutcome, AgentError> {
+        let ids: Vec<i64> = requested.iter().map(|row| row.id).collect();
+        let attempts: Vec<i32> = requested.iter().map(|row| row.attempts).collect();
         let row = self
             .client
             .query_one(
                 "SELECT count(*) FILTER (WHERE f.id IS NULL) AS healed,
-                     count(*) FILTER (WHERE f.attempts > asked.attempts) AS refused
-                 FROM unnest($1::int8[], $2::int4[]) AS asked(id, attempts)
-                 LEFT JOIN twinlog.failed_rows f ON f.id = asked.id",
+                     count(*) FILTER (WHERE f.attempts > requested.attempts) AS refused
+                 FROM unnest($1::int8[], $2::int4[]) AS requested(id, attempts)
+                 LEFT JOIN twinlog.failed_rows f ON f.id = requested.id",
                 &[&ids, &attempts],
             )
             .await
             .map_err(failed("read what became of the failed rows"))?;
         let count = |column| u64::try_from(row.get::<_, i64>(column)).unwrap_or_default();
-        Ok((count("healed"), count("refused")))
+        Ok(RetryOutcome {
+            healed: count("healed"),
+            refused: count("refused"),
+        })
     }
 }
 
