@@ -2,11 +2,11 @@
 //!
 //! | file | its job |
 //! |---|---|
-//! | [`connect`] | opens a session with pinned settings |
+//! | [`connect()`] | opens a session with pinned settings |
 //! | [`plain`] | opens a session on a throwaway cluster, with nothing pinned |
 //! | [`settings`] | the one list of settings that every session pins |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
-//! | [`sqlx_options`](mod@sqlx_options) | the same for sqlx |
+//! | [`sqlx_options()`] | the same for sqlx |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what a SQLSTATE means for the work that met it |
 //! | [`quote`] | names in statements |

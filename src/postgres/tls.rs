@@ -1,8 +1,8 @@
 //! TLS towards Postgres: what `sslmode` and `sslrootcert` mean, once, for all connections.
 //!
 //! Makes a rustls configuration that trusts what libpq would trust, and the hash that ties a SCRAM login to the
-//! certificate (channel binding). It opens no connection: [`super::connect`] and `wire` do. sqlx verifies certificates
-//! itself; [`super::sqlx_options`] gives it the same meaning as far as it can.
+//! certificate (channel binding). It opens no connection: [`super::connect()`] and `wire` do. sqlx verifies certificates
+//! itself; [`super::sqlx_options()`] gives it the same meaning as far as it can.
 //!
 //! | `sslmode` | without `sslrootcert` | with it |
 //! |---|---|---|

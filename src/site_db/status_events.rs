@@ -6,7 +6,7 @@
 //! adopted when the wamid becomes known. Both ways first lock the wamid (see [`super::locks`]): without it, a report and
 //! the outcome of its send could each miss the other.
 //!
-//! What reports make of the message's row is [`messages`](super::messages)' business.
+//! What reports make of the message's row is [`messages`]' business.
 
 use sqlx::FromRow;
 use time::OffsetDateTime;

@@ -1,7 +1,7 @@
 //! What a call to the provider brought, and what reports say: the transitions that the outbox and the inbox ask for.
 //!
 //! Each takes one message or many, and answers with those that it changed; the others had moved on (see
-//! [`transition`](super::transition)).
+//! [`transition`]).
 
 use std::sync::LazyLock;
 use std::time::Duration;
