@@ -12,7 +12,7 @@ use twinlog::change::{ColumnValue, Row};
 use twinlog::pgoutput::{DecodeError, Message, OldTuple, decode};
 use twinlog::provider::OpaqueId;
 use twinlog::provider::cloud::send::{self, Request};
-use twinlog::provider::cloud::{GraphError, text, webhook as cloud_webhook};
+use twinlog::provider::cloud::{GraphError, answer, text, webhook as cloud_webhook};
 use twinlog::provider::event::Content;
 use uuid::Uuid;
 
@@ -95,7 +95,7 @@ pub(super) fn send_body(data: &[u8]) {
         let _ = (error.class(400), error.refusal(400, None), error.summary());
         assert!(GraphError::from_body(error.to_body().to_string().as_bytes()).is_some());
     }
-    let _ = send::accepted(data);
+    let _ = answer::accepted(data);
     if let Ok(value) = serde_json::from_slice(data) {
         let _ = text::of_message("text", &value);
     }

@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use uuid::Uuid;
 
+use super::limits::BodyError;
+use crate::provider::ApiVersion;
 use crate::provider::cloud::GraphError;
 use crate::site_db::SiteError;
 
@@ -20,6 +21,21 @@ pub(super) fn graph_error(status: StatusCode, error: &GraphError) -> Response {
     (status, Json(error.to_body())).into_response()
 }
 
+/// The token is not one of ours.
+pub(super) fn graph_unauthorized() -> Response {
+    graph_error(
+        StatusCode::UNAUTHORIZED,
+        &GraphError::new(190, "Invalid OAuth access token - Cannot parse access token")
+            .with_details("the token is not one of this server's API tokens"),
+    )
+}
+
+/// The body could not be read.
+pub(super) fn graph_body_error(error: BodyError) -> Response {
+    let details = GraphError::new(100, "Invalid parameter").with_details(error.message());
+    graph_error(error.status(), &details)
+}
+
 /// An error in our shape: `{"error":{"code","message","field"?}}`.
 pub(super) fn plain_error(status: StatusCode, code: &str, message: &str, field: Option<&str>) -> Response {
     let mut error = json!({"code": code, "message": message});
@@ -29,7 +45,22 @@ pub(super) fn plain_error(status: StatusCode, code: &str, message: &str, field: 
     (status, Json(json!({ "error": error }))).into_response()
 }
 
-/// The same, naming the message's row.
+/// The token is not one of ours.
+pub(super) fn plain_unauthorized() -> Response {
+    plain_error(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized",
+        "send one of this server's API tokens as: Authorization: Bearer TOKEN",
+        None,
+    )
+}
+
+/// The body could not be read.
+pub(super) fn plain_body_error(error: BodyError) -> Response {
+    plain_error(error.status(), "body", error.message(), None)
+}
+
+/// The same answer, naming the message's row.
 pub(super) fn about(id: Uuid, mut response: Response) -> Response {
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(MESSAGE_ID, value);
@@ -37,7 +68,7 @@ pub(super) fn about(id: Uuid, mut response: Response) -> Response {
     response
 }
 
-/// Somebody else's answer, as it came.
+/// The Graph API's answer, as it came.
 pub(super) fn passed(status: u16, content_type: Option<&str>, body: impl Into<Bytes>) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     let mut response = (status, body.into()).into_response();
@@ -79,16 +110,6 @@ pub(super) fn log_unavailable(error: &SiteError) {
     );
 }
 
-/// A request's body, within the limit; else why it was not read.
-pub(super) async fn body(request: Request) -> Result<Bytes, (StatusCode, &'static str)> {
-    Bytes::from_request(request, &())
-        .await
-        .map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => (StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
-            _ => (StatusCode::BAD_REQUEST, "the body could not be read"),
-        })
-}
-
 /// No such route.
 pub(super) fn not_found(uri: &Uri) -> Response {
     shaped(uri, StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
@@ -104,7 +125,7 @@ pub(super) async fn method_not_allowed(uri: Uri) -> Response {
     )
 }
 
-/// The request came to no end of its own.
+/// The request ended without an answer of its route's.
 pub(super) fn broken(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
     shaped(uri, status, code, message)
 }
@@ -112,7 +133,7 @@ pub(super) fn broken(uri: &Uri, status: StatusCode, code: &str, message: &str) -
 /// Graph clients know only Meta's shape.
 fn shaped(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
     let version = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
-    if super::graph::is_version(version) {
+    if ApiVersion::parse(version).is_some() {
         let error = if status.is_server_error() {
             GraphError::new(131_000, "Something went wrong")
         } else {

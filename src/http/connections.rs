@@ -1,8 +1,11 @@
-//! Connections of the public listener, bounded in number and in silence: a stranger who opens many, says nothing, or says
-//! it a byte at a time, must not use up the process's descriptors.
+//! Connections of the public listener, bounded in number and in idle time: a peer that opens many, sends nothing, or sends a
+//! byte at a time, must not use up the process's descriptors.
 //!
 //! Served by hyper itself rather than by `axum::serve`, which sets no time limit for a request's head. HTTP/1.1 only: that
-//! is what proxies speak to what is behind them, and it spares us a second protocol's worth of strangers' tricks.
+//! is what proxies speak to what is behind them, and a second protocol would bring its own ways to misuse it.
+//!
+//! The idle time-out is our own: `tokio-io-timeout` times reading and writing apart, and so would cut a long answer to a
+//! client that has nothing more to say.
 
 use std::future::Future;
 use std::io;
@@ -25,20 +28,14 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Most connections at a time. Below systemd's usual soft limit of 1024 descriptors, with room for the pool, the calls to
-/// Meta and the admin listener; who comes beyond waits in the kernel's queue.
-const MAX: usize = 768;
-/// A connection on which nothing moves for that long ends. Above the longest request (`layers`), so that no answer is cut,
-/// and above the 60 s after which proxies usually close idle connections themselves. A request's head has as long, from
-/// the end of the request before: then bytes that trickle hold a connection no longer than silence does.
-pub(super) const SILENCE: Duration = Duration::from_secs(90);
+use super::limits::MAX_CONNECTIONS;
 
 /// Serves the routes until the stop, then until the requests under way have ended.
-pub(super) async fn serve(listener: TcpListener, router: Router, silence: Duration, stop: CancellationToken) {
-    let mut listener = Bounded::new(listener, silence);
+pub(super) async fn serve(listener: TcpListener, router: Router, idle_timeout: Duration, stop: CancellationToken) {
+    let mut listener = Bounded::new(listener, idle_timeout);
     let service = TowerToHyperService::new(router.into_service::<Incoming>());
     let mut protocol = http1::Builder::new();
-    protocol.timer(TokioTimer::new()).header_read_timeout(silence);
+    protocol.timer(TokioTimer::new()).header_read_timeout(idle_timeout);
     let connections = TaskTracker::new();
     loop {
         let (connection, _) = tokio::select! {
@@ -60,12 +57,12 @@ pub(super) async fn serve(listener: TcpListener, router: Router, silence: Durati
                 }
             };
             if let Err(error) = ended {
-                // Clients go as they please.
+                // Clients may close at any time.
                 tracing::trace!("a connection ended: {error}");
             }
         });
     }
-    // Who knocks now finds another server, or nobody.
+    // New connections are refused from now on, or reach another server on the same port.
     drop(listener);
     connections.close();
     connections.wait().await;
@@ -76,15 +73,15 @@ pub(super) async fn serve(listener: TcpListener, router: Router, silence: Durati
 struct Bounded {
     listener: TcpListener,
     slots: Arc<Semaphore>,
-    silence: Duration,
+    idle_timeout: Duration,
 }
 
 impl Bounded {
-    fn new(listener: TcpListener, silence: Duration) -> Self {
+    fn new(listener: TcpListener, idle_timeout: Duration) -> Self {
         Self {
             listener,
-            slots: Arc::new(Semaphore::new(MAX)),
-            silence,
+            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            idle_timeout,
         }
     }
 }
@@ -102,8 +99,8 @@ impl Listener for Bounded {
         let _ = stream.set_nodelay(true);
         let connection = Connection {
             stream,
-            patience: self.silence,
-            silence: Box::pin(tokio::time::sleep(self.silence)),
+            idle_timeout: self.idle_timeout,
+            idle: Box::pin(tokio::time::sleep(self.idle_timeout)),
             _slot: slot,
         };
         (connection, address)
@@ -114,24 +111,26 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection with its slot and its patience.
+/// A connection with its slot; fails when nothing moves for too long.
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
-    patience: Duration,
-    silence: Pin<Box<Sleep>>,
+    /// How long nothing may move.
+    idle_timeout: Duration,
+    /// Ends when nothing has moved for that long.
+    idle: Pin<Box<Sleep>>,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
-    /// Something moved, or the patience goes on.
-    fn judge<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+    /// Something moved, or the idle time goes on.
+    fn timed<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            let end = Instant::now() + self.patience;
-            self.silence.as_mut().reset(end);
+            let end = Instant::now() + self.idle_timeout;
+            self.idle.as_mut().reset(end);
             return polled;
         }
-        match self.silence.as_mut().poll(context) {
+        match self.idle.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
         }
@@ -145,14 +144,14 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
-        self.judge(polled, context)
+        self.timed(polled, context)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(polled, context)
+        self.timed(polled, context)
     }
 
     fn poll_write_vectored(
@@ -161,7 +160,7 @@ impl AsyncWrite for Connection {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.judge(polled, context)
+        self.timed(polled, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,20 +181,21 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::http::limits::SILENCE;
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_ends_and_gives_its_slot_back() {
+    async fn an_idle_connection_ends_and_gives_its_slot_back() {
         let mut bounded = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap(), SILENCE);
         let address = bounded.local_addr().unwrap();
         let (client, accepted) = tokio::join!(TcpStream::connect(address), bounded.accept());
         let (_client, mut connection) = (client.unwrap(), accepted.0);
-        assert_eq!(bounded.slots.available_permits(), MAX - 1);
+        assert_eq!(bounded.slots.available_permits(), MAX_CONNECTIONS - 1);
         let begun = Instant::now();
         let error = connection.read(&mut [0; 8]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(begun.elapsed() >= SILENCE);
         drop(connection);
-        assert_eq!(bounded.slots.available_permits(), MAX);
+        assert_eq!(bounded.slots.available_permits(), MAX_CONNECTIONS);
     }
 
     /// Serves one route; its address and what stops it.
@@ -242,7 +242,10 @@ mod tests {
         assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
         stop.cancel();
         let ending = tokio::time::timeout(Duration::from_secs(20), serving);
-        ending.await.expect("an idle connection keeps nobody").unwrap();
+        ending
+            .await
+            .expect("an idle connection does not delay the end")
+            .unwrap();
         assert_eq!(client.read(&mut answer).await.unwrap(), 0);
         assert!(TcpStream::connect(address).await.is_err());
     }

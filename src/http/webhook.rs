@@ -2,13 +2,16 @@
 //!
 //! Meta gets its 200 only when the event's exact bytes are committed; for anything else it comes back for seven days.
 
+use axum::Router;
 use axum::extract::{Request, State as Extract};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use secrecy::ExposeSecret;
 
-use super::{State, answer, auth};
+use super::state::State;
+use super::{answer, auth, limits};
 use crate::inbox::ReceiveError;
 use crate::provider::cloud::signature;
 use crate::site_db::SiteError;
@@ -16,9 +19,14 @@ use crate::site_db::SiteError;
 /// Longest challenge that is echoed; Meta's are 10 digits.
 const MAX_CHALLENGE: usize = 256;
 
+/// The routes.
+pub(super) fn router() -> Router<State> {
+    Router::new().route("/webhook", get(handshake).post(receive))
+}
+
 /// `GET`: Meta asks whether this is the server that the dashboard's token belongs to.
-pub(super) async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
-    let expected = state.0.config.whatsapp.verify_token.as_ref();
+async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
+    let expected = state.settings.verify_token.as_ref();
     let asked = |name| auth::query(&uri, name).unwrap_or_default();
     let genuine = expected.is_some_and(|token| auth::same(token.expose_secret(), &asked("hub.verify_token")));
     let challenge = asked("hub.challenge");
@@ -36,25 +44,26 @@ pub(super) async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Respo
         );
     }
     tracing::info!("WEBHOOK: Meta's handshake succeeded");
-    // The challenge alone, unquoted, and as text: it is a stranger's.
+    // The challenge alone, unquoted, and as text: a browser must not read it as a page.
     ([(CONTENT_TYPE, "text/plain; charset=utf-8")], challenge).into_response()
 }
 
-/// `POST`: an event. The signature is over these bytes, so nothing looks at them before it is checked.
-pub(super) async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Request) -> Response {
-    let body = match answer::body(request).await {
+/// `POST`: an event. The signature is over these bytes, so nothing reads them before it is checked.
+async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Request) -> Response {
+    let body = match limits::body(request).await {
         Ok(body) => body,
-        Err((status, why)) => {
+        Err(error) => {
             tracing::error!(
-                status = status.as_u16(),
+                status = error.status().as_u16(),
                 hint = "http.max_body_bytes must be above 3 MB, the most that Meta sends",
-                "WEBHOOK: {why}"
+                "WEBHOOK: {}",
+                error.message()
             );
-            return answer::plain_error(status, "body", why, None);
+            return answer::plain_body_error(error);
         }
     };
     let claimed = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
-    match state.0.inbox.receive(claimed, &body).await {
+    match state.inbox.receive(claimed, &body).await {
         Ok(_) => StatusCode::OK.into_response(),
         Err(ReceiveError::Forged(error)) => {
             tracing::warn!(hint = error.hint(), bytes = body.len(), "WEBHOOK: refused: {error}");

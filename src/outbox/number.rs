@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::{Sender, Shared, attempt};
+use super::attempt;
+use super::shared::{Sender, Shared};
 use crate::metrics;
 use crate::retry::backoff;
 use crate::shutdown;
@@ -18,7 +19,7 @@ use crate::site_db::accounts::{self, AccountStatus};
 use crate::site_db::messages::{self, Claimed};
 use crate::site_db::{SiteError, number_leases};
 
-/// How often a number looks for work that nobody told it about: rows of other processes, and those whose wait is over.
+/// How often a number looks for work that it was not told about: rows of other processes, and those whose wait is over.
 const POLL: Duration = Duration::from_millis(500);
 /// How long the right to send for a number lasts without renewal: a process that died is replaced after it, and until
 /// then nothing is sent. One that is late with its renewal risks a burst beyond the rate and nothing else.
@@ -44,7 +45,7 @@ enum Round {
     Idle(Duration),
 }
 
-struct Number {
+struct NumberTask {
     shared: Arc<Shared>,
     sender: Arc<Sender>,
     /// This task's name on leases.
@@ -62,13 +63,13 @@ struct Number {
 
 /// Sends for a number until the stop, then waits for the attempts under way.
 pub(super) async fn run(shared: Arc<Shared>, sender: Arc<Sender>) {
-    let per_second = NonZeroU32::new(sender.account.messages_per_second).unwrap_or(NonZeroU32::MIN);
+    let per_second = NonZeroU32::new(sender.messages_per_second).unwrap_or(NonZeroU32::MIN);
     // Meta counts over a second: a burst on top of the steady rate must stay small beside it.
     let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
     let in_flight = usize::try_from(per_second.get())
         .unwrap_or(usize::MAX)
         .clamp(IN_FLIGHT.0, IN_FLIGHT.1);
-    let mut number = Number {
+    let mut task = NumberTask {
         owner: Uuid::new_v4(),
         renewed: None,
         limiter: RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)),
@@ -80,21 +81,22 @@ pub(super) async fn run(shared: Arc<Shared>, sender: Arc<Sender>) {
         shared,
         sender,
     };
-    number.work().await;
-    number.running.close();
-    number.running.wait().await;
-    if number.renewed.is_some() {
-        let given_up = number_leases::give_up(&number.shared.pool, &number.sender.number, number.owner);
-        // Courtesy only: it ends by itself.
+    task.work().await;
+    task.running.close();
+    task.running.wait().await;
+    if task.renewed.is_some() {
+        let given_up = number_leases::give_up(&task.shared.pool, task.sender.phone_number_id(), task.owner);
+        // The lease ends by itself; this only saves the next process the wait.
         let _ = tokio::time::timeout(Duration::from_secs(1), given_up).await;
     }
 }
 
-impl Number {
+impl NumberTask {
     async fn work(&mut self) {
+        let pipeline = self.shared.settings.pipeline;
         let stop = self.shared.stop.clone();
         let sender = Arc::clone(&self.sender);
-        let phone_number_id = &sender.number;
+        let phone_number_id = sender.phone_number_id();
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
             let round = tokio::select! {
@@ -105,7 +107,7 @@ impl Number {
             let wait = match round {
                 Ok(round) => {
                     if failures > 0 {
-                        tracing::info!(%phone_number_id, failures, "PERSISTENCE: the outbox reaches the Site DB again");
+                        tracing::info!(pipeline, %phone_number_id, failures, "PERSISTENCE: the outbox reaches the Site DB again");
                         failures = 0;
                     }
                     match round {
@@ -116,6 +118,7 @@ impl Number {
                 Err(error) => {
                     if failures == 0 {
                         tracing::error!(
+                            pipeline,
                             %phone_number_id,
                             sqlstate = error.sqlstate(),
                             hint = error.hint(),
@@ -135,18 +138,18 @@ impl Number {
     }
 
     /// Claims and starts what is due. Cancelled only between statements that matter: a claim and the start of its
-    /// attempts are [`Number::start`]'s.
+    /// attempts are [`NumberTask::start`]'s.
     async fn round(&mut self) -> Result<Round, SiteError> {
         let account_id = self.sender.account_id(&self.shared.pool).await?;
         if !self.hold_lease().await? {
             return Ok(Round::Idle(POLL));
         }
-        let phone_number_id = self.sender.number.clone();
+        let phone_number_id = self.sender.phone_number_id().clone();
         let gate = accounts::gate(&self.shared.pool, account_id).await?;
         let held = gate.status == AccountStatus::Held;
         metrics::set_account_degraded(phone_number_id.as_str(), held);
         if held && !self.was_held {
-            // It may be our token that is at fault: let a process with another one have a go.
+            // It may be our token that is at fault: a process with another token may try now.
             self.was_held = true;
             self.renewed = None;
             number_leases::give_up(&self.shared.pool, &phone_number_id, self.owner).await?;
@@ -159,14 +162,12 @@ impl Number {
             return Ok(Round::Idle(left.min(POLL)));
         }
         if held {
-            // A probe goes alone, so that it is one message that Meta refuses, not sixteen.
+            // A probe goes alone, so that it is one message that is refused, not sixteen.
             if !gate.probe_due || !self.running.is_empty() {
                 return Ok(Round::Idle(POLL));
             }
             self.allow(1).await;
-            let claimed = self
-                .start(account_id, 1, Some(self.shared.config.whatsapp.hold_probe))
-                .await?;
+            let claimed = self.start(account_id, 1, Some(self.shared.settings.hold_probe)).await?;
             self.allowances -= claimed.min(self.allowances);
             return Ok(Round::Idle(POLL));
         }
@@ -196,9 +197,9 @@ impl Number {
             return Ok(true);
         }
         let asked = Instant::now();
-        let held = number_leases::take(&self.shared.pool, &self.sender.number, self.owner, LEASE).await?;
+        let held = number_leases::take(&self.shared.pool, self.sender.phone_number_id(), self.owner, LEASE).await?;
         if held && self.renewed.is_none() {
-            // New to the number: whoever had it before may have left a hold that our token does not deserve.
+            // New to the number: the process that had it before may have left a hold that our token does not deserve.
             self.sender.register(&self.shared.pool).await?;
         }
         self.renewed = held.then_some(asked);
@@ -229,7 +230,7 @@ impl Number {
             let claimed = claim(&shared, account_id, limit, probe).await?;
             let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
             for message in claimed {
-                // There are as many free slots as were asked for: nobody else takes any.
+                // There are as many free slots as were asked for: no other task takes any.
                 let slot = Arc::clone(&slots).try_acquire_owned().ok();
                 let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
                 let attempt = attempt::Attempt {

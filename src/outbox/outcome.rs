@@ -1,51 +1,22 @@
 //! What an answer, or the lack of one, means for the message, its conversation and its number: one pure function.
 //!
-//! The question that decides everything: could Meta have taken the message? Certainly yes: accepted. Certainly no: by
-//! the class of the error. Perhaps: `unknown`, and nobody sends it again by himself.
+//! The question that decides everything: could the provider have taken the message? Certainly yes: accepted. Certainly no:
+//! by the class of the refusal. Perhaps: `unknown`, and it is never sent again by itself.
 
 use std::time::Duration;
 
-use crate::provider::cloud::GraphError;
-use crate::provider::cloud::send::{Accepted, AcceptedStatus};
-use crate::provider::{Code, ErrorClass, ThrottleScope};
+use crate::provider::{Accepted, AcceptedStatus, Answer, Code, ErrorClass, Refusal, ThrottleScope};
 use crate::retry::backoff;
 use crate::site_db::accounts::ThrottleReach;
 
-/// What came of a call.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Answer {
-    /// 2xx with a wamid.
-    Accepted(Accepted),
-    /// An error of the Graph API: it read the request and refused it.
-    Refused {
-        /// HTTP status.
-        status: u16,
-        /// Its words.
-        error: GraphError,
-        /// `Retry-After`, where it came.
-        retry_after: Option<Duration>,
-    },
-    /// An answer that is not the Graph API's: a proxy's page, an empty body, a 2xx without a wamid.
-    Foreign {
-        /// HTTP status.
-        status: u16,
-        /// `Retry-After`, where it came.
-        retry_after: Option<Duration>,
-    },
-    /// The request never left: no address, no connection, no TLS.
-    NotSent(&'static str),
-    /// The request may have arrived, its answer did not.
-    Lost(&'static str),
-}
-
 /// What happens next.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Next {
-    /// Meta has it.
+pub(super) enum Next {
+    /// The provider has it.
     Accepted {
         /// Its id and the recipient's.
         accepted: Accepted,
-        /// Meta keeps it until it has judged the template.
+        /// The provider keeps it until it has judged the template.
         held: bool,
     },
     /// It will not be sent.
@@ -67,22 +38,40 @@ pub enum Next {
     Unknown(&'static str),
 }
 
-/// An error, as the row and the metrics keep it.
+/// Why a message was not sent, as the row and the metrics keep it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cause {
-    /// Meta's code.
-    pub code: Option<i32>,
-    /// The code as a metric's label: only those of Meta's table.
-    pub label: Option<i64>,
-    /// Our class.
-    pub class: &'static str,
+pub(super) struct Cause {
+    /// The provider's code, if it refused the message itself.
+    pub(super) code: Option<Code>,
+    /// Whose affair it is.
+    pub(super) class: CauseClass,
     /// A sentence for a person.
-    pub message: String,
+    pub(super) message: String,
+}
+
+/// Whose affair it is that a message was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CauseClass {
+    /// The provider, or something on the way to it, refused the message.
+    Refused(ErrorClass),
+    /// The network's: the request never left.
+    NotSent,
+}
+
+impl CauseClass {
+    /// The `error_class` column and the bounded label of a metric.
+    #[must_use]
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused(class) => class.as_str(),
+            Self::NotSent => "not_sent",
+        }
+    }
 }
 
 /// The limits of trying.
 #[derive(Debug, Clone, Copy)]
-pub struct Policy {
+pub struct RetryPolicy {
     /// Attempts for errors that pass.
     pub max_attempts: u32,
     /// First wait.
@@ -93,11 +82,11 @@ pub struct Policy {
 
 /// What was tried before.
 #[derive(Debug, Clone, Copy)]
-pub struct Tries {
+pub(super) struct Tries {
     /// Which attempt this was, from 1.
-    pub attempt: u32,
+    pub(super) attempt: u32,
     /// How often it was sent back without blame before.
-    pub throttles: u32,
+    pub(super) throttles: u32,
 }
 
 /// Longest pause that an answer's `Retry-After` may impose: a nonsensical one must not stop a number for a day.
@@ -115,134 +104,31 @@ const MAX_PAIR_EXPONENT: u32 = 5;
 ///
 /// | answer | next |
 /// |---|---|
-/// | wamid | accepted; held where Meta assesses (or has paused) the template |
-/// | error of class account | hold the number, the message waits, no attempt consumed (one that alone is refused so fails in the end: `suspects`) |
-/// | throttle | wait as Meta says, else backoff (pair: 4^X s), no attempt consumed; the scope waits with it |
-/// | transient | backoff, up to `max_attempts` (code 1: 2), then failed |
+/// | accepted | accepted; held where the provider judges the template first |
+/// | refused, class account or permission | hold the number, the message waits, no attempt consumed (one that alone is refused so fails in the end: [`message_blame`](super::message_blame)) |
+/// | throttle | wait as the provider says, else backoff (pair: 4^X s), no attempt consumed; the scope waits with it |
+/// | transient, ambiguous | backoff, up to `max_attempts` (ambiguous: 2), then failed |
 /// | window, permanent, template | failed |
-/// | later (131049) | failed, class `later`: a day later the text may be wrong, a person decides |
-/// | 5xx or 2xx that is not the Graph API's | unknown |
-/// | 429 that is not the Graph API's | as a throttle of the number |
-/// | 3xx, 4xx that is not the Graph API's | as transient: something on the way refused it |
+/// | later | failed, class `later`: a day later the text may be wrong, a person decides |
 /// | not sent | wait with backoff, for ever, and the number with it: an outage of the network is no message's fault |
 /// | lost | unknown |
 #[must_use]
-pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
-    let sent_back = |wait: Option<Duration>| {
-        wait.unwrap_or_else(|| {
-            let initial = policy.initial.max(Duration::from_millis(100));
-            backoff(tries.throttles + 1, initial, policy.max)
-        })
-        .min(MAX_RETRY_AFTER)
-    };
-    let transient = |cause: Cause, max_attempts: u32| {
-        if tries.attempt >= max_attempts {
-            Next::Failed(cause)
-        } else {
-            Next::Pending {
-                wait: backoff(tries.attempt, policy.initial, policy.max),
-                consumed: true,
-                pause: None,
-                cause,
-            }
-        }
-    };
+pub(super) fn next(answer: Answer, tries: Tries, policy: RetryPolicy) -> Next {
     match answer {
         Answer::Accepted(accepted) => Next::Accepted {
-            held: matches!(accepted.status, AcceptedStatus::Held | AcceptedStatus::Paused),
+            held: accepted.status == AcceptedStatus::Held,
             accepted,
         },
-        Answer::Refused {
-            status,
-            error,
-            retry_after,
-        } => {
-            let refusal = error.refusal(status, retry_after);
-            let cause = Cause {
-                code: refusal.code.map(Code::number),
-                label: refusal.code.and_then(Code::label).map(i64::from),
-                class: refusal.class.as_str(),
-                message: refusal.message,
-            };
-            match refusal.class {
-                ErrorClass::Account | ErrorClass::Permission => Next::Hold(cause),
-                ErrorClass::Throttle(scope) => {
-                    let pair = Duration::from_secs(4_u64.pow(tries.throttles.min(MAX_PAIR_EXPONENT)));
-                    let reach = match scope {
-                        ThrottleScope::Pair => None,
-                        ThrottleScope::Number => Some(ThrottleReach::Number),
-                        ThrottleScope::Waba => Some(ThrottleReach::Waba),
-                        ThrottleScope::App => Some(ThrottleReach::App),
-                    };
-                    let wait = sent_back(retry_after.or(reach.is_none().then_some(pair)));
-                    Next::Pending {
-                        wait,
-                        consumed: false,
-                        pause: reach.map(|reach| (reach, wait)),
-                        cause,
-                    }
-                }
-                ErrorClass::Transient | ErrorClass::Ambiguous => {
-                    let limit = if refusal.class == ErrorClass::Ambiguous {
-                        policy.max_attempts.min(MAX_ATTEMPTS_AMBIGUOUS)
-                    } else {
-                        policy.max_attempts
-                    };
-                    match (transient(cause, limit), retry_after) {
-                        (
-                            Next::Pending {
-                                wait,
-                                consumed,
-                                pause,
-                                cause,
-                            },
-                            Some(asked),
-                        ) => Next::Pending {
-                            wait: wait.max(asked.min(MAX_RETRY_AFTER)),
-                            consumed,
-                            pause,
-                            cause,
-                        },
-                        (next, _) => next,
-                    }
-                }
-                ErrorClass::Window | ErrorClass::Permanent | ErrorClass::Later | ErrorClass::Template => {
-                    Next::Failed(cause)
-                }
-            }
-        }
-        Answer::Foreign { status, retry_after } => {
-            let cause = |class| Cause {
-                code: None,
-                label: None,
-                class,
-                message: format!("HTTP {status} from something that is not the Graph API"),
-            };
-            match status {
-                429 => {
-                    let wait = sent_back(retry_after);
-                    Next::Pending {
-                        wait,
-                        consumed: false,
-                        pause: Some((ThrottleReach::Number, wait)),
-                        cause: cause(ErrorClass::Throttle(ThrottleScope::Number).as_str()),
-                    }
-                }
-                300..=499 => transient(cause(ErrorClass::Transient.as_str()), policy.max_attempts),
-                200..=299 => Next::Unknown("the answer names no message"),
-                _ => Next::Unknown("a server error that is not the Graph API's"),
-            }
-        }
+        Answer::Refused(refusal) => after_refusal(refusal, tries, policy),
         Answer::NotSent(why) => {
-            let wait = sent_back(None);
+            let wait = sent_back(None, tries, policy);
             Next::Pending {
                 wait,
                 consumed: false,
                 pause: Some((ThrottleReach::Number, wait.min(MAX_OUTAGE_PAUSE))),
                 cause: Cause {
                     code: None,
-                    label: None,
-                    class: "not_sent",
+                    class: CauseClass::NotSent,
                     message: why.to_owned(),
                 },
             }
@@ -251,11 +137,77 @@ pub fn next(answer: Answer, tries: Tries, policy: Policy) -> Next {
     }
 }
 
+fn after_refusal(refusal: Refusal, tries: Tries, policy: RetryPolicy) -> Next {
+    let retry_after = refusal.retry_after;
+    let cause = Cause {
+        code: refusal.code,
+        class: CauseClass::Refused(refusal.class),
+        message: refusal.message,
+    };
+    match refusal.class {
+        ErrorClass::Account | ErrorClass::Permission => Next::Hold(cause),
+        ErrorClass::Throttle(scope) => throttled(scope, retry_after, cause, tries, policy),
+        ErrorClass::Transient => try_again(policy.max_attempts, retry_after, cause, tries, policy),
+        ErrorClass::Ambiguous => {
+            let limit = policy.max_attempts.min(MAX_ATTEMPTS_AMBIGUOUS);
+            try_again(limit, retry_after, cause, tries, policy)
+        }
+        ErrorClass::Window | ErrorClass::Permanent | ErrorClass::Later | ErrorClass::Template => Next::Failed(cause),
+    }
+}
+
+/// How long a message waits that is not to blame.
+fn sent_back(asked: Option<Duration>, tries: Tries, policy: RetryPolicy) -> Duration {
+    asked
+        .unwrap_or_else(|| {
+            let initial = policy.initial.max(Duration::from_millis(100));
+            backoff(tries.throttles + 1, initial, policy.max)
+        })
+        .min(MAX_RETRY_AFTER)
+}
+
+fn throttled(
+    scope: ThrottleScope,
+    retry_after: Option<Duration>,
+    cause: Cause,
+    tries: Tries,
+    policy: RetryPolicy,
+) -> Next {
+    let reach = match scope {
+        ThrottleScope::Pair => None,
+        ThrottleScope::Number => Some(ThrottleReach::Number),
+        ThrottleScope::Waba => Some(ThrottleReach::Waba),
+        ThrottleScope::App => Some(ThrottleReach::App),
+    };
+    let pair = Duration::from_secs(4_u64.pow(tries.throttles.min(MAX_PAIR_EXPONENT)));
+    let wait = sent_back(retry_after.or(reach.is_none().then_some(pair)), tries, policy);
+    Next::Pending {
+        wait,
+        consumed: false,
+        pause: reach.map(|reach| (reach, wait)),
+        cause,
+    }
+}
+
+fn try_again(limit: u32, retry_after: Option<Duration>, cause: Cause, tries: Tries, policy: RetryPolicy) -> Next {
+    if tries.attempt >= limit {
+        return Next::Failed(cause);
+    }
+    let own = backoff(tries.attempt, policy.initial, policy.max);
+    Next::Pending {
+        wait: retry_after.map_or(own, |asked| own.max(asked.min(MAX_RETRY_AFTER))),
+        consumed: true,
+        pause: None,
+        cause,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::provider::cloud::GraphError;
 
-    const POLICY: Policy = Policy {
+    const POLICY: RetryPolicy = RetryPolicy {
         max_attempts: 6,
         initial: Duration::from_millis(500),
         max: Duration::from_secs(60),
@@ -266,11 +218,7 @@ mod tests {
     }
 
     fn refused(status: u16, code: i64) -> Answer {
-        Answer::Refused {
-            status,
-            error: GraphError::new(code, "x"),
-            retry_after: None,
-        }
+        Answer::Refused(GraphError::new(code, "x").refusal(status, None))
     }
 
     fn word(next: &Next) -> &'static str {
@@ -349,30 +297,26 @@ mod tests {
                 "{code} with {status}"
             );
         }
-        let missing = Answer::Refused {
-            status: 400,
-            error: GraphError::new(100, "x").with_subcode(33),
-            retry_after: None,
-        };
+        let missing = Answer::Refused(GraphError::new(100, "x").with_subcode(33).refusal(400, None));
         assert_eq!(word(&next(missing, tries(1, 0), POLICY)), "hold");
     }
 
     #[test]
     fn every_failure_of_the_transport_has_its_consequence() {
-        let foreign = |status| Answer::Foreign {
-            status,
-            retry_after: None,
+        let on_the_way = |class| {
+            Answer::Refused(Refusal {
+                class,
+                code: None,
+                message: "HTTP 403 from something that is not the Graph API".to_owned(),
+                retry_after: None,
+            })
         };
         for (answer, expected) in [
-            (foreign(200), "unknown"),
-            (foreign(302), "retry"),
-            (foreign(403), "retry"),
-            (foreign(404), "retry"),
-            (foreign(429), "throttle number"),
-            (foreign(500), "unknown"),
-            (foreign(502), "unknown"),
-            (foreign(503), "unknown"),
-            (foreign(504), "unknown"),
+            (on_the_way(ErrorClass::Transient), "retry"),
+            (
+                on_the_way(ErrorClass::Throttle(ThrottleScope::Number)),
+                "throttle number",
+            ),
             (Answer::NotSent("refused"), "throttle number"),
             (Answer::Lost("time-out"), "unknown"),
         ] {
@@ -406,10 +350,9 @@ mod tests {
                 Duration::from_secs(seconds)
             );
         }
-        let asked = |seconds| Answer::Refused {
-            status: 429,
-            error: GraphError::new(130_429, "x"),
-            retry_after: Some(Duration::from_secs(seconds)),
+        let asked = |seconds| {
+            let wait = Some(Duration::from_secs(seconds));
+            Answer::Refused(GraphError::new(130_429, "x").refusal(429, wait))
         };
         assert_eq!(wait(asked(7), tries(1, 9)), Duration::from_secs(7));
         assert_eq!(wait(asked(1_000_000), tries(1, 0)), MAX_RETRY_AFTER);

@@ -6,18 +6,18 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::Shared;
+use super::shared::Shared;
 use crate::failpoint;
 use crate::metrics;
-use crate::provider::cloud::send::Outbound;
+use crate::provider::{ApiVersion, Direction, Outbound, PhoneNumberId};
 use crate::site_db::messages::{self, Known, WAIT_ELAPSED};
 use crate::site_db::{MessageStatus, SiteError, conversations, storable};
 
-/// A message that a client wants sent. Validated: what is here is committed and sent as it is.
+/// A message that a client wants sent. Validated: it is committed and sent as it is here.
 #[derive(Debug, Clone)]
 pub struct NewMessage {
     /// The number that sends it; must be configured.
-    pub phone_number_id: String,
+    pub phone_number_id: PhoneNumberId,
     /// The Graph API's request body, byte for byte as it is to go out (but for our opaque id).
     pub request: Bytes,
     /// What was read of it.
@@ -31,7 +31,7 @@ pub struct NewMessage {
     /// Set for a client that waits: the message is sent within this time or never.
     pub send_within: Option<Duration>,
     /// The Graph API version that the client asked for.
-    pub api_version: Option<String>,
+    pub api_version: Option<ApiVersion>,
 }
 
 /// A message that is committed.
@@ -68,8 +68,8 @@ const ATTEMPTS: usize = 3;
 
 pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submitted, SubmitError> {
     let sender = shared
-        .numbers
-        .get(message.phone_number_id.as_str())
+        .senders
+        .get(&message.phone_number_id)
         .ok_or(SubmitError::UnknownNumber)?;
     let account_id = sender.account_id(&shared.pool).await?;
     let fingerprint = fingerprint(&message);
@@ -83,12 +83,12 @@ pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submi
         }
         if let Some(id) = store(shared, account_id, &message, &fingerprint).await? {
             failpoint::reach(failpoint::name::SEND_AFTER_PENDING);
-            metrics::count_message("outbound", MessageStatus::Pending.as_str());
+            metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Pending.as_str());
             sender.wake.notify_one();
             return Ok(Submitted { id, duplicate: false });
         }
     }
-    // Taken, but not to be found, three times: somebody deletes rows as fast as they come.
+    // Taken, but not to be found, three times: rows are deleted as fast as they come.
     Err(SubmitError::Site(SiteError::Vanished("whatsapp_messages")))
 }
 
@@ -96,7 +96,11 @@ pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submi
 fn fingerprint(message: &NewMessage) -> String {
     let mut hash = Sha256::new();
     let lead = message.lead_id.map(|id| id.to_string()).unwrap_or_default();
-    for part in [message.phone_number_id.as_bytes(), lead.as_bytes(), &message.request] {
+    for part in [
+        message.phone_number_id.as_str().as_bytes(),
+        lead.as_bytes(),
+        &message.request,
+    ] {
         // With its length, so that no two different lists of parts run together into the same bytes.
         hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         hash.update(part);
@@ -160,7 +164,7 @@ async fn store(
             request_sha256: fingerprint,
             client_opaque: outbound.client_opaque.as_deref().map(storable).as_deref(),
             send_within: message.send_within,
-            api_version: message.api_version.as_deref(),
+            api_version: message.api_version.as_ref().map(ApiVersion::as_str),
         },
     )
     .await?;

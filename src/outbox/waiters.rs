@@ -1,22 +1,11 @@
-//! Who waits for which message in this process. Only a hint to look now: the truth is in the Site DB.
+//! Which messages are waited for in this process. Only a hint to look now: the truth is in the Site DB.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use uuid::Uuid;
-
-use super::Shared;
-use crate::shutdown;
-use crate::site_db::{MessageStatus, messages};
-
-/// How often one statement looks at all messages that are waited for: another process may have sent one, or a status
-/// webhook settled it. A quarter of a second is little beside the round trip to Meta.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often a waiter looks by itself, should that statement fail.
-pub(super) const LOOK_ALONE_EVERY: Duration = Duration::from_secs(2);
 
 /// By message: how many wait, and what wakes them.
 type All = HashMap<Uuid, (usize, Arc<Notify>)>;
@@ -45,39 +34,17 @@ impl Waiters {
         }
     }
 
+    /// All messages that are waited for.
+    pub(super) fn ids(&self) -> Vec<Uuid> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.keys().copied().collect()
+    }
+
     /// Something about this message was committed.
     pub(super) fn tell(&self, id: Uuid) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, notify)) = all.get(&id) {
             notify.notify_waiters();
-        }
-    }
-}
-
-/// Looks for all waiters of this process at once, and tells those whose message has moved on. Runs until the stop; then
-/// nothing is begun elsewhere that a waiter could miss for long.
-pub(super) async fn look(shared: Arc<Shared>) {
-    let mut seen: HashMap<Uuid, MessageStatus> = HashMap::new();
-    loop {
-        let ids: Vec<Uuid> = {
-            let all = shared.waiters.0.lock().unwrap_or_else(PoisonError::into_inner);
-            all.keys().copied().collect()
-        };
-        if !ids.is_empty()
-            && let Ok(statuses) = messages::standing(&shared.pool, &ids).await
-        {
-            let before = std::mem::take(&mut seen);
-            for messages::Standing { id, status } in statuses {
-                // Who is new here may have looked before the message moved on from where all begin.
-                let moved = *before.get(&id).unwrap_or(&MessageStatus::Pending) != status;
-                if moved {
-                    shared.waiters.tell(id);
-                }
-                seen.insert(id, status);
-            }
-        }
-        if !shutdown::sleep(LOOK_EVERY, &shared.stop).await {
-            return;
         }
     }
 }
@@ -108,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_word_between_the_registration_and_the_wait_is_heard() {
+    async fn what_is_told_between_the_registration_and_the_wait_is_not_missed() {
         let waiters = Waiters::default();
         let id = Uuid::from_u128(1);
         let (one, two) = (waiters.register(id), waiters.register(id));

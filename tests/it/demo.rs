@@ -235,7 +235,7 @@ fn on_a_terminal_the_live_line_tears_no_other() {
             "{line:?}: {shown}"
         );
     }
-    assert_eq!(shown.matches("ERROR twinlog::outbox::attempt").count(), 1, "{shown}");
+    assert_eq!(shown.matches("ERROR twinlog::outbox::commit").count(), 1, "{shown}");
     assert_eq!(
         shown.matches("Agent DB: sent").count(),
         1,

@@ -183,6 +183,18 @@ impl GraphError {
     }
 }
 
+/// A parameter of a request is missing.
+pub(super) fn missing(parameter: &str) -> GraphError {
+    GraphError::new(131_008, "Required parameter is missing")
+        .with_details(format!("Parameter '{parameter}' is missing"))
+}
+
+/// A parameter of a request can't be used.
+pub(super) fn invalid(parameter: &str) -> GraphError {
+    GraphError::new(131_009, "Parameter value is not valid")
+        .with_details(format!("Parameter '{parameter}' is not valid"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! A send request and its answer: the few fields that we must know, and our opaque id put into the client's bytes.
+//! A send request: the few fields that we must know, and our opaque id put into the client's bytes.
 //!
 //! The body goes out byte for byte but for that id. Modelling and rewriting it would break some client: pywa sends
 //! explicit nulls, others upper-case enums or coordinates as strings, and Meta takes them all. So we check only what we
@@ -6,12 +6,13 @@
 
 use serde_json::Value;
 
-use super::content;
-use super::error::GraphError;
+use super::error::{GraphError, invalid, missing};
 use super::members::{Members, scalar};
 use super::text;
-use crate::provider::ids::{ContactIdentity, UserId, WaId, Wamid};
+use super::validate;
+use crate::provider::ids::{ContactIdentity, Wamid};
 use crate::provider::opaque::OpaqueId;
+use crate::provider::outbound::Outbound;
 
 /// The member that carries our id.
 const OPAQUE_KEY: &str = "biz_opaque_callback_data";
@@ -32,47 +33,6 @@ pub enum Request {
         /// Whether the user sees us typing.
         typing: bool,
     },
-}
-
-/// A message that a client wants sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outbound {
-    /// Meta's name of the type, in lower case as far as it is one of Meta's.
-    pub kind: String,
-    /// The recipient as the client wrote it: `to`, else `recipient`, as Meta decides.
-    pub recipient: String,
-    /// Who that is; `None` for a group, whose id is neither a number nor a user's.
-    pub contact: Option<ContactIdentity>,
-    /// The quoted message.
-    pub context: Option<Wamid>,
-    /// The client's own `biz_opaque_callback_data`.
-    pub client_opaque: Option<String>,
-    /// What a person reads of it.
-    pub text: Option<String>,
-}
-
-/// What the answer to an accepted send says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accepted {
-    /// Meta's id of the message.
-    pub wamid: Wamid,
-    /// The recipient's number as WhatsApp knows it; may differ from the one dialled (Brazil, Mexico).
-    pub wa_id: Option<WaId>,
-    /// The recipient's business-scoped id.
-    pub user_id: Option<UserId>,
-    /// How far it went.
-    pub status: AcceptedStatus,
-}
-
-/// `message_status` of an accepted send. Only template sends have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AcceptedStatus {
-    /// On its way.
-    Accepted,
-    /// Kept by Meta while it judges the template: it will be released or dropped (132015). Never to be sent again.
-    Held,
-    /// The template is paused; Meta took the message and reports its fate by a status.
-    Paused,
 }
 
 /// Reads a request.
@@ -126,7 +86,7 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
     }
     let kind = kind.to_ascii_lowercase();
     let content = members.value(&kind).ok_or_else(|| missing(&kind))?;
-    content::check(&kind, &content)?;
+    validate::check(&kind, &content)?;
 
     let client_opaque = members.value(OPAQUE_KEY).as_ref().and_then(scalar);
     if client_opaque
@@ -182,39 +142,11 @@ pub fn with_opaque(body: &[u8], id: OpaqueId) -> Result<Vec<u8>, GraphError> {
     Ok(out)
 }
 
-/// Reads the answer to a send; `None` if it names no message (then nobody knows what happened).
-#[must_use]
-pub fn accepted(body: &[u8]) -> Option<Accepted> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    let string = |pointer: &str| body.pointer(pointer).and_then(scalar);
-    Some(Accepted {
-        wamid: Wamid::parse(&string("/messages/0/id")?)?,
-        wa_id: string("/contacts/0/wa_id").and_then(|id| WaId::parse(&id)),
-        user_id: string("/contacts/0/user_id").and_then(|id| UserId::parse(&id)),
-        status: match string("/messages/0/message_status").as_deref() {
-            Some("held_for_quality_assessment") => AcceptedStatus::Held,
-            Some("paused") => AcceptedStatus::Paused,
-            // Absent for all but templates.
-            _ => AcceptedStatus::Accepted,
-        },
-    })
-}
-
 fn members(body: &[u8]) -> Result<Members<'_>, GraphError> {
     std::str::from_utf8(body)
         .ok()
         .and_then(Members::read)
         .ok_or_else(|| GraphError::new(100, "Invalid parameter").with_details("the body is not a JSON object"))
-}
-
-pub(super) fn missing(parameter: &str) -> GraphError {
-    GraphError::new(131_008, "Required parameter is missing")
-        .with_details(format!("Parameter '{parameter}' is missing"))
-}
-
-pub(super) fn invalid(parameter: &str) -> GraphError {
-    GraphError::new(131_009, "Parameter value is not valid")
-        .with_details(format!("Parameter '{parameter}' is not valid"))
 }
 
 #[cfg(test)]
@@ -224,6 +156,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::provider::ids::{UserId, WaId};
 
     const ID: OpaqueId = OpaqueId(Uuid::from_u128(7));
     const OURS: &str = "\"tl:00000000-0000-0000-0000-000000000007\"";
@@ -363,27 +296,6 @@ mod tests {
         assert!(with_opaque(&[b'{', 0xff, b'}'], ID).is_err());
     }
 
-    #[test]
-    fn an_answer_is_read() {
-        let read = accepted(
-            br#"{"messaging_product":"whatsapp","contacts":[{"input":"+1","wa_id":"16505551234"}],
-                 "messages":[{"id":"wamid.A","message_status":"held_for_quality_assessment"}]}"#,
-        )
-        .expect("an answer");
-        assert_eq!(read.wamid.as_str(), "wamid.A");
-        assert_eq!(read.status, AcceptedStatus::Held);
-        assert_eq!(read.wa_id, WaId::parse("16505551234"));
-        for other in [
-            &b""[..],
-            b"{}",
-            b"{\"success\":true}",
-            b"{\"messages\":[]}",
-            b"{\"messages\":[{\"id\":\"\"}]}",
-        ] {
-            assert_eq!(accepted(other), None);
-        }
-    }
-
     fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -451,7 +363,6 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = read(&bytes);
             let _ = with_opaque(&bytes, ID);
-            let _ = accepted(&bytes);
         }
     }
 }

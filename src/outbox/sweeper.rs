@@ -1,4 +1,4 @@
-//! What every server does now and then for all numbers: settle what dead processes left, and measure the gaps.
+//! What every server does every few seconds for all numbers: settle what dead processes left, and measure the gaps.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Shared;
+use super::shared::Shared;
 use crate::health::Component;
 use crate::metrics;
+use crate::provider::Direction;
 use crate::shutdown;
 use crate::site_db::accounts::{self, AccountStatus};
 use crate::site_db::{MessageStatus, SiteError, messages};
@@ -20,12 +21,12 @@ const EVERY: Duration = Duration::from_secs(5);
 pub(super) async fn run(shared: Arc<Shared>, health: Component) {
     let mut failing = false;
     loop {
-        let tended = tokio::select! {
+        let swept = tokio::select! {
             biased;
             () = shared.stop.cancelled() => return,
-            tended = tend(&shared) => tended,
+            swept = sweep(&shared) => swept,
         };
-        match tended {
+        match swept {
             Ok(detail) => {
                 failing = false;
                 health.ready(detail);
@@ -37,9 +38,10 @@ pub(super) async fn run(shared: Arc<Shared>, health: Component) {
                 );
                 if !failing {
                     tracing::warn!(
+                        pipeline = shared.settings.pipeline,
                         sqlstate = error.sqlstate(),
                         hint = error.hint(),
-                        "PERSISTENCE: the outbox's upkeep failed: {error}"
+                        "PERSISTENCE: the outbox's sweep failed: {error}"
                     );
                 }
                 failing = true;
@@ -52,9 +54,9 @@ pub(super) async fn run(shared: Arc<Shared>, health: Component) {
 }
 
 /// One round; what it found, for the health report.
-async fn tend(shared: &Shared) -> Result<Value, SiteError> {
+async fn sweep(shared: &Shared) -> Result<Value, SiteError> {
     for id in messages::sweep_expired(&shared.pool).await? {
-        metrics::count_message("outbound", MessageStatus::Unknown.as_str());
+        metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Unknown.as_str());
         tracing::warn!(
             message_id = %id,
             "PERSISTENCE: the process that sent this message recorded no outcome; it is unknown until its status comes"
@@ -62,7 +64,7 @@ async fn tend(shared: &Shared) -> Result<Value, SiteError> {
         shared.waiters.tell(id);
     }
     for id in messages::sweep_abandoned(&shared.pool).await? {
-        metrics::count_message("outbound", MessageStatus::Cancelled.as_str());
+        metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Cancelled.as_str());
         tracing::warn!(message_id = %id, "PERSISTENCE: the client that waited for this message is gone; it was not sent");
         shared.waiters.tell(id);
     }
@@ -74,8 +76,8 @@ async fn tend(shared: &Shared) -> Result<Value, SiteError> {
     metrics::set_persistence_gap("sent_unrecorded", unrecorded);
     let mut held = Vec::new();
     for number in accounts::overview(&shared.pool).await? {
-        // Only those that are configured: others may be anybody's, and series must be bounded.
-        if shared.numbers.contains_key(&number.phone_number_id) {
+        // Only those that are configured: the series must be bounded.
+        if shared.senders.contains_key(&number.phone_number_id) {
             let is_held = number.status == AccountStatus::Held;
             metrics::set_account_degraded(number.phone_number_id.as_str(), is_held);
             if is_held {

@@ -1,4 +1,4 @@
-//! One call to the Graph API, and what can be said of it afterwards.
+//! The HTTP client for the Graph API: one call, and what can be said of it afterwards.
 //!
 //! Nothing here may send a request twice on its own: no redirects are followed, and reqwest's own retries are off. What
 //! remains is hyper's: a request that it could not start to write on a pooled connection goes out on another one.
@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Method;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc2822;
 
-use super::outcome::Answer;
-use crate::config::Whatsapp;
-use crate::provider::cloud::{GraphError, send};
-use crate::site_db::messages::Response;
+use super::{answer, send};
+use crate::provider::answer::{Answer, Answered, Response};
+use crate::provider::ids::PhoneNumberId;
+use crate::provider::outbound::Sending;
 
 /// How long a connection may take: below it the address is fine, beyond it the network is not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,40 +29,59 @@ const MAX_PASSED: usize = 16 * 1024 * 1024;
 /// The type of a send's body.
 const JSON: &str = "application/json";
 
-/// The client for the Graph API.
+/// Where the Graph API is, and how long we wait for it.
 #[derive(Debug, Clone)]
-pub(super) struct Graph {
-    client: reqwest::Client,
+pub struct ClientSettings {
+    /// Its base URL.
+    pub graph_url: url::Url,
+    /// The version segment, `vN.M`, for sends whose client named none.
+    pub api_version: String,
+    /// When a call counts as unanswered.
+    pub timeout: Duration,
+}
+
+/// The client, with its pool of connections. Cheap to clone; all clones share the pool.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
     base: String,
     version: String,
+}
+
+/// A number of ours at the Cloud API, with the token to call for it.
+#[derive(Debug, Clone)]
+pub struct Account {
+    client: Client,
+    phone_number_id: PhoneNumberId,
+    access_token: SecretString,
 }
 
 /// The client could not be built: the system has no trusted certificates, say.
 #[derive(Debug, thiserror::Error)]
 #[error("set up the HTTPS client")]
-pub struct GraphSetupError(#[from] reqwest::Error);
+pub struct ClientSetupError(#[from] reqwest::Error);
 
 /// A call that is passed on.
 #[derive(Debug, Clone)]
-pub struct Call {
-    /// Its method.
+pub struct PassedCall {
+    /// Its HTTP method.
     pub method: Method,
     /// Version, path and query, without a slash in front.
     pub path: String,
-    /// Its body's type; `None`: it has no body.
+    /// The media type of the body; `None`: the call has no body.
     pub content_type: Option<String>,
-    /// Its body.
+    /// The body; empty where `content_type` is `None`.
     pub body: Bytes,
 }
 
 /// An answer that is passed on as it is.
 #[derive(Debug, Clone)]
-pub struct Passed {
+pub struct PassedAnswer {
     /// HTTP status.
     pub status: u16,
-    /// Its type.
+    /// The media type of the body, where the API named one.
     pub content_type: Option<String>,
-    /// Its body.
+    /// The body, without our access token.
     pub body: Bytes,
 }
 
@@ -73,13 +90,17 @@ pub struct Passed {
 #[error("the Graph API did not answer ({0})")]
 pub struct NoAnswer(pub &'static str);
 
-impl Graph {
-    pub(super) fn new(config: &Whatsapp) -> Result<Self, GraphSetupError> {
+impl Client {
+    /// Sets the client up; connects to nothing yet.
+    ///
+    /// # Errors
+    /// See [`ClientSetupError`].
+    pub fn new(settings: &ClientSettings) -> Result<Self, ClientSetupError> {
         // Main installs it too; a library user may not have. A second time is no error that matters.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
+        let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(config.send_timeout)
+            .timeout(settings.timeout)
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .tcp_nodelay(true)
             .redirect(Policy::none())
@@ -87,84 +108,22 @@ impl Graph {
             .user_agent(concat!("twinlog/", env!("CARGO_PKG_VERSION")))
             .build()?;
         Ok(Self {
-            client,
-            base: config.graph_url.as_str().trim_end_matches('/').to_owned(),
-            version: config.api_version.clone(),
-        })
-    }
-
-    /// Sends a message: the one call that must not happen twice.
-    pub(super) async fn send(
-        &self,
-        version: Option<&str>,
-        phone_number_id: &str,
-        token: &SecretString,
-        body: Vec<u8>,
-    ) -> (Answer, Response) {
-        let version = version.unwrap_or(&self.version);
-        let url = format!("{}/{version}/{phone_number_id}/messages", self.base);
-        let sent = self
-            .call(Method::POST, url, token, Some(JSON), body.into(), MAX_ANSWER)
-            .await;
-        let (status, headers, body) = match sent {
-            Ok(answer) => answer,
-            Err(failure) => return (failure.into_answer(), Response::default()),
-        };
-        let response = Response {
-            status: Some(status),
-            body: Some(crate::site_db::storable(&String::from_utf8_lossy(&body))),
-        };
-        let retry_after = retry_after(&headers);
-        let answer = if let Some(error) = GraphError::from_body(&body) {
-            Answer::Refused {
-                status,
-                error,
-                retry_after,
-            }
-        } else if let (200..=299, Some(accepted)) = (status, send::accepted(&body)) {
-            Answer::Accepted(accepted)
-        } else {
-            Answer::Foreign { status, retry_after }
-        };
-        (answer, response)
-    }
-
-    /// Passes a call on that sends no message. `path` begins with the version and may have a query.
-    pub(super) async fn pass(&self, token: &SecretString, call: Call) -> Result<Passed, NoAnswer> {
-        let url = format!("{}/{}", self.base, call.path);
-        let (status, headers, body) = self
-            .call(
-                call.method,
-                url,
-                token,
-                call.content_type.as_deref(),
-                call.body,
-                MAX_PASSED,
-            )
-            .await
-            .map_err(|failure| NoAnswer(failure.why()))?;
-        Ok(Passed {
-            status,
-            content_type: headers
-                .get(CONTENT_TYPE)
-                .and_then(|value| value.to_str().ok())
-                .map(ToOwned::to_owned),
-            body,
+            http,
+            base: settings.graph_url.as_str().trim_end_matches('/').to_owned(),
+            version: settings.api_version.clone(),
         })
     }
 
     async fn call(
         &self,
-        method: Method,
-        url: String,
+        call: PassedCall,
         token: &SecretString,
-        content_type: Option<&str>,
-        body: Bytes,
         max_answer: usize,
     ) -> Result<(u16, HeaderMap, Bytes), Failure> {
-        let mut request = self.client.request(method, url).bearer_auth(token.expose_secret());
-        if let Some(content_type) = content_type {
-            request = request.header(CONTENT_TYPE, content_type).body(body);
+        let url = format!("{}/{}", self.base, call.path);
+        let mut request = self.http.request(call.method, url).bearer_auth(token.expose_secret());
+        if let Some(content_type) = call.content_type {
+            request = request.header(CONTENT_TYPE, content_type).body(call.body);
         }
         let mut response = request.send().await.map_err(|error| Failure::of(&error))?;
         let status = response.status().as_u16();
@@ -176,13 +135,79 @@ impl Graph {
                 Ok(Some(_)) => return Err(Failure::Lost("the answer is too long")),
                 Ok(None) => return Ok((status, headers, without(token, body))),
                 // The status alone proves nothing: it may be a proxy's.
-                Err(error) => {
-                    return Err(match Failure::of(&error) {
-                        Failure::NotSent(why) | Failure::Lost(why) => Failure::Lost(why),
-                    });
-                }
+                Err(error) => return Err(Failure::Lost(Failure::of(&error).why())),
             }
         }
+    }
+}
+
+impl Account {
+    /// A number that is called for with this token.
+    #[must_use]
+    pub const fn new(client: Client, phone_number_id: PhoneNumberId, access_token: SecretString) -> Self {
+        Self {
+            client,
+            phone_number_id,
+            access_token,
+        }
+    }
+
+    /// Meta's id of the number.
+    #[must_use]
+    pub const fn phone_number_id(&self) -> &PhoneNumberId {
+        &self.phone_number_id
+    }
+
+    /// The token that every call carries.
+    #[must_use]
+    pub const fn access_token(&self) -> &SecretString {
+        &self.access_token
+    }
+
+    /// Sends a message: the one call that must not happen twice.
+    pub async fn send(&self, message: Sending<'_>) -> Answered {
+        let body = match send::with_opaque(message.request, message.id) {
+            Ok(body) => body,
+            // A row that another program wrote: refused as Meta would refuse it.
+            Err(error) => return Answer::Refused(error.refusal(400, None)).into(),
+        };
+        let version = message.api_version.unwrap_or(&self.client.version);
+        let call = PassedCall {
+            method: Method::POST,
+            path: format!("{version}/{}/messages", self.phone_number_id),
+            content_type: Some(JSON.to_owned()),
+            body: body.into(),
+        };
+        match self.client.call(call, &self.access_token, MAX_ANSWER).await {
+            Ok((status, headers, body)) => Answered {
+                answer: answer::read(status, &headers, &body, message.request),
+                response: Some(Response {
+                    status,
+                    body: String::from_utf8_lossy(&body).into_owned(),
+                }),
+            },
+            Err(failure) => failure.into_answer().into(),
+        }
+    }
+
+    /// Passes a call on that sends no message: the caller has made sure of that.
+    ///
+    /// # Errors
+    /// The Graph API did not answer.
+    pub async fn pass(&self, call: PassedCall) -> Result<PassedAnswer, NoAnswer> {
+        let (status, headers, body) = self
+            .client
+            .call(call, &self.access_token, MAX_PASSED)
+            .await
+            .map_err(|failure| NoAnswer(failure.why()))?;
+        Ok(PassedAnswer {
+            status,
+            content_type: headers
+                .get(CONTENT_TYPE)
+                .and_then(|value| value.to_str().ok())
+                .map(ToOwned::to_owned),
+            body,
+        })
     }
 }
 
@@ -267,39 +292,9 @@ fn connect_failure(error: &reqwest::Error) -> &'static str {
     "the Graph API can't be reached"
 }
 
-/// `Retry-After` in seconds or as a date; Meta's business usage header, in minutes, where that is missing.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    if let Some(value) = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()) {
-        if let Ok(seconds) = value.trim().parse() {
-            return Some(Duration::from_secs(seconds));
-        }
-        // An HTTP date ends in GMT, RFC 2822 wants an offset.
-        let date = value.trim().replace("GMT", "+0000");
-        if let Ok(at) = OffsetDateTime::parse(&date, &Rfc2822) {
-            return Some(Duration::try_from(at - OffsetDateTime::now_utc()).unwrap_or(Duration::ZERO));
-        }
-    }
-    let usage = headers.get("x-business-use-case-usage")?.to_str().ok()?;
-    let usage: serde_json::Value = serde_json::from_str(usage).ok()?;
-    let minutes = usage
-        .as_object()?
-        .values()
-        .filter_map(|uses| uses.as_array())
-        .flatten()
-        .filter_map(|usage| usage.get("estimated_time_to_regain_access")?.as_u64())
-        .max()?;
-    (minutes > 0).then(|| Duration::from_secs(minutes.saturating_mul(60)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn headers(name: &'static str, value: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(name, value.parse().expect("a header"));
-        headers
-    }
 
     #[test]
     fn the_token_is_taken_out_of_answers_however_it_is_written() {
@@ -320,20 +315,5 @@ mod tests {
         }
         assert_eq!(without(&token, vec![0xff, b'E']), &[0xff, b'E'][..]);
         assert_eq!(without(&SecretString::from(""), b"x".to_vec()), "x");
-    }
-
-    #[test]
-    fn waits_are_read_in_every_form() {
-        let read = |name, value: &str| retry_after(&headers(name, value)).map(|wait| wait.as_secs());
-        assert_eq!(read("retry-after", "7"), Some(7));
-        assert_eq!(read("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"), Some(0));
-        let in_a_minute = OffsetDateTime::now_utc() + Duration::from_secs(60);
-        let date = in_a_minute.format(&Rfc2822).expect("a date").replace("+0000", "GMT");
-        assert!((55..=60).contains(&read("retry-after", &date).expect("a wait")));
-        assert_eq!(read("retry-after", "soon"), None);
-        let usage = r#"{"1":[{"type":"whatsapp","estimated_time_to_regain_access":3}]}"#;
-        assert_eq!(read("x-business-use-case-usage", usage), Some(180));
-        let idle = r#"{"1":[{"estimated_time_to_regain_access":0}]}"#;
-        assert_eq!(read("x-business-use-case-usage", idle), None);
     }
 }

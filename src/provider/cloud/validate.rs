@@ -5,9 +5,8 @@
 
 use serde_json::Value;
 
-use super::error::GraphError;
+use super::error::{GraphError, invalid, missing};
 use super::members::scalar;
-use super::send::{invalid, missing};
 
 /// Meta's limit for a text, in characters.
 const MAX_TEXT: usize = 4096;

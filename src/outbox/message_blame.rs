@@ -1,5 +1,5 @@
-//! Messages that Meta refuses for the account's sake, although it takes others of the same number: then the refusal is
-//! about the message after all (it asks for something that this account may not do), and it must not hold the number
+//! Messages that the provider refuses for the account's sake, although it takes others of the same number: then the refusal
+//! is about the message after all (it asks for something that this account may not do), and it must not hold the number
 //! again and again.
 //!
 //! Kept in memory: a process that forgets it only takes longer to find out.
@@ -10,20 +10,17 @@ use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::outcome::CauseClass;
+use crate::provider::ErrorClass;
+
 /// Refusals, each with another message accepted since the one before, after which a message is to blame itself. Several,
 /// because an account may also be restricted anew.
 const PROOFS: u32 = 3;
 /// Messages that are remembered. Each has held the number for a while, so there are few.
 const MAX: usize = 1000;
-/// Codes that Meta also gives for what one message asks: a capability that the app lacks, or a permission. All others speak of
-/// the token, the account or the number, however often another message slips through.
-const fn may_be_about_a_message(code: i32) -> bool {
-    matches!(code, 3 | 10 | 200..=299)
-}
-
-/// A number's suspects.
+/// Which messages of a number may be to blame themselves.
 #[derive(Debug, Default)]
-pub(super) struct Suspects(Mutex<Known>);
+pub(super) struct MessageBlame(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
@@ -33,7 +30,7 @@ struct Known {
     refused: HashMap<Uuid, (Instant, u32)>,
 }
 
-impl Suspects {
+impl MessageBlame {
     /// A message was accepted, by an attempt that began then.
     pub(super) fn accepted(&self, id: Uuid, begun: Instant) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,8 +39,11 @@ impl Suspects {
     }
 
     /// A message was refused for the account's sake, now. Returns whether it is to blame itself.
-    pub(super) fn refused(&self, id: Uuid, code: Option<i32>, now: Instant) -> bool {
-        if !code.is_some_and(may_be_about_a_message) {
+    ///
+    /// Only [`ErrorClass::Permission`] may be about one message. All other classes speak of the token, the account or the
+    /// number, however often another message slips through.
+    pub(super) fn refused(&self, id: Uuid, class: CauseClass, now: Instant) -> bool {
+        if class != CauseClass::Refused(ErrorClass::Permission) {
             return false;
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,11 +56,11 @@ impl Suspects {
             *proofs += 1;
         }
         *before = now;
-        let guilty = *proofs >= PROOFS;
-        if guilty {
+        let to_blame = *proofs >= PROOFS;
+        if to_blame {
             known.refused.remove(&id);
         }
-        guilty
+        to_blame
     }
 }
 
@@ -69,15 +69,19 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::provider::cloud::GraphError;
 
     const ID: Uuid = Uuid::from_u128(1);
     const OTHER: Uuid = Uuid::from_u128(2);
 
     #[tokio::test(start_paused = true)]
     async fn only_what_is_refused_again_and_again_while_others_pass_is_to_blame() {
-        let suspects = Suspects::default();
+        let blame = MessageBlame::default();
         let tick = || tokio::time::advance(Duration::from_secs(1));
-        let refused = |code| suspects.refused(ID, Some(code), Instant::now());
+        let refused = |code| {
+            let class = GraphError::new(code, "x").class(400);
+            blame.refused(ID, CauseClass::Refused(class), Instant::now())
+        };
         // Nothing else is accepted: the account is at fault, however long.
         for _ in 0..10 {
             assert!(!refused(10));
@@ -87,12 +91,12 @@ mod tests {
         let begun = Instant::now();
         tick().await;
         assert!(!refused(10));
-        suspects.accepted(OTHER, begun);
+        blame.accepted(OTHER, begun);
         for last in [false, false, false, true] {
             tick().await;
             assert_eq!(refused(10), last);
             tick().await;
-            suspects.accepted(OTHER, Instant::now());
+            blame.accepted(OTHER, Instant::now());
         }
         // A token is never a message's fault, nor is a limit of the account that comes and goes.
         for _ in 0..10 {
@@ -101,7 +105,7 @@ mod tests {
                 assert!(!refused(code));
             }
             tick().await;
-            suspects.accepted(OTHER, Instant::now());
+            blame.accepted(OTHER, Instant::now());
         }
     }
 }

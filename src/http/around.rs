@@ -1,9 +1,12 @@
-//! Around every request: an id, a bound in time, a net for panics, and one log line without bodies, numbers or query
-//! strings.
+//! Around every request: an id, a bound in time, an answer even after a panic, and one log line without bodies, numbers or
+//! query strings.
+//!
+//! One function and not tower-http's four layers: the answer must be in the shape that the client knows, also after a panic
+//! or a time-out, and the log line needs what all of them know.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -14,14 +17,12 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::answer;
+use super::limits::REQUEST_TIMEOUT;
 
 /// The request's id: the caller's or the proxy's where it sends one, else ours; given back in the answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// No request takes longer: the longest legitimate one waits for a send's time-out, its lease's slack and its answer
-/// (4 + 10 + 20 s with the defaults); twice that, also for a client that trickles its body.
-const TIMEOUT: Duration = Duration::from_secs(70);
 
-/// The one middleware.
+/// The middleware.
 pub(super) async fn around(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request
@@ -37,25 +38,25 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         .map_or_else(|| Uuid::new_v4().to_string(), ToOwned::to_owned);
     let method = request.method().clone();
     let uri = request.uri().clone();
-    // The route, not the path: a path may hold anything that a stranger writes into it.
+    // The route, not the path: a path may hold anything that its sender writes into it.
     let route = request
         .extensions()
         .get::<MatchedPath>()
         .map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
     let span = tracing::info_span!("request", id = %id, %method, route);
-    let handled = tokio::time::timeout(TIMEOUT, AssertUnwindSafe(next.run(request)).catch_unwind())
+    let handled = tokio::time::timeout(REQUEST_TIMEOUT, AssertUnwindSafe(next.run(request)).catch_unwind())
         .instrument(span.clone())
         .await;
     let mut response = match handled {
         Ok(Ok(response)) => response,
         Ok(Err(panic)) => {
             let _entered = span.enter();
-            tracing::error!(panic = what(panic.as_ref()), "a request's handler panicked");
+            tracing::error!(panic = constant_text(panic.as_ref()), "a request's handler panicked");
             answer::broken(
                 &uri,
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
-                "an error of ours; the log has it",
+                "an error of this server's; its log says more",
             )
         }
         Err(_) => answer::broken(
@@ -83,7 +84,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
 }
 
 /// A panic's words, where it has constant ones; formatted ones may quote values.
-fn what(panic: &(dyn Any + Send)) -> &'static str {
+fn constant_text(panic: &(dyn Any + Send)) -> &'static str {
     panic
         .downcast_ref::<&'static str>()
         .copied()

@@ -1,0 +1,161 @@
+//! `POST /v1/messages`: a request is read, stored, and waited for where its caller wants that.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Request as HttpRequest, State as Extract};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::graph_body::graph_body;
+use super::read::{self, SendRequest};
+use super::recipient::Recipient;
+use super::request_error::RequestError;
+use super::show;
+use crate::http::state::State;
+use crate::http::{answer, auth, limits};
+use crate::outbox::{NewMessage, SubmitError, Submitted};
+use crate::provider::cloud::send::{self, Request};
+use crate::provider::{Outbound, PhoneNumberId};
+use crate::site_db::{leads, messages};
+
+/// The route.
+pub(super) async fn post(
+    Extract(state): Extract<State>,
+    uri: Uri,
+    headers: HeaderMap,
+    // Its body is read when its client is known.
+    request: HttpRequest,
+) -> Response {
+    let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
+        return answer::plain_unauthorized();
+    };
+    let body = match limits::body(request).await {
+        Ok(body) => body,
+        Err(error) => return answer::plain_body_error(error),
+    };
+    let request = match read::read(&body, &headers, state.settings.send_wait) {
+        Ok(request) => request,
+        Err(error) => return error.into_response(),
+    };
+    match take(&state, client, request).await {
+        Ok(response) | Err(response) => response,
+    }
+}
+
+/// Stores the message. Whatever is `Err` left no row.
+async fn take(state: &State, client: &str, request: SendRequest) -> Result<Response, Response> {
+    let phone_number_id =
+        sending_number(state, request.phone_number_id.as_deref()).map_err(RequestError::into_response)?;
+    let by_lead;
+    let recipient = match (&request.to, request.lead_id) {
+        (Some(to), _) => to,
+        (None, Some(lead_id)) => {
+            by_lead = lead_address(state, lead_id).await?;
+            &by_lead
+        }
+        (None, None) => return Err(RequestError::field("to", "the recipient is missing").into_response()),
+    };
+    let body = Bytes::from(graph_body(&request, recipient).to_string());
+    let outbound = outbound(&body, &request.content.kind).map_err(RequestError::into_response)?;
+    let Ok(_place) = state.waiting_sends.try_acquire() else {
+        return Err(answer::plain_error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "overloaded",
+            "too many requests wait; nothing was stored or sent; try again",
+            None,
+        ));
+    };
+    let submitted = state
+        .outbox
+        .submit(NewMessage {
+            phone_number_id,
+            request: body,
+            outbound,
+            client_name: client.to_owned(),
+            client_id: request.client_id,
+            lead_id: request.lead_id,
+            send_within: None,
+            api_version: None,
+        })
+        .await
+        .map_err(|error| not_submitted(&error))?;
+    Ok(answer::about(submitted.id, taken(state, submitted, request.wait).await))
+}
+
+/// The number to send from: the one that is named, else the only one.
+fn sending_number(state: &State, named: Option<&str>) -> Result<PhoneNumberId, RequestError> {
+    match named {
+        Some(id) => PhoneNumberId::parse(id)
+            .filter(|id| state.outbox.has_number(id))
+            .ok_or_else(|| RequestError::field("phone_number_id", "this number is not configured")),
+        None => state.outbox.only_number().ok_or_else(|| {
+            RequestError::field(
+                "phone_number_id",
+                "several numbers are configured: name the one to send from",
+            )
+        }),
+    }
+}
+
+/// How WhatsApp knows a lead that the caller named instead of a recipient.
+async fn lead_address(state: &State, lead_id: Uuid) -> Result<Recipient, Response> {
+    let leads::Address { phone, user_id } = leads::address(&state.pool, lead_id)
+        .await
+        .map_err(|error| answer::plain_unavailable(&error))?
+        .ok_or_else(|| RequestError::field("lead_id", "there is no such lead").into_response())?;
+    Recipient::of_lead(phone.as_deref(), user_id.as_deref())
+        .ok_or_else(|| RequestError::field("lead_id", "the lead has neither a number nor a user id").into_response())
+}
+
+/// What a Graph client would have sent, read as theirs is.
+fn outbound(body: &[u8], kind: &str) -> Result<Outbound, RequestError> {
+    match send::read(body) {
+        Ok(Request::Message(outbound)) => Ok(outbound),
+        Ok(Request::MarkAsRead { .. }) => Err(RequestError::field("type", "this is not a message")),
+        Err(error) => Err(RequestError::field(kind, error.summary())),
+    }
+}
+
+fn not_submitted(error: &SubmitError) -> Response {
+    match error {
+        SubmitError::Site(error) => answer::plain_unavailable(error),
+        SubmitError::UnknownNumber => RequestError::field("phone_number_id", error.to_string()).into_response(),
+        SubmitError::UnknownLead => RequestError::field("lead_id", "there is no such lead").into_response(),
+        SubmitError::ClientIdReused { id } => answer::about(
+            *id,
+            answer::plain_error(
+                StatusCode::CONFLICT,
+                "client_id_reused",
+                "this client_id was used for another message; use a new one for each message",
+                Some("client_id"),
+            ),
+        ),
+    }
+}
+
+/// The message as it stands, after the wait that the caller asked for.
+async fn taken(state: &State, submitted: Submitted, wait: Option<Duration>) -> Response {
+    let found = match wait {
+        Some(patience) => state.outbox.wait(submitted.id, patience).await,
+        None => messages::find(&state.pool, submitted.id).await,
+    };
+    let Ok(Some(message)) = found else {
+        // It is committed, and so will be sent; only its state can't be told now.
+        let shown = json!({"id": submitted.id, "status": "pending", "duplicate": submitted.duplicate});
+        return (StatusCode::ACCEPTED, Json(shown)).into_response();
+    };
+    let status = if message.status.is_settled() {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    let mut shown = show::message(&message);
+    if submitted.duplicate {
+        shown["duplicate"] = json!(true);
+    }
+    (status, Json(shown)).into_response()
+}

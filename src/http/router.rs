@@ -1,0 +1,21 @@
+//! All routes of the public listener: the families put together, and what is around every request.
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+
+use super::state::State;
+use super::{answer, around, messages, passthrough, send, webhook};
+
+/// The routes. A family's own layers (limits, time-outs) belong into its `router`.
+pub(super) fn router(state: State) -> Router {
+    Router::new()
+        .merge(webhook::router())
+        .merge(send::router())
+        .merge(messages::router())
+        // Whatever no family has: other calls of the Graph API, and paths that are nothing.
+        .fallback(passthrough::call)
+        .method_not_allowed_fallback(answer::method_not_allowed)
+        .layer(DefaultBodyLimit::max(state.settings.max_body_bytes))
+        .layer(axum::middleware::from_fn(around::around))
+        .with_state(state)
+}

@@ -1,0 +1,93 @@
+//! What became of a message, as Meta would answer it.
+
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::http::answer;
+use crate::provider::cloud::GraphError;
+use crate::site_db::MessageStatus;
+use crate::site_db::messages::{Message, WAIT_ELAPSED};
+
+/// The answer for a message that is settled, or was still under way when its client's patience ended.
+pub(super) fn known(message: &Message) -> Response {
+    use MessageStatus::{
+        Accepted, Cancelled, Delivered, Failed, Held, Pending, Played, Read, Received, Sending, Sent, Unknown,
+    };
+    let stored = |success: bool| {
+        let status = u16::try_from(message.response_status?).ok()?;
+        let body = message.response.clone()?;
+        let metas = if success {
+            (200..300).contains(&status)
+        } else {
+            GraphError::from_body(body.as_bytes()).is_some()
+        };
+        metas.then(|| answer::passed(status, None, body))
+    };
+    match message.status {
+        Accepted | Held | Sent | Delivered | Read | Played => stored(true).unwrap_or_else(|| echoed(message)),
+        // It may have failed at once, or after Meta had taken it; then the answer to the send was a good one.
+        Failed => stored(true)
+            .or_else(|| stored(false))
+            .unwrap_or_else(|| refused(message)),
+        Cancelled => cancelled(message),
+        Unknown | Pending | Sending | Received => unknown(
+            message.id,
+            message
+                .error_message
+                .as_deref()
+                .unwrap_or("its answer is not there yet"),
+        ),
+    }
+}
+
+/// Meta's answer was lost, but its status webhook named the message.
+fn echoed(message: &Message) -> Response {
+    let body = json!({
+        "messaging_product": "whatsapp",
+        "contacts": [{"input": message.recipient}],
+        "messages": [{"id": message.wamid}],
+    });
+    answer::passed(200, None, body.to_string())
+}
+
+/// Refused for good by something that is not the Graph API.
+fn refused(message: &Message) -> Response {
+    let error = GraphError::new(131_000, "Something went wrong").with_details(format!(
+        "the message {} was not sent: {}",
+        message.id,
+        message.error_message.as_deref().unwrap_or("no reason was given")
+    ));
+    answer::graph_error(StatusCode::BAD_GATEWAY, &error)
+}
+
+/// The answer for a message that will not be sent, because its client stopped waiting or an operator said so.
+pub(super) fn cancelled(message: &Message) -> Response {
+    if message.error_class.as_deref() != Some(WAIT_ELAPSED) {
+        let error = GraphError::new(100, "Invalid parameter").with_details(format!(
+            "The message {} was cancelled by an operator and will not be sent",
+            message.id
+        ));
+        return answer::graph_error(StatusCode::CONFLICT, &error);
+    }
+    let why = match (message.error_code, &message.error_message) {
+        (_, Some(reason)) => format!(" The last attempt brought: {reason}."),
+        (Some(code), None) => format!(" The last attempt brought code {code}."),
+        (None, None) => String::new(),
+    };
+    let error = GraphError::new(131_016, "Service unavailable").with_details(format!(
+        "The message {} could not be sent in time. It is cancelled and will not be sent later: try again.{why}",
+        message.id
+    ));
+    answer::graph_error(StatusCode::SERVICE_UNAVAILABLE, &error)
+}
+
+/// The answer where nothing certain can be said.
+pub(super) fn unknown(id: Uuid, why: &str) -> Response {
+    let error = GraphError::new(131_000, "Something went wrong").with_details(format!(
+        "It is not known whether the message {id} was sent: {why}. It is recorded and settled by its status webhook. Asking \
+         again with the same Idempotency-Key is safe; sending it anew may duplicate it."
+    ));
+    answer::graph_error(StatusCode::GATEWAY_TIMEOUT, &error)
+}

@@ -1,0 +1,135 @@
+//! The route: a request is read, stored, and waited for.
+
+use axum::body::Bytes;
+use axum::extract::{Path, Request as HttpRequest, State as Extract};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
+use axum::response::Response;
+use uuid::Uuid;
+
+use super::outcome;
+use crate::http::state::State;
+use crate::http::{answer, auth, client_id, forward, limits};
+use crate::outbox::{Delivered, NewMessage, SubmitError};
+use crate::provider::cloud::GraphError;
+use crate::provider::cloud::client::PassedCall;
+use crate::provider::cloud::send::{self, Request};
+use crate::provider::{ApiVersion, PhoneNumberId};
+
+/// `POST /v{N}.{m}/{phone_number_id}/messages`.
+pub(super) async fn send(
+    Extract(state): Extract<State>,
+    Path((version, phone_number_id)): Path<(String, String)>,
+    uri: Uri,
+    headers: HeaderMap,
+    // Its body is read when its client is known: requests without a token must not fill our memory.
+    request: HttpRequest,
+) -> Response {
+    let Some(version) = ApiVersion::parse(&version) else {
+        return answer::not_found(&uri);
+    };
+    let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
+        return answer::graph_unauthorized();
+    };
+    let Some(phone_number_id) = PhoneNumberId::parse(&phone_number_id).filter(|id| state.outbox.has_number(id)) else {
+        return unknown_number();
+    };
+    let body = match limits::body(request).await {
+        Ok(body) => body,
+        Err(error) => return answer::graph_body_error(error),
+    };
+    let Ok(client_id) = client_id::from_header(&headers) else {
+        return bad_request(
+            &GraphError::new(100, "Invalid parameter")
+                .with_details("the Idempotency-Key header must be 1 to 255 visible characters"),
+        );
+    };
+    let outbound = match send::read(&body) {
+        Ok(Request::Message(outbound)) => outbound,
+        Ok(Request::MarkAsRead { .. }) => return mark_as_read(&state, &phone_number_id, &version, body).await,
+        Err(error) => return bad_request(&error),
+    };
+    let Ok(_place) = state.waiting_sends.try_acquire() else {
+        return answer::graph_error(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &GraphError::new(2, "Service temporarily unavailable")
+                .with_details("too many requests wait; nothing was stored or sent; try again"),
+        );
+    };
+    let submitted = state
+        .outbox
+        .submit(NewMessage {
+            phone_number_id,
+            request: body,
+            outbound,
+            client_name: client.to_owned(),
+            client_id,
+            lead_id: None,
+            send_within: Some(state.settings.send_wait),
+            api_version: Some(version),
+        })
+        .await;
+    match submitted {
+        Ok(submitted) => answer::about(submitted.id, settled(&state, submitted.id).await),
+        Err(error) => not_submitted(&error),
+    }
+}
+
+/// Waits for the message, and answers as Meta would.
+async fn settled(state: &State, id: Uuid) -> Response {
+    match state.outbox.wait_or_cancel(id, state.settings.send_wait).await {
+        Ok(Some(Delivered::Known(message))) => outcome::known(&message),
+        Ok(Some(Delivered::Cancelled(message))) => outcome::cancelled(&message),
+        Ok(None) => outcome::unknown(id, "its row was deleted"),
+        Err(error) => {
+            answer::log_unavailable(&error);
+            outcome::unknown(id, "the database went away while it was being sent")
+        }
+    }
+}
+
+fn not_submitted(error: &SubmitError) -> Response {
+    match error {
+        SubmitError::ClientIdReused { id } => {
+            let error = GraphError::new(100, "Invalid parameter")
+                .with_details("the Idempotency-Key was used for another request; use a new one for each message");
+            answer::about(*id, answer::graph_error(StatusCode::CONFLICT, &error))
+        }
+        SubmitError::Site(error) => answer::graph_unavailable(error),
+        // Neither can be here: the number was looked up, and no lead was named.
+        SubmitError::UnknownNumber | SubmitError::UnknownLead => {
+            bad_request(&GraphError::new(100, "Invalid parameter").with_details(error.to_string()))
+        }
+    }
+}
+
+fn unknown_number() -> Response {
+    bad_request(
+        &GraphError::new(
+            100,
+            "Unsupported post request. Object does not exist, cannot be loaded due to missing permissions, or does \
+             not support this operation",
+        )
+        .with_subcode(33),
+    )
+}
+
+fn bad_request(error: &GraphError) -> Response {
+    answer::graph_error(StatusCode::BAD_REQUEST, error)
+}
+
+/// Mark as read and typing: no message, so nothing is stored, and a lost answer does no harm.
+async fn mark_as_read(state: &State, phone_number_id: &PhoneNumberId, version: &ApiVersion, body: Bytes) -> Response {
+    let known = |number: &PhoneNumberId| number == phone_number_id;
+    let accounts = &state.settings.accounts;
+    let Some(number) = accounts.iter().find(|number| known(number.account.phone_number_id())) else {
+        // The number was found among the outbox's, which are made from the same configuration.
+        return unknown_number();
+    };
+    let call = PassedCall {
+        method: Method::POST,
+        path: format!("{version}/{phone_number_id}/messages"),
+        content_type: Some("application/json".to_owned()),
+        body,
+    };
+    forward::forward(&number.account, call).await
+}

@@ -1,0 +1,121 @@
+//! The server put together: pool, numbers, outbox, inbox and listener, started in any order and ended in one.
+//!
+//! The Site DB need not be there at start: requests are refused with 503 (Meta and the clients come back), and the
+//! readiness says why, until it is.
+//!
+//! | file | its job |
+//! |---|---|
+//! | `settings` | the configuration → what each part is told |
+//! | `watch` | whether the Site DB is there |
+
+mod settings;
+mod watch;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::settings::Settings;
+use super::state::State;
+use super::{connections, limits, router};
+use crate::config::Config;
+use crate::health::Health;
+use crate::inbox::{Inbox, Worker};
+use crate::outbox::Outbox;
+use crate::provider::cloud::ClientSetupError;
+use crate::shutdown;
+use crate::site_db::Pool;
+
+/// Why the server ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The client for the Graph API could not be set up.
+    #[error("start the outbox")]
+    Client(#[source] ClientSetupError),
+    /// A part ended although it was not told to: a fault of ours.
+    #[error("a part of the server ended by itself")]
+    Part(#[source] tokio::task::JoinError),
+}
+
+/// How long closing the pool may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Runs the server until the stop, and then until everything that was under way has ended (see
+/// [`shutdown::GRACE`]).
+///
+/// # Errors
+/// See [`ServerError`]. A Site DB that is missing is not one: it is waited for.
+pub async fn run_server(
+    config: Arc<Config>,
+    health: Health,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), ServerError> {
+    let settings = Settings::new(&config).map_err(ServerError::Client)?;
+    let pool = Pool::connect(&config.site);
+    // Our own stop: a part that fails takes the others down in good order.
+    let stop = stop.child_token();
+    let (outbox, sending) = Outbox::start(pool.clone(), settings.outbox, &health, stop.clone());
+    let inbox = Inbox::new(pool.clone(), settings.inbox);
+
+    let mut parts: JoinSet<Result<(), ServerError>> = JoinSet::new();
+    let watching = watch::site_db(pool.clone(), health.component("site_db"), stop.clone());
+    parts.spawn(async move {
+        watching.await;
+        Ok(())
+    });
+    parts.spawn(join(sending));
+    let worker = Worker::new(inbox.clone(), health.component("inbox"));
+    let worker_stop = stop.clone();
+    parts.spawn(async move {
+        worker.run(worker_stop).await;
+        Ok(())
+    });
+    let state = State::new(settings.http, pool.clone(), outbox, inbox);
+    let listening = health.component("http");
+    listening.ready(json!({"listen": listener.local_addr().ok().map(|address| address.to_string())}));
+    let serving_stop = stop.clone();
+    parts.spawn(async move {
+        serve(listener, state, serving_stop).await;
+        listening.not_ready("stopped", json!(null));
+        Ok(())
+    });
+
+    let mut result = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        let ended = ended.unwrap_or_else(|error| Err(ServerError::Part(error)));
+        if let Err(error) = ended {
+            stop.cancel();
+            if result.is_ok() {
+                result = Err(error);
+            }
+        }
+    }
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, pool.close()).await;
+    result
+}
+
+/// Waits for the outbox's tasks; one that panics is a fault that must end the server: it would take messages and not send them.
+async fn join(mut tasks: JoinSet<()>) -> Result<(), ServerError> {
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(ServerError::Part)?;
+    }
+    Ok(())
+}
+
+/// Serves the public listener until the stop; then requests under way have [`shutdown::GRACE`] to end.
+async fn serve(listener: TcpListener, state: State, stop: CancellationToken) {
+    let serving = connections::serve(listener, router::router(state), limits::SILENCE, stop.clone());
+    let out_of_time = async {
+        stop.cancelled().await;
+        tokio::time::sleep(shutdown::GRACE + Duration::from_secs(1)).await;
+    };
+    tokio::select! {
+        () = serving => {}
+        () = out_of_time => {}
+    }
+}

@@ -1,0 +1,71 @@
+//! The configuration → what each part of the server is told.
+
+use crate::config::Config;
+use crate::http::state::{HttpSettings, PassthroughAccount};
+use crate::inbox::InboxSettings;
+use crate::outbox::{AccountSettings, OutboxSettings, RetryPolicy};
+use crate::provider::cloud::{Account, Client, ClientSettings, ClientSetupError};
+use crate::provider::{self, PhoneNumberId};
+
+/// Names the one pipeline of today: messages over WhatsApp.
+const PIPELINE: &str = "whatsapp";
+
+/// What the parts are told.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) outbox: OutboxSettings,
+    pub(super) inbox: InboxSettings,
+    pub(super) http: HttpSettings,
+}
+
+impl Settings {
+    /// # Errors
+    /// The HTTPS client could not be set up.
+    pub(super) fn new(config: &Config) -> Result<Self, ClientSetupError> {
+        let whatsapp = &config.whatsapp;
+        let client = Client::new(&ClientSettings {
+            graph_url: whatsapp.graph_url.clone(),
+            api_version: whatsapp.api_version.clone(),
+            timeout: whatsapp.send_timeout,
+        })?;
+        let mut sending = Vec::new();
+        let mut passing = Vec::new();
+        for configured in &whatsapp.accounts {
+            // The configuration takes nothing but digits.
+            let Some(number) = PhoneNumberId::parse(&configured.phone_number_id) else {
+                continue;
+            };
+            let account = Account::new(client.clone(), number, configured.access_token.clone());
+            passing.push(PassthroughAccount {
+                account: account.clone(),
+                waba_id: configured.waba_id.clone(),
+            });
+            sending.push(AccountSettings {
+                account: provider::Account::Cloud(account),
+                waba_id: configured.waba_id.clone(),
+                messages_per_second: configured.messages_per_second,
+            });
+        }
+        Ok(Self {
+            outbox: OutboxSettings {
+                pipeline: PIPELINE,
+                accounts: sending,
+                send_timeout: whatsapp.send_timeout,
+                retry: RetryPolicy {
+                    max_attempts: whatsapp.max_attempts,
+                    initial: whatsapp.retry_initial,
+                    max: whatsapp.retry_max,
+                },
+                hold_probe: whatsapp.hold_probe,
+            },
+            inbox: InboxSettings::new(whatsapp.app_secrets.clone()),
+            http: HttpSettings {
+                tokens: config.tokens.clone(),
+                verify_token: whatsapp.verify_token.clone(),
+                send_wait: config.http.send_wait,
+                max_body_bytes: config.http.max_body_bytes,
+                accounts: passing,
+            },
+        })
+    }
+}

@@ -1,0 +1,55 @@
+//! Whether the Site DB is there: asked every few seconds, told in the readiness, and logged when it changes.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::Component;
+use crate::shutdown;
+use crate::site_db::{self, Pool, SiteError};
+
+/// How often the Site DB is looked at: half of what a person needs to notice.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often while it is missing, so that the start does not wait for it longer than it must.
+const LOOK_EVERY_WHILE_MISSING: Duration = Duration::from_secs(1);
+/// A look that takes longer than that says that it is not there: a hanging connection is no answer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Runs until the stop.
+pub(super) async fn site_db(pool: Pool, health: Component, stop: CancellationToken) {
+    let mut last: Option<bool> = None;
+    loop {
+        let looked = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            looked = tokio::time::timeout(LOOK_TIMEOUT, site_db::check(&pool)) => {
+                looked.unwrap_or(Err(SiteError::timed_out()))
+            }
+        };
+        let ready = looked.is_ok();
+        match looked {
+            Ok(()) => {
+                health.ready(json!(null));
+                if last == Some(false) {
+                    tracing::info!("the Site DB is ready");
+                }
+            }
+            Err(error) => {
+                let hint = error.hint().unwrap_or("see the Site DB's log");
+                health.not_ready(format!("{error}: {hint}"), json!({"sqlstate": error.sqlstate()}));
+                if last != Some(false) {
+                    tracing::error!(
+                        sqlstate = error.sqlstate(),
+                        hint,
+                        "PERSISTENCE: the Site DB is not ready, requests are refused until it is: {error}"
+                    );
+                }
+            }
+        }
+        last = Some(ready);
+        let wait = if ready { LOOK_EVERY } else { LOOK_EVERY_WHILE_MISSING };
+        if !shutdown::sleep(wait, &stop).await {
+            return;
+        }
+    }
+}

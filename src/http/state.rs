@@ -1,0 +1,72 @@
+//! What the routes share, and what they are told of the configuration.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::sync::Semaphore;
+
+use super::limits::MAX_WAITING_SENDS;
+use crate::config::ApiToken;
+use crate::inbox::Inbox;
+use crate::outbox::Outbox;
+use crate::provider::cloud;
+use crate::site_db::Pool;
+
+/// What the routes are told of the configuration.
+#[derive(Debug)]
+pub(super) struct HttpSettings {
+    /// Our API tokens, one for each client.
+    pub(super) tokens: Vec<ApiToken>,
+    /// Token of the webhook's handshake; without one every handshake is refused.
+    pub(super) verify_token: Option<SecretString>,
+    /// How long a client of the Graph-compatible route waits for its answer.
+    pub(super) send_wait: Duration,
+    /// Longest body of a request, in bytes.
+    pub(super) max_body_bytes: usize,
+    /// The numbers whose token a call may be passed on with.
+    pub(super) accounts: Vec<PassthroughAccount>,
+}
+
+/// A number whose token a call may be passed on with.
+#[derive(Debug)]
+pub(super) struct PassthroughAccount {
+    pub(super) account: cloud::Account,
+    /// Its WhatsApp Business account, if the configuration names it.
+    pub(super) waba_id: Option<String>,
+}
+
+/// What the routes share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct State(Arc<Shared>);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) settings: HttpSettings,
+    pub(super) pool: Pool,
+    pub(super) outbox: Outbox,
+    pub(super) inbox: Inbox,
+    /// A place for each request to send that waits.
+    pub(super) waiting_sends: Semaphore,
+}
+
+impl State {
+    pub(super) fn new(settings: HttpSettings, pool: Pool, outbox: Outbox, inbox: Inbox) -> Self {
+        Self(Arc::new(Shared {
+            settings,
+            pool,
+            outbox,
+            inbox,
+            waiting_sends: Semaphore::new(MAX_WAITING_SENDS),
+        }))
+    }
+}
+
+impl Deref for State {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}

@@ -1,0 +1,42 @@
+//! A number of ours at its provider: the one thing that the outbox sends through.
+//!
+//! Here is the only choice between providers. A second one is a folder beside `cloud` and a variant here.
+
+use secrecy::SecretString;
+
+use super::answer::Answered;
+use super::cloud;
+use super::ids::PhoneNumberId;
+use super::outbound::Sending;
+
+/// A number with its provider and its credential. Cheap to clone.
+#[derive(Debug, Clone)]
+pub enum Account {
+    /// At Meta's Cloud API.
+    Cloud(cloud::Account),
+}
+
+impl Account {
+    /// The provider's id of the number.
+    #[must_use]
+    pub const fn phone_number_id(&self) -> &PhoneNumberId {
+        match self {
+            Self::Cloud(account) => account.phone_number_id(),
+        }
+    }
+
+    /// What the provider knows us by. A number that was held is released when this has changed.
+    #[must_use]
+    pub const fn credential(&self) -> &SecretString {
+        match self {
+            Self::Cloud(account) => account.access_token(),
+        }
+    }
+
+    /// Sends a message once: no part of a provider may send it again by itself.
+    pub async fn send(&self, message: Sending<'_>) -> Answered {
+        match self {
+            Self::Cloud(account) => account.send(message).await,
+        }
+    }
+}
