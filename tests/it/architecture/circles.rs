@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::sources::{Source, sources};
 
 /// Folders that still have circles. Only ever shorter.
-const NOT_YET: &[&str] = &["http", "outbox", "provider/cloud"];
+const NOT_YET: &[&str] = &[];
 
 type Path = Vec<String>;
 
