@@ -25,7 +25,7 @@ pub(super) struct Arguments {
 enum Action {
     /// Shows the parked rows, and why each was refused
     List(List),
-    /// Has parked rows read again from the Site DB now, and waits for what becomes of them
+    /// Retries parked rows now with their values from the Site DB, and waits for the result
     Retry(Retry),
 }
 
@@ -33,7 +33,7 @@ enum Action {
 struct List {
     /// Only this table (schema.table, or a table of public)
     table: Option<String>,
-    /// At most so many
+    /// The most rows to show
     #[arg(long, value_name = "ROWS", default_value_t = 100)]
     limit: u32,
     /// Prints them as JSON

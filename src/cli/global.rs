@@ -18,7 +18,7 @@ pub(super) struct Global {
         help_heading = "Global options"
     )]
     pub(super) config: Option<PathBuf>,
-    /// How log lines look, instead of `log.format`
+    /// The format of log lines; overrides `log.format`
     #[arg(long, global = true, value_name = "FORMAT", help_heading = "Global options")]
     pub(super) log_format: Option<LogFormat>,
 }

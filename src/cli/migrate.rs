@@ -12,7 +12,7 @@ use crate::migrations::{Applied, MigrationError, Set, apply_agent, apply_site};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Only this database; both without it
+    /// Only this database (default: both)
     #[arg(value_enum)]
     database: Option<Database>,
     /// Prints what was done as JSON

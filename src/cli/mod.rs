@@ -8,12 +8,12 @@
 //! |---|---|
 //! | `daemon` | `run`, `serve`, `sync`: the parts of a process, started and joined |
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
-//! | `demo/` | everything at work on throwaway databases, and the proof |
+//! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
 //! | `migrate`, `status`, `resync`, `failed`, `simulate` | the commands of these names |
 //! | `pipelines` | the daemon's pipelines, as the configuration describes them |
 //! | `global`, `outcome`, `logging`, `report` | options, results, log lines and errors of all commands |
 //!
-//! Exit codes: 0 success, 1 the work found or hit a problem, 2 usage or configuration.
+//! Exit codes: 0 success, 1 a problem was found or the work failed, 2 wrong usage or configuration.
 
 pub mod admin;
 pub mod systemd;
@@ -48,7 +48,7 @@ use crate::config::ConfigError;
     name = "twinlog",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 success, 1 the work found or hit a problem, 2 usage or configuration."
+    after_help = "Exit codes: 0 success, 1 a problem was found or the work failed, 2 wrong usage or configuration."
 )]
 struct Cli {
     #[command(flatten)]
@@ -59,45 +59,46 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Shows everything at work on this machine, from nothing, and proves it
+    /// Runs everything on this machine with temporary databases, and compares them at the end
     ///
-    /// Starts two throwaway Postgres clusters and a simulator of Meta's Graph API, runs server and daemon on them, sends and
-    /// receives real traffic, and compares both databases and the simulator's ledger at the end. Exits 1 if anything differs.
+    /// Starts two temporary Postgres clusters and a simulator of Meta's Graph API, runs server and daemon on them, sends and
+    /// receives messages, and compares both databases and the simulator's ledger at the end. Exits with 1 if anything
+    /// differs.
     Demo(demo::Arguments),
     /// Creates or updates Twinlog's tables
     ///
-    /// Safe to repeat, and safe to run from several machines at once.
+    /// Does nothing where they are up to date. May run on several machines at the same time.
     Migrate(migrate::Arguments),
     /// Runs the server and the daemon in one process
     ///
-    /// Until SIGTERM or Ctrl-C; then what is under way is ended first. Several may run: they share the sending, and of the
-    /// daemons one works and the others stand by.
+    /// Runs until SIGTERM or Ctrl-C, and then finishes the work under way before it exits. Several processes may run: each
+    /// number is sent for by one of them, and one daemon works while the others stand by.
     Run,
     /// Runs the server: the API and the webhook
     ///
     /// Needs the sections site, http, whatsapp and auth of the configuration.
     Serve,
-    /// Runs the daemon: the Site DB's changes into the Agent DB
+    /// Runs the daemon, which applies the Site DB's changes to the Agent DB
     ///
     /// Needs the sections site, agent and sync of the configuration, and works on any tables that have a primary key.
     Sync,
-    /// Shows lag, slot, tables and failed rows; exits 1 if anything is not well
+    /// Shows delay, slot, tables and failed rows; exits with 1 if there is a problem
     ///
-    /// Asks only the Agent DB, so it works from any machine, whatever state the daemon is in.
+    /// Reads only the Agent DB, so it works from any machine, even if the daemon does not run.
     Status(status::Arguments),
     /// Reads tables again, online, and makes the Agent DB equal to the Site DB
     ///
-    /// Through the running daemon, or by itself if none runs. The tables stay readable and go on being synchronised; rows
-    /// that only the Agent DB has are deleted.
+    /// The running daemon does it; if none runs, this command does it itself. Meanwhile the tables stay readable and
+    /// synchronised. Rows that only the Agent DB has are deleted.
     Resync(resync::Arguments),
-    /// Parked rows: what the Agent DB refused
+    /// Lists or retries the parked rows: those that the Agent DB refused
     ///
-    /// They are tried again by themselves, with the row's present state from the Site DB.
+    /// The daemon also retries them by itself, each time with the row's current values from the Site DB.
     Failed(failed::Arguments),
     /// Runs the simulator of Meta's Graph API alone, to try a client without a business number
     ///
-    /// It accepts what Meta would, reports statuses to the callback, lets people write, and fails on demand: its switches
-    /// are HTTP routes, which it prints. Needs no configuration and no database.
+    /// It accepts what Meta would accept and reports statuses to the callback. HTTP routes, which it prints, make a user
+    /// write a message or switch faults on. Needs no configuration and no database.
     Simulate(simulate::Arguments),
 }
 

@@ -5,6 +5,6 @@
 pub(super) enum Outcome {
     /// All is well: exit code 0.
     Success,
-    /// It found or hit a problem, and has printed it: exit code 1.
+    /// The command found a problem, or its work failed, and it has printed which: exit code 1.
     Problem,
 }

@@ -18,7 +18,7 @@ use crate::config::{Config, Needs};
 use crate::health::Health;
 use crate::{migrations, replication, shutdown};
 
-/// How often progress is looked at.
+/// How often progress is read.
 const TICK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]

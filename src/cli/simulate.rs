@@ -16,16 +16,16 @@ use crate::shutdown;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Where the simulated Graph API listens; port 0 takes a free one
+    /// The address on which the simulated Graph API listens; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8090")]
     listen: SocketAddr,
-    /// Where webhooks go, such as http://127.0.0.1:8080/webhook; without it there are none until one is set
+    /// The URL that receives the webhooks, such as http://127.0.0.1:8080/webhook; without it none are sent until one is set
     #[arg(long, value_name = "URL", value_parser = callback)]
     callback: Option<Url>,
-    /// Signs the webhooks
+    /// The app secret that signs the webhooks
     #[arg(long, value_name = "SECRET", default_value = "simulator-secret")]
     app_secret: String,
-    /// Asked for in the webhook's handshake
+    /// The verify token of the webhook's handshake
     #[arg(long, value_name = "TOKEN", default_value = "simulator-verify-token")]
     verify_token: String,
     /// A business number and the token that its calls need; repeat it for several
@@ -36,7 +36,7 @@ pub(super) struct Arguments {
         value_parser = account
     )]
     accounts: Vec<Account>,
-    /// Limits the numbers as Meta does: 80 messages a second, and 45 at once and then one in 6 s to the same person
+    /// Limits the rate as Meta does: 80 messages a second for each number; to the same person 45 at once, then one in 6 s
     #[arg(long)]
     rate_limits: bool,
 }

@@ -19,10 +19,10 @@ use crate::shutdown;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Shows it again every second until Ctrl-C
+    /// Shows the status again every second until Ctrl-C
     #[arg(long)]
     watch: bool,
-    /// Prints it as JSON
+    /// Prints the status as JSON
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +62,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
 #[derive(Debug, Serialize)]
 struct Status {
     slot: String,
-    /// The daemon's own word, or `never started`, or `gone`.
+    /// The state that the daemon last reported, or `never started`, or `gone`.
     state: String,
     detail: Option<String>,
     /// Why rows may be missing.
@@ -85,12 +85,12 @@ struct TableStatus {
     rows_copied: i64,
     rows_estimated: Option<i64>,
     failed_rows: u64,
-    /// Why its copy waits for a person.
+    /// Why its copy is held until an operator removes the cause.
     detail: Option<String>,
 }
 
 impl Status {
-    /// Whether the stream flows.
+    /// Whether the daemon is streaming.
     fn flows(&self) -> bool {
         matches!(self.state.as_str(), "streaming" | "copying")
     }

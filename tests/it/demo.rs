@@ -223,9 +223,9 @@ fn on_a_terminal_the_live_line_tears_no_other() {
     };
     assert!(spinning(&output) && !spinning(&shown), "{shown}");
     for line in [
-        "starting two throwaway Postgres clusters …",
+        "starting two temporary Postgres clusters …",
         "  server, daemon and Graph simulator are up",
-        "  one row is parked: only the Agent DB refuses it, and its neighbours went on",
+        "  one row is parked: only the Agent DB refuses it; all other rows are applied",
         "  the constraint is gone, and the row was healed from the Site DB",
         "proved: both databases are equal, the ledger matches, nothing is behind",
     ] {

@@ -1,6 +1,6 @@
-//! `twinlog demo`: everything at once, on this machine, from nothing, and proved at the end.
+//! `twinlog demo`: runs server and daemon on this machine with temporary databases, and compares the databases at the end.
 //!
-//! Two throwaway Postgres clusters, the Graph simulator, and the server and the daemon as `twinlog run` starts them, over
+//! Two temporary Postgres clusters, the Graph simulator, and the server and the daemon as `twinlog run` starts them, over
 //! real sockets. Everything is removed at the end, whatever the end is: the clusters stop and go when they are dropped.
 //!
 //! | file | its job |
@@ -36,10 +36,10 @@ use traffic::{REFUSED_NAME, Traffic};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// How many messages are sent; a third as many come in
+    /// How many messages are sent; a third as many are received
     #[arg(long, value_name = "NUMBER", default_value_t = 240, value_parser = clap::value_parser!(u32).range(8..=100_000))]
     messages: u32,
-    /// Stays up afterwards, until Ctrl-C
+    /// Keeps everything running afterwards, until Ctrl-C
     #[arg(long)]
     keep: bool,
 }
@@ -59,7 +59,7 @@ async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) 
         screen.say("stopped before the end");
         Ok(Outcome::Problem)
     };
-    screen.say("starting two throwaway Postgres clusters …");
+    screen.say("starting two temporary Postgres clusters …");
     // In a task of its own, and both until they are up: if Ctrl-C comes meanwhile, or one of them fails, the other is
     // completed before it is removed. A process that ended before could leave it behind.
     let mut clusters =
@@ -135,7 +135,7 @@ async fn act(arguments: &Arguments, stage: &Stage) -> anyhow::Result<()> {
     .await?;
     stage
         .screen
-        .say("  one row is parked: only the Agent DB refuses it, and its neighbours went on");
+        .say("  one row is parked: only the Agent DB refuses it; all other rows are applied");
     stage
         .agent
         .batch_execute("ALTER TABLE public.leads DROP CONSTRAINT demo_refuses")

@@ -168,7 +168,7 @@ fn load_configuration(site: &str, agent: &str, graph: &str, token: &str) -> anyh
     Ok(config::load(Some(file.path()), needs)?)
 }
 
-/// The configuration as a person would write it.
+/// The configuration as an operator would write it.
 fn configuration(site: &str, agent: &str, graph: &str, token: &str) -> String {
     let accounts: String = accounts()
         .map(|account| {
