@@ -8,20 +8,20 @@ use crate::retry::backoff;
 use super::error::SyncError;
 use super::status::state::Setback;
 
-/// How often a held pipeline looks whether its fault is repaired: often enough that a repair shows at once, rarely enough
-/// for the logs of both databases.
-const HELD: Duration = Duration::from_secs(2);
+/// Wait before a held pipeline tries again: short, so that a repair takes effect at once, but not so short that the
+/// failed attempts fill the logs of both databases.
+const HELD_RETRY: Duration = Duration::from_secs(2);
 
-/// How often one that stands by tries to take over.
-const STANDBY: Duration = Duration::from_secs(1);
+/// Wait before a daemon in standby tries again to take over.
+const STANDBY_RETRY: Duration = Duration::from_secs(1);
 
-/// A run that lasted this long was a good one: the next failure starts the backoff anew.
+/// A run that lasted at least this long resets the backoff.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 
-/// An error that lasts is logged again this often.
-const REMIND: Duration = Duration::from_secs(60);
+/// An error that repeats without change is logged again after this time.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 
-/// What an error makes of the pipeline.
+/// The kind of interruption that an error causes.
 #[must_use]
 pub(super) fn setback(error: &SyncError) -> Setback {
     match error {
@@ -31,17 +31,17 @@ pub(super) fn setback(error: &SyncError) -> Setback {
     }
 }
 
-/// How long to wait before the next run, which is the `attempt`th since the last good one.
+/// How long to wait before the next run. `attempt` counts the failures in a row, from 1.
 #[must_use]
 pub(super) fn wait(setback: Setback, attempt: u32, reconnect: (Duration, Duration)) -> Duration {
     match setback {
-        Setback::Standby => STANDBY,
-        Setback::Gap | Setback::Held => HELD,
+        Setback::Standby => STANDBY_RETRY,
+        Setback::Gap | Setback::Held => HELD_RETRY,
         Setback::Interrupted => backoff(attempt, reconnect.0, reconnect.1),
     }
 }
 
-/// Counts failures in a row, and says which of them are news.
+/// Counts failures in a row, and decides which of them are logged.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     attempt: u32,
@@ -49,8 +49,8 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// A run that lasted this long has failed for this reason. Returns the number of failures in a row, and whether this
-    /// one has to be logged: it is another one than before, or it was logged long ago.
+    /// Records that a run failed for this `reason` after it had `lasted` so long. Returns the number of failures in a
+    /// row, and whether this one has to be logged: its reason is new, or was last logged at least [`LOG_AGAIN`] ago.
     pub(super) fn count(&mut self, reason: &str, lasted: Duration, now: Instant) -> (u32, bool) {
         if lasted >= GOOD_RUN {
             self.attempt = 0;
@@ -59,7 +59,7 @@ impl Failures {
         let is_news = self
             .last_logged
             .as_ref()
-            .is_none_or(|(logged, at)| logged != reason || now.duration_since(*at) >= REMIND);
+            .is_none_or(|(logged, at)| logged != reason || now.duration_since(*at) >= LOG_AGAIN);
         if is_news {
             self.last_logged = Some((reason.to_owned(), now));
         }
@@ -95,7 +95,11 @@ mod tests {
         let reconnect = (Duration::from_millis(100), Duration::from_secs(10));
         assert!(wait(Setback::Interrupted, 1, reconnect) <= reconnect.0);
         assert!(wait(Setback::Interrupted, 30, reconnect) >= reconnect.1 / 2);
-        assert_eq!(wait(Setback::Held, 30, reconnect), HELD, "a repair shows at once");
+        assert_eq!(
+            wait(Setback::Held, 30, reconnect),
+            HELD_RETRY,
+            "no backoff: a repair takes effect at once"
+        );
     }
 
     #[test]
@@ -109,7 +113,7 @@ mod tests {
             (3, true),
             "another one is news"
         );
-        assert_eq!(failures.count("b", short, start + short + REMIND), (4, true));
-        assert_eq!(failures.count("b", GOOD_RUN, start + short + REMIND), (1, false));
+        assert_eq!(failures.count("b", short, start + short + LOG_AGAIN), (4, true));
+        assert_eq!(failures.count("b", GOOD_RUN, start + short + LOG_AGAIN), (1, false));
     }
 }

@@ -1,9 +1,9 @@
-//! Noticing that the Site DB's catalog is another one than at the start: a table that was created or added to the
-//! publication, one that left, a column list or a row filter that changed.
+//! Notices that the Site DB's catalog has changed since the start of the run: a table was added to the publication or
+//! removed from it, or its column list or row filter changed.
 //!
-//! The stream says so itself, but only with the table's next change; rows that are there already would wait for it
-//! unsynchronised and unseen. The answer is the one that every change of circumstances gets: the run ends, and the next
-//! one's start finds everything.
+//! The stream shows such a change too, but only with the table's next change; until then, existing rows would be
+//! missing without notice. So the catalog is polled. On a change the run ends, and the start of the next run handles
+//! it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,10 +18,11 @@ use crate::source::{Selection, Source, SourceTable, publication};
 use super::error::SyncError;
 use super::settings::PipelineSettings;
 
-/// How often: a new table is a rare event that people watch, and looking costs the Site DB two catalog queries.
-const LOOK: Duration = Duration::from_secs(5);
+/// Interval between two checks. A person who adds a table usually watches for it, and a check costs the Site DB two
+/// catalog queries.
+const INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the start found, to be compared with.
+/// What the start of the run found; the catalog is compared with it.
 pub(super) struct CatalogWatch {
     pub(super) settings: Arc<PipelineSettings>,
     pub(super) selection: Selection,
@@ -31,13 +32,13 @@ pub(super) struct CatalogWatch {
 }
 
 impl CatalogWatch {
-    /// Looks until it is stopped.
+    /// Checks the catalog until it is stopped.
     ///
     /// # Errors
-    /// The tables have changed, or the Site DB can't be asked.
+    /// A table has changed ([`SyncError::TableChanged`]), or a query to the Site DB failed.
     pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), SyncError> {
         let source = Source::connect(&self.settings.site).await?;
-        while shutdown::sleep(LOOK, stop).await {
+        while shutdown::sleep(INTERVAL, stop).await {
             let changed = publication::changed(
                 source.client(),
                 &self.settings.publication,

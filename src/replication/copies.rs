@@ -1,7 +1,7 @@
-//! When to copy: new tables, copies that a restart interrupted, tables that have to be read again.
+//! Decides which tables are copied and when: new tables, copies that a restart interrupted, tables to be read again.
 //!
-//! One task decides, so that a table is never copied twice at a time; the copies themselves run beside each other, a few
-//! at a time. Which table is due says its state (`tables`): a restart goes on where it was.
+//! One task decides, so that a table never has two copies at the same time; copies of different tables run in parallel,
+//! up to a limit. The table's stored state (`tables`) says what is due, so a copy continues after a restart.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -29,14 +29,14 @@ use super::status::sync_status::SyncStatus;
 use super::stream::requests::StreamRequests;
 use super::tables::life::TableEvent;
 
-/// How often the tables' states are looked at; commands come sooner, by notification.
+/// How often the tables' states are checked. Commands are noticed sooner, by `NOTIFY`.
 const TICK: Duration = Duration::from_secs(1);
 
-/// First and longest wait before a copy that failed is tried again: an attempt is one connection and one chunk, and who
-/// has repaired what it waited for wants to see it go on.
+/// First and longest wait before a failed copy is tried again. The longest is short: an attempt costs only a connection
+/// and a chunk, and an operator who has repaired the cause wants to see the copy continue.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
-/// What the copies of one run share.
+/// What all copies of one run share.
 pub(super) struct Copies {
     pub(super) settings: Arc<PipelineSettings>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
@@ -45,7 +45,8 @@ pub(super) struct Copies {
     pub(super) chunks: ChunkRegistry,
     pub(super) requests: StreamRequests,
     pub(super) status: Arc<SyncStatus>,
-    /// The slot was created in this run: transactions that ran before it have ended, and new tables need not wait.
+    /// The slot was created in this run. Creating a slot waits until all older transactions have ended, so new tables
+    /// need not wait for them again.
     pub(super) fresh_slot: bool,
     pub(super) visibility: Arc<Visibility>,
 }
@@ -53,16 +54,16 @@ pub(super) struct Copies {
 /// What to do about a copy that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AfterFailure {
-    /// It passes by itself.
+    /// The cause is temporary: try again.
     TryAgain,
-    /// A person has to repair something; it is tried again, since that may have happened.
+    /// A person has to repair the cause: show the reason, and try again in case it is repaired.
     Hold,
-    /// It can never succeed as it was asked for.
+    /// The resync can never succeed: its condition is invalid.
     GiveUp,
 }
 
 impl AfterFailure {
-    /// Decides. An invalid condition can never succeed: fail its command instead of trying again.
+    /// A resync whose condition is invalid can never succeed: fail its command instead of trying again.
     const fn of(disposition: Disposition, has_condition: bool) -> Self {
         match (disposition, has_condition) {
             (Disposition::Transient, _) => Self::TryAgain,
@@ -73,7 +74,7 @@ impl AfterFailure {
 }
 
 impl Copies {
-    /// Decides and copies until it is stopped.
+    /// Serves resync commands and copies tables until it is stopped.
     pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
         let commands = ResyncCommands {
             tables: Arc::clone(&self.tables),
@@ -97,7 +98,7 @@ impl Copies {
                     let (source, stop) = (source.clone(), stop.clone());
                     let copy = async move {
                         if let Ok(_permit) = permits.acquire().await {
-                            Box::pin(copies.until_copied(&source, &stop)).await;
+                            Box::pin(copies.copy_with_retries(&source, &stop)).await;
                         }
                         source.table
                     };
@@ -110,7 +111,7 @@ impl Copies {
                     if let Ok(table) = ended {
                         running.remove(&table);
                     } else {
-                        // A panic in a copy: the run ends, and the next one goes on where the copy was.
+                        // The copy panicked: end the run. The next run continues the copy.
                         return Err(CopyError::StreamEnded.into());
                     }
                 }
@@ -127,8 +128,8 @@ impl Copies {
         Arc::clone(&self.states.borrow())
     }
 
-    /// Copies one table, however many attempts it takes.
-    async fn until_copied(&self, source: &SourceTable, stop: &CancellationToken) {
+    /// Copies one table; tries again until it is copied, given up or stopped.
+    async fn copy_with_retries(&self, source: &SourceTable, stop: &CancellationToken) {
         let mut attempt = 0;
         loop {
             let records = self.records();
@@ -144,7 +145,7 @@ impl Copies {
             }
             attempt += 1;
             if Box::pin(self.failed(record, &error, attempt)).await.is_err() {
-                // The stream has ended, and says why.
+                // The stream has ended; its own error is the one to report.
                 return;
             }
             if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
@@ -153,20 +154,20 @@ impl Copies {
         }
     }
 
-    /// An attempt to copy has failed: says so, and remembers why it waits until the next chunk is done.
+    /// Logs a failed attempt, and stores its reason with the table's state (the next finished chunk removes it).
     async fn failed(&self, record: &TableRecord, error: &SyncError, attempt: u32) -> Result<(), SyncError> {
         let (table, reason) = (&record.table, error.explain());
         let event = match AfterFailure::of(error.disposition(), record.condition.is_some()) {
             AfterFailure::TryAgain => {
-                info!(%table, attempt, %reason, "the copy of a table was interrupted and is tried again");
+                info!(%table, attempt, %reason, "the copy of a table was interrupted: trying again");
                 TableEvent::CopyWaits { reason: None }
             }
             AfterFailure::Hold => {
-                warn!(%table, attempt, %reason, "the copy of a table is held, and tried again every few seconds");
+                warn!(%table, attempt, %reason, "the copy of a table is held: repair what the reason names, it continues by itself");
                 TableEvent::CopyWaits { reason: Some(reason) }
             }
             AfterFailure::GiveUp => {
-                warn!(%table, %reason, "a resync with a condition is given up");
+                warn!(%table, %reason, "a resync with a condition failed and is not tried again");
                 if let Some(command) = record.command_id {
                     let (agent, slot) = (&self.settings.agent, &self.settings.slot);
                     let control = Control::connect(agent, slot, "twinlog copy").await?;
@@ -175,7 +176,7 @@ impl Copies {
                 TableEvent::CopyGivenUp
             }
         };
-        // A state that does not take it has changed meanwhile: it is looked at again.
+        // If the state has changed meanwhile and does not accept the event, the loop sees the new state.
         let _ = self.requests.table(table, event).await?;
         Ok(())
     }
@@ -186,7 +187,7 @@ impl Copies {
             .await
             .map_err(AgentError::from)?;
         if record.state == TableState::New && !self.fresh_slot {
-            let why = "the copy of a new table waits for older transactions of the Site DB to end";
+            let why = "the copy of a new table waits until older transactions of the Site DB have ended";
             wait_for_running_transactions(source.client(), stop, why).await?;
         }
         self.visibility.wait(source.client(), stop).await?;
@@ -194,7 +195,7 @@ impl Copies {
         let Some((place, condition)) = self.started(table).await? else {
             return Ok(());
         };
-        info!(table = %table.table, phase = place.phase.as_str(), "the copy of a table begins");
+        info!(table = %table.table, phase = place.phase.as_str(), "copying a table");
         let reader = ChunkReader {
             chunks: &self.chunks,
             source: &source,
@@ -207,7 +208,7 @@ impl Copies {
         Ok(())
     }
 
-    /// Begins a copy, or goes on with it: where, and under which condition. `None` where none is due any more.
+    /// Starts a copy or continues it. Returns its place and its condition; `None` if no copy is due any more.
     async fn started(&self, table: &SourceTable) -> Result<Option<(CopyPlace, Option<String>)>, SyncError> {
         let event = TableEvent::CopyStarted {
             at: OffsetDateTime::now_utc(),

@@ -1,4 +1,4 @@
-//! Why a run of the stream ended, whose fault it is, and what to do.
+//! Why a run ended, whether waiting helps, and what an operator can do.
 
 use crate::agent_db::AgentError;
 use crate::copy::CopyError;
@@ -10,55 +10,55 @@ use super::slot::GapReason;
 use super::stream_error::StreamError;
 use super::tables::life::TransitionError;
 
-/// Why a run of the stream ended.
+/// Why a run ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// The replication connection failed.
     #[error("replication connection to the Site DB: {0}")]
     Wire(#[from] WireError),
-    /// The Site DB could not be asked over a plain connection, or lacks what a stream needs.
+    /// A query to the Site DB failed, or the Site DB lacks something that replication needs.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// The Agent DB failed, or refused something that is not a row's own fault.
+    /// The Agent DB failed, or refused a statement for a reason that is not one row's value.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// A table could not be copied, or parked rows not be read.
+    /// A table could not be copied, or parked rows could not be read again.
     #[error(transparent)]
     Copy(#[from] CopyError),
-    /// The stream said something that cannot be.
+    /// The stream broke the protocol, or lacks what applying a row needs.
     #[error(transparent)]
     Stream(#[from] StreamError),
     /// The schema `twinlog` of the Agent DB could not be migrated.
     #[error(transparent)]
     Migration(#[from] crate::migrations::MigrationError),
-    /// The slot's name can't be one.
+    /// `sync.slot` is not a valid slot name.
     #[error(transparent)]
     SlotName(#[from] SlotNameError),
-    /// Rows may be missing, and no full resync was asked for.
+    /// Rows may be missing, and nobody has asked for a full resync yet.
     #[error("GAP: {0}; rows may be missing")]
     Gap(GapReason),
-    /// The slot is another tool's.
+    /// The slot was created by another tool, with another output plugin.
     #[error("slot {slot} belongs to the output plugin {plugin}, not pgoutput")]
     WrongPlugin {
-        /// `sync.slot`.
+        /// The value of `sync.slot`.
         slot: String,
-        /// Its output plugin; `physical` where it has none.
+        /// Its output plugin; `physical` if it has none.
         plugin: String,
     },
-    /// The Site DB's tables are others than at the start; the next start finds them.
-    #[error("table {0} of the Site DB was added, left the publication or changed: the stream starts again with it")]
+    /// The Site DB's published tables have changed since the start; the next start reads them.
+    #[error("table {0} of the Site DB was added, left the publication or changed: restarting the stream with it")]
     TableChanged(crate::change::TableName),
-    /// The slot serves another database.
+    /// The slot belongs to another database of the same cluster.
     #[error(
-        "slot {slot} belongs to database {database:?} of the Site DB's cluster, another database than site.url names"
+        "slot {slot} belongs to database {database:?} of the Site DB's cluster, but site.url names another database"
     )]
     SlotElsewhere {
-        /// `sync.slot`.
+        /// The value of `sync.slot`.
         slot: String,
-        /// The database that it decodes.
+        /// The database that the slot decodes.
         database: String,
     },
-    /// A start found a table in a state that can't be.
+    /// At the start, a table's stored state did not fit what happened to the table.
     #[error(transparent)]
     Table(#[from] TransitionError),
     /// The server ended the stream, as it does when it shuts down.
@@ -70,12 +70,12 @@ pub enum SyncError {
 }
 
 impl SyncError {
-    /// What this means: reconnect, or hold and wait for a person.
+    /// Whether to reconnect, or to hold until an operator has repaired the cause.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Wire(error) => match error.fault() {
-                // Mostly a predecessor's connection: the server has not noticed yet that it is dead.
+                // Usually an earlier daemon's dead connection, which the server has not noticed yet.
                 Some(ServerFault::SlotActive) => Disposition::Transient,
                 _ => error.disposition(),
             },
@@ -83,7 +83,7 @@ impl SyncError {
             Self::Agent(error) => error.disposition(),
             Self::Copy(error) => error.disposition(),
             Self::Migration(error) => error.disposition(),
-            // The next start finds the table.
+            // The next start reads the new list of tables.
             Self::Stream(StreamError::NewTable(_)) | Self::TableChanged(_) => Disposition::Transient,
             Self::Stream(_)
             | Self::Gap(_)
@@ -95,7 +95,7 @@ impl SyncError {
         }
     }
 
-    /// The statement, setting or command to use.
+    /// The remedy: the statement, setting or command to use.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -106,8 +106,8 @@ impl SyncError {
             Self::Stream(error) => error.hint(),
             Self::Migration(error) => error.hint(),
             Self::Gap(_) => Some(
-                "if the Site DB is the right one: twinlog resync --all (it makes the Agent DB equal to the Site DB as it is now, \
-                 rows that only the Agent DB has included)"
+                "check that site.url names the right database, then run: twinlog resync --all (it makes the Agent DB equal to the \
+                 Site DB as it is now, and deletes rows that only the Agent DB has)"
                     .to_owned(),
             ),
             Self::WrongPlugin { slot, .. } => Some(format!(
@@ -137,7 +137,7 @@ impl SyncError {
             text.push_str(" — ");
             text.push_str(&hint);
         }
-        // A server's message may hold line breaks; a log record may not.
+        // A server's message may contain line breaks; a log record must be one line.
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }

@@ -1,4 +1,4 @@
-//! When to try parked rows again: as soon as they are due, a table's keys together.
+//! Tries parked rows again when they are due, all due keys of a table together.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,16 +21,17 @@ use super::stream::requests::StreamRequests;
 /// Keys read between one pair of fences.
 const KEYS: u32 = 500;
 
-/// How long nothing is looked at while nothing is parked; `failed retry` notifies.
+/// Longest wait between two checks for due rows. `twinlog failed retry` wakes the task sooner, by `NOTIFY`.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// At least this long between two rounds: a key of a table that is not synchronised any more stays due for ever.
+/// Shortest wait between two checks: a key of a table that is not synchronised any more stays due for ever, and would
+/// otherwise keep the loop busy.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long healing waits after the Site DB refused to be read.
-const REFUSED: Duration = Duration::from_secs(5);
+/// How long healing waits after the Site DB refused a read.
+const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
-/// What healing needs of the run.
+/// What healing needs from the run.
 pub(super) struct Healing {
     pub(super) settings: Arc<PipelineSettings>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
@@ -40,10 +41,10 @@ pub(super) struct Healing {
 }
 
 impl Healing {
-    /// Heals what is due until it is stopped.
+    /// Tries due rows again until it is stopped.
     pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
         let mut source: Option<Source> = None;
-        // What was logged last, so that it is logged once.
+        // The refusal that was logged last, so that the same one is logged only once.
         let mut held: Option<(TableName, String)> = None;
         loop {
             let wait = control
@@ -57,13 +58,15 @@ impl Healing {
                 },
                 () = tokio::time::sleep(wait) => {}
             }
-            if !self.heal_due(&control, &mut source, &mut held, stop).await? && !shutdown::sleep(REFUSED, stop).await {
+            if !self.heal_due(&control, &mut source, &mut held, stop).await?
+                && !shutdown::sleep(REFUSED_RETRY, stop).await
+            {
                 return Ok(());
             }
         }
     }
 
-    /// Tries the keys that are due. Returns false where the Site DB refused to be read.
+    /// Tries the keys that are due. Returns false if the Site DB refused a read.
     async fn heal_due(
         &self,
         control: &Control,
@@ -79,16 +82,16 @@ impl Healing {
         for (table, keys) in due {
             let Some(table) = self.tables.get(&table) else { continue };
             match Box::pin(self.heal(source, table, &keys, stop)).await {
-                // The stream's loop drains, and its result counts.
+                // Stopping: the stream's loop drains, and only its result counts.
                 Err(_) if stop.is_cancelled() => return Ok(true),
                 Ok(()) => debug!(table = %table.table, keys = keys.len(), "parked rows tried again"),
-                // That a table can't be read is no reason to hold the stream: its parked rows wait.
+                // The stream does not depend on this read: keep it running, and leave the rows parked.
                 Err(SyncError::Copy(error)) if error.disposition() != Disposition::Transient => {
                     readable = false;
                     *source = None;
                     let reason = SyncError::Copy(error).explain();
                     if held.as_ref() != Some(&(table.table.clone(), reason.clone())) {
-                        warn!(table = %table.table, %reason, "parked rows can't be read from the Site DB");
+                        warn!(table = %table.table, %reason, "parked rows can't be read from the Site DB: they stay parked, and are tried again");
                         *held = Some((table.table.clone(), reason));
                     }
                 }

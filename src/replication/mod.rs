@@ -1,29 +1,29 @@
-//! The daemon: what the stream means, and what to do when anything ends.
+//! The daemon: keeps the Agent DB equal to the Site DB through one replication slot.
 //!
-//! [`run()`] keeps one pipeline going: a loop of *runs*. A run starts ([`start`]: connect, prove the slot, register the
-//! tables), and then holds its tasks together: the [`stream`], the copies, the healing of parked rows, the watch over the
-//! catalog. Any error ends the whole run; the next one resumes at the checkpoint. So there is one way to recover, and it
-//! is the way that every start takes.
+//! [`run()`] keeps one pipeline going: a loop of *runs*. A run starts ([`start`]: connect, check the slot, register the
+//! tables), and then runs its tasks side by side: the [`stream`], the copies, the healing of parked rows, the watch
+//! over the catalog. Any error ends the whole run, and the next run resumes at the checkpoint. So there is only one way
+//! to recover: an ordinary start.
 //!
 //! | file | its job |
 //! |---|---|
-//! | [`settings`] | what a pipeline is told |
-//! | [`run`](mod@run) | one run after another, and the tasks of one |
+//! | [`settings`] | the settings of one pipeline |
+//! | [`run`](mod@run) | the loop of runs, and the tasks of one run |
 //! | [`start`] | from the first connection to the first byte of the stream |
-//! | [`slot`] | whether the slot can be trusted, or rows may be missing |
+//! | [`slot`] | decides whether the slot continues at the checkpoint, or rows may be missing |
 //! | [`stream`] | frames in, batches out, positions acknowledged |
-//! | [`tables`] | each table's life: its states, and the one writer of them |
-//! | [`copies`] | which tables are read, first or again |
-//! | [`resync`] | what people ask for with `twinlog resync` |
-//! | [`healing`] | when parked rows are tried again |
-//! | [`catalog_watch`] | noticing that the Site DB's tables are others by now |
-//! | [`status`] | what the daemon says about itself |
-//! | [`after_error`] | what to do after a run has failed |
-//! | [`stream_error`] | what the stream can say that cannot be |
+//! | [`tables`] | each table's state, its transitions, and the one writer of it |
+//! | [`copies`] | which tables are copied, for the first time or again |
+//! | [`resync`] | serves the commands of `twinlog resync` |
+//! | [`healing`] | tries parked rows again when they are due |
+//! | [`catalog_watch`] | notices that the Site DB's published tables have changed |
+//! | [`status`] | what the daemon reports about itself: state, positions, delay |
+//! | [`after_error`] | how long to wait after a failed run, and what to log |
+//! | [`stream_error`] | how the stream itself can be wrong |
 //! | [`error`] | why a run ends, and what to do about it |
 //!
-//! Leaves alone: bytes and sockets (`wire`), message formats (`pgoutput`), SQL on either database (`source`, `agent_db`),
-//! reading and merging chunks (`copy`). Knows nothing of WhatsApp: any tables with a primary key.
+//! Not here: bytes and sockets (`wire`), message formats (`pgoutput`), SQL on either database (`source`, `agent_db`),
+//! reading and merging chunks (`copy`). Nothing here depends on WhatsApp: it replicates any table with a primary key.
 
 mod after_error;
 mod catalog_watch;

@@ -1,4 +1,5 @@
-//! What people ask for with `twinlog resync`: started, followed and ended through `twinlog.commands`.
+//! Serves the commands that `twinlog resync` writes into `twinlog.commands`: starts them, updates their progress, ends
+//! them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::status::sync_status::SyncStatus;
 use super::stream::requests::StreamRequests;
 use super::tables::life::TableEvent;
 
-/// Serves the open commands. Holds nothing: all of a command's state is in its row.
+/// Serves the open commands. Has no state of its own: all of a command's state is in its row, so it survives a restart.
 pub(super) struct ResyncCommands {
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     pub(super) requests: StreamRequests,
@@ -25,15 +26,16 @@ pub(super) struct ResyncCommands {
 }
 
 impl ResyncCommands {
-    /// Moves every open command on, given the tables' committed states and the tables that are being copied.
+    /// Does the next step of every open command. `records`: the tables' committed states; `running`: the tables that
+    /// are being copied.
     pub(super) async fn serve(
         &self,
         control: &Control,
         records: &TableRecords,
         running: &HashSet<TableName>,
     ) -> Result<(), SyncError> {
-        // Tables that an earlier command waits for. Commands are served in order, or two of them would take a table from
-        // each other for ever.
+        // Tables that an earlier command still waits for. Without this, two commands for the same table would restart
+        // its copy in turn, for ever.
         let mut claimed: HashSet<TableName> = HashSet::new();
         for command in control.open_commands().await? {
             let served = match command.kind {
@@ -50,7 +52,10 @@ impl ResyncCommands {
         Ok(())
     }
 
-    /// Moves one command on; an error of the inner kind can never be served and ends it.
+    /// Does the next step of one command.
+    ///
+    /// # Errors
+    /// The inner error: the command can never succeed, and ends with this text.
     async fn serve_resync(
         &self,
         control: &Control,
@@ -71,14 +76,15 @@ impl ResyncCommands {
             let finished = table.state == ResyncedState::Streaming;
             all_finished &= finished;
             shown.push(table);
-            // A table that is being copied now is read again afterwards: what was asked for is a whole new read.
+            // A copy that is already running does not count, since it began before the command: wait for its end, then
+            // read the table again.
             let free = !claimed.contains(&record.table) && !running.contains(&record.table);
             if !finished && record.command_id != Some(command) && record.state == TableState::Streaming && free {
                 let event = TableEvent::ResyncAsked {
                     command,
                     condition: resync.arguments.condition.clone(),
                 };
-                // A state that does not take it has changed meanwhile: it is looked at again.
+                // If the state has changed meanwhile and does not accept the event, the next step sees the new state.
                 let _ = self.requests.table(&record.table, event).await?;
             }
             if !finished {
@@ -98,19 +104,19 @@ impl ResyncCommands {
         Ok(Ok(()))
     }
 
-    /// The tables that a command means.
+    /// The tables that a command names.
     fn wanted(&self, arguments: &ResyncArguments) -> Result<HashSet<TableName>, String> {
         if arguments.all {
             return Ok(self.tables.keys().cloned().collect());
         }
         if arguments.tables.is_empty() {
-            return Err("the command names no table".to_owned());
+            return Err("the command names no table: name at least one, or use --all".to_owned());
         }
         arguments
             .tables
             .iter()
             .map(|name| {
-                // Without a schema, public is meant, as in SQL.
+                // A name without a schema means the schema public.
                 let full = if name.contains('.') {
                     name.clone()
                 } else {
@@ -126,14 +132,15 @@ impl ResyncCommands {
     }
 }
 
-/// The number and the arguments of a command after which nothing of the Site DB is missing: a `resync --all` without a
-/// condition.
-pub(super) fn of_everything(command: Command) -> Option<(i64, Resync)> {
+/// The id and the content of the command if it is a complete resync (`--all` without a condition), after which no row
+/// of the Site DB can be missing.
+pub(super) fn complete_resync(command: Command) -> Option<(i64, Resync)> {
     let CommandKind::Resync(resync) = command.kind.ok()?;
     resync.arguments.is_complete().then_some((command.id, resync))
 }
 
-/// A table in a command's progress. One that was read for the command stays so, whatever reads it next.
+/// A table in a command's progress. Once it is read for this command it counts as done, even if a later command reads
+/// it again.
 fn progress_of(command: i64, before: &ResyncProgress, record: &TableRecord) -> ResyncedTable {
     let before = before.table(&record.table);
     let is_ours = record.command_id == Some(command);

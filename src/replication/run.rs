@@ -1,4 +1,4 @@
-//! One run after another: start, stream; on an error wait, and begin again at the checkpoint.
+//! The loop of runs: start and stream; after an error wait, and start again at the checkpoint.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,10 +30,11 @@ use super::stream::buffer::TransactionBuffer;
 use super::stream::requests::StreamRequests;
 use super::stream::stream_loop::{StreamLoop, StreamParts};
 
-/// Runs a pipeline until `stop` is cancelled. Whatever happens to either database, it says so and goes on.
+/// Runs a pipeline until `stop` is cancelled. A failure of either database does not end it: it is reported, and tried
+/// again.
 ///
 /// # Errors
-/// Only what no waiting can mend: `sync.tables` holds something that is no pattern, or the slot's name can't be one.
+/// Only wrong settings: `sync.tables` contains an invalid pattern, or `sync.slot` is not a valid slot name.
 pub async fn run(settings: PipelineSettings, health: &Health, stop: CancellationToken) -> Result<(), SyncError> {
     let span = info_span!("sync", pipeline = settings.pipeline);
     let daemon = Daemon {
@@ -55,7 +56,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Runs beside the monitor, which outlives every run.
+    /// Runs the loop and, beside it, the monitor, which keeps reporting between the runs.
     async fn run(&self, health: Component, stop: &CancellationToken) -> Result<(), SyncError> {
         let monitor_stop = CancellationToken::new();
         let monitor = Monitor::new(Arc::clone(&self.settings), Arc::clone(&self.status), health);
@@ -63,7 +64,7 @@ impl Daemon {
         let monitor = tokio::spawn(monitor);
         let result = Box::pin(self.supervise(stop)).await;
         monitor_stop.cancel();
-        // It ends within its own time-outs; a panic in it has been reported by the runtime.
+        // Ends within its own time-outs. The runtime has already reported a panic.
         let _ = monitor.await;
         result
     }
@@ -87,7 +88,7 @@ impl Daemon {
         }
     }
 
-    /// Shows how a run ended, and logs it where that is news.
+    /// Stores how a run ended in the status, and logs it if it is news.
     fn ended(&self, setback: Setback, reason: String, attempt: u32, is_news: bool) {
         let slot = &self.slot;
         if setback == Setback::Gap {
@@ -95,13 +96,17 @@ impl Daemon {
         }
         let is_other_state = self.status.run_ended(setback, reason.clone());
         match setback {
-            Setback::Standby if is_other_state => info!(%slot, %reason, "standing by"),
-            Setback::Gap if is_news => error!(%slot, %reason, "rows may be missing: the stream is held"),
+            Setback::Standby if is_other_state => {
+                info!(%slot, %reason, "another daemon is active for this slot: standing by")
+            }
+            Setback::Gap if is_news => {
+                error!(%slot, %reason, "rows may be missing: the stream is held until twinlog resync --all")
+            }
             Setback::Interrupted if is_news => {
                 warn!(%slot, attempt, %reason, "the stream was interrupted, reconnecting");
             }
             Setback::Held if is_news => {
-                error!(%slot, %reason, "the stream is held: repair what the reason names, it goes on by itself");
+                error!(%slot, %reason, "the stream is held: repair what the reason names, it continues by itself");
             }
             Setback::Standby | Setback::Gap | Setback::Interrupted | Setback::Held => {}
         }
@@ -123,9 +128,9 @@ impl Daemon {
         let control = self.control().await?;
         self.status.set_parked(control.failed_counts().await?);
         let (position, tables) = (started.resume_after, started.prepared.tables.len());
-        let run = self.put_together(started);
+        let run = self.build_run(started);
         info!(slot = %self.slot, %position, tables, "the stream flows");
-        // The readers stop first: the stream's loop drains what they gave it.
+        // The readers stop before the stream, whose loop then drains what they have sent.
         let readers = stop.child_token();
         let (copy_control, heal_control) = (control, self.control().await?);
         let result = tokio::select! {
@@ -142,8 +147,8 @@ impl Daemon {
         Ok(Control::connect(&self.settings.agent, &self.settings.slot, "twinlog control").await?)
     }
 
-    /// The parts of a run, connected with each other.
-    fn put_together(&self, started: Started) -> Run {
+    /// Builds the tasks of a run and the channels between them.
+    fn build_run(&self, started: Started) -> Run {
         let Started {
             applier,
             identity,
@@ -207,7 +212,7 @@ impl Daemon {
     }
 }
 
-/// What works at the same time while the stream flows.
+/// The tasks that run at the same time while the stream flows.
 struct Run {
     stream: StreamLoop,
     copies: Copies,
@@ -215,7 +220,7 @@ struct Run {
     catalog_watch: CatalogWatch,
 }
 
-/// What a reader's end means to the run: an error ends it; a clean end does not, so that the stream's loop can drain.
+/// Returns only the errors of a reader. A clean end must not end the run, so that the stream's loop can drain.
 async fn only_errors(reader: impl Future<Output = Result<(), SyncError>>) -> Result<(), SyncError> {
     reader.await?;
     std::future::pending().await

@@ -1,59 +1,59 @@
-//! What one pipeline is told: its two databases, its slot, its limits.
+//! The settings of one pipeline: its two databases, its slot, its limits.
 //!
-//! A pipeline is one slot of one Site DB, read into one Agent DB. It knows nothing of the configuration's file, nor of
-//! other pipelines: to run several, start several of these.
+//! A pipeline is one slot of one Site DB, read into one Agent DB. It does not know the configuration file or other
+//! pipelines: to run several, build several of these.
 
 use std::time::Duration;
 
 use crate::config::DatabaseUrl;
 
-/// One pipeline.
+/// The settings of one pipeline; from the sections `sync`, `site` and `agent` of the configuration.
 #[derive(Debug, Clone)]
 pub struct PipelineSettings {
-    /// Its name in logs; bounded, since it is the slot's.
+    /// The pipeline's name in logs: the slot's name, so the number of values is bounded.
     pub pipeline: String,
     /// The Site DB, which is read.
     pub site: DatabaseUrl,
     /// The Agent DB, which is written.
     pub agent: DatabaseUrl,
-    /// The replication slot.
+    /// The replication slot on the Site DB; created if it does not exist.
     pub slot: String,
-    /// The publication that is read through it; created where there is none.
+    /// The publication that is read through the slot; created if it does not exist.
     pub publication: String,
-    /// Glob patterns over the unquoted `schema.table`; the last one that matches decides, and `!` takes out.
+    /// Glob patterns over the unquoted `schema.table`; the last pattern that matches decides, and `!` excludes.
     pub tables: Vec<String>,
-    /// Limits of a batch.
+    /// The size at which a batch is applied without waiting for more.
     pub batch: BatchLimits,
-    /// How tables are copied.
+    /// Chunk size and parallelism of the copies.
     pub copies: CopySettings,
-    /// How rows are parked that the Agent DB refuses.
+    /// Limit and retry times of rows that the Agent DB refuses.
     pub parking: ParkingSettings,
     /// First and longest wait before a stream that was interrupted is tried again.
     pub reconnect: (Duration, Duration),
 }
 
-/// A batch is handed over when it reaches one of these.
+/// A batch is handed to the Agent DB when it reaches one of these limits.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchLimits {
-    /// Changes.
+    /// Number of row changes.
     pub rows: usize,
-    /// Bytes of their values, about.
+    /// Approximate memory of these changes, in bytes.
     pub bytes: usize,
 }
 
 /// How tables are copied.
 #[derive(Debug, Clone, Copy)]
 pub struct CopySettings {
-    /// Rows that are read between two fences.
+    /// Rows that are read in one chunk, between its two fences.
     pub chunk_rows: u32,
     /// Tables that are copied at the same time.
     pub workers: usize,
 }
 
-/// How rows are parked that the Agent DB refuses.
+/// What happens with rows that the Agent DB refuses: they are parked in `twinlog.failed_rows`.
 #[derive(Debug, Clone, Copy)]
 pub struct ParkingSettings {
-    /// Parked rows of one table beyond which the table is at fault.
+    /// Most parked rows of one table; one more is treated as a fault of the whole table, and holds the stream.
     pub max_rows: usize,
     /// First and longest wait before a parked row is tried again.
     pub retry: (Duration, Duration),

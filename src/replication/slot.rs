@@ -1,9 +1,10 @@
-//! Whether the slot can be trusted: the one place that compares a stored checkpoint with what the Site DB says now.
+//! Decides whether the slot continues where the checkpoint ends: the one place that compares the stored checkpoint with
+//! what the Site DB says now.
 //!
-//! A slot that was recreated, a server that was restored from a backup, a failover that lost transactions: each could
-//! hide a hole while everything looks healthy. So a start needs proof that the log is the same and goes on where the
-//! checkpoint ends; without it the state is `GAP`, by name, with the reason, until a full resync has shown that nothing is
-//! missing (pitfalls P3, P4).
+//! After a slot was recreated, a server was restored from a backup, or a failover lost transactions, rows can be
+//! missing while everything looks healthy. So a start must prove that the log is the same one and contains everything
+//! after the checkpoint. Without this proof the state is `GAP`, with the reason, until a full resync is done (pitfalls
+//! P3, P4).
 
 use std::fmt;
 
@@ -11,57 +12,59 @@ use crate::agent_db::{SourceIdentity, StoredCheckpoint};
 use crate::lsn::Lsn;
 use crate::source::SlotFacts;
 
-/// What the Site DB says of itself.
+/// What the Site DB says about its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SourceFacts {
-    /// Whose log it is.
+    /// The cluster, timeline, database, slot and publication that are read now.
     pub(super) identity: SourceIdentity,
-    /// The end of its log.
+    /// The end of its WAL now.
     pub(super) wal_end: Lsn,
-    /// Where each earlier timeline ended, oldest first; empty where the history was not asked for.
+    /// Each earlier timeline and where it ended, oldest first; empty if the timeline is the checkpoint's.
     pub(super) history: Vec<(u32, Lsn)>,
 }
 
 /// Why rows may be missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GapReason {
-    /// The Agent DB has a checkpoint, the Site DB no slot.
+    /// The Agent DB has a checkpoint, but the Site DB has no slot.
     SlotMissing,
-    /// The server removed log that the slot needed, or invalidated the slot for the reason that it names (17 and later).
+    /// The server removed WAL that the slot needed, or invalidated the slot; with the server's reason (PostgreSQL 17
+    /// and later).
     SlotLost(Option<String>),
-    /// The slot stands past the checkpoint: it was recreated or moved.
+    /// The slot's position is past the checkpoint: it was recreated or moved.
     SlotAhead {
-        /// The position that the server believes to be acknowledged.
+        /// The slot's `confirmed_flush_lsn`.
         slot: Lsn,
-        /// The position that the Agent DB has reached.
+        /// The `end_lsn` of the Agent DB's checkpoint.
         checkpoint: Lsn,
     },
-    /// `site.url` leads to another cluster than before.
+    /// `site.url` names another cluster than before.
     OtherSystem,
-    /// The slot now serves another database or publication.
+    /// The slot belongs to another database, or another publication is read, than before.
     OtherSource,
-    /// A failover went back behind the checkpoint: what we hold past that point is not in the Site DB's history.
+    /// A failover happened at a position before the checkpoint: what was applied past that position is not part of the
+    /// Site DB's history any more.
     TimelineDiverged {
-        /// Where the old timeline ended; 0/0 where its end is not known.
+        /// Where the old timeline ended; 0/0 if unknown.
         switched_at: Lsn,
-        /// The position that the Agent DB has reached.
+        /// The `end_lsn` of the Agent DB's checkpoint.
         checkpoint: Lsn,
     },
     /// The log ends before the checkpoint: the server was restored from a backup.
     LogBehind {
-        /// Where it ends.
+        /// The end of the Site DB's WAL.
         wal_end: Lsn,
-        /// The position that the Agent DB has reached.
+        /// The `end_lsn` of the Agent DB's checkpoint.
         checkpoint: Lsn,
     },
 }
 
 impl GapReason {
-    /// Whether the hole can be there although a later look finds nothing wrong: a server that was restored from a backup
-    /// writes on, and its log passes the checkpoint again. Such a reason is kept. What only says that we look at the wrong
-    /// place is gone with the look at the right one.
+    /// Whether the gap must be stored in the Agent DB, because a later start could find nothing wrong although rows are
+    /// missing: for example, the WAL of a server restored from a backup grows past the checkpoint again. A wrong
+    /// `site.url`, however, leaves nothing behind once it is corrected.
     #[must_use]
-    pub(super) const fn outlives_its_cause(&self) -> bool {
+    pub(super) const fn must_be_stored(&self) -> bool {
         !matches!(self, Self::OtherSystem | Self::OtherSource)
     }
 }
@@ -72,11 +75,12 @@ impl fmt::Display for GapReason {
             Self::SlotMissing => write!(f, "the replication slot does not exist any more"),
             Self::SlotLost(None) => write!(
                 f,
-                "the Site DB removed log that the slot needed (raise max_slot_wal_keep_size)"
+                "the Site DB removed WAL that the slot needed (raise max_slot_wal_keep_size)"
             ),
             Self::SlotLost(Some(why)) => {
                 write!(f, "the Site DB invalidated the slot: {why}")?;
-                // <https://www.postgresql.org/docs/18/view-pg-replication-slots.html>; the others are a standby's.
+                // <https://www.postgresql.org/docs/18/view-pg-replication-slots.html>; the other reasons occur on a
+                // standby only.
                 match why.as_str() {
                     "wal_removed" => write!(f, " (raise max_slot_wal_keep_size)"),
                     "idle_timeout" => write!(f, " (raise idle_replication_slot_timeout)"),
@@ -85,7 +89,7 @@ impl fmt::Display for GapReason {
             }
             Self::SlotAhead { slot, checkpoint } => write!(
                 f,
-                "the slot stands at {slot}, past the checkpoint {checkpoint}: it was recreated or moved"
+                "the slot is at {slot}, past the checkpoint {checkpoint}: it was recreated or moved"
             ),
             Self::OtherSystem => write!(f, "the Site DB is another cluster than the one that was synchronised"),
             Self::OtherSource => write!(f, "the slot belongs to another database or publication than before"),
@@ -109,17 +113,18 @@ impl fmt::Display for GapReason {
 pub(super) enum Verdict {
     /// Nothing was ever synchronised and there is no slot: create one.
     Create,
-    /// Nothing was ever synchronised, and the slot is there (we were killed between the two): begin at its position.
+    /// Nothing was ever synchronised, but the slot exists (the daemon was killed after it had created the slot): begin
+    /// at the slot's position.
     Adopt(Lsn),
-    /// Go on behind the checkpoint.
+    /// Continue after this checkpoint.
     Resume(Lsn),
     /// Rows may be missing.
     Gap(GapReason),
-    /// The slot is not one of ours.
+    /// The slot has this other output plugin: it belongs to another tool.
     WrongPlugin(String),
 }
 
-/// Decides how to start, from what the Site DB says of the slot and of itself, and what the Agent DB remembers. Pure.
+/// Decides how to start, from the slot, the stored checkpoint and the Site DB's log. Pure.
 #[must_use]
 pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source: &SourceFacts) -> Verdict {
     if let Some(slot) = slot
@@ -129,14 +134,14 @@ pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>,
     }
     match stored {
         None => first_start(slot, &source.identity),
-        Some(stored) => match hole_in_the_log(stored, source).or_else(|| hole_at_the_slot(slot, stored, source)) {
+        Some(stored) => match gap_in_log(stored, source).or_else(|| gap_at_slot(slot, stored, source)) {
             Some(reason) => Verdict::Gap(reason),
             None => Verdict::Resume(stored.checkpoint.end_lsn),
         },
     }
 }
 
-/// Nothing was ever synchronised.
+/// How to start without a checkpoint.
 fn first_start(slot: Option<&SlotFacts>, identity: &SourceIdentity) -> Verdict {
     match slot {
         Some(slot) if slot.database != identity.database => Verdict::Gap(GapReason::OtherSource),
@@ -153,8 +158,8 @@ fn first_start(slot: Option<&SlotFacts>, identity: &SourceIdentity) -> Verdict {
     }
 }
 
-/// Whether the Site DB's log is another one than the checkpoint's, or does not hold the checkpoint.
-fn hole_in_the_log(stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
+/// A gap because the Site DB's log is not the checkpoint's log, or ends before the checkpoint.
+fn gap_in_log(stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
     let (was, is) = (&stored.checkpoint.identity, &source.identity);
     let checkpoint = stored.checkpoint.end_lsn;
     if was.system_identifier != is.system_identifier {
@@ -184,8 +189,8 @@ fn hole_in_the_log(stored: &StoredCheckpoint, source: &SourceFacts) -> Option<Ga
     })
 }
 
-/// Whether the slot can't go on where the checkpoint ends.
-fn hole_at_the_slot(slot: Option<&SlotFacts>, stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
+/// A gap because the slot cannot continue where the checkpoint ends.
+fn gap_at_slot(slot: Option<&SlotFacts>, stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
     let checkpoint = stored.checkpoint.end_lsn;
     let Some(slot) = slot else {
         return Some(GapReason::SlotMissing);
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_could_hide_a_hole_is_a_gap() {
+    fn everything_that_could_hide_missing_rows_is_a_gap() {
         let ahead = judge(Some(&slot(101)), Some(&stored(100)), &source());
         assert_eq!(
             ahead,
@@ -346,13 +351,13 @@ mod tests {
     }
 
     #[test]
-    fn looking_at_the_wrong_place_leaves_no_mark_and_a_restore_does() {
+    fn a_restore_is_stored_as_a_gap_and_a_wrong_url_is_not() {
         let restored = GapReason::LogBehind {
             wal_end: Lsn(1),
             checkpoint: Lsn(2),
         };
-        assert!(restored.outlives_its_cause() && GapReason::SlotMissing.outlives_its_cause());
-        assert!(!GapReason::OtherSystem.outlives_its_cause() && !GapReason::OtherSource.outlives_its_cause());
+        assert!(restored.must_be_stored() && GapReason::SlotMissing.must_be_stored());
+        assert!(!GapReason::OtherSystem.must_be_stored() && !GapReason::OtherSource.must_be_stored());
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! A start, from the first connection to the first byte of the stream, in steps:
+//! The start of a run, from the first connection to the first byte of the stream, in steps:
 //!
 //! 1. *connect*: the Agent DB (schema, the slot's lock), the Site DB (publication, tables), the replication connection;
-//! 2. *prove the slot*: what the Agent DB remembers against what the Site DB says ([`slot::judge`] decides);
-//! 3. *take a position*: resume, adopt the slot, create it, or go on over a gap that a person accepted;
-//! 4. *register the tables*: what happened to them while no daemon looked (`tables::at_start`);
-//! 5. *start streaming*, and look at the slot once more.
+//! 2. *check the slot*: compare the Agent DB's checkpoint with what the Site DB says ([`slot::judge`] decides);
+//! 3. *take a position*: resume, adopt the slot, create it, or continue after a gap that a person accepted;
+//! 4. *register the tables*: what happened to them while no daemon ran (`tables::at_start`);
+//! 5. *start streaming*, and check the slot's position once more.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,10 +34,10 @@ use super::tables::at_start::AtStart;
 use super::tables::book::TableBook;
 use super::tables::life::TableEvent;
 
-/// How long creating a slot may wait for older transactions before it says which hold it up (pitfall P12).
+/// How long creating a slot may wait for older transactions before the attempt ends and names them (pitfall P12).
 const SLOT_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A stream that is ready to be read, and everything that was learned on the way.
+/// The result of a start: a stream that is ready to be read, and what its tasks need.
 pub(super) struct Started {
     pub(super) applier: Applier,
     pub(super) identity: SourceIdentity,
@@ -50,7 +50,7 @@ pub(super) struct Started {
     pub(super) feedback: Feedback,
 }
 
-/// What a start is told.
+/// The input of a start.
 #[derive(Clone, Copy)]
 pub(super) struct Start<'a> {
     pub(super) settings: &'a PipelineSettings,
@@ -59,7 +59,7 @@ pub(super) struct Start<'a> {
     pub(super) status: &'a SyncStatus,
 }
 
-/// Step 1: the connections, with what is known through them.
+/// Result of step 1: the connections and the published tables.
 struct Connected {
     applier: Applier,
     control: Control,
@@ -68,15 +68,15 @@ struct Connected {
     replication: ReplicationConnection,
 }
 
-/// Step 2: what is to be done about the slot, and from which facts that follows.
-struct Proof {
+/// Result of step 2: how to start, and the facts that this follows from.
+struct SlotCheck {
     identity: SourceIdentity,
     slot: Option<SlotFacts>,
     stored: Option<StoredCheckpoint>,
     verdict: Verdict,
 }
 
-/// Step 3: where the stream goes on.
+/// Result of step 3: where the stream continues.
 struct Position {
     resume_after: Lsn,
     fresh_slot: bool,
@@ -86,10 +86,10 @@ impl Start<'_> {
     /// Takes all the steps.
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<Started, SyncError> {
         let mut connected = Box::pin(self.connect()).await?;
-        let proof = Box::pin(self.prove_slot(&mut connected)).await?;
+        let check = Box::pin(self.check_slot(&mut connected)).await?;
         let mut tables = TableBook::new(connected.control.tables().await?);
-        let position = Box::pin(self.take_position(&mut connected, &proof, &mut tables)).await?;
-        Box::pin(self.register_tables(&mut connected, &mut tables, proof.stored.is_none())).await?;
+        let position = Box::pin(self.take_position(&mut connected, &check, &mut tables)).await?;
+        Box::pin(self.register_tables(&mut connected, &mut tables, check.stored.is_none())).await?;
         let Connected {
             mut applier,
             source,
@@ -110,7 +110,7 @@ impl Start<'_> {
         }
         Ok(Started {
             applier,
-            identity: proof.identity,
+            identity: check.identity,
             tables,
             prepared,
             resume_after: position.resume_after,
@@ -139,7 +139,7 @@ impl Start<'_> {
         let source = Source::connect(site).await?;
         let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
         for table in prepared.tables.values() {
-            // Better said at once than at the first row.
+            // Report a missing table or a missing right at the start, not at the table's first row.
             applier.resolve(&table.describe()).await?;
         }
         let replication = ReplicationConnection::connect(site, &self.application_name()).await?;
@@ -153,7 +153,7 @@ impl Start<'_> {
         })
     }
 
-    async fn prove_slot(&self, connected: &mut Connected) -> Result<Proof, SyncError> {
+    async fn check_slot(&self, connected: &mut Connected) -> Result<SlotCheck, SyncError> {
         let PipelineSettings {
             site,
             slot: name,
@@ -205,7 +205,7 @@ impl Start<'_> {
                 .map(|gap| gap.reason.clone()),
         );
         let verdict = slot::judge(slot.as_ref(), stored.as_ref(), &facts);
-        Ok(Proof {
+        Ok(SlotCheck {
             identity,
             slot,
             stored,
@@ -216,29 +216,29 @@ impl Start<'_> {
     async fn take_position(
         &self,
         connected: &mut Connected,
-        proof: &Proof,
+        check: &SlotCheck,
         tables: &mut TableBook,
     ) -> Result<Position, SyncError> {
-        let standing = |resume_after| Position {
+        let existing_slot = |resume_after| Position {
             resume_after,
             fresh_slot: false,
         };
-        match &proof.verdict {
-            Verdict::Resume(position) => Ok(standing(*position)),
+        match &check.verdict {
+            Verdict::Resume(position) => Ok(existing_slot(*position)),
             Verdict::Adopt(position) => {
-                let checkpoint = checkpoint(&proof.identity, *position);
+                let checkpoint = checkpoint(&check.identity, *position);
                 connected.applier.initialise_checkpoint(&checkpoint).await?;
-                Ok(standing(*position))
+                Ok(existing_slot(*position))
             }
             Verdict::Create => Ok(Position {
-                resume_after: self.create_slot(connected, &proof.identity).await?,
+                resume_after: self.create_slot(connected, &check.identity).await?,
                 fresh_slot: true,
             }),
             Verdict::Gap(reason) => {
                 if !self.accept_gap(connected, reason, tables).await? {
                     return Err(SyncError::Gap(reason.clone()));
                 }
-                Ok(standing(self.position_after_gap(connected, proof, reason).await?))
+                Ok(existing_slot(self.position_after_gap(connected, check, reason).await?))
             }
             Verdict::WrongPlugin(plugin) => Err(SyncError::WrongPlugin {
                 slot: self.settings.slot.clone(),
@@ -253,7 +253,7 @@ impl Start<'_> {
             Err(error) => {
                 if error.fault() == Some(ServerFault::LockTimeout) {
                     let pids = blockers(connected.source.client()).await;
-                    warn!(slot = %self.slot, pids, "creating the slot waits for older transactions of the Site DB to end");
+                    warn!(slot = %self.slot, pids, "creating the slot waits until older transactions of the Site DB have ended: end the processes in pids, or wait");
                 }
                 return Err(error.into());
             }
@@ -265,8 +265,8 @@ impl Start<'_> {
         Ok(created.consistent_point)
     }
 
-    /// Rows may be missing. Only a person's `resync --all` lets the stream go on: then every table is read again before
-    /// anything is called healthy. Returns whether there is one.
+    /// Rows may be missing: only a `resync --all` of an operator lets the stream continue, and the state stays `GAP`
+    /// until every table is read again. Returns whether such a command is open.
     async fn accept_gap(
         &self,
         connected: &mut Connected,
@@ -279,18 +279,18 @@ impl Start<'_> {
             prepared,
             ..
         } = connected;
-        if reason.outlives_its_cause() {
+        if reason.must_be_stored() {
             applier.set_gap(&reason.to_string()).await?;
         }
         let commands = control.open_commands().await?;
-        let Some((command, mut resync)) = commands.into_iter().find_map(resync::of_everything) else {
+        let Some((command, mut resync)) = commands.into_iter().find_map(resync::complete_resync) else {
             return Ok(false);
         };
-        // From here on the checkpoint is another: only the mark says that rows may be missing.
+        // The checkpoint is about to be replaced. After that, only the stored gap says that rows may be missing.
         applier.set_gap(&reason.to_string()).await?;
         self.status.set_gap(Some(reason.to_string()));
-        warn!(command, reason = %reason, "going on over a gap: every table is read again");
-        // What it had read before the gap counts no more.
+        warn!(command, reason = %reason, "continuing after a gap: every table is read again");
+        // Tables that the command read before the gap have to be read again.
         resync.progress = ResyncProgress::default();
         control.command_progress(command, &CommandKind::Resync(resync)).await?;
         for table in prepared.tables.keys() {
@@ -302,30 +302,30 @@ impl Start<'_> {
         Ok(true)
     }
 
-    /// The slot goes on where it stands, if it still can; else a new one begins.
+    /// Continues at the existing slot's position if the slot is still usable; otherwise creates a new slot.
     async fn position_after_gap(
         &self,
         connected: &mut Connected,
-        proof: &Proof,
+        check: &SlotCheck,
         reason: &GapReason,
     ) -> Result<Lsn, SyncError> {
-        let standing = proof.slot.as_ref().and_then(|slot| slot.confirmed_flush);
-        match standing {
+        let confirmed = check.slot.as_ref().and_then(|slot| slot.confirmed_flush);
+        match confirmed {
             Some(position) if !matches!(reason, GapReason::SlotLost(_)) => {
-                let checkpoint = checkpoint(&proof.identity, position);
+                let checkpoint = checkpoint(&check.identity, position);
                 connected.applier.initialise_checkpoint(&checkpoint).await?;
                 Ok(position)
             }
             _ => {
-                if proof.slot.is_some() {
+                if check.slot.is_some() {
                     connected.replication.drop_slot(self.slot).await?;
                 }
-                self.create_slot(connected, &proof.identity).await
+                self.create_slot(connected, &check.identity).await
             }
         }
     }
 
-    /// Writes what happened to the tables since they were stored.
+    /// Stores what happened to the tables since the last run.
     async fn register_tables(
         &self,
         connected: &mut Connected,
@@ -353,7 +353,7 @@ impl Start<'_> {
         for due in at_start.due() {
             if let Some(event) = due.event {
                 if let Some(why) = due.why {
-                    warn!(table = %due.table, event = event.name(), why, "the table's state is another one at this start");
+                    warn!(table = %due.table, event = event.name(), why, "a table's state changed at the start");
                 }
                 if let Some(change) = tables.take(&due.table, event)? {
                     applier.write_table(&change).await?;
@@ -383,13 +383,13 @@ impl Start<'_> {
             Ok(stream) => stream,
             Err(error) => {
                 if error.fault() == Some(ServerFault::SlotActive) {
-                    self.end_leftover(source).await;
+                    self.end_stale_walsender(source).await;
                 }
                 return Err(error.into());
             }
         };
-        // Between the look at the slot and the start somebody may have moved it; the server would silently go on from
-        // there (it never goes back behind what was confirmed).
+        // Somebody may have moved the slot between the check and the start. The server would then silently begin at the
+        // slot's new position, since it never sends again what was confirmed.
         let slot = source::slot(source.client(), &self.settings.slot, version).await?;
         if let Some(position) = slot.and_then(|slot| slot.confirmed_flush)
             && position > resume_after
@@ -404,17 +404,18 @@ impl Start<'_> {
         Ok(stream)
     }
 
-    /// A walsender that still serves a dead predecessor of ours keeps the slot busy until the server notices. It bears
-    /// our name, and the lock on the Agent DB says that no other process of that name is alive: end it (pitfall P13).
-    async fn end_leftover(&self, source: &Source) {
+    /// Ends the walsender of an earlier daemon that has died: it keeps the slot busy until the server notices. It has
+    /// our application name, and we hold the slot's lock on the Agent DB, so no living daemon has this name (pitfall
+    /// P13).
+    async fn end_stale_walsender(&self, source: &Source) {
         let ended = source::end_reader(source.client(), self.slot.as_str(), &self.application_name()).await;
         if matches!(ended, Ok(true)) {
-            info!(slot = %self.slot, "ended the replication connection of a predecessor");
+            info!(slot = %self.slot, "ended the stale replication connection of an earlier daemon");
         }
     }
 
-    /// The replication connection's name: the same for every daemon of this Agent DB and slot, and no other's, so that a
-    /// leftover of ours can be told from a stranger.
+    /// The `application_name` of the replication connection: the same for every daemon of this Agent DB and slot, and
+    /// different from all others, so that a stale connection of ours can be recognised.
     fn application_name(&self) -> String {
         let hash = Sha256::digest(format!("{} {}", self.settings.agent, self.slot));
         format!("twinlog stream {}", hex::encode(&hash[..8]))

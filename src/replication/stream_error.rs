@@ -1,36 +1,36 @@
-//! What is wrong with the stream itself: it breaks the protocol, or leaves out what applying a row needs.
+//! Errors of the stream itself: it breaks the protocol, or leaves out what applying a row needs.
 
 use crate::change::TableName;
 use crate::lsn::Lsn;
 use crate::pgoutput;
 
-/// What is wrong with the stream.
+/// The stream broke the protocol, or lacks what applying a row needs.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// It sent something that is not a message of the protocol.
+    /// It sent bytes that are not a valid `pgoutput` message.
     #[error("decode the replication stream")]
     Decode(#[from] pgoutput::DecodeError),
-    /// It sent a message that can't come here.
+    /// It sent a message that is not allowed at this place.
     #[error("the replication stream sent {what} {place}")]
     Order {
-        /// The message's name.
+        /// The message, for example `COMMIT`.
         what: &'static str,
-        /// Inside or outside of a transaction.
+        /// `inside of a transaction` or `outside of a transaction`.
         place: &'static str,
     },
     /// BEGIN and COMMIT of a transaction disagree.
-    #[error("the replication stream began a transaction that commits at {begun} and committed it at {committed}")]
+    #[error("the replication stream announced a transaction's commit at {begun}, but committed it at {committed}")]
     CommitMismatch {
         /// The commit's position, as BEGIN announced it.
         begun: Lsn,
         /// The commit's position, as COMMIT says it.
         committed: Lsn,
     },
-    /// It sent a change of a relation, by this OID, that it never described.
-    #[error("the replication stream changed relation {0}, which it never described")]
+    /// It sent a change of a relation (this OID) without describing the relation before.
+    #[error("the replication stream sent a change of relation {0}, which it never described")]
     UnknownRelation(u32),
-    /// A table that `sync.tables` selects was published after the start. The next start finds it.
-    #[error("table {0} has joined the publication: the stream starts again with it")]
+    /// A table that `sync.tables` selects was published after the start. The next start includes it.
+    #[error("table {0} has joined the publication: restarting the stream with it")]
     NewTable(TableName),
     /// It sent a row without its primary key (pitfall P22).
     #[error("a row of table {0} came without its primary key")]
@@ -38,7 +38,7 @@ pub enum StreamError {
 }
 
 impl StreamError {
-    /// What to do about it.
+    /// The remedy, where an operator has one.
     #[must_use]
     pub(super) fn hint(&self) -> Option<String> {
         match self {
