@@ -1,33 +1,47 @@
 //! Twinlog keeps WhatsApp Business conversations safe in two Postgres databases.
 //!
-//! The map. Two halves that never name each other, and small pure modules that both may use:
+//! The **server** sends messages and takes Meta's webhooks, and commits both to the Site DB. The **daemon** reads the Site
+//! DB's log and keeps the Agent DB its twin. They are two halves that never name each other:
 //!
 //! ```text
 //! main → cli ─→ http ─→ outbox, inbox ─→ provider, site_db ─→ postgres
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ source, agent_db ─→ postgres ─→ change
-//! everyone may use: lsn, timestamp, retry, shutdown, metrics, health, config, failpoint
+//! everyone may use: config, failpoint, health, lsn, metrics, retry, shutdown, timestamp
 //! ```
 //!
 //! | half | module | its job |
 //! |---|---|---|
-//! | daemon | [`pgoutput`] | bytes of the replication stream → messages; pure and total |
+//! | daemon | [`replication`] | what the stream means: batches, progress, slot and gap states, each table's life, reconnect |
 //! | | [`wire`] | the replication connection: TLS, login, framing, feedback |
-//! | | [`replication`] | what the stream means: batches, progress, slot and gap states, reconnect |
-//! | | [`copy`] | the fenced chunk: initial copy, resync, healing of parked rows |
+//! | | [`pgoutput`] | bytes of the replication stream → messages; pure and total |
+//! | | [`copy`] | the fenced chunk: first copy, resync, healing of parked rows |
 //! | | [`source`] | all that the daemon asks the Site DB over plain connections |
-//! | | [`agent_db`] | the sink: rows, failed rows, accounting and checkpoint in one transaction |
+//! | | [`agent_db`] | rows, failed rows, accounting and checkpoint in one transaction; the daemon's own tables |
 //! | | [`change`] | a row's change, in words that all of these share |
 //! | server | [`http`] | routes, authentication, limits |
 //! | | [`outbox`] | claim, rate-limit, send, reconcile |
 //! | | [`inbox`] | raw webhook event → messages, statuses, leads |
-//! | | [`site_db`] | the server's statements on the Site DB |
-//! | | [`provider`] | WhatsApp's providers in one small language; the Cloud API: types, error classes, signature |
-//! | both | [`cli`] | commands, composition, logs, health |
+//! | | [`provider`] | WhatsApp's providers in one small language; Meta's Cloud API |
+//! | | [`site_db`] | the server's statements on the Site DB, one owner for each table |
+//! | both | [`cli`] | commands, composition, logs |
 //! | | [`postgres`] | a session with either database: connect, TLS, settings, quoting, what a SQLSTATE means |
 //! | | [`migrations`] | the schemas that come along, and how they get into the databases |
 //! | | [`dev`] | throwaway Postgres clusters and the Graph simulator, for `demo` and the tests |
 //!
-//! The test `tests/it/architecture.rs` holds the arrows.
+//! # Three walks
+//!
+//! Each goes down the map, and never up again.
+//!
+//! - **A change of a row, from the log to the Agent DB.** [`wire`] hands over payloads → [`pgoutput`] decodes them →
+//!   `replication::stream` assembles changes and closes a batch on a commit → [`agent_db`]'s applier plans statements,
+//!   writes rows and failed rows, and commits them with the checkpoint → `replication::stream` acknowledges the position.
+//! - **A message, from the request to its outcome.** [`http`] reads the request → [`outbox`] commits it `pending`, claims
+//!   it (`sending`), and calls the [`provider`] → the answer becomes a transition that [`site_db`] writes.
+//! - **A webhook, from Meta to the conversation.** [`http`] → [`inbox`] checks the signature and commits the raw event, and
+//!   only then Meta gets its 200 → a worker has [`provider`] read the events → [`site_db`] writes messages, reports and leads.
+//!
+//! The test `tests/it/architecture` holds the map: who may name whom, which module may use which driver, no circles, the
+//! size of files.
 
 pub mod agent_db;
 pub mod change;
