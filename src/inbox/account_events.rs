@@ -1,10 +1,10 @@
-//! What Meta says about a number or an account, without a message: it has no row of its own (the raw event is kept), but
-//! a person should know.
+//! Events about a number or an account, without a message. They get no row of their own (the raw event is kept), but a
+//! person should know of them.
 
 use crate::provider::event::{Content, Event};
 use crate::provider::{Code, PhoneNumberId};
 
-/// Says in the log that it came.
+/// Logs the event.
 pub(super) fn note(event: &Event) {
     let number = event.phone_number_id.as_ref().map(PhoneNumberId::as_str);
     match &event.content {

@@ -36,12 +36,12 @@ impl Failure {
     }
 }
 
-/// As the column `webhook_events.failures` and the log show them; `None` where there are none.
+/// The JSON for the column `webhook_events.failures` and the log; `None` if there are no failures.
 pub(super) fn to_json(failures: &[Failure]) -> Option<Value> {
     (!failures.is_empty()).then(|| failures.iter().map(Failure::to_json).collect())
 }
 
-/// The reason, without values, if the Site DB refused a part for its own sake.
+/// If the Site DB refused a part because of its content: the reason, without values. `None` for any other error.
 pub(super) fn of_row(error: &SiteError) -> Option<String> {
     if error.disposition() != Disposition::Row {
         return None;

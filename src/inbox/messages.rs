@@ -1,4 +1,4 @@
-//! A message: a person's, one of ours that was written on the phone, one from before the number came to the API.
+//! Stores a message: a user's, one that we wrote in the phone's app, or one from before the number joined the API.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -9,7 +9,7 @@ use crate::site_db::messages::{self, News, Origin, Report, Said};
 use crate::site_db::status_events::adopt_orphans;
 use crate::site_db::{MessageStatus, SiteError, Transaction, leads, notifications};
 
-/// A message that is new, or has a new status.
+/// For the metrics: a message that is new, or has a new status.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Counted {
     pub(super) direction: Direction,
@@ -25,14 +25,14 @@ impl Counted {
     }
 }
 
-/// A person wrote to us. `None`: the message is there already.
+/// Stores a message that a user wrote to us. `None`: it is stored already.
 pub(super) async fn inbound(
     tx: &mut Transaction<'_>,
     account_id: Uuid,
     message: &Message,
 ) -> Result<Option<Counted>, SiteError> {
     let (speaker, link) = match &message.group {
-        // What is said in a group belongs where we answer it; the person is known all the same.
+        // A group's messages belong to the group's conversation; the speaker still becomes a lead.
         Some(group) => (
             leads::find_or_make(tx, &message.contact).await?,
             link_group(tx, account_id, group).await?,
@@ -73,7 +73,7 @@ pub(super) async fn inbound(
     Ok(Some(counted))
 }
 
-/// A message that we wrote in the app on the phone: sent, and never ours to send.
+/// Stores a message that we wrote in the app on the phone. It is sent already; the outbox must never send it.
 pub(super) async fn echo(
     tx: &mut Transaction<'_>,
     account_id: Uuid,
@@ -96,7 +96,7 @@ pub(super) async fn echo(
     Ok(adopted.or(shown).map(Counted::outbound))
 }
 
-/// A message from before the number came to the API: kept, but not announced.
+/// Stores a message from before the number joined the API, without a notification.
 pub(super) async fn history(
     tx: &mut Transaction<'_>,
     account_id: Uuid,
@@ -110,7 +110,7 @@ pub(super) async fn history(
     };
     if direction == Direction::Outbound {
         let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
-        // `pending` was never sent from the phone's point of view, but Meta has it.
+        // `pending` means that the phone had not finished sending; as Meta has the message, it is stored as `accepted`.
         let word = match status {
             Some("error") => "failed",
             Some(word) => word,

@@ -1,4 +1,4 @@
-//! Meta's webhooks: taken, kept, and turned into messages, statuses and leads.
+//! Receives Meta's webhooks, stores them, and turns them into messages, statuses and leads.
 //!
 //! ```text
 //! POST /webhook ─→ Inbox::receive: signature → raw event committed → 200
@@ -6,21 +6,22 @@
 //!                  Worker: claim a webhook → its events, in portions → commit → metrics, log
 //! ```
 //!
-//! Two steps, because Meta forgets what was answered with 200: the first does nothing that could fail but one insert, and
-//! the second can be repeated. Everything in it is idempotent (unique wamids, unique reports, statuses that only go
-//! forward), so a crash, a retry of Meta's, a regrouped batch or a replay by hand change nothing twice.
+//! Two steps, because Meta never sends a webhook again that was answered with 200. The first step is a signature check
+//! and one insert, so that little can fail; the second can be repeated. Everything in the second step is idempotent
+//! (unique wamids, unique reports, statuses that only go forward), so a crash, a retry by Meta, a batch that Meta grouped
+//! differently or a manual replay changes nothing twice.
 //!
-//! What it leaves alone: routes (the HTTP server asks [`Inbox::receive`] and answers), and what the daemon or the user
-//! interface make of the rows.
+//! Not here: routes (the HTTP server calls [`Inbox::receive`] and answers), and what the daemon or the user interface do
+//! with the rows.
 //!
 //! | file | its job |
 //! |---|---|
-//! | `worker` | the loops: claim events, try again what failed for a passing reason, count what is left |
+//! | `worker` | the loops: claim events, retry after transient errors, count the backlog |
 //! | `webhook` | one webhook, from its claim to its last commit |
-//! | `portion` | some events of a webhook in one transaction, failures kept apart |
-//! | `messages` | a message: of a person, of ours from the phone, of the history |
+//! | `portion` | some events of a webhook in one transaction; each event can fail alone |
+//! | `messages` | a message: a user's, ours from the phone, one of the history |
 //! | `statuses` | a report about a message of ours |
-//! | `account_events` | what Meta says about a number or an account |
+//! | `account_events` | events about a number or an account |
 //! | `failures` | why an event could not be stored |
 
 mod account_events;
@@ -44,7 +45,7 @@ use crate::site_db::{Pool, SiteError, webhook_events};
 
 pub use worker::Worker;
 
-/// Meta gives a callback some seconds before it calls it failed; it is better to say so ourselves, with a 503.
+/// Meta treats a callback as failed after some seconds without an answer; a clear 503 before that is better.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How an inbox works.
@@ -52,22 +53,22 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct InboxSettings {
     /// Names this inbox in log lines; one of the program's own words, so that it may be a metric's label.
     pub pipeline: &'static str,
-    /// A webhook that is signed with one of these is believed; several while a secret is replaced.
+    /// A webhook must be signed with one of these; there are several while a secret is being replaced.
     pub app_secrets: Vec<SecretString>,
-    /// Events that are processed at the same time; each takes one connection.
+    /// Webhooks that are processed at the same time; each needs one connection.
     pub concurrency: usize,
-    /// How often to look for events that other processes took, and for due retries.
+    /// How often to look for webhooks that other processes received, and for due retries.
     pub poll: Duration,
-    /// First wait before an event is tried again.
+    /// Wait before the first retry of a webhook.
     pub retry_initial: Duration,
-    /// Longest such wait.
+    /// Longest wait between two retries of a webhook.
     pub retry_max: Duration,
     /// How often the backlog is counted.
     pub survey: Duration,
 }
 
 impl InboxSettings {
-    /// The usual ones, for these app secrets.
+    /// The default settings, with these app secrets.
     #[must_use]
     pub fn new(app_secrets: Vec<SecretString>) -> Self {
         Self {
@@ -87,24 +88,24 @@ impl InboxSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EventId(pub Uuid);
 
-/// Why an event was not taken.
+/// Why a webhook was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
-    /// It is not Meta's: answer 401. Nothing was stored.
+    /// The signature is missing or wrong: answer 401. Nothing was stored.
     #[error("the webhook is not genuine")]
     Forged(#[source] SignatureError),
-    /// The Site DB did not take it, or did not answer in time: answer 503, and Meta sends it again. Where it did not
-    /// answer, the event may be there or not; a second copy does no harm.
+    /// The Site DB refused it, or did not answer in time: answer 503, and Meta sends it again. After a time-out the event
+    /// may be stored or not; a second copy does no harm.
     #[error("the webhook was not stored")]
     NotStored(#[source] SiteError),
 }
 
-/// Takes webhooks. Cheap to clone; all clones are one.
+/// Receives webhooks. Cheap to clone; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Inbox {
     pool: Pool,
     settings: Arc<InboxSettings>,
-    /// An event was stored: wakes a worker of this process.
+    /// Notified when an event was stored: wakes a worker of this process.
     arrived: Arc<Notify>,
 }
 
@@ -119,8 +120,8 @@ impl Inbox {
         }
     }
 
-    /// Checks and stores a webhook; `signature` is the value of `X-Hub-Signature-256`, `body` the bytes as they came. Once
-    /// this returns an id, the event is committed and Meta may have its 200.
+    /// Checks and stores a webhook. `signature` is the value of `X-Hub-Signature-256`, `body` the bytes as received. When
+    /// this returns an id, the event is committed and Meta can be answered with 200.
     ///
     /// # Errors
     /// [`ReceiveError`].
@@ -135,7 +136,7 @@ impl Inbox {
         Ok(EventId(id))
     }
 
-    /// Has an event processed again, whatever became of it. False if there is no such event.
+    /// Makes an event due again, whether it failed or succeeded before. False if there is no such event.
     ///
     /// # Errors
     /// See [`SiteError`].

@@ -1,9 +1,9 @@
-//! Some parts of an event in one transaction, each of which fails alone.
+//! Stores some parts of an event in one transaction; each part can fail alone.
 //!
-//! Nearly always every part can be stored, so the portion is tried as a whole first. If the Site DB refuses a part for its
-//! own sake, the portion is done again with a savepoint around each part, and what is refused then is rolled back alone
-//! and is among the failures. Anything else (connection, deadlock, a missing table) is not a part's fault: the portion is
-//! rolled back and the event comes again.
+//! Nearly always every part can be stored, so the portion is tried as a whole first. If the Site DB refuses a part because
+//! of its content, the portion is done again with a savepoint around each part; parts that are refused then are rolled
+//! back alone and listed as failures. Any other error (connection, deadlock, a missing table) is not a part's fault: the
+//! portion is rolled back and the event is tried again later.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,4 +1,4 @@
-//! A report about a message of ours: recorded, folded into its message, and read for what it tells of the recipient.
+//! Stores a status report: records it, updates its message, and learns the recipient's ids from it.
 
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ pub(super) async fn report(
 ) -> Result<Option<Counted>, SiteError> {
     let recorded = status_events::record(tx, account_id, status).await?;
     if recorded.second_send && recorded.new {
-        // Not the wamid: that has the user's number in it, in base64. The status event has it.
+        // Not the wamid, which contains the user's number in base64. The row in `message_status_events` has it.
         tracing::error!(
             message_id = recorded.message_id.map(|id| id.to_string()),
             "Meta took this message twice; the user may have it twice"

@@ -1,8 +1,8 @@
-//! One webhook, from its claim to its last commit: its events in portions that are committed one by one.
+//! Processes one webhook, from its claim to its last commit. Its parts are committed in portions.
 //!
-//! Portions, because one webhook may have a thousand events: each takes locks (see [`crate::site_db::locks`]) and
-//! perhaps a savepoint, and Postgres's shared lock table and its snapshots are made for some dozens per transaction. A
-//! webhook that stops between two portions is processed again from its beginning.
+//! Portions, because one webhook may have a thousand parts: each takes locks (see [`crate::site_db::locks`]) and
+//! perhaps a savepoint, and Postgres's shared lock table and its snapshots are made for some dozens per transaction. If
+//! processing stops between two portions, the webhook is processed again from its beginning.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::site_db::{Pool, SiteError};
 /// Parts in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
 const PORTION: usize = 50;
 
-/// How long an event with further portions is left to its worker before another one may take it.
+/// After a portion that is not the last, the event stays with its worker this long before another may claim it.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// What processing an event came to.
+/// The result of processing one event.
 #[derive(Debug)]
 pub(super) struct Processed {
     pub(super) event_id: Uuid,
-    /// Parts in which people write to each other.
+    /// Parts that are messages of people.
     pub(super) real: usize,
-    /// All others.
+    /// All other parts (statuses, notices, account events).
     pub(super) protocol: usize,
     pub(super) failures: Vec<Failure>,
 }
@@ -41,7 +41,7 @@ pub(super) struct Claim {
     pub(super) attempts: i32,
 }
 
-/// Claims an event and processes it; `None` if none is due. Says in `claim` which one, for the case that it fails.
+/// Claims an event and processes it; `None` if none is due. Sets `claim` to the event, for the caller to use on failure.
 pub(super) async fn next(pool: &Pool, claim: &mut Option<Claim>) -> Result<Option<Processed>, SiteError> {
     let mut tx = pool.begin().await?;
     let Some(event) = webhook_events::claim(&mut tx).await? else {
@@ -69,7 +69,7 @@ pub(super) async fn next(pool: &Pool, claim: &mut Option<Claim>) -> Result<Optio
     let mut portions = parts.chunks(PORTION).peekable();
     let mut done = 0;
     loop {
-        // An event without parts is finished all the same.
+        // An event without parts still has one (empty) portion, which finishes it.
         let portion = portions.next().unwrap_or_default();
         let last = portions.peek().is_none();
         let effects = Box::pin(portion::store(&mut tx, done, portion)).await?;
@@ -96,7 +96,7 @@ pub(super) async fn next(pool: &Pool, claim: &mut Option<Claim>) -> Result<Optio
     }
 }
 
-/// What a committed portion makes known.
+/// Counts a committed portion in the metrics.
 fn count(effects: &Effects) {
     for counted in &effects.counted {
         metrics::count_message(counted.direction.as_str(), counted.status.as_str());

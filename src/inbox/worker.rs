@@ -1,4 +1,4 @@
-//! The loops: claim raw events and process them, try again what failed for a passing reason, and count what is left.
+//! The loops: claim raw events and process them, retry after transient errors, and count the backlog.
 
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
@@ -20,7 +20,7 @@ use crate::{metrics, retry, shutdown};
 /// An event that waits for longer than this is a gap: processing takes milliseconds.
 const LATE_AFTER: Duration = Duration::from_secs(10);
 
-/// Failing events whose first failure is remembered, so that it is logged once.
+/// Bound on [`Worker::failing`].
 const MAX_FAILING: usize = 1000;
 
 /// Processes an inbox's events until it is stopped.
@@ -28,12 +28,13 @@ const MAX_FAILING: usize = 1000;
 pub struct Worker {
     inbox: Inbox,
     health: Component,
-    /// Events that failed for a passing reason (`None`: the claim itself): each is logged once, not at each attempt.
+    /// Events that failed with a transient error (`None`: the claim itself), so that each is logged once, not at each
+    /// attempt.
     failing: Mutex<HashSet<Option<Uuid>>>,
 }
 
 impl Worker {
-    /// A worker; any number of processes may each have one.
+    /// A worker for this inbox. Each process may have one.
     #[must_use]
     pub fn new(inbox: Inbox, health: Component) -> Self {
         Self {
@@ -43,7 +44,7 @@ impl Worker {
         }
     }
 
-    /// Works until `stop`; what is under way then is finished.
+    /// Works until `stop`; events under way are finished first.
     pub async fn run(self, stop: CancellationToken) {
         let worker = Arc::new(self);
         let tasks = TaskTracker::new();
@@ -60,7 +61,7 @@ impl Worker {
     async fn process(&self, stop: &CancellationToken) {
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
-            // Registered before the look, so that an event that comes between the two is not missed.
+            // Registered before the claim, so that an event that arrives between the two is not missed.
             let arrived = self.inbox.arrived.notified();
             let started = Instant::now();
             let mut claim = None;
@@ -98,7 +99,7 @@ impl Worker {
         }
     }
 
-    /// Puts an event off, so that it does not stand before the others.
+    /// Delays a failed event, so that it does not block the others.
     async fn postpone(&self, claim: Option<Claim>, reason: &str) {
         let attempt = claim.map_or(1, |claim| claim.attempts.saturating_add(1));
         let first = {
@@ -115,7 +116,7 @@ impl Worker {
             );
         }
         let Some(Claim { event_id, .. }) = claim else {
-            // Not even a claim: nothing can be processed. One event that fails is no reason to take no others.
+            // The claim itself failed: nothing can be processed. (One failing event does not make the inbox unready.)
             self.health.not_ready(
                 format!("webhook events cannot be processed: {reason}"),
                 serde_json::Value::Null,
@@ -128,7 +129,7 @@ impl Worker {
             self.inbox.settings.retry_initial,
             self.inbox.settings.retry_max,
         );
-        // If this fails too, the event is due at once, which is as well.
+        // If this fails too, the event stays due at once, which does no harm.
         let _ = webhook_events::retry_later(&self.inbox.pool, event_id, wait).await;
     }
 
@@ -141,12 +142,12 @@ impl Worker {
         if claims || (event_id.is_some() && failing.remove(&event_id)) {
             tracing::info!(
                 event_id = event_id.map(|id| id.to_string()),
-                "PERSISTENCE: what could not be processed is processed again"
+                "PERSISTENCE: webhook events can be processed again"
             );
         }
     }
 
-    /// Counts what is not done, for the metrics and the health.
+    /// Counts the backlog, for the metrics and the health report.
     async fn survey(&self, stop: &CancellationToken) {
         loop {
             let pool = &self.inbox.pool;
@@ -163,7 +164,7 @@ impl Worker {
                     for number in &numbers {
                         metrics::set_account_last_real_message(number.phone_number_id.as_str(), number.seconds);
                     }
-                    // Neither late nor failed events keep new ones from being taken.
+                    // Ready even with late or failed events: new ones are still processed.
                     self.health
                         .ready(json!({"late": backlog.late, "failed": backlog.failed}));
                 }
@@ -178,7 +179,7 @@ impl Worker {
         }
     }
 
-    /// One line for an event, and its parts into the metrics.
+    /// Logs one line for an event, and counts its parts in the metrics.
     fn report(&self, processed: &Processed, took: Duration) {
         let count = |parts: usize| u64::try_from(parts).unwrap_or(u64::MAX);
         metrics::count_webhook_events("real", count(processed.real));

@@ -1,4 +1,4 @@
-//! One attempt: the provider is called once, and its outcome committed, whatever it takes.
+//! One attempt: calls the provider once and commits the outcome.
 
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ use crate::shutdown;
 use crate::site_db::messages::{Claimed, Response};
 use crate::site_db::{SiteError, leads, storable};
 
-/// A claimed message and what is to be known about its claim.
+/// A claimed message, and how it was claimed.
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) message: Claimed,
     pub(super) account_id: Uuid,
-    /// Whether the number is held and this message tries whether it still has to be.
+    /// Whether the number is held and this message tests if it can send again.
     pub(super) probe: bool,
     pub(super) claimed_at: Instant,
 }
 
-/// Calls the provider once and writes down what came of it.
+/// Calls the provider once and commits the outcome.
 pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt) {
     failpoint::reach(failpoint::name::SEND_AFTER_SENDING);
     let message = &attempt.message;
@@ -56,8 +56,8 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
     }
 }
 
-/// What comes next, in the light of what the number's other messages met: one that alone is refused for the account's
-/// sake fails, and the number goes on without it.
+/// Corrects `next` by what happened to the number's other messages: if only this message is refused with an account
+/// error, it fails instead of holding the number.
 fn blame(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
     let id = attempt.message.id;
     match next {
@@ -72,8 +72,8 @@ fn blame(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
 
 async fn call(shared: &Shared, sender: &Sender, attempt: &Attempt) -> Answered {
     let message = &attempt.message;
-    // After a long stall (a suspended machine) another server may have swept the lease: don't begin what it takes for
-    // ended.
+    // After a long stall (a suspended machine) the lease may have expired, and another process may have set the message
+    // `unknown`: do not send it then.
     if attempt.claimed_at.elapsed() > LEASE_SLACK / 2 {
         return Answer::NotSent("this process stalled before the call").into();
     }
@@ -96,7 +96,7 @@ async fn call(shared: &Shared, sender: &Sender, attempt: &Attempt) -> Answered {
     answered
 }
 
-/// Counts what the call brought; the database's part is counted when it is committed.
+/// Counts the call's errors by code and class. The message's new status is counted when it is committed.
 fn count(next: &Next) {
     match next {
         Next::Failed(cause) | Next::Hold(cause) | Next::Pending { cause, .. } => {
@@ -108,7 +108,7 @@ fn count(next: &Next) {
     }
 }
 
-/// The lead learns how WhatsApp knows it. Best effort, after the outcome: an inbound message tells it as well.
+/// Stores the recipient's WhatsApp ids in the lead. A failure is only logged: the next inbound message has the ids too.
 async fn learn_recipient(shared: &Shared, message: &Claimed, accepted: &Accepted) {
     let known = &accepted.recipient;
     if known.wa_id == accepted.dialled && known.user_id.is_none() {

@@ -1,7 +1,7 @@
-//! The outcome of an attempt, committed: again and again until the Site DB takes it, or the process must end. Then the
-//! row's lease makes it `unknown`.
+//! Commits the outcome of an attempt, and repeats that until the Site DB takes it or the process must end. In the second
+//! case the message becomes `unknown` when its lease expires.
 //!
-//! The log names our row, never the wamid: that has the recipient's number in it, in base64.
+//! The log names our row's id, never the wamid: a wamid contains the recipient's number in base64.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,18 +24,18 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMIT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// Tries during a shutdown; the grace of the whole process bounds them too.
 const TRIES_IN_SHUTDOWN: u32 = 3;
-/// What a stop leaves, of [`shutdown::GRACE`], for committing after the last call had to end.
+/// The part of [`shutdown::GRACE`] that is kept for commits: calls are given up this long before it ends.
 pub(super) const COMMIT_RESERVE: Duration = Duration::from_secs(2);
-/// Longest that a refused message of a held number is left out of the probes, in steps of one and a half of them: six probes,
-/// so that seven messages take turns and a single one is tried as often as that.
+/// Bound on the wait of a refused message of a held number, in steps of one and a half probe intervals. Four steps are
+/// six intervals: up to seven messages take turns, and a single message is still tried every six intervals.
 const MAX_HOLD_STEPS: u32 = 4;
 
-/// What is to be written down of an attempt.
+/// An attempt's outcome, as it is to be committed.
 #[derive(Debug)]
 pub(super) struct Outcome<'a> {
     pub(super) message: &'a Claimed,
     pub(super) account_id: Uuid,
-    /// Whether the message tried whether its held number can send again.
+    /// Whether the message tested if its held number can send again.
     pub(super) probe: bool,
     pub(super) next: &'a Next,
     pub(super) response: &'a Response,
@@ -52,7 +52,7 @@ enum WamidIs {
 /// What one commit changed.
 #[derive(Debug, Default)]
 struct Committed {
-    /// The status that the message reached by it; `None` where it was settled before.
+    /// The message's new status; `None` if it was settled before.
     reached: Option<MessageStatus>,
     /// The number was free before and is held now.
     held_number: bool,
@@ -60,7 +60,7 @@ struct Committed {
     released_number: bool,
 }
 
-/// Commits the outcome, and says in the log and the metrics how that goes.
+/// Commits the outcome, repeating until it is stored; reports in the log and the metrics.
 pub(super) async fn until_stored(shared: &Shared, sender: &Sender, outcome: &Outcome<'_>) {
     let mut gap = Gap::new(shared, sender, outcome);
     let mut wamid = WamidIs::Ours;
@@ -136,7 +136,7 @@ impl<'a> Gap<'a> {
             lead_id = %self.outcome.message.lead_id,
             sqlstate = error.sqlstate(),
             hint = error.hint(),
-            "PERSISTENCE: the outcome of a send can't be stored, trying on: {error}"
+            "PERSISTENCE: the outcome of a send can't be stored, trying again: {error}"
         );
     }
 
@@ -170,7 +170,7 @@ impl<'a> Gap<'a> {
     }
 }
 
-/// One transaction.
+/// Commits the outcome in one transaction, tried once.
 async fn once(shared: &Shared, sender: &Sender, outcome: &Outcome<'_>, wamid: WamidIs) -> Result<Committed, SiteError> {
     let mut transaction = shared.pool.begin().await?;
     let tx = &mut transaction;
@@ -220,7 +220,7 @@ async fn accept(
         MessageStatus::Accepted
     };
     Ok(Committed {
-        // The inbox counts what its status reports reached.
+        // Only `accepted` or `held`: the inbox counts the statuses that reports bring.
         reached: changed.map(|_| status),
         released_number,
         ..Committed::default()
@@ -242,8 +242,9 @@ async fn put_back(
     Ok(Committed::reached(changed, MessageStatus::Pending))
 }
 
-/// Holds the number. The message waits beyond the next probe, and further each time, so that the probes take turns: else
-/// one message that is refused for its own sake would hold the number for ever. A release ends the wait.
+/// Holds the number. The message waits for longer than one probe interval, and longer each time, so that another message
+/// is the next probe: one that is always refused for its own content would else hold the number for ever. A release ends
+/// the wait.
 async fn hold(
     tx: &mut Transaction<'_>,
     shared: &Shared,
@@ -302,7 +303,7 @@ fn problem(cause: &Cause) -> Problem {
     }
 }
 
-/// Says in the log and the metrics what was committed.
+/// Reports in the log and the metrics what was committed.
 fn tell(sender: &Sender, outcome: &Outcome<'_>, committed: &Committed) {
     let phone_number_id = sender.phone_number_id();
     let message = outcome.message;

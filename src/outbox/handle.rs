@@ -1,4 +1,4 @@
-//! What the rest of the server calls: an outbox is started, takes messages, and is waited for.
+//! What the rest of the server calls: start an outbox, submit a message, wait for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ use crate::site_db::{Pool, SiteError};
 pub struct Outbox(Arc<Shared>);
 
 impl Outbox {
-    /// Sets the outbox up and starts its tasks, which end after `stop`: claiming stops at once, attempts under way are
-    /// carried to their end within [`GRACE`](crate::shutdown::GRACE).
+    /// Starts the outbox's tasks. After `stop` no more messages are claimed, and attempts under way finish within
+    /// [`GRACE`](crate::shutdown::GRACE).
     #[must_use]
     pub fn start(
         pool: Pool,
@@ -41,13 +41,13 @@ impl Outbox {
         (Self(shared), tasks)
     }
 
-    /// Whether a number is ours.
+    /// Whether the number is configured.
     #[must_use]
     pub fn has_number(&self, number: &PhoneNumberId) -> bool {
         self.0.senders.contains_key(number)
     }
 
-    /// The number to send from where the caller names none: the only one.
+    /// The number to send from if the caller names none: the configured one, if there is exactly one.
     #[must_use]
     pub fn only_number(&self) -> Option<PhoneNumberId> {
         match self.0.settings.accounts.as_slice() {
@@ -56,8 +56,8 @@ impl Outbox {
         }
     }
 
-    /// Commits a message `pending` and wakes the sender. A client's id that is known gives the message that it stands
-    /// for, and nothing is stored.
+    /// Commits a message as `pending` and wakes the sender. If the client used this client id before, returns that
+    /// message and stores nothing.
     ///
     /// # Errors
     /// See [`SubmitError`]; then nothing is stored.
@@ -65,7 +65,8 @@ impl Outbox {
         submit::submit(&self.0, message).await
     }
 
-    /// Waits until the message is settled, at most this long, and not into a shutdown while nothing is under way.
+    /// Waits until the message is settled, for at most `patience`. In a shutdown, returns early if the message is still
+    /// `pending`.
     ///
     /// # Errors
     /// The Site DB can't be asked.
@@ -73,17 +74,17 @@ impl Outbox {
         self.0.wait(id, patience).await
     }
 
-    /// Waits for a client that takes the message as failed when its patience ends: what was not begun by then is
-    /// cancelled, atomically; an attempt that is under way is waited for.
+    /// Waits like [`Outbox::wait`], for a client that treats the message as failed after `patience`: a message that is
+    /// not being sent by then is cancelled atomically; if an attempt is under way, waits for its end.
     ///
-    /// Carried to its end even if the caller goes away, so that the message does not outlive the client's interest.
+    /// Goes on even if the caller's future is dropped, so that the message is not sent after its client gave up.
     ///
     /// # Errors
-    /// The Site DB can't be asked: then nothing is known.
+    /// The Site DB can't be asked: the message may be cancelled or not.
     pub async fn wait_or_cancel(&self, id: Uuid, patience: Duration) -> Result<Option<Delivered>, SiteError> {
         let shared = Arc::clone(&self.0);
         let waiting = tokio::spawn(async move { shared.wait_or_cancel(id, patience).await });
-        // A task that panicked, or a runtime that is going down, leaves the message to `send_by`.
+        // If the task panicked or the runtime shuts down, `send_by` still keeps the message from being sent late.
         waiting.await.unwrap_or_else(|_| Err(SiteError::Stopped))
     }
 }

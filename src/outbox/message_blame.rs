@@ -1,8 +1,8 @@
-//! Messages that the provider refuses for the account's sake, although it takes others of the same number: then the refusal
-//! is about the message after all (it asks for something that this account may not do), and it must not hold the number
-//! again and again.
+//! Finds messages that the provider refuses with an account error although it accepts others of the same number. Then
+//! the message is at fault (it asks for something that this account may not do), and it must not hold the number again
+//! and again.
 //!
-//! Kept in memory: a process that forgets it only takes longer to find out.
+//! Kept in memory: a new process only needs longer to find such a message.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,35 +13,36 @@ use uuid::Uuid;
 use super::outcome::CauseClass;
 use crate::provider::ErrorClass;
 
-/// Refusals, each with another message accepted since the one before, after which a message is to blame itself. Several,
-/// because an account may also be restricted anew.
+/// A message is to blame after this many refusals, if another message was accepted before each of them (and after the
+/// refusal before it). More than one, because the account may also be restricted again in between.
 const PROOFS: u32 = 3;
-/// Messages that are remembered. Each has held the number for a while, so there are few.
+/// Bound on the messages that are remembered. Each has held the number for a while, so there are few.
 const MAX: usize = 1000;
+
 /// Which messages of a number may be to blame themselves.
 #[derive(Debug, Default)]
 pub(super) struct MessageBlame(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// When the latest attempt began that was accepted.
+    /// Start of the latest attempt that was accepted.
     accepted: Option<Instant>,
-    /// When each message was refused last, and how often after another one was accepted.
+    /// By message: its last refusal, and how many of its refusals came after another message was accepted.
     refused: HashMap<Uuid, (Instant, u32)>,
 }
 
 impl MessageBlame {
-    /// A message was accepted, by an attempt that began then.
+    /// Notes that a message was accepted, by an attempt that began at `begun`.
     pub(super) fn accepted(&self, id: Uuid, begun: Instant) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.refused.remove(&id);
         known.accepted = known.accepted.max(Some(begun));
     }
 
-    /// A message was refused for the account's sake, now. Returns whether it is to blame itself.
+    /// Notes that a message was refused with an account error. Returns whether the message is to blame.
     ///
-    /// Only [`ErrorClass::Permission`] may be about one message. All other classes speak of the token, the account or the
-    /// number, however often another message slips through.
+    /// Only [`ErrorClass::Permission`] may be about one message. All other classes concern the token, the account or the
+    /// number, however often another message is accepted in between.
     pub(super) fn refused(&self, id: Uuid, class: CauseClass, now: Instant) -> bool {
         if class != CauseClass::Refused(ErrorClass::Permission) {
             return false;

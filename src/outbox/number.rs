@@ -21,34 +21,34 @@ use crate::site_db::{SiteError, number_leases};
 
 /// How often a number looks for work that it was not told about: rows of other processes, and those whose wait is over.
 const POLL: Duration = Duration::from_millis(500);
-/// How long the right to send for a number lasts without renewal: a process that died is replaced after it, and until
-/// then nothing is sent. One that is late with its renewal risks a burst beyond the rate and nothing else.
+/// How long the lease of a number lasts without renewal. After a process died, nothing is sent for its number until the
+/// lease expires. If a live process renews too late, two may send for a moment: a burst beyond the rate, nothing worse.
 const LEASE: Duration = Duration::from_secs(6);
 /// The lease is renewed three times in its life, so that two failures in a row do no harm.
 const RENEW: Duration = Duration::from_secs(2);
-/// Pause after giving the lease up because our token was refused: another process, which may have a better one, looks
+/// Pause after giving the lease up because our token was refused. Other processes, which may have a newer token, look
 /// for free leases every [`POLL`].
 const STAND_BACK: Duration = Duration::from_secs(2);
-/// Most messages that one statement claims. They wait for nothing after it, so a claim never outlives its lease unsent.
+/// Most messages that one statement claims. All are sent at once, so no lease expires before its message is sent.
 const CLAIM: u32 = 16;
-/// Least and most attempts of a number at a time. A call takes 0.2 to 1 s, so a number at 80 messages a second has up to
-/// 80 under way; each costs a task and its body.
+/// Bounds on a number's concurrent attempts. A call takes 0.2 to 1 s, so a number at 80 messages a second has up to 80
+/// under way; each costs a task and its body.
 const IN_FLIGHT: (usize, usize) = (16, 256);
-/// Waits after an error of the Site DB.
+/// First and longest wait after an error of the Site DB.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// What a round found.
+/// What a round of claiming found.
 enum Round {
-    /// Claimed all it could: there may be more.
+    /// Claimed as many as it wanted: there may be more.
     Busy,
-    /// Nothing to do for that long, unless woken.
+    /// Nothing to do for this long, unless woken.
     Idle(Duration),
 }
 
 struct NumberTask {
     shared: Arc<Shared>,
     sender: Arc<Sender>,
-    /// This task's name on leases.
+    /// Identifies this task as the lease's owner.
     owner: Uuid,
     renewed: Option<Instant>,
     limiter: DefaultDirectRateLimiter,
@@ -137,8 +137,8 @@ impl NumberTask {
         }
     }
 
-    /// Claims and starts what is due. Cancelled only between statements that matter: a claim and the start of its
-    /// attempts are [`NumberTask::start`]'s.
+    /// Claims what is due and starts its attempts. May be cancelled at any await: [`NumberTask::start`] runs the claim
+    /// and the start of the attempts in a task that is not cancelled.
     async fn round(&mut self) -> Result<Round, SiteError> {
         let account_id = self.sender.account_id(&self.shared.pool).await?;
         if !self.hold_lease().await? {
@@ -149,7 +149,7 @@ impl NumberTask {
         let held = gate.status == AccountStatus::Held;
         metrics::set_account_degraded(phone_number_id.as_str(), held);
         if held && !self.was_held {
-            // It may be our token that is at fault: a process with another token may try now.
+            // Our token may be at fault: let a process with another token try.
             self.was_held = true;
             self.renewed = None;
             number_leases::give_up(&self.shared.pool, &phone_number_id, self.owner).await?;
@@ -162,7 +162,7 @@ impl NumberTask {
             return Ok(Round::Idle(left.min(POLL)));
         }
         if held {
-            // A probe goes alone, so that it is one message that is refused, not sixteen.
+            // A probe is sent alone, so that one message is refused, not sixteen.
             if !gate.probe_due || !self.running.is_empty() {
                 return Ok(Round::Idle(POLL));
             }
@@ -191,7 +191,7 @@ impl NumberTask {
         }
     }
 
-    /// Takes or renews the lease when it is time to.
+    /// Takes the lease, or renews it every [`RENEW`]. Returns whether this task holds it.
     async fn hold_lease(&mut self) -> Result<bool, SiteError> {
         if self.renewed.is_some_and(|renewed| renewed.elapsed() < RENEW) {
             return Ok(true);
@@ -199,14 +199,14 @@ impl NumberTask {
         let asked = Instant::now();
         let held = number_leases::take(&self.shared.pool, self.sender.phone_number_id(), self.owner, LEASE).await?;
         if held && self.renewed.is_none() {
-            // New to the number: the process that had it before may have left a hold that our token does not deserve.
+            // The lease is new: the process that had it before may have held the number for another token than ours.
             self.sender.register(&self.shared.pool).await?;
         }
         self.renewed = held.then_some(asked);
         Ok(held)
     }
 
-    /// Waits until at least one message may go, and takes up to `wanted` allowances that are there.
+    /// Waits until at least one message may be sent, and takes up to `wanted` allowances if they are available now.
     async fn allow(&mut self, wanted: u32) {
         if self.allowances == 0 {
             self.limiter.until_ready().await;
@@ -230,7 +230,7 @@ impl NumberTask {
             let claimed = claim(&shared, account_id, limit, probe).await?;
             let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
             for message in claimed {
-                // There are as many free slots as were asked for: no other task takes any.
+                // Never fails: `limit` is at most the number of free slots, and only this task takes slots.
                 let slot = Arc::clone(&slots).try_acquire_owned().ok();
                 let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
                 let attempt = attempt::Attempt {
@@ -242,19 +242,19 @@ impl NumberTask {
                 running.spawn(async move {
                     attempt::run(&shared, &sender, attempt).await;
                     drop(slot);
-                    // A later message of the conversation, or a free slot, may be waited for.
+                    // The number's task may wait for a free slot, or for the next message of this conversation.
                     sender.wake.notify_one();
                 });
             }
             Ok(count)
         });
-        // The task does not panic, and the runtime's end needs no count.
+        // The task does not panic; when the runtime shuts down, the count does not matter.
         claiming.await.unwrap_or(Ok(0))
     }
 }
 
-/// Claims up to `limit` due messages; with a `probe`, through the number's hold, if one is due, and sets the time of the
-/// next.
+/// Claims up to `limit` due messages. With `probe` (the interval), claims for a held number: only if a probe is due, and
+/// sets the time of the next one.
 async fn claim(
     shared: &Shared,
     account_id: Uuid,
@@ -270,7 +270,7 @@ async fn claim(
     }
     let claimed = messages::claim_probe(&mut transaction, account_id, limit, shared.lease()).await?;
     if claimed.is_empty() {
-        // Nothing to send: the probe was not used either.
+        // Nothing to send: undo `take_probe`, so that the probe stays due.
         transaction.rollback().await?;
     } else {
         transaction.commit().await?;

@@ -1,7 +1,7 @@
-//! What an answer, or the lack of one, means for the message, its conversation and its number: one pure function.
+//! What an answer, or a missing one, means for the message and its number: one pure function.
 //!
-//! The question that decides everything: could the provider have taken the message? Certainly yes: accepted. Certainly no:
-//! by the class of the refusal. Perhaps: `unknown`, and it is never sent again by itself.
+//! The question that decides everything: can the provider have the message? Certainly yes: accepted. Certainly no: the
+//! class of the refusal decides. Perhaps: `unknown`, and the message is not sent again automatically.
 
 use std::time::Duration;
 
@@ -9,32 +9,32 @@ use crate::provider::{Accepted, AcceptedStatus, Answer, Code, ErrorClass, Refusa
 use crate::retry::backoff;
 use crate::site_db::accounts::ThrottleReach;
 
-/// What happens next.
+/// What happens to the message next.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Next {
     /// The provider has it.
     Accepted {
-        /// Its id and the recipient's.
+        /// The provider's id of the message, and the recipient's ids.
         accepted: Accepted,
-        /// The provider keeps it until it has judged the template.
+        /// Whether the provider keeps the message until it has assessed the template.
         held: bool,
     },
     /// It will not be sent.
     Failed(Cause),
-    /// It was not sent and waits.
+    /// It was not sent and will be tried again.
     Pending {
-        /// At least this long.
+        /// Time until the next attempt, at least.
         wait: Duration,
-        /// Whether the attempt counts towards the limit: not where the message is not to blame.
+        /// Whether the attempt counts towards the limit; false if the message is not to blame.
         consumed: bool,
-        /// What else pauses, and for how long.
+        /// Which other messages pause too, and for how long.
         pause: Option<(ThrottleReach, Duration)>,
-        /// Why.
+        /// Why it was not sent.
         cause: Cause,
     },
     /// The number can't send: hold it; the message waits for its release.
     Hold(Cause),
-    /// Perhaps it was sent.
+    /// Perhaps it was sent; the text says what went wrong.
     Unknown(&'static str),
 }
 
@@ -43,18 +43,18 @@ pub(super) enum Next {
 pub(super) struct Cause {
     /// The provider's code, if it refused the message itself.
     pub(super) code: Option<Code>,
-    /// Whose affair it is.
+    /// Who can fix it.
     pub(super) class: CauseClass,
-    /// A sentence for a person.
+    /// The reason as a sentence for people.
     pub(super) message: String,
 }
 
-/// Whose affair it is that a message was not sent.
+/// Which side kept a message from being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CauseClass {
     /// The provider, or something on the way to it, refused the message.
     Refused(ErrorClass),
-    /// The network's: the request never left.
+    /// The network: the request never left.
     NotSent,
 }
 
@@ -69,48 +69,48 @@ impl CauseClass {
     }
 }
 
-/// The limits of trying.
+/// How often and how soon a message is tried again.
 #[derive(Debug, Clone, Copy)]
 pub struct RetryPolicy {
-    /// Attempts for errors that pass.
+    /// Most attempts at a message, the first included, that fail with a transient error.
     pub max_attempts: u32,
-    /// First wait.
+    /// Wait before the second attempt; it doubles with each further one.
     pub initial: Duration,
-    /// Longest wait.
+    /// Longest wait between two attempts.
     pub max: Duration,
 }
 
-/// What was tried before.
+/// The message's attempts so far.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tries {
     /// Which attempt this was, from 1.
     pub(super) attempt: u32,
-    /// How often it was sent back without blame before.
+    /// How many earlier attempts did not count towards the limit (throttled, number held, network down).
     pub(super) throttles: u32,
 }
 
-/// Longest pause that an answer's `Retry-After` may impose: a nonsensical one must not stop a number for a day.
+/// Longest pause that an answer's `Retry-After` may impose: an absurd value must not stop a number for a day.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
-/// Attempts for code 1, which is Meta's trouble or an invalid request: nobody can tell, so one more try.
+/// Attempts for code 1, which means a failure at Meta or an invalid request: as Meta does not say which, one more try.
 const MAX_ATTEMPTS_AMBIGUOUS: u32 = 2;
-/// Longest pause of a number whose calls don't get out: it keeps a long queue from running into the same wall, and ends
-/// soon after the network is back.
+/// Longest pause of a number whose calls cannot be sent: during an outage a long queue is not tried message by message,
+/// and sending starts again soon after the network is back.
 const MAX_OUTAGE_PAUSE: Duration = Duration::from_secs(5);
 /// Exponent at which the pair limit's wait of 4^X seconds ends: 4^5 s are 17 minutes, after which the recipient's
 /// allowance (one message in 6 s, 45 at most) is whole again.
 const MAX_PAIR_EXPONENT: u32 = 5;
 
-/// The decision.
+/// Decides what happens to the message next.
 ///
 /// | answer | next |
 /// |---|---|
 /// | accepted | accepted; held where the provider judges the template first |
-/// | refused, class account or permission | hold the number, the message waits, no attempt consumed (one that alone is refused so fails in the end: [`message_blame`](super::message_blame)) |
+/// | refused, class account or permission | hold the number, the message waits, no attempt consumed (if only this message is refused, it fails in the end: [`message_blame`](super::message_blame)) |
 /// | throttle | wait as the provider says, else backoff (pair: 4^X s), no attempt consumed; the scope waits with it |
 /// | transient, ambiguous | backoff, up to `max_attempts` (ambiguous: 2), then failed |
 /// | window, permanent, template | failed |
-/// | later | failed, class `later`: a day later the text may be wrong, a person decides |
-/// | not sent | wait with backoff, for ever, and the number with it: an outage of the network is no message's fault |
+/// | later | failed, class `later`: a day later the text may be out of date, so a person decides |
+/// | not sent | wait with backoff, without a limit, and pause the number: a network outage is not the message's fault |
 /// | lost | unknown |
 #[must_use]
 pub(super) fn next(answer: Answer, tries: Tries, policy: RetryPolicy) -> Next {
@@ -156,7 +156,7 @@ fn after_refusal(refusal: Refusal, tries: Tries, policy: RetryPolicy) -> Next {
     }
 }
 
-/// How long a message waits that is not to blame.
+/// How long a message waits whose attempt does not count towards the limit.
 fn sent_back(asked: Option<Duration>, tries: Tries, policy: RetryPolicy) -> Duration {
     asked
         .unwrap_or_else(|| {

@@ -1,4 +1,4 @@
-//! What an outbox is told. Its own settings instead of the whole configuration, so that there may be several one day.
+//! An outbox's own settings, instead of the whole configuration, so that one process can have several outboxes one day.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ pub struct OutboxSettings {
     pub pipeline: &'static str,
     /// The numbers that it sends for.
     pub accounts: Vec<AccountSettings>,
-    /// When a call of a provider counts as unanswered.
+    /// A call of the provider without an answer for this long is given up: its message becomes `unknown`.
     pub send_timeout: Duration,
-    /// The limits of trying again.
+    /// How often and how soon a message is tried again.
     pub retry: RetryPolicy,
-    /// How often one message of a held number is tried, to see whether the number can send again.
+    /// How often one message of a held number is sent, to test whether the number can send again.
     pub hold_probe: Duration,
 }
 
@@ -27,6 +27,6 @@ pub struct AccountSettings {
     pub account: provider::Account,
     /// Its WhatsApp Business account, if the configuration names it.
     pub waba_id: Option<String>,
-    /// The provider's throughput limit for it.
+    /// The provider's throughput limit for the number.
     pub messages_per_second: u32,
 }

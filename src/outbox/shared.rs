@@ -1,4 +1,4 @@
-//! What all tasks of an outbox share.
+//! State that all tasks of an outbox share.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use super::waiters::Waiters;
 use crate::provider::{self, PhoneNumberId};
 use crate::site_db::{Pool, SiteError, accounts};
 
-/// Beyond the send's time-out: how long a claimed message is ours before any server may call it `unknown`. Long enough
-/// to ride out a restart of the Site DB while the outcome waits to be committed, short enough for a person to wait.
+/// A claim's lease is the send's time-out plus this; when it expires, any process may set the message `unknown`. Long
+/// enough for a restart of the Site DB while the outcome waits to be committed, short enough for a person to wait.
 pub(super) const LEASE_SLACK: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -38,11 +38,11 @@ pub(super) struct Sender {
     pub(super) account: provider::Account,
     pub(super) waba_id: Option<String>,
     pub(super) messages_per_second: u32,
-    /// Hash of its credential: says whether a hold was for this one.
+    /// SHA-256 of its credential, in hex: tells whether the number was held for this credential or an earlier one.
     pub(super) token_sha256: String,
-    /// Its row, once the Site DB could be asked.
+    /// Its row in `whatsapp_accounts`; set after the first successful query.
     id: OnceCell<Uuid>,
-    /// There may be something to send.
+    /// Notified when there may be something to send.
     pub(super) wake: Notify,
     pub(super) message_blame: MessageBlame,
 }
@@ -63,7 +63,7 @@ impl Shared {
         }
     }
 
-    /// How long a claim is a process's own.
+    /// How long a claimed message belongs to the process that claimed it.
     pub(super) fn lease(&self) -> Duration {
         self.settings.send_timeout + LEASE_SLACK
     }
@@ -86,12 +86,12 @@ impl Sender {
         self.account.phone_number_id()
     }
 
-    /// The number's row; made if it is missing.
+    /// The id of the number's row, which is inserted if it is missing.
     pub(super) async fn account_id(&self, pool: &Pool) -> Result<Uuid, SiteError> {
         self.id.get_or_try_init(|| self.register(pool)).await.copied()
     }
 
-    /// Makes sure of the row, and releases a hold that was for another token.
+    /// Inserts or updates the number's row, and releases the number if it was held for another token.
     pub(super) async fn register(&self, pool: &Pool) -> Result<Uuid, SiteError> {
         let number = self.phone_number_id();
         let registered = accounts::register(pool, number, self.waba_id.as_deref(), &self.token_sha256).await?;

@@ -18,15 +18,15 @@ use crate::site_db::{MessageStatus, SiteError, conversations, storable};
 pub struct NewMessage {
     /// The number that sends it; must be configured.
     pub phone_number_id: PhoneNumberId,
-    /// The Graph API's request body, byte for byte as it is to go out (but for our opaque id).
+    /// The Graph API's request body, byte for byte as it will be sent, except for our opaque id.
     pub request: Bytes,
-    /// What was read of it.
+    /// The fields that we read from `request`.
     pub outbound: Outbound,
     /// The client: the name of its API token.
     pub client_name: String,
-    /// The client's id for this message: the same one again never sends twice.
+    /// The client's id for this message: a second submission with the same id sends nothing.
     pub client_id: Option<String>,
-    /// The lead that the caller named; else the recipient's, found or made.
+    /// The lead that the caller named; `None`: the recipient's lead is found or created.
     pub lead_id: Option<Uuid>,
     /// Set for a client that waits: the message is sent within this time or never.
     pub send_within: Option<Duration>,
@@ -37,9 +37,9 @@ pub struct NewMessage {
 /// A message that is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Submitted {
-    /// Its id.
+    /// `whatsapp_messages.id`.
     pub id: Uuid,
-    /// Whether it was known already under the client's id.
+    /// Whether the client had submitted it before, with the same client id.
     pub duplicate: bool,
 }
 
@@ -52,18 +52,18 @@ pub enum SubmitError {
     /// The lead does not exist.
     #[error("the lead does not exist")]
     UnknownLead,
-    /// The client used the same id for something else.
+    /// The client used the same client id for another request.
     #[error("the client's id was used for another message")]
     ClientIdReused {
-        /// The message that it stands for.
+        /// The message that was submitted with this client id.
         id: Uuid,
     },
-    /// The Site DB would not take it.
+    /// The Site DB could not store it.
     #[error("store the message")]
     Site(#[from] SiteError),
 }
 
-/// How often a submission whose client id is taken and free again in the same moment is tried.
+/// Attempts at a submission whose client id is taken when the row is inserted, but not found when it is looked up.
 const ATTEMPTS: usize = 3;
 
 pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submitted, SubmitError> {
@@ -88,11 +88,12 @@ pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submi
             return Ok(Submitted { id, duplicate: false });
         }
     }
-    // Taken, but not to be found, three times: rows are deleted as fast as they come.
+    // Taken but not found, three times: something deletes the rows as fast as they are inserted.
     Err(SubmitError::Site(SiteError::Vanished("whatsapp_messages")))
 }
 
-/// What a client's id stands for: everything that decides what is sent, from where, and whose it is.
+/// A hash of everything that decides what is sent, from which number, and for which lead. A client id stands for one
+/// fingerprint.
 fn fingerprint(message: &NewMessage) -> String {
     let mut hash = Sha256::new();
     let lead = message.lead_id.map(|id| id.to_string()).unwrap_or_default();
@@ -101,15 +102,15 @@ fn fingerprint(message: &NewMessage) -> String {
         lead.as_bytes(),
         &message.request,
     ] {
-        // With its length, so that no two different lists of parts run together into the same bytes.
+        // With its length, so that different lists of parts never give the same bytes.
         hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         hash.update(part);
     }
     hex::encode(hash.finalize())
 }
 
-/// The message that the client's id stands for, if it is the same request; one that was cancelled because its client
-/// stopped waiting is due again.
+/// Returns the message that was submitted with this client id, if the request is the same. If it was cancelled because
+/// its client stopped waiting, makes it due again.
 async fn known_already(
     shared: &Shared,
     message: &NewMessage,
@@ -120,7 +121,7 @@ async fn known_already(
         return Err(SubmitError::ClientIdReused { id: known.id });
     }
     if known.status == MessageStatus::Cancelled && known.error_class.as_deref() == Some(WAIT_ELAPSED) {
-        // If it is not revived here, another request of the same client has done it.
+        // Changes nothing if another request of the same client has revived it in the meantime.
         messages::revive(&shared.pool, known.id, message.send_within).await?;
     }
     Ok(Submitted {
@@ -129,7 +130,7 @@ async fn known_already(
     })
 }
 
-/// Commits the row. `None`: the client's id was taken meanwhile, and nothing is stored.
+/// Commits the row and returns its id. `None`: the client id was taken in the meantime, and nothing is stored.
 async fn store(
     shared: &Shared,
     account_id: Uuid,
@@ -145,7 +146,7 @@ async fn store(
         (None, Some(contact)) => conversations::link(&mut transaction, account_id, contact).await?,
         (None, None) => conversations::link_group(&mut transaction, account_id, &outbound.recipient).await?,
     };
-    // Time-ordered, so that the index grows at its end, and that ties of `created_at` within a process fall in order.
+    // Time-ordered: the index grows at its end, and messages of one process with equal `created_at` keep their order.
     let id = Uuid::now_v7();
     let inserted = messages::insert(
         &mut transaction,
@@ -169,7 +170,7 @@ async fn store(
     )
     .await?;
     if !inserted {
-        // Takes a lead or conversation that was made for it back as well.
+        // Also removes a lead or conversation that was inserted for this message.
         transaction.rollback().await?;
         return Ok(None);
     }

@@ -1,4 +1,5 @@
-//! What every server does every few seconds for all numbers: settle what dead processes left, and measure the gaps.
+//! Every few seconds, for all numbers: settles the messages of processes that died, and measures the gaps. Every process
+//! does this.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +15,7 @@ use crate::shutdown;
 use crate::site_db::accounts::{self, AccountStatus};
 use crate::site_db::{MessageStatus, SiteError, messages};
 
-/// How often. A message of a dead process shows as `unknown` this much after its lease at the latest.
+/// How often to sweep. A message of a dead process becomes `unknown` at most this long after its lease expired.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// Runs until the stop.
@@ -53,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, health: Component) {
     }
 }
 
-/// One round; what it found, for the health report.
+/// Sweeps once; returns what it found, for the health report.
 async fn sweep(shared: &Shared) -> Result<Value, SiteError> {
     for id in messages::sweep_expired(&shared.pool).await? {
         metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Unknown.as_str());
@@ -71,12 +72,12 @@ async fn sweep(shared: &Shared) -> Result<Value, SiteError> {
     let gaps = messages::gaps(&shared.pool).await?;
     metrics::set_persistence_gap("outcome_unknown", u64::try_from(gaps.unknown).unwrap_or(0));
     metrics::set_persistence_gap("unsent", u64::try_from(gaps.unsent).unwrap_or(0));
-    // Zero is a report too: an alert on a series that does not exist never fires.
+    // Set even at zero: an alert on a series that does not exist never fires.
     let unrecorded = shared.unrecorded.load(Ordering::Relaxed);
     metrics::set_persistence_gap("sent_unrecorded", unrecorded);
     let mut held = Vec::new();
     for number in accounts::overview(&shared.pool).await? {
-        // Only those that are configured: the series must be bounded.
+        // Only configured numbers, so that the number of series is bounded.
         if shared.senders.contains_key(&number.phone_number_id) {
             let is_held = number.status == AccountStatus::Held;
             metrics::set_account_degraded(number.phone_number_id.as_str(), is_held);

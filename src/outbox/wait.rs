@@ -12,7 +12,7 @@ use crate::retry::Disposition;
 use crate::site_db::messages::{self, Message};
 use crate::site_db::{MessageStatus, SiteError};
 
-/// How often a waiter looks by itself, should the look for all of them (`watch`) fail.
+/// How often a waiter queries its message itself, in case `watch`, which queries for all waiters, fails.
 const LOOK_ALONE_EVERY: Duration = Duration::from_secs(2);
 
 /// What a waiting client gets.
@@ -20,17 +20,17 @@ const LOOK_ALONE_EVERY: Duration = Duration::from_secs(2);
 pub enum Delivered {
     /// Settled, or still under way when the patience ended.
     Known(Box<Message>),
-    /// It was not sent in time and is cancelled now: it never will be.
+    /// It was not sent in time and is cancelled: it will never be sent.
     Cancelled(Box<Message>),
 }
 
 impl Shared {
-    /// Waits until the message is settled, at most this long, and not into a shutdown while nothing is under way.
+    /// See [`Outbox::wait`](super::Outbox::wait).
     pub(super) async fn wait(&self, id: Uuid, patience: Duration) -> Result<Option<Message>, SiteError> {
         let deadline = Instant::now() + patience;
         let ticket = self.waiters.register(id);
         loop {
-            // Registered before the look, so that an outcome between the two is not missed.
+            // Registered before the query, so that an outcome committed between the two is not missed.
             let told = ticket.told();
             let found = messages::find(&self.pool, id).await;
             let stopping = self.stop.is_cancelled();
@@ -45,7 +45,7 @@ impl Shared {
             if Instant::now() >= deadline {
                 return found;
             }
-            // Another process may send it, or a status webhook settle it: then nothing tells us, so look now and then.
+            // If another process sends it, or a status webhook settles it, nothing here is notified: query now and then.
             tokio::select! {
                 () = told => {}
                 () = tokio::time::sleep(LOOK_ALONE_EVERY) => {}
@@ -65,7 +65,7 @@ impl Shared {
         if message.status.is_settled() {
             return Ok(Some(Delivered::Known(Box::new(message))));
         }
-        // Between attempts it may be cancelled; during one its end must be known first.
+        // Between attempts the message can be cancelled; during an attempt, wait for its outcome first.
         let last = Instant::now() + self.lease();
         loop {
             if messages::cancel_waiting(&self.pool, id).await? {

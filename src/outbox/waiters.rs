@@ -1,4 +1,5 @@
-//! Which messages are waited for in this process. Only a hint to look now: the truth is in the Site DB.
+//! The messages that clients of this process wait for. A notification only means "query now": the state is in the Site
+//! DB.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-/// By message: how many wait, and what wakes them.
+/// By message: how many clients wait, and what wakes them.
 type All = HashMap<Uuid, (usize, Arc<Notify>)>;
 
 /// The registry; bounded by the number of requests that wait.
@@ -34,13 +35,13 @@ impl Waiters {
         }
     }
 
-    /// All messages that are waited for.
+    /// All messages that somebody waits for.
     pub(super) fn ids(&self) -> Vec<Uuid> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.keys().copied().collect()
     }
 
-    /// Something about this message was committed.
+    /// Wakes the message's waiters: a change of it was committed.
     pub(super) fn tell(&self, id: Uuid) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, notify)) = all.get(&id) {

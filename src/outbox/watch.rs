@@ -1,4 +1,4 @@
-//! Looks for messages that another process moved on, and tells those who wait for them here.
+//! Finds messages whose status another process changed, and wakes their waiters in this process.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use super::shared::Shared;
 use crate::shutdown;
 use crate::site_db::{MessageStatus, messages};
 
-/// How often one statement looks at all messages that are waited for: another process may have sent one, or a status
-/// webhook settled it. A quarter of a second is little beside the round trip to Meta.
+/// How often one statement queries the status of all messages that clients wait for: another process may have sent one,
+/// or a status webhook settled it. A quarter of a second is little compared with the round trip to Meta.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Looks for all waiters of this process at once, and tells those whose message has moved on. Runs until the stop; then
-/// nothing is begun elsewhere that a waiter could miss for long.
+/// Queries for all waiters of this process at once, and wakes those whose message has a new status. Runs until the stop;
+/// after it, each waiter still queries for itself (see `wait`).
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut seen: HashMap<Uuid, MessageStatus> = HashMap::new();
     loop {
@@ -25,7 +25,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         {
             let before = std::mem::take(&mut seen);
             for messages::Standing { id, status } in statuses {
-                // A waiter that is new here may have looked before its message moved on from where all begin.
+                // A message not seen before counts as `pending`: its waiter may have queried it before the status changed.
                 let moved = *before.get(&id).unwrap_or(&MessageStatus::Pending) != status;
                 if moved {
                     shared.waiters.tell(id);
