@@ -173,6 +173,9 @@ fn migrate_hint(error: &MigrateError) -> Option<&'static str> {
             "the database already has a table of that name, and Twinlog does not change tables that it did not create: \
              rename it, or use `twinlog sync` alone, which works on any tables",
         ),
+        MigrateError::ExecuteMigration(error, _) if sqlstate(error).as_deref() == Some("42501") => {
+            Some("the tables belong to another role: run twinlog migrate with a URL of the role that created them")
+        }
         MigrateError::VersionMismatch(_) => Some(
             "the migration was applied with another text than this binary has: use the release that applied it, or compare \
              the two schemas and correct the checksum",

@@ -86,9 +86,10 @@ impl Copies {
         let mut running: HashSet<TableName> = HashSet::new();
         let mut tasks: JoinSet<TableName> = JoinSet::new();
         loop {
+            // Before commands are served, which may have to wait for the end of a large transaction of the stream.
+            copies.status.flows(&copies.records());
             commands.serve(&control, &copies.records(), &running).await?;
             let records = copies.records();
-            copies.status.flows(&records);
             for record in records.values().filter(|record| record.state.is_unfinished()) {
                 let Some(source) = copies.tables.get(&record.table) else {
                     continue;
@@ -112,7 +113,7 @@ impl Copies {
                         running.remove(&table);
                     } else {
                         // The copy panicked: end the run. The next run continues the copy.
-                        return Err(CopyError::StreamEnded.into());
+                        return Err(SyncError::CopyEnded);
                     }
                 }
                 () = control.notified() => if control.is_closed() {

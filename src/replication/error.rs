@@ -67,6 +67,9 @@ pub enum SyncError {
     /// The task that writes to the Agent DB ended without an error of its own.
     #[error("the task that writes to the Agent DB ended unexpectedly")]
     ApplyEnded,
+    /// A task that copies a table ended without an error of its own.
+    #[error("a task that copies a table ended unexpectedly")]
+    CopyEnded,
 }
 
 impl SyncError {
@@ -91,7 +94,7 @@ impl SyncError {
             | Self::SlotElsewhere { .. }
             | Self::SlotName(_)
             | Self::Table(_) => Disposition::Systemic,
-            Self::StreamEnded | Self::ApplyEnded => Disposition::Transient,
+            Self::StreamEnded | Self::ApplyEnded | Self::CopyEnded => Disposition::Transient,
         }
     }
 
@@ -116,7 +119,12 @@ impl SyncError {
             Self::SlotElsewhere { database, .. } => Some(format!(
                 "correct site.url (its database is not {database}), or choose another sync.slot"
             )),
-            Self::TableChanged(_) | Self::SlotName(_) | Self::Table(_) | Self::StreamEnded | Self::ApplyEnded => None,
+            Self::TableChanged(_)
+            | Self::SlotName(_)
+            | Self::Table(_)
+            | Self::StreamEnded
+            | Self::ApplyEnded
+            | Self::CopyEnded => None,
         }
     }
 

@@ -148,10 +148,12 @@ fn progress_of(command: i64, before: &ResyncProgress, record: &TableRecord) -> R
         || (is_ours && record.state == TableState::Streaming);
     ResyncedTable {
         table: record.table.to_string(),
-        state: match (is_finished, is_ours) {
-            (true, _) => ResyncedState::Streaming,
-            (false, true) => ResyncedState::Resyncing,
-            (false, false) => ResyncedState::Waiting,
+        state: match record.state {
+            _ if is_finished => ResyncedState::Streaming,
+            TableState::New if is_ours => ResyncedState::New,
+            TableState::Copying if is_ours => ResyncedState::Copying,
+            TableState::Resyncing if is_ours => ResyncedState::Resyncing,
+            _ => ResyncedState::Waiting,
         },
         rows: if is_ours {
             record.rows_copied

@@ -8,7 +8,7 @@ use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::agent_db::Control;
 use crate::change::TableName;
-use crate::copy::ChunkRegistry;
+use crate::copy::{ChunkRegistry, CopyError};
 use crate::health::{Component, Health};
 use crate::shutdown;
 use crate::source::{Selection, Visibility};
@@ -220,8 +220,11 @@ struct Run {
     catalog_watch: CatalogWatch,
 }
 
-/// Returns only the errors of a reader. A clean end must not end the run, so that the stream's loop can drain.
+/// Returns only the errors of a reader that are its own. A clean end must not end the run, so that the stream's loop can
+/// drain; nor must the end of the stream, whose loop returns the reason.
 async fn only_errors(reader: impl Future<Output = Result<(), SyncError>>) -> Result<(), SyncError> {
-    reader.await?;
-    std::future::pending().await
+    match reader.await {
+        Ok(()) | Err(SyncError::Copy(CopyError::StreamEnded)) => std::future::pending().await,
+        Err(error) => Err(error),
+    }
 }

@@ -19,7 +19,7 @@ pub(super) struct Prepared {
 }
 
 /// The resolved tables. A table whose columns have changed while the daemon runs has several versions, as changes of
-/// both may be on their way.
+/// both may be on their way. The version that was resolved last is the last.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     tables: HashMap<RelationId, Vec<Version>>,
@@ -85,12 +85,14 @@ impl Targets {
     /// Keeps a target, or finds the one that is just like it, so that its statements stay prepared.
     fn keep(&mut self, target: Target) -> Arc<Target> {
         let id = target.relation.id;
-        if let Some(known) = self
-            .tables
-            .get(&id)
-            .and_then(|versions| versions.iter().find(|version| *version.target == target))
+        if let Some(versions) = self.tables.get_mut(&id)
+            && let Some(position) = versions.iter().position(|version| *version.target == target)
         {
-            return Arc::clone(&known.target);
+            // It is the newest again: a type in the Agent DB was changed and changed back.
+            let known = versions.remove(position);
+            let target = Arc::clone(&known.target);
+            versions.push(known);
+            return target;
         }
         if self.versions >= Self::MAX_VERSIONS {
             *self = Self::default();

@@ -86,9 +86,13 @@ pub struct ResyncedTable {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResyncedState {
-    /// It is busy with another copy or an earlier command.
+    /// It is busy with another copy or an earlier command, or held.
     Waiting,
-    /// It is being read.
+    /// It is read for the first time, which has not begun.
+    New,
+    /// It is being read for the first time.
+    Copying,
+    /// It is being read again.
     Resyncing,
     /// It was read, and stays so for this command whatever reads the table next.
     Streaming,

@@ -126,7 +126,8 @@ impl StreamLoop {
                 // PRIORITY 1: stop.
                 () = stop.cancelled() => return self.drain().await,
                 // PRIORITY 2: what is durable, so that the Site DB may remove it from its log.
-                report = self.apply.report(), if !self.apply.is_idle() => self.reported(report)?,
+                // Also that the task has failed at an order that is not reported otherwise (a table's state).
+                report = self.apply.report() => self.reported(report)?,
                 // PRIORITY 3: readers, who are few and wait.
                 Some(request) = self.requests.recv() => self.requested(request).await?,
                 // PRIORITY 4: the stream.

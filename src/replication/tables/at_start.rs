@@ -50,28 +50,48 @@ impl AtStart<'_> {
                 why: Some("it is not published or not selected any more"),
                 shape: None,
             });
-        left.chain(self.found.iter().filter_map(|(table, shape)| self.of(table, shape)))
+        left.chain(self.found.iter().flat_map(|(table, shape)| self.of(table, shape)))
             .collect()
     }
 
-    fn of(&self, table: &TableName, shape: &Shape) -> Option<Due> {
+    fn of(&self, table: &TableName, shape: &Shape) -> Vec<Due> {
         let (stored, before) = (self.stored.get(table), self.shapes.get(table));
+        let state = stored.map(|record| record.state);
         let outdated = before.and_then(|before| before.outdated_by(shape));
-        let (event, why) = match (stored.map(|record| record.state), outdated) {
-            (None, _) => (Some(TableEvent::SeenFirst), None),
-            (Some(_), Some(why)) => (Some(TableEvent::ShapeOutdated), Some(why)),
-            // A table that was found can be read and written: nothing holds it any more.
-            (Some(TableState::Held), None) => (Some(TableEvent::Released), Some("what held it is gone")),
-            (Some(_), None) if self.checkpoint_lost => (Some(TableEvent::CheckpointLost), None),
-            (Some(_), None) => (None, None),
+        let mut due = Vec::new();
+        let mut happened = |event, why| {
+            due.push(Due {
+                table: table.clone(),
+                event,
+                why,
+                shape: None,
+            });
         };
-        let shape = (before != Some(shape)).then(|| shape.clone());
-        (event.is_some() || shape.is_some()).then(|| Due {
-            table: table.clone(),
-            event,
-            why,
-            shape,
-        })
+        match (state, outdated) {
+            (None, _) => happened(Some(TableEvent::SeenFirst), None),
+            (Some(_), Some(why)) => happened(Some(TableEvent::ShapeOutdated), Some(why)),
+            (Some(TableState::Held), None) => {}
+            (Some(_), None) if self.checkpoint_lost => happened(Some(TableEvent::CheckpointLost), None),
+            (Some(_), None) => {}
+        }
+        if state == Some(TableState::Held) {
+            // A table that was found can be read and written: nothing holds it any more.
+            happened(Some(TableEvent::Released), Some("what held it is gone"));
+        }
+        if before != Some(shape) {
+            if due.is_empty() {
+                due.push(Due {
+                    table: table.clone(),
+                    event: None,
+                    why: None,
+                    shape: None,
+                });
+            }
+            if let Some(last) = due.last_mut() {
+                last.shape = Some(shape.clone());
+            }
+        }
+        due
     }
 }
 
@@ -111,12 +131,20 @@ mod tests {
         let stored = stored(&[
             ("gone", TableState::Streaming),
             ("held", TableState::Held),
+            ("held_other", TableState::Held),
             ("other", TableState::Streaming),
             ("same", TableState::Streaming),
             ("unshaped", TableState::Copying),
         ]);
-        let before = shapes(&[("gone", 1), ("held", 2), ("other", 3), ("same", 4)]);
-        let found = shapes(&[("held", 2), ("new", 9), ("other", 8), ("same", 4), ("unshaped", 5)]);
+        let before = shapes(&[("gone", 1), ("held", 2), ("held_other", 6), ("other", 3), ("same", 4)]);
+        let found = shapes(&[
+            ("held", 2),
+            ("held_other", 7),
+            ("new", 9),
+            ("other", 8),
+            ("same", 4),
+            ("unshaped", 5),
+        ]);
         let at_start = AtStart {
             stored: &stored,
             shapes: &before,
@@ -138,6 +166,9 @@ mod tests {
             [
                 row("gone", Some(TableEvent::LeftPublication), false),
                 row("held", Some(TableEvent::Released), false),
+                // Read from the beginning, in this run and not in the next one.
+                row("held_other", Some(TableEvent::ShapeOutdated), false),
+                row("held_other", Some(TableEvent::Released), true),
                 row("new", Some(TableEvent::SeenFirst), true),
                 row("other", Some(TableEvent::ShapeOutdated), true),
                 // Of an older version, which did not store shapes.

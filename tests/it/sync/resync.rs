@@ -223,3 +223,25 @@ async fn a_command_that_the_daemon_does_not_know_fails_with_what_to_do_and_stops
     twins.succeeds(&["resync", "notes", "--wait"]).await;
     twins.until_equal(&["notes"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tables_state_that_cant_be_written_holds_the_stream_with_the_servers_word() {
+    let (twins, daemon) = equal(10).await;
+    // GIVEN an Agent DB that refuses the state, while nothing else is to be written
+    twins
+        .on_agent(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN RAISE 'no space for the state' USING ERRCODE = '53100'; END $$;
+             CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON twinlog.tables FOR EACH ROW
+                 WHEN (NEW.state = 'resyncing') EXECUTE FUNCTION refuse();
+             ALTER TABLE twinlog.tables ENABLE ALWAYS TRIGGER refuse",
+        )
+        .await;
+    // WHEN a resync is asked for
+    twins.succeeds(&["resync", "notes"]).await;
+    // THEN the reason is shown, and the resync goes on once it is gone
+    daemon.until_state("held").await;
+    daemon.says("no space for the state").await;
+    twins.on_agent("DROP TRIGGER refuse ON twinlog.tables").await;
+    daemon.until_state("streaming").await;
+}
