@@ -156,7 +156,8 @@ async fn missing<'a>(
         .query(
             // A partition that is published through its root counts as its root; a root that has none yet is a member
             // without being listed.
-            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication_tables p \
+            "SELECT n.nspname::text AS schema_name, c.relname::text AS table_name \
+             FROM pg_catalog.pg_publication_tables p \
              JOIN pg_catalog.pg_namespace pn ON pn.nspname = p.schemaname \
              JOIN pg_catalog.pg_class pc ON pc.relname = p.tablename AND pc.relnamespace = pn.oid \
              JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(pc.oid), pc.oid) \
@@ -170,7 +171,7 @@ async fn missing<'a>(
         .await
         .map_err(failed("list the publication's tables"))?
         .iter()
-        .map(|row| TableName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)))
+        .map(|row| TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")))
         .collect();
     let missing = wanted
         .iter()

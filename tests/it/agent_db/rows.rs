@@ -391,3 +391,20 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
     let t = fixture.resolve("short").await;
     fixture.apply(vec![insert(&t, &["1"])]).await;
 }
+
+#[tokio::test]
+async fn a_type_that_was_changed_and_changed_back_is_written_as_what_it_is_now() {
+    let (mut fixture, t) = Fixture::new("CREATE TABLE t (id int PRIMARY KEY, a text)")
+        .await
+        .with_table("t")
+        .await;
+    for (kind, value) in [("int", "7"), ("text", "seven")] {
+        fixture
+            .on_agent(&format!("ALTER TABLE t ALTER a TYPE {kind} USING a::{kind}"))
+            .await;
+        fixture.resolve("t").await;
+        fixture.apply(vec![update(&t, &["1", value])]).await;
+        assert_eq!(fixture.lines("SELECT t FROM t").await, [format!("(1,{value})")]);
+    }
+    assert!(fixture.lines("SELECT key FROM twinlog.failed_rows").await.is_empty());
+}
