@@ -15,7 +15,7 @@ async fn parents_are_written_before_children_and_deleted_after_them() {
         fixture.resolve("child").await,
         fixture.resolve("grandchild").await,
     );
-    // In another order than any that a plain database would take: what one segment holds is settled as one.
+    // An order that Postgres itself would refuse: all changes of a segment are applied as one.
     let tally = fixture
         .apply(vec![
             insert(&grandchild, &["1", "1"]),
@@ -53,7 +53,7 @@ async fn children_of_a_parked_parent_wait_for_it() {
     );
     let waiting = "SELECT next_attempt_at > now() FROM twinlog.failed_rows WHERE reason = '23503'";
     assert_eq!(fixture.lines(waiting).await, ["true"]);
-    // The parent is mended: its children are due at once.
+    // The parent is healed: its children are retried at once.
     fixture.apply(vec![chunk(insert(&parent, &["1", "99"]))]).await;
     assert_eq!(fixture.lines(waiting).await, ["false"]);
     let tally = fixture.apply(vec![chunk(insert(&child, &["1", "1"]))]).await;
@@ -110,7 +110,7 @@ async fn a_key_change_carries_the_children_that_follow_it() {
         .apply(vec![
             rekey(&parent, &["1"], &["2"]),
             update(&child, &["1", "2"]),
-            // The source's own cascade arrives as a change of its own.
+            // A cascade on the Site DB arrives as a change of its own.
             delete(&parent, &["3"]),
             delete(&child, &["3"]),
         ])
@@ -137,9 +137,27 @@ async fn a_triggers_objection_parks_the_row_that_provoked_it() {
             .await,
         ["P0001 unlucky"]
     );
-    // With the right to silence triggers nothing is refused.
+    // With the right to set session_replication_role the trigger does not fire.
     let (mut fixture, t) = Fixture::new(sql).await.with_table("t").await;
     assert_eq!(fixture.apply(vec![insert(&t, &["13"])]).await.applied, 1);
+}
+
+#[tokio::test]
+async fn a_session_is_a_replica_if_and_only_if_its_role_may_set_that() {
+    let witness = "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE witness (role text);
+         CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO public.witness VALUES (current_setting(''session_replication_role''));
+              RETURN NULL; END';
+         CREATE TRIGGER witness AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION witness();
+         ALTER TABLE t ENABLE ALWAYS TRIGGER witness";
+    for (mut fixture, expected) in [
+        (Fixture::new(witness).await, "replica"),
+        (Fixture::without_replica_role(witness).await, "origin"),
+    ] {
+        let t = fixture.resolve("t").await;
+        fixture.apply(vec![insert(&t, &["1"])]).await;
+        assert_eq!(fixture.lines("SELECT role FROM witness").await, [expected]);
+    }
 }
 
 #[tokio::test]
@@ -151,10 +169,20 @@ async fn row_level_security_holds_instead_of_hiding_rows() {
     .await
     .with_table("t")
     .await;
+    let role = format!("plain_{}", fixture.db.agent.name);
+    let bypasses = format!("SELECT rolbypassrls OR rolsuper FROM pg_roles WHERE rolname = '{role}'");
+    assert_eq!(fixture.lines(&bypasses).await, ["false"]);
     let error = fixture.try_apply(vec![delete(&t, &["1"])]).await.unwrap_err();
     assert!(error.hint().is_some_and(|hint| hint.contains("BYPASSRLS")), "{error}");
     fixture.rollback().await.unwrap();
     assert_eq!(fixture.lines("SELECT id FROM t").await, ["1"]);
+
+    // With the right that the hint names, a new session applies the same change.
+    fixture.on_agent(&format!("ALTER ROLE {role} BYPASSRLS")).await;
+    fixture.reconnect().await;
+    let t = fixture.resolve("t").await;
+    assert_eq!(fixture.apply(vec![delete(&t, &["1"])]).await.applied, 1);
+    assert!(fixture.lines("SELECT id FROM t").await.is_empty());
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Reaching a server and being let in: TLS modes, ways to log in, and what is told where it fails.
+//! Connecting and logging in: TLS modes, login methods, and the error of each failure.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ async fn on_tls(connection: &mut ReplicationConnection) -> bool {
 }
 
 #[tokio::test]
-async fn a_connection_knows_whom_it_reached() {
+async fn a_connection_identifies_the_server_that_it_reached() {
     let cluster = Cluster::start(Settings::default()).await.unwrap();
     for url in [cluster.url("postgres"), cluster.socket_url("postgres")] {
         let mut connection = connect(&url).await.unwrap();
@@ -62,7 +62,10 @@ async fn a_connection_knows_whom_it_reached() {
         assert_eq!(identity.system_identifier, expected);
         assert_eq!((identity.timeline, identity.database.as_str()), (1, "postgres"));
         assert!(identity.position.is_valid());
-        // An error of the server's leaves the connection usable.
+        let version = connection.simple_query("SHOW server_version_num").await.unwrap();
+        let version: u32 = version[0][0].as_deref().unwrap().parse().unwrap();
+        assert_eq!(version / 10_000, cluster.major());
+        // After an error of the server the connection is still usable.
         let error = connection.simple_query("SELECT 1/0").await.unwrap_err();
         assert_eq!(error.sqlstate(), Some("22012"));
         assert_eq!(
@@ -76,7 +79,7 @@ async fn a_connection_knows_whom_it_reached() {
 }
 
 #[tokio::test]
-async fn every_way_to_log_in_is_spoken() {
+async fn every_login_method_works_and_each_refusal_has_its_remedy() {
     let cluster = Cluster::start(Settings::default()).await.unwrap();
     let client = cluster.client("postgres").await.unwrap();
     client
@@ -100,26 +103,26 @@ async fn every_way_to_log_in_is_spoken() {
     cluster.set("log_connections", "on").await.unwrap();
     let url = |login: &str| url_of(&cluster, login, "127.0.0.1", "");
 
-    // The right password is taken.
+    // The right password is accepted.
     for login in ["by_scram:p%C3%A455%20w%C3%B6rd", "by_cleartext:p", "by_md5:p"] {
         let mut connection = connect(&url(login))
             .await
             .unwrap_or_else(|error| panic!("{login}: {error}"));
         connection.identify_system().await.unwrap();
     }
-    // A wrong one is told, and not shown.
+    // A wrong password is an error that does not contain it.
     for login in ["by_scram:wrong", "by_cleartext:wrong", "by_md5:wrong"] {
         let error = connect(&url(login)).await.err().unwrap();
         assert_eq!(error.fault(), Some(ServerFault::WrongPassword), "{login}: {error}");
         assert_eq!(error.disposition(), Disposition::Systemic);
         assert!(!format!("{error} {error:?} {:?}", error.hint()).contains("wrong"));
     }
-    // So is none.
+    // So is a missing password.
     for login in ["by_scram", "by_cleartext", "by_md5"] {
         let error = connect(&url(login)).await.err().unwrap();
         assert!(matches!(error, WireError::PasswordMissing), "{login}: {error}");
     }
-    // And who may not.
+    // A role without the right to connect gets the remedy.
     let fault = |error: Option<WireError>| {
         let error = error.unwrap();
         (error.fault().unwrap(), error.hint().unwrap())
@@ -140,8 +143,8 @@ async fn every_way_to_log_in_is_spoken() {
 }
 
 #[tokio::test]
-async fn an_unreachable_host_is_told_from_a_refusal() {
-    // Nobody listens on a port that was just given back.
+async fn an_unreachable_host_is_distinguished_from_a_refusal() {
+    // Nothing listens on a port that was just released.
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -170,7 +173,7 @@ fn pem(issuer: &Issuer<'static, KeyPair>, name: &str) -> NamedTempFile {
     file_of(&params.self_signed(issuer.key()).unwrap().pem())
 }
 
-/// A certificate for `localhost` that nobody else has signed.
+/// A self-signed certificate for `localhost`.
 fn self_signed() -> (Certificate, KeyPair) {
     let key = KeyPair::generate().unwrap();
     let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
@@ -214,7 +217,7 @@ async fn sslmode_means_what_it_means_to_libpq() {
         ("localhost", "verify-full", Some(&right), Ok(true)),
         ("localhost", "verify-full", Some(&wrong), Err("sslrootcert")),
         ("127.0.0.1", "verify-full", Some(&right), Err("subjectAltName")),
-        // The system's authorities know nothing of ours.
+        // The system's authorities do not include ours.
         ("localhost", "verify-full", None, Err("ca-certificates|sslrootcert")),
     ] {
         let root = authority.map_or_else(String::new, |file| format!("&sslrootcert={}", file.path().display()));
@@ -258,7 +261,7 @@ async fn a_self_signed_authority_as_the_servers_certificate_is_trusted_where_it_
     assert!(matches!(error, WireError::TlsHandshake(_)), "{error}");
 }
 
-/// Somebody between, with a certificate of their own and TLS to both sides.
+/// An attacker in the middle: a proxy with its own certificate and TLS to both sides.
 async fn in_the_middle(cluster: &Cluster) -> u16 {
     let (certificate, key) = self_signed();
     let theirs = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -291,11 +294,11 @@ async fn in_the_middle(cluster: &Cluster) -> u16 {
 }
 
 #[tokio::test]
-async fn a_login_cannot_be_passed_on_through_anothers_certificate() {
+async fn a_login_cannot_be_relayed_under_another_certificate() {
     let (cluster, _) = cluster_with_role().await;
     let (certificate, key) = self_signed();
     serve_tls(&cluster, &certificate.pem(), &key).await;
-    // `require` does not look at who signed the certificate; the login is bound to it all the same.
+    // `require` does not check who signed the certificate, but SCRAM channel binding ties the login to it.
     assert!(
         connect(&url_of(&cluster, "r:p", "127.0.0.1", "?sslmode=require"))
             .await
@@ -309,7 +312,7 @@ async fn a_login_cannot_be_passed_on_through_anothers_certificate() {
     assert_eq!(error.fault(), Some(ServerFault::Intercepted), "{error:?}");
 }
 
-/// Rows small, many and huge arrive, and the feedback passes the other way.
+/// Many small rows and a huge one arrive, and feedback goes back to the server.
 async fn streams_over(client: &Client, url: &str) {
     client
         .batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE PUBLICATION p FOR ALL TABLES")
