@@ -1,4 +1,4 @@
-//! The binary as its users meet it: exit codes, configuration problems, `migrate`.
+//! The binary as users run it: exit codes, configuration problems, `migrate`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,10 +10,12 @@ use twinlog::migrations::{self, MigrationError, Set};
 
 #[tokio::test]
 async fn usage_and_configuration_errors_end_with_2_and_say_what_to_do() {
+    // GIVEN a configuration with several mistakes
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("twinlog.toml");
     std::fs::write(&file, "[sync]\nslott = \"x\"\nslot = \"A B\"\n").unwrap();
 
+    // WHEN a command reads it, THEN every mistake is reported, with its remedy
     let mut process = Process::start_with(&file, &["migrate"], &[("TWINLOG__AGENT__URL", "nonsense")]);
     assert_eq!(process.wait(SOON).await.code(), Some(2));
     let output = process.output();
@@ -28,6 +30,7 @@ async fn usage_and_configuration_errors_end_with_2_and_say_what_to_do() {
         assert!(output.contains(expected), "{expected}: {output}");
     }
 
+    // WHEN the file is missing, THEN its name and the cause are reported
     let mut process = Process::start_with(&folder.path().join("none.toml"), &["migrate"], &[]);
     assert_eq!(process.wait(SOON).await.code(), Some(2));
     assert!(
@@ -38,12 +41,14 @@ async fn usage_and_configuration_errors_end_with_2_and_say_what_to_do() {
         process.output()
     );
 
+    // WHEN the command does not exist, THEN the exit code is 2 too
     let mut process = Process::start_with(&file, &["migrat"], &[]);
     assert_eq!(process.wait(SOON).await.code(), Some(2));
 }
 
 #[tokio::test]
 async fn serve_and_run_with_a_wrong_configuration_list_everything_and_end_with_2() {
+    // GIVEN a configuration with a mistake in every section
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("twinlog.toml");
     std::fs::write(
@@ -68,9 +73,12 @@ async fn serve_and_run_with_a_wrong_configuration_list_everything_and_end_with_2
     )
     .unwrap();
 
+    // WHEN a command reads it
     for command in ["serve", "run"] {
         let mut process = Process::start_with(&file, &[command], &[]);
         assert_eq!(process.wait(SOON).await.code(), Some(2), "{}", process.output());
+
+        // THEN it names every key, and no secret
         let output = process.output();
         let mut keys = vec![
             "site.max_connections",
@@ -84,7 +92,7 @@ async fn serve_and_run_with_a_wrong_configuration_list_everything_and_end_with_2
             "sha256",
         ];
 
-        // The server does well without the Agent DB.
+        // The server does not need the Agent DB.
         if command == "run" {
             keys.push("agent.url is missing");
         } else {
@@ -120,10 +128,11 @@ async fn has_table(database: &Database, table: &str) -> bool {
 }
 
 #[tokio::test]
-async fn migrate_creates_everything_once_and_keeps_its_books_out_of_public() {
+async fn migrate_creates_everything_once_and_keeps_its_own_tables_out_of_public() {
     let db = harness::databases().await;
     let config = ConfigFile::new(&db, "");
 
+    // WHEN two processes migrate at the same time, and a third one after them
     let mut first = Process::start(&config, &["migrate"], "");
     let mut second = Process::start(&config, &["migrate", "--json"], "");
     let (first_status, second_status) = (first.wait(SOON).await, second.wait(SOON).await);
@@ -138,14 +147,15 @@ async fn migrate_creates_everything_once_and_keeps_its_books_out_of_public() {
     assert!(third.wait(SOON).await.success());
     assert_eq!(third.output().matches("up to date").count(), 3, "{}", third.output());
 
-    let books = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE '%sqlx%'";
-    assert_eq!(db.site.text(books).await.as_deref(), Some("0"));
-    assert_eq!(db.agent.text(books).await.as_deref(), Some("0"));
-    let books = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables
+    // THEN everything exists once, and the list of migrations is in the schema twinlog
+    let in_public = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename LIKE '%sqlx%'";
+    assert_eq!(db.site.text(in_public).await.as_deref(), Some("0"));
+    assert_eq!(db.agent.text(in_public).await.as_deref(), Some("0"));
+    let names = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables
                  WHERE schemaname = 'twinlog' AND tablename LIKE '%sqlx%'";
-    assert_eq!(db.site.text(books).await.as_deref(), Some("_sqlx_migrations_site"));
+    assert_eq!(db.site.text(names).await.as_deref(), Some("_sqlx_migrations_site"));
     assert_eq!(
-        db.agent.text(books).await.as_deref(),
+        db.agent.text(names).await.as_deref(),
         Some("_sqlx_migrations _sqlx_migrations_agent")
     );
     assert!(has_table(&db.site, "public.whatsapp_messages").await);
@@ -154,8 +164,9 @@ async fn migrate_creates_everything_once_and_keeps_its_books_out_of_public() {
 }
 
 #[tokio::test]
-async fn a_role_without_rights_is_told_the_grants_and_one_that_needs_none_is_left_alone() {
+async fn a_role_without_rights_gets_the_grants_to_run_and_needs_none_once_migrated() {
     let db = harness::databases().await;
+    // GIVEN a role without rights
     let role = format!("role_of_{}", db.agent.name);
     let database = &db.agent.name;
     db.agent
@@ -168,6 +179,7 @@ async fn a_role_without_rights_is_told_the_grants_and_one_that_needs_none_is_lef
         .parse()
         .unwrap();
 
+    // WHEN it migrates, THEN the error contains the grants to run
     let error = migrations::apply(&url, Set::Agent).await.unwrap_err();
     assert!(matches!(&error, MigrationError::Rights { .. }), "{error:?}");
     let hint = error.hint().unwrap();
@@ -175,10 +187,10 @@ async fn a_role_without_rights_is_told_the_grants_and_one_that_needs_none_is_lef
     let public = format!("GRANT USAGE, CREATE ON SCHEMA public TO \"{role}\"");
     assert_eq!(hint, format!("run as the database's owner: {create}; {public}"));
 
-    // What it says to paste is enough.
+    // WHEN they are run, THEN they are sufficient
     db.agent.batch_execute(&format!("{create}; {public}")).await.unwrap();
     assert_eq!(migrations::apply_agent(&url).await.unwrap().len(), 2);
-    // And once all is there, no right to create anything is needed.
+    // WHEN they are revoked again, THEN a database that is up to date needs no right to create
     db.agent
         .batch_execute(&format!(
             "REVOKE CREATE ON DATABASE \"{database}\" FROM {role}; ALTER SCHEMA twinlog OWNER TO postgres;
@@ -197,10 +209,13 @@ async fn a_role_without_rights_is_told_the_grants_and_one_that_needs_none_is_lef
 #[tokio::test]
 async fn a_migration_that_fails_leaves_nothing_and_says_why() {
     let db = harness::databases().await;
+    // GIVEN a table that has the name of one of Twinlog's
     db.site
         .batch_execute("CREATE TABLE public.leads (mine int)")
         .await
         .unwrap();
+
+    // WHEN the migration runs, THEN it says so and leaves no table
     let error = migrations::apply_site(&db.site.database_url()).await.unwrap_err();
     assert!(
         error.hint().unwrap().contains("already has a table of that name"),
@@ -210,10 +225,11 @@ async fn a_migration_that_fails_leaves_nothing_and_says_why() {
 }
 
 #[tokio::test]
-async fn an_older_binary_leaves_a_newer_database_alone_and_a_changed_migration_is_refused() {
+async fn an_older_binary_accepts_a_newer_database_and_refuses_a_changed_migration() {
     let db = harness::databases().await;
     let url = db.agent.database_url();
     migrations::apply_twinlog(&url).await.unwrap();
+    // WHEN the database has a later migration, THEN it is accepted
     db.agent
         .batch_execute(
             "INSERT INTO twinlog._sqlx_migrations (version, description, success, checksum, execution_time)
@@ -222,6 +238,7 @@ async fn an_older_binary_leaves_a_newer_database_alone_and_a_changed_migration_i
         .await
         .unwrap();
     assert!(migrations::apply_twinlog(&url).await.is_ok());
+    // WHEN the text of an applied migration was different, THEN it is refused
     db.agent
         .batch_execute("UPDATE twinlog._sqlx_migrations SET checksum = '\\x00' WHERE version = 1")
         .await
@@ -231,10 +248,13 @@ async fn an_older_binary_leaves_a_newer_database_alone_and_a_changed_migration_i
 }
 
 #[tokio::test]
-async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
+async fn one_unreachable_database_does_not_stop_the_migration_of_the_other() {
+    // GIVEN an Agent DB that does not run
     let mut db = private_databases(Settings::default(), Settings::default()).await;
     db.agent.cluster.stop(Shutdown::Immediate).await.unwrap();
     let config = ConfigFile::new(&db, "log.filter = \"warn\"");
+
+    // WHEN both databases are migrated, THEN the Site DB is, and the error names the Agent DB
     let mut process = Process::start(&config, &["--log-format", "json", "migrate"], "");
     assert_eq!(process.wait(SOON).await.code(), Some(1));
     let output = process.output();
@@ -244,6 +264,7 @@ async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
     );
     assert!(!output.contains(db.agent.cluster.password()), "{output}");
 
+    // WHEN it runs again, THEN it is migrated alone
     db.agent.cluster.start_again().await.unwrap();
     db.agent.reconnect().await;
     let mut process = Process::start(&config, &["migrate", "agent"], "");
@@ -252,7 +273,8 @@ async fn one_unreachable_database_does_not_keep_the_other_from_its_migration() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_had_is_named_with_the_remedy_and_without_the_password() {
+async fn an_unreachable_database_is_named_with_the_remedy_and_without_the_password() {
+    // GIVEN URLs that are wrong in one part, each with the remedy of its error
     let db = harness::databases().await;
     let (url, port, password) = (&db.agent.url, db.agent.cluster.port(), db.agent.cluster.password());
     let cases = [
@@ -271,6 +293,8 @@ async fn a_database_that_cannot_be_had_is_named_with_the_remedy_and_without_the_
         ),
         (format!("{url}?sslmode=require"), "ssl = on"),
     ];
+
+    // WHEN a command uses one, THEN the error has the remedy and the URL without its password
     for (wrong, remedy) in cases {
         for arguments in [&["status"][..], &["failed", "list"], &["migrate", "agent"]] {
             let config = ConfigFile::with_urls(&db.site.url, &wrong, &db.site.name, "");
@@ -288,7 +312,7 @@ async fn a_database_that_cannot_be_had_is_named_with_the_remedy_and_without_the_
 }
 
 #[tokio::test]
-async fn an_output_that_nobody_reads_ends_a_command_without_a_word() {
+async fn a_command_whose_output_is_closed_ends_without_a_message() {
     let db = harness::databases().await;
     db.migrate().await;
     let config = ConfigFile::new(&db, "");
@@ -298,28 +322,34 @@ async fn an_output_that_nobody_reads_ends_a_command_without_a_word() {
         &["failed", "list"],
         &["migrate"],
     ] {
+        // GIVEN an output whose reader has gone, as after `| head`
         let (read, write) = std::io::pipe().unwrap();
         drop(read);
+        // WHEN a command prints to it, THEN it exits as after SIGPIPE, and reports no error
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_twinlog"))
             .args(arguments)
             .env("TWINLOG_CONFIG", config.path())
             .stdout(write)
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!((output.status.code(), said.as_str()), (Some(141), ""), "{arguments:?}");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(
+            (output.status.code(), errors.as_str()),
+            (Some(141), ""),
+            "{arguments:?}"
+        );
     }
 }
 
 #[tokio::test]
-async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
+async fn help_is_printed_and_a_waiting_migration_can_be_stopped() {
     let db = harness::databases().await;
     let config = ConfigFile::new(&db, "");
     let mut process = Process::start(&config, &["--help"], "");
     process.wait_for_output("migrate", SOON).await;
     assert!(process.wait(SOON).await.success());
 
-    // Something that runs for long: a migration that waits for another's lock.
+    // GIVEN a lock that a migration must wait for
     let lock = db.site.connect().await;
     db.migrate().await;
     db.site
@@ -329,6 +359,8 @@ async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
     lock.batch_execute("BEGIN; LOCK TABLE twinlog._sqlx_migrations_site")
         .await
         .unwrap();
+
+    // WHEN the waiting migration gets a signal, THEN it ends at once
     for end in ["terminate", "kill9"] {
         let mut process = Process::start(&config, &["migrate", "site"], "");
         harness::eventually("it waits for the lock", SOON, || async {
@@ -359,7 +391,8 @@ async fn help_is_there_and_a_process_can_be_stopped_in_every_way() {
 }
 
 #[tokio::test]
-async fn migrations_go_over_tls_to_a_server_that_proves_who_it_is_and_to_no_other() {
+async fn migrations_connect_over_tls_only_to_a_verified_server() {
+    // GIVEN an Agent DB with TLS, whose certificate is for the name localhost
     let authority = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let db = private_databases(Settings::default(), Settings::default()).await;
     serve_tls(&db.agent.cluster, &authority.cert.pem(), &authority.signing_key).await;
@@ -371,17 +404,19 @@ async fn migrations_go_over_tls_to_a_server_that_proves_who_it_is_and_to_no_othe
         let url = db.agent.url.replace("127.0.0.1", host);
         format!("{url}?sslmode=verify-full{more}").parse().unwrap()
     };
+    // WHEN the certificate can be verified, THEN migrations run
     let trusted = format!("&sslrootcert={}", root.display());
     let applied = migrations::apply_agent(&url("localhost", &trusted)).await.unwrap();
     assert_eq!(applied.len(), 2);
-    for stranger in [url("localhost", ""), url("127.0.0.1", &trusted)] {
-        let error = migrations::apply_agent(&stranger).await.unwrap_err();
+    // WHEN its authority is unknown or its name differs, THEN no connection is made
+    for unverified in [url("localhost", ""), url("127.0.0.1", &trusted)] {
+        let error = migrations::apply_agent(&unverified).await.unwrap_err();
         assert!(matches!(error, MigrationError::Connect { .. }), "{error:?}");
     }
 }
 
 #[test]
-fn the_unit_hands_over_the_credentials_that_the_production_example_reads() {
+fn the_systemd_unit_loads_the_credentials_that_the_production_example_reads() {
     let read = |name: &str| {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("config")

@@ -1,4 +1,4 @@
-//! `twinlog demo` as the person at the terminal has it: what it shows, and that nothing of it stays, however it ends.
+//! `twinlog demo` as a user runs it: what it prints, and that it leaves nothing behind, however it ends.
 
 use std::future::ready;
 use std::io::Read;
@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::{Process, SOON, eventually};
 
-/// Longest wait for the demo's end: it takes a tenth of it on a quiet machine.
+/// Longest wait for the demo's end. On an idle machine it needs a tenth of that.
 const LONG: Duration = Duration::from_secs(90);
 
 /// A folder for temporary files that a server's user may use too.
@@ -28,7 +28,7 @@ fn start(arguments: &[&str], folder: &Path) -> Process {
     Process::start_with(Path::new("/nonexistent"), &arguments, &[("TMPDIR", folder)])
 }
 
-/// Nothing is in the folder any more, and nothing runs in it.
+/// Waits until the folder is empty and no process has it as its working directory.
 async fn until_gone(folder: &Path) {
     eventually("nothing is left", SOON, || async {
         let mut left: Vec<_> = std::fs::read_dir(folder)
@@ -47,7 +47,7 @@ async fn until_gone(folder: &Path) {
 }
 
 #[tokio::test]
-async fn it_proves_itself_in_plain_lines_stays_up_as_asked_and_ends_well_on_ctrl_c() {
+async fn with_keep_the_demo_runs_on_after_its_proof_and_exits_with_0_on_ctrl_c() {
     let folder = temporary();
     let mut demo = start(&["--messages", "24", "--keep"], folder.path());
     demo.wait_for_output("everything stays up until Ctrl-C", LONG).await;
@@ -64,7 +64,7 @@ async fn it_proves_itself_in_plain_lines_stays_up_as_asked_and_ends_well_on_ctrl
 }
 
 #[tokio::test]
-async fn ctrl_c_at_any_moment_leaves_nothing_and_says_that_it_was_not_the_end() {
+async fn ctrl_c_at_any_moment_leaves_nothing_and_reports_the_early_end() {
     const MANY: u32 = 2;
     for (moment, times) in [
         ("starting two", 1),
@@ -78,7 +78,7 @@ async fn ctrl_c_at_any_moment_leaves_nothing_and_says_that_it_was_not_the_end() 
         demo.wait_for_output(moment, LONG).await;
         demo.signal(Signal::SIGINT);
         if times == MANY {
-            // As somebody in a hurry does.
+            // A user who presses Ctrl-C twice.
             eventually("it ends", LONG, || {
                 let running = demo.is_running();
                 if running {
@@ -92,7 +92,7 @@ async fn ctrl_c_at_any_moment_leaves_nothing_and_says_that_it_was_not_the_end() 
         let output = demo.output();
         match status.code() {
             Some(1) => assert!(output.contains("stopped before the end"), "{moment}: {output}"),
-            // Who asks again does not want to wait.
+            // The second Ctrl-C ends it without waiting.
             code => assert_eq!((code, times), (Some(130), MANY), "{moment}: {output}"),
         }
         until_gone(folder.path()).await;
@@ -100,7 +100,7 @@ async fn ctrl_c_at_any_moment_leaves_nothing_and_says_that_it_was_not_the_end() 
 }
 
 #[tokio::test]
-async fn a_demo_that_is_killed_while_it_makes_its_clusters_leaves_nothing() {
+async fn a_demo_that_is_killed_while_it_starts_its_clusters_leaves_nothing() {
     let folder = temporary();
     let mut demo = start(&[], folder.path());
     eventually("initdb is at work", LONG, || async {
@@ -165,7 +165,7 @@ fn screen(output: &str) -> Vec<String> {
                 }
             }
             other => {
-                // A full line wraps only as the next character comes.
+                // A full line wraps only when the next character is printed.
                 if column == usize::from(COLUMNS) {
                     (row, column) = (row + 1, 0);
                     lines.resize(lines.len().max(row + 1), Vec::new());
@@ -184,7 +184,7 @@ fn screen(output: &str) -> Vec<String> {
 }
 
 #[test]
-fn on_a_terminal_the_live_line_tears_no_other() {
+fn on_a_terminal_the_live_line_breaks_no_other_line() {
     // GIVEN a demo on a terminal
     let size = Winsize {
         ws_row: 100,
@@ -207,14 +207,14 @@ fn on_a_terminal_the_live_line_tears_no_other() {
     // WHEN it runs to its end
     let (mut output, mut buffer) = (Vec::new(), [0; 4096]);
     let mut master = std::fs::File::from(terminal.master);
-    // The terminal's end is an error, not an end of file.
+    // When the process ends, reading from the terminal gives an error, not an end of file.
     while let Ok(read @ 1..) = master.read(&mut buffer) {
         output.extend_from_slice(&buffer[..read]);
     }
     assert!(demo.wait().unwrap().success());
     let output = String::from_utf8(output).unwrap();
 
-    // THEN each line stands on the screen once, and the live line is gone
+    // THEN each line is on the screen once, and the live line is gone
     let screen = screen(&output);
     let shown = screen.join("\n");
     let spinning = |text: &str| {

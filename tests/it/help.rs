@@ -1,4 +1,4 @@
-//! What `--help` says, of every command: it is read more often than anything else here.
+//! The `--help` text of every command, as a snapshot.
 
 use std::process::Command;
 
@@ -20,7 +20,7 @@ fn commands(help: &str) -> Vec<String> {
     listed
         .lines()
         .take_while(|line| !line.is_empty())
-        // A line that goes on is indented further.
+        // A continued line is indented further.
         .filter(|line| !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help")
@@ -49,7 +49,7 @@ fn every_command_explains_itself() {
 }
 
 #[test]
-fn the_version_is_the_package_s() {
+fn the_version_is_that_of_the_package() {
     assert_eq!(
         twinlog(&["--version"]),
         format!("twinlog {}\n", env!("CARGO_PKG_VERSION"))

@@ -1,4 +1,4 @@
-//! `dev::postgres`: throwaway clusters start, survive what tests do to them, and leave nothing behind.
+//! `dev::postgres`: temporary clusters start, survive each kind of stop, and leave nothing behind.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -134,7 +134,7 @@ async fn a_killed_process_leaves_neither_server_nor_folder() {
     })
     .await;
     eventually_equal("the server is gone", SOON, false, || async {
-        // A zombie that nobody reaps has ended as well.
+        // A zombie that its parent has not reaped has ended as well.
         nix::sys::signal::kill(pid, None).is_ok()
             && !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
     })

@@ -1,5 +1,5 @@
-//! README.md's production quick start, followed to the letter: its SQL with its roles, `config/production.toml`, and a
-//! message that goes all the way.
+//! README.md's section "In production", run exactly as written: its SQL with its roles, `config/production.toml`, and a
+//! message from the API to the Agent DB.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use twinlog::dev::postgres::{Cluster, Settings};
 
 use crate::harness::{Process, SOON, eventually, eventually_equal};
 
-/// The database and the password that the README has.
+/// The database and the password in the README.
 const DATABASE: &str = "crm";
 const PASSWORD: &str = "change-me";
 
@@ -52,12 +52,12 @@ async fn run(client: &Client, block: &str) {
     }
 }
 
-/// A server with a database as the README's reader has it, and the one who administers it.
+/// A server with a database as the README assumes it, and its administrator's session.
 struct Server {
     cluster: Arc<Cluster>,
     superuser: Client,
     admin: Client,
-    /// The administrator is a superuser, as on one's own server; else it is what Supabase's `postgres` is.
+    /// Whether the administrator is a superuser, as on a server of one's own; else it has the rights of Supabase's `postgres`.
     own: bool,
 }
 
@@ -89,7 +89,7 @@ impl Server {
     /// Runs a block as the administrator.
     async fn administer(&self, block: &str) {
         for statement in statements(block) {
-            // Supabase lets its postgres make such roles; before 16 Postgres itself lets only superusers.
+            // Supabase's `postgres` may create such roles; in Postgres itself before 16 only superusers may.
             let client = if statement.starts_with("CREATE ROLE") {
                 &self.superuser
             } else {
@@ -110,7 +110,7 @@ impl Server {
     }
 
     async fn count(&self, query: &str) -> i64 {
-        self.superuser.query_one(query, &[]).await.unwrap().get(0)
+        self.superuser.query_one(query, &[]).await.unwrap().get("count")
     }
 }
 
@@ -120,7 +120,7 @@ async fn connect(cluster: &Cluster, role: &str) -> Client {
         cluster.port()
     );
     let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
-    // Ends with the client.
+    // The connection's task ends when the client is dropped.
     tokio::spawn(connection);
     client
 }
@@ -142,10 +142,10 @@ async fn command(arguments: &[&str], config: &Path, variables: &[(&'static str, 
     process.output()
 }
 
-/// config/production.toml with the secrets where this machine has them, as `LoadCredential=` puts them there.
+/// A copy of config/production.toml that reads the secrets from `folder` instead of systemd's credentials folder.
 fn production(folder: &Path, secrets: &BTreeMap<&str, String>) -> PathBuf {
     for (name, secret) in secrets {
-        // As `cat` and an Enter leave it.
+        // With a newline at the end, as `cat` and Enter write it.
         std::fs::write(folder.join(name), format!("{secret}\n")).unwrap();
     }
     let example = std::fs::read_to_string(repository("config/production.toml")).unwrap();
@@ -156,6 +156,7 @@ fn production(folder: &Path, secrets: &BTreeMap<&str, String>) -> PathBuf {
 }
 
 async fn follow(own: bool) {
+    // GIVEN two servers that are set up with the README's statements
     let (site, agent) = tokio::join!(Server::start(own), Server::start(own));
     if own {
         site.administer("site-server").await;
@@ -169,17 +170,20 @@ async fn follow(own: bool) {
     let defaults = tempfile::NamedTempFile::new().unwrap();
     let migrated = command(&["migrate"], defaults.path(), &urls(&site, &agent)).await;
     assert_eq!(migrated.matches("applied 1 ").count(), 3, "{migrated}");
-    // Supabase has it.
+    // Supabase has this role already.
     site.superuser.batch_execute("CREATE ROLE authenticated").await.unwrap();
     let twinlog = connect(&site.cluster, "twinlog").await;
     run(&twinlog, "publication").await;
     run(&twinlog, "ui").await;
     site.administer("revoke").await;
     agent.administer("revoke").await;
-    // Before 15 everybody may create tables in public, which is not the README's to change.
-    let everybody = "SELECT count(*) FROM pg_namespace, aclexplode(nspacl) a
+    // Before Postgres 15 every role may create tables in public; the README does not change that.
+    let public_may_create = "SELECT count(*) FROM pg_namespace, aclexplode(nspacl) a
                      WHERE nspname = 'public' AND a.grantee = 0 AND a.privilege_type = 'CREATE'";
-    assert_eq!(site.count(everybody).await, i64::from(site.cluster.major() < 15));
+    assert_eq!(
+        site.count(public_may_create).await,
+        i64::from(site.cluster.major() < 15)
+    );
     if site.cluster.major() >= 15 {
         assert!(twinlog.batch_execute("CREATE TABLE public.mine ()").await.is_err());
     }
@@ -192,9 +196,10 @@ async fn follow(own: bool) {
         "every table is published"
     );
 
+    // GIVEN Meta's simulator, and the production configuration with its secrets
     let simulator = Simulator::start(SimulatorSettings {
         app_secret: SecretString::from("the app's secret"),
-        verify_token: "the word".to_owned(),
+        verify_token: "a verify token".to_owned(),
         accounts: vec![Account {
             phone_number_id: NUMBER.to_owned(),
             waba_id: "102290129340398".to_owned(),
@@ -210,7 +215,7 @@ async fn follow(own: bool) {
         ("site-url", site.url()),
         ("agent-url", agent.url()),
         ("app-secret", "the app's secret".to_owned()),
-        ("verify-token", "the word".to_owned()),
+        ("verify-token", "a verify token".to_owned()),
         ("whatsapp-token", "EAAtoken".to_owned()),
     ];
     let config = production(folder.path(), &secrets.into());
@@ -225,6 +230,7 @@ async fn follow(own: bool) {
         ),
     ];
 
+    // WHEN the service is started, twice
     for (round, text) in ["Hello", "Hello after a restart, without the right to create anything"]
         .into_iter()
         .enumerate()
@@ -257,10 +263,12 @@ async fn follow(own: bool) {
         })
         .await;
         simulator.handshake().await.unwrap();
+
+        // THEN a message is sent, and it reaches the Agent DB with its statuses
         let sent = client
             .post(format!("{base}/v1/messages"))
             .bearer_auth("api-token")
-            // What curl says of any -d.
+            // curl sends this type with -d.
             .header("content-type", "application/x-www-form-urlencoded")
             .body(json!({"to": "+16505551234", "text": text, "wait": true}).to_string())
             .send()
@@ -277,12 +285,14 @@ async fn follow(own: bool) {
         assert_eq!(agent.count("SELECT count(*) FROM twinlog.failed_rows").await, 0);
         assert_eq!(simulator.ledger().messages.len(), round + 1);
 
+        // THEN the status shows that the daemon is streaming, and the service ends cleanly
         let status = command(&["status"], defaults.path(), &urls(&site, &agent)).await;
         assert!(status.contains("streaming"), "{status}");
         service.terminate();
         assert!(service.wait(SOON).await.success(), "{}", service.output());
     }
-    // Who is logged in reads; who is not does not.
+
+    // THEN users who are logged in can read the messages, and others cannot
     site.superuser
         .batch_execute("CREATE ROLE anon; SET ROLE authenticated")
         .await
@@ -305,17 +315,18 @@ async fn follow(own: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_quick_start_works_on_one_s_own_servers() {
+async fn the_quick_start_works_if_the_administrator_is_a_superuser() {
     follow(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_quick_start_works_where_the_administrator_is_no_superuser() {
+async fn the_quick_start_works_if_the_administrator_is_no_superuser() {
     follow(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_daemon_alone_needs_no_more_than_the_readme_grants() {
+async fn the_daemon_alone_needs_only_what_the_readme_grants() {
+    // GIVEN two databases with the same tables, and the README's grants
     let (site, agent) = tokio::join!(Server::start(true), Server::start(true));
     let schema = "CREATE SCHEMA shop;
                   CREATE TABLE shop.customers (id int PRIMARY KEY, name text);
@@ -333,9 +344,12 @@ async fn the_daemon_alone_needs_no_more_than_the_readme_grants() {
     let mut variables = urls(&site, &agent).to_vec();
     variables.push(("TWINLOG__SYNC__TABLES", "[\"shop.*\"]".to_owned()));
     variables.push(("TWINLOG__ADMIN__LISTEN", "127.0.0.1:0".to_owned()));
+    // WHEN the daemon is started, twice
     for expected in [100, 101] {
         let mut daemon = Process::start_with(defaults.path(), &["sync"], &borrowed(&variables));
         daemon.wait_for_output("the stream flows", SOON).await;
+
+        // THEN it has copied the rows, and applies every change
         eventually_equal("the orders are there", SOON, expected, || {
             agent.count("SELECT count(*) FROM shop.orders")
         })
@@ -355,7 +369,7 @@ async fn the_daemon_alone_needs_no_more_than_the_readme_grants() {
         .await;
         daemon.terminate();
         assert!(daemon.wait(SOON).await.success(), "{}", daemon.output());
-        // The first start has made its schema.
+        // The first start has created the schema, so the second one needs no right to create.
         agent
             .admin
             .batch_execute("REVOKE CREATE ON DATABASE crm FROM twinlog")

@@ -1,4 +1,4 @@
-//! `twinlog simulate` as its users meet it: in a process of its own, through nothing but HTTP.
+//! `twinlog simulate` as users run it: in a process of its own, used only through HTTP.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,7 +18,7 @@ fn client() -> reqwest::Client {
         .unwrap()
 }
 
-/// Starts it on a free port and returns where it is.
+/// Starts it on a free port and returns its URL.
 async fn simulate(arguments: &[&str]) -> (Process, String) {
     let arguments = [&["simulate", "--listen", "127.0.0.1:0"], arguments].concat();
     let mut process = Process::start_with(Path::new("/nonexistent"), &arguments, &[]);
@@ -35,7 +35,8 @@ async fn simulate(arguments: &[&str]) -> (Process, String) {
 }
 
 #[tokio::test]
-async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
+async fn it_accepts_a_message_offers_every_control_route_and_ends_on_ctrl_c() {
+    // GIVEN the simulator with its defaults
     let (mut process, url) = simulate(&[]).await;
     let client = client();
     let send = || {
@@ -47,6 +48,8 @@ async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
             )
             .send()
     };
+
+    // WHEN messages are sent, one of them with a fault switched on
     assert_eq!(send().await.unwrap().status(), 200);
     let fault = json!({"phone_number_id": "106540352242922", "fault": {"kind": "error", "code": 131_047}, "times": 1});
     let faults = format!("{url}/_simulator/faults");
@@ -54,6 +57,8 @@ async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
     let answer: Value = send().await.unwrap().json().await.unwrap();
     assert_eq!(answer["error"]["code"], 131_047);
     assert_eq!(send().await.unwrap().status(), 200);
+
+    // THEN the ledger has the accepted ones
     let ledger: Value = client
         .get(format!("{url}/_simulator/ledger"))
         .send()
@@ -64,7 +69,7 @@ async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
         .unwrap();
     assert_eq!(ledger["messages"].as_array().unwrap().len(), 2);
 
-    // Each switch that it names is there.
+    // THEN every control route that it prints exists
     for (method, path, _) in CONTROL_ROUTES {
         assert!(process.output().contains(&format!("{url}{path}")), "{path}");
         let answer = client
@@ -74,7 +79,7 @@ async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
             .await
             .unwrap();
         let status = answer.status().as_u16();
-        // The fallback is the Graph API, which answers strangers with 401 and unknown paths with 404 or 400 and an error.
+        // Other paths go to the simulated Graph API, whose answers are 401, 404 or 400 with an error of Meta's.
         assert_ne!(status, 405, "{method} {path}");
         let body = answer.text().await.unwrap();
         assert!(
@@ -83,15 +88,16 @@ async fn it_takes_a_message_has_its_switches_and_ends_on_ctrl_c() {
         );
     }
 
+    // WHEN Ctrl-C is pressed, THEN it exits with 0
     process.signal(nix::sys::signal::Signal::SIGINT);
     assert!(process.wait(SOON).await.success(), "{}", process.output());
 }
 
 #[tokio::test]
-async fn a_person_who_writes_to_it_reaches_a_server_that_has_what_it_printed() {
+async fn a_server_with_the_printed_configuration_receives_a_users_message() {
+    // GIVEN a simulator that sends webhooks to the server's port
     let db = harness::databases().await;
     db.migrate().await;
-    // The server's port is known before the simulator starts, the simulator's address before the server does.
     let server_port = ConfigFile::new(&db, "").http_port;
     let callback = format!("http://127.0.0.1:{server_port}/webhook");
     let (process, url) = simulate(&[
@@ -108,7 +114,7 @@ async fn a_person_who_writes_to_it_reaches_a_server_that_has_what_it_printed() {
     ])
     .await;
 
-    // WHEN what it prints is pasted
+    // WHEN the configuration that it prints is pasted into the server's
     let printed = process.output();
     let pasted = printed.split("twinlog.toml:\n\n").nth(1).unwrap();
     let pasted = pasted.split("\n\nWebhooks go to ").next().unwrap();
@@ -125,7 +131,7 @@ async fn a_person_who_writes_to_it_reaches_a_server_that_has_what_it_printed() {
     let loaded = config::load(Some(&config.path()), needs).unwrap();
     assert_eq!(loaded.whatsapp.accounts.len(), 2);
 
-    // THEN the server has all that it needs
+    // THEN the server starts, passes the handshake, and receives a user's message
     let mut server = Process::start(&config, &["serve"], "");
     server.wait_for_output("listening", SOON).await;
     let client = client();
@@ -155,7 +161,7 @@ async fn a_person_who_writes_to_it_reaches_a_server_that_has_what_it_printed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_simulated_is_a_usage_error() {
+async fn invalid_arguments_are_usage_errors() {
     for wrong in [
         ["--account", "one=token"],
         ["--account", "111"],

@@ -1,4 +1,4 @@
-//! What systemd hears of us, over its own kind of socket.
+//! What the process tells systemd, over a socket like systemd's own.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use crate::harness::SOON;
 const SERVICE: &str = "TWINLOG_TEST_SERVICE";
 
 #[test]
-fn systemd_hears_ready_then_the_watchdog_and_the_state_then_stopping() {
+fn systemd_is_told_ready_then_watchdog_and_state_then_stopping() {
     if std::env::var_os(SERVICE).is_some() {
         return be_the_service();
     }
@@ -30,7 +30,7 @@ fn systemd_hears_ready_then_the_watchdog_and_the_state_then_stopping() {
     let mut service = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "systemd::systemd_hears_ready_then_the_watchdog_and_the_state_then_stopping",
+            "systemd::systemd_is_told_ready_then_watchdog_and_state_then_stopping",
         ])
         .env(SERVICE, "1")
         .env("NOTIFY_SOCKET", &path)

@@ -1,4 +1,4 @@
-//! New rows by COPY, and what happens where they are not new, not right, or COPY is not to be had.
+//! New rows are written by COPY; what happens if rows exist already, are refused, or COPY is not possible.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use crate::harness::{SOON, eventually};
 /// Enough rows for one COPY.
 const MANY: usize = 200;
 
-/// Notes the statement that wrote rows, even with triggers silenced.
+/// Records the statement that wrote rows, even if ordinary triggers do not fire.
 const WITNESS: &str = "
     CREATE TABLE witness (sql text);
     CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
@@ -88,7 +88,7 @@ async fn rows_that_are_there_already_are_overwritten() {
     fixture
         .on_agent("INSERT INTO t VALUES (150, 'another hand''s', 1000); DELETE FROM witness")
         .await;
-    // The commit in between is what the segments before it must not lose.
+    // The commit in between must keep the segments before it.
     for round in 0..4 {
         let from = round * MANY;
         let tally = fixture.apply(inserts(&t, from..from + MANY)).await;
@@ -100,7 +100,7 @@ async fn rows_that_are_there_already_are_overwritten() {
             .await,
         [(4 * MANY).to_string()]
     );
-    // Refused once, spared once, then copied again.
+    // COPY is refused once, skipped once, and then used again.
     assert_eq!(
         fixture.lines("SELECT sql FROM witness").await,
         ["INSERT", "INSERT", "COPY", "COPY"]
@@ -125,7 +125,7 @@ async fn a_refused_row_among_copied_ones_is_parked_alone() {
 }
 
 #[tokio::test]
-async fn new_rows_take_unique_values_that_others_give_up() {
+async fn new_rows_take_unique_values_that_other_rows_release() {
     let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     fixture
         .on_agent("INSERT INTO t VALUES (1001, 'a', 1), (1002, 'b', 2); DELETE FROM witness")
@@ -186,7 +186,7 @@ async fn a_table_with_rules_is_written_without_copy() {
 }
 
 #[tokio::test]
-async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committed() {
+async fn a_copy_that_the_server_refuses_to_start_ends_the_connection_and_commits_nothing() {
     let (mut fixture, t) = Fixture::without_replica_role("CREATE TABLE t (id int PRIMARY KEY, a text, u int)")
         .await
         .with_table("t")
@@ -198,7 +198,7 @@ async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committe
     let error = fixture.try_apply(inserts(&t, MANY..2 * MANY)).await.unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic, "{error}");
     assert!(error.hint().is_some_and(|hint| hint.contains("GRANT")), "{error}");
-    // Whose answer would be the next one on that connection can't be told, so there must be none.
+    // The next answer on that connection could belong to either statement, so the connection must be unusable.
     fixture.rollback().await.unwrap_err();
     fixture.on_agent(&command("GRANT INSERT ON t TO")).await;
     assert_eq!(fixture.lines("SELECT count(*) FROM t").await, [MANY.to_string()]);
@@ -210,7 +210,7 @@ async fn a_copy_that_is_not_taken_up_ends_the_connection_and_nothing_is_committe
 
 #[tokio::test]
 async fn a_trigger_before_a_copy_may_refuse_it_and_nothing_is_lost() {
-    // It would refuse a COPY between its being taken up and its first row.
+    // The trigger refuses a COPY after its start and before its first row.
     let refuses = "
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
             'BEGIN IF current_query() LIKE ''COPY%'' THEN RAISE EXCEPTION ''no COPY''; END IF; RETURN NULL; END';
@@ -223,7 +223,7 @@ async fn a_trigger_before_a_copy_may_refuse_it_and_nothing_is_lost() {
     assert_eq!((tally.applied, tally.parked), (MANY as u64, 0));
     assert_eq!(fixture.lines(WITNESSED).await, ["INSERT"]);
 
-    // It comes while the daemon runs: that connection is lost, and the next one looks again.
+    // Created while the daemon runs: that connection is lost, and the next one finds the trigger.
     let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
     fixture.apply(inserts(&t, 0..MANY)).await;
     fixture.on_agent(refuses).await;
@@ -262,7 +262,7 @@ async fn a_refusal_in_a_later_segment_takes_nothing_of_the_earlier_ones_back() {
 #[tokio::test]
 async fn a_connection_that_is_cut_in_the_middle_of_a_copy_leaves_nothing_behind() {
     let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
-    // The COPY is in the middle of its rows when it meets one that somebody else has not committed.
+    // The COPY waits in the middle of its rows for a row that another session has not committed.
     let other = fixture.db.agent.connect().await;
     other
         .batch_execute("BEGIN; INSERT INTO t VALUES (150, 'not committed', 150)")

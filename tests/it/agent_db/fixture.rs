@@ -1,4 +1,4 @@
-//! An applier on a fresh Agent DB, and short ways to say what the stream says.
+//! An applier on a fresh Agent DB, and short functions for the stream's changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ pub(super) fn checkpoint(lsn: u64) -> Checkpoint {
 }
 
 impl Fixture {
-    /// As superuser: triggers and foreign keys are silent.
+    /// As superuser: ordinary triggers do not fire and foreign keys are not checked.
     pub(super) async fn new(sql: &str) -> Self {
         Self::with(sql, settings()).await
     }
@@ -86,7 +86,7 @@ impl Fixture {
         }
     }
 
-    /// Another applier takes the first one's place.
+    /// Replaces the applier by a new one.
     pub(super) async fn reconnect(&mut self) {
         self.disconnect();
         self.session = Some(Session::Idle(connect_soon(&self.url, "slot").await));
@@ -138,7 +138,7 @@ impl Fixture {
         &self.db.agent
     }
 
-    /// The stream's description of a table: the Agent DB's own columns, but for generated ones.
+    /// The stream's description of a table: the Agent DB's columns without generated ones.
     pub(super) async fn describe(&self, table: &str) -> TableDescription {
         describe(&self.db.agent, table).await
     }
@@ -175,7 +175,7 @@ impl Fixture {
         self.try_commit(checkpoint(self.next_lsn)).await.unwrap();
     }
 
-    /// Where it fails, the applier is gone.
+    /// After an error the applier is gone.
     pub(super) async fn try_commit(&mut self, checkpoint: Checkpoint) -> Result<Committed, AgentError> {
         let (applier, committed) = self.take_transaction().commit(checkpoint).await?;
         self.session = Some(Session::Idle(applier));

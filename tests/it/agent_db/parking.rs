@@ -1,4 +1,4 @@
-//! Rows that the Agent DB refuses: only they stop, and nothing about them is lost.
+//! Rows that the Agent DB refuses: only these rows stop, and none of their changes is lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ async fn with_parked(keys: &[&str]) -> (Fixture, Arc<Relation>) {
 }
 
 #[tokio::test]
-async fn a_refused_row_is_parked_and_its_neighbours_are_applied() {
+async fn a_refused_row_is_parked_and_the_other_rows_are_applied() {
     let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     let mut changes: Vec<_> = (0..50)
         .map(|id| insert(&t, &[&id.to_string(), "1", "abc", "∅"]))
@@ -82,7 +82,7 @@ async fn later_changes_fold_into_the_entry_of_a_parked_key() {
             .await,
         ["b100"]
     );
-    // What just failed waits; what has changed since is tried at once.
+    // A row that just failed waits; a row that has changed since is retried at once.
     let after = fixture
         .lines("SELECT next_attempt_at > now() FROM twinlog.failed_rows")
         .await;
@@ -130,7 +130,7 @@ async fn a_parked_key_is_healed_from_the_site_row() {
 }
 
 #[tokio::test]
-async fn a_heal_that_is_refused_waits_longer_and_harms_nobody() {
+async fn a_heal_that_is_refused_waits_longer_and_affects_no_other_row() {
     let (mut fixture, t) = with_parked(&["1", "2"]).await;
     for attempt in 1..=3 {
         let tally = fixture
@@ -239,13 +239,13 @@ async fn a_replay_forgets_what_the_first_try_had_parked_and_healed() {
     fixture.apply(vec![insert(&t, &["1", "100", "a", "∅"])]).await;
     let tally = fixture
         .apply(vec![
-            // Parks for want of a base, in a round of its own.
+            // Parked because its base row is missing, in a round of its own.
             update(&t, &["7", "=", "x", "="]),
             rekey(&t, &["7"], &["6", "=", "x", "="]),
-            // Heals, and is changed again.
+            // Healed, and changed again.
             chunk(insert(&t, &["1", "1", "a", "∅"])),
             update(&t, &["1", "=", "b", "="]),
-            // Refused: all of it is done again, in order.
+            // Refused: the whole segment is applied again, in order.
             insert(&t, &["9", "100", "a", "∅"]),
             delete(&t, &["8"]),
         ])
@@ -393,7 +393,7 @@ async fn a_table_dropped_under_the_daemon_holds_and_never_parks() {
 }
 
 #[tokio::test]
-async fn a_column_added_under_the_daemon_that_nobody_fills_holds_and_never_parks() {
+async fn a_not_null_column_that_only_the_agent_db_has_holds_and_never_parks() {
     let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.on_agent("ALTER TABLE t ADD COLUMN must int NOT NULL").await;
     let error = fixture
@@ -401,7 +401,7 @@ async fn a_column_added_under_the_daemon_that_nobody_fills_holds_and_never_parks
         .await
         .unwrap_err();
     assert!(matches!(error, AgentError::ColumnUnfilled { .. }), "{error}");
-    // A NULL in a column of the stream is the row's own.
+    // A NULL that the stream sends is the row's fault, so the row is parked.
     fixture.rollback().await.unwrap();
     fixture
         .on_agent("ALTER TABLE t DROP COLUMN must; ALTER TABLE t ALTER COLUMN n SET NOT NULL")

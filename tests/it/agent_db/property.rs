@@ -28,7 +28,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The Site DB: refuses what its unique constraint refuses, and says what it did.
+/// A model of the Site DB: enforces its unique constraint, and returns the changes that it made.
 #[derive(Default)]
 struct Site(BTreeMap<u8, (u8, u8)>);
 
@@ -76,7 +76,7 @@ impl Site {
             .collect()
     }
 
-    /// What healing reads for a key.
+    /// The row that a heal reads for a key.
     fn read(&self, id: u8, t: &Arc<Relation>) -> Change {
         chunk(match self.0.get(&id) {
             Some((unique, n)) => insert(t, &[&id.to_string(), &unique.to_string(), &n.to_string()]),
@@ -85,7 +85,7 @@ impl Site {
     }
 }
 
-/// Histories that are run; each is a few dozen changes in a handful of segments.
+/// The number of histories; each has a few dozen changes in a few segments.
 const HISTORIES: usize = 60;
 
 async fn histories(mut fixture: Fixture, parks: bool) {

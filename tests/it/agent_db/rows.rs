@@ -1,4 +1,4 @@
-//! Rows: what the stream says is what the table holds.
+//! Rows: after each change the table holds what the stream sent.
 
 use twinlog::agent_db::{AgentError, Item, Tally};
 use twinlog::retry::Disposition;
@@ -166,7 +166,7 @@ async fn generated_and_identity_columns_are_left_to_the_agent_or_taken_as_they_c
     let tally = fixture
         .apply(vec![
             update(&t, &["41", "5", "7"]),
-            // A key that Postgres never lets an UPDATE touch.
+            // A key column that Postgres allows no UPDATE to set.
             rekey(&t, &["42"], &["43", "6", "8"]),
         ])
         .await;
@@ -387,7 +387,7 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
             Some(table)
         );
     }
-    // None of that has broken the session.
+    // The session is still usable.
     let t = fixture.resolve("short").await;
     fixture.apply(vec![insert(&t, &["1"])]).await;
 }

@@ -1,4 +1,4 @@
-//! The session: one writer, whole transactions, a checkpoint that is there if and only if its rows are.
+//! The session: one writer, whole transactions, and a checkpoint that is committed together with its rows.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn a_second_applier_on_the_slot_is_told_who_is_there() {
             .await,
         [holder.pid.to_string()]
     );
-    // Another slot is another matter.
+    // An applier of another slot may connect.
     Applier::connect(&url, "another", settings()).await.unwrap();
     fixture.disconnect();
     connect_soon(&url, "slot").await;
@@ -121,7 +121,7 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
     let stored = fixture.applier().durable_checkpoint().await.unwrap().unwrap();
     assert_eq!((&stored.checkpoint, &stored.gap), (&checkpoint(10), &None));
 
-    // Neither back nor to another source.
+    // The checkpoint moves neither back nor to another source.
     fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
     let error = fixture.try_commit(checkpoint(9)).await.unwrap_err();
     assert!(matches!(error, AgentError::Backwards { .. }));
@@ -136,7 +136,7 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
     fixture.reconnect().await;
     assert!(fixture.lines("SELECT id FROM t").await.is_empty());
 
-    // Forward, with the rows.
+    // It moves forward together with the rows.
     fixture.try_apply(vec![insert(&t, &["1"])]).await.unwrap();
     let mut at = checkpoint(11);
     at.source_commit_at = Some(time::macros::datetime!(2026-11-21 06:00:00.123456 UTC));
@@ -245,7 +245,7 @@ async fn a_call_that_was_dropped_half_way_must_be_rolled_back() {
     fixture.rollback().await.unwrap();
     fixture.apply(vec![insert(&t, &["2"])]).await;
     assert_eq!(fixture.lines("SELECT id FROM t").await, ["2"]);
-    // Nor is it ever committed.
+    // It is never committed.
     fixture.on_agent("BEGIN; LOCK TABLE t").await;
     let stuck = tokio::time::timeout(Duration::from_millis(200), fixture.try_apply(vec![insert(&t, &["3"])])).await;
     assert!(stuck.is_err());
@@ -294,7 +294,7 @@ async fn a_copys_progress_is_committed_with_its_rows() {
         .await
         .unwrap();
 
-    // GIVEN a copy that has come so far
+    // GIVEN a copy under way
     let mut progress = TableRecord::new(t.table.clone());
     fixture
         .applier()
@@ -407,7 +407,7 @@ async fn a_wrong_password_is_not_retried_for_ever_and_not_shown() {
 }
 
 #[tokio::test]
-async fn tls_is_spoken_and_its_refusals_say_what_to_do() {
+async fn tls_works_and_its_errors_say_what_to_do() {
     let cluster = Cluster::start(Settings::default()).await.unwrap();
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
@@ -457,7 +457,7 @@ async fn tls_is_spoken_and_its_refusals_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_server_that_accepts_and_says_nothing_is_given_up() {
+async fn connecting_to_a_server_that_never_answers_times_out() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url: DatabaseUrl = format!("postgres://me@127.0.0.1:{}/db", silent.local_addr().unwrap().port())
         .parse()
@@ -469,7 +469,7 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_as_good() {
+async fn an_applier_connects_over_a_unix_socket() {
     let db = crate::harness::databases().await;
     let url: DatabaseUrl = db.agent.cluster.socket_url(&db.agent.name).parse().unwrap();
     let client = connect(Side::Agent, &url, "socket").await.unwrap();

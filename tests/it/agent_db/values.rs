@@ -1,4 +1,4 @@
-//! Values pass as they came.
+//! Values arrive unchanged.
 
 use std::sync::Arc;
 
@@ -145,7 +145,7 @@ async fn every_types_values_survive_untouched() {
     for _ in 0..2 {
         for (index, (type_, _)) in VALUES.iter().enumerate() {
             let sql = format!("SELECT c{index}::text FROM public.t ORDER BY id");
-            // A cast of char(n) to text drops its blanks; its output does not.
+            // A cast of char(n) to text drops trailing blanks; its output does not.
             let sql = if *type_ == "char(4)" {
                 format!("SELECT pg_catalog.format('%s', c{index}) FROM public.t ORDER BY id")
             } else {
@@ -153,11 +153,11 @@ async fn every_types_values_survive_untouched() {
             };
             let mut expected: Vec<&str> = rows.iter().map(|row| row[index]).collect();
             if *type_ == "\"char\"" && fixture.db.agent.cluster.major() < 15 {
-                // 14 has no octal notation for this type and takes the first byte of any text.
+                // Postgres 14 has no octal notation for this type and reads the first byte of any text.
                 expected = expected.iter().map(|text| &text[..1]).collect();
             }
             let found = lines(&client, &sql).await;
-            // Unlike its output, a cast of this one to text writes the word out.
+            // A cast of boolean to text gives "true", but its output is "t".
             let found: Vec<String> = match *type_ {
                 "boolean" => found.iter().map(|text| text[..1].to_owned()).collect(),
                 _ => found,
@@ -212,7 +212,7 @@ async fn what_does_not_fit_is_parked_and_never_cut() {
     let expected: Vec<&str> = bad.iter().map(|(_, _, reason)| *reason).collect();
     assert_eq!(reasons, expected);
 
-    // Nor is any cut by an update, whose casts are other ones.
+    // An update, which uses other casts, does not cut values either.
     let id = ids[bad.len()].as_str();
     for (column, text, _) in bad {
         let mut values = ["="; 10];
@@ -243,7 +243,7 @@ async fn keys_of_extension_types_are_matched_by_their_own_equality() {
     .await;
     fixture.apply(vec![update(&t, &["KEY", "2", "="])]).await;
     assert_eq!(fixture.lines("SELECT n FROM t").await, ["2"]);
-    // Two texts of one key: the database finds the collision, the replay settles it.
+    // Two texts of one key: the database reports the collision, and the replay resolves it.
     let tally = fixture
         .apply(vec![insert(&t, &["key", "3", "b"]), insert(&t, &["kEY", "4", "c"])])
         .await;

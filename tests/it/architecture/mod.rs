@@ -223,7 +223,7 @@ fn every_metric_is_named_once_with_its_kind_unit_and_help() {
 #[test]
 fn every_key_of_the_configuration_is_used_by_the_work() {
     let defaults = twinlog::config::DEFAULTS;
-    // A key without a default stands there as a comment.
+    // A key without a default is in the file as a comment.
     let keys: BTreeSet<&str> = defaults
         .lines()
         .filter_map(|line| line.trim_start_matches(['#', ' ']).split_once(" = "))

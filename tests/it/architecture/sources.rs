@@ -1,4 +1,4 @@
-//! The sources as text, for the rules: comments and what stands behind `#[cfg(test)]` are left out, because a link in a
+//! The sources as text, for the rules: comments and everything after `#[cfg(test)]` are left out, because a link in a
 //! doc comment and a test's import are no dependency of the program.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ pub(super) struct Source {
     /// The module right under the crate's root.
     pub(super) module: String,
     pub(super) text: String,
-    /// Without comments and without what stands behind `#[cfg(test)]`, which is the end of a file by convention.
+    /// Without comments and without everything after `#[cfg(test)]`, which is at the end of a file by convention.
     pub(super) code: String,
 }
 

@@ -18,7 +18,7 @@ const OWNERS: &[(&str, &str)] = &[
 /// What the only writer of messages is.
 const WRITER: &str = "site_db/messages/write.rs";
 
-/// Where SQL that writes to `table` stands: the paths of the files, without their ending.
+/// The files that contain SQL that writes to `table`, as paths without `.rs`.
 fn writers(table: &str, verbs: &[&str]) -> Vec<String> {
     let writes = |code: &str| {
         // A statement may be broken over several lines.

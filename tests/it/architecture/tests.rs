@@ -1,13 +1,13 @@
-//! The rules for the tests themselves: they wait for facts, say their job, and fit in a head.
+//! The rules for the tests themselves: no sleeps, a header in each file, and a limited length.
 
 use std::path::Path;
 
 use super::sources::rust_files;
 
-/// A test file that is longer is two.
+/// A longer test file should be two files.
 const MAX_LINES: usize = 500;
 
-/// What lets time pass and hopes. The harness alone may: its polls have a deadline, its proxy plays a slow network, and
+/// Calls that let time pass without a condition. Only the harness may use them: its polls have a deadline, its proxy plays a slow network, and
 /// `pace` is the rhythm of load that a test makes.
 const HOPES: &[&str] = &[concat!("time::sle", "ep("), concat!("thread::sle", "ep(")];
 

@@ -1,4 +1,4 @@
-//! Work that goes on beside a test: writers, readers, deleters.
+//! Work in the background of a test: writers, readers, deleters.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,13 +8,13 @@ use tokio::task::JoinHandle;
 
 use super::wait::{SOON, eventually};
 
-/// A task that does one round after another until the test ends it. Its result is what [`Self::end`] gives.
+/// A task that repeats a round until the test ends it. [`Self::end`] returns its result.
 pub(crate) struct Background<T> {
     rounds: Rounds,
     task: JoinHandle<T>,
 }
 
-/// What the task sees of the test, and the test of the task.
+/// What the task and the test share.
 #[derive(Clone, Default)]
 pub(crate) struct Rounds {
     ended: Arc<AtomicBool>,
@@ -44,7 +44,7 @@ impl<T: Send + 'static> Background<T> {
         Self { rounds, task }
     }
 
-    /// Waits until it has done so many rounds more.
+    /// Waits until it has done this number of further rounds.
     pub(crate) async fn more(&self, rounds: u64) {
         let goal = self.rounds.done.load(Ordering::Relaxed) + rounds;
         eventually(
@@ -58,7 +58,7 @@ impl<T: Send + 'static> Background<T> {
         .await;
     }
 
-    /// Lets the current round end, and gives the task's result.
+    /// Lets the current round end, and returns the task's result.
     pub(crate) async fn end(self) -> T {
         self.rounds.ended.store(true, Ordering::Relaxed);
         self.task.await.unwrap()

@@ -23,12 +23,12 @@ impl ConfigFile {
         Self::with_urls(&db.site.url, &db.agent.url, &db.site.name, more)
     }
 
-    /// The same with URLs of your own, such as through a proxy.
+    /// The same with other URLs, such as through a proxy.
     pub(crate) fn with_urls(site: &str, agent: &str, slot: &str, more: &str) -> Self {
         Self::layered(site, agent, slot, &[more])
     }
 
-    /// The same with several pieces of TOML; a later one's keys go over an earlier one's.
+    /// The same with several pieces of TOML; the keys of a later one override those of an earlier one.
     pub(crate) fn layered(site: &str, agent: &str, slot: &str, layers: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (http_port, admin_port) = (free_port(), free_port());

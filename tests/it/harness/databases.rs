@@ -25,7 +25,7 @@ pub(crate) struct Databases {
 
 /// One database: a `tokio_postgres::Client` (by deref), its URL and its cluster.
 pub(crate) struct Database {
-    /// Its name, also a good one for a slot: unique in the cluster and within `[a-z0-9_]`.
+    /// Its name, unique in the cluster and within `[a-z0-9_]`, so that a slot can have it too.
     pub(crate) name: String,
     /// Its URL over TCP, as superuser.
     pub(crate) url: String,
@@ -127,7 +127,7 @@ impl Databases {
             .await
     }
 
-    /// Ends the walsender, as a failover of a proxy or an administrator does.
+    /// Ends the walsender, as an administrator or a proxy's failover may do.
     pub(crate) async fn terminate_walsender(&self) {
         let slot = &self.site.name;
         self.on_site(&format!(
@@ -136,7 +136,7 @@ impl Databases {
         .await;
     }
 
-    /// Drops the slot as soon as nobody uses it.
+    /// Drops the slot as soon as no connection uses it.
     pub(crate) async fn drop_slot(&self) {
         eventually("the slot is dropped", 2 * SOON, || async {
             self.site
@@ -165,7 +165,7 @@ impl Database {
         self.url.parse().unwrap()
     }
 
-    /// Its URL through something that listens on another port (a [`super::Proxy`]).
+    /// Its URL through another port, such as that of a [`super::Proxy`].
     pub(crate) fn url_through(&self, port: u16) -> String {
         self.url.replace(
             &format!("@127.0.0.1:{}/", self.cluster.port()),
@@ -253,13 +253,13 @@ impl Drop for Database {
     }
 }
 
-/// Longest wait for the removal of a database: a server that the test has stopped in mid-air must not hang the suite.
+/// Longest wait for the removal of a database: a server that a test has stopped must not hang the suite.
 const REMOVED: Duration = Duration::from_secs(10);
 
 async fn remove(cluster: &Cluster, name: &str) -> Result<(), ClusterError> {
     let client = cluster.client("postgres").await?;
     let drop_slots = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active";
-    eventually("nobody uses the slots", REMOVED, || async {
+    eventually("no connection uses the slots", REMOVED, || async {
         // A slot is active for a moment after its process was told to end, and a temporary one goes by itself.
         let _ = client.execute(drop_slots, &[&name]).await;
         let dropped = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1";

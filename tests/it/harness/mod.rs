@@ -1,9 +1,9 @@
-//! What every integration test stands on: real Postgres, a fresh database on both sides for each test, a network that can
-//! be broken, and the built binary as a process that can be killed.
+//! The set-up of all integration tests: real Postgres, a fresh database on both sides for each test, a network that can
+//! fail, and the built binary as a process that can be killed.
 //!
 //! ```ignore
 //! let twins = Twins::new("CREATE TABLE notes (id int PRIMARY KEY)").await;   // GIVEN two databases and a table
-//! let daemon = twins.start().await;                                         // and a daemon whose stream flows
+//! let daemon = twins.start().await;                                         // and a daemon that is streaming
 //! twins.on_site("INSERT INTO notes VALUES (1)").await;                      // WHEN
 //! twins.until_equal(&["notes"]).await;                                      // THEN
 //! ```
@@ -12,11 +12,11 @@
 //! |---|---|
 //! | `twins` | two databases, a table, a daemon: the set-up of every test of the daemon |
 //! | `databases` | the two clusters, and a fresh database on each for every test |
-//! | `tables` | whether both sides are equal, and what the daemon's books say |
-//! | `process`, `config_file` | the built binary, started, watched, killed |
-//! | `proxy` | a network that can be broken |
+//! | `tables` | whether both sides are equal, and what the daemon's own tables say |
+//! | `process`, `config_file` | the built binary: starts it, reads its output, ends it |
+//! | `proxy` | a network that can fail |
 //! | `tls` | certificates for servers |
-//! | `background` | writers and readers beside a test |
+//! | `background` | writers and readers in the background |
 //! | `wait` | polls with a deadline: the only place where tests wait |
 //!
 //! The two clusters are shared by all tests of the process (they are stopped and removed when it ends, however it ends).

@@ -1,4 +1,4 @@
-//! The built binary as a child process: started, watched, killed.
+//! The built binary as a child process: starts it, reads its output, ends it.
 
 use std::fmt::Write as _;
 use std::future::ready;
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use super::config_file::ConfigFile;
 use super::wait::{SOON, eventually};
 
-/// What a process has printed, shown as it is.
+/// The output of a process, printed without escapes.
 struct Said(String);
 
 impl std::fmt::Debug for Said {
@@ -37,7 +37,7 @@ impl Process {
         Self::start_with(&config.path(), arguments, &[("FAILPOINTS", failpoints)])
     }
 
-    /// Starts it with an environment of your own on top of this process's.
+    /// Starts it with these variables in addition to this process's environment.
     pub(crate) fn start_with(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_twinlog"))
             .args(arguments)
@@ -61,7 +61,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Everything it has printed so far, both streams by the line.
+    /// Everything it has printed so far: the lines of both streams.
     pub(crate) fn output(&self) -> String {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -82,7 +82,7 @@ impl Process {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Any signal: SIGSTOP and SIGCONT make it hang and go on.
+    /// Sends any signal: SIGSTOP makes it hang, SIGCONT lets it continue.
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
     }
@@ -103,10 +103,10 @@ impl Process {
         status
     }
 
-    /// Waits until it has said `text`, be it its last word: a state may be seen elsewhere before the line is here.
+    /// Waits until it has printed `text`; it may have ended since. (A state may be visible elsewhere before its log line.)
     ///
     /// # Panics
-    /// If it has not within [`SOON`], with what it said.
+    /// If it has not within [`SOON`], with its output.
     pub(crate) async fn says(&self, text: &str) {
         eventually(&format!("twinlog says {text:?}"), SOON, || ready(self.has_said(text))).await;
     }
@@ -117,7 +117,7 @@ impl Process {
     /// If it has not at the deadline, or has ended, with what it printed.
     pub(crate) async fn wait_for_output(&mut self, text: &str, deadline: Duration) {
         eventually(&format!("twinlog says {text:?}"), deadline, || {
-            // In this order: what was said before the end is there once the readers have finished.
+            // First the end, then the output: it is complete once the readers have finished.
             let ended = !self.is_running() && self.readers.iter().all(std::thread::JoinHandle::is_finished);
             let said = self.has_said(text);
             if let (true, Err(said)) = (ended, &said) {

@@ -1,4 +1,4 @@
-//! A TCP proxy in this process whose network can fail in the ways that networks fail.
+//! A TCP proxy in this process that can fail as networks fail.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Which way bytes go.
+/// The direction of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
-    /// From whoever connected to the proxy, to the server behind it.
+    /// From the client of the proxy to the server behind it.
     ToServer,
-    /// From the server behind the proxy, to whoever connected.
+    /// From the server behind the proxy to its client.
     ToClient,
 }
 
@@ -46,7 +46,7 @@ struct Way {
 }
 
 impl Proxy {
-    /// Starts a proxy before a port of this machine.
+    /// Starts a proxy for a port of this machine.
     pub(crate) async fn start(server_port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -79,7 +79,7 @@ impl Proxy {
             .send_modify(|rules| rules.ways[direction as usize].cut_at = Some(at));
     }
 
-    /// Closes new connections at once, until told otherwise.
+    /// Whether new connections are closed at once.
     pub(crate) fn refuse(&self, refuse: bool) {
         self.rules.send_modify(|rules| rules.refuse = refuse);
     }
@@ -90,7 +90,7 @@ impl Proxy {
             .send_modify(|rules| rules.ways[direction as usize].hold = true);
     }
 
-    /// Lets held bytes go.
+    /// Passes held bytes on.
     pub(crate) fn release(&self, direction: Direction) {
         self.rules
             .send_modify(|rules| rules.ways[direction as usize].hold = false);
@@ -147,7 +147,7 @@ async fn accept(listener: TcpListener, server: SocketAddr, rules: watch::Sender<
             let (server_read, server_write) = server.into_split();
             let mut newer = rules.subscribe();
             let whole = tokio::select! {
-                // Both ways must end by themselves: an answer may follow after the question's end.
+                // Each direction ends by itself: an answer may still follow when the request has ended.
                 both = async { tokio::try_join!(
                     pass(client_read, server_write, Direction::ToServer, &rules, &passed),
                     pass(server_read, client_write, Direction::ToClient, &rules, &passed),
@@ -164,7 +164,7 @@ async fn accept(listener: TcpListener, server: SocketAddr, rules: watch::Sender<
     }
 }
 
-/// The connection broke, or was told to.
+/// The connection broke, or the test cut it.
 struct Broken;
 
 /// Passes bytes on until their end, which is passed on as well.
@@ -195,7 +195,7 @@ async fn pass(
         let allowed = cut_at.map_or(length, |at| {
             usize::try_from(at.saturating_sub(before)).unwrap_or(length).min(length)
         });
-        // Counted before it is written: whoever has seen the bytes sees the count.
+        // Counted before it is written: a test that has received the bytes must see them counted.
         passed[way].fetch_add(allowed as u64, Ordering::SeqCst);
         to.write_all(&piece[..allowed]).await.map_err(|_| Broken)?;
         if allowed < length {

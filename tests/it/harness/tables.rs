@@ -1,4 +1,4 @@
-//! Whether two databases hold the same rows, and what the daemon's books in the Agent DB say of them.
+//! Whether two databases hold the same rows, and what the daemon's own tables in the Agent DB say about them.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ async fn differences(site: &Client, agent: &Client, tables: &[&str]) -> Vec<Diff
     differences
 }
 
-/// Those of `tables` that differ between the two databases.
+/// The tables that differ between the two databases.
 pub(crate) async fn differing_tables(site: &Client, agent: &Client, tables: &[&str]) -> Vec<String> {
     let differences = differences(site, agent, tables).await;
     differences.into_iter().map(|difference| difference.table).collect()
@@ -126,7 +126,7 @@ pub(crate) async fn assert_same_table(site: &Client, agent: &Client, table: &str
 /// The sums of the accounting over all tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Accounting {
-    /// Changes that the stream has brought.
+    /// Changes that the stream has delivered.
     pub(crate) received: i64,
     /// Those that were applied, or left out for a reason that is counted.
     pub(crate) accounted: i64,
@@ -143,7 +143,7 @@ impl Databases {
         until_equal(&self.site, &self.agent, tables, deadline).await;
     }
 
-    /// Waits until so many rows are parked.
+    /// Waits until this number of rows is parked.
     pub(crate) async fn until_parked(&self, rows: i64) {
         self.until_parked_within(SOON, rows).await;
     }
@@ -163,7 +163,7 @@ impl Databases {
         eventually_equal(what, SOON, Some(value.to_owned()), || self.site.text(query)).await;
     }
 
-    /// Waits until a table's copy is in a state, with so many rows copied at least.
+    /// Waits until a table's copy is in this state and has copied at least this number of rows.
     pub(crate) async fn until_table(&self, table: &str, state: &str, rows: i64) {
         let copied = format!("SELECT state, rows_copied FROM twinlog.tables WHERE table_name = '{table}'");
         eventually(&format!("{table} is {state} with {rows} row(s)"), 2 * SOON, || async {
@@ -187,7 +187,7 @@ impl Databases {
         parked.parse().unwrap()
     }
 
-    /// What became of the changes that the stream has brought.
+    /// The accounting of the changes that the stream has delivered.
     pub(crate) async fn accounting(&self) -> Accounting {
         let row = self
             .agent

@@ -3,7 +3,7 @@
 use rcgen::KeyPair;
 use twinlog::dev::postgres::Cluster;
 
-/// Has a server speak TLS with this certificate (PEM) to those who connect from now on.
+/// Makes a server use TLS with this certificate (PEM) for new connections.
 pub(crate) async fn serve_tls(cluster: &Cluster, certificate: &str, key: &KeyPair) {
     cluster.write_file("server.crt", certificate.as_bytes()).unwrap();
     let key = key.serialize_pem();

@@ -14,7 +14,7 @@ use super::databases::{Databases, databases, private_databases};
 use super::process::Process;
 use super::wait::{SOON, eventually, eventually_is};
 
-/// A table as plain as they come, for tests that need any.
+/// A simple table, for tests that need any table.
 pub(crate) const NOTES: &str = "CREATE TABLE notes (id bigint PRIMARY KEY, body text, n int)";
 
 /// Short pauses between attempts; else tests would wait for them.
@@ -23,7 +23,7 @@ const QUICK: &str = "
     sync.retry_max_ms = 500
     sync.reconnect_max_ms = 500";
 
-/// Two databases, and how a daemon on them is configured. Everything of [`Databases`] by deref.
+/// Two databases, and the configuration of a daemon on them. Derefs to [`Databases`].
 pub(crate) struct Twins {
     databases: Databases,
     site_url: String,
@@ -52,7 +52,7 @@ impl Twins {
         Self::on(databases().await, schema).await
     }
 
-    /// Fresh databases with [`NOTES`], and on the Site DB so many rows of it.
+    /// Fresh databases with [`NOTES`], and `rows` rows of it on the Site DB.
     pub(crate) async fn with_notes(rows: u32) -> Self {
         let twins = Self::new(NOTES).await;
         twins
@@ -73,7 +73,7 @@ impl Twins {
         Self::on(private_databases(site, agent).await, schema).await
     }
 
-    /// On databases that there are already.
+    /// On existing databases.
     pub(crate) async fn on(databases: Databases, schema: &str) -> Self {
         databases.on_both(schema).await;
         let (site_url, agent_url) = (databases.site.url.clone(), databases.agent.url.clone());
@@ -86,14 +86,14 @@ impl Twins {
         }
     }
 
-    /// TOML over what the daemon's configuration is otherwise, as in `sync.batch_rows = 7`; for the daemons and commands
-    /// that start from now on.
+    /// Overrides keys of the daemon's configuration with TOML such as `sync.batch_rows = 7`, for daemons and commands that
+    /// start from now on.
     pub(crate) fn configure(&mut self, more: &str) {
         more.clone_into(&mut self.more);
         self.renew_config();
     }
 
-    /// [`Self::configure`] in the expression that makes them.
+    /// [`Self::configure`] for use in the expression that creates the twins.
     pub(crate) fn with(mut self, more: &str) -> Self {
         self.configure(more);
         self
@@ -129,14 +129,14 @@ impl Twins {
         config(&self.databases, &self.site_url, &self.agent_url, &self.more)
     }
 
-    /// Starts a daemon, and waits until the stream flows.
+    /// Starts a daemon, and waits until it is streaming.
     pub(crate) async fn start(&self) -> Daemon {
         let mut daemon = self.launch();
         daemon.until_flowing().await;
         daemon
     }
 
-    /// Starts a daemon that may never get so far.
+    /// Starts a daemon, and does not wait until it is streaming.
     pub(crate) fn launch(&self) -> Daemon {
         self.launch_with("")
     }
@@ -184,7 +184,7 @@ fn config(databases: &Databases, site_url: &str, agent_url: &str, more: &str) ->
     ConfigFile::layered(site_url, agent_url, &databases.site.name, &[QUICK, more])
 }
 
-/// A running `twinlog sync`. Everything of [`Process`] by deref.
+/// A running `twinlog sync`. Derefs to [`Process`].
 pub(crate) struct Daemon {
     config: Arc<ConfigFile>,
     process: Process,
@@ -214,33 +214,33 @@ impl Daemon {
         }
     }
 
-    /// `kill -9`, and another one with the same configuration whose stream flows.
+    /// `kill -9`; then starts another one with the same configuration, and waits until it is streaming.
     pub(crate) async fn restart(&mut self) {
         self.relaunch_with("");
         self.until_flowing().await;
     }
 
-    /// `kill -9`, and another one that may never get so far.
+    /// `kill -9`; then starts another one, and does not wait until it is streaming.
     pub(crate) fn relaunch_with(&mut self, failpoints: &str) {
         self.process.kill9();
         *self = Self::launch(Arc::clone(&self.config), failpoints);
     }
 
-    /// Waits until the stream flows.
+    /// Waits until it is streaming.
     pub(crate) async fn until_flowing(&mut self) {
         self.process
             .wait_for_output("the stream flows", Duration::from_secs(30))
             .await;
     }
 
-    /// SIGTERM, and it ends well.
+    /// SIGTERM; it must exit with 0.
     pub(crate) async fn stop(mut self) {
         self.process.terminate();
         let status = self.process.wait(SOON).await;
         assert!(status.success(), "{status}");
     }
 
-    /// What an admin route answers: the status code and the body; `None` where nobody listens.
+    /// What an admin route answers: the status code and the body; `None` if nothing listens.
     pub(crate) async fn admin(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.config.admin_port)).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -251,7 +251,7 @@ impl Daemon {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    /// A metric without labels; `None` where nobody answers.
+    /// A metric without labels; `None` if nothing answers.
     pub(crate) async fn metric(&self, name: &str) -> Option<f64> {
         let (_, page) = self.admin("/metrics").await?;
         page.lines()
@@ -259,7 +259,7 @@ impl Daemon {
             .and_then(|value| value.trim().parse().ok())
     }
 
-    /// Waits until the metrics name a state, and no other.
+    /// Waits until the metrics show this state and no other.
     pub(crate) async fn until_state(&self, state: &str) {
         let wanted = [format!("twinlog_sync_state{{state=\"{state}\"}} 1")];
         let states = || async {
@@ -275,11 +275,11 @@ impl Daemon {
         .await;
     }
 
-    /// Waits until `/readyz` answers so, with each of these words.
+    /// Waits until `/readyz` answers with this status code and a body that contains each of these words.
     pub(crate) async fn until_ready(&self, code: u16, words: &[&str]) {
         eventually(&format!("readyz answers {code} with {words:?}"), SOON, || async {
             let (status, body) = self.admin("/readyz").await.unwrap_or_default();
-            // As JSON writes them.
+            // Escaped as in JSON.
             let said = words.iter().all(|word| body.contains(&word.replace('"', "\\\"")));
             if status == code && said {
                 Ok(())

@@ -1,13 +1,13 @@
-//! Waiting for something to come true: polls with a deadline, never a sleep that hopes.
+//! Waits until a condition holds: polls with a deadline, instead of a sleep of a guessed length.
 
 use std::fmt::Debug;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-/// A deadline for what takes milliseconds on a quiet machine; tests run on machines that are not.
+/// A deadline for what takes milliseconds on an idle machine; tests also run on busy ones.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// Between two looks.
+/// The pause between two polls.
 const POLL: Duration = Duration::from_millis(10);
 
 /// Calls `probe` until it is `Ok` and returns that.
@@ -33,7 +33,7 @@ where
     panic!("not within {deadline:?}: {what}; last seen: {last:?}");
 }
 
-/// Calls `observe` until what it gives `is` so, and returns that.
+/// Calls `observe` until `is` holds for its value, and returns that value.
 ///
 /// # Panics
 /// With the last observed value once `deadline` has passed.
@@ -59,7 +59,7 @@ where
     .await
 }
 
-/// Calls `observe` until it gives `expected`.
+/// Calls `observe` until it returns `expected`.
 ///
 /// # Panics
 /// With the last observed value once `deadline` has passed.
@@ -73,7 +73,7 @@ where
     eventually_is(&what, deadline, observe, |observed| *observed == expected).await;
 }
 
-/// Looks again and again for that long, and fails at the first `Err`: for what must not happen.
+/// Polls for this long and fails at the first `Err`: for what must not happen.
 ///
 /// # Panics
 /// With that `Err`.

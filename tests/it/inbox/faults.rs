@@ -1,13 +1,13 @@
-//! What fails: parts alone, events for a time, processes and databases.
+//! Faults: single parts, events for a while, processes and databases.
 
 use super::*;
 
-/// From now on some messages can't be stored.
+/// Makes the Site DB refuse some messages.
 const NO_POISON: &str = "ALTER TABLE whatsapp_messages ADD CONSTRAINT no_poison CHECK (body <> 'poison')";
 
 #[tokio::test]
-async fn a_part_that_cannot_be_stored_never_takes_its_neighbours_down() {
-    // GIVEN an event with a part that is refused, one that can't be read, and one that nobody knows
+async fn a_part_that_cannot_be_stored_does_not_stop_the_other_parts() {
+    // GIVEN an event with a part that is refused, one that cannot be parsed, and one of an unknown kind
     let site = Site::working().await;
     site.db.on_site(NO_POISON).await;
     let parts = [
@@ -24,7 +24,7 @@ async fn a_part_that_cannot_be_stored_never_takes_its_neighbours_down() {
         .await;
     site.settle().await;
 
-    // THEN the others are stored, and what failed is named
+    // THEN the other parts are stored, and the failed ones are named
     assert_eq!(site.count("whatsapp_messages").await, 2);
     // The refused part left nothing, not even its lead.
     assert_eq!(site.count("leads").await, 2);
@@ -81,7 +81,7 @@ async fn a_database_that_dies_again_and_again_loses_no_event_and_doubles_none() 
             text("wamid.same", "16505551234", "y"),
         ];
         let body = envelope(&[("messages", messages(&parts))]);
-        // As Meta does: again until it is taken. What was not acknowledged may be there all the same.
+        // As Meta does: repeat until the answer is 200. An event without a 200 may be stored as well.
         eventually("the event is taken", SOON, || async {
             site.inbox
                 .receive(Some(&signature::sign(&secret(), &body)), &body)
@@ -130,7 +130,7 @@ async fn events_of_a_dead_process_are_processed_by_the_next() {
     for number in 0..20 {
         site.post_text(&format!("wamid.{number}")).await;
     }
-    // Nobody wakes this worker: it finds them by itself.
+    // No notification wakes this worker: it finds the events by itself.
     site.work();
     site.settle().await;
     assert_eq!(site.count("whatsapp_messages").await, 20);

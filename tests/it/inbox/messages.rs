@@ -77,10 +77,10 @@ async fn every_type_is_stored_and_linked_known_or_not() {
     }
     assert_eq!(site.count("whatsapp_messages").await, kinds.len());
     assert_eq!(site.count("leads").await, 1);
-    // Not for the notice, nor for what concerns a message that was announced before.
+    // No notification for the system message, nor for events about an earlier message.
     assert_eq!(site.count("notifications").await, kinds.len() - 4);
     assert_eq!(site.value("SELECT state FROM webhook_events").await, "processed");
-    // The notice said that the user has a new number.
+    // The system message said that the user has a new number.
     assert_eq!(
         site.value("SELECT phone || '>' || wa_id FROM leads").await,
         "16505551234>16505550999"
@@ -109,7 +109,7 @@ async fn repetition_changes_nothing() {
         UNION ALL SELECT row_to_json(e)::text FROM message_status_events e) AS rows";
     let before = site.text(picture).await;
     site.post(&body).await;
-    // Regrouped, and the other way round.
+    // In other groups, and in reverse order.
     site.deliver(&statuses_of(&[status("wamid.out", "failed", 2)])).await;
     site.deliver(&messages(&[text("wamid.2", "16505551234", "b")])).await;
     assert!(site.inbox.replay(event).await.unwrap());
@@ -126,7 +126,7 @@ async fn the_same_first_message_arriving_many_times_at_once_is_one() {
     for number in 0..24 {
         let site = Arc::clone(&site);
         posts.spawn(async move {
-            // Each with a message of its own too, so that they compete for the lead and the conversation.
+            // Each post also has a message of its own, so that they compete for the lead and the conversation.
             let parts = [
                 text("wamid.same", "16505551234", "x"),
                 text(&format!("wamid.{number}"), "16505551234", "y"),
@@ -144,7 +144,7 @@ async fn the_same_first_message_arriving_many_times_at_once_is_one() {
 }
 
 #[tokio::test]
-async fn what_was_written_on_the_phone_is_ours_and_sent() {
+async fn a_message_written_on_the_phone_is_stored_as_ours_and_sent() {
     let site = Site::working().await;
     let echo = json!({"from": "15550783881", "to": "16505551234", "id": "wamid.echo", "timestamp": "1749416383",
         "type": "text", "text": {"body": "from the phone"}});
@@ -162,7 +162,7 @@ async fn what_was_written_on_the_phone_is_ours_and_sent() {
 }
 
 #[tokio::test]
-async fn history_is_kept_without_a_stir() {
+async fn history_is_stored_without_notifications() {
     let site = Site::working().await;
     let history = value(
         json!({"history": [{"metadata": {"phase": 0}, "threads": [{"id": "16505551234",

@@ -1,4 +1,4 @@
-//! The inbox on a real Site DB: what is kept, what becomes of it, and what repetition, disorder and faults change (nothing).
+//! The inbox on a real Site DB: what is stored and processed. Repetition, disorder and faults do not change the result.
 
 mod faults;
 mod messages;
@@ -40,7 +40,7 @@ struct Site {
 }
 
 impl Site {
-    /// Without a worker: events stay as they came.
+    /// Without a worker: events are stored and not processed.
     async fn at_rest() -> Self {
         Self::on(databases().await).await
     }
@@ -119,7 +119,7 @@ impl Site {
         self.db.site.client.query_one(&made, &[]).await.unwrap().get(0)
     }
 
-    /// A message of ours as the outbox leaves it.
+    /// An outbound message as the outbox stores it.
     async fn outbound(&self, status: &str, wamid: Option<&str>) -> Uuid {
         let account_id = self.account().await;
         let mut tx = self.pool.begin().await.unwrap();

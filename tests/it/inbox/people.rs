@@ -1,11 +1,11 @@
-//! Who a lead is: numbers, user ids, groups, and what is learnt about them.
+//! Which lead a contact belongs to: numbers, user ids, groups, and what later webhooks add.
 
 use super::*;
 
 #[tokio::test]
 async fn a_user_who_hides_the_number_keeps_the_lead() {
     let site = Site::working().await;
-    // We know the number only; a status tells the user id; then the user writes without the number.
+    // First only the number is known; a status adds the user id; then the user writes without the number.
     let message = site.outbound("accepted", Some("wamid.out")).await;
     let mut report = status("wamid.out", "delivered", 1);
     report["recipient_user_id"] = json!("US.13");
@@ -55,7 +55,8 @@ async fn many_links_to_a_new_person_make_one_lead() {
         });
     }
     links.join_all().await;
-    // Those who knew one id only may have come first, and nobody can say that the two are one person; but no more than two.
+    // Links with only one of the ids may have run first; they cannot know that both ids are one person, so there may be two
+    // leads, but not more.
     let leads = site.count("leads").await;
     assert!((1..=2).contains(&leads), "{leads} leads");
     assert_eq!(site.count("conversations").await, leads);
@@ -74,7 +75,7 @@ async fn the_number_that_whatsapp_knows_replaces_the_one_that_was_dialled() {
     learn_recipient(&mut tx, first.lead_id, dialled.wa_id.as_ref(), &actual)
         .await
         .unwrap();
-    // The answer comes from the real number, and the next message is dialled as before.
+    // The answer comes from the real number; the next message is sent to the dialled number again.
     assert_eq!(link(&mut tx, account_id, &actual).await.unwrap(), first);
     assert_eq!(link(&mut tx, account_id, &dialled).await.unwrap(), first);
     tx.commit().await.unwrap();
@@ -83,7 +84,7 @@ async fn the_number_that_whatsapp_knows_replaces_the_one_that_was_dialled() {
         "551199998888 5511999998888"
     );
 
-    // The real number wrote before anybody dialled the other.
+    // The real number wrote before the dialled one was used.
     let (dialled, actual) = (contact("+52 1 55 1234 5678"), contact("525512345678"));
     let mut tx = site.pool.begin().await.unwrap();
     let real = link(&mut tx, account_id, &actual).await.unwrap();
@@ -116,7 +117,7 @@ async fn what_is_said_in_a_group_is_in_the_groups_conversation() {
         let expected = format!("{} {}", belongs.lead_id, belongs.conversation_id);
         assert_eq!(site.text(&found).await, Some(expected), "{wamid}");
     }
-    // Whoever spoke is known all the same.
+    // The lead of the group's member has the name too.
     assert_eq!(
         site.value("SELECT name FROM leads WHERE wa_id = '16505551234'").await,
         "Ada"

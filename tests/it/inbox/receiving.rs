@@ -1,4 +1,4 @@
-//! Taking a webhook: kept before it is answered, or refused without a trace.
+//! Receiving a webhook: it is stored before the answer, or refused and not stored.
 
 use super::*;
 
@@ -11,7 +11,7 @@ async fn a_webhook_is_kept_byte_for_byte_before_it_is_answered() {
         "SELECT state || encode(body, 'escape') FROM webhook_events WHERE id = '{}'",
         event.0
     );
-    // In `escape`, a backslash is two.
+    // The format `escape` doubles a backslash.
     let expected = format!("received{}", String::from_utf8_lossy(body).replace('\\', "\\\\"));
     assert_eq!(site.text(&kept).await, Some(expected));
 }
@@ -33,7 +33,7 @@ async fn a_forged_webhook_leaves_nothing() {
 #[tokio::test]
 async fn without_a_database_nothing_is_taken() {
     let pool = Pool::connect(&config::Site {
-        url: "postgres://nobody@127.0.0.1:1/none".parse().unwrap(),
+        url: "postgres://me@127.0.0.1:1/none".parse().unwrap(),
         max_connections: 1,
     });
     let inbox = Inbox::new(pool, settings());

@@ -1,4 +1,4 @@
-//! Statuses: early, late, twice, in any order, and against the outcome of the send.
+//! Statuses: early, late, repeated, in any order, and at the same time as the outcome of the send.
 
 use twinlog::provider::event::{Content, StatusReport};
 use twinlog::site_db::messages::Response;
@@ -82,7 +82,7 @@ async fn reports_that_come_too_early_wait_for_their_message() {
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
 }
 
-/// The outbox's outcome of a send that Meta accepted.
+/// Records the outcome of a send that Meta accepted, as the outbox does.
 async fn accept(tx: &mut Transaction<'_>, message: Uuid, wamid: &Wamid) -> Option<MessageStatus> {
     let acceptance = Acceptance {
         wamid: Some(wamid),
@@ -92,9 +92,9 @@ async fn accept(tx: &mut Transaction<'_>, message: Uuid, wamid: &Wamid) -> Optio
     statuses::accept(tx, message, &acceptance).await.unwrap()
 }
 
-/// Waits until somebody waits for a lock on a wamid.
-async fn somebody_waits(site: &Site) {
-    eventually_equal("somebody waits for the wamid", SOON, Some("1".to_owned()), || {
+/// Waits until a session waits for the lock on a wamid.
+async fn until_a_session_waits(site: &Site) {
+    eventually_equal("a session waits for the wamid", SOON, Some("1".to_owned()), || {
         site.db.site.text(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
@@ -129,7 +129,7 @@ async fn an_outcome_waits_for_a_report_that_is_being_committed() {
         outcome.commit().await.unwrap();
         shown
     });
-    somebody_waits(&site).await;
+    until_a_session_waits(&site).await;
     reporting.commit().await.unwrap();
     assert_eq!(accepting.await.unwrap(), Some(MessageStatus::Delivered));
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
@@ -147,7 +147,7 @@ async fn a_report_waits_for_an_outcome_that_is_being_committed() {
         statuses_of(&[status("wamid.race", "read", 1)]),
     )]))
     .await;
-    somebody_waits(&site).await;
+    until_a_session_waits(&site).await;
     outcome.commit().await.unwrap();
     site.settle().await;
     assert_eq!(site.shown(message).await, "read");

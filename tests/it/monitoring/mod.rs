@@ -1,4 +1,4 @@
-//! The dashboard and the alerts speak of metrics and labels that the binary has, the alerts fire when they should, and
+//! The dashboard and the alerts use only metrics and labels that the binary has, the alerts fire when they should, and
 //! README.md and grafana/README.md list what there is.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,7 +64,7 @@ fn metric_of(series: &str) -> Option<&'static str> {
     })
 }
 
-/// What stands in the parentheses behind each `word (`.
+/// The text in the parentheses after each `word (`.
 fn lists<'a>(text: &'a str, word: &str) -> Vec<&'a str> {
     text.match_indices(&format!("{word} ("))
         .map(|(at, found)| {
@@ -292,7 +292,7 @@ fn the_readme_lists_every_metric_with_its_kind_and_labels() {
 }
 
 #[test]
-fn the_folder_s_readme_lists_every_panel_and_every_alert() {
+fn grafanas_readme_lists_every_panel_and_every_alert() {
     let text = read("grafana/README.md");
     let listed = |heading: &str| -> Vec<String> {
         let part = text

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::architecture::rust_files;
 
-/// What keeps us out of a pitfall.
+/// What shows that Twinlog avoids a pitfall.
 enum Because {
     /// These tests, as paths: `tests/it` modules and unit tests of `src` alike.
     Tests(&'static [&'static str]),
@@ -20,7 +20,7 @@ enum Because {
 
 use Because::{Except, Tests};
 
-/// Each pitfall in a few words, and what keeps us out of it.
+/// Each pitfall in a few words, and the tests that show that Twinlog avoids it.
 const COVERED: &[(u32, &str, Because)] = &[
     (
         1,
@@ -28,14 +28,14 @@ const COVERED: &[(u32, &str, Because)] = &[
         Tests(&[
             "replication::stream::progress::tests::nothing_is_acknowledged_before_it_is_durable",
             "replication::stream::progress::tests::an_idle_keepalive_moves_the_slot_on_and_a_busy_one_does_not",
-            "sync::gap::an_idle_slot_moves_on_while_tables_that_nobody_publishes_are_written",
+            "sync::gap::an_idle_slot_advances_while_only_unpublished_tables_are_written",
             "wire::stream::the_slot_moves_to_what_is_durable_and_not_beyond",
         ]),
     ),
     (
         2,
         "a heartbeat that never reaches the slot",
-        Tests(&["sync::gap::an_idle_slot_moves_on_while_tables_that_nobody_publishes_are_written"]),
+        Tests(&["sync::gap::an_idle_slot_advances_while_only_unpublished_tables_are_written"]),
     ),
     (
         3,
@@ -51,7 +51,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         4,
         "the greater of two positions after a restore or failover",
         Tests(&[
-            "pitfalls::slot::a_site_db_that_was_restored_from_a_backup_is_a_gap_and_never_gone_on_with",
+            "pitfalls::slot::a_site_db_that_was_restored_from_a_backup_is_a_gap",
             "replication::slot::tests::everything_that_could_hide_a_hole_is_a_gap",
             "replication::slot::tests::a_failover_that_lost_nothing_goes_on",
         ]),
@@ -101,14 +101,14 @@ const COVERED: &[(u32, &str, Because)] = &[
         Tests(&[
             "sync::joining::a_table_that_is_added_to_the_publication_brings_rows_of_transactions_that_ran_before",
             "sync::joining::a_table_that_is_created_under_all_tables_brings_rows_of_transactions_that_ran_before",
-            "sync::joining::the_youngest_running_transaction_is_waited_for_as_well",
+            "sync::joining::a_table_that_joins_waits_for_the_youngest_running_transaction_too",
         ]),
     ),
     (
         11,
         "a slot older than its publication",
         Tests(&[
-            "pitfalls::slot::a_publication_that_was_missing_for_a_while_is_named_and_got_over",
+            "pitfalls::slot::a_publication_that_was_missing_for_a_while_is_named_and_a_new_slot_recovers",
             "wire::refusals::a_missing_publication_is_an_error_of_the_stream",
         ]),
     ),
@@ -116,16 +116,16 @@ const COVERED: &[(u32, &str, Because)] = &[
         12,
         "an idle transaction holds a slot's creation up",
         Tests(&[
-            "pitfalls::slot::an_idle_transaction_that_holds_the_slots_creation_up_is_named_and_waited_for",
-            "wire::refusals::an_open_transaction_holds_a_slot_up_no_longer_than_asked",
+            "pitfalls::slot::an_idle_transaction_that_delays_the_slots_creation_is_named",
+            "wire::refusals::an_open_transaction_delays_a_slots_creation_no_longer_than_the_limit",
         ]),
     ),
     (
         13,
-        "a slot still active for somebody dead",
+        "a slot still active for a dead connection",
         Tests(&[
-            "pitfalls::slot::the_connection_of_a_dead_predecessor_gives_the_slot_up",
-            "pitfalls::slot::a_strangers_connection_keeps_the_slot",
+            "pitfalls::slot::the_connection_of_a_dead_daemon_is_ended_and_its_slot_taken_over",
+            "pitfalls::slot::a_connection_of_another_program_keeps_the_slot",
             "agent_db::session::a_daemon_that_vanishes_in_the_middle_of_a_statement_frees_the_lock",
             "sync::setup::of_two_daemons_one_stands_by_and_takes_over",
         ]),
@@ -134,14 +134,14 @@ const COVERED: &[(u32, &str, Because)] = &[
         14,
         "a lost slot is fatal, or retried for ever",
         Tests(&[
-            "sync::gap::a_slot_that_lost_its_log_is_a_gap",
-            "wire::refusals::a_slot_whose_log_is_gone_is_told",
+            "sync::gap::a_slot_that_lost_its_wal_is_a_gap",
+            "wire::refusals::a_slot_whose_wal_is_gone_is_a_typed_error",
         ]),
     ),
     (
         15,
         "copying on without the slot",
-        Tests(&["pitfalls::slot::a_copy_does_not_go_on_without_its_slot"]),
+        Tests(&["pitfalls::slot::a_copy_stops_when_its_slot_is_gone"]),
     ),
     (
         16,
@@ -152,7 +152,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         17,
         "the walsender's time-out during a long apply",
         Tests(&[
-            "pitfalls::slot::a_sink_that_is_blocked_for_long_does_not_lose_the_stream",
+            "pitfalls::slot::an_agent_db_that_is_blocked_for_long_does_not_lose_the_stream",
             "wire::fake::reports_go_on_while_the_consumer_takes_nothing",
             "wire::stream::a_consumer_that_takes_nothing_does_not_lose_the_connection",
         ]),
@@ -285,10 +285,10 @@ const COVERED: &[(u32, &str, Because)] = &[
         33,
         "DDL changes a table silently",
         Tests(&[
-            "pitfalls::rows::a_table_that_was_created_anew_while_nobody_looked_is_read_again",
+            "pitfalls::rows::a_table_that_was_dropped_and_created_again_is_read_again",
             "pitfalls::rows::a_table_that_left_the_publication_and_came_back_is_read_again",
             "pitfalls::rows::a_column_that_comes_later_brings_the_values_that_no_change_carries",
-            "agent_db::parking::a_column_added_under_the_daemon_that_nobody_fills_holds_and_never_parks",
+            "agent_db::parking::a_not_null_column_that_only_the_agent_db_has_holds_and_never_parks",
         ]),
     ),
     (
@@ -318,7 +318,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         37,
         "drop and continue",
         Tests(&[
-            "agent_db::parking::a_refused_row_is_parked_and_its_neighbours_are_applied",
+            "agent_db::parking::a_refused_row_is_parked_and_the_other_rows_are_applied",
             "agent_db::property::any_history_with_refused_rows_converges_once_they_are_healed",
         ]),
     ),
@@ -346,7 +346,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         "a single bad row halts everything",
         Tests(&[
             "sync::basics::a_row_that_only_the_agent_refuses_is_parked_and_healed_after_the_constraint_goes",
-            "agent_db::parking::a_refused_row_is_parked_and_its_neighbours_are_applied",
+            "agent_db::parking::a_refused_row_is_parked_and_the_other_rows_are_applied",
         ]),
     ),
     (
@@ -361,7 +361,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         42,
         "a gauge of lag that lies",
         Tests(&[
-            "pitfalls::target::the_delay_is_zero_when_idle_and_grows_while_either_side_is_out_of_reach",
+            "pitfalls::target::the_delay_is_zero_when_idle_and_grows_while_either_database_is_unreachable",
             "replication::status::delay::tests::is_zero_only_when_the_latest_sample_is_settled",
             "replication::status::delay::tests::grows_while_the_source_cannot_be_asked",
         ]),
@@ -370,7 +370,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         43,
         "a predecessor's unflushed commit is acknowledged",
         Tests(&[
-            "pitfalls::slot::a_predecessors_unflushed_commit_is_made_durable_before_it_is_acknowledged",
+            "pitfalls::slot::an_earlier_daemons_unflushed_commit_is_made_durable_before_it_is_acknowledged",
             "agent_db::session::synchronous_commit_is_raised_where_the_database_has_it_off",
         ]),
     ),
@@ -427,7 +427,7 @@ fn every_pitfall_has_a_test_that_exists() {
             Except(tests, reason) => (tests, Some(reason)),
         };
         if (tests.is_empty() && reason.is_none()) || reason.is_some_and(|reason| reason.is_empty()) {
-            wrong.push(format!("P{number} ({what}): nothing keeps us out of it"));
+            wrong.push(format!("P{number} ({what}): no test covers it"));
         }
         for test in tests.iter().filter(|&&test| !known.contains(test)) {
             wrong.push(format!("P{number} ({what}): there is no test {test}"));

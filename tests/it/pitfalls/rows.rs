@@ -1,4 +1,4 @@
-//! Row semantics through the whole pipeline: first copy and stream.
+//! What must hold for rows through the whole pipeline, in copy and stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,7 +150,7 @@ async fn values_survive_hostile_settings_on_both_sides_in_copy_and_stream() {
     twins.until_table("timed", "streaming", 0).await;
     twins.until_equal(&["odd", "timed"]).await;
 
-    // As well as after they were streamed.
+    // The same after they were streamed.
     twins
         .on_site(&format!(
             "{}; {timed}(201, 300) i; UPDATE timed SET note = 'y' WHERE amount > 50; DELETE FROM timed WHERE amount < 10;
@@ -197,7 +197,7 @@ fn values(twins: &Twins) -> Vec<&'static str> {
         .collect()
 }
 
-/// Settings of the databases under which values are printed and read otherwise.
+/// Settings of the databases that change how values are printed and parsed.
 async fn hostile_settings(twins: &Twins) {
     let role = twins.site.value("SELECT current_user").await;
     let site = format!("DATABASE \"{}\"", twins.site.name);
@@ -218,7 +218,7 @@ async fn hostile_settings(twins: &Twins) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_in_no_encoding_are_parked_one_by_one_and_healed_once_they_are_right() {
-    // GIVEN a Site DB that takes any bytes for a text
+    // GIVEN a Site DB that accepts any bytes as text
     let mut databases = databases().await;
     let name = format!("{}_ascii", databases.site.name);
     databases
@@ -238,7 +238,7 @@ async fn texts_in_no_encoding_are_parked_one_by_one_and_healed_once_they_are_rig
         .on_site("INSERT INTO notes VALUES (1, 'right', 1), (2, E'wrong \\xff', 2), (3, 'right', 3)")
         .await;
 
-    // WHEN some are none, by copy and by stream
+    // WHEN some rows have bytes in no valid encoding, in copy and stream
     let mut daemon = twins.start().await;
     twins.until_table("notes", "streaming", 0).await;
     twins
@@ -248,7 +248,7 @@ async fn texts_in_no_encoding_are_parked_one_by_one_and_healed_once_they_are_rig
         )
         .await;
 
-    // THEN they are parked, tried again and again, and healed once they are right
+    // THEN they are parked and retried, and healed once their bytes are valid
     twins.until_parked(2).await;
     twins
         .until_agent(
@@ -288,7 +288,7 @@ async fn rows_that_are_identified_as_a_whole_are_found_by_their_key() {
     let _daemon = twins.start().await;
     twins.until_equal(&["whole"]).await;
 
-    // Rows of the Agent DB that differ elsewhere are still the same rows.
+    // Rows of the Agent DB are found by their key, even if other columns differ.
     twins.on_agent("UPDATE whole SET a = 'own' WHERE id IN (3, 4)").await;
     twins
         .on_site(
@@ -301,7 +301,7 @@ async fn rows_that_are_identified_as_a_whole_are_found_by_their_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_was_created_anew_while_nobody_looked_is_read_again() {
+async fn a_table_that_was_dropped_and_created_again_is_read_again() {
     let twins = Twins::with_notes(100).await;
     let daemon = twins.start().await;
     twins.until_equal(&["notes"]).await;
@@ -317,7 +317,7 @@ async fn a_table_that_was_created_anew_while_nobody_looked_is_read_again() {
     twins.until_equal(&["notes"]).await;
     daemon.says("created anew").await;
 
-    // And once more, while it runs.
+    // The same while the daemon runs.
     twins
         .on_site(&format!("{anew}; INSERT INTO notes VALUES (7, 'newest', 7)"))
         .await;
@@ -337,13 +337,13 @@ async fn a_table_that_left_the_publication_and_came_back_is_read_again() {
     );
     let back = format!("ALTER PUBLICATION \"{publication}\" ADD TABLE notes");
 
-    // While the daemon runs, faster than it looks.
+    // While the daemon runs, and between two of its checks.
     twins.on_site(&format!("{leave}; {back}")).await;
     twins.until_equal_within(2 * SOON, &["notes"]).await;
     daemon.until_state("streaming").await;
     daemon.stop().await;
 
-    // While it is down.
+    // While the daemon is down.
     let more = "UPDATE notes SET body = 'unseen again' WHERE id % 3 = 0";
     twins.on_site(&format!("{leave}; {more}; {back}")).await;
     let daemon = twins.start().await;
@@ -364,7 +364,7 @@ async fn a_column_that_comes_later_brings_the_values_that_no_change_carries() {
     let daemon = twins.start().await;
     twins.until_equal(&["notes"]).await;
 
-    // The Agent DB first, as one does; its default is another one.
+    // First on the Agent DB, as usual; its default is different.
     twins.on_agent("ALTER TABLE notes ADD COLUMN extra text").await;
     twins
         .on_site(
@@ -374,7 +374,7 @@ async fn a_column_that_comes_later_brings_the_values_that_no_change_carries() {
     twins.until_equal_within(Duration::from_secs(60), &["notes"]).await;
     daemon.stop().await;
 
-    // A rewrite changes every row, and no change says so.
+    // A table rewrite changes every row, and the stream contains no change for it.
     let rewrite = "ALTER TABLE notes ALTER n TYPE bigint";
     twins.on_agent(rewrite).await;
     twins.on_site(&format!("{rewrite} USING n * 10")).await;

@@ -1,4 +1,4 @@
-//! Slot and position: what moves the stream on, what may take it over, what must not be believed.
+//! Slot and position: what advances the position, what may take the slot over, and which positions are not trusted.
 
 use std::path::Path;
 use std::pin::pin;
@@ -15,7 +15,7 @@ use twinlog::wire::ReplicationConnection;
 
 use crate::harness::{Accounting, Daemon, NOTES, Proxy, SOON, Twins, eventually, eventually_is};
 
-/// A daemon that has brought one row over.
+/// A daemon that has replicated one row.
 async fn with_a_row(twins: &Twins) -> Daemon {
     let daemon = twins.start().await;
     twins.on_site("INSERT INTO notes VALUES (0, 'first', 0)").await;
@@ -29,7 +29,7 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_site_db_that_was_restored_from_a_backup_is_a_gap_and_never_gone_on_with() {
+async fn a_site_db_that_was_restored_from_a_backup_is_a_gap() {
     let mut twins = Twins::private(NOTES).await;
     twins
         .on_site("INSERT INTO notes SELECT i, 'kept', i FROM generate_series(1, 100) i")
@@ -63,7 +63,7 @@ async fn a_site_db_that_was_restored_from_a_backup_is_a_gap_and_never_gone_on_wi
     twins.site.cluster.start_again().await.unwrap();
     twins.site.reconnect().await;
 
-    // THEN nothing flows until everything was read again
+    // THEN no change is applied until every table was read again
     let daemon = twins.launch();
     daemon.until_state("gap").await;
     daemon.says("restored from a backup").await;
@@ -99,19 +99,19 @@ async fn rows_that_share_one_position_are_applied_all_or_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_publication_that_was_missing_for_a_while_is_named_and_got_over() {
+async fn a_publication_that_was_missing_for_a_while_is_named_and_a_new_slot_recovers() {
     let twins = Twins::new(NOTES).await;
     let daemon = with_a_row(&twins).await;
 
-    // WHEN the log holds a change from a time without a publication: no publication of today helps to decode it
+    // WHEN the WAL has a change from a time without the publication: a publication created later does not help to decode it
     twins
         .on_site(&format!("DROP PUBLICATION \"{}\"", twins.site.name))
         .await;
     twins.on_site("INSERT INTO notes VALUES (2, 'unpublished', 2)").await;
 
-    // THEN it is said what to do, and a new slot and a resync get over it
+    // THEN the daemon says what to do, and a new slot and a resync recover
     eventually_is(
-        "it is said what to do",
+        "the daemon says what to do",
         2 * SOON,
         async || daemon.output(),
         |output| output.contains("the stream is held") && output.contains("publication"),
@@ -125,7 +125,7 @@ async fn a_publication_that_was_missing_for_a_while_is_named_and_got_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_transaction_that_holds_the_slots_creation_up_is_named_and_waited_for() {
+async fn an_idle_transaction_that_delays_the_slots_creation_is_named() {
     let twins = Twins::private(NOTES).await;
     let idle = twins.site.connect().await;
     idle.batch_execute("BEGIN; INSERT INTO notes VALUES (1, 'late', 1)")
@@ -139,7 +139,7 @@ async fn an_idle_transaction_that_holds_the_slots_creation_up_is_named_and_waite
         .wait_for_output("creating the slot waits", Duration::from_secs(60))
         .await;
     daemon.says(&pid).await;
-    // No attempt leaves a process behind that waits for ever.
+    // No attempt leaves a server process behind that waits for ever.
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'twinlog stream%' \
                    AND datname = current_database()";
     let count: i64 = twins.site.value(waiting).await.parse().unwrap();
@@ -151,7 +151,7 @@ async fn an_idle_transaction_that_holds_the_slots_creation_up_is_named_and_waite
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_connection_of_a_dead_predecessor_gives_the_slot_up() {
+async fn the_connection_of_a_dead_daemon_is_ended_and_its_slot_taken_over() {
     // GIVEN a daemon whose machine is gone, and the Site DB does not hear of it
     let mut twins = Twins::new(NOTES).await;
     let proxy = Proxy::start(twins.site.cluster.port()).await;
@@ -167,13 +167,13 @@ async fn the_connection_of_a_dead_predecessor_gives_the_slot_up() {
     twins.set_site_url(&twins.site.url.clone());
     let _daemon = twins.start().await;
 
-    // THEN the slot is its
+    // THEN it takes the slot over
     twins.until_equal(&["notes"]).await;
     assert_ne!(twins.walsender().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_strangers_connection_keeps_the_slot() {
+async fn a_connection_of_another_program_keeps_the_slot() {
     // GIVEN a stranger on the slot
     let twins = Twins::new(NOTES).await;
     twins.start().await.stop().await;
@@ -186,7 +186,7 @@ async fn a_strangers_connection_keeps_the_slot() {
         .unwrap();
     let before = eventually_is("the stranger has the slot", SOON, || twins.walsender(), Option::is_some).await;
 
-    // WHEN a daemon wants it, THEN it waits
+    // WHEN a daemon starts, THEN it waits for the slot
     let mut daemon = twins.launch();
     daemon.wait_for_output("is active", SOON).await;
     assert_eq!(twins.walsender().await, before, "it was not ours to end");
@@ -197,20 +197,20 @@ async fn a_strangers_connection_keeps_the_slot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_does_not_go_on_without_its_slot() {
+async fn a_copy_stops_when_its_slot_is_gone() {
     // GIVEN a copy under way
     let twins = Twins::with_notes(200_000).await.with("sync.copy_chunk_rows = 100");
     let daemon = twins.start().await;
     twins.until_table("notes", "copying", 200).await;
 
-    // WHEN the slot goes, faster than the daemon comes back
+    // WHEN the slot is dropped before the daemon reconnects
     daemon.signal(Signal::SIGSTOP);
     twins.terminate_walsender().await;
     twins.drop_slot().await;
     daemon.signal(Signal::SIGCONT);
     daemon.until_state("gap").await;
 
-    // THEN no row more is copied while the daemon reports that: it would be for nothing
+    // THEN no further row is copied while the daemon reports the gap
     let copied = "SELECT rows_copied FROM twinlog.tables";
     let before = twins.agent.value(copied).await;
     for _ in 0..2 {
@@ -229,7 +229,7 @@ async fn a_copy_does_not_go_on_without_its_slot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sink_that_is_blocked_for_long_does_not_lose_the_stream() {
+async fn an_agent_db_that_is_blocked_for_long_does_not_lose_the_stream() {
     // GIVEN a walsender that waits for a sign of life for 2 seconds
     let twins = Twins::new(NOTES).await.with("sync.batch_rows = 500");
     let site = &twins.site.name;
@@ -258,7 +258,7 @@ async fn a_sink_that_is_blocked_for_long_does_not_lose_the_stream() {
     })
     .await;
 
-    // THEN it is the same connection, and everything arrives
+    // THEN the connection is still the same, and every row arrives
     assert_eq!(twins.walsender().await.as_ref(), Some(&before), "{}", daemon.output());
     locker.batch_execute("COMMIT").await.unwrap();
     twins.until_equal_within(2 * SOON, &["notes"]).await;
@@ -267,7 +267,7 @@ async fn a_sink_that_is_blocked_for_long_does_not_lose_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_predecessors_unflushed_commit_is_made_durable_before_it_is_acknowledged() {
+async fn an_earlier_daemons_unflushed_commit_is_made_durable_before_it_is_acknowledged() {
     let agent = Settings::default()
         .parameter("wal_writer_delay", "10s")
         .parameter("synchronous_commit", "off");

@@ -1,4 +1,4 @@
-//! What the Agent DB and its surroundings do to the stream, and what the figures say of it.
+//! What the Agent DB's triggers, policies and outages do to the stream, and what the metrics show.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn row_level_security_on_the_site_is_an_error_and_not_an_empty_copy() {
     let role = twins.site.create_role("reader", &rights).await;
     twins.set_site_url(&twins.site.url_as(&role));
 
-    // WHEN it would copy, THEN it says what it needs and copies nothing
+    // WHEN the daemon starts its copy, THEN it names the missing right and copies nothing
     let mut daemon = twins.launch();
     daemon.wait_for_output("row-level security", 2 * SOON).await;
     daemon.says("BYPASSRLS").await;
@@ -59,18 +59,18 @@ async fn row_level_security_on_the_site_is_an_error_and_not_an_empty_copy() {
     twins.until_equal_within(Duration::from_secs(60), &["notes"]).await;
 }
 
-/// Waits until the gauge of the delay, in seconds, is so.
+/// Waits until the condition holds for the gauge of the delay, in seconds.
 async fn until_delay(daemon: &Daemon, what: &str, is: impl Fn(f64) -> bool) {
     eventually_is(what, 2 * SOON, || delay(daemon), |delay| delay.is_some_and(&is)).await;
 }
 
-/// The gauge of the delay, in seconds; `None` where nobody answers.
+/// The gauge of the delay, in seconds; `None` if nothing answers.
 async fn delay(daemon: &Daemon) -> Option<f64> {
     daemon.metric("twinlog_sync_delay_seconds").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_delay_is_zero_when_idle_and_grows_while_either_side_is_out_of_reach() {
+async fn the_delay_is_zero_when_idle_and_grows_while_either_database_is_unreachable() {
     let mut twins = Twins::new(NOTES).await;
     let site = Proxy::start(twins.site.cluster.port()).await;
     let agent = Proxy::start(twins.agent.cluster.port()).await;
@@ -91,7 +91,7 @@ async fn the_delay_is_zero_when_idle_and_grows_while_either_side_is_out_of_reach
     .await;
     until_delay(&daemon, "still caught up", |delay| delay == 0.0).await;
 
-    // The Agent DB is out of reach.
+    // The Agent DB is unreachable.
     agent.hold(Direction::ToServer);
     twins.on_site("INSERT INTO notes VALUES (2, 'b', 2)").await;
     until_delay(&daemon, "it grows while the Agent DB is silent", |delay| delay > 3.0).await;
@@ -99,7 +99,7 @@ async fn the_delay_is_zero_when_idle_and_grows_while_either_side_is_out_of_reach
     twins.until_equal_within(2 * SOON, &["notes"]).await;
     until_delay(&daemon, "caught up again", |delay| delay == 0.0).await;
 
-    // The Site DB is out of reach.
+    // The Site DB is unreachable.
     site.half_open();
     twins.on_site("INSERT INTO notes VALUES (3, 'c', 3)").await;
     until_delay(&daemon, "it grows while the Site DB is silent", |delay| delay > 4.0).await;
@@ -110,7 +110,7 @@ async fn the_delay_is_zero_when_idle_and_grows_while_either_side_is_out_of_reach
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_of_a_table_that_is_not_synchronised_any_more_keep_nobody_waiting() {
+async fn parked_keys_of_a_table_that_was_left_out_do_not_delay_those_of_others() {
     // GIVEN more parked keys of a table than healing takes at a time
     let schema = format!("{NOTES}; CREATE TABLE left_out (id int PRIMARY KEY, n int)");
     let mut twins = Twins::new(&schema).await;
@@ -132,7 +132,7 @@ async fn keys_of_a_table_that_is_not_synchronised_any_more_keep_nobody_waiting()
     twins.on_site("INSERT INTO notes VALUES (1, 'a', -1)").await;
     twins.until_parked(701).await;
 
-    // THEN that one is healed
+    // THEN the row of the other table is healed
     twins.on_agent("ALTER TABLE notes DROP CONSTRAINT positive").await;
     twins.until_parked(700).await;
     twins.until_equal(&["notes"]).await;

@@ -1,4 +1,4 @@
-//! A server that dies at every durability edge, as by `kill -9`, and another that takes over.
+//! A server that dies before or after each commit, as by `kill -9`, and another one that takes over.
 
 use twinlog::failpoint::name;
 
@@ -18,11 +18,11 @@ async fn after_death_at(failpoint: &str) -> (World, Server, String) {
         );
         world.db.on_site(&lease).await;
     }
-    // What it can't take any more, Meta brings to the next one.
+    // Meta delivers to the next server what this one did not acknowledge.
     let mut doomed = Binary::dying_at(&world, failpoint).await;
     let body = json!({"to": USER, "text": "survive", "client_id": "c1"});
 
-    // WHEN a client wants something sent, and asks the next server again; the first may die before or after its answer
+    // WHEN a client sends a message and repeats it at the next server, since the first may die before or after its answer
     let _ = doomed.plain(&body).await;
     doomed.dies().await;
     if leased {
@@ -37,7 +37,7 @@ async fn after_death_at(failpoint: &str) -> (World, Server, String) {
 }
 
 async fn assert_sent_once(world: World, server: Server, id: &str) {
-    // A dead server's right to send for the number lasts a while.
+    // A dead server's lease of the number must expire first.
     world.is_sent(id).await;
     assert_eq!(world.accepted(), 1);
     assert_eq!(world.count("true").await, 1);
@@ -55,11 +55,11 @@ async fn after_a_death_with_a_pending_message_it_is_sent() {
 async fn after_a_death_before_the_call_it_is_unknown_and_not_sent_by_itself() {
     let (world, server, id) = after_death_at(name::SEND_AFTER_SENDING).await;
     assert_eq!(world.status(&id).await, "sending");
-    // Let the lease's time pass.
+    // Let the lease expire.
     let expire = "UPDATE whatsapp_messages SET lease_until = now() WHERE status = 'sending'";
     world.db.on_site(expire).await;
     world.reaches(&id, &["unknown"]).await;
-    // The conversation goes on without it.
+    // Later messages of the conversation are sent although this one is unknown.
     let next = server.takes(&json!({"to": USER, "text": "next"})).await;
     world.is_sent(&next).await;
     assert_eq!(world.status(&id).await, "unknown");
@@ -130,7 +130,7 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
     let filter = "debug,twinlog=trace,sqlx=trace,hyper=trace,reqwest=trace";
     let mut server = Binary::start_with(&world, "", filter).await;
 
-    // WHEN messages are sent, refused and lost, events come, and strangers try
+    // WHEN messages are sent, refused and lost, webhooks arrive, and unauthorised requests are made
     messages_meet_everything(&world, &server).await;
     // Meta took a message twice: a second wamid under our id.
     let sent = "SELECT id FROM whatsapp_messages WHERE status IN ('sent', 'delivered') LIMIT 1";
@@ -153,7 +153,7 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
     server.process.terminate();
     assert!(server.process.wait(SOON).await.success());
 
-    // THEN the log tells the story and nothing else
+    // THEN the log has the ids and the outcomes, but no bodies, numbers or tokens
     let log = server.process.output();
     assert!(log.contains("DEBUG"), "the log was not at its most talkative");
     for told in [
@@ -211,7 +211,7 @@ async fn the_daemons_log_holds_no_values_either() {
     world.db.on_site(lead).await;
     let there = "SELECT count(*) FROM leads WHERE name = 'a-secret-name'";
     world.db.until_agent("the lead is on the other side", there, "1").await;
-    // And one that comes by the stream, whenever the first one came.
+    // One more row, which comes through the stream (the first may come through the copy).
     let change = "UPDATE leads SET phone = '+49555999777', username = 'b-secret-name'";
     world.db.on_site(change).await;
     let changed = "SELECT count(*) FROM leads WHERE username = 'b-secret-name'";

@@ -1,4 +1,4 @@
-//! Every way in which an answer can be lost or late: known is what is known, and nothing is sent twice.
+//! Answers of Meta that are lost or late: the row never claims more than is known, and nothing is sent twice.
 
 use super::*;
 use twinlog::dev::graph_simulator::Settings as SimulatorSettings;
@@ -18,9 +18,9 @@ async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
         assert_eq!((lost.status, lost.code()), (504, 131_000), "{fault:?} {lost:?}");
         let id = lost.id();
         assert_eq!(world.status(&id).await, "unknown", "{fault:?}");
-        // Asking again with the same key sends nothing.
+        // A repeated request with the same key sends nothing.
         assert_eq!(server.graph_with(&text("perhaps"), Some("k")).await.status, 504);
-        // Nor does it block the conversation.
+        // An unknown message does not block the conversation.
         assert_eq!(server.graph(&text("next")).await.status, 200, "{fault:?}");
 
         world.meta.pause_webhooks(false);
@@ -49,7 +49,7 @@ async fn a_loss_before_acceptance_is_unknown_as_well_and_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn errors_that_pass_are_tried_again_and_end() {
+async fn transient_errors_are_retried_a_limited_number_of_times() {
     let (world, server) = World::served().await;
     let error = Fault::Error {
         code: 131_016,
@@ -72,7 +72,7 @@ async fn errors_that_pass_are_tried_again_and_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreachable_graph_api_costs_no_attempt_and_no_message() {
     let mut world = World::new().await;
-    // A port where nobody listens until somebody does.
+    // A port on which nothing listens yet.
     let port = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
@@ -100,11 +100,11 @@ async fn an_unreachable_graph_api_costs_no_attempt_and_no_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_is_faster_than_the_answer_is_not_taken_back() {
+async fn a_status_that_arrives_before_the_answer_is_kept() {
     let world = World::new().await;
     let server = Arc::new(world.serve().await);
     world.fault(Fault::StatusBeforeAnswer);
-    // The two meet within a millisecond, in either order.
+    // Answer and status arrive within a millisecond, in either order.
     let mut requests = tokio::task::JoinSet::new();
     for index in 0..20 {
         let server = Arc::clone(&server);
@@ -127,7 +127,7 @@ async fn a_status_that_is_faster_than_the_answer_is_not_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_status_that_came_while_the_answer_was_waited_for_in_vain_stands() {
+async fn a_status_that_arrives_before_the_send_times_out_is_kept() {
     let mut world = World::new().await;
     world.config.whatsapp.send_timeout = Duration::from_secs(5);
     world.config.http.send_wait = Duration::from_secs(60);
@@ -135,7 +135,7 @@ async fn a_status_that_came_while_the_answer_was_waited_for_in_vain_stands() {
     world.fault_once(Fault::AcceptThenHang);
     let id = server.takes(&json!({"to": USER, "text": "x"})).await;
     world.reaches(&id, &["delivered"]).await;
-    // The conversation goes on at once, though the attempt has not ended yet.
+    // The next message of the conversation is sent at once, although this attempt has not ended yet.
     let next = server.graph(&text("next")).await;
     assert_eq!(next.status, 200, "{next:?}");
     let ended = "SELECT coalesce(bool_and(now() > sending_at + interval '6 seconds'), false) FROM whatsapp_messages";
@@ -174,7 +174,7 @@ async fn a_held_template_is_not_sent_again_and_follows_its_status() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_after_acceptance_shows_without_our_doing() {
+async fn a_failure_that_meta_reports_after_acceptance_is_shown() {
     let (world, server) = World::served().await;
     world.fault_once(Fault::FailLater { code: 131_047 });
     let answer = server.graph(&text("window")).await;

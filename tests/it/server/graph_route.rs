@@ -1,4 +1,4 @@
-//! The Graph-compatible route: Meta's answers, our limits.
+//! The Graph-compatible route: it answers as Meta does, within our limits.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -50,7 +50,7 @@ async fn the_query_token_works_and_a_wrong_one_gets_metas_190() {
     for (query, headers) in [
         ("", vec![]),
         ("?access_token=simulator-token", vec![]),
-        ("", vec![("authorization", "Bearer nobody")]),
+        ("", vec![("authorization", "Bearer wrong")]),
     ] {
         let answer = server
             .post(&format!("{path}{query}"), &headers, text("x").to_string())
@@ -82,7 +82,7 @@ async fn a_body_that_is_no_message_leaves_no_row() {
             131_008,
         ),
         (text_to("", "x").to_string(), 131_008),
-        (text_to("nobody", "x").to_string(), 131_009),
+        (text_to("no number", "x").to_string(), 131_009),
         (text("").to_string(), 131_008),
         (text(&"x".repeat(4097)).to_string(), 131_009),
         (
@@ -93,7 +93,7 @@ async fn a_body_that_is_no_message_leaves_no_row() {
             json!({"messaging_product": "whatsapp", "to": USER, "type": "text", "text": {}}).to_string(),
             131_008,
         ),
-        // A spreadsheet's number: its last digit is none.
+        // A number from a spreadsheet, whose last character is no digit.
         (
             json!({"messaging_product": "whatsapp", "to": 16_505_551_234.0, "text": {"body": "x"}}).to_string(),
             131_008,
@@ -121,7 +121,7 @@ async fn a_body_that_is_no_message_leaves_no_row() {
         assert_eq!((answer.status, answer.code()), (400, code), "{body}");
     }
 
-    // Nor one for a stranger's number, with a key that is too long, or that is too large.
+    // Nor do a request for another business number, a key that is too long, or a body that is too large.
     let stranger = server
         .post(
             "/v26.0/999/messages",
@@ -149,7 +149,7 @@ async fn a_body_that_is_no_message_leaves_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stranger_is_refused_before_the_body_is_read() {
+async fn a_request_without_a_valid_token_is_refused_before_its_body_is_read() {
     let (_world, server) = World::served().await;
     let address = server.url.trim_start_matches("http://");
     for path in [
@@ -158,7 +158,7 @@ async fn a_stranger_is_refused_before_the_body_is_read() {
         "/v26.0/106540352242922/media",
     ] {
         let mut connection = TcpStream::connect(address).await.unwrap();
-        // The body that is announced never comes.
+        // The header announces a body that is never sent.
         let head = format!(
             "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer guess\r\ncontent-length: 4000000\r\n\r\n"
         );
@@ -222,7 +222,7 @@ async fn metas_token_is_in_no_answer_and_in_no_row() {
     );
     server.stop().await;
 
-    // And it quotes one that it can't read.
+    // An error quotes a token that Meta cannot read.
     world.config = configuration(&world.db.site.url, &world.meta.url(), "EAAmistyped|token");
     let server = world.serve().await;
     let refused = server.get(&format!("/v26.0/{NUMBER}")).await;
@@ -304,7 +304,7 @@ async fn a_hundred_requests_with_one_key_are_one_message() {
     assert_eq!(world.accepted(), 1);
     assert_eq!(world.count("true").await, 1);
 
-    // Another request under the same key is an error, and not dropped in silence.
+    // A different request with the same key is an error.
     let other = server.graph_with(&text("twice"), Some("order-17")).await;
     assert_eq!((other.status, other.code()), (409, 100));
     assert_eq!(other.id(), answers[0].id());
@@ -348,7 +348,7 @@ async fn a_cancelled_message_is_never_sent_later() {
     });
     let answer = server.graph(&text("late")).await;
     assert_eq!((answer.status, answer.code()), (503, 131_016));
-    // A later message of the same conversation goes out, and nothing else does.
+    // A later message of the same conversation is sent, and nothing else.
     let next = server.graph(&text("next")).await;
     assert_eq!(next.status, 200, "{next:?}");
     assert_eq!(world.accepted(), 1);
@@ -383,7 +383,7 @@ async fn the_clients_bytes_go_out_untouched() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn set_up_probes_pass_with_our_token_and_sends_have_no_side_door() {
+async fn probes_of_a_client_pass_with_our_token_and_no_other_route_sends() {
     let (world, server) = World::served().await;
     let number = server.get(&format!("/v26.0/{NUMBER}")).await;
     assert_eq!((number.status, &number.body["id"]), (200, &json!(NUMBER)), "{number:?}");

@@ -21,7 +21,7 @@ async fn an_expired_token_holds_the_number_and_a_new_one_releases_it() {
     world.config.whatsapp.hold_probe = Duration::from_secs(3600);
     let server = world.serve().await;
 
-    // WHEN the token expires, all messages wait, and a person is told
+    // WHEN the token expires, all messages wait, and the operator sees why
     world.meta.expire_token(NUMBER).unwrap();
     let mut ids = Vec::new();
     for index in 0..5 {
@@ -35,7 +35,7 @@ async fn an_expired_token_holds_the_number_and_a_new_one_releases_it() {
     world.until_count(5, "status = 'pending' AND attempt = 0").await;
     let told = "SELECT count(*) FROM notifications WHERE kind = 'account_held'";
     assert_eq!(world.db.site.value(told).await, "1");
-    // A client that waits is told that it waits in vain, and why.
+    // A waiting client gets an answer at once, with the reason.
     let refused = server.graph(&text("now")).await;
     assert_eq!((refused.status, refused.code()), (503, 131_016), "{refused:?}");
     server.stop().await;
@@ -76,7 +76,7 @@ async fn a_message_that_is_refused_for_the_account_alone_stops_itself_and_not_th
     let mut world = World::new().await;
     world.config.whatsapp.hold_probe = Duration::from_millis(300);
     let server = world.serve().await;
-    // The account may not do what this message asks for; all else it may.
+    // Meta refuses this kind of message for the account, and accepts all others.
     let outcast = "+16505550000";
     let fault = Fault::Error { code: 3, subcode: None };
     world.meta.set_fault_for(NUMBER, outcast, fault).unwrap();
@@ -132,7 +132,7 @@ async fn the_rate_is_kept_and_nothing_is_lost_by_it() {
         server.takes(&json!({"to": to, "text": "x"})).await;
     }
     world.until_accepted(60).await;
-    // 60 at 20 a second, less the burst of 2 and the one that is kept.
+    // 60 messages at 20 a second, minus the burst of 2 and the one that is kept back.
     assert!(
         started.elapsed() >= Duration::from_millis(2750),
         "{:?}",

@@ -1,4 +1,4 @@
-//! What the real binary's metrics say, held against what happened: the figures that dashboards and alerts stand on.
+//! The metrics of the real binary, compared with what happened: dashboards and alerts use these figures.
 
 use super::*;
 
@@ -21,7 +21,7 @@ impl Observed {
         page.text().await.unwrap()
     }
 
-    /// Waits until each of these lines stands on the page, as it is.
+    /// Waits until the metrics page contains each of these lines exactly.
     async fn shows(&self, lines: &[&str]) {
         eventually(&format!("the metrics show {lines:?}"), SOON, || async {
             let page = self.metrics().await;
@@ -59,7 +59,7 @@ const ACCEPT_AGAIN: &str = "DROP TRIGGER refuse ON whatsapp_messages";
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_counted_in_both_directions_by_what_they_reached() {
     let observed = Observed::start().await;
-    // Zero is a figure too: an alert on a series that is not there never fires.
+    // Series with the value 0 must exist: an alert on a missing series never fires.
     observed
         .shows(&[
             "twinlog_persistence_gap{kind=\"sent_unrecorded\"} 0",
@@ -90,7 +90,7 @@ async fn messages_are_counted_in_both_directions_by_what_they_reached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_nobody_knows_of_is_a_gap_until_somebody_does() {
+async fn a_message_without_an_answer_is_a_gap_until_its_status_arrives() {
     let observed = Observed::start().await;
     observed.world.meta.pause_webhooks(true);
     observed.world.fault_once(Fault::AcceptThenReset);
@@ -135,7 +135,7 @@ async fn a_webhook_that_can_not_be_processed_is_a_gap() {
     observed
         .shows(&["twinlog_persistence_gap{kind=\"webhook_unprocessed\"} 1"])
         .await;
-    // Kept, not lost: what failed is asked for again once the cause is gone.
+    // The event is kept: it is processed again once the cause is gone.
     observed.on_site(ACCEPT_AGAIN).await;
     observed
         .on_site("UPDATE webhook_events SET state = 'received', next_attempt_at = now() WHERE state = 'failed'")
@@ -154,7 +154,7 @@ async fn an_expired_token_shows_as_a_degraded_number_and_its_messages_as_unsent(
     observed.world.meta.expire_token(NUMBER).unwrap();
     let id = observed.send(USER).await;
     assert_eq!(observed.world.status(&id).await, "pending");
-    // An hour later, as far as the row knows.
+    // Pretend that the message is an hour old.
     observed
         .on_site("UPDATE whatsapp_messages SET created_at = now() - interval '1 hour'")
         .await;

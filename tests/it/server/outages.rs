@@ -1,16 +1,16 @@
-//! The Site DB goes away: nothing is sent that is not stored, nothing that was sent is forgotten.
+//! Outages of the Site DB: nothing is sent before it is stored, and no outcome of a send is lost.
 
 use super::*;
 use crate::harness::{Direction, Proxy, pace, private_databases};
 use twinlog::dev::postgres::{Settings as ClusterSettings, Shutdown};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_site_db_nothing_is_sent_and_everybody_is_told_to_come_back() {
+async fn without_the_site_db_nothing_is_sent_and_requests_get_a_503() {
     let mut world = World::new().await;
     let proxy = Proxy::start(world.db.site.cluster.port()).await;
     proxy.refuse(true);
     world.config.site.url = world.db.site.url_through(proxy.port()).parse().unwrap();
-    // It starts all the same.
+    // The server starts although the Site DB is unreachable.
     let server = Server::start(world.config.clone()).await;
     world.meta.set_callback(Some(server.callback()));
     let refused = server.graph(&text("x")).await;
@@ -22,7 +22,7 @@ async fn without_the_site_db_nothing_is_sent_and_everybody_is_told_to_come_back(
     );
     assert!(server.health.report().values().any(|status| !status.ready));
     assert!(world.meta.ledger().messages.is_empty());
-    // An event is refused too, so Meta keeps it.
+    // A webhook gets a 503 too, so Meta sends it again later.
     let body = br#"{"object":"whatsapp_business_account","entry":[]}"#;
     assert_eq!(world.meta.post_webhook(body).await, Some(503));
 
@@ -90,7 +90,7 @@ async fn a_crash_of_the_site_db_in_the_middle_loses_and_doubles_nothing() {
         let server = Arc::clone(&server);
         requests.spawn(async move {
             let body = json!({"to": format!("+16505554{:03}", index % 15), "text": format!("{index}"), "client_id": format!("c{index}")});
-            // A client as it should be: it comes back with the same id until it is heard.
+            // A correct client: it repeats its request with the same id until it gets an answer.
             loop {
                 let answer = server.plain(&body).await;
                 if answer.status < 300 {
@@ -109,7 +109,7 @@ async fn a_crash_of_the_site_db_in_the_middle_loses_and_doubles_nothing() {
     world.db.site.reconnect().await;
     let ids = requests.join_all().await;
     for id in &ids {
-        // Those whose answer met the crash are settled by their statuses.
+        // Messages whose answer was lost in the crash are settled by their statuses.
         world.is_sent(id).await;
     }
     assert_eq!(world.accepted(), 60);

@@ -8,7 +8,7 @@ async fn a_message_is_taken_shown_and_sent() {
     let taken = server
         .plain(&json!({"to": "0016505551234", "text": "hi", "client_id": "c1"}))
         .await;
-    // 200 if it was settled before it could be shown.
+    // 200 if the outcome was already known when the answer was made.
     assert!([200, 202].contains(&taken.status), "{taken:?}");
     let id = taken.body["id"].as_str().unwrap();
     for field in ["lead_id", "conversation_id"] {
@@ -58,16 +58,16 @@ async fn a_client_sees_what_it_had_sent_and_nothing_else() {
     let path = format!("/v1/messages/{}", server.plain(&body).await.id());
     assert_eq!(ask(TOKEN, &path).await.status, 200);
     let strangers = ask("bot-token", &path).await;
-    let nobodys = ask("bot-token", &format!("/v1/messages/{}", uuid::Uuid::new_v4())).await;
-    assert_eq!((strangers.status, &strangers.body), (404, &nobodys.body));
+    let unknown = ask("bot-token", &format!("/v1/messages/{}", uuid::Uuid::new_v4())).await;
+    assert_eq!((strangers.status, &strangers.body), (404, &unknown.body));
     assert_eq!(ask("crm", &path).await.status, 401);
 
-    // Nor do their ids for messages meet.
+    // Two clients may use the same client id for different messages.
     let bearer = [("authorization", "Bearer bot-token")];
     let bots = server.post("/v1/messages", &bearer, body.to_string()).await;
     assert!(bots.status < 300 && bots.body["duplicate"].is_null(), "{bots:?}");
     assert_ne!(format!("/v1/messages/{}", bots.id()), path);
-    // And a user's answer belongs to the Site DB's readers, not to this API's.
+    // A user's message can be read in the Site DB, not through this API.
     let question = Inbound::text(NUMBER, "16505551234", "who are you?");
     let wamid = world.meta.inbound(question).await;
     let inbound = eventually("the answer is there", SOON, || async {
@@ -91,7 +91,7 @@ async fn waiting_gives_the_outcome_and_a_message_is_never_cancelled_by_it() {
     assert_eq!(waiting.status, 202, "{waiting:?}");
     let id = waiting.body["id"].as_str().unwrap();
     world.is_sent(id).await;
-    // A throttle costs no attempt.
+    // A throttled send is not counted as an attempt.
     assert_eq!(world.value(id, "attempt").await, "1");
     assert_eq!(world.value(id, "throttles").await, "1");
     server.stop().await;
@@ -120,11 +120,11 @@ async fn every_message_belongs_to_the_lead_that_was_named() {
         (200, &json!(lead), &json!(USER))
     );
     assert_eq!(sent.body["conversation_id"], other.body["conversation_id"]);
-    let nobody = server
+    let unknown_lead = server
         .plain(&json!({"lead_id": "00000000-0000-0000-0000-000000000002", "to": USER, "text": "hi"}))
         .await;
     assert_eq!(
-        (nobody.status, &nobody.body["error"]["field"]),
+        (unknown_lead.status, &unknown_lead.body["error"]["field"]),
         (422, &json!("lead_id"))
     );
     assert_eq!(world.count("true").await, 2);
@@ -180,7 +180,7 @@ async fn a_bad_request_says_why_and_leaves_no_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_a_conversation_leave_in_order_and_others_pass_them() {
     let (world, server) = World::served().await;
-    // The first one is sent back by the pair limit; nothing to the same user may overtake it.
+    // The pair limit throttles the first one; no later message to the same user may be sent before it.
     world.fault_once(Fault::Error {
         code: 131_056,
         subcode: None,

@@ -33,7 +33,7 @@ async fn a_number_is_sent_for_by_one_server_and_taken_over_when_it_stops() {
     let world = World::new().await;
     let one = world.serve().await;
     let owner = || world.db.site.text("SELECT owner FROM twinlog.number_leases");
-    let first = eventually("somebody leases the number", SOON, || async {
+    let first = eventually("one server leases the number", SOON, || async {
         let rows = world.db.site.text("SELECT count(*) FROM twinlog.number_leases").await;
         if rows.as_deref() == Some("1") {
             Ok(owner().await)
@@ -44,7 +44,7 @@ async fn a_number_is_sent_for_by_one_server_and_taken_over_when_it_stops() {
     .await;
     let two = Server::start(world.config.clone()).await;
     two.ready().await;
-    // Taken by the second, sent by the first.
+    // The second server accepts the message, and the first one sends it.
     let answer = two.graph(&text("x")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(owner().await, first);
@@ -61,7 +61,7 @@ async fn a_dead_servers_attempt_becomes_unknown_and_its_pending_messages_are_sen
     let (world, server) = World::served().await;
     assert_eq!(server.graph(&text("makes the account")).await.status, 200);
     server.stop().await;
-    // What a process leaves that was killed: one message under way, one pending, one whose client waited.
+    // What a killed process leaves: a message that is being sent, a pending one, and one whose client waits.
     world.db.on_site(
             "INSERT INTO whatsapp_messages (id, account_id, conversation_id, lead_id, direction, status, type, request, \
              attempt, lease_owner, lease_until, sending_at, next_attempt_at, send_by) \
@@ -82,7 +82,7 @@ async fn a_dead_servers_attempt_becomes_unknown_and_its_pending_messages_are_sen
         .reaches("00000000-0000-0000-0000-000000000003", &["cancelled"])
         .await;
     assert_eq!(world.accepted(), 2);
-    // The status of the first one comes after all.
+    // Then the status of the first one arrives.
     let status = json!([{"id": "wamid.LATE", "status": "sent", "timestamp": "1750030073", "recipient_id": "16505551234",
         "biz_opaque_callback_data": "tl:00000000-0000-0000-0000-000000000001"}]);
     world
@@ -100,7 +100,7 @@ async fn a_dead_servers_attempt_becomes_unknown_and_its_pending_messages_are_sen
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_lets_the_attempt_under_way_end_and_begins_no_other() {
     let (world, server) = World::served().await;
-    // No status may settle the first before its answer.
+    // No status may arrive for the first message before its answer.
     world.meta.pause_webhooks(true);
     world.fault(Fault::SlowAnswer { delay_ms: 500 });
     let taken = server.plain(&json!({"to": USER, "text": "1"})).await;

@@ -1,10 +1,10 @@
-//! The webhook's route. What events mean is the inbox's, and tested there.
+//! The webhook's route. The tests of `inbox` check what its events do.
 
 use super::*;
 use secrecy::SecretString;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metas_handshake_succeeds_and_nobody_elses() {
+async fn the_handshake_succeeds_with_the_verify_token_alone() {
     let (world, server) = World::served().await;
     world.meta.handshake().await.unwrap();
     let good = server
@@ -39,7 +39,7 @@ async fn an_event_is_stored_before_its_200_and_a_forged_one_never() {
 
     let forger = SecretString::from("not-the-secret");
     assert_eq!(world.meta.post_forged(body, &forger).await, Some(401));
-    // Not even JSON is looked at before the signature.
+    // The signature is checked before the body is parsed.
     assert_eq!(world.meta.post_forged(b"{", &forger).await, Some(401));
     assert_eq!(server.post("/webhook", &[], String::new()).await.status, 401);
     let malformed = server
@@ -57,7 +57,7 @@ async fn an_answer_finds_the_conversation_of_what_it_answers() {
     let sent = server.graph(&text("how are you?")).await;
     let wamid = world.meta.inbound(Inbound::text(NUMBER, "16505551234", "fine")).await;
     let conversation = Some(world.value(&sent.id(), "conversation_id").await);
-    // NULL until the answer is there.
+    // NULL until the answer has arrived.
     let found = format!("SELECT min(conversation_id::text) FROM whatsapp_messages WHERE wamid = '{wamid}'");
     eventually_equal("the answer is in the same conversation", SOON, conversation, || {
         world.db.site.text(&found)

@@ -1,4 +1,4 @@
-//! What a test of the server stands on: a Site DB, the simulator of Meta, and how servers on them are configured.
+//! The set-up of the server's tests: a Site DB, the simulator of Meta, and the configuration of servers on them.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::in_process::Server;
 use super::{NUMBER, TOKEN};
 use crate::harness::{Databases, SOON, databases, eventually_equal, eventually_is};
 
-/// Databases, Meta, and how servers on them are configured.
+/// Databases, the simulator of Meta, and the configuration of servers on them.
 pub(super) struct World {
     pub(super) db: Databases,
     pub(super) meta: Simulator,
     pub(super) config: Config,
 }
 
-/// Statuses come at once, so that tests need not wait for them.
+/// The simulator reports statuses without a delay, so that tests need not wait.
 pub(crate) fn prompt() -> Settings {
     Settings {
         delays: Delays {
@@ -83,13 +83,13 @@ impl World {
         self.value(id, "status").await
     }
 
-    /// How many messages satisfy the condition.
+    /// The number of messages that satisfy the SQL condition.
     pub(super) async fn count(&self, condition: &str) -> i64 {
         let count = format!("SELECT count(*) FROM whatsapp_messages WHERE {condition}");
         self.db.site.value(&count).await.parse().unwrap()
     }
 
-    /// Waits until so many messages satisfy the condition.
+    /// Waits until `rows` messages satisfy the SQL condition.
     pub(super) async fn until_count(&self, rows: i64, condition: &str) {
         eventually_equal(&format!("messages with {condition}"), SOON, rows, || {
             self.count(condition)
@@ -102,7 +102,7 @@ impl World {
         self.meta.ledger().messages.len()
     }
 
-    /// Waits until Meta has accepted so many.
+    /// Waits until Meta has accepted this number of messages.
     pub(super) async fn until_accepted(&self, messages: usize) {
         eventually_equal("messages that Meta has accepted", SOON, messages, async || {
             self.accepted()
@@ -121,7 +121,7 @@ impl World {
         .await;
     }
 
-    /// Waits until the message is with Meta.
+    /// Waits until Meta has accepted the message.
     pub(super) async fn is_sent(&self, id: &str) {
         self.reaches(id, &["accepted", "sent", "delivered"]).await;
     }

@@ -1,9 +1,9 @@
-//! What every user does first.
+//! The basic cases: copy, stream, TRUNCATE, unchanged TOAST values, a parked row.
 
 use crate::harness::{NOTES, Twins};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_were_there_and_rows_that_come_reach_the_agent_db() {
+async fn existing_rows_and_new_rows_reach_the_agent_db() {
     let twins = Twins::new(NOTES).await;
     twins
         .on_site("INSERT INTO notes SELECT i, 'old ' || i, i FROM generate_series(1, 25000) i")
@@ -61,7 +61,7 @@ async fn a_row_that_only_the_agent_refuses_is_parked_and_healed_after_the_constr
     twins.on_site("UPDATE notes SET body = 'later' WHERE id = 2").await;
     twins.until_parked(1).await;
     twins
-        .until_agent("its neighbours are there", "SELECT count(*) FROM notes", "2")
+        .until_agent("the other rows are there", "SELECT count(*) FROM notes", "2")
         .await;
 
     twins.on_agent("ALTER TABLE notes DROP CONSTRAINT positive").await;

@@ -1,4 +1,4 @@
-//! Random programs and random accidents against the real binary: at the end both databases are equal, every change is
+//! Random programs and random faults against the real binary: at the end both databases are equal, every change is
 //! accounted for and nothing is parked.
 //!
 //! The seed is printed; `TWINLOG_SEED=7` runs that one again (the writers' interleaving is the machine's), and
@@ -20,13 +20,13 @@ use crate::harness::{
     Background, Daemon, Databases, Rounds, SOON, Twins, eventually, eventually_equal, private_databases,
 };
 
-/// How long programs run where nobody says otherwise.
+/// How long programs run by default.
 const BUDGET: Duration = Duration::from_secs(6);
 
 /// Writers at the same time: their transactions interleave in the log.
 const WRITERS: u64 = 2;
 
-/// Accidents in one program.
+/// Faults during one program.
 const ACCIDENTS: usize = 8;
 
 fn number(variable: &str) -> Option<u64> {
@@ -38,13 +38,13 @@ async fn random_programs_and_accidents_end_with_both_databases_equal() {
     campaign(Role::Superuser).await;
 }
 
-/// As on a managed service: foreign keys and triggers hold for the daemon, too.
+/// As on a managed service: foreign keys and triggers apply to the daemon too.
 #[tokio::test(flavor = "multi_thread")]
 async fn random_programs_and_accidents_end_with_both_databases_equal_for_a_role_without_privileges() {
     campaign(Role::Owner).await;
 }
 
-/// Who the daemon is in the Agent DB.
+/// The daemon's role in the Agent DB.
 #[derive(Clone, Copy, PartialEq)]
 enum Role {
     Superuser,
@@ -88,7 +88,7 @@ async fn run(databases: Databases, seed: u64, role: Role) {
     twins.on_both(SCHEMA).await;
     twins.on_site(SEED_ROWS).await;
 
-    // WHEN accidents happen among random programs
+    // WHEN faults happen during random programs
     let writers = writers(&twins, seed);
     let mut world = World {
         daemon: twins.start().await,
@@ -204,7 +204,7 @@ impl World {
         self.held = Some(client);
     }
 
-    /// Has the Agent DB refuse some rows, or all of them no more.
+    /// Makes the Agent DB refuse some rows, or accept all again.
     async fn check(&mut self, checked: bool) {
         let statements = if checked {
             [
@@ -224,7 +224,7 @@ impl World {
         self.checked = checked;
     }
 
-    /// Everything is mended; what failed before must heal by itself.
+    /// Removes all faults; what failed before must heal by itself.
     async fn recover(&mut self) {
         if let Some(client) = self.held.take() {
             client.batch_execute("COMMIT").await.unwrap();
@@ -269,7 +269,7 @@ async fn write(cluster: Arc<Cluster>, database: String, mut program: Program, ro
             if let Ok(copy) = client.copy_in::<_, Bytes>("COPY docs FROM STDIN").await {
                 tokio::pin!(copy);
                 let sent = copy.send(Bytes::from(rows)).await;
-                // A lock time-out: the rows are not there, which is a case, too.
+                // A lock time-out: the rows are not inserted, which is a valid case.
                 let _ = (sent, copy.finish().await);
             }
         }
@@ -278,7 +278,7 @@ async fn write(cluster: Arc<Cluster>, database: String, mut program: Program, ro
             let _ = client.batch_execute("ROLLBACK").await;
         }
         rounds.count();
-        // Leaves some of the machine to the daemon.
+        // Leaves processor time to the daemon.
         tokio::task::yield_now().await;
     }
 }

@@ -161,7 +161,7 @@ async fn keys_of_an_extensions_types_are_ordered_and_found_by_their_own_operator
     // Some are there already, in another spelling, among others that are not the Site DB's.
     twins
         .on_agent(
-            "INSERT INTO names VALUES ('A', 9), ('b', 9), ('L', 9), ('nobody', 9);
+            "INSERT INTO names VALUES ('A', 9), ('b', 9), ('L', 9), ('only here', 9);
              INSERT INTO people VALUES ('A', 1, 'paths', 9), ('x', 1, 'paths', 9);
              INSERT INTO paths VALUES ('Top.k.x', 9), ('Top.z', 9)",
         )

@@ -1,4 +1,4 @@
-//! Everything that could hide a hole has the state `gap`, and nothing calls it healthy until every table was read again.
+//! Whenever rows could be missing, the state is `gap` until every table was read again.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ async fn equal(twins: &Twins) -> Daemon {
     daemon
 }
 
-/// Changes that no slot holds.
+/// Changes whose WAL no slot keeps.
 async fn unseen(twins: &Twins, round: i32) {
     twins
         .on_site(&format!(
@@ -44,7 +44,7 @@ async fn unseen(twins: &Twins, round: i32) {
 
 /// The daemon must say that rows may be missing, everywhere, and go on only after a full resync.
 async fn shown_and_closed(twins: &Twins, mut daemon: Daemon, why: &str) {
-    // Everything says so.
+    // Status, metrics and readiness say so.
     daemon.until_state("gap").await;
     daemon.until_ready(503, &[why]).await;
     assert_eq!(daemon.admin("/healthz").await.unwrap().0, 200, "it is alive");
@@ -58,7 +58,7 @@ async fn shown_and_closed(twins: &Twins, mut daemon: Daemon, why: &str) {
     assert!(!status.success() && output.contains(why), "{output}");
     daemon.says("twinlog resync --all").await;
 
-    // Single tables do not close it.
+    // A resync of single tables does not close the gap.
     drop(twins.spawn(&["resync", "notes"]));
     twins.succeeds(&["resync", "--all", "--wait"]).await;
     daemon.until_state("streaming").await;
@@ -66,7 +66,7 @@ async fn shown_and_closed(twins: &Twins, mut daemon: Daemon, why: &str) {
     assert_eq!(twins.agent.text(GAP_REASON).await, None, "the mark is gone");
     daemon.until_ready(200, &[]).await;
 
-    // And the stream goes on.
+    // The stream continues.
     twins.on_site("INSERT INTO notes VALUES (777777, 'after', 0)").await;
     twins.until_equal(&["notes"]).await;
     twins.assert_balanced().await;
@@ -86,7 +86,7 @@ async fn a_dropped_slot_is_a_gap_until_everything_was_read_again() {
 async fn a_slot_that_is_recreated_under_the_running_daemon_is_a_gap() {
     let twins = Twins::new(NOTES).await;
     let daemon = equal(&twins).await;
-    // Faster than the daemon comes back: it is stopped meanwhile.
+    // The daemon is stopped meanwhile, so that it cannot reconnect before the slot is recreated.
     daemon.signal(Signal::SIGSTOP);
     twins.terminate_walsender().await;
     twins.drop_slot().await;
@@ -117,7 +117,7 @@ async fn a_slot_that_was_advanced_by_hand_is_a_gap_that_a_restart_does_not_heal(
     // WHEN the daemon is killed, and the next one in the middle of closing the gap
     daemon.relaunch_with("copy.before_high_fence=return(abort)");
     daemon.until_state("gap").await;
-    // The command must know of this daemon, or it would be one itself.
+    // The command must see this daemon's report, or it would do the resync itself.
     twins
         .until_agent(
             "the daemon has reported",
@@ -128,7 +128,7 @@ async fn a_slot_that_was_advanced_by_hand_is_a_gap_that_a_restart_does_not_heal(
     twins.succeeds(&["resync", "--all"]).await;
     daemon.wait(2 * SOON).await;
 
-    // THEN it is one still, until a further daemon has closed it
+    // THEN the gap remains until a further daemon has closed it
     assert_ne!(twins.agent.text(GAP_REASON).await, None);
     let daemon = twins.launch();
     daemon.until_state("streaming").await;
@@ -137,7 +137,7 @@ async fn a_slot_that_was_advanced_by_hand_is_a_gap_that_a_restart_does_not_heal(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slot_that_lost_its_log_is_a_gap() {
+async fn a_slot_that_lost_its_wal_is_a_gap() {
     let site = Settings::default()
         .parameter("max_slot_wal_keep_size", "1MB")
         .parameter("min_wal_size", "32MB")
@@ -203,7 +203,7 @@ async fn another_database_or_cluster_behind_the_same_url_is_a_gap_and_nothing_is
     daemon.kill9();
     assert_eq!(twins.agent.value(rows).await, "0");
 
-    // Another cluster: the Agent DB's will do.
+    // Another cluster: the Agent DB's.
     other.on_agent("INSERT INTO notes VALUES (1, 'other', 1)").await;
     let mut daemon = daemon_on(&other.agent.url);
     daemon.until_state("gap").await;
@@ -211,14 +211,14 @@ async fn another_database_or_cluster_behind_the_same_url_is_a_gap_and_nothing_is
     daemon.kill9();
     assert_eq!(twins.agent.value(rows).await, "0");
 
-    // Back at the right one nothing was lost: the mark must not outlive its cause.
+    // At the right database again nothing is missing, so the state must not stay `gap`.
     let daemon = twins.launch();
     twins.until_equal(&["notes"]).await;
     daemon.until_state("streaming").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_slot_moves_on_while_tables_that_nobody_publishes_are_written() {
+async fn an_idle_slot_advances_while_only_unpublished_tables_are_written() {
     // GIVEN a table that is published, and one that is not
     let twins = Twins::new(NOTES).await.with("sync.tables = ['public.notes']");
     twins

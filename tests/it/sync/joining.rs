@@ -16,7 +16,7 @@ async fn late_is_not_published_yet() -> Twins {
     twins
         .on_site(&format!("CREATE PUBLICATION {publication} FOR TABLE notes"))
         .await;
-    // The publication is not ours to extend while `late` is left out.
+    // The daemon does not add `late` to the publication while the configuration excludes it.
     twins.configure("sync.tables = ['public.notes']");
     let mut first = twins.start().await;
     twins.until_equal(&["notes"]).await;
@@ -34,7 +34,7 @@ async fn slow_writer(twins: &Twins) -> Client {
     slow
 }
 
-/// Nothing is copied before the slow one has ended, and all its rows are there then.
+/// Nothing is copied before the open transaction has ended; then all its rows are there.
 async fn waits_for(twins: &Twins, slow: Client) {
     twins.until_table("late", "new", 0).await;
     slow.batch_execute("COMMIT").await.unwrap();
@@ -57,7 +57,7 @@ async fn a_table_that_is_added_to_the_publication_brings_rows_of_transactions_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_youngest_running_transaction_is_waited_for_as_well() {
+async fn a_table_that_joins_waits_for_the_youngest_running_transaction_too() {
     // GIVEN a transaction that is younger than the one that adds the table, and has written it before that one ends: no
     // transaction after it has ended, so it is beyond the end of every snapshot's list
     let twins = late_is_not_published_yet().await;
@@ -94,14 +94,14 @@ async fn a_table_that_is_created_under_all_tables_brings_rows_of_transactions_th
     twins.on_site(LATE).await;
     let slow = slow_writer(&twins).await;
 
-    // WHEN the stream speaks of the table for the first time
+    // WHEN the stream contains the table for the first time
     twins.on_site("INSERT INTO late VALUES (1000, 'quick')").await;
     twins.until_table("late", "new", 0).await;
     twins
         .until_agent("rows stream already", "SELECT count(*) FROM late", "1")
         .await;
 
-    // THEN the running one is waited for
+    // THEN the copy waits for the running transaction
     slow.batch_execute("INSERT INTO late VALUES (2000, 'slow, too')")
         .await
         .unwrap();
@@ -122,7 +122,7 @@ async fn a_table_that_is_created_while_the_daemon_runs_is_taken_in_before_its_ne
     twins.until_table("late", "streaming", 0).await;
     twins.until_equal(&["late"]).await;
 
-    // And one that leaves is forgotten, so that it is read again should it come back.
+    // A table that leaves is forgotten, so that it is read again if it comes back.
     let publication = &twins.site.name;
     twins
         .on_site(&format!(

@@ -1,4 +1,4 @@
-//! Killed between any two lines: whatever dies in the middle of traffic, both databases end up equal.
+//! Kills of the daemon, its walsender and the servers during traffic: both databases end up equal.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +76,7 @@ async fn a_daemon_killed_at_each_durability_edge_converges() {
         .await;
     let traffic = traffic(&twins);
 
-    // WHEN daemons die at each edge
+    // WHEN daemons die before and after each commit
     for point in [
         name::SLOT_AFTER_CREATE,
         name::COPY_BEFORE_HIGH_FENCE,
@@ -93,7 +93,7 @@ async fn a_daemon_killed_at_each_durability_edge_converges() {
     }
     twins.dies_at("agent.before_commit=20*off->return(abort)").await;
 
-    // THEN the next one makes everything good
+    // THEN the next one makes both databases equal
     twins.on_agent("ALTER TABLE notes DROP CONSTRAINT no_seven").await;
     let _daemon = twins.start().await;
     traffic.more(20).await;

@@ -1,4 +1,4 @@
-//! Postgres's own subscription beside ours, on the same random programs: three databases, all equal.
+//! Postgres's own subscription and Twinlog apply the same random programs: all three databases are equal.
 
 use twinlog::dev::postgres::Settings;
 
@@ -8,10 +8,10 @@ use crate::harness::{Database, SOON, Twins, eventually_equal, private_databases,
 /// Transactions of the program.
 const TRANSACTIONS: u32 = 400;
 
-/// Has Postgres's own subscription bring the publication to a third database, and waits until it has copied.
+/// Subscribes a third database to the publication with Postgres's own subscription, and waits for its copy.
 async fn subscribe(third: &Database, twins: &Twins) {
     third.run(SCHEMA).await;
-    // It checks row by row what the statement was allowed to break for a moment.
+    // The subscription checks this constraint after each row; the statement broke it only for a moment.
     third.run("ALTER TABLE swaps DROP CONSTRAINT swaps_place_key").await;
     let (cluster, publication) = (&twins.site.cluster, &twins.site.name);
     third
@@ -41,7 +41,7 @@ async fn unsubscribe(third: &Database) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_built_in_subscription_and_ours_come_to_the_same() {
+async fn the_built_in_subscription_and_ours_give_the_same_rows() {
     // GIVEN both on the same tables; clusters of the test's own, for what a failure would leave behind
     let databases = private_databases(Settings::default(), Settings::default()).await;
     let third = databases.another().await.agent;

@@ -1,4 +1,4 @@
-//! Random programs: transactions for the Site DB that reach every way in which a row can change.
+//! Random programs: transactions for the Site DB that change rows in every possible way.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -37,7 +37,7 @@ pub(super) const SCHEMA: &str = "
     CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, n int);
     CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes ON DELETE SET NULL)";
 
-/// Rows that are there before the daemon is.
+/// Rows that exist before the daemon starts.
 pub(super) const SEED_ROWS: &str = "
     INSERT INTO docs SELECT i, 0, 's' || i, repeat(md5(i::text), 90) FROM generate_series(1, 400, 3) i;
     INSERT INTO pairs SELECT i % 10, chr(97 + i % 7), i, NULL FROM generate_series(1, 200) i ON CONFLICT DO NOTHING;
@@ -47,13 +47,13 @@ pub(super) const SEED_ROWS: &str = "
     INSERT INTO children SELECT i, 1 + i % 15, 0 FROM generate_series(1, 40) i;
     INSERT INTO nodes SELECT i, CASE WHEN i % 4 <> 0 THEN 21 - i END FROM generate_series(1, 20) i";
 
-/// Small, so that programs meet their own rows.
+/// Small, so that programs change their own rows again.
 const DOCS: i64 = 60;
 
 /// Writes transactions.
 pub(super) struct Program {
     random: StdRng,
-    /// Ids that nobody else takes, for bulk inserts.
+    /// Ids for bulk inserts that no other statement uses.
     next_bulk: i64,
 }
 
@@ -74,7 +74,7 @@ impl Program {
         self.random.random_ratio(percent, 100)
     }
 
-    /// One transaction, whole; it may fail on the Site DB (then it is rolled back, which is a case, too).
+    /// One complete transaction. It may fail on the Site DB; then it is rolled back, which is a valid case.
     pub(super) fn transaction(&mut self) -> String {
         let statements = 1 + self.below(6);
         let mut sql = String::from("BEGIN;\n");
@@ -187,7 +187,7 @@ impl Program {
         }
     }
 
-    /// Values of a unique column wander between rows within one transaction.
+    /// Moves values of a unique column between rows within one transaction.
     fn codes(&mut self) -> String {
         let (x, y, fresh) = (self.below(30), self.below(30), self.below(100_000));
         match self.below(6) {
@@ -233,7 +233,7 @@ impl Program {
         }
     }
 
-    /// Rows that need each other.
+    /// Rows that refer to each other.
     fn family(&mut self) -> String {
         let (x, y, child) = (self.below(15), self.below(15), self.below(40));
         match self.below(8) {

@@ -1,10 +1,10 @@
-//! `twinlog resync`: online, whoever runs it, and whatever happens meanwhile.
+//! `twinlog resync`: online, by the daemon or by itself, and with faults while it runs.
 
 use std::time::Duration;
 
 use crate::harness::{Background, Daemon, NOTES, SOON, Twins};
 
-/// Equal databases with so many notes, and their daemon.
+/// Equal databases with this number of notes, and their daemon.
 async fn equal(rows: u32) -> (Twins, Daemon) {
     start(filled(rows).await).await
 }
@@ -25,22 +25,22 @@ async fn start(twins: Twins) -> (Twins, Daemon) {
     (twins, daemon)
 }
 
-/// What a person, a bug or another program may do to the master copy.
+/// Damage that a user, a bug or another program may do to the Agent DB.
 async fn damage(twins: &Twins) {
     twins
         .on_agent(
             "DELETE FROM notes WHERE id % 10 = 1;
              UPDATE notes SET body = 'wrong' WHERE id % 10 = 2;
              UPDATE notes SET n = NULL WHERE id % 10 = 3;
-             INSERT INTO notes SELECT i, 'nobody knows', 0 FROM generate_series(-50, 0) i;
-             INSERT INTO notes SELECT i, 'nobody knows', 0 FROM generate_series(900000, 900500) i",
+             INSERT INTO notes SELECT i, 'only here', 0 FROM generate_series(-50, 0) i;
+             INSERT INTO notes SELECT i, 'only here', 0 FROM generate_series(900000, 900500) i",
         )
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resync_mends_every_damage_and_readers_never_see_the_table_empty() {
-    // GIVEN a damaged table and somebody who reads it all the time
+    // GIVEN a damaged table and a client that reads it all the time
     let (twins, _daemon) = equal(20_000).await;
     damage(&twins).await;
     let reader = twins.agent.connect().await;
@@ -56,7 +56,7 @@ async fn a_resync_mends_every_damage_and_readers_never_see_the_table_empty() {
     // WHEN it is read again
     let output = twins.succeeds(&["resync", "notes", "--wait", "--json"]).await;
 
-    // THEN it was never empty, and is as it should be
+    // THEN no reader has seen it empty, and both sides are equal
     assert!(output.contains(r#""state":"done""#), "{output}");
     let least = reading.end().await;
     assert!(least >= 18_000, "a reader saw only {least} rows");
@@ -92,7 +92,7 @@ async fn a_resync_with_a_condition_mends_what_it_names_and_leaves_the_rest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_condition_that_is_no_sql_fails_the_command_with_the_servers_word_and_nothing_else() {
+async fn a_condition_that_is_invalid_sql_fails_only_the_command_with_the_servers_error() {
     let (twins, _daemon) = equal(10).await;
 
     let output = twins
@@ -108,7 +108,7 @@ async fn a_condition_that_is_no_sql_fails_the_command_with_the_servers_word_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resync_runs_alone_where_no_daemon_runs_and_a_daemon_goes_on_after_it() {
+async fn a_resync_runs_by_itself_if_no_daemon_runs_and_a_daemon_continues_after_it() {
     let (twins, daemon) = equal(3000).await;
     daemon.stop().await;
     damage(&twins).await;
@@ -124,7 +124,7 @@ async fn a_resync_runs_alone_where_no_daemon_runs_and_a_daemon_goes_on_after_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resync_that_waits_goes_on_by_itself_when_the_daemon_dies() {
+async fn a_waiting_resync_continues_by_itself_when_the_daemon_dies() {
     let (twins, mut daemon) = equal(3000).await;
     damage(&twins).await;
     twins
@@ -135,7 +135,7 @@ async fn a_resync_that_waits_goes_on_by_itself_when_the_daemon_dies() {
         )
         .await;
     daemon.kill9();
-    // Its last report is young: the command believes that it runs.
+    // The daemon's last report is recent, so the command assumes that it runs.
     twins.succeeds(&["resync", "notes", "--wait"]).await;
     twins.until_equal(&["notes"]).await;
 }
@@ -161,7 +161,7 @@ async fn resyncs_that_are_asked_for_at_the_same_time_all_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_are_deleted_while_resyncs_run_never_come_back() {
-    // GIVEN somebody who deletes rows all the time
+    // GIVEN a client that deletes rows all the time
     let twins = filled(12_000).await.with("sync.copy_chunk_rows = 150");
     let (twins, mut daemon) = start(twins).await;
     let writer = twins.site.connect().await;

@@ -1,5 +1,5 @@
-//! Every bad start gives one clear sentence with the statement to paste, the process stays up, and goes on by itself once
-//! somebody has acted.
+//! Each fault of the set-up is reported in one sentence with the statement to run; the process stays up, and continues by
+//! itself once the cause is removed.
 
 use twinlog::dev::postgres::{Settings, Shutdown};
 
@@ -22,7 +22,7 @@ async fn streams(twins: &Twins, daemon: &Daemon, tables: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_logical_log_is_named_and_gone_on_with_once_it_has_one() {
+async fn a_server_without_logical_wal_is_named_and_used_once_it_has_one() {
     let site = Settings::default().parameter("wal_level", "replica");
     let mut twins = Twins::private_with(site, Settings::default(), NOTES).await;
     twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
@@ -40,7 +40,7 @@ async fn a_server_without_logical_log_is_named_and_gone_on_with_once_it_has_one(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_lacks_every_right_is_told_one_right_after_another() {
+async fn every_missing_right_on_the_site_db_is_named_one_after_another() {
     let mut twins = Twins::new(NOTES).await;
     twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
     let role = twins.site.create_role("reader", "").await;
@@ -106,7 +106,7 @@ async fn tables_that_do_not_fit_are_named_one_after_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_cannot_be_reached_is_waited_for() {
+async fn the_daemon_waits_for_a_server_that_cannot_be_reached() {
     let mut twins = Twins::private(NOTES).await;
     twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
 
@@ -140,7 +140,7 @@ async fn a_slot_of_another_plugin_is_left_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_role_without_rights_is_told_which_and_goes_on_with_them() {
+async fn a_missing_right_on_the_agent_db_is_named_and_the_daemon_continues_once_granted() {
     let mut twins = Twins::new(NOTES).await;
     twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
     let role = twins.agent.create_role("writer", "").await;

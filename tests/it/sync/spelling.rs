@@ -1,4 +1,4 @@
-//! Keys that are equal and written otherwise, as 1.0 and 1.00 are: one row, whoever asks for it under which spelling.
+//! Equal keys with different spellings, such as 1.0 and 1.00: they name one row.
 
 use crate::harness::Twins;
 
@@ -44,7 +44,7 @@ async fn a_parked_row_that_comes_back_under_another_spelling_of_its_key_stays() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resync_takes_the_site_dbs_spelling_over() {
+async fn a_resync_writes_the_site_dbs_spelling_of_a_key() {
     let twins = Twins::new(PRICES).await;
     twins
         .on_site("INSERT INTO prices SELECT round(i, 1), 'right', i FROM generate_series(1, 50) i")
@@ -54,7 +54,7 @@ async fn a_resync_takes_the_site_dbs_spelling_over() {
     twins
         .on_agent(
             "UPDATE prices SET id = round(id, 3), name = 'wrong' WHERE id < 10;
-             INSERT INTO prices VALUES (77.0, 'nobody knows', 1)",
+             INSERT INTO prices VALUES (77.0, 'only here', 1)",
         )
         .await;
 

@@ -1,8 +1,9 @@
-//! What stops all rows is no single row's fault: held, said, nothing parked, and gone on with once it is mended.
+//! Faults that stop every row: the stream is held with the reason, nothing is parked, and it continues once the cause is
+//! removed.
 
 use crate::harness::{NOTES, SOON, Twins, eventually, eventually_is};
 
-/// Ends the daemon's connections to the Agent DB: settings of a database are for new ones.
+/// Ends the daemon's connections to the Agent DB, because a database's settings apply to new connections only.
 async fn new_sessions(twins: &Twins) {
     twins
         .on_agent(
@@ -104,10 +105,10 @@ async fn more_parked_rows_than_are_allowed_hold_the_stream_with_the_reason() {
     insert_notes(&twins, 1, 4).await;
     twins.until_parked(4).await;
 
-    // WHEN there are more of them than may be parked
+    // WHEN more rows are refused than may be parked
     insert_notes(&twins, 5, 40).await;
 
-    // THEN the stream is held, with the reason, until they fit
+    // THEN the stream is held, with the reason, until the rows are accepted
     daemon.until_state("held").await;
     daemon.says("max_failed_rows").await;
     assert!(twins.parked().await <= 5);
@@ -128,7 +129,7 @@ async fn more_parked_rows_than_are_allowed_hold_the_stream_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_huge_transaction_passes_with_flat_memory() {
-    /// What a process may ever have held: a few batches, not the transaction (which is 80 MB in the stream).
+    /// The limit of the process's memory: a few batches, not the transaction (80 MB in the stream).
     const BOUND_KIB: u64 = 200 * 1024;
     let twins = Twins::new(NOTES).await;
     let daemon = twins.start().await;
@@ -138,7 +139,7 @@ async fn one_huge_transaction_passes_with_flat_memory() {
         .await;
     eventually("the transaction is there, whole", 3 * SOON, || async {
         let rows = twins.agent.value("SELECT count(*) FROM notes").await;
-        // Never a part of it.
+        // Never only a part of the transaction.
         assert!(
             ["0", "200000"].contains(&rows.as_str()),
             "a part of a transaction is visible: {rows}"

@@ -11,7 +11,7 @@ async fn without_the_standby() -> Twins {
         .await;
     let mut daemon = twins.start().await;
     twins.until_equal(&["notes"]).await;
-    standby(&twins, "nobody").await;
+    standby(&twins, "absent").await;
     daemon.kill9();
     twins
 }
@@ -28,7 +28,7 @@ async fn the_new_rows_stay(twins: &Twins) {
 }
 
 async fn nothing_is_undone(twins: &Twins) {
-    // GIVEN transactions that a run has applied, and that nobody on the Site DB sees
+    // GIVEN transactions that a run has applied, and that are not yet visible on the Site DB
     let mut first = twins.start().await;
     let mut waiting = Vec::new();
     for change in [
@@ -82,7 +82,7 @@ async fn a_new_run_reads_no_rows_before_commits_that_wait_for_a_standby_are_visi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_role_that_may_not_see_who_waits_for_a_standby_waits_for_every_transaction() {
+async fn without_pg_read_all_stats_a_run_waits_for_every_open_transaction() {
     let mut twins = without_the_standby().await;
     twins.on_site("SET synchronous_commit = local").await;
     let rights = "ALTER ROLE {role} REPLICATION; GRANT SELECT ON notes TO {role}";
@@ -93,7 +93,7 @@ async fn a_role_that_may_not_see_who_waits_for_a_standby_waits_for_every_transac
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_is_only_long_holds_no_resync_up() {
+async fn a_long_transaction_does_not_delay_a_resync() {
     let twins = without_the_standby().await;
     let long = twins.site.connect().await;
     long.batch_execute("BEGIN; UPDATE notes SET body = 'later' WHERE id = 3")

@@ -62,7 +62,7 @@ async fn survives(commands: &[&'static str]) {
     twinlog.kill9(&db, 0).await;
     traffic.more(20).await;
 
-    // An orderly restart in the middle of it all: nothing is left behind that anybody would have to wait for.
+    // A clean restart during the traffic: it leaves no lease or lock that the next process would have to wait for.
     twinlog.stop().await;
     twinlog.start().await;
     traffic.more(40).await;

@@ -17,12 +17,16 @@ use crate::server::{NUMBER, TOKEN};
 
 /// Clients of each API.
 const CLIENTS: usize = 3;
-/// A client's own patience with one request; then it asks again under the same key.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// How often a client is told that nobody knows before it believes it.
+/// A client's time limit for one request; after it, the client repeats the request with the same key.
+const REQUEST_LIMIT: Duration = Duration::from_secs(4);
+/// After this number of answers that the outcome is unknown, a client stops asking.
 const TOLD_UNKNOWN: u32 = 3;
 pub(super) fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap()
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(REQUEST_LIMIT)
+        .build()
+        .unwrap()
 }
 
 /// What a client knows of a message that it wanted sent.
@@ -80,7 +84,7 @@ impl Traffic {
         .await;
     }
 
-    /// Everybody ends what they are at: what the clients wanted, and what the users wrote.
+    /// Ends the traffic after the requests under way; returns what the clients asked for and what the users wrote.
     pub(super) async fn end(mut self) -> (Vec<Wanted>, HashSet<String>) {
         self.stop.cancel();
         let (mut wanted, mut written) = (Vec::new(), HashSet::new());

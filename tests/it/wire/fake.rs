@@ -1,4 +1,4 @@
-//! A scripted walsender over a real socket: what a real one never sends, and when exactly it is answered.
+//! A scripted walsender over a real socket: sends what a real one never sends, and checks when it is answered.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ fn row(value: &str) -> Vec<u8> {
 
 const READY: &[u8] = b"Z\0\0\0\x05I";
 
-/// A server that has one connection, and lets everybody in.
+/// A server with one connection that accepts every login.
 struct Walsender {
     socket: TcpStream,
     inbox: BytesMut,
@@ -55,7 +55,7 @@ struct Walsender {
 /// The length of a status update: tag, length, kind, three positions, a time, whether a reply is wanted.
 const STATUS_UPDATE: usize = 1 + 4 + 1 + 3 * 8 + 8 + 1;
 
-/// A status update as the server sees it.
+/// A status update as the server receives it.
 #[derive(Debug, PartialEq, Eq)]
 struct Status {
     written: u64,
@@ -192,13 +192,13 @@ async fn a_startup_packet_pins_what_values_are_printed_under() {
 }
 
 #[tokio::test]
-async fn a_lone_frame_is_handed_on_at_once_and_a_request_is_answered_at_once() {
+async fn a_single_frame_is_delivered_at_once_and_a_reply_request_is_answered_at_once() {
     let (mut server, mut stream, feedback) = streaming("60000").await;
     let began = Instant::now();
     server.send(&xlog_data(100, b"x")).await;
     assert_eq!(positions(&stream.next().await.unwrap().unwrap()), [100]);
     server.send(&keepalive(200, true)).await;
-    // The position is received and nothing is durable: nobody said so.
+    // The position is received, but nothing was reported as durable yet.
     let expected = Status {
         written: 200,
         flushed: 0,
@@ -240,7 +240,7 @@ async fn a_durable_position_is_reported_promptly_never_lower_and_never_higher() 
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_end_the_stream_is_left_within_two_seconds() {
+async fn closing_a_stream_waits_at_most_two_seconds_for_the_server() {
     let (server, stream, _feedback) = streaming("60000").await;
     let began = Instant::now();
     let error = stream.close().await.unwrap_err();
@@ -250,7 +250,7 @@ async fn a_server_that_does_not_end_the_stream_is_left_within_two_seconds() {
 }
 
 #[tokio::test]
-async fn reports_come_by_themselves_and_ask_a_quiet_server_for_a_sign_of_life() {
+async fn status_updates_are_periodic_and_ask_a_silent_server_for_a_reply() {
     let (mut server, _stream, _feedback) = streaming("1000").await;
     for _ in 0..3 {
         assert!(server.status().await.reply_requested);
@@ -278,18 +278,18 @@ async fn reports_go_on_while_the_consumer_takes_nothing() {
         read.read_exact(&mut status).await.unwrap();
     }
     assert!(!writing.is_finished(), "the pump reads without limit");
-    // Nothing is lost by it.
+    // No frame is lost.
     let mut frames = 0;
     while frames < total {
         frames += stream.next().await.unwrap().unwrap().len();
     }
-    // The server's half stays open: its end would be a word of its own.
+    // The server's half stays open, because closing it would be a signal too.
     let _write = writing.await.unwrap();
     assert!(futures_util::FutureExt::now_or_never(stream.next()).is_none());
 }
 
 #[tokio::test]
-async fn a_stream_whose_consumer_is_behind_still_closes_in_good_order() {
+async fn a_stream_whose_consumer_is_behind_still_closes_cleanly() {
     let (server, stream, _feedback) = streaming("60000").await;
     let (mut read, mut write) = server.socket.into_split();
     let writing = tokio::spawn(async move {
@@ -315,7 +315,7 @@ async fn a_stream_whose_consumer_is_behind_still_closes_in_good_order() {
 }
 
 #[tokio::test]
-async fn a_question_that_was_given_up_is_the_last() {
+async fn a_connection_is_unusable_after_a_dropped_query() {
     let (listener, url) = listen().await;
     let (connection, mut server) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {
         let (mut server, _) = accept(listener).await;
@@ -326,7 +326,7 @@ async fn a_question_that_was_given_up_is_the_last() {
     let mut connection = connection.unwrap();
     let given_up = tokio::time::timeout(Duration::from_millis(50), connection.simple_query("SELECT 1")).await;
     assert!(given_up.is_err());
-    // The late answer is not taken for that of the next question.
+    // The late answer must not be taken for the answer to the next query.
     server.send(&row("1")).await;
     server.send(READY).await;
     assert!(matches!(
@@ -336,7 +336,7 @@ async fn a_question_that_was_given_up_is_the_last() {
 }
 
 #[tokio::test]
-async fn what_came_before_an_error_is_handed_out_and_nothing_after_it() {
+async fn frames_before_an_error_are_delivered_and_nothing_after_it() {
     let (mut server, mut stream, _feedback) = streaming("60000").await;
     let mut bytes = xlog_data(1, b"a");
     bytes.extend(xlog_data(2, b"b"));
@@ -360,7 +360,7 @@ async fn what_came_before_an_error_is_handed_out_and_nothing_after_it() {
 }
 
 #[tokio::test]
-async fn whatever_ends_or_breaks_a_stream_is_a_typed_error() {
+async fn every_end_of_a_stream_is_a_typed_error() {
     let mut cut = xlog_data(1, b"payload");
     cut.truncate(10);
     for (bytes, expected) in [
@@ -396,7 +396,7 @@ async fn whatever_ends_or_breaks_a_stream_is_a_typed_error() {
 async fn closing_a_stream_that_failed_says_why_it_failed() {
     let (mut server, stream, feedback) = streaming("60000").await;
     server.send(&message(b'E', b"SFATAL\0C57P01\0Mshutting down\0\0")).await;
-    // The pump ends by the error, and with it what it listens to.
+    // The error ends the pump, and with it the channel that it reads.
     drop(feedback);
     assert!(server.receive().await.is_none());
     let error = stream.close().await.unwrap_err();
@@ -424,7 +424,7 @@ async fn frames_arrive_whole_however_they_are_cut() {
         .flat_map(|(at, payload)| xlog_data(at, payload))
         .collect();
 
-    // WHEN they come in pieces
+    // WHEN they arrive in pieces
     let (server, mut stream, _feedback) = streaming("60000").await;
     let (_read, mut write) = server.socket.into_split();
     let writing = tokio::spawn(async move {
@@ -438,7 +438,7 @@ async fn frames_arrive_whole_however_they_are_cut() {
         write
     });
 
-    // THEN they are handed on whole
+    // THEN each is delivered complete
     let mut seen = 0;
     while seen < payloads.len() {
         for frame in stream.next().await.unwrap().unwrap() {
@@ -454,7 +454,7 @@ async fn frames_arrive_whole_however_they_are_cut() {
 }
 
 #[tokio::test]
-async fn a_silent_server_is_given_up_after_its_own_limit() {
+async fn a_silent_server_times_out_after_its_wal_sender_timeout() {
     let (server, mut stream, _feedback) = streaming("1000").await;
     let error = stream.next().await.unwrap().unwrap_err();
     assert!(matches!(error, WireError::Timeout { .. }), "{error}");
@@ -462,7 +462,7 @@ async fn a_silent_server_is_given_up_after_its_own_limit() {
 }
 
 #[tokio::test]
-async fn a_server_that_leaves_its_proof_out_is_not_believed() {
+async fn a_server_that_omits_its_scram_signature_is_refused() {
     let (listener, url) = listen().await;
     let url: DatabaseUrl = format!("{url}").replace("me@", "me:secret@").parse().unwrap();
     let (connection, _server) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {
@@ -477,7 +477,7 @@ async fn a_server_that_leaves_its_proof_out_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_way_to_log_in_that_is_not_spoken_is_named() {
+async fn an_unsupported_login_method_is_named() {
     for (request, name) in [(7, "GSSAPI"), (9, "SSPI")] {
         let (listener, url) = listen().await;
         let (connection, _server) = tokio::join!(ReplicationConnection::connect(&url, "twinlog-test"), async {

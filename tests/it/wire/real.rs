@@ -1,4 +1,4 @@
-//! Short ways to a stream of a real server.
+//! Helpers that open and decode the stream of a real server.
 
 use twinlog::lsn::Lsn;
 use twinlog::pgoutput::{self, Message};
@@ -32,7 +32,7 @@ pub(super) async fn start(site: &Database) -> (FrameStream, Feedback) {
         .unwrap()
 }
 
-/// Decodes messages until one is what is waited for (included).
+/// Decodes messages up to and including the first one for which the condition holds.
 pub(super) async fn messages_until(stream: &mut FrameStream, done: impl Fn(&Message) -> bool) -> Vec<Message> {
     let mut messages = Vec::new();
     let reading = async {

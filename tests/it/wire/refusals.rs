@@ -1,4 +1,4 @@
-//! What a real server refuses, and how its stream ends: each is a typed error with what to do.
+//! What a real server refuses, and how its stream ends: each is a typed error with a remedy.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::real::{confirmed, connect, is_active, slot, start, streaming};
 use crate::harness::{self, Proxy, SOON, eventually, eventually_equal};
 
 #[tokio::test]
-async fn a_slot_that_is_missing_or_in_use_is_told() {
+async fn a_slot_that_is_missing_or_in_use_is_a_typed_error() {
     let db = harness::databases().await;
     let publications = ["p".to_owned()];
     let missing = connect(&db.site)
@@ -68,7 +68,7 @@ async fn a_missing_publication_is_an_error_of_the_stream() {
 }
 
 #[tokio::test]
-async fn a_slot_whose_log_is_gone_is_told() {
+async fn a_slot_whose_wal_is_gone_is_a_typed_error() {
     let db = harness::private_databases(
         Settings::default()
             .parameter("max_slot_wal_keep_size", "1MB")
@@ -116,7 +116,7 @@ async fn a_server_that_cannot_decode_says_which_setting() {
 }
 
 #[tokio::test]
-async fn an_open_transaction_holds_a_slot_up_no_longer_than_asked() {
+async fn an_open_transaction_delays_a_slots_creation_no_longer_than_the_limit() {
     let db = harness::private_databases(Settings::default(), Settings::default()).await;
     let blocker = db.site.connect().await;
     blocker.batch_execute("BEGIN; SELECT txid_current()").await.unwrap();
@@ -131,7 +131,7 @@ async fn an_open_transaction_holds_a_slot_up_no_longer_than_asked() {
         db.site.text("SELECT count(*) FROM pg_replication_slots").await.unwrap(),
         "0"
     );
-    // The connection is as good as before.
+    // The connection is still usable.
     blocker.batch_execute("ROLLBACK").await.unwrap();
     let created = connection.create_slot(&slot(&db.site), SOON).await.unwrap();
     assert_eq!(created.consistent_point, confirmed(&db.site).await);

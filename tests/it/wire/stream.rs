@@ -1,4 +1,4 @@
-//! The stream of a real server: what arrives, and what is reported back.
+//! The stream of a real server: the messages that arrive, and the positions that are reported back.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use super::real::{FENCE, confirmed, connect, is_active, is_fence, messages_until
 use crate::harness::{self, SOON, eventually, eventually_equal};
 
 #[tokio::test]
-async fn a_transaction_takes_as_long_as_it_takes_whatever_limit_the_database_has() {
+async fn a_long_transaction_is_not_cut_by_the_databases_time_limits() {
     let db = harness::databases().await;
     let name = &db.site.name;
     let limited = db
@@ -48,7 +48,7 @@ async fn a_slot_is_made_to_survive_a_failover_where_the_server_can_do_that() {
             db.site.name
         ))
         .await;
-    // 17 brought it.
+    // The option exists since Postgres 17.
     let expected = (db.site.cluster.major() >= 17).then_some("true");
     assert_eq!(failover.as_deref(), expected);
 }
@@ -109,7 +109,7 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
         .collect();
     assert_eq!(kinds, "BYRIICBUCBUCBDCBRICBUCBDCBTCBMCM");
 
-    // With its values.
+    // The new row has its values.
     let text = |value: &ColumnValue| match value {
         ColumnValue::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
         other => format!("{other:?}"),
@@ -125,7 +125,7 @@ async fn every_kind_of_message_arrives_as_it_was_written() {
     assert_eq!(inserted[1], ["2", "", "fine"]);
     assert_eq!(inserted[2][1].len(), 100_000);
 
-    // And with what is known of the row before.
+    // The old row has the values that its replica identity sends.
     let old_tuples: Vec<&OldTuple> = messages
         .iter()
         .filter_map(|message| match message {
@@ -209,13 +209,13 @@ async fn the_slot_moves_to_what_is_durable_and_not_beyond() {
     assert_eq!(confirmed(&db.site).await, before);
     feedback.durable(ends[0]);
     eventually_equal("the slot follows", SOON, ends[0], || confirmed(&db.site)).await;
-    // The last position is reported by the closing, and the slot is free when that returns.
+    // Closing reports the last position, and the slot is free when it returns.
     feedback.durable(ends[1]);
     stream.close().await.unwrap();
     assert!(!is_active(&db.site).await);
     assert_eq!(confirmed(&db.site).await, ends[1]);
 
-    // A new stream goes on behind it: the confirmed transactions do not come again.
+    // A new stream starts after the confirmed position: confirmed transactions are not sent again.
     db.on_site("INSERT INTO t VALUES (3)").await;
     let (mut stream, _feedback) = start(&db.site).await;
     let messages = messages_until(&mut stream, |message| matches!(message, Message::Commit(_))).await;
@@ -224,13 +224,13 @@ async fn the_slot_moves_to_what_is_durable_and_not_beyond() {
 }
 
 #[tokio::test]
-async fn a_dropped_stream_leaves_the_slot() {
+async fn a_dropped_stream_frees_the_slot() {
     let db = harness::databases().await;
     let (stream, feedback) = streaming(&db).await;
     assert!(is_active(&db.site).await);
     drop(stream);
     eventually_equal("the slot is free", SOON, false, || is_active(&db.site)).await;
-    // The handle may outlive it.
+    // The feedback handle may outlive the stream.
     feedback.durable(Lsn(1));
 }
 
@@ -244,7 +244,7 @@ async fn a_consumer_that_takes_nothing_does_not_lose_the_connection() {
     db.on_site("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
     let (mut stream, _feedback) = streaming(&db).await;
     let pid = db.site.text("SELECT active_pid FROM pg_replication_slots").await;
-    // Several times what the pump and the sockets hold.
+    // Several times as much as the pump and the sockets can buffer.
     db.on_site("INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 60000) i")
         .await;
     let replies = "SELECT reply_time FROM pg_stat_replication";
