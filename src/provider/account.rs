@@ -1,6 +1,6 @@
-//! A number of ours at its provider: the one thing that the outbox sends through.
+//! A number of ours at its provider; the outbox sends through it.
 //!
-//! Here is the only choice between providers. A second one is a folder beside `cloud` and a variant here.
+//! This is the only place that chooses between providers: a second one is a folder beside `cloud` and a variant here.
 
 use secrecy::SecretString;
 
@@ -25,7 +25,7 @@ impl Account {
         }
     }
 
-    /// What the provider knows us by. A number that was held is released when this has changed.
+    /// The access token, or what the provider has instead. A held number is released when its credential has changed.
     #[must_use]
     pub const fn credential(&self) -> &SecretString {
         match self {
@@ -33,7 +33,7 @@ impl Account {
         }
     }
 
-    /// Sends a message once: no part of a provider may send it again by itself.
+    /// Sends a message once: no implementation may retry on its own.
     pub async fn send(&self, message: Sending<'_>) -> Answered {
         match self {
             Self::Cloud(account) => account.send(message).await,

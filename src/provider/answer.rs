@@ -1,12 +1,12 @@
-//! What came of asking a provider to send a message.
+//! The result of asking a provider to send a message.
 //!
-//! The question that decides everything: could the provider have taken the message? [`Answer`] has one variant for each
-//! reply, so that a sender can't take a lost answer for a refusal.
+//! The question that decides everything: can the provider have the message? [`Answer`] has one variant for each case, so
+//! that a sender can't mistake a lost answer for a refusal.
 
 use super::ids::{ContactIdentity, WaId, Wamid};
 use super::refusal::Refusal;
 
-/// The end of one call.
+/// The result of one call, as far as it decides whether the message may be sent again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The provider has the message.
@@ -28,35 +28,35 @@ pub struct Accepted {
     pub recipient: ContactIdentity,
     /// The number that was dialled; `None` for a group or a business-scoped user id.
     pub dialled: Option<WaId>,
-    /// How far it went.
+    /// Whether the provider delivers it now or keeps it for now.
     pub status: AcceptedStatus,
 }
 
-/// How far an accepted message went.
+/// What the provider does with an accepted message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcceptedStatus {
-    /// On its way.
+    /// It delivers the message now.
     Accepted,
-    /// Kept by the provider while it judges the template. A status report tells what became of it; it must not be sent
-    /// again.
+    /// It keeps the message until it has assessed the template. A status report tells the result; the message must not be
+    /// sent again.
     Held,
 }
 
-/// An answer, and the words in which it came.
+/// An answer, and the HTTP response that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
-    /// What it means.
+    /// What the response, or its absence, means.
     pub answer: Answer,
-    /// For the client that asks again; `None` if there was none.
+    /// Kept so that a client that asks again gets the same response; `None` if none came.
     pub response: Option<Response>,
 }
 
-/// An HTTP answer as it came, without our access token.
+/// An HTTP response as received, with our access token removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// HTTP status.
     pub status: u16,
-    /// Its body as text.
+    /// The body as text.
     pub body: String,
 }
 

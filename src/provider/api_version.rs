@@ -2,13 +2,12 @@
 
 use std::fmt;
 
-/// `vN.M`, as the path of a call begins with it.
+/// `vN.M`, the first segment of a call's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiVersion(String);
 
 impl ApiVersion {
-    /// Takes `v`, one to three digits, a dot, one to three digits: nothing else can be a version, and so it can stand in a
-    /// path.
+    /// Accepts `v`, one to three digits, a dot, one to three digits, and nothing else, so that it is safe in a path.
     #[must_use]
     pub fn parse(segment: &str) -> Option<Self> {
         let digits = |part: &str| (1..=3).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit());

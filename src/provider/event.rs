@@ -1,7 +1,7 @@
-//! What a provider tells us unasked: messages, reports about ours, changes of identity, news about an account.
+//! What a provider reports on its own: users' messages, statuses of ours, changes of identity, notices about an account.
 //!
-//! A provider's callback may carry many events, of several numbers. Each can be read or not on its own; one that can't is
-//! [`Content::Malformed`] among its neighbours.
+//! One callback may carry many events of several numbers. An event that can't be read is [`Content::Malformed`] and does
+//! not affect the others.
 
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -10,18 +10,18 @@ use super::ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
 use super::opaque::OpaqueId;
 use super::refusal::Refusal;
 
-/// One event.
+/// One thing that a provider reports; a callback carries one or many.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// The business account that it concerns, where the provider has such.
+    /// The business account that it concerns, if the provider has such accounts.
     pub waba_id: Option<String>,
-    /// Our number, where it concerns one.
+    /// Our number, if it concerns one.
     pub phone_number_id: Option<PhoneNumberId>,
     /// Our number as people dial it.
     pub display_phone_number: Option<String>,
     /// The provider's name for this kind of event (Meta: the subscribed field).
     pub field: String,
-    /// What it says.
+    /// The event itself.
     pub content: Content,
 }
 
@@ -34,27 +34,27 @@ pub enum Content {
     Status(Box<StatusReport>),
     /// We wrote to a user with another program, such as the WhatsApp Business app on the phone.
     Echo(Box<Message>),
-    /// A message from before the number came to the provider.
+    /// A message from before the number joined the provider.
     History {
-        /// The message.
+        /// As for [`Content::Message`] or [`Content::Echo`].
         message: Box<Message>,
         /// Who wrote it.
         direction: Direction,
         /// Its status then, in lower case: `delivered`, `error`, `pending`, `played`, `read`, `sent`.
         status: Option<String>,
     },
-    /// A user's business-scoped id has changed: the number did.
+    /// A user's business-scoped id has changed, because the user's number did.
     UserIdChanged {
         /// The id that we may know.
         previous: UserId,
         /// The id that counts from now on.
         current: UserId,
     },
-    /// An error without a message: throughput, the app, the account.
+    /// An error that is not about a message: throughput, the app, the account.
     AccountError(Box<Refusal>),
-    /// News about the account or the number that may stop us from sending: a person should look.
+    /// A notice about the account or the number that may stop us from sending: a person should look.
     AccountNotice(Value),
-    /// Anything else, kept as it came.
+    /// Anything else, unchanged.
     Other(Value),
     /// It could not be read; the reason names no values.
     Malformed(&'static str),
@@ -89,9 +89,9 @@ pub struct Message {
     pub contact: ContactIdentity,
     /// The provider's id of the group that it was written in.
     pub group: Option<String>,
-    /// Meta's name of the type, which all providers' types are told in; `unknown` if there is none.
+    /// The type by Meta's name, whichever the provider; `unknown` if there is none.
     pub kind: String,
-    /// What a person reads of it.
+    /// The text that a person sees: the body, the caption, the button's title.
     pub text: Option<String>,
     /// The message that it answers, reacts to, edits or revokes.
     pub context: Option<Wamid>,
@@ -99,36 +99,36 @@ pub struct Message {
     pub at: Option<OffsetDateTime>,
     /// The advertisement that brought the user.
     pub referral: Option<Value>,
-    /// The number that the user has from now on, if this notice says so.
+    /// The user's new number, if this is the notice of a change.
     pub new_number: Option<WaId>,
-    /// The whole object as it came.
+    /// The whole object, unchanged.
     pub raw: Value,
 }
 
-/// What a provider reports of a message of ours.
+/// A status that a provider reports for a message of ours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StatusReport {
     /// The message.
     pub wamid: Wamid,
-    /// The provider's word, in lower case: `sent`, `delivered`, `read`, `played`, `failed`, or one that is new.
+    /// The provider's word, in lower case: `sent`, `delivered`, `read`, `played`, `failed`, or one that we don't know.
     pub status: String,
     /// When it happened, by the provider's clock, to the second.
     pub at: OffsetDateTime,
     /// Who it concerns: the participant of a group, else the recipient. Empty if the provider does not say.
     pub recipient: String,
-    /// The recipient, as far as the provider tells.
+    /// The recipient's ids, as far as the provider reports them.
     pub contact: ContactIdentity,
-    /// The opaque value that went out with the message, as it came back.
+    /// The opaque value that we sent with the message, as the provider returned it.
     pub opaque: Option<String>,
-    /// Why, for `failed`.
+    /// The reason, for `failed`.
     pub refusal: Option<Refusal>,
-    /// The whole object as it came.
+    /// The whole object, unchanged.
     pub raw: Value,
 }
 
 impl Event {
-    /// Whether people are writing to each other here; all else (statuses, history, system notices, account events) is
-    /// protocol, and says nothing about whether messages still arrive.
+    /// Whether this is a message that a person wrote just now. All else (statuses, history, system notices, account
+    /// events) is protocol, and does not prove that messages still arrive.
     #[must_use]
     pub fn is_real(&self) -> bool {
         match &self.content {

@@ -1,11 +1,11 @@
-//! The identities of the Cloud API. Each is a type, so that no function can take one for another.
+//! The ids of the Cloud API. Each kind is a type of its own, so that they cannot be mixed up.
 
 use std::borrow::Borrow;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest id that we take from outside: Meta's are below 200 characters, and an index row has its limit.
+/// Longest id that we accept: Meta's are below 200 characters, and the size of an index row is limited.
 const MAX_ID: usize = 512;
 
 /// Meta's id of one of our business numbers; not the number itself.
@@ -28,21 +28,22 @@ pub struct WaId(String);
 #[serde(transparent)]
 pub struct UserId(String);
 
-/// Who a message is from or for, as far as Meta told. [`UserId`] first, [`WaId`] second.
+/// Who a message is from or for, as far as Meta says. To find a person, [`UserId`] counts before [`WaId`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContactIdentity {
-    /// The number, absent for users who hide it.
+    /// The number; `None` for users who hide it.
     pub wa_id: Option<WaId>,
-    /// The business-scoped id, absent in older payloads and where a number was dialled.
+    /// The business-scoped id; `None` in older payloads, and if a client named a number.
     pub user_id: Option<UserId>,
-    /// The name of the profile.
+    /// The name in the user's profile.
     pub name: Option<String>,
-    /// The user name.
+    /// The WhatsApp user name.
     pub username: Option<String>,
 }
 
 impl PhoneNumberId {
-    /// Takes what may stand in a path: letters, digits, `_` and `-` (Meta's are digits; emulators are freer).
+    /// Accepts 1 to 64 characters that are safe in a path: letters, digits, `_`, `-` (Meta's ids are digits; emulators
+    /// use others too).
     #[must_use]
     pub fn parse(id: &str) -> Option<Self> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
@@ -64,7 +65,7 @@ impl Borrow<str> for PhoneNumberId {
 }
 
 impl Wamid {
-    /// Takes any id that is not empty, has no control characters and fits an index.
+    /// Accepts any id that is not empty, has no control characters and fits an index row.
     #[must_use]
     pub fn parse(id: &str) -> Option<Self> {
         (!id.is_empty() && id.len() <= MAX_ID && !id.contains(char::is_control)).then(|| Self(id.to_owned()))
@@ -98,7 +99,7 @@ impl WaId {
         (4..=20).contains(&digits.len()).then(|| Self(digits.to_owned()))
     }
 
-    /// The digits.
+    /// The digits, with the country code and without a sign.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -113,7 +114,7 @@ impl fmt::Debug for WaId {
 }
 
 impl UserId {
-    /// Takes `<CC>.<id>` and `<CC>.ENT.<id>`.
+    /// Accepts `<CC>.<id>` and `<CC>.ENT.<id>`, where `<CC>` is two capital letters.
     #[must_use]
     pub fn parse(id: &str) -> Option<Self> {
         let (country, rest) = id.split_once('.')?;
@@ -148,7 +149,7 @@ impl ContactIdentity {
         })
     }
 
-    /// Whether there is anything to find the person by.
+    /// Whether it has an id to find the person by.
     #[must_use]
     pub const fn is_known(&self) -> bool {
         self.wa_id.is_some() || self.user_id.is_some()

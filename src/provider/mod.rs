@@ -1,18 +1,18 @@
-//! WhatsApp's providers behind one small language: what a provider tells us unasked ([`Event`]), what came of a send
-//! ([`Answer`]), and why it refuses ([`Refusal`]).
+//! WhatsApp's providers behind one small set of types: what a provider reports on its own ([`Event`]), the result of a
+//! send ([`Answer`]), and why the provider refuses ([`Refusal`]).
 //!
-//! Today there is one provider, Meta's Cloud API ([`cloud`]). The outbox, the inbox and the Site DB's statements speak the
-//! words of this module alone. A second provider is another folder beside `cloud` that translates into the same words, and
-//! a variant of [`Account`]; the words themselves name no provider. It knows no database and no server.
+//! Today there is one provider, Meta's Cloud API ([`cloud`]). The outbox, the inbox and the Site DB's statements use only
+//! the types of this module, which name no provider. A second provider is another folder beside `cloud` that translates
+//! into the same types, and a variant of [`Account`]. This module knows no database and no server.
 //!
 //! | module | its job |
 //! |---|---|
 //! | [`account`] | a number of ours at its provider, to send through |
 //! | [`outbound`] | a message that is to be sent |
-//! | [`answer`] | what came of asking a provider to send it |
+//! | [`answer`] | the result of a send |
 //! | [`refusal`] | why a provider refuses: its class, which decides what the sender does |
-//! | [`event`] | what a provider tells us unasked: messages, reports, changes of identity |
-//! | [`ids`] | the identities: our numbers, messages, users |
+//! | [`event`] | what a provider reports on its own: messages, statuses, changes of identity |
+//! | [`ids`] | the ids of our numbers, of messages and of users |
 //! | [`opaque`] | the id of ours that a provider carries with a message and sends back in its statuses |
 //! | [`api_version`] | the version of Meta's API whose format a request is in |
 //! | [`cloud`] | Meta's Cloud API |

@@ -1,22 +1,22 @@
-//! The id of ours in `biz_opaque_callback_data`, which Meta echoes in the statuses of a message: it settles the sends
-//! whose answer was lost, as it names the row.
+//! Our row's id in `biz_opaque_callback_data`, which Meta returns in the statuses of a message. A status so finds its row
+//! even if the answer to the send was lost.
 //!
-//! It is seen by every app that is subscribed to the business account, so it is a random id and nothing more, and at 39
-//! bytes it is far below both limits that Meta has published (512 characters, earlier 256 bytes).
+//! Every app that is subscribed to the business account sees it, so it is only an id. Its 39 bytes are far below both
+//! limits that Meta has published (512 characters, earlier 256 bytes).
 
 use std::fmt;
 
 use uuid::Uuid;
 
-/// Marks the ids that are ours: other apps on the same account may set their own.
+/// Marks our ids: other apps on the same account may set their own values.
 const PREFIX: &str = "tl:";
 
-/// A message row's id as Meta carries it: `tl:` and the uuid.
+/// A message row's id, sent to Meta as `tl:` and the uuid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OpaqueId(pub Uuid);
 
 impl OpaqueId {
-    /// Reads an echo; `None` if the value is not one of ours.
+    /// Reads a returned value; `None` if it is not one of ours.
     #[must_use]
     pub fn parse(echo: &str) -> Option<Self> {
         let id = echo.strip_prefix(PREFIX)?;

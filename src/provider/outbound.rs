@@ -1,30 +1,30 @@
-//! A message that is to be sent, as far as we read it. The whole request is kept beside it, in Meta's format, which all
-//! clients write; a provider that speaks another one translates it.
+//! A message that is to be sent: the fields that we read. The whole request is stored as well, in Meta's format, which all
+//! clients use; a provider with another format translates it.
 
 use super::ids::{ContactIdentity, Wamid};
 use super::opaque::OpaqueId;
 
-/// What was read of a request to send.
+/// The fields that we read from a request to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outbound {
-    /// Meta's name of the type, in lower case as far as it is one of Meta's.
+    /// Meta's name of the type; in lower case if it is one that Meta documents.
     pub kind: String,
-    /// The recipient as the client wrote it: `to`, else `recipient`, as Meta decides.
+    /// The recipient as the client wrote it: `to`, else `recipient`, as Meta chooses.
     pub recipient: String,
-    /// Who that is; `None` for a group, whose id is neither a number nor a user's.
+    /// The recipient's number or user id; `None` for a group.
     pub contact: Option<ContactIdentity>,
     /// The quoted message.
     pub context: Option<Wamid>,
-    /// The client's own `biz_opaque_callback_data`.
+    /// The client's own `biz_opaque_callback_data`, which ours replaces in the request.
     pub client_opaque: Option<String>,
-    /// What a person reads of it.
+    /// The text that a person sees: the body, the caption, the button's title.
     pub text: Option<String>,
 }
 
 /// A committed message on its way to the provider.
 #[derive(Debug, Clone, Copy)]
 pub struct Sending<'a> {
-    /// Goes with the message and comes back in its status reports.
+    /// Is sent with the message and returned in its status reports.
     pub id: OpaqueId,
     /// The request as it is stored.
     pub request: &'a [u8],

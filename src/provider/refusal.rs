@@ -1,31 +1,31 @@
-//! Why a provider refuses, in words that all providers share: the class decides what the sender does, the rest is kept for
+//! Why a provider refuses, the same for all providers: the class decides what the sender does, the rest is kept for
 //! people.
 //!
-//! A refusal comes in the answer to a send, in the report that a message failed, and as news about an account.
+//! A refusal comes in the answer to a send, in the report that a message failed, or in a notice about an account.
 
 use std::time::Duration;
 
-/// Whose affair a refusal is, and so what the sender does.
+/// What a refusal is about, and so what the sender does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
     /// The number or the account can't send at all (token, restriction, payment): hold it, keep its messages, tell a person.
     Account,
-    /// A permission is missing: of the account, or only for what this one message asks. Hold the number as for
-    /// [`ErrorClass::Account`], until the messages that are accepted meanwhile prove that this message is to blame.
+    /// A permission is missing: for the whole account, or only for what this one message asks. Hold the number as for
+    /// [`ErrorClass::Account`], until other accepted messages prove that this message is to blame.
     Permission,
-    /// Too fast: the same message can go later; the scope says what must wait with it.
+    /// Too fast: the same message can be sent later; the scope says which other messages must wait with it.
     Throttle(ThrottleScope),
-    /// The provider's trouble: try again, a bounded number of times.
+    /// A failure at the provider: try again, a bounded number of times.
     Transient,
-    /// The provider's trouble or an invalid message, and the provider itself can't tell: try once more.
+    /// A failure at the provider or an invalid message; the provider does not say which: try once more.
     Ambiguous,
-    /// The 24 h customer-service window is closed: this message can't go, a template could.
+    /// The 24 h customer-service window is closed: this message can't be sent, a template could.
     Window,
-    /// This message can never go as it is.
+    /// This message can never be sent as it is.
     Permanent,
-    /// Withheld for the recipient's sake: not before a day has passed, if at all.
+    /// The provider protects the recipient from too many messages: try again after a day at the earliest, if at all.
     Later,
-    /// The template can't be used (paused, disabled, missing): every message with it would fail alike.
+    /// The template can't be used (paused, disabled, missing): every message with it would fail in the same way.
     Template,
 }
 
@@ -62,12 +62,12 @@ impl ErrorClass {
     }
 }
 
-/// A provider's number for what happened.
+/// A provider's error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
     /// One that the provider documents.
     Documented(i32),
-    /// One that it does not: kept in the row, but no metric's label, or a stranger could make any number of series.
+    /// Any other: kept in the row, but not used as a metric's label, so that the number of series stays bounded.
     Undocumented(i32),
 }
 
@@ -90,15 +90,15 @@ impl Code {
     }
 }
 
-/// A provider read what we asked, and refused it.
+/// A provider read our request and refused it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// What the sender does about it.
     pub class: ErrorClass,
-    /// `None`: not the provider's own refusal, but one of something on the way to it.
+    /// `None` if a proxy or gateway on the way refused, not the provider itself.
     pub code: Option<Code>,
-    /// A sentence for a person. It names parameters, never their values.
+    /// The reason as a sentence for people. It names parameters, never their values.
     pub message: String,
-    /// How long the provider asks us to wait, as it said it: the sender bounds it.
+    /// How long the provider asks us to wait, unchanged: the sender puts a bound on it.
     pub retry_after: Option<Duration>,
 }

@@ -1,7 +1,7 @@
-//! An HTTP answer to a send → what came of it.
+//! An HTTP answer to a send → an [`Answer`].
 //!
-//! Only an error object of the Graph API proves that Meta read the request and refused it. Anything else is by something
-//! on the way: its 3xx and 4xx say that it did not let the request through, its 5xx may hide an answer of Meta's.
+//! Only an error object of the Graph API proves that Meta read the request and refused it. Any other error comes from a
+//! proxy or gateway on the way: 3xx and 4xx mean that it did not let the request through, 5xx may hide Meta's answer.
 
 use std::time::{Duration, SystemTime};
 
@@ -48,8 +48,8 @@ pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8], request: &[u8]
     }
 }
 
-/// Reads the body of an accepted send; `None` if it names no message (then it is not known what happened). The number
-/// that was dialled does not stand in it.
+/// Reads the body of an accepted send; `None` if it names no message (then it is not known what happened). `dialled` stays
+/// `None`: the number that was dialled is not in the body.
 #[must_use]
 pub fn accepted(body: &[u8]) -> Option<Accepted> {
     let body: Value = serde_json::from_slice(body).ok()?;
@@ -62,7 +62,7 @@ pub fn accepted(body: &[u8]) -> Option<Accepted> {
             ..ContactIdentity::default()
         },
         dialled: None,
-        // Only templates have it. `paused`: the template is; Meta took the message and reports its fate by a status.
+        // Only templates have it. `paused`: the template is paused; Meta has the message and reports the rest as a status.
         status: match string("/messages/0/message_status").as_deref() {
             Some("held_for_quality_assessment" | "paused") => AcceptedStatus::Held,
             _ => AcceptedStatus::Accepted,

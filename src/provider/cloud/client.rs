@@ -1,7 +1,7 @@
-//! The HTTP client for the Graph API: one call, and what can be said of it afterwards.
+//! The HTTP client for the Graph API: makes one call and reports what is certain about it.
 //!
-//! Nothing here may send a request twice on its own: no redirects are followed, and reqwest's own retries are off. What
-//! remains is hyper's: a request that it could not start to write on a pooled connection goes out on another one.
+//! Nothing here may send a request twice on its own: no redirects are followed, and reqwest's own retries are off. One
+//! retry remains, and is safe: if hyper could not begin to write a request on a pooled connection, it uses another one.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::provider::answer::{Answer, Answered, Response};
 use crate::provider::ids::PhoneNumberId;
 use crate::provider::outbound::Sending;
 
-/// How long a connection may take: below it the address is fine, beyond it the network is not.
+/// How long connecting may take; a network that works needs much less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle connections go well before Meta's edge closes them (observed: minutes), as a request that meets the close is
-/// lost without need.
+/// Idle connections are closed long before Meta's edge closes them (observed: minutes): a request that meets that close
+/// would end as `unknown`.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest answer to a send that is read; Meta's are a few hundred bytes.
 const MAX_ANSWER: usize = 256 * 1024;
@@ -32,11 +32,11 @@ const JSON: &str = "application/json";
 /// Where the Graph API is, and how long we wait for it.
 #[derive(Debug, Clone)]
 pub struct ClientSettings {
-    /// Its base URL.
+    /// The Graph API's base URL, `whatsapp.graph_url`.
     pub graph_url: url::Url,
     /// The version segment, `vN.M`, for sends whose client named none.
     pub api_version: String,
-    /// When a call counts as unanswered.
+    /// A call without an answer for this long is given up.
     pub timeout: Duration,
 }
 
@@ -48,7 +48,7 @@ pub struct Client {
     version: String,
 }
 
-/// A number of ours at the Cloud API, with the token to call for it.
+/// A number of ours at the Cloud API, with its access token.
 #[derive(Debug, Clone)]
 pub struct Account {
     client: Client,
@@ -64,9 +64,9 @@ pub struct ClientSetupError(#[from] reqwest::Error);
 /// A call that is passed on.
 #[derive(Debug, Clone)]
 pub struct PassedCall {
-    /// Its HTTP method.
+    /// GET, POST or DELETE.
     pub method: Method,
-    /// Version, path and query, without a slash in front.
+    /// Version, path and query, without a leading slash.
     pub path: String,
     /// The media type of the body; `None`: the call has no body.
     pub content_type: Option<String>,
@@ -74,12 +74,12 @@ pub struct PassedCall {
     pub body: Bytes,
 }
 
-/// An answer that is passed on as it is.
+/// An answer that is passed on unchanged.
 #[derive(Debug, Clone)]
 pub struct PassedAnswer {
     /// HTTP status.
     pub status: u16,
-    /// The media type of the body, where the API named one.
+    /// The media type of the body, if the API named one.
     pub content_type: Option<String>,
     /// The body, without our access token.
     pub body: Bytes,
@@ -91,12 +91,12 @@ pub struct PassedAnswer {
 pub struct NoAnswer(pub &'static str);
 
 impl Client {
-    /// Sets the client up; connects to nothing yet.
+    /// Creates the client; does not connect yet.
     ///
     /// # Errors
     /// See [`ClientSetupError`].
     pub fn new(settings: &ClientSettings) -> Result<Self, ClientSetupError> {
-        // Main installs it too; a library user may not have. A second time is no error that matters.
+        // `main` installs it too, but a user of the library may not. The error only says that it is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -142,7 +142,7 @@ impl Client {
 }
 
 impl Account {
-    /// A number that is called for with this token.
+    /// A number with the token for its calls.
     #[must_use]
     pub const fn new(client: Client, phone_number_id: PhoneNumberId, access_token: SecretString) -> Self {
         Self {
@@ -164,11 +164,11 @@ impl Account {
         &self.access_token
     }
 
-    /// Sends a message: the one call that must not happen twice.
+    /// Sends a message. Never call it twice for one attempt: the user could get the message twice.
     pub async fn send(&self, message: Sending<'_>) -> Answered {
         let body = match send::with_opaque(message.request, message.id) {
             Ok(body) => body,
-            // A row that another program wrote: refused as Meta would refuse it.
+            // Only possible for a row that another program wrote: refuse it as Meta would.
             Err(error) => return Answer::Refused(error.refusal(400, None)).into(),
         };
         let version = message.api_version.unwrap_or(&self.client.version);
@@ -190,7 +190,7 @@ impl Account {
         }
     }
 
-    /// Passes a call on that sends no message: the caller has made sure of that.
+    /// Passes a call on. The caller has checked that the call sends no message.
     ///
     /// # Errors
     /// The Graph API did not answer.
@@ -211,12 +211,12 @@ impl Account {
     }
 }
 
-/// An answer without our access token: Meta writes it into its links to the next page, and quotes one that it can't
-/// read in its errors; neither a client of ours nor a row or a log line may have it.
+/// Removes our access token from an answer. Meta puts the token into links to the next page, and quotes an unreadable
+/// token in its errors; it must not reach a client, a row or a log line.
 fn without(token: &SecretString, body: Vec<u8>) -> Bytes {
     const INSTEAD: &str = "ACCESS_TOKEN";
     let token = token.expose_secret();
-    // What is no text is no answer of the API's.
+    // The API's answers are text.
     let mut body = match String::from_utf8(body) {
         Ok(body) if !token.is_empty() => body,
         Ok(body) => return body.into(),
@@ -232,7 +232,7 @@ fn without(token: &SecretString, body: Vec<u8>) -> Bytes {
     body.into()
 }
 
-/// A call without an answer. The words are constants: error texts of HTTP clients quote URLs.
+/// A call without an answer. The texts are constants, because the HTTP client's own error texts quote URLs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failure {
     NotSent(&'static str),
@@ -271,7 +271,7 @@ impl Failure {
     }
 }
 
-/// What kept the connection from coming about, from the chain of causes.
+/// Why the connection failed, from the chain of causes.
 fn connect_failure(error: &reqwest::Error) -> &'static str {
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -55,20 +55,20 @@ fn documented(code: i64, subcode: Option<i64>) -> Option<ErrorClass> {
     })
 }
 
-/// Meta's error object, as it came or as we make it.
+/// Meta's error object, received from Meta or made by us.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GraphError {
-    /// What happened.
+    /// Member `code`: see [`classify`].
     pub code: i64,
-    /// Which case of it.
+    /// Member `error_subcode`: one case of the code.
     pub subcode: Option<i64>,
-    /// For people, in English.
+    /// Member `message`, else `title`: for people, in English.
     pub message: String,
-    /// What exactly, from `error_data.details`, or from `error_data` where that is a string.
+    /// More exact text for people: `error_data.details`, or `error_data` if that is a string.
     pub details: Option<String>,
-    /// Whether Meta says that it passes.
+    /// Member `is_transient`: whether Meta says that trying again can help.
     pub is_transient: Option<bool>,
-    /// The object as it came, for the client.
+    /// The whole object, unchanged, for the client.
     raw: Value,
 }
 
@@ -145,7 +145,7 @@ impl GraphError {
         })
     }
 
-    /// The same in the words that all providers share.
+    /// The same as a [`Refusal`], which all providers share.
     #[must_use]
     pub fn refusal(&self, http_status: u16, retry_after: Option<Duration>) -> Refusal {
         // Meta's codes all fit.
@@ -161,7 +161,7 @@ impl GraphError {
         }
     }
 
-    /// Meta's trace id, which its support asks for.
+    /// Meta's trace id, which Meta's support asks for.
     #[must_use]
     pub fn fbtrace_id(&self) -> Option<&str> {
         self.raw.get("fbtrace_id")?.as_str()
@@ -176,7 +176,7 @@ impl GraphError {
         }
     }
 
-    /// The answer's body as Meta writes it, unknown fields included.
+    /// The answer's body, `{"error":{…}}`, with the fields that we don't know.
     #[must_use]
     pub fn to_body(&self) -> Value {
         json!({ "error": self.raw })

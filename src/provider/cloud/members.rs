@@ -1,8 +1,8 @@
-//! A JSON object as its members, each value still the bytes it came in.
+//! A JSON object as a list of members whose values are not parsed yet.
 //!
 //! Why not a derived struct: duplicate keys and values of the wrong type would fail the whole object. Why not
-//! `serde_json::Value`: one lone surrogate or a number out of range deep inside would, too. The raw values are only
-//! skipped, without recursion; whoever needs one parses it, and fails alone.
+//! `serde_json::Value`: so would a lone surrogate or a number out of range deep inside. Here, a value is parsed only when
+//! it is needed, and if that fails, only that value is lost.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -50,7 +50,7 @@ impl<'a> Members<'a> {
         scalar(&value(self.get(key)?)?)
     }
 
-    /// A member as a tree.
+    /// A member, parsed as a whole.
     pub(super) fn value(&self, key: &str) -> Option<Value> {
         value(self.get(key)?)
     }
@@ -83,7 +83,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// Parses a raw value, repairing escapes that are no text (see [`repair`]) if it must.
+/// Parses a raw value. If needed, first repairs escapes that are not valid text (see [`repair`]).
 pub(super) fn value(raw: &RawValue) -> Option<Value> {
     let json = raw.get();
     if !json.contains("\\u0000")
@@ -104,9 +104,9 @@ pub(super) fn scalar(value: &Value) -> Option<String> {
     }
 }
 
-/// Replaces lone surrogates (`\ud83d` without its other half: a text that was cut inside an emoji) by `\ufffd`. They
-/// are JSON but no text, and one of them would cost the whole message. `\u0000` goes the same way: Postgres's text and
-/// jsonb can't hold it.
+/// Replaces lone surrogates (`\ud83d` without its other half: a text that was cut inside an emoji) by `\ufffd`. They are
+/// valid JSON but not valid text, and would make the whole message unreadable. `\u0000` is replaced too: Postgres's text
+/// and jsonb can't hold it.
 fn repair(json: &str) -> Cow<'_, str> {
     let mut repaired = String::new();
     let mut rest = json;

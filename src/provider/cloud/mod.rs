@@ -1,20 +1,20 @@
 //! Meta's WhatsApp Business Cloud API: what comes in, what goes out, what an error means, and the client that calls it.
 //!
-//! Two rules shape the reading. The wire is looser than any schema (enums in upper case, numbers as strings, objects that
-//! are missing), so nothing here models a whole body: it reads what we need and leaves the bytes alone. And what can't be
-//! read is one event's failure, never its neighbours'. It knows no database and no server.
+//! Two rules for reading. Real requests and webhooks follow no strict schema (enums in upper case, numbers as strings,
+//! missing objects), so nothing here models a whole body: we read the fields that we need and keep the bytes as they are.
+//! And an event that can't be read does not affect the others. This module knows no database and no server.
 //!
 //! | module | its job |
 //! |---|---|
 //! | [`client`] | the HTTP client: sends a message, passes other calls on |
-//! | [`answer`] | an HTTP answer to a send → what came of it |
-//! | [`send`] | a send request's few fields; our opaque id put into the bytes |
+//! | [`answer`] | an HTTP answer to a send → accepted, refused or lost |
+//! | [`send`] | the few fields of a send request that we read; our opaque id put into the body |
 //! | `validate` | what a send of each type must have |
 //! | [`error`] | Meta's error object and the one table of what a code means for the sender |
 //! | [`webhook`] | a webhook's body → its events |
 //! | [`signature`] | `X-Hub-Signature-256` |
-//! | [`text`] | the line that a person reads of a message |
-//! | `members` | a JSON object as its members, each still the bytes it came in |
+//! | [`text`] | the text of a message that a person sees |
+//! | `members` | a JSON object as a list of members that are not parsed yet |
 //!
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api>
 

@@ -1,8 +1,8 @@
-//! A send request: the few fields that we must know, and our opaque id put into the client's bytes.
+//! A send request: reads the few fields that we need, and puts our opaque id into the client's body.
 //!
-//! The body goes out byte for byte but for that id. Modelling and rewriting it would break some client: pywa sends
-//! explicit nulls, others upper-case enums or coordinates as strings, and Meta takes them all. So we check only what we
-//! could not work without, and leave the rest to Meta.
+//! Except for that id, the body is sent byte for byte. Parsing and writing it again would break some clients: pywa sends
+//! explicit nulls, others upper-case enums or coordinates as strings, and Meta accepts them all. So we check only what we
+//! need, and leave the rest to Meta.
 
 use serde_json::Value;
 
@@ -21,7 +21,7 @@ const MAX_OPAQUE: usize = 512;
 /// Longest type name that we store; Meta's longest is 17 characters.
 const MAX_KIND: usize = 64;
 
-/// What a client wants of `POST /{phone_number_id}/messages`.
+/// A request to `POST /{phone_number_id}/messages`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// A message to a user or a group.
@@ -76,7 +76,7 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
         Some(ContactIdentity::from_recipient(&recipient).ok_or_else(|| invalid("to"))?)
     };
 
-    // Without a type Meta takes it for text.
+    // Without a type, Meta reads it as a text.
     let kind = match members.get("type") {
         Some(_) => members.string("type").ok_or_else(|| invalid("type"))?,
         None => "text".to_owned(),
@@ -109,11 +109,11 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
     }))
 }
 
-/// The same body with our id as its `biz_opaque_callback_data`; every other byte as it was.
+/// The same body with our id as its `biz_opaque_callback_data`; every other byte is unchanged.
 ///
-/// A value of the client's is replaced where it stands (in each place, should the key be there twice: which of them
-/// counts is the reader's choice), else the member is put in front. Keys are compared as JSON means them, so an escaped
-/// spelling is found, and one of the same name further inside is not touched.
+/// The client's own value is replaced in place (in both places if the key is there twice, because readers differ in which
+/// one counts); without one, the member is inserted at the front. Keys are compared after unescaping, and only at the top
+/// level.
 ///
 /// # Errors
 /// The body is not a JSON object.
@@ -123,7 +123,7 @@ pub fn with_opaque(body: &[u8], id: OpaqueId) -> Result<Vec<u8>, GraphError> {
     let mut out = Vec::with_capacity(body.len() + OPAQUE_KEY.len() + ours.len() + 4);
     let mut copied = 0;
     for value in members.all(OPAQUE_KEY) {
-        // The raw value is a slice of the body, so its place is the distance of the two addresses.
+        // The raw value is a slice of the body, so the difference of the two addresses is its offset.
         let start = value.get().as_ptr().addr() - body.as_ptr().addr();
         out.extend_from_slice(body.get(copied..start).unwrap_or_default());
         out.extend_from_slice(ours.as_bytes());

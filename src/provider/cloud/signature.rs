@@ -1,6 +1,7 @@
 //! `X-Hub-Signature-256`: HMAC-SHA256 with the app secret over the exact bytes of the body.
 //!
-//! Never over parsed and written JSON: Meta escapes (`\u00e9`, `\/`), and another writer's bytes have another signature.
+//! Never over JSON that was parsed and written again: Meta escapes characters (`\u00e9`, `\/`) that another writer would
+//! not, and then the signature differs.
 
 use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
@@ -9,7 +10,7 @@ use sha2::Sha256;
 /// The header's name.
 pub const HEADER: &str = "x-hub-signature-256";
 
-/// Why a body is not taken for Meta's.
+/// Why a body is not accepted as Meta's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
     /// The header is absent.
@@ -18,10 +19,10 @@ pub enum SignatureError {
     /// The header is not `sha256=` and 64 hexadecimal digits.
     #[error("the webhook's X-Hub-Signature-256 is malformed")]
     Malformed,
-    /// No configured secret signs these bytes so.
+    /// No configured secret gives this signature for these bytes.
     #[error("the webhook's signature does not match any configured app secret")]
     Wrong,
-    /// No secret is configured, so nothing can be checked and nothing is believed.
+    /// No secret is configured, so no signature can be checked and every webhook is refused.
     #[error("no app secret is configured")]
     NoSecret,
 }
@@ -46,7 +47,7 @@ impl SignatureError {
 /// Checks the header against every secret (several, so that one can be rotated), in constant time.
 ///
 /// # Errors
-/// [`SignatureError`]: the body must not be parsed, let alone stored.
+/// [`SignatureError`]: the body must be neither parsed nor stored.
 pub fn verify(secrets: &[SecretString], header: Option<&str>, body: &[u8]) -> Result<(), SignatureError> {
     if secrets.is_empty() {
         return Err(SignatureError::NoSecret);
@@ -55,7 +56,7 @@ pub fn verify(secrets: &[SecretString], header: Option<&str>, body: &[u8]) -> Re
     let digits = header.strip_prefix("sha256=").ok_or(SignatureError::Malformed)?;
     let mut claimed = [0_u8; 32];
     hex::decode_to_slice(digits, &mut claimed).map_err(|_| SignatureError::Malformed)?;
-    // Every secret is tried, whatever the earlier ones said, so that time does not tell which one it was.
+    // Every secret is tried, even after a match, so that the time taken does not show which one matched.
     let mut genuine = false;
     for secret in secrets {
         genuine |= mac(secret, body).is_some_and(|mac| mac.verify_slice(&claimed).is_ok());

@@ -1,7 +1,7 @@
-//! The line that a person reads of a message, in either direction: the text, the caption, the button's title.
+//! The text of a message that a person sees, in either direction: the body, the caption, the button's title.
 //!
-//! For lists and search; the whole message is kept beside it. What has no words has no line: no placeholders here, the
-//! type says the rest.
+//! For lists and search; the whole message is stored as well. A message without words has no text: no placeholder is put
+//! here, because the type is stored too.
 
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
-//! What a message of each type must have, so that one which Meta would refuse for certain leaves no row.
+//! Checks what a message of each type must have, so that a message that Meta would certainly refuse leaves no row.
 //!
-//! No more than that: the wire is looser than any schema, and Meta knows better what else it takes. Content that is
-//! written as a string (Graph clients may send any object so) is Meta's to read.
+//! Nothing else is checked: real requests follow no strict schema, and Meta knows best what it accepts. Content that is
+//! a string (Graph clients may send any object as a string) is left to Meta.
 
 use serde_json::Value;
 

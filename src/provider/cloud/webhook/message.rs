@@ -46,7 +46,7 @@ pub(super) fn read_history(
     })
 }
 
-/// Reads a message whose user stands in the members `number` and `user`.
+/// Reads a message; the members `number` and `user` have the user's ids.
 fn read_as(
     raw: &RawValue,
     [number, user]: [&str; 2],
@@ -64,7 +64,7 @@ fn read_as(
     };
     people::complete(&mut contact, known_people);
     if !contact.is_known() {
-        // A system notice comes without contacts, and of a user who hides the number without `from`.
+        // A system notice has no contacts, and if the user hides the number, no `from` either.
         contact.wa_id = string("/system/wa_id").and_then(|id| WaId::parse(&id));
         contact.user_id = string("/system/user_id").and_then(|id| UserId::parse(&id));
     }

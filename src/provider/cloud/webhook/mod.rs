@@ -1,8 +1,8 @@
 //! A webhook's body → its events: messages, statuses, echoes, history, errors, anything else.
 //!
-//! One POST may carry a thousand updates of several accounts. Each is an [`Event`] that can be read or not on its own: a
-//! malformed one is a [`Content::Malformed`] among its neighbours, an unknown field or type is kept as it is. The body's
-//! outermost layers are the only thing that all events need; without them there is [`NotAWebhook`].
+//! One POST may carry a thousand updates of several accounts. Each becomes an [`Event`]. A malformed one becomes
+//! [`Content::Malformed`] and does not affect the others; an unknown field or type is kept unchanged. Only if the body's
+//! outermost layers can't be read, there are no events at all: [`NotAWebhook`].
 //!
 //! | module | its job |
 //! |---|---|
@@ -31,7 +31,7 @@ const ACCOUNT_NOTICES: [&str; 4] = [
     "security",
 ];
 
-/// The body has no envelope: it is not JSON, or not a WhatsApp webhook. It is signed by Meta all the same, so it is kept.
+/// The body has no envelope: it is not JSON, or not a WhatsApp webhook. Its signature is Meta's, so it is kept anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not a webhook's envelope")]
 pub struct NotAWebhook;
@@ -41,7 +41,7 @@ pub struct NotAWebhook;
 /// # Errors
 /// [`NotAWebhook`].
 pub fn parse(body: &[u8]) -> Result<Vec<Event>, NotAWebhook> {
-    // Bytes that are no text can stand in strings only, where a replacement character costs one character.
+    // Bytes that are not UTF-8 can only be inside strings, where each becomes one replacement character.
     let body = String::from_utf8_lossy(body);
     let envelope = Members::read(&body).ok_or(NotAWebhook)?;
     let entries = envelope.array("entry").ok_or(NotAWebhook)?;
@@ -111,7 +111,7 @@ fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Vec<Eve
 
 /// A change that is being read.
 struct Change<'e> {
-    /// What all its events have in common; its content is replaced in each.
+    /// The fields that all its events share; `content` is replaced for each event.
     origin: Event,
     events: &'e mut Vec<Event>,
 }
@@ -171,7 +171,7 @@ impl Change<'_> {
     }
 
     fn push(&mut self, content: Content) {
-        // A message or a status of no number has no account to belong to.
+        // A message or a status without a number cannot be assigned to an account.
         let needs_number = matches!(
             content,
             Content::Message(_)

@@ -1,4 +1,4 @@
-//! Who a message or a report is about: the envelope's `contacts`, a history thread's user.
+//! The users whom messages and reports are about: from the envelope's `contacts`, or from a history thread.
 
 use serde_json::Value;
 
@@ -43,7 +43,8 @@ pub(super) fn thread_contact(thread: &Members<'_>) -> ContactIdentity {
     }
 }
 
-/// Adds what the envelope knows of a person: the one with the same id, or the only one if the message names none.
+/// Adds what the envelope says about a person: of the contact with the same id, or of the only contact if the message
+/// names nobody.
 pub(super) fn complete(contact: &mut ContactIdentity, people: &[ContactIdentity]) {
     let same = |person: &&ContactIdentity| {
         (person.user_id.is_some() && person.user_id == contact.user_id)

@@ -8,7 +8,7 @@ use crate::provider::cloud::members::{scalar, value};
 use crate::provider::event::{Content, StatusReport};
 use crate::provider::ids::{ContactIdentity, UserId, WaId, Wamid};
 
-/// Stands for the HTTP status that an error of a webhook does not have: it makes no error a transient one.
+/// Errors in webhooks have no HTTP status. This one stands in for it: it never makes an error transient.
 const NO_HTTP_STATUS: u16 = 400;
 
 /// A status of a message.
