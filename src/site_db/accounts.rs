@@ -32,9 +32,9 @@ impl AccountStatus {
 /// A configured number's row.
 #[derive(Debug, Clone, Copy)]
 pub struct Registered {
-    /// The row.
+    /// `whatsapp_accounts.id`.
     pub id: Uuid,
-    /// A hold was released, because it was for another access token.
+    /// Whether a hold was released, because it was for another access token.
     pub released: bool,
 }
 
@@ -63,22 +63,22 @@ pub enum ThrottleReach {
 /// Why a number is held.
 #[derive(Debug, Clone, Copy)]
 pub struct Hold<'a> {
-    /// Meta's code.
+    /// Meta's error code.
     pub code: i32,
-    /// Meta's words.
+    /// Meta's error message.
     pub reason: &'a str,
-    /// Hash of the token that was refused: another one in the configuration releases the hold.
+    /// SHA-256 (hex) of the token that was refused: configuring another token releases the hold.
     pub token_sha256: &'a str,
-    /// When the first probe may go.
+    /// Time until the first probe may be sent.
     pub probe_after: Duration,
 }
 
-/// What a webhook tells of the number that it is for.
+/// What a webhook says about the number that it is for.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
-    /// The number.
+    /// Meta's id of the number.
     pub phone_number_id: &'a PhoneNumberId,
-    /// Its WhatsApp Business account.
+    /// Meta's id of its WhatsApp Business account.
     pub waba_id: Option<&'a str>,
     /// The number as people dial it.
     pub display_phone_number: Option<&'a str>,
@@ -91,7 +91,7 @@ pub struct Overview {
     pub phone_number_id: PhoneNumberId,
     /// Whether it may send.
     pub status: AccountStatus,
-    /// Meta's code of the hold.
+    /// Meta's error code that caused the hold; `None` if the number is not held.
     pub hold_code: Option<i32>,
 }
 
@@ -100,11 +100,11 @@ pub struct Overview {
 pub struct LastRealMessage {
     /// Meta's id of the number.
     pub phone_number_id: PhoneNumberId,
-    /// Unix time.
+    /// Unix time in seconds.
     pub seconds: f64,
 }
 
-/// Ends a hold, and makes due what it kept waiting; `held` says of which number.
+/// A statement that ends the hold of the number that the condition `held` selects, and makes its waiting messages due.
 fn release_where(held: &str) -> String {
     format!(
         "WITH released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, \
@@ -119,7 +119,7 @@ static RELEASE_OTHER_TOKEN: LazyLock<String> =
     LazyLock::new(|| release_where("phone_number_id = $1 AND held_token_sha256 IS DISTINCT FROM $2"));
 static RELEASE: LazyLock<String> = LazyLock::new(|| release_where("id = $1"));
 
-/// Makes sure that a configured number has its row, and releases its hold if it was for another token than the one
+/// Inserts or updates the row of a configured number, and releases its hold if that was for another token than the one
 /// configured now.
 ///
 /// # Errors
@@ -130,7 +130,7 @@ pub async fn register(
     waba_id: Option<&str>,
     token_sha256: &str,
 ) -> Result<Registered, SiteError> {
-    // Unchanged rows are not written: each write would travel to the Agent DB.
+    // Unchanged rows are not written: each write would be replicated to the Agent DB.
     sqlx::query(
         "INSERT INTO public.whatsapp_accounts AS a (phone_number_id, waba_id) VALUES ($1, $2) \
          ON CONFLICT (phone_number_id) DO UPDATE SET waba_id = EXCLUDED.waba_id, updated_at = now() \
@@ -155,7 +155,8 @@ pub async fn register(
     })
 }
 
-/// The row of a number that a webhook is for; made if it is not configured, so that nothing is lost.
+/// Finds the row of a number that a webhook is for. Inserts it even if the number is not configured, so that no message
+/// is lost.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -211,7 +212,7 @@ pub async fn gate(pool: &Pool, account_id: Uuid) -> Result<Gate, SiteError> {
 }
 
 /// Takes the probe that is due on a held number, and sets the time of the next one. Returns false if none is due, or
-/// another server took it. To be rolled back where there is nothing to send: then it was not used.
+/// another server took it. If there is no message to send, the caller rolls back, so that the probe stays due.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -227,8 +228,8 @@ pub async fn take_probe(tx: &mut Transaction<'_>, account_id: Uuid, interval: Du
     Ok(due.rows_affected() > 0)
 }
 
-/// Holds a number: until another token is configured, or a probe succeeds. Returns whether it was free before; then a
-/// notification was written too.
+/// Holds a number until another token is configured or a probe succeeds. If it was not held before, writes a notification
+/// and returns true.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -265,7 +266,7 @@ pub async fn hold(tx: &mut Transaction<'_>, account_id: Uuid, hold: &Hold<'_>) -
     Ok(newly)
 }
 
-/// Releases a hold, after a probe that Meta accepted; what the hold kept waiting is due. Returns whether there was one.
+/// Releases a number after Meta accepted a probe, and makes its waiting messages due. Returns whether it was held.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -277,7 +278,7 @@ pub async fn release(tx: &mut Transaction<'_>, account_id: Uuid) -> Result<bool,
     Ok(released.is_some())
 }
 
-/// Stops sending for a while, as Meta asked. Never shortens a throttle.
+/// Stops sending for `length`, as Meta asked. Never shortens a throttle.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -288,7 +289,7 @@ pub async fn throttle(
     wait: Duration,
 ) -> Result<(), SiteError> {
     let (waba, app) = (reach == ThrottleReach::Waba, reach == ThrottleReach::App);
-    // Rows in one order, so that two servers that throttle at once can't deadlock.
+    // Rows are locked in one order, so that two servers that throttle at once can't deadlock.
     sqlx::query(
         "WITH reached AS (SELECT a.id FROM public.whatsapp_accounts a, public.whatsapp_accounts one \
            WHERE one.id = $1 AND (a.id = one.id OR $3 OR ($2 AND a.waba_id = one.waba_id)) ORDER BY a.id FOR UPDATE OF a) \
@@ -304,7 +305,7 @@ pub async fn throttle(
     Ok(())
 }
 
-/// People have written to each other over this number just now.
+/// Sets the time of the number's last message of a person to now.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -316,7 +317,7 @@ pub async fn touch(tx: &mut Transaction<'_>, account_id: Uuid) -> Result<(), Sit
     Ok(())
 }
 
-/// All numbers. One whose id has not Meta's form is another program's, and left out.
+/// All numbers, without rows whose `phone_number_id` is not valid: those are another program's.
 ///
 /// # Errors
 /// See [`SiteError`].

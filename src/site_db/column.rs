@@ -1,8 +1,8 @@
-//! Our enums and ids as `text` columns: they are bound to statements and read from rows as themselves, so that no text in
-//! between can be taken for another.
+//! Our enums and ids as `text` columns: statements bind and rows return the types themselves, so that two texts cannot be
+//! mixed up.
 //!
-//! Reading fails for a text that the type does not know; that is [`SiteError::Shape`](super::SiteError::Shape). So only
-//! columns that a `CHECK` guards, or that the server alone writes, are read as such a type.
+//! Reading a text that the type does not know is an error, [`SiteError::Shape`](super::SiteError::Shape). So only columns
+//! that a `CHECK` guards, or that only the server writes, are read as such a type.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;

@@ -1,5 +1,5 @@
-//! `conversations`: what a person (or a group) and one of our numbers have said. Every message belongs to one, however it
-//! came: it is found, or made, with its lead.
+//! `conversations`: the messages between a lead (a person or a group) and one of our numbers. Every message belongs to a
+//! conversation, which is found or created together with its lead.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,18 +11,18 @@ use crate::provider::event::Direction;
 /// Where a message belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Link {
-    /// The person, or the group.
+    /// `leads.id` of the person or the group.
     pub lead_id: Uuid,
-    /// What that lead and one of our numbers have said.
+    /// `conversations.id` for this lead and one of our numbers.
     pub conversation_id: Uuid,
 }
 
-/// How often a conversation that another program inserts or deletes meanwhile is looked for again.
+/// Attempts to find or insert a conversation while another program inserts or deletes it.
 const ATTEMPTS: usize = 3;
 
-/// Finds or makes the lead and its conversation with a number, and learns what the contact newly tells.
+/// Finds or creates the lead and its conversation with a number, and stores ids of the contact that the lead lacks.
 ///
-/// Safe beside itself and beside other writers of the tables.
+/// Safe to run concurrently with itself and with other writers of the tables.
 ///
 /// # Errors
 /// See [`SiteError`]; [`SiteError::Anonymous`] for a contact without any id.
@@ -40,7 +40,7 @@ pub async fn link_group(tx: &mut Transaction<'_>, account_id: Uuid, group_id: &s
     of_lead(tx, account_id, lead_id).await
 }
 
-/// The conversation of a number with a lead that the caller named; made if it is missing. `None`: no such lead.
+/// Finds or creates the conversation of a number with a lead that the caller named. `None`: no such lead.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -89,7 +89,7 @@ async fn of_lead(tx: &mut Transaction<'_>, account_id: Uuid, lead_id: Uuid) -> R
     Err(SiteError::Vanished("conversations"))
 }
 
-/// A client's message was stored in it.
+/// Updates a conversation's times after a client's message was stored in it.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -111,11 +111,11 @@ pub struct Touch {
     pub direction: Direction,
     /// When it was written, by WhatsApp's clock; `None`: now.
     pub at: Option<OffsetDateTime>,
-    /// Whether a person has yet to read it.
+    /// Whether it counts as unread.
     pub unread: bool,
 }
 
-/// Moves a conversation's times on, never back. The user's own clock decides, but not beyond ours.
+/// Moves a conversation's times forward, never back. The message's own time counts, but never a time in the future.
 ///
 /// # Errors
 /// See [`SiteError`].

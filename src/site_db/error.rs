@@ -1,4 +1,4 @@
-//! What can go wrong on the Site DB: the one error of this room, whose fault it is, and what an operator does about it.
+//! What can go wrong on the Site DB: the error of this module, its disposition, and what an operator can do about it.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ pub enum SiteError {
     /// Postgres refused the statement.
     #[error("the Site DB refused a statement (SQLSTATE {sqlstate})")]
     Refused {
-        /// Its SQLSTATE, empty where it gave none.
+        /// Its SQLSTATE; empty if it gave none.
         sqlstate: String,
         /// Postgres's own words; may quote values, so it goes into no log line.
         #[source]
@@ -26,13 +26,13 @@ pub enum SiteError {
     /// A value can't be written to the Site DB at all; the statement was not sent.
     #[error("a value has no database form")]
     Value(#[source] sqlx::Error),
-    /// A person without any id is to be found: there is nothing to look for.
+    /// A contact has no id, so its lead can be neither found nor created.
     #[error("a contact without an id")]
     Anonymous,
-    /// A row that must be there could neither be found nor made, several times in a row.
+    /// A row could be neither found nor inserted, several times in a row.
     #[error("another program deletes rows of {0} as fast as they are written")]
     Vanished(&'static str),
-    /// The task that asked was ended with its process.
+    /// The task that asked ended, because the process is stopping.
     #[error("the process is going down")]
     Stopped,
 }
@@ -83,7 +83,7 @@ impl SiteError {
         }
     }
 
-    /// The unique index or constraint that a row ran into, if that is what happened.
+    /// The name of the unique index or constraint that a row violated, if that is the error.
     #[must_use]
     pub fn constraint(&self) -> Option<&str> {
         self.database()?.constraint()
@@ -122,7 +122,7 @@ impl SiteError {
         }
     }
 
-    /// What to do about it, where a person must act.
+    /// What a person can do about it; `None` if nothing needs to be done by hand.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {

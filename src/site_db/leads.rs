@@ -1,8 +1,8 @@
-//! `leads`: who the people are, and what is learnt about them.
+//! `leads`: the people and groups that we write with, and their ids.
 //!
-//! A person is found by the business-scoped user id first, by the number second (WhatsApp's, then the one dialled). What
-//! a contact newly tells is learnt where no other lead has it; two leads are never merged here, as only a person can judge
-//! that. Names that are there stay: somebody may have corrected them.
+//! A person is found first by the business-scoped user id, then by the number (WhatsApp's, then the one dialled). An id
+//! that the lead lacks is stored if no other lead has it. Two leads are never merged here: only a person can decide that.
+//! A name that is there is kept: somebody may have corrected it.
 
 use serde_json::Value;
 use sqlx::FromRow;
@@ -12,10 +12,10 @@ use super::locks::{group_key, lock, lock_keys};
 use super::{Pool, SiteError, Transaction};
 use crate::provider::{ContactIdentity, UserId, WaId};
 
-/// How often a lead that another program inserts or deletes meanwhile is looked for again.
+/// Attempts to find or insert a lead while another program inserts or deletes it.
 const ATTEMPTS: usize = 3;
 
-/// What is known of a person. Texts, as other programs write these columns too, in forms that are not WhatsApp's.
+/// A lead's ids and names. Plain texts, because other programs write these columns too, in their own formats.
 #[derive(Debug, FromRow)]
 struct Lead {
     id: Uuid,
@@ -25,7 +25,7 @@ struct Lead {
     username: Option<String>,
 }
 
-/// How WhatsApp knows a lead.
+/// A lead's ids at WhatsApp.
 #[derive(Debug, Clone, FromRow)]
 pub struct Address {
     /// WhatsApp's number, else the one that was dialled; `group:` and Meta's id for a group.
@@ -34,7 +34,7 @@ pub struct Address {
     pub user_id: Option<String>,
 }
 
-/// How WhatsApp knows the lead that a caller named; `None`: no such lead.
+/// The ids at WhatsApp of the lead that a caller named; `None`: no such lead.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -47,8 +47,8 @@ pub async fn address(pool: &Pool, lead_id: Uuid) -> Result<Option<Address>, Site
     )
 }
 
-/// Finds or makes the lead of a person, and learns what the contact newly tells. Of a person who speaks in a group it is
-/// the lead alone: what is said there is not that person's conversation.
+/// Finds or creates the lead of a person, and stores ids of the contact that the lead lacks. Creates no conversation: what
+/// a person says in a group belongs to the group's conversation.
 ///
 /// # Errors
 /// See [`SiteError`]; [`SiteError::Anonymous`] for a contact without any id.
@@ -70,7 +70,7 @@ pub async fn find_or_make(tx: &mut Transaction<'_>, contact: &ContactIdentity) -
             }
             return Ok(lead.id);
         }
-        // Other programs don't take our lock: then their lead is there, and found in the next turn.
+        // Other programs don't take our lock. If one inserts the lead first, the next turn finds it.
         let inserted: Option<Uuid> = sqlx::query_scalar(
             "INSERT INTO public.leads (wa_id, user_id, name, username) VALUES ($1, $2, $3, $4)
              ON CONFLICT DO NOTHING RETURNING id",
@@ -111,8 +111,8 @@ pub(super) async fn find_or_make_group(tx: &mut Transaction<'_>, group_id: &str)
     }
 }
 
-/// What the answer to a send tells of the recipient: WhatsApp's own number, where it differs from the one dialled (Brazil,
-/// Mexico), so that the answer of the person finds the same lead; and the user id.
+/// Stores the recipient's ids from the answer to a send: WhatsApp's own number, if it differs from the one dialled (Brazil,
+/// Mexico), so that the person's reply finds the same lead; and the user id.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -139,8 +139,8 @@ pub async fn learn_recipient(
     }
     lock(tx, [], [&dialled_contact, known]).await?;
     if renumbered && current.wa_id.as_deref() == dialled.map(WaId::as_str) {
-        // No user has the number that was dialled: it moves to `phone`, of this lead and of the one that has the real
-        // number already, and `find` prefers the latter from now on.
+        // No WhatsApp user has the number that was dialled. It moves to `phone`, in this lead and in a lead that has
+        // WhatsApp's number already; from now on `find` prefers that other lead.
         sqlx::query(
             "UPDATE public.leads SET phone = $2, updated_at = now(),
                     wa_id = CASE WHEN id <> $1 THEN wa_id
@@ -157,9 +157,9 @@ pub async fn learn_recipient(
     learn(tx, lead_id, known).await
 }
 
-/// What a report about a message tells of its recipient: without the user id, the answer of a user who hides the number
-/// would open a second lead. Nothing is learnt where the message's lead has another number (in a group the recipient is
-/// not the lead) or a user id already.
+/// Stores the recipient's user id from a status report: without it, the reply of a user who hides the number would create
+/// a second lead. Changes nothing if the message's lead has another number (in a group, the recipient is not the lead) or
+/// already has a user id.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -185,7 +185,7 @@ pub async fn learn_from_report(
     }
 }
 
-/// The advertisement that brought the lead; the first one counts.
+/// Stores the advertisement that brought the lead; a later one is ignored.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -198,7 +198,7 @@ pub async fn set_referral(tx: &mut Transaction<'_>, lead_id: Uuid, referral: &Va
     Ok(())
 }
 
-/// A person's new number, if no other lead has it; the old one stays in `phone`.
+/// Stores a person's new number, if no other lead has it; the old one stays in `phone`.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -214,7 +214,7 @@ pub async fn change_number(tx: &mut Transaction<'_>, lead_id: Uuid, current: &Wa
     Ok(())
 }
 
-/// A person's new user id, if no other lead has it.
+/// Stores a person's new user id, if no other lead has it.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -231,7 +231,7 @@ pub async fn change_user_id(tx: &mut Transaction<'_>, previous: &UserId, current
 }
 
 async fn find(tx: &mut Transaction<'_>, contact: &ContactIdentity) -> Result<Option<Lead>, SiteError> {
-    // Three index look-ups; `rank` is the order of trust.
+    // Three index look-ups; the lowest `rank` is the most reliable match.
     Ok(sqlx::query_as(
         "SELECT id, wa_id, user_id, name, username FROM (
              SELECT 1 AS rank, l.* FROM public.leads l WHERE user_id = $1
@@ -245,7 +245,7 @@ async fn find(tx: &mut Transaction<'_>, contact: &ContactIdentity) -> Result<Opt
     .await?)
 }
 
-/// Whether the contact tells something that the lead lacks.
+/// Whether the contact has something that the lead lacks.
 fn has_news(lead: &Lead, contact: &ContactIdentity) -> bool {
     (lead.wa_id.is_none() && contact.wa_id.is_some())
         || (lead.user_id.is_none() && contact.user_id.is_some())
@@ -253,7 +253,7 @@ fn has_news(lead: &Lead, contact: &ContactIdentity) -> bool {
         || (contact.username.is_some() && lead.username != contact.username)
 }
 
-/// Fills what is empty, with ids that no other lead has. A user name is Meta's, so its newest value counts.
+/// Fills empty columns, with ids that no other lead has. The user name comes from Meta, so the newest value counts.
 async fn learn(tx: &mut Transaction<'_>, lead_id: Uuid, contact: &ContactIdentity) -> Result<(), SiteError> {
     sqlx::query(
         "UPDATE public.leads SET

@@ -1,5 +1,5 @@
 //! Advisory locks on things that may have no row yet: a message's wamid before its outcome is committed, a person before
-//! the lead exists. Held to the end of the transaction.
+//! the lead exists. Held until the end of the transaction.
 //!
 //! Why they are needed: a status may arrive while the answer to its send is being committed. Each of the two must see
 //! what the other wrote, and there is no row that both could lock. So both lock the wamid first; and every transaction
@@ -13,11 +13,11 @@ use crate::provider::{ContactIdentity, Wamid};
 
 /// Locks these messages and these people, in one order for all callers.
 ///
-/// Each key is an entry in Postgres's shared lock table (64 per connection by default), so a caller with very many works
-/// in portions.
+/// Each key is an entry in Postgres's shared lock table (64 per connection by default), so a caller with many keys must
+/// work in portions.
 ///
 /// # Errors
-/// See [`SiteError`]; a lock that a `lock_timeout` gave up on among them.
+/// See [`SiteError`]; one case is that `lock_timeout` passed.
 pub async fn lock<'a>(
     tx: &mut Transaction<'_>,
     wamids: impl IntoIterator<Item = &'a Wamid>,
@@ -50,7 +50,7 @@ pub(super) fn group_key(group_id: &str) -> String {
     format!("lead:group:{group_id}")
 }
 
-/// Locks keys of the caller's own making.
+/// Locks these keys.
 pub(super) async fn lock_keys(tx: &mut Transaction<'_>, keys: &[String]) -> Result<(), SiteError> {
     // The sorted subquery is a barrier for the planner: the outer function sees the rows in that order.
     sqlx::query(

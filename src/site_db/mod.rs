@@ -1,10 +1,9 @@
 //! The server's statements on the Site DB, and the connections that run them.
 //!
-//! Each table has one owner, a file or a folder that bears its name: no other one writes to it, and a query over two
-//! tables stands with the one whose row it returns. The functions are typed, one statement or one transaction each, and
-//! written so that any number of servers may run them at once (claims are `FOR UPDATE SKIP LOCKED`, changes of state are
-//! conditional). The room decides nothing: when to send is the [`outbox`](crate::outbox)'s, what an event means the
-//! [`inbox`](crate::inbox)'s.
+//! Each table has one owner, the module with its name: no other module writes to the table, and a query over two tables
+//! belongs to the owner of the row that it returns. Each function is one statement or one transaction, and any number of
+//! servers may run it at once (claims are `FOR UPDATE SKIP LOCKED`, changes of state are conditional). Nothing is decided
+//! here: the [`outbox`](crate::outbox) decides when to send, the [`inbox`](crate::inbox) what an event means.
 //!
 //! | module | its table or job |
 //! |---|---|
@@ -12,18 +11,19 @@
 //! | [`leads`] | `leads`: who the people are |
 //! | [`conversations`] | `conversations`: where a message belongs |
 //! | [`messages`] | `whatsapp_messages`: every change is a transition with one writer |
-//! | [`status_events`] | `message_status_events`: what Meta reported, as it came |
+//! | [`status_events`] | `message_status_events`: what Meta reported, unchanged |
 //! | [`notifications`] | `notifications`: what a person should look at |
 //! | [`webhook_events`] | `webhook_events`: what Meta posted, byte for byte |
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
 //! | [`locks`] | advisory locks on things that have no row yet |
-//! | `schema` | whether all of that is there |
+//! | `schema` | checks that all these tables are there |
 //! | `pool` | [`Pool`] and [`Transaction`] |
 //! | `column` | our enums and ids as `text` columns |
 //! | `error` | [`SiteError`] |
 //!
-//! Driver: `sqlx`, and here alone; other rooms hold a [`Pool`] or a [`Transaction`] and pass it on. The statements are
-//! checked by the tests on real Postgres rather than at compile time, so that building needs no database.
+//! Only this module and two others use the driver, `sqlx` (`tests/it/architecture.rs` has the list); all others hold a
+//! [`Pool`] or a [`Transaction`] and pass it on. Tests on a real Postgres check the statements, not the compiler, so that
+//! building needs no database.
 
 pub mod accounts;
 mod column;

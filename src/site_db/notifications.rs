@@ -27,8 +27,9 @@ impl NotificationKind {
     }
 }
 
-/// The insert of a notification for each message in `from`, a member of the `WITH` of the statement that changes the
-/// messages: so it costs no round trip. `detail` is an expression over the messages' columns, `only` a condition on them.
+/// An `INSERT` of one notification per message in `from`, to be used as a member of the `WITH` of the statement that
+/// changes the messages, so that it costs no round trip. `detail` is an SQL expression over the messages' columns, `only`
+/// a condition on them.
 pub(super) fn of_messages(from: &str, kind: NotificationKind, detail: &str, only: Option<&str>) -> String {
     let filter = only.map(|only| format!(" WHERE {only}")).unwrap_or_default();
     format!(
@@ -37,7 +38,7 @@ pub(super) fn of_messages(from: &str, kind: NotificationKind, detail: &str, only
     )
 }
 
-/// A person wrote.
+/// Notifies of a user's message.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -59,7 +60,7 @@ pub async fn inbound_message(
     Ok(())
 }
 
-/// Meta refuses to send for a number, in these words.
+/// Notifies that Meta refuses to send for a number; `detail` is Meta's reason.
 pub(super) async fn account_held(tx: &mut Transaction<'_>, account_id: Uuid, detail: &str) -> Result<(), SiteError> {
     sqlx::query("INSERT INTO public.notifications (kind, account_id, detail) VALUES ($1, $2, $3)")
         .bind(NotificationKind::AccountHeld)

@@ -33,7 +33,7 @@ pub async fn take(
         > 0)
 }
 
-/// Gives the right to send for a number up, so that another process need not wait for its end.
+/// Gives up the right to send for a number, so that another process need not wait until the lease expires.
 ///
 /// # Errors
 /// See [`SiteError`].

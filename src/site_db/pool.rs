@@ -23,11 +23,11 @@ pub struct Transaction<'a>(sqlx::Transaction<'a, Postgres>);
 /// before that.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What each connection is set to, whatever the role's or the database's defaults are:
-/// - a statement that runs longer than 10 s is lost anyway, its caller has given up;
-/// - a transaction that a stalled process leaves open would hold row locks that every other server waits for;
-/// - a commit counts when it is on disk: with `off` a crash of the Site DB could take back a `sending` that was acted on;
-/// - the driver logs notices, and a trigger of the CRM's own may put a row's values into one.
+/// Settings of each connection, which override the defaults of the role and the database:
+/// - a statement may take 10 s: after that its caller has given up;
+/// - an idle transaction is ended, because a stalled process would hold row locks that every other server waits for;
+/// - a commit waits for the disk: with `off`, a crash of the Site DB could undo a `sending` after the message was sent;
+/// - no notices, because the driver logs them and a trigger of the CRM may put a row's values into one.
 const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
      set_config('client_min_messages', 'error', false), \
      set_config('idle_in_transaction_session_timeout', '30s', false), \
@@ -35,13 +35,13 @@ const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
      ELSE current_setting('synchronous_commit') END, false)";
 
 impl Pool {
-    /// A pool that connects when it is first used, so that a Site DB that is down does not stop the server from starting.
+    /// A pool that connects at its first use, so that the server starts even if the Site DB is down.
     #[must_use]
     pub fn connect(site: &Site) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(site.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            // Idle ones go before a firewall forgets them silently.
+            // Idle connections are closed before a firewall drops them silently.
             .idle_timeout(Duration::from_secs(120))
             .max_lifetime(Duration::from_secs(1800))
             .test_before_acquire(true)
@@ -58,12 +58,12 @@ impl Pool {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// No connection is to be had.
+    /// No connection could be opened or became free in time.
     pub async fn begin(&self) -> Result<Transaction<'static>, SiteError> {
         Ok(Transaction(self.0.begin().await?))
     }
 
-    /// Takes no more work, and ends when all connections are closed.
+    /// Refuses new work, and returns when all connections are closed.
     pub async fn close(&self) {
         self.0.close().await;
     }
@@ -78,15 +78,15 @@ impl Transaction<'_> {
         Ok(self.0.commit().await?)
     }
 
-    /// Takes everything back; of a savepoint: what was done since.
+    /// Rolls back; of a savepoint: only what was done since.
     ///
     /// # Errors
-    /// The connection broke, which takes everything back as well.
+    /// The connection broke, which rolls everything back as well.
     pub async fn rollback(self) -> Result<(), SiteError> {
         Ok(self.0.rollback().await?)
     }
 
-    /// A savepoint: what is done on it can be taken back alone.
+    /// A savepoint: what is done on it can be rolled back alone.
     ///
     /// # Errors
     /// See [`SiteError`].
@@ -94,7 +94,7 @@ impl Transaction<'_> {
         Ok(Transaction(self.0.begin().await?))
     }
 
-    /// What the driver's statements run on.
+    /// The driver's connection, to run statements on.
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         &mut self.0
     }

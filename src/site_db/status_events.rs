@@ -1,12 +1,12 @@
-//! `message_status_events`: every report of Meta's about our messages, as it came, append-only; and how a report finds its
+//! `message_status_events`: every report by Meta about our messages, unchanged and append-only; and how a report finds its
 //! message.
 //!
-//! The message is found by its wamid, else by our own id, which Meta echoes (`biz_opaque_callback_data`); so a report
-//! also settles a message whose send was never answered. A report whose message is not known yet is kept without one and
-//! adopted when the wamid becomes known. Both ways first lock the wamid (see [`super::locks`]): without it, a report and
-//! the outcome of its send could each miss the other.
+//! The message is found by its wamid, else by our own id, which Meta returns (`biz_opaque_callback_data`); so a report
+//! also settles a message whose send was never answered. A report whose message is not known yet is stored without one (an
+//! orphan), and adopted when the wamid becomes known. Both sides first lock the wamid (see [`super::locks`]): without the
+//! lock, a report and the outcome of its send could each miss the other.
 //!
-//! What reports make of the message's row is [`messages`]' business.
+//! How reports change the message's row: see [`messages`].
 
 use sqlx::FromRow;
 use time::OffsetDateTime;
@@ -19,10 +19,10 @@ use crate::provider::cloud::classify;
 use crate::provider::event::StatusReport;
 use crate::provider::{Code, Wamid};
 
-/// What became of a report.
+/// The result of [`record`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
-    /// Its message; `None` while that is not known.
+    /// The message that the report is about; `None` while it is not known.
     pub message_id: Option<Uuid>,
     /// False if the same report had been recorded before.
     pub new: bool,
@@ -32,8 +32,8 @@ pub struct Recorded {
     pub second_send: bool,
 }
 
-/// Records a report and applies it. The caller has locked the wamid in this transaction, with all the others that it
-/// needs (see [`super::locks`]).
+/// Stores a report and applies it to its message. The caller has locked the wamid in this transaction, together with all
+/// other locks that it needs (see [`super::locks`]).
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -46,7 +46,7 @@ pub async fn record(tx: &mut Transaction<'_>, account_id: Uuid, status: &StatusR
         class: refusal.class.as_str(),
         message: refusal.message.clone(),
     });
-    // An orphan whose message is known by now is adopted by the report's repetition too.
+    // If Meta repeats the report of an orphan whose message is known by now, the orphan is adopted here.
     let inserted: Option<bool> = sqlx::query_scalar(
         "INSERT INTO public.message_status_events AS e
              (account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload, provider_at)
@@ -90,13 +90,13 @@ pub struct Acceptance<'a> {
     pub wamid: Option<&'a Wamid>,
     /// Meta assesses the template before it delivers.
     pub held: bool,
-    /// The answer as it came.
+    /// The HTTP response, for the row.
     pub response: &'a Response,
 }
 
-/// Commits to a message that Meta accepted it: learns the wamid, moves the status on (never back: a report may have been
-/// faster than the answer), and adopts the reports that waited for it. Returns the status that the message shows now, if
-/// this changed it.
+/// Writes to a message's row that Meta accepted it: stores the wamid, raises the status (never lowers it: a report may
+/// have been faster than the answer), and adopts the orphans with this wamid. Returns the message's new status, if it
+/// changed.
 ///
 /// To be called in the transaction that writes the rest of the outcome, before anything else in it.
 ///
@@ -120,8 +120,7 @@ pub async fn accept(
     messages::accepted(tx, &locked, acceptance.wamid, &reports, acceptance.response).await
 }
 
-/// Gives a message the reports that came before its wamid was known. Returns the status that it shows now, if they
-/// changed it.
+/// Applies the reports that came before the message's wamid was known. Returns the message's new status, if it changed.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -135,7 +134,7 @@ pub async fn adopt_orphans(
     messages::reported(tx, message_id, wamid, &reports, News::Told).await
 }
 
-/// Claims the reports that waited for this wamid.
+/// Assigns the orphans with this wamid to the message, and returns them.
 async fn adopt(tx: &mut Transaction<'_>, message_id: Uuid, wamid: &Wamid) -> Result<Vec<Report>, SiteError> {
     #[derive(FromRow)]
     struct Orphan {

@@ -38,7 +38,7 @@ impl EventState {
 /// An event that this transaction has locked to process it.
 #[derive(Debug, FromRow)]
 pub struct ClaimedEvent {
-    /// The row.
+    /// `webhook_events.id`.
     pub id: Uuid,
     /// The bytes that Meta signed.
     pub body: Vec<u8>,
@@ -46,18 +46,18 @@ pub struct ClaimedEvent {
     pub attempts: i32,
 }
 
-/// What became of an event whose parts have all been tried.
+/// The result for an event whose parts have all been tried.
 #[derive(Debug, Clone, Copy)]
 pub struct Finished<'a> {
-    /// Parts in which people write to each other.
+    /// Parts that are messages of people.
     pub real: usize,
-    /// All others.
+    /// All other parts (statuses, notices, account events).
     pub protocol: usize,
-    /// The parts that could not be stored, and why; `None` where there are none.
+    /// The parts that could not be stored, and why; `None` if all were stored.
     pub failures: Option<&'a Value>,
 }
 
-/// How much is not done.
+/// Events that are not processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
 pub struct Backlog {
     /// Events that wait for longer than they should.
@@ -66,7 +66,7 @@ pub struct Backlog {
     pub failed: i64,
 }
 
-/// Keeps an event, and returns its id.
+/// Stores an event and returns its id.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -80,7 +80,7 @@ pub async fn insert(pool: &Pool, body: &[u8]) -> Result<Uuid, SiteError> {
     )
 }
 
-/// Has an event processed again, whatever became of it. False if there is no such event.
+/// Makes an event due again, whether it failed or succeeded before. False if there is no such event.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -96,7 +96,7 @@ pub async fn reset(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
     Ok(done.rows_affected() > 0)
 }
 
-/// The event that is due longest and that no other worker has.
+/// Locks and returns the event that has been due for the longest time and that no other worker has locked.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -123,7 +123,7 @@ pub async fn postpone(tx: &mut Transaction<'_>, id: Uuid, wait: Duration) -> Res
     Ok(())
 }
 
-/// Has an event tried again later, after an attempt that failed as a whole.
+/// Sets the time of an event's next attempt, after an attempt that failed as a whole.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -139,7 +139,7 @@ pub async fn retry_later(pool: &Pool, id: Uuid, wait: Duration) -> Result<(), Si
     Ok(())
 }
 
-/// All parts of an event have been tried.
+/// Marks an event whose parts have all been tried as processed or failed.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -163,7 +163,7 @@ pub async fn finish(tx: &mut Transaction<'_>, id: Uuid, finished: &Finished<'_>)
     Ok(())
 }
 
-/// Counts what is not done; an event is late when it has waited for longer than `late_after`.
+/// Counts the events that are not processed; one is late if it has waited for longer than `late_after`.
 ///
 /// # Errors
 /// See [`SiteError`].

@@ -1,6 +1,6 @@
-//! What is due to be sent, claimed; and what dead processes and clients that are gone left behind, swept.
+//! Claims messages that are due; and sweeps messages whose process died or whose client left.
 //!
-//! Rows are chosen `FOR UPDATE SKIP LOCKED`, so that any number of servers may do it at once.
+//! Rows are chosen `FOR UPDATE SKIP LOCKED`, so that any number of servers may do this at once.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use super::transition;
 use super::write;
 use crate::site_db::{Pool, SiteError, Transaction};
 
-/// A message under a lease, committed `sending`: the provider may be called now, once.
+/// A message under a lease, committed as `sending`: the provider may be called now, once.
 #[derive(Debug, Clone, FromRow)]
 pub struct Claimed {
-    /// The message.
+    /// `whatsapp_messages.id`.
     pub id: Uuid,
     /// The attempt's own id: an outcome counts only while the row still carries it.
     pub lease_owner: Uuid,
     /// Which attempt this is, from 1.
     pub attempt: i32,
-    /// How often rate limits sent it back before.
+    /// How many earlier attempts did not count towards the limit (throttled, number held, network down).
     pub throttles: i32,
-    /// What the person and the number have said.
+    /// `conversations.id`.
     pub conversation_id: Uuid,
-    /// The person.
+    /// `leads.id` of the person or the group.
     pub lead_id: Uuid,
     /// The client's request, byte for byte.
     pub request: Option<Vec<u8>>,
@@ -33,18 +33,18 @@ pub struct Claimed {
     pub api_version: Option<String>,
 }
 
-/// Whether a claim passes the hold of its number.
+/// Whether a claim respects the hold of its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HoldRule {
     Respected,
     Passed,
 }
 
-/// The order: messages of one conversation leave one after the other, oldest first; one that backs off keeps the later
-/// ones of its conversation waiting, and no others. An `unknown` one does not: it may never be settled.
-/// The number's hold and throttle are asked in the same statement, so that another server's hold counts at once.
+/// The messages that are due, in order: those of one conversation one after the other, oldest first. One that backs off
+/// delays the later ones of its own conversation and no others; an `unknown` one delays none, as it may never be settled.
+/// The number's hold and throttle are checked in the same statement, so that another server's hold counts at once.
 ///
-/// `$1` the number's row, `$2` how many at most, `$3` seconds of the lease, `$4` whether a hold is passed.
+/// `$1` the number's row, `$2` how many at most, `$3` seconds of the lease, `$4` whether a hold is ignored.
 const DUE: &str = "SELECT m.id FROM public.whatsapp_messages m JOIN public.whatsapp_accounts a ON a.id = m.account_id \
      WHERE m.account_id = $1 AND m.status = 'pending' AND m.direction = 'outbound' \
        AND coalesce(m.next_attempt_at <= now(), true) AND coalesce(m.send_by > now(), true) \
@@ -73,7 +73,8 @@ static ABANDON: LazyLock<String> = LazyLock::new(|| {
     write::chosen(abandoned, &transition::CANCEL, "id")
 });
 
-/// Claims up to `limit` due messages of a number: commits them `sending`, one attempt on, each under a lease of its own.
+/// Claims up to `limit` due messages of a number: commits them as `sending`, each with its next attempt number and its own
+/// lease.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -83,7 +84,7 @@ pub async fn claim(pool: &Pool, account_id: Uuid, limit: usize, lease: Duration)
     claim_due(&mut connection, account_id, limit, lease, HoldRule::Respected).await
 }
 
-/// The same for a number that is held, to see whether it still has to be. To be committed by the caller.
+/// The same for a held number, to test if it can send again. The caller commits.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -121,7 +122,8 @@ pub async fn sweep_expired(pool: &Pool) -> Result<Vec<Uuid>, SiteError> {
     Ok(sqlx::query_scalar(EXPIRE.as_str()).fetch_all(&pool.0).await?)
 }
 
-/// Cancels messages whose clients have long gone without cancelling them (their server died). Returns them.
+/// Cancels messages whose clients stopped waiting long ago but could not cancel them (their server died). Returns the
+/// messages' ids.
 ///
 /// # Errors
 /// See [`SiteError`].

@@ -1,7 +1,7 @@
-//! What the provider's reports do to a message's row: a pure fold, whose result does not depend on their order.
+//! How the provider's reports change a message's row: a pure fold, whose result does not depend on their order.
 //!
-//! Reports come early, late, twice and in any order. So the status is the highest of those reported, each step's time the
-//! earliest that implies the step, and nothing is ever taken back.
+//! Reports come early, late, twice and in any order. So the status is the highest that was reported, each step's time is
+//! the earliest report that implies the step, and the status never goes back.
 
 use time::OffsetDateTime;
 
@@ -28,19 +28,19 @@ pub(crate) struct MessageState {
     pub(crate) failed_at: Option<OffsetDateTime>,
 }
 
-/// One report of the provider's about a message of ours.
+/// One report by the provider about a message of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// How far the message is, by this report: `accepted`, `held`, `sent`, `delivered`, `read`, `played` or `failed`.
+    /// The reported status: `accepted`, `held`, `sent`, `delivered`, `read`, `played` or `failed`.
     step: MessageStatus,
-    /// When, by the clock of who said it.
+    /// When it was reached: by the provider's clock in a report, by ours in an answer.
     at: OffsetDateTime,
-    /// Why, for `failed`.
+    /// The reason, for `failed`.
     problem: Option<Problem>,
 }
 
 impl Report {
-    /// The provider has the message (`held`: and assesses it first), by its answer to the send.
+    /// From the answer to the send: the provider has the message (`held`: and assesses its template first).
     #[must_use]
     pub const fn accepted(held: bool, at: OffsetDateTime) -> Self {
         Self {
@@ -54,7 +54,8 @@ impl Report {
         }
     }
 
-    /// The provider's word for a step. One that we don't know still says that the provider has the message.
+    /// From the provider's word for a status. A word that we don't know still proves that the provider has the message,
+    /// and counts as `accepted`.
     #[must_use]
     pub fn of_word(word: &str, at: OffsetDateTime, problem: Option<Problem>) -> Self {
         use MessageStatus::{Accepted, Delivered, Failed, Held, Played, Read, Sent};
@@ -66,13 +67,13 @@ impl Report {
     }
 }
 
-/// How far a status is. A message that failed after it was sent shows `failed`; one that arrived nevertheless (it had
-/// several devices to go to) shows that it arrived.
+/// The order of the statuses: a report only raises the rank. A message that failed after it was sent becomes `failed`; one
+/// that arrived anyway (at another of the user's devices) becomes `delivered`.
 const fn rank(status: MessageStatus) -> u8 {
     match status {
         MessageStatus::Pending => 0,
         MessageStatus::Sending => 1,
-        // Any report is news for these: a cancelled message should not have left, but if it did, that is what counts.
+        // Any report changes these: a cancelled message should not have been sent, but if it was, the report counts.
         MessageStatus::Unknown | MessageStatus::Cancelled => 2,
         MessageStatus::Accepted => 3,
         MessageStatus::Held => 4,
@@ -87,7 +88,7 @@ const fn rank(status: MessageStatus) -> u8 {
 }
 
 impl MessageState {
-    /// Folds a report in. `wamid` is the id that the report names; `None` where another message has it already.
+    /// Applies a report. `wamid` is the id that the report names; `None` if another message has it already.
     pub(crate) fn fold(&mut self, wamid: Option<&Wamid>, report: &Report) {
         use MessageStatus::{Delivered, Failed, Held, Played, Read, Sent, Unknown};
         // A message that was refused has no wamid. A report about it proves that the provider took it after all.
@@ -115,7 +116,7 @@ impl MessageState {
             }
             _ => {}
         }
-        // `delivered` is skipped when a message is read at once: each step implies those before.
+        // Meta skips `delivered` if a message is read at once: each step implies the earlier ones.
         if matches!(step, Sent | Delivered | Read | Played) {
             earliest(&mut self.sent_at, at);
         }

@@ -19,13 +19,13 @@ pub struct PendingMessage<'a> {
     pub id: Uuid,
     /// The row of the number that sends it.
     pub account_id: Uuid,
-    /// What the person and the number have said.
+    /// `conversations.id`.
     pub conversation_id: Uuid,
-    /// The person, or the group.
+    /// `leads.id` of the person or the group.
     pub lead_id: Uuid,
-    /// Meta's type.
+    /// Meta's name of the type.
     pub kind: &'a str,
-    /// What a person reads.
+    /// The text that a person sees.
     pub body: Option<&'a str>,
     /// The request, byte for byte.
     pub request: &'a [u8],
@@ -37,9 +37,9 @@ pub struct PendingMessage<'a> {
     pub client_name: &'a str,
     /// The client's id for this message, unique per `client_name`.
     pub client_id: Option<&'a str>,
-    /// Hex hash of what the client asked for: the same id with another hash is an error.
+    /// Hash (hex) of the request: the same client id with another hash is an error.
     pub request_sha256: &'a str,
-    /// The client's own opaque value.
+    /// The client's own `biz_opaque_callback_data`.
     pub client_opaque: Option<&'a str>,
     /// Send it within this time or not at all.
     pub send_within: Option<Duration>,
@@ -52,11 +52,11 @@ pub struct PendingMessage<'a> {
 pub struct Origin {
     /// The row of the number that it is from or to.
     pub account_id: Uuid,
-    /// What the person and the number have said.
+    /// `conversations.id`.
     pub conversation_id: Uuid,
-    /// The person, or the group.
+    /// `leads.id` of the person or the group.
     pub lead_id: Uuid,
-    /// Who wrote it.
+    /// Whether a user or we wrote it.
     pub direction: Direction,
     /// When it appears in the conversation; `None`: now.
     pub created_at: Option<OffsetDateTime>,
@@ -65,15 +65,15 @@ pub struct Origin {
 /// What a message of a webhook says.
 #[derive(Debug, Clone, Copy)]
 pub struct Said<'a> {
-    /// Meta's id.
+    /// Meta's id of the message.
     pub wamid: &'a Wamid,
-    /// Meta's type.
+    /// Meta's name of the type.
     pub kind: &'a str,
-    /// What a person reads.
+    /// The text that a person sees.
     pub text: Option<&'a str>,
-    /// The whole object.
+    /// The message's whole object in the webhook.
     pub payload: &'a Value,
-    /// To whom we wrote, where we did: the number, else the user id.
+    /// The user's number, else the user id.
     pub recipient: Option<&'a str>,
     /// The message that it answers, reacts to, edits or revokes.
     pub context: Option<&'a Wamid>,
@@ -81,7 +81,7 @@ pub struct Said<'a> {
     pub at: Option<OffsetDateTime>,
 }
 
-/// Stores a client's message `pending`. Returns false, and stores nothing, if the client's id is taken.
+/// Stores a client's message as `pending`. Returns false, and stores nothing, if the client id is taken.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -112,7 +112,7 @@ pub async fn insert(tx: &mut Transaction<'_>, row: &PendingMessage<'_>) -> Resul
     Ok(inserted.rows_affected() > 0)
 }
 
-/// Stores a message of a webhook: `received`, or `accepted` where we wrote it. `None` if it is there already.
+/// Stores a message of a webhook: as `received`, or as `accepted` if we wrote it. `None` if it is stored already.
 ///
 /// # Errors
 /// See [`SiteError`].

@@ -5,16 +5,16 @@
 //!                    ╰──────────── transition, write ────────────╯
 //! ```
 //!
-//! Every change is a transition of one list, written by one statement builder; nothing else in the program updates this
-//! table. The room decides nothing: when to send is the [`outbox`](crate::outbox)'s, what an event means the
-//! [`inbox`](crate::inbox)'s. What Meta reported, as it came, is in [`status_events`](super::status_events).
+//! Every change is one of a fixed list of transitions, written by one statement builder; nothing else in the program
+//! updates this table. Nothing is decided here: the [`outbox`](crate::outbox) decides when to send, the
+//! [`inbox`](crate::inbox) what an event means. Meta's reports themselves are in [`status_events`](super::status_events).
 //!
 //! | file | its job |
 //! |---|---|
 //! | `status` | [`MessageStatus`] |
 //! | [`transition`] | the list of changes that are allowed; pure |
-//! | `fold` | what reports make of a row; pure |
-//! | `problem` | what a row keeps of the provider's words |
+//! | `fold` | how reports change a row; pure |
+//! | `problem` | the provider's last answer and error, as a row keeps them |
 //! | `write` | a transition becomes a statement, and runs |
 //! | `insert` | how a message begins |
 //! | `claim` | due messages claimed, expired and abandoned ones swept |

@@ -1,6 +1,6 @@
-//! What a call to the provider brought, and what reports say: the transitions that the outbox and the inbox ask for.
+//! Writes the outcome of a call to the provider, and what reports say: the transitions that the outbox and the inbox use.
 //!
-//! Each takes one message or many, and answers with those that it changed; the others had moved on (see
+//! Each changes one message or many, and returns those that it changed; the others had another status already (see
 //! [`transition`]).
 
 use std::sync::LazyLock;
@@ -19,7 +19,7 @@ use crate::site_db::{Pool, SiteError, Transaction};
 /// Names one attempt to send a message.
 #[derive(Debug, Clone, Copy)]
 pub struct AttemptKey {
-    /// The message.
+    /// `whatsapp_messages.id`.
     pub id: Uuid,
     /// The attempt's own id: see [`Claimed::lease_owner`](super::Claimed::lease_owner).
     pub lease_owner: Uuid,
@@ -28,9 +28,9 @@ pub struct AttemptKey {
 /// How a message waits for its next attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Wait {
-    /// At least this long.
+    /// Time until the next attempt, at least.
     pub after: Duration,
-    /// Whether the attempt counts towards the limit; else it counts as one that was sent back.
+    /// Whether the attempt counts towards the limit; if not, the column `throttles` counts it.
     pub consumed: bool,
 }
 
@@ -42,7 +42,7 @@ static CANCEL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition
 static REVIVE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REVIVE));
 static REPORT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REPORT));
 
-/// The message failed for good; a notification says so. Returns whether it counted.
+/// The message failed finally: writes that and a notification. Returns false if the row had changed and was left alone.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -60,7 +60,8 @@ pub async fn failed(
     Ok(!FAIL.execute(tx.connection(), &[change]).await?.is_empty())
 }
 
-/// It is certain that nothing was sent, and the message waits for another attempt. Returns whether it counted.
+/// Certainly nothing was sent: makes the message wait for another attempt. Returns false if the row had changed and was
+/// left alone.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -81,7 +82,8 @@ pub async fn put_back(
     Ok(!PUT_BACK.execute(tx.connection(), &[change]).await?.is_empty())
 }
 
-/// It is not known whether the message was sent; a notification says so. Returns whether it counted.
+/// It is not known whether the message was sent: writes that and a notification. Returns false if the row had changed and
+/// was left alone.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -103,10 +105,10 @@ pub async fn lost(
     Ok(!LOSE.execute(tx.connection(), &[change]).await?.is_empty())
 }
 
-/// The provider has the message, by its answer and by the reports that were faster than the answer. Returns the status
-/// that the row shows now, if this changed it; a new `failed` is a notification too.
+/// The provider has the message: applies its answer and the reports that were faster than the answer. Returns the row's
+/// new status, if it changed; a new `failed` also writes a notification.
 ///
-/// Without a wamid only the status is written: for the impossible case that another row has it already.
+/// Without a wamid only the status is written: for the case, which should be impossible, that another row has it already.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -123,16 +125,16 @@ pub(in crate::site_db) async fn accepted(
     Ok(shown)
 }
 
-/// Whether a `failed` that a report brings is written as a notification.
+/// Whether a `failed` that a report brings also writes a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// It is: it has just happened.
+    /// Yes: it has just happened.
     Told,
-    /// It is not: it happened long ago.
+    /// No: it is from the history, and happened long ago.
     Silent,
 }
 
-/// Folds reports into a message's row; writes only if that changes it. Returns the new status, if there is one.
+/// Applies reports to a message's row; writes only if that changes it. Returns the new status, if there is one.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -153,8 +155,8 @@ pub async fn reported(
     Ok(shown)
 }
 
-/// Cancels a message that was not sent, because its client stops waiting. Returns false if it is too late for that:
-/// an attempt is under way, or it is settled.
+/// Cancels a message that was not sent, because its client stops waiting. Returns false if it is too late: an attempt is
+/// under way, or the message is settled.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -167,8 +169,8 @@ pub async fn cancel_waiting(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
     Ok(!CANCEL.execute(&mut connection, &[change]).await?.is_empty())
 }
 
-/// Takes a cancellation back, because the same client asks again. Returns false if it was not of that kind, or somebody
-/// else took it back.
+/// Makes a cancelled message `pending` again, because the same client asks again. Returns false if it was not cancelled by
+/// [`cancel_waiting`], or another request has revived it already.
 ///
 /// # Errors
 /// See [`SiteError`].

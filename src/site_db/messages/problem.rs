@@ -1,21 +1,21 @@
-//! What a message's row keeps of the provider's words: its last answer, and why the message is not where it should be.
+//! The provider's last answer and the last error, as a message's row keeps them.
 
 /// The provider's answer to a send, for the client that asks again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Response {
     /// HTTP status; `None` without an answer.
     pub status: Option<u16>,
-    /// Its body as it came.
+    /// The body as text, without our access token.
     pub body: Option<String>,
 }
 
 /// Why a message failed, waits, or has no outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Problem {
-    /// The provider's code, where it gave one.
+    /// The provider's error code, if it gave one.
     pub code: Option<i32>,
-    /// Our class of it: the column `error_class`.
+    /// The column `error_class`: see `ErrorClass`.
     pub class: &'static str,
-    /// A sentence for a person; the provider's words where there are some.
+    /// The reason as a sentence for people; the provider's own text if there is one.
     pub message: String,
 }

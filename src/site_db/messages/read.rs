@@ -1,4 +1,4 @@
-//! Messages as they are shown, found and counted. Changes nothing.
+//! Queries that show, find and count messages. Changes nothing.
 
 use sqlx::FromRow;
 use time::OffsetDateTime;
@@ -9,16 +9,16 @@ use crate::provider::event::Direction;
 use crate::provider::{OpaqueId, PhoneNumberId, Wamid};
 use crate::site_db::{Pool, SiteError, Transaction};
 
-/// What is known under a client's id.
+/// The message that was submitted with a client id.
 #[derive(Debug, Clone, FromRow)]
 pub struct Known {
-    /// The message.
+    /// `whatsapp_messages.id`.
     pub id: Uuid,
-    /// Hash of the request that it stands for; `None` for a row that another program wrote.
+    /// Hash (hex) of the request; `None` for a row that another program wrote.
     pub request_sha256: Option<String>,
-    /// Where it stands.
+    /// The current status.
     pub status: MessageStatus,
-    /// Why it is so, for a cancelled one: see [`WAIT_ELAPSED`](super::WAIT_ELAPSED).
+    /// For a cancelled one, the reason: see [`WAIT_ELAPSED`](super::WAIT_ELAPSED).
     pub error_class: Option<String>,
 }
 
@@ -29,13 +29,13 @@ pub struct Message {
     pub id: Uuid,
     /// The number of ours that it is from or to.
     pub phone_number_id: PhoneNumberId,
-    /// What the person and the number have said.
+    /// `conversations.id`.
     pub conversation_id: Uuid,
-    /// The person, or the group.
+    /// `leads.id` of the person or the group.
     pub lead_id: Uuid,
-    /// Who wrote it.
+    /// Whether a user or we wrote it.
     pub direction: Direction,
-    /// Where it stands.
+    /// The current status.
     pub status: MessageStatus,
     /// Meta's type (`text`, `template`, `image`, …).
     #[sqlx(rename = "type")]
@@ -44,19 +44,19 @@ pub struct Message {
     pub wamid: Option<Wamid>,
     /// The recipient as the client wrote it.
     pub recipient: Option<String>,
-    /// Who had it sent (the name of an API token); `None` for one that no client of ours did.
+    /// The client that submitted it (the name of its API token); `None` if no client did.
     pub client_name: Option<String>,
     /// The client's id for it, unique per `client_name`.
     pub client_id: Option<String>,
-    /// Attempts made, without those that rate limits sent back.
+    /// Attempts made that count towards the limit.
     pub attempt: i32,
-    /// When the next is due, while pending.
+    /// When the next attempt is due; set while `pending`.
     pub next_attempt_at: Option<OffsetDateTime>,
     /// Meta's code of the last error.
     pub error_code: Option<i32>,
-    /// Our class of it.
+    /// Class of the last error: see `ErrorClass`.
     pub error_class: Option<String>,
-    /// A sentence about it for a person.
+    /// The last error as a sentence for people.
     pub error_message: Option<String>,
     /// HTTP status of Meta's last answer.
     pub response_status: Option<i32>,
@@ -68,9 +68,9 @@ pub struct Message {
     pub sending_at: Option<OffsetDateTime>,
     /// When Meta's answer, or its first report, came.
     pub accepted_at: Option<OffsetDateTime>,
-    /// When Meta said that it holds it.
+    /// When Meta said that it holds the message to assess its template.
     pub held_at: Option<OffsetDateTime>,
-    /// When it left Meta, by Meta's clock, to the second; as the next four.
+    /// When it left Meta. This and the next four: by Meta's clock, to the second.
     pub sent_at: Option<OffsetDateTime>,
     /// When it was on the person's phone.
     pub delivered_at: Option<OffsetDateTime>,
@@ -80,18 +80,18 @@ pub struct Message {
     pub played_at: Option<OffsetDateTime>,
     /// When it failed first.
     pub failed_at: Option<OffsetDateTime>,
-    /// When its outcome was lost.
+    /// When it became `unknown`.
     pub unknown_at: Option<OffsetDateTime>,
     /// When its client stopped waiting, or an operator cancelled it.
     pub cancelled_at: Option<OffsetDateTime>,
 }
 
-/// A message and where it stands.
+/// A message and its status.
 #[derive(Debug, Clone, Copy, FromRow)]
 pub struct Standing {
-    /// The message.
+    /// `whatsapp_messages.id`.
     pub id: Uuid,
-    /// Where it stands.
+    /// The current status.
     pub status: MessageStatus,
 }
 
@@ -112,7 +112,7 @@ pub(in crate::site_db) struct Reported {
     pub(in crate::site_db) second_send: bool,
 }
 
-/// The message that a client's id stands for.
+/// The message that was submitted with this client id.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -144,7 +144,7 @@ pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<Message>, SiteError> {
     .await?)
 }
 
-/// Where some messages stand, for those who wait for them.
+/// The current status of some messages, for their waiting clients.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -171,7 +171,7 @@ pub async fn gaps(pool: &Pool) -> Result<Gaps, SiteError> {
     .await?)
 }
 
-/// The message that a report is about: by wamid, else by the echo of our id; that one is locked.
+/// The message that a report is about, found by wamid, else by our own id that the report returns; then its row is locked.
 ///
 /// # Errors
 /// See [`SiteError`].

@@ -24,12 +24,12 @@ pub enum MessageStatus {
     Played,
     /// Not sent, finally: the provider's answer or one of its reports says so.
     Failed,
-    /// Perhaps sent: the answer was lost, or the process died while it waited. A report that carries our id settles it;
-    /// it is never sent again by itself.
+    /// Perhaps sent: the answer was lost, or the process died while it waited. A report that returns our id settles it;
+    /// the server never sends it again on its own.
     Unknown,
-    /// Inbound.
+    /// Inbound: a user wrote it. Never changes.
     Received,
-    /// Never sent and never will be: the waiting client was told so, or an operator decided.
+    /// Never sent and never will be: the waiting client was told so, or an operator decided so.
     Cancelled,
 }
 
@@ -40,7 +40,7 @@ impl MessageStatus {
         self.into()
     }
 
-    /// Whether the outbox is done with it: all but `pending` and `sending`.
+    /// Whether the outbox has finished with it: all but `pending` and `sending`.
     #[must_use]
     pub const fn is_settled(self) -> bool {
         !matches!(self, Self::Pending | Self::Sending)

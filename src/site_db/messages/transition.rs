@@ -12,7 +12,7 @@
 //! ```
 //!
 //! An `unknown` message is settled by accept or report, or by a late fail or put back of the same attempt. A report about a
-//! message that is not sent by our knowledge (pending, cancelled, failed without the provider's id) proves that it was.
+//! message that we believe unsent (pending, cancelled, failed without the provider's id) proves that it was sent.
 //!
 //! | transition | who, when | from | to |
 //! |---|---|---|---|
@@ -29,8 +29,8 @@
 //!
 //! **What an outcome may overwrite.** A report often arrives before the answer to the send. So an outcome counts only for
 //! a row that still carries this attempt's lease and is `sending` or, after the lease has expired, `unknown`. An
-//! acceptance is true whichever attempt learns it, and counts for a row that waits for another attempt as well: that must not be
-//! sent twice. What was reported is never taken back: see [`fold`](super::fold).
+//! acceptance counts always, even if the row already waits for another attempt: the message must not be sent twice. What
+//! was reported is never undone: see [`fold`](super::fold).
 //!
 //! A message begins as `pending` (a client's), `received` (a person's) or `accepted` (written on the phone): see
 //! [`insert`](mod@super::insert). `received` never changes.
@@ -45,12 +45,12 @@ use MessageStatus::{Accepted, Cancelled, Delivered, Failed, Held, Pending, Playe
 pub(crate) struct Transition {
     /// For the log and the tests.
     pub(crate) name: &'static str,
-    /// The statuses that it starts from; a row in another one is left as it is.
+    /// The statuses that it starts from; a row with another status is not changed.
     pub(crate) from: &'static [MessageStatus],
     pub(crate) to: To,
-    /// What must be true of the row beside its status.
+    /// A further condition on the row.
     pub(crate) only: Only,
-    /// The columns that it writes beside `status` and `updated_at`, in groups that belong together.
+    /// The columns that it writes in addition to `status` and `updated_at`, in groups that belong together.
     pub(crate) writes: &'static [&'static [Write]],
     pub(crate) notifies: Notifies,
 }
@@ -70,7 +70,7 @@ pub(crate) enum Only {
     Any,
     /// The row still carries the lease of this attempt.
     LeaseHeld,
-    /// Its last problem is of this class.
+    /// The row's `error_class` is this.
     Class(&'static str),
 }
 
@@ -78,17 +78,17 @@ pub(crate) enum Only {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Notifies {
     Nothing,
-    /// `message_failed`, with the problem's words.
+    /// `message_failed`, with the problem's text.
     Failure,
-    /// `message_failed` with code and words, for the rows that the caller marked.
+    /// `message_failed`, with code and text, for the rows that the caller marked.
     MarkedFailure,
-    /// `message_unknown`, with the problem's words.
+    /// `message_unknown`, with the problem's text.
     Loss,
-    /// `message_unknown`, without words.
+    /// `message_unknown`, without a text.
     ExpiredLease,
 }
 
-/// A column that a transition writes, and what.
+/// A column that a transition writes, and the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Write {
     /// The time of the transaction.
@@ -97,13 +97,13 @@ pub(crate) enum Write {
     Clear(&'static str),
     /// This text.
     Text(&'static str, &'static str),
-    /// What the caller gives, a row each.
+    /// The caller's value for the row.
     Given(&'static str, Input),
-    /// An expression over the row (`m`) and what the caller gives (`c`).
+    /// An SQL expression over the row (`m`) and the caller's values (`c`).
     Computed(&'static str, &'static str, &'static [Input]),
 }
 
-/// What a caller gives with each row, beside its id.
+/// A value that the caller gives for each row, in addition to its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub(crate) enum Input {
@@ -117,7 +117,7 @@ pub(crate) enum Input {
     WaitSeconds,
     /// Whether the attempt counts towards the limit.
     Consumed,
-    /// Within how many seconds it is to be sent or never; NULL: no limit.
+    /// Seconds within which the message is sent or never; NULL: no limit.
     SendWithinSeconds,
     Status,
     Wamid,
@@ -133,7 +133,7 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    /// Its column in the statement's list of rows.
+    /// The name of its column in the statement's list of rows.
     pub(crate) fn name(self) -> &'static str {
         self.into()
     }
@@ -158,7 +158,7 @@ impl Input {
 }
 
 impl Transition {
-    /// What the caller gives with each row, each once, in the order in which the statement takes it.
+    /// The values that the caller gives for each row, each once, in the order of the statement's parameters.
     pub(crate) fn inputs(&self) -> Vec<Input> {
         let mut inputs = Vec::new();
         let mut add = |input| {
@@ -226,7 +226,7 @@ const REPORTED: &[Write] = &[
     Write::Given("failed_at", Input::FailedAt),
 ];
 
-/// One attempt on, under a fresh lease. The lease's length is `$3` of the statement that chooses the rows.
+/// Begins the next attempt, under a new lease. The lease's length is `$3` of the statement that chooses the rows.
 pub(crate) const CLAIM: Transition = Transition {
     name: "claim",
     from: &[Pending],
@@ -241,7 +241,7 @@ pub(crate) const CLAIM: Transition = Transition {
     notifies: Notifies::Nothing,
 };
 
-/// The provider took it.
+/// The provider accepted the message.
 pub(crate) const ACCEPT: Transition = Transition {
     name: "accept",
     from: OUTBOUND,
@@ -251,7 +251,7 @@ pub(crate) const ACCEPT: Transition = Transition {
     notifies: Notifies::MarkedFailure,
 };
 
-/// It is certain that nothing was sent; the message waits for another attempt.
+/// Certainly nothing was sent; the message waits for another attempt.
 pub(crate) const PUT_BACK: Transition = Transition {
     name: "put back",
     from: &[Sending, Unknown],
@@ -284,7 +284,7 @@ pub(crate) const PUT_BACK: Transition = Transition {
     notifies: Notifies::Nothing,
 };
 
-/// It will not be sent.
+/// The message will not be sent.
 pub(crate) const FAIL: Transition = Transition {
     name: "fail",
     from: &[Sending, Unknown],
@@ -294,7 +294,7 @@ pub(crate) const FAIL: Transition = Transition {
     notifies: Notifies::Failure,
 };
 
-/// The answer was lost. The lease's owner stays, so that a late outcome of the same attempt still counts.
+/// The answer was lost. `lease_owner` stays, so that a late outcome of the same attempt still counts.
 pub(crate) const LOSE: Transition = Transition {
     name: "lose",
     from: &[Sending],
@@ -308,7 +308,7 @@ pub(crate) const LOSE: Transition = Transition {
     notifies: Notifies::Loss,
 };
 
-/// The process died, or could not commit the outcome in time. The lease's owner stays here too.
+/// The process died, or could not commit the outcome in time. `lease_owner` stays here too.
 pub(crate) const EXPIRE: Transition = Transition {
     name: "expire",
     from: &[Sending],
@@ -322,7 +322,7 @@ pub(crate) const EXPIRE: Transition = Transition {
     notifies: Notifies::ExpiredLease,
 };
 
-/// Its client stopped waiting before it was sent.
+/// The client stopped waiting before the message was sent.
 pub(crate) const CANCEL: Transition = Transition {
     name: "cancel",
     from: &[Pending],
@@ -353,7 +353,7 @@ pub(crate) const REVIVE: Transition = Transition {
     notifies: Notifies::Nothing,
 };
 
-/// The number can send again: what waited for that is due.
+/// The number can send again: its waiting messages are due.
 pub(crate) const MAKE_DUE: Transition = Transition {
     name: "make due",
     from: &[Pending],

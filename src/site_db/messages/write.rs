@@ -1,10 +1,10 @@
 //! The one place that changes rows of `whatsapp_messages`: a [`Transition`] becomes a statement, which changes one or many
 //! rows, and writes their notifications with it.
 //!
-//! A statement is one round trip whatever the number of rows. A row that is in another status than the transition starts
-//! from, or whose lease is another attempt's, is left as it is and not among the answers.
+//! A statement is one round trip for any number of rows. A row whose status is not one that the transition starts from, or
+//! whose lease is another attempt's, is not changed and not returned.
 //!
-//! The text of a statement depends on its transition alone, so that the server prepares it once.
+//! The text of a statement depends only on its transition, so that the server prepares it once.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub(super) struct Change {
     pub(super) wait: Duration,
     pub(super) consumed: bool,
     pub(super) send_within: Option<Duration>,
-    /// For [`To::Folded`]: what the row is to hold; its error counts instead of `problem`.
+    /// For [`To::Folded`]: the row's new values; its error is used instead of `problem`.
     pub(super) folded: Option<MessageState>,
     pub(super) notify: bool,
 }
@@ -45,7 +45,7 @@ pub(super) struct Change {
 /// A transition's statement over rows that the caller names.
 #[derive(Debug)]
 pub(super) struct Statement {
-    /// Of its transition, for the log.
+    /// The transition's name, for the log.
     name: &'static str,
     text: String,
     inputs: Vec<Input>,
@@ -61,7 +61,7 @@ impl Statement {
         }
     }
 
-    /// Changes the rows; those that it changed are in the answer.
+    /// Changes the rows; returns those that it changed.
     pub(super) async fn execute(
         &'static self,
         connection: &mut PgConnection,
@@ -98,12 +98,12 @@ fn named_rows(inputs: &[Input]) -> String {
     format!("unnest({}) AS c({})", arrays.join(", "), names.join(", "))
 }
 
-/// A whole statement: changes the rows of `source`, a table `c` with their ids, and answers with `columns` of each.
+/// A whole statement: changes the rows of `source`, a table `c` with their ids, and returns `columns` of each.
 fn with_moved(source: &str, transition: &Transition, columns: &str) -> String {
     format!("WITH {} SELECT {columns} FROM moved", moved(source, transition))
 }
 
-/// The same for rows that a query chooses and locks; it answers with their ids, and its parameters are the statement's.
+/// The same for rows that `query` chooses and locks; it returns their ids, and its parameters are the statement's.
 pub(super) fn chosen(query: &str, transition: &Transition, columns: &str) -> String {
     let moved = moved("chosen AS c", transition);
     format!("WITH chosen AS ({query}), {moved} SELECT {columns} FROM moved")
@@ -220,11 +220,11 @@ fn add(arguments: &mut PgArguments, input: Input, changes: &[Change]) -> Result<
     }
 }
 
-/// Whether this role may change messages here. An update of no row takes the same rights as one of many, and fails on a
+/// Checks that this role may change messages. An update of no row needs the same rights as a real one, and fails on a
 /// standby.
 ///
 /// # Errors
-/// It may not, or can't be asked.
+/// It may not, or the Site DB did not answer.
 pub(in crate::site_db) async fn check_writable(pool: &Pool) -> Result<(), SiteError> {
     sqlx::query("UPDATE public.whatsapp_messages SET updated_at = updated_at WHERE false")
         .execute(&pool.0)
