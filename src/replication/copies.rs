@@ -86,8 +86,8 @@ impl Copies {
         let mut running: HashSet<TableName> = HashSet::new();
         let mut tasks: JoinSet<TableName> = JoinSet::new();
         loop {
-            // Before commands are served, which may have to wait for the end of a large transaction of the stream.
-            copies.status.flows(&copies.records());
+            // Do this before serving commands, which may wait for the end of a large transaction of the stream.
+            copies.status.stream_flows(&copies.records());
             commands.serve(&control, &copies.records(), &running).await?;
             let records = copies.records();
             for record in records.values().filter(|record| record.state.is_unfinished()) {

@@ -295,7 +295,7 @@ impl Start<'_> {
         control.command_progress(command, &CommandKind::Resync(resync)).await?;
         for table in prepared.tables.keys() {
             let event = TableEvent::GapAccepted { command };
-            if let Some(change) = tables.take(table, event)? {
+            if let Some(change) = tables.apply(table, event)? {
                 applier.write_table(&change).await?;
             }
         }
@@ -355,7 +355,7 @@ impl Start<'_> {
                 if let Some(why) = due.why {
                     warn!(table = %due.table, event = event.name(), why, "a table's state changed at the start");
                 }
-                if let Some(change) = tables.take(&due.table, event)? {
+                if let Some(change) = tables.apply(&due.table, event)? {
                     applier.write_table(&change).await?;
                 }
             }

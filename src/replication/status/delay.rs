@@ -1,5 +1,5 @@
-//! How far behind the Agent DB is, in seconds, without lying (pitfall P42): zero only when provably caught up, growing when
-//! anything is stuck, quiet when there is simply nothing to do.
+//! How far the Agent DB is behind, in seconds (pitfall P42): zero only if it has provably caught up (also when there is
+//! nothing to do), and growing while anything is stuck.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
-/// Samples kept: one a second, so an hour of backlog is dated to the second; beyond that the oldest commit's own time
-/// (which a backlog always has) speaks.
+/// Samples kept: one a second, so a backlog of up to an hour is measured to the second. For a longer one the commit
+/// time of the oldest unapplied transaction is used.
 const SAMPLES: usize = 3600;
 
-/// The source's end of log as it was seen from time to time.
+/// The delay, computed from samples of where the Site DB's log ended at which time.
 #[derive(Debug)]
 pub(in crate::replication) struct Delay {
     samples: VecDeque<(Instant, Lsn)>,
-    /// When everything that the source had was last known to be settled.
+    /// The latest time as of which the Agent DB is known to have everything.
     caught_up_at: Instant,
 }
 
 impl Delay {
-    /// Starts the clock: nothing is proved yet.
+    /// Without samples yet: the delay grows from `now`.
     #[must_use]
     pub(in crate::replication) const fn new(now: Instant) -> Self {
         Self {
@@ -29,7 +29,8 @@ impl Delay {
         }
     }
 
-    /// The source's log ended here at this time, read from the source itself and not from the stream.
+    /// Adds a sample: at this time the Site DB's log ended here. It must be read from the Site DB itself: a stuck
+    /// stream reports an old end.
     pub(in crate::replication) fn sample(&mut self, at: Instant, source_end: Lsn) {
         if self.samples.len() == SAMPLES {
             self.samples.pop_front();
@@ -37,10 +38,10 @@ impl Delay {
         self.samples.push_back((at, source_end));
     }
 
-    /// The age of the oldest transaction that may be committed on the source and not in the Agent DB.
+    /// The age of the oldest transaction that may be committed in the Site DB and not in the Agent DB.
     ///
-    /// `settled` is the position up to which everything is done, `oldest_unapplied` the age of the oldest transaction
-    /// that was received and is not durable yet.
+    /// `settled`: everything up to this position is applied or needs nothing. `oldest_unapplied`: the age of the oldest
+    /// transaction that was received and is not durable in the Agent DB yet.
     pub(in crate::replication) fn measure(
         &mut self,
         now: Instant,
@@ -55,8 +56,8 @@ impl Delay {
             self.samples.pop_front();
         }
         let unproved = if self.samples.is_empty() && now.duration_since(self.caught_up_at) < Duration::from_secs(3) {
-            // The last sample is covered and fresh: that is the proof. (A stale one proves nothing: the source may be
-            // out of reach.) Three seconds: three rounds of the measuring loop.
+            // The last sample is settled and less than three intervals of the monitor old: caught up. An older sample
+            // proves nothing, since the Site DB may be unreachable.
             Duration::ZERO
         } else {
             now.duration_since(self.caught_up_at)
@@ -65,7 +66,7 @@ impl Delay {
     }
 }
 
-/// How long ago something happened by the source's clock, whose offset to ours is known; never negative.
+/// The time between two readings of the Site DB's clock; zero if `then` is later than `now`.
 #[must_use]
 pub(in crate::replication) fn age(then: PgTimestamp, now: PgTimestamp) -> Duration {
     Duration::from_micros(u64::try_from(now.0.saturating_sub(then.0)).unwrap_or(0))

@@ -1,11 +1,11 @@
-//! What the daemon says about itself: the state, the positions, the delay.
+//! What the daemon reports about itself: its state, positions and delay.
 //!
 //! | file | its job |
 //! |---|---|
-//! | [`state`] | the daemon's state, derived from what is known |
-//! | [`sync_status`] | what is known: written by the stream and by the runs, read by anyone |
+//! | [`state`] | the daemon's state, derived from facts |
+//! | [`sync_status`] | these facts and figures: written by the stream and the runs, read by the monitor |
 //! | [`delay`] | how far the Agent DB is behind, in seconds |
-//! | [`monitor`] | measures once a second, and tells metrics, health and `twinlog.daemon` |
+//! | [`monitor`] | measures once a second, and writes metrics, health and `twinlog.daemon` |
 
 pub(super) mod delay;
 pub(super) mod monitor;

@@ -1,8 +1,8 @@
-//! Measuring the daemon from outside of the stream: once a second it asks the Site DB where its log ends, and tells
+//! Measures the daemon independently of the stream: once a second it asks the Site DB where its log ends, and writes
 //! metrics, health and `twinlog.daemon`.
 //!
-//! It outlives the runs, so that lag grows in sight while nothing can be reached. Catalog views only: a health check that
-//! decodes would melt the source (pitfall P16).
+//! It also works between the runs, so that a growing delay is visible while a database is unreachable. It reads catalog
+//! views only: a check that decodes WAL would overload the Site DB (pitfall P16).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,25 +27,26 @@ use super::delay::Delay;
 use super::state::SyncState;
 use super::sync_status::SyncStatus;
 
-/// How often. A second is what the alert on five seconds of delay needs, and costs the source one trivial query.
+/// Interval of the measurements. An alert on five seconds of delay needs about a second; a measurement costs the Site
+/// DB one small query.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Between a change of the state and the report of it: others that follow at once are reported with it.
-const NEWS: Duration = Duration::from_millis(50);
+/// Time between a change of the state and its report, so that changes in quick succession give one report.
+const REPORT_DELAY: Duration = Duration::from_millis(50);
 
-/// How long a database may take to answer before it counts as out of reach.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// A database that takes longer than this to answer counts as unreachable.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a sample may take to be applied before the delay counts from it: far below what anybody is alarmed by, far
-/// above what a stream that keeps up needs.
+/// How long a measurement waits for the sampled position to be applied before it counts as delay: much longer than a
+/// stream that keeps up needs, much shorter than any alert's limit.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// See the module's header.
+/// The task that measures and reports, from the daemon's start to its end.
 pub(in crate::replication) struct Monitor {
     settings: Arc<PipelineSettings>,
     status: Arc<SyncStatus>,
     health: Component,
-    /// This process, told from its predecessors.
+    /// Random id of this process, to tell it from earlier daemons.
     instance: Uuid,
     started_at: OffsetDateTime,
     site: Option<Client>,
@@ -54,7 +55,7 @@ pub(in crate::replication) struct Monitor {
 }
 
 impl Monitor {
-    /// Measures for this status.
+    /// A monitor without connections yet; it opens them when it first needs them.
     pub(in crate::replication) fn new(
         settings: Arc<PipelineSettings>,
         status: Arc<SyncStatus>,
@@ -72,21 +73,21 @@ impl Monitor {
         }
     }
 
-    /// Measures until it is stopped; then says that the daemon has stopped.
+    /// Measures until it is stopped; then reports the state `stopped`.
     pub(in crate::replication) async fn run(mut self, stop: CancellationToken) {
         loop {
             Box::pin(self.tick()).await;
             let status = Arc::clone(&self.status);
             let alive = tokio::select! {
                 alive = shutdown::sleep(TICK, &stop) => alive,
-                // A new state is reported at once; one that changes all the time, not more often than this.
-                () = status.changed() => shutdown::sleep(NEWS, &stop).await,
+                // Report a new state soon, but a state that changes all the time only this often.
+                () = status.changed() => shutdown::sleep(REPORT_DELAY, &stop).await,
             };
             if !alive {
                 break;
             }
         }
-        // The last report, for `twinlog status`. Nothing waits for it.
+        // The last report, for `twinlog status`. The shutdown does not depend on it, so errors are ignored.
         self.status.stopped();
         let _ = timeout(Duration::from_secs(1), self.write_report(DaemonFigures::None {})).await;
     }
@@ -105,31 +106,31 @@ impl Monitor {
             }
         }
         let figures = DaemonFigures::Measured(self.figures(sample.as_ref(), settled, delay));
-        self.tell_health(json!(figures));
-        if !matches!(timeout(PATIENCE, self.write_report(figures)).await, Ok(Some(()))) {
+        self.report_health(json!(figures));
+        if !matches!(timeout(ANSWER_TIMEOUT, self.write_report(figures)).await, Ok(Some(()))) {
             self.agent = None;
         }
     }
 
-    /// Takes a sample of the Site DB; `None` where it can't be asked.
+    /// Takes a sample of the Site DB; `None` if it does not answer.
     async fn measure(&mut self) -> Option<Sample> {
         let asked = Instant::now();
-        let Ok(Some(sample)) = timeout(PATIENCE, self.sample()).await else {
+        let Ok(Some(sample)) = timeout(ANSWER_TIMEOUT, self.sample()).await else {
             self.site = None;
             return None;
         };
-        // The answer's clock was read about half-way between asking and hearing.
+        // The server read its clock about half-way between our request and its answer.
         let half = i64::try_from(asked.elapsed().as_micros() / 2).unwrap_or(0);
         self.status
             .set_clock_offset(PgTimestamp::from_datetime(sample.clock).0 + half - PgTimestamp::now().0);
         self.delay.sample(asked, sample.end);
-        self.let_settle(sample.end).await;
+        self.wait_until_settled(sample.end).await;
         Some(sample)
     }
 
-    /// Gives a change that is on its way the moment that it takes: what was the end of the log when we asked is normally
-    /// applied a millisecond later, and under steady traffic the very newest change never is at any moment.
-    async fn let_settle(&self, end: Lsn) {
+    /// Waits, up to [`SETTLE`], until the sampled end of the log is applied. Under steady traffic the newest change is
+    /// never applied yet at the moment of the sample, but normally a millisecond later; that is no delay.
+    async fn wait_until_settled(&self, end: Lsn) {
         let deadline = Instant::now() + SETTLE;
         while self.status.settled_lsn() < end && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -148,7 +149,7 @@ impl Monitor {
         source::sample(site, &self.settings.slot).await.ok()
     }
 
-    /// The figures, for health and for `twinlog.daemon`.
+    /// The figures in health and in `twinlog.daemon`.
     fn figures(&self, sample: Option<&Sample>, settled: Lsn, delay: Duration) -> SyncFigures {
         SyncFigures {
             delay_seconds: delay.as_secs_f64(),
@@ -165,7 +166,7 @@ impl Monitor {
         }
     }
 
-    fn tell_health(&self, mut report: Value) {
+    fn report_health(&self, mut report: Value) {
         let (state, reason) = self.status.state();
         if let Some(report) = report.as_object_mut() {
             report.insert("state".to_owned(), json!(state.as_str()));
@@ -178,7 +179,8 @@ impl Monitor {
         }
     }
 
-    /// Writes `twinlog.daemon`; `None` where that can't be done. One that stands by leaves the active one's report alone.
+    /// Writes `twinlog.daemon`; `None` if that fails. A daemon in standby does not write: the row belongs to the active
+    /// daemon.
     async fn write_report(&mut self, figures: DaemonFigures) -> Option<()> {
         let (state, reason) = self.status.state();
         if state == SyncState::Standby {

@@ -1,4 +1,4 @@
-//! The daemon's state, as health, metrics and `status` name it: never set, always derived from what is known.
+//! The daemon's state, as shown by health, metrics and `twinlog status`. It is never set, but derived from facts.
 
 use strum::VariantNames;
 
@@ -8,24 +8,24 @@ use crate::retry::Disposition;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum SyncState {
-    /// No stream flows yet, or it was interrupted: it is tried again.
+    /// No stream flows yet, or it was interrupted; the daemon tries again.
     Connecting,
-    /// Another daemon is active for the slot: this one takes over when that one ends.
+    /// Another daemon is active for the slot; this one takes over when the other ends.
     Standby,
-    /// The stream flows, and a table's first copy runs.
+    /// The stream flows, and the first copy of at least one table is unfinished.
     Copying,
-    /// The stream flows, and every table is copied.
+    /// The stream flows, and the first copies of all tables are finished.
     Streaming,
-    /// Something has to be repaired by a person. It is tried again by itself, since that may have happened.
+    /// An operator has to repair something. The daemon keeps trying, and continues by itself after the repair.
     Held,
-    /// Rows may be missing; only a full resync ends it.
+    /// Rows may be missing; only a full resync ends this state.
     Gap,
     /// The daemon has ended.
     Stopped,
 }
 
 impl SyncState {
-    /// All of them, for the metric that has one series each.
+    /// The names of all states, for the metric with one series for each.
     pub const ALL: &'static [&'static str] = Self::VARIANTS;
 
     /// The name in metrics, `twinlog.daemon` and health.
@@ -34,23 +34,23 @@ impl SyncState {
         self.into()
     }
 
-    /// Whether rows flow and nothing is known to be missing.
+    /// Whether this daemon does its work: rows flow and none are known to be missing, or it is the standby.
     #[must_use]
     pub const fn is_healthy(self) -> bool {
         matches!(self, Self::Copying | Self::Streaming | Self::Standby)
     }
 }
 
-/// Why no stream flows: how the last run ended.
+/// How the last run ended, which decides the state until the stream flows again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::replication) enum Setback {
-    /// Another daemon has the slot.
+    /// Another daemon holds the slot's lock.
     Standby,
-    /// Rows may be missing, and nobody has asked for the full resync that would show what.
+    /// Rows may be missing, and nobody has asked for a full resync yet.
     Gap,
-    /// It passes by itself: reconnect.
+    /// The cause is temporary: reconnect.
     Interrupted,
-    /// It stays until somebody repairs it.
+    /// The cause stays until an operator repairs it.
     Held,
 }
 
@@ -58,31 +58,31 @@ impl From<Disposition> for Setback {
     fn from(disposition: Disposition) -> Self {
         match disposition {
             Disposition::Transient => Self::Interrupted,
-            // What a row's own error stops as a whole is as wrong for every other row.
+            // A row's own error normally parks the row. If it ends the run instead, waiting does not help.
             Disposition::Systemic | Disposition::Row => Self::Held,
         }
     }
 }
 
-/// Everything that the state follows from.
+/// The facts from which the state is derived.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::replication) struct SyncFacts {
     /// The daemon has ended.
     pub(in crate::replication) stopped: bool,
-    /// A run reads the stream now.
+    /// A run is reading the stream now.
     pub(in crate::replication) flowing: bool,
-    /// How the last run ended, and why; kept while the next one starts, where it needs more than another try.
+    /// How the last run ended, and why. Kept while the next run starts, unless it was only an interruption.
     pub(in crate::replication) setback: Option<(Setback, String)>,
-    /// Why rows may be missing.
+    /// Why rows may be missing; `None` if none are.
     pub(in crate::replication) gap: Option<String>,
-    /// Of a table that is held or whose copy is: which, and why.
+    /// One table that is held, or whose copy is held, and why.
     pub(in crate::replication) held_table: Option<String>,
-    /// A table's first copy is not finished.
+    /// At least one table's first copy is unfinished.
     pub(in crate::replication) copying: bool,
 }
 
 impl SyncFacts {
-    /// The state, and why where that needs a reason. Pure.
+    /// The state, and the reason for it if it needs one. Pure.
     pub(in crate::replication) fn state(&self) -> (SyncState, Option<String>) {
         if self.stopped {
             return (SyncState::Stopped, None);

@@ -1,4 +1,4 @@
-//! Where the stream stands, for those who only look: the monitor, `status`, health.
+//! The stream's positions, figures and facts, shared with the monitor, which reports them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -16,21 +16,22 @@ use crate::timestamp::PgTimestamp;
 use super::delay::age;
 use super::state::{Setback, SyncFacts, SyncState};
 
-/// Written by the stream and the runs, read by anyone. Each figure is right by itself; together they are a moment apart.
+/// Written by the stream and the runs, read by the monitor. Each figure is exact, but two figures may be of slightly
+/// different moments.
 #[derive(Debug, Default)]
 pub(in crate::replication) struct SyncStatus {
     received: AtomicU64,
     durable: AtomicU64,
     settled: AtomicU64,
-    /// Microseconds of the oldest commit that is not durable yet; 0 (the year 2000) is none.
+    /// Commit time of the oldest transaction that is not durable yet, in microseconds since 2000; 0 means none.
     oldest: AtomicI64,
-    /// The source's clock less ours, in microseconds.
+    /// The Site DB's clock minus ours, in microseconds.
     clock_offset: AtomicI64,
     parked: Mutex<BTreeMap<TableName, u64>>,
     total: Mutex<Tally>,
-    /// What the state follows from.
+    /// The facts from which the state is derived.
     facts: Mutex<SyncFacts>,
-    /// Told when the state changes.
+    /// Notified when the state changes.
     changed: Notify,
 }
 
@@ -39,7 +40,7 @@ impl SyncStatus {
         self.received.fetch_max(position.0, Ordering::Relaxed);
     }
 
-    pub(in crate::replication) fn stand(&self, durable: Lsn, settled: Lsn, oldest: Option<PgTimestamp>) {
+    pub(in crate::replication) fn set_positions(&self, durable: Lsn, settled: Lsn, oldest: Option<PgTimestamp>) {
         self.durable.store(durable.0, Ordering::Relaxed);
         self.oldest
             .store(oldest.map_or(0, |commit| commit.0), Ordering::Relaxed);
@@ -48,7 +49,7 @@ impl SyncStatus {
 
     pub(in crate::replication) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        // The metrics know already, by operation (`agent_db::apply::ledger`).
+        // Metrics are counted elsewhere, by operation (`agent_db::apply::ledger`).
         for (table, &rows) in &applied.parked_now {
             parked.insert(table.clone(), rows);
         }
@@ -66,25 +67,25 @@ impl SyncStatus {
         *self.total.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A run begins. What needs a person goes on being said until the stream flows again.
+    /// A run begins. A setback that an operator has to repair stays visible until the stream flows again.
     pub(in crate::replication) fn run_began(&self) {
-        self.learn(|facts| {
+        self.update(|facts| {
             facts.flowing = false;
             facts.setback.take_if(|(setback, _)| *setback == Setback::Interrupted);
         });
     }
 
-    /// The run has ended, or could not begin. Returns whether that is another state or reason than before.
+    /// The run has ended, or its start failed. Returns whether the state or its reason differs from before.
     pub(in crate::replication) fn run_ended(&self, setback: Setback, reason: String) -> bool {
-        self.learn(|facts| {
+        self.update(|facts| {
             facts.flowing = false;
             facts.setback = Some((setback, reason));
         })
     }
 
     /// The stream flows, and its tables are in these states.
-    pub(in crate::replication) fn flows(&self, tables: &TableRecords) {
-        self.learn(|facts| {
+    pub(in crate::replication) fn stream_flows(&self, tables: &TableRecords) {
+        self.update(|facts| {
             facts.flowing = true;
             facts.setback = None;
             facts.copying = tables.values().any(|table| table.state.is_first_copy());
@@ -92,28 +93,28 @@ impl SyncStatus {
         });
     }
 
-    /// Rows may be missing, and why; or not any more.
+    /// Sets why rows may be missing; `None` if they are not any more.
     pub(in crate::replication) fn set_gap(&self, reason: Option<String>) {
-        self.learn(|facts| facts.gap = reason);
+        self.update(|facts| facts.gap = reason);
     }
 
     /// The daemon has ended.
     pub(in crate::replication) fn stopped(&self) {
-        self.learn(|facts| facts.stopped = true);
+        self.update(|facts| facts.stopped = true);
     }
 
-    /// The state, and why where that needs a reason.
+    /// The state, and the reason for it if it needs one.
     pub(in crate::replication) fn state(&self) -> (SyncState, Option<String>) {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).state()
     }
 
-    /// Waits until the state changes. A change while nobody waits is not lost.
+    /// Waits until the state changes. A change that happened before the call is not lost.
     pub(in crate::replication) async fn changed(&self) {
         self.changed.notified().await;
     }
 
-    /// Takes facts up. Returns whether the state, or its reason, is another one by them.
-    fn learn(&self, change: impl FnOnce(&mut SyncFacts)) -> bool {
+    /// Changes the facts. Returns whether the state or its reason changes with them.
+    fn update(&self, change: impl FnOnce(&mut SyncFacts)) -> bool {
         let mut facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
         let before = facts.state();
         change(&mut facts);
@@ -126,7 +127,7 @@ impl SyncStatus {
         changed
     }
 
-    /// Rows that are parked, as they are known at the start of a run.
+    /// Sets the number of parked rows of each table, at the start of a run.
     pub(in crate::replication) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         for (table, rows) in counts {
@@ -138,7 +139,7 @@ impl SyncStatus {
         self.clock_offset.store(micros, Ordering::Relaxed);
     }
 
-    /// The source's clock, as well as we know it.
+    /// An estimate of the Site DB's clock now.
     pub(in crate::replication) fn source_now(&self) -> PgTimestamp {
         PgTimestamp(PgTimestamp::now().0 + self.clock_offset.load(Ordering::Relaxed))
     }
@@ -155,7 +156,7 @@ impl SyncStatus {
         Lsn(self.settled.load(Ordering::Acquire))
     }
 
-    /// The age of the oldest transaction that was received and is not durable.
+    /// The age of the oldest transaction that was received and is not durable yet.
     pub(in crate::replication) fn oldest_unapplied(&self) -> Option<Duration> {
         match self.oldest.load(Ordering::Relaxed) {
             0 => None,
@@ -164,7 +165,7 @@ impl SyncStatus {
     }
 }
 
-/// Why a table is held, or the copy of one waits for a person.
+/// Why the table or its copy is held; `None` if it is not.
 fn held(table: &TableRecord) -> Option<String> {
     let reason = table.detail.as_ref()?;
     match table.state {

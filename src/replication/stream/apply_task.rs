@@ -1,11 +1,11 @@
 //! The task that writes to the Agent DB: it applies one batch while the stream's loop fills the next one.
 //!
-//! Orders are taken one by one; the channel holds one more, so that neither side waits for the other in the steady
-//! state and no more than two batches are ever in memory. The first error ends the task: the transaction is gone with
-//! the connection, and the next run resumes at the checkpoint.
+//! Orders are executed one after another; the channel holds one more, so that normally neither side waits for the
+//! other, and at most two batches are in memory. The first error ends the task: the server rolls the open transaction
+//! back, and the next run resumes at the checkpoint.
 //!
-//! The tables' states are written here too ([`TableBook`]), in the order of the stream: a chunk's with its rows, others
-//! between two batches, where they are answered once they are committed.
+//! The tables' states are written here too ([`TableBook`]), in the order of the stream: those that follow from a chunk
+//! together with its rows, others between two batches. The sender of an event gets its answer after the commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::timestamp::PgTimestamp;
 
 use super::buffer::{MergedChunk, ReadyBatch};
 
-/// What the stream's loop orders.
+/// An order of the stream's loop to this task.
 enum ApplyOrder {
     /// Apply the beginning of a transaction; keep the Agent transaction open.
     Apply(Segment),
@@ -33,43 +33,43 @@ enum ApplyOrder {
     Commit(ReadyBatch),
     /// Move the checkpoint of an idle stream.
     Checkpoint(Lsn),
-    /// Look a table up.
+    /// Look up in the Agent DB how a table's rows are written.
     Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
     /// Something happened to a table.
     Table(TableName, TableEvent, oneshot::Sender<Result<(), TransitionError>>),
-    /// A full resync has shown that nothing is missing.
+    /// Remove the stored gap: a full resync is done.
     ClearGap(oneshot::Sender<()>),
 }
 
-/// What became of the orders to apply and to commit.
+/// The result of an order to apply or to commit.
 #[derive(Debug)]
 pub(in crate::replication) enum ApplyReport {
     /// A commit is durable.
     Durable {
-        /// What it held.
+        /// The new checkpoint and what was applied.
         committed: Committed,
-        /// When its source transactions committed, by the Site DB's clock.
+        /// Commit times of its source transactions, by the Site DB's clock.
         commits: Vec<PgTimestamp>,
-        /// The chunks in it.
+        /// The chunks whose rows it contains; their readers wait for this.
         chunks: Vec<MergedChunk>,
     },
-    /// A part of an open transaction is written.
+    /// A part of a large source transaction is written, but not committed.
     Applied(Applied),
-    /// The task has ended.
+    /// The task has ended with this error.
     Failed(AgentError),
 }
 
-/// The stream's end of the task.
+/// The handle through which the stream's loop uses the task.
 #[derive(Debug)]
 pub(in crate::replication) struct ApplyHandle {
     orders: mpsc::Sender<ApplyOrder>,
     reports: mpsc::UnboundedReceiver<ApplyReport>,
-    /// Orders that will be reported and are not yet.
+    /// Number of orders whose report was not read yet.
     in_flight: usize,
     task: JoinHandle<()>,
 }
 
-/// The task has ended; its last report says why.
+/// The task has ended; its last report is the error.
 #[derive(Debug)]
 pub(in crate::replication) struct ApplyEnded;
 
@@ -94,7 +94,7 @@ impl ApplyHandle {
         }
     }
 
-    /// Whether it has nothing to do.
+    /// Whether every order was reported.
     pub(in crate::replication) const fn is_idle(&self) -> bool {
         self.in_flight == 0
     }
@@ -124,7 +124,7 @@ impl ApplyHandle {
         self.orders.send(order).await.map_err(|_| ApplyEnded)
     }
 
-    /// Looks a table up, behind everything that was ordered before.
+    /// Looks up in the Agent DB how a table's rows are written, after all earlier orders are done.
     pub(in crate::replication) async fn resolve(
         &self,
         description: TableDescription,
@@ -134,7 +134,7 @@ impl ApplyHandle {
         answer.await.map_err(|_| ApplyEnded)
     }
 
-    /// Something happened to a table; answered once its state is committed.
+    /// Sends an event of a table; `reply` is answered once the table's new state is committed.
     pub(in crate::replication) async fn table(
         &self,
         table: TableName,
@@ -144,12 +144,12 @@ impl ApplyHandle {
         self.order(ApplyOrder::Table(table, event, reply)).await
     }
 
-    /// Takes the mark off that rows may be missing; answered once that is committed.
+    /// Removes the stored gap; `reply` is answered once that is committed.
     pub(in crate::replication) async fn clear_gap(&self, reply: oneshot::Sender<()>) -> Result<(), ApplyEnded> {
         self.order(ApplyOrder::ClearGap(reply)).await
     }
 
-    /// The next report. Cancel-safe. `None` once the task has ended and everything was read.
+    /// The next report. Cancel-safe. `None` once the task has ended and all reports were read.
     pub(in crate::replication) async fn report(&mut self) -> Option<ApplyReport> {
         let report = self.reports.recv().await;
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -159,12 +159,12 @@ impl ApplyHandle {
 
 impl Drop for ApplyHandle {
     fn drop(&mut self) {
-        // An open transaction is rolled back by the server when the connection goes.
+        // The server rolls an open transaction back when the connection closes.
         self.task.abort();
     }
 }
 
-/// An answer that waits for the commit of the open transaction.
+/// A reply that is sent with the next commit.
 enum Unanswered {
     Table(oneshot::Sender<Result<(), TransitionError>>),
     ClearGap(oneshot::Sender<()>),
@@ -173,7 +173,7 @@ enum Unanswered {
 struct ApplyTask {
     identity: SourceIdentity,
     tables: TableBook,
-    /// The beginning of a source transaction is applied and not committed.
+    /// The beginning of a source transaction is applied but not committed.
     is_open: bool,
     unanswered: Vec<Unanswered>,
 }
@@ -218,7 +218,7 @@ impl ApplyTask {
             };
             match result {
                 Ok(Some(report)) => {
-                    // Without a stream there is nothing to do.
+                    // The stream's loop has ended, so this task ends as well.
                     if outbox.send(report).is_err() {
                         return;
                     }
@@ -245,7 +245,7 @@ impl ApplyTask {
             commits,
             mut chunks,
         } = batch;
-        let changes = self.move_copies_on(&mut chunks);
+        let changes = self.apply_chunk_events(&mut chunks);
         items.extend(changes.values().cloned().map(Item::Table));
         transaction
             .apply(Segment {
@@ -272,17 +272,17 @@ impl ApplyTask {
         Ok((next, report))
     }
 
-    /// What the chunks make of their tables, to be written with their rows.
-    fn move_copies_on(&mut self, chunks: &mut [MergedChunk]) -> BTreeMap<TableName, TableChange> {
+    /// Applies the chunks' events to their tables. The changes have to be written together with the chunks' rows.
+    fn apply_chunk_events(&mut self, chunks: &mut [MergedChunk]) -> BTreeMap<TableName, TableChange> {
         let mut changes = BTreeMap::new();
         for (table, event) in chunks.iter_mut().filter_map(|chunk| chunk.event.take()) {
-            match self.tables.take(&table, event) {
+            match self.tables.apply(&table, event) {
                 Ok(Some(change)) => {
                     changes.insert(table, change);
                 }
                 Ok(None) => {}
-                // The copy ended while this chunk was on its way. Its rows are as right as any.
-                Err(refused) => warn!(%table, %refused, "a chunk does not count for the table's copy"),
+                // The table's state changed while this chunk was on its way. Its rows are still correct.
+                Err(refused) => warn!(%table, %refused, "a chunk is applied, but not counted for the table's copy"),
             }
         }
         changes
@@ -315,7 +315,7 @@ impl ApplyTask {
         event: TableEvent,
         reply: oneshot::Sender<Result<(), TransitionError>>,
     ) -> Result<(), AgentError> {
-        match self.tables.take(table, event) {
+        match self.tables.apply(table, event) {
             Ok(change) => {
                 if let Some(change) = change {
                     transaction.write_table(&change).await?;
@@ -324,7 +324,7 @@ impl ApplyTask {
                 self.answer(Unanswered::Table(reply));
             }
             Err(refused) => {
-                // The asker may have been stopped with the run.
+                // The sender may have been stopped with the run.
                 let _ = reply.send(Err(refused));
             }
         }
@@ -337,7 +337,7 @@ impl ApplyTask {
         Ok(())
     }
 
-    /// Answers now, or with the commit of the open transaction.
+    /// Answers now, or, if a source transaction is partly applied, with its commit.
     fn answer(&mut self, answer: Unanswered) {
         self.unanswered.push(answer);
         if !self.is_open {
@@ -345,12 +345,12 @@ impl ApplyTask {
         }
     }
 
-    /// Everything that was written is committed.
+    /// To be called after a commit: publishes the tables' states and sends the replies that wait for it.
     fn committed(&mut self) {
         self.is_open = false;
         self.tables.publish();
         for answer in self.unanswered.drain(..) {
-            // The asker may have been stopped with the run.
+            // The sender may have been stopped with the run.
             match answer {
                 Unanswered::Table(reply) => drop(reply.send(Ok(()))),
                 Unanswered::ClearGap(reply) => drop(reply.send(())),

@@ -1,4 +1,5 @@
-//! What was received and is not handed over yet: whole transactions, and perhaps the beginning of one more.
+//! Changes that were received and are not given to the apply task yet: whole transactions, and perhaps the beginning of
+//! one more.
 
 use std::mem;
 use std::sync::Arc;
@@ -12,65 +13,67 @@ use crate::lsn::Lsn;
 use crate::replication::tables::life::TableEvent;
 use crate::timestamp::PgTimestamp;
 
-/// A commit of the source that a batch holds whole.
+/// The commit of a source transaction that was received completely.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::replication) struct Boundary {
-    /// The position after it.
+    /// The position after the commit record.
     pub(in crate::replication) end_lsn: Lsn,
-    /// When it committed.
+    /// Commit time, by the Site DB's clock.
     pub(in crate::replication) committed_at: PgTimestamp,
 }
 
 /// A chunk whose rows are among the items.
 #[derive(Debug)]
 pub(in crate::replication) struct MergedChunk {
-    /// How it moves its table's copy on, to be written with the rows. Healed rows move none on.
+    /// The progress of its table's copy, to be committed with the rows. `None` for healed rows, which belong to no
+    /// copy.
     pub(in crate::replication) event: Option<(TableName, TableEvent)>,
-    /// Whom to tell once it is durable.
+    /// The reader, which waits until the rows are durable.
     pub(in crate::replication) reader: oneshot::Sender<ChunkOutcome>,
 }
 
-/// Collects items up to a limit. Bounded by its owner, who asks [`TransactionBuffer::is_full`] after each item.
+/// Collects items. The limit is kept by its owner, which checks [`TransactionBuffer::is_full`] after each item.
 #[derive(Debug)]
 pub(in crate::replication) struct TransactionBuffer {
     rows: usize,
     bytes: usize,
-    /// Of these, the open transaction's.
+    /// The part of `bytes` that belongs to the open transaction.
     open_bytes: usize,
     max_rows: usize,
     max_bytes: usize,
     items: Vec<Item>,
     /// How many of the items belong to whole transactions.
     whole: usize,
-    /// The last whole transaction.
+    /// The commit of the last whole transaction.
     boundary: Option<Boundary>,
-    /// When each whole transaction with effects committed, for the latency histogram.
+    /// Commit times of the whole transactions that have something to write, for the latency histogram.
     commits: Vec<PgTimestamp>,
     /// Chunks that were merged in whole transactions.
     chunks: Vec<MergedChunk>,
-    /// The same of the open transaction.
+    /// Chunks that were merged in the open transaction.
     open_chunks: Vec<MergedChunk>,
-    /// The beginning of the open transaction was taken.
+    /// The beginning of the open transaction was taken out by [`TransactionBuffer::take_open`].
     open_taken: bool,
-    /// A whole transaction waits for its commit although no item of it may be left here.
-    owed: bool,
+    /// A commit is needed even if no item is left: the end of a transaction whose beginning was taken, or a chunk whose
+    /// reader waits.
+    needs_commit: bool,
 }
 
 /// Whole transactions, ready to be applied and committed.
 #[derive(Debug)]
 pub(in crate::replication) struct ReadyBatch {
-    /// What to apply.
+    /// The changes to apply, in the order of the stream.
     pub(in crate::replication) items: Vec<Item>,
-    /// Where to put the checkpoint.
+    /// The last commit in the batch: the new checkpoint.
     pub(in crate::replication) boundary: Boundary,
-    /// When the transactions in it committed.
+    /// Commit times of the transactions in it, by the Site DB's clock.
     pub(in crate::replication) commits: Vec<PgTimestamp>,
-    /// The chunks among them.
+    /// The chunks whose rows are among the items.
     pub(in crate::replication) chunks: Vec<MergedChunk>,
 }
 
 impl TransactionBuffer {
-    /// An empty batch with its limits.
+    /// An empty buffer. `max_bytes` is compared with an estimate of the memory of the items.
     #[must_use]
     pub(in crate::replication) const fn new(max_rows: usize, max_bytes: usize) -> Self {
         Self {
@@ -86,15 +89,15 @@ impl TransactionBuffer {
             chunks: Vec::new(),
             open_chunks: Vec::new(),
             open_taken: false,
-            owed: false,
+            needs_commit: false,
         }
     }
 
-    /// Adds something of the open transaction.
+    /// Adds an item of the open transaction.
     pub(in crate::replication) fn push(&mut self, item: Item) {
         let bytes = match &item {
             Item::Change(change) => {
-                // The change itself, its key's box and the shares of both.
+                // An estimate of the `Change` itself, the box of its key, and their reference counts.
                 160 + match &change.operation {
                     Operation::Insert(row) | Operation::Update { row, .. } => row.size(),
                     Operation::Delete => 64,
@@ -108,7 +111,7 @@ impl TransactionBuffer {
         self.items.push(item);
     }
 
-    /// Changes of a table that are not ours to apply; merged with the last item where that says the same.
+    /// Counts a change of a table that is not synchronised. Consecutive ones of a table share one item.
     pub(in crate::replication) fn count_filtered(&mut self, relation: &Arc<Relation>) {
         if let Some(Item::Filtered { relation: last, count }) =
             self.items.get_mut(self.whole..).and_then(<[_]>::last_mut)
@@ -123,17 +126,17 @@ impl TransactionBuffer {
         });
     }
 
-    /// The rows of this chunk were just pushed.
+    /// Adds a chunk, after its rows were pushed.
     pub(in crate::replication) fn push_chunk(&mut self, chunk: MergedChunk) {
         self.open_chunks.push(chunk);
     }
 
-    /// The open transaction is whole.
+    /// The open transaction has been received completely.
     pub(in crate::replication) fn close_transaction(&mut self, boundary: Boundary) {
         if self.items.len() > self.whole || self.open_taken {
             self.commits.push(boundary.committed_at);
         }
-        self.owed |= self.open_taken || !self.open_chunks.is_empty();
+        self.needs_commit |= self.open_taken || !self.open_chunks.is_empty();
         self.open_taken = false;
         self.chunks.append(&mut self.open_chunks);
         self.whole = self.items.len();
@@ -141,28 +144,29 @@ impl TransactionBuffer {
         self.boundary = Some(boundary);
     }
 
-    /// Whether it holds as much as it may.
+    /// Whether a limit is reached.
     #[must_use]
     pub(in crate::replication) const fn is_full(&self) -> bool {
         self.rows >= self.max_rows || self.bytes >= self.max_bytes
     }
 
-    /// When the oldest transaction in it committed.
+    /// Commit time of the oldest transaction in it, by the Site DB's clock.
     #[must_use]
     pub(in crate::replication) fn oldest_commit(&self) -> Option<PgTimestamp> {
         self.commits.first().copied()
     }
 
-    /// Takes the whole transactions out; `None` where nothing of them has to be applied or committed. What is left belongs to the open one.
+    /// Takes the whole transactions out; `None` if nothing has to be applied or committed. What is left belongs to the
+    /// open transaction.
     pub(in crate::replication) fn take_whole(&mut self) -> Option<ReadyBatch> {
-        if self.whole == 0 && !self.owed {
+        if self.whole == 0 && !self.needs_commit {
             return None;
         }
         let boundary = self.boundary?;
         let rest = self.items.split_off(self.whole);
         let items = mem::replace(&mut self.items, rest);
         self.whole = 0;
-        self.owed = false;
+        self.needs_commit = false;
         self.rows = self.items.len();
         self.bytes = self.open_bytes;
         Some(ReadyBatch {
@@ -173,7 +177,8 @@ impl TransactionBuffer {
         })
     }
 
-    /// Takes the beginning of the open transaction, to be applied without a commit. Call after [`TransactionBuffer::take_whole`].
+    /// Takes the beginning of the open transaction, to be applied without a commit. Call after
+    /// [`TransactionBuffer::take_whole`].
     pub(in crate::replication) fn take_open(&mut self) -> Vec<Item> {
         self.rows = 0;
         self.bytes = 0;

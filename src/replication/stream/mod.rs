@@ -2,13 +2,13 @@
 //!
 //! | file | its job |
 //! |---|---|
-//! | [`stream_loop`] | the one task that reads the stream; its order is the order of the log |
-//! | [`stream_events`] | what it does with each event; merging chunks |
+//! | [`stream_loop`] | the one task that reads the stream, so that everything happens in the order of the log |
+//! | [`stream_events`] | what the loop does with each event; merging chunks |
 //! | [`assemble`] | messages → events: relations, protocol order, each row's key |
-//! | [`buffer`] | what was received and is not handed over yet, cut at commits |
+//! | [`buffer`] | changes that were received and are not given to the apply task yet, divided at commits |
 //! | [`progress`] | what may be acknowledged to the Site DB |
 //! | [`apply_task`] | the task that writes to the Agent DB while the next batch is filled |
-//! | [`requests`] | what the copies and the healing ask of the stream |
+//! | [`requests`] | requests of the copies and the healing to the stream's loop |
 
 pub(super) mod apply_task;
 pub(super) mod assemble;

@@ -1,8 +1,8 @@
-//! How far we are: what was received, what is durable in the Agent DB, and the one decision what may be acknowledged.
+//! The positions of a run: what was received, what is durable in the Agent DB, and what may be acknowledged.
 //!
-//! The rule (promise 4): a position goes to the Site DB only after it was written to `twinlog.checkpoint` and that commit
-//! is durable. That covers an idle slot too: a keepalive's `wal_end` first becomes a checkpoint, if nothing at all is
-//! pending, and is acknowledged then. So the slot is never ahead of the checkpoint, and a slot that *is* ahead was
+//! The rule (promise 4): a position is acknowledged to the Site DB only after it was written to `twinlog.checkpoint`
+//! and that commit is durable. This includes an idle slot: if nothing is pending, a keepalive's `wal_end` first becomes
+//! the checkpoint, and is then acknowledged. So the slot is never ahead of the checkpoint. A slot that *is* ahead was
 //! recreated or moved by somebody else: a gap (pitfalls P1, P3, P7).
 
 use crate::lsn::Lsn;
@@ -12,11 +12,11 @@ use crate::lsn::Lsn;
 pub(in crate::replication) struct Progress {
     /// The durable checkpoint.
     durable: Lsn,
-    /// Everything up to here is durable, or had nothing to write.
+    /// Everything up to here is durable in the Agent DB, or needs nothing written there.
     settled: Lsn,
     /// End of the last received transaction that has something to write.
     effects_through: Lsn,
-    /// A transaction was begun and is not committed yet, as the stream tells it.
+    /// The stream has sent a BEGIN, and not its COMMIT yet.
     open: bool,
     /// The open transaction has something to write.
     open_has_effects: bool,
@@ -41,7 +41,7 @@ impl Progress {
         self.open_has_effects = false;
     }
 
-    /// The open transaction brought something that has to be written.
+    /// The open transaction has something to write.
     pub(in crate::replication) const fn effect(&mut self) {
         self.open_has_effects = true;
     }
@@ -64,7 +64,7 @@ impl Progress {
         }
     }
 
-    /// A checkpoint was committed in the Agent DB, durably.
+    /// A checkpoint is durable in the Agent DB.
     pub(in crate::replication) fn durable(&mut self, checkpoint: Lsn) {
         self.durable = self.durable.max(checkpoint);
         self.settled = self.settled.max(self.durable);
@@ -82,13 +82,13 @@ impl Progress {
         self.durable
     }
 
-    /// Everything up to here is in the Agent DB, or did not concern it.
+    /// Everything up to here is durable in the Agent DB, or needs nothing written there.
     #[must_use]
     pub(in crate::replication) const fn settled(&self) -> Lsn {
         self.settled
     }
 
-    /// A position that an idle stream may write as its checkpoint, where it is ahead of the last one.
+    /// The position that an idle stream may write as its next checkpoint; `None` if it is not ahead of the last one.
     #[must_use]
     pub(in crate::replication) fn idle_checkpoint(&self) -> Option<Lsn> {
         (self.is_idle() && self.settled > self.durable).then_some(self.settled)
@@ -123,8 +123,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Whatever the order of events, no position at or past an unwritten effect is ever acknowledged or settled, and
-        /// none that the Agent DB does not hold is acknowledged.
+        /// Whatever the order of events, no position at or past an unwritten effect is ever acknowledged or settled,
+        /// and none that the Agent DB does not hold is acknowledged.
         #[test]
         fn nothing_is_acknowledged_before_it_is_durable(steps in prop::collection::vec(step(), 1..64)) {
             let mut progress = Progress::resume(Lsn(100));

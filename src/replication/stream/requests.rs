@@ -1,4 +1,4 @@
-//! What the copies and the healing ask of the stream, and their end of it.
+//! Requests of the copies and the healing to the stream's loop.
 
 use std::sync::Arc;
 
@@ -10,40 +10,40 @@ use crate::copy::CopyError;
 use crate::replication::error::SyncError;
 use crate::replication::tables::life::{TableEvent, TransitionError};
 
-/// Requests that wait for the stream's loop: its askers are few, and wait for each answer.
-const WAITING: usize = 16;
+/// Capacity of the channel. A few tasks send requests, and each waits for its answer before it sends another.
+const CAPACITY: usize = 16;
 
-/// What is asked.
+/// A request, with the sender for its answer.
 #[derive(Debug)]
 pub(in crate::replication) enum StreamRequest {
-    /// How a table's rows look in the Agent DB.
+    /// Look up how a table's rows are written in the Agent DB.
     Describe(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
     /// Something happened to a table.
     Table(TableName, TableEvent, oneshot::Sender<Result<(), TransitionError>>),
-    /// A full resync has shown that nothing is missing.
+    /// Remove the stored gap: a full resync is done.
     ClearGap(oneshot::Sender<()>),
 }
 
-/// The askers' end. Every call fails with [`CopyError::StreamEnded`] once the stream does.
+/// The sending end of the channel. Every call fails with [`CopyError::StreamEnded`] once the stream has ended.
 #[derive(Debug, Clone)]
 pub(in crate::replication) struct StreamRequests(mpsc::Sender<StreamRequest>);
 
 impl StreamRequests {
-    /// Both ends.
+    /// Creates both ends of the channel.
     pub(in crate::replication) fn channel() -> (Self, mpsc::Receiver<StreamRequest>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = mpsc::channel(CAPACITY);
         (Self(sender), receiver)
     }
 
-    /// How a table's rows look in the Agent DB, after everything that the stream brought before.
+    /// Looks up how a table's rows are written in the Agent DB, after everything that the stream has sent so far.
     pub(in crate::replication) async fn describe(&self, table: TableDescription) -> Result<Arc<Relation>, SyncError> {
         Ok(self.ask(|reply| StreamRequest::Describe(table, reply)).await??)
     }
 
-    /// Something happened to a table. Returns once the state that follows is committed.
+    /// Sends an event of a table. Returns once the table's new state is committed.
     ///
     /// # Errors
-    /// The inner one: the table's state does not take the event.
+    /// The inner error: the table's state does not accept the event.
     pub(in crate::replication) async fn table(
         &self,
         table: &TableName,
@@ -53,7 +53,7 @@ impl StreamRequests {
             .await
     }
 
-    /// A full resync has shown that nothing is missing. Returns once that is committed.
+    /// Removes the stored gap after a full resync. Returns once that is committed.
     pub(in crate::replication) async fn clear_gap(&self) -> Result<(), SyncError> {
         self.ask(StreamRequest::ClearGap).await
     }

@@ -1,4 +1,4 @@
-//! What each event of the stream does: buffered, counted, merged with a chunk, or asked of the Agent DB.
+//! What the stream's loop does with each event: buffer it, count it, merge a chunk, or look a table up in the Agent DB.
 
 use std::sync::Arc;
 
@@ -101,10 +101,10 @@ impl StreamLoop {
         Ok(())
     }
 
-    /// The high fence of a chunk: what was read takes its place in the stream.
+    /// The high fence of a chunk: merges the chunk's rows into the stream at this place.
     async fn merge(&mut self, id: ChunkId) -> Result<(), SyncError> {
         let Some((delivery, reader)) = self.chunks.take(id) else {
-            // Another run's, or withdrawn: the window, if any, goes.
+            // The chunk is of an earlier run, or its reader has withdrawn it: close its window, if there is one.
             let _ = self.windows.close(id, None);
             return Ok(());
         };
@@ -121,7 +121,10 @@ impl StreamLoop {
             Ok(changes) if !outdated => changes,
             result => {
                 let invalid = result.err().unwrap_or(InvalidChunk::RelationChanged);
-                debug!(reason = invalid.as_str(), "a chunk has to be read again");
+                debug!(
+                    reason = invalid.as_str(),
+                    "a chunk is not valid and has to be read again"
+                );
                 // A reader that no longer waits has been stopped.
                 let _ = reader.send(Err(invalid));
                 return Ok(());
@@ -145,7 +148,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    /// What a merged chunk is in the life of its table.
+    /// The event of the table that a merged chunk causes.
     fn table_event(&self, step: CopyStep) -> TableEvent {
         match step {
             CopyStep::Chunk { rows, last_key } => TableEvent::ChunkDone { rows, last_key },
@@ -158,7 +161,8 @@ impl StreamLoop {
         }
     }
 
-    /// The one `Arc` of a table. A new shape replaces it, after everything of the old one was handed over.
+    /// The one shared `Arc` of a table's relation. If the shape has changed, everything received with the old shape is
+    /// given to the apply task first, then the new one replaces it.
     pub(super) async fn canonical(
         &mut self,
         id: RelationId,
@@ -180,7 +184,7 @@ impl StreamLoop {
     }
 }
 
-/// Whether two descriptions of a table give the same row images.
+/// Whether rows of both relations have the same columns and key.
 fn same_shape(one: &Relation, other: &Relation) -> bool {
     one.columns == other.columns && one.key == other.key
 }

@@ -1,4 +1,4 @@
-//! One run of the stream: frames in, batches out, positions acknowledged.
+//! The loop that reads the stream: takes frames, sends batches to the apply task, acknowledges positions.
 //!
 //! ```text
 //! wire ──frames──▶ assemble ──events──▶ buffer ──batches──▶ apply task ──durable──▶ progress ──▶ wire (feedback)
@@ -6,9 +6,9 @@
 //!                      └─ windows ◀─ chunks ◀─ readers (copy, resync, healing)
 //! ```
 //!
-//! Everything here happens in one task, so that the order of the log is the order of the code. It waits for the
-//! Agent DB only when two batches are ahead of it; the connection is read and kept alive elsewhere (`wire`), whatever
-//! happens here. What each event does is in [`super::stream_events`].
+//! Everything here happens in one task, so that changes, chunks and requests are handled in the order of the log. The
+//! loop waits for the Agent DB only while two batches are unfinished there; meanwhile another task (`wire`) reads the
+//! connection and keeps it alive. What happens with each event is in [`super::stream_events`].
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -38,12 +38,12 @@ use super::buffer::TransactionBuffer;
 use super::progress::Progress;
 use super::requests::StreamRequest;
 
-/// How often an idle stream moves its checkpoint, at most. Each time costs the Agent DB one small commit; what it buys is
-/// WAL that the Site DB may remove, of which a quiet publication on a busy server makes some megabytes in this time.
-/// (A server that asks, as it does when it shuts down, is answered at once.)
+/// Shortest interval between two checkpoints of an idle stream. Each costs the Agent DB one small commit, and allows
+/// the Site DB to remove WAL: some megabytes in this time, if the server is busy with tables that are not published. (A
+/// keepalive that requests a reply, as at the server's shutdown, is answered at once.)
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(5);
 
-/// What the loop works with.
+/// What [`StreamLoop::new`] needs.
 pub(in crate::replication) struct StreamParts {
     pub(in crate::replication) frames: FrameStream,
     pub(in crate::replication) feedback: Feedback,
@@ -57,7 +57,7 @@ pub(in crate::replication) struct StreamParts {
     pub(in crate::replication) resume_after: Lsn,
 }
 
-/// See the module's header.
+/// The stream's loop and its state, for one run.
 pub(in crate::replication) struct StreamLoop {
     frames: FrameStream,
     feedback: Feedback,
@@ -69,19 +69,20 @@ pub(in crate::replication) struct StreamLoop {
     pub(super) buffer: TransactionBuffer,
     pub(super) progress: Progress,
     pub(super) windows: Windows,
-    /// One `Arc` for each table, whoever described it, so that changes of one key meet in the Agent DB's statements.
+    /// One shared `Arc` for each table, used for the stream's changes and for chunks, so that the apply task can group
+    /// them by pointer.
     pub(super) relations: HashMap<RelationId, Arc<Relation>>,
-    /// Where the open transaction (or the last one) committed.
+    /// The commit position of the open transaction, or of the last one.
     pub(super) open_lsn: Lsn,
-    /// When the open transaction committed.
+    /// Commit time of the open transaction, by the Site DB's clock.
     pub(super) open_committed_at: Option<PgTimestamp>,
-    /// The oldest commit of each batch that is being applied.
+    /// For each order that is not reported yet, the oldest commit time in it.
     in_flight: VecDeque<Option<PgTimestamp>>,
     idle_checkpoint_at: Instant,
 }
 
 impl StreamLoop {
-    /// Puts the parts together, standing at the checkpoint.
+    /// A loop that begins at the checkpoint.
     pub(in crate::replication) fn new(parts: StreamParts) -> Self {
         let StreamParts {
             frames,
@@ -115,35 +116,36 @@ impl StreamLoop {
         }
     }
 
-    /// Runs until it is stopped (then everything whole is durable and acknowledged) or cannot go on.
+    /// Runs until it is stopped or an error ends it. When it is stopped, the transactions received completely are made
+    /// durable and acknowledged before it returns.
     pub(in crate::replication) async fn run(mut self, stop: &CancellationToken) -> Result<(), SyncError> {
         loop {
-            self.hand_over().await?;
-            self.publish();
+            self.commit_when_idle().await?;
+            self.publish_positions();
             let idle_checkpoint = self.apply.is_idle() && self.progress.idle_checkpoint().is_some();
             tokio::select! {
                 biased;
                 // PRIORITY 1: stop.
                 () = stop.cancelled() => return self.drain().await,
-                // PRIORITY 2: what is durable, so that the Site DB may remove it from its log.
-                // Also that the task has failed at an order that is not reported otherwise (a table's state).
-                report = self.apply.report() => self.reported(report)?,
-                // PRIORITY 3: readers, who are few and wait.
-                Some(request) = self.requests.recv() => self.requested(request).await?,
+                // PRIORITY 2: reports of commits, so that they are acknowledged soon. (Also while idle: an order without a
+                // report of its own, such as a table's state, can fail.)
+                report = self.apply.report() => self.handle_report(report)?,
+                // PRIORITY 3: requests of the readers, which are few and wait for the answer.
+                Some(request) = self.requests.recv() => self.handle_request(request).await?,
                 // PRIORITY 4: the stream.
                 frames = self.frames.next() => match frames {
-                    Some(frames) => self.take(frames?).await?,
+                    Some(frames) => self.handle_frames(frames?).await?,
                     None => return Err(SyncError::StreamEnded),
                 },
-                // PRIORITY 5: an idle slot moves on.
+                // PRIORITY 5: the checkpoint of an idle stream.
                 () = sleep_until(self.idle_checkpoint_at), if idle_checkpoint => self.idle_checkpoint().await?,
             }
         }
     }
 
-    /// Hands over what is whole as soon as nothing is being applied: a lone change is applied at once, a backlog in
-    /// batches as large as the time that the last one took.
-    async fn hand_over(&mut self) -> Result<(), SyncError> {
+    /// Commits what was received completely as soon as the apply task is idle. So a single change is applied at once,
+    /// and under load a batch contains what was received while the last one was applied.
+    async fn commit_when_idle(&mut self) -> Result<(), SyncError> {
         if self.apply.is_idle() {
             self.commit_whole().await?;
         }
@@ -154,12 +156,12 @@ impl StreamLoop {
         if let Some(batch) = self.buffer.take_whole() {
             self.in_flight.push_back(batch.commits.first().copied());
             let sent = self.apply.commit(batch).await;
-            self.sent(sent).await?;
+            self.check_sent(sent).await?;
         }
         Ok(())
     }
 
-    /// Makes room: whole transactions are committed, the beginning of a large one is applied without a commit.
+    /// Empties a full buffer: commits whole transactions, and applies the beginning of a large one without a commit.
     pub(super) async fn make_room(&mut self) -> Result<(), SyncError> {
         self.commit_whole().await?;
         if self.buffer.is_full() {
@@ -168,7 +170,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    /// Applies what there is of the open transaction, without a commit.
+    /// Applies the received part of the open transaction, without a commit.
     pub(super) async fn apply_open(&mut self) -> Result<(), SyncError> {
         let items = self.buffer.take_open();
         if items.is_empty() {
@@ -177,28 +179,28 @@ impl StreamLoop {
         self.in_flight.push_back(self.open_committed_at);
         let lsn = self.open_lsn;
         let sent = self.apply.apply(Segment { items, lsn }).await;
-        self.sent(sent).await
+        self.check_sent(sent).await
     }
 
-    /// Where the task that applies has ended, finds out why.
-    async fn sent(&mut self, sent: Result<(), ApplyEnded>) -> Result<(), SyncError> {
+    /// Turns a failed send into the error with which the apply task ended.
+    async fn check_sent(&mut self, sent: Result<(), ApplyEnded>) -> Result<(), SyncError> {
         if sent.is_ok() {
             return Ok(());
         }
         Err(self.why_ended().await)
     }
 
-    /// The last report of the task that applies.
+    /// The error in the last report of the apply task.
     async fn why_ended(&mut self) -> SyncError {
         while let Some(report) = self.apply.report().await {
-            if let Err(error) = self.reported(Some(report)) {
+            if let Err(error) = self.handle_report(Some(report)) {
                 return error;
             }
         }
         SyncError::ApplyEnded
     }
 
-    fn reported(&mut self, report: Option<ApplyReport>) -> Result<(), SyncError> {
+    fn handle_report(&mut self, report: Option<ApplyReport>) -> Result<(), SyncError> {
         match report.ok_or(SyncError::ApplyEnded)? {
             ApplyReport::Applied(applied) => {
                 self.in_flight.pop_front();
@@ -228,7 +230,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    async fn requested(&mut self, request: StreamRequest) -> Result<(), SyncError> {
+    async fn handle_request(&mut self, request: StreamRequest) -> Result<(), SyncError> {
         match request {
             StreamRequest::Describe(description, reply) => {
                 let id = description.id;
@@ -241,11 +243,11 @@ impl StreamLoop {
             }
             StreamRequest::Table(table, event, reply) => {
                 let sent = self.apply.table(table, event, reply).await;
-                self.sent(sent).await?;
+                self.check_sent(sent).await?;
             }
             StreamRequest::ClearGap(reply) => {
                 let sent = self.apply.clear_gap(reply).await;
-                self.sent(sent).await?;
+                self.check_sent(sent).await?;
             }
         }
         Ok(())
@@ -261,13 +263,13 @@ impl StreamLoop {
         }
     }
 
-    async fn take(&mut self, frames: Vec<Frame>) -> Result<(), SyncError> {
+    async fn handle_frames(&mut self, frames: Vec<Frame>) -> Result<(), SyncError> {
         for frame in frames {
             match frame {
                 Frame::XLogData { wal_end, payload, .. } => {
                     self.status.received(wal_end);
                     let message = pgoutput::decode(payload).map_err(StreamError::from)?;
-                    let event = self.assembler.take(message)?;
+                    let event = self.assembler.event_of(message)?;
                     self.event(event).await?;
                     if self.buffer.is_full() {
                         self.make_room().await?;
@@ -280,7 +282,7 @@ impl StreamLoop {
                 } => {
                     self.status.received(wal_end);
                     self.progress.keepalive(wal_end);
-                    // A server that shuts down waits until everything is acknowledged.
+                    // A server that shuts down requests a reply, and waits until everything is acknowledged.
                     if reply_requested && self.apply.is_idle() {
                         self.idle_checkpoint().await?;
                     }
@@ -294,41 +296,41 @@ impl StreamLoop {
         if let Some(position) = self.progress.idle_checkpoint() {
             self.in_flight.push_back(None);
             let sent = self.apply.checkpoint(position).await;
-            self.sent(sent).await?;
+            self.check_sent(sent).await?;
             self.idle_checkpoint_at = Instant::now() + IDLE_CHECKPOINT;
         }
         Ok(())
     }
 
-    /// Stop intake, finish what is whole, acknowledge it, say goodbye.
+    /// Reads nothing more, makes the whole transactions durable, acknowledges them, and closes the connection.
     async fn drain(mut self) -> Result<(), SyncError> {
         let drained = timeout(GRACE.mul_f64(0.7), async {
             self.commit_whole().await?;
             while !self.apply.is_idle() {
                 let report = self.apply.report().await;
-                self.reported(report)?;
+                self.handle_report(report)?;
             }
             self.idle_checkpoint().await?;
             while !self.apply.is_idle() {
                 let report = self.apply.report().await;
-                self.reported(report)?;
+                self.handle_report(report)?;
             }
             Ok::<_, SyncError>(())
         })
         .await;
-        self.publish();
+        self.publish_positions();
         if let Err(error) = self.frames.close().await {
-            debug!(%error, "the replication connection did not end in good order");
+            debug!(%error, "the replication connection was not closed cleanly");
         }
         match drained {
             Ok(result) => result?,
-            Err(_) => info!("stopped with a batch in flight: it is applied again at the next start"),
+            Err(_) => info!("stopped before the last batch was committed: it is applied again at the next start"),
         }
         Ok(())
     }
 
-    /// Shows where the stream stands.
-    fn publish(&self) {
+    /// Writes the stream's positions into the status.
+    fn publish_positions(&self) {
         let oldest = self
             .in_flight
             .iter()
@@ -338,6 +340,6 @@ impl StreamLoop {
             .min()
             .copied();
         self.status
-            .stand(self.progress.acknowledgeable(), self.progress.settled(), oldest);
+            .set_positions(self.progress.acknowledgeable(), self.progress.settled(), oldest);
     }
 }

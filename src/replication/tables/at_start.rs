@@ -1,7 +1,9 @@
-//! Which events a start owes the tables: what is stored about them, compared with what the Site DB has now. Pure.
+//! Which events happened to the tables while no daemon ran: compares what is stored about them with what the Site DB
+//! has now. Pure.
 //!
-//! Every table that is synchronised has its row, and no other: one that comes back later has missed changes and must be
-//! copied anew. So must one that is not what it was when it was copied.
+//! Exactly the synchronised tables have a row in `twinlog.tables`. So a table that leaves and comes back later is new,
+//! and copied again, since it has missed changes. A table whose shape has changed since its copy is copied again as
+//! well.
 
 use std::collections::BTreeMap;
 
@@ -10,35 +12,34 @@ use crate::change::{Shape, TableName};
 
 use super::life::TableEvent;
 
-/// What is due for a table.
+/// What a start has to do for one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::replication) struct Due {
-    /// The table.
     pub(in crate::replication) table: TableName,
-    /// What happened to it; `None` where it only has a new shape.
+    /// What happened to the table; `None` if only its shape has to be stored.
     pub(in crate::replication) event: Option<TableEvent>,
-    /// What to tell people about it.
+    /// The reason to log; `None` if the event needs no log line.
     pub(in crate::replication) why: Option<&'static str>,
-    /// Its shape, where another one is stored. To be stored after the event: a start that is interrupted between the two
-    /// then finds the same event due again.
+    /// The table's shape, if the stored one differs. Store it after the event: if the start is interrupted between the
+    /// two, the next start finds the same event again.
     pub(in crate::replication) shape: Option<Shape>,
 }
 
-/// What a start knows of the tables.
+/// The input: what a start knows about the tables.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::replication) struct AtStart<'a> {
-    /// The stored states.
+    /// The rows of `twinlog.tables`.
     pub(in crate::replication) stored: &'a TableRecords,
-    /// The stored shapes, under which the tables were copied.
+    /// The stored shapes: those that the tables had when they were copied.
     pub(in crate::replication) shapes: &'a BTreeMap<TableName, Shape>,
-    /// The shapes of the tables that the Site DB publishes, that are selected, and that the Agent DB can take.
+    /// The present shapes of the tables that are published, selected, and writable in the Agent DB.
     pub(in crate::replication) found: &'a BTreeMap<TableName, Shape>,
-    /// No checkpoint was stored.
+    /// The Agent DB has no checkpoint.
     pub(in crate::replication) checkpoint_lost: bool,
 }
 
 impl AtStart<'_> {
-    /// What is due.
+    /// What to do, for each table that needs something.
     pub(in crate::replication) fn due(&self) -> Vec<Due> {
         let left = self
             .stored
@@ -75,7 +76,7 @@ impl AtStart<'_> {
             (Some(_), None) => {}
         }
         if state == Some(TableState::Held) {
-            // A table that was found can be read and written: nothing holds it any more.
+            // A table in `found` can be read and written, so the reason why it was held is gone.
             happened(Some(TableEvent::Released), Some("what held it is gone"));
         }
         if before != Some(shape) {
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_owes_each_table_what_happened_while_no_daemon_looked() {
+    fn a_start_finds_what_happened_to_each_table_while_no_daemon_ran() {
         let row = |name: &str, event, shape| (name.to_owned(), event, shape);
         assert_eq!(
             due(false),
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_checkpoint_every_known_table_is_told() {
+    fn without_a_checkpoint_every_known_table_gets_the_event() {
         let lost: Vec<String> = due(true)
             .into_iter()
             .filter(|(_, event, _)| *event == Some(TableEvent::CheckpointLost))

@@ -1,9 +1,9 @@
-//! Every table's state, and the one place where it changes: takes events in the order of the stream, and says what is to
-//! be written to `twinlog.tables`.
+//! Every table's state, and the one place where it changes: it applies events in the order of the stream, and returns
+//! what has to be written to `twinlog.tables`.
 //!
-//! It goes with the connection that writes the rows (at the start `start`, then `stream::apply_task`), which writes what
-//! comes out: a copy's progress is committed with the rows that it speaks of, and a state that was decided after a chunk
-//! can't be overtaken by that chunk. Others see the committed states only.
+//! The owner of the connection that writes rows also owns the book, and writes what it returns: first `start`, then
+//! `stream::apply_task`. So a copy's progress is committed together with its rows, and a state that was decided after a
+//! chunk is never overwritten by that chunk. Other tasks see only committed states.
 
 use std::sync::Arc;
 
@@ -14,17 +14,17 @@ use crate::change::TableName;
 
 use super::life::{TableEvent, TransitionError, next};
 
-/// Every table's state, as the open transaction of the Agent DB has it.
+/// Every table's state, including what the open transaction of the Agent DB has not committed yet.
 #[derive(Debug)]
 pub(in crate::replication) struct TableBook {
     records: TableRecords,
-    /// Something was taken since the last publication.
+    /// A state has changed since the last [`publish`](Self::publish).
     changed: bool,
     committed: watch::Sender<Arc<TableRecords>>,
 }
 
 impl TableBook {
-    /// The book as it is stored.
+    /// Starts with the stored rows of `twinlog.tables`.
     pub(in crate::replication) fn new(stored: Vec<TableRecord>) -> Self {
         let records: TableRecords = stored
             .into_iter()
@@ -38,29 +38,29 @@ impl TableBook {
         }
     }
 
-    /// The tables' states, with what is not committed yet.
+    /// The tables' states, including uncommitted changes.
     pub(in crate::replication) const fn records(&self) -> &TableRecords {
         &self.records
     }
 
-    /// The committed states, and word of each change.
+    /// A receiver of the committed states, notified at each change.
     pub(in crate::replication) fn committed(&self) -> watch::Receiver<Arc<TableRecords>> {
         self.committed.subscribe()
     }
 
-    /// Whether rows that only a copy brings are still missing.
+    /// Whether the table's first copy is unfinished, so that rows may be missing in the Agent DB.
     pub(in crate::replication) fn is_first_copy(&self, table: &TableName) -> bool {
         self.records
             .get(table)
             .is_some_and(|record| record.state.is_first_copy())
     }
 
-    /// Takes an event. What it returns has to be written: for a merged chunk in the transaction that holds its rows.
-    /// `None` where the event changes nothing.
+    /// Applies an event. The caller must write the returned change; for a merged chunk, in the transaction that holds
+    /// the chunk's rows. `None` if the event changes nothing.
     ///
     /// # Errors
-    /// The table's state does not take it: nothing changes, and nothing is to be written.
-    pub(in crate::replication) fn take(
+    /// The table's state does not accept the event: nothing changes, and nothing has to be written.
+    pub(in crate::replication) fn apply(
         &mut self,
         table: &TableName,
         event: TableEvent,
@@ -83,7 +83,7 @@ impl TableBook {
         }))
     }
 
-    /// Shows the states to others. Call it when what was taken is committed.
+    /// Shows the states to other tasks. Call it once the changes are committed.
     pub(in crate::replication) fn publish(&mut self) {
         if std::mem::take(&mut self.changed) {
             self.committed.send_replace(Arc::new(self.records.clone()));
@@ -102,7 +102,7 @@ mod tests {
         let table = TableName::new("public", "t");
         let mut book = TableBook::new(Vec::new());
         let seen = book.committed();
-        book.take(&table, TableEvent::SeenFirst).unwrap();
+        book.apply(&table, TableEvent::SeenFirst).unwrap();
         assert!(book.is_first_copy(&table));
         assert!(seen.borrow().is_empty());
         book.publish();
@@ -111,7 +111,7 @@ mod tests {
             rows: 1,
             last_key: None,
         };
-        book.take(&table, chunk).unwrap_err();
+        book.apply(&table, chunk).unwrap_err();
         book.publish();
         assert_eq!(
             seen.borrow().get(&table),
@@ -122,8 +122,8 @@ mod tests {
             at: OffsetDateTime::UNIX_EPOCH,
             estimated: None,
         };
-        book.take(&table, started).unwrap();
-        book.take(&table, TableEvent::LeftPublication).unwrap();
+        book.apply(&table, started).unwrap();
+        book.apply(&table, TableEvent::LeftPublication).unwrap();
         book.publish();
         assert!(seen.borrow().is_empty());
     }

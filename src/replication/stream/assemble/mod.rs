@@ -1,7 +1,7 @@
-//! Messages → events: keeps the relations, checks the protocol's order, and gives each row its key.
+//! Turns messages into events: keeps the relations, checks the order of the protocol, and computes each row's key.
 //!
-//! Stateful but pure: what needs the Agent DB (its primary keys) is asked for with [`Event::Describe`] and answered with
-//! [`Assembler::describe`].
+//! It has state but does no I/O: where it needs the Agent DB (for its primary keys) it returns [`Event::Describe`], and
+//! the caller answers with [`Assembler::describe`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use crate::replication::stream_error::StreamError;
 use crate::source::Fence;
 use crate::timestamp::PgTimestamp;
 
-/// What the stream says next.
+/// What a message of the stream means for the loop.
 #[derive(Debug)]
 pub(in crate::replication) enum Event {
     /// A transaction begins.
     Begin {
-        /// Where its commit record is.
+        /// The position of its commit record.
         commit_lsn: Lsn,
-        /// When it committed, by the source's clock.
+        /// Commit time, by the Site DB's clock.
         committed_at: PgTimestamp,
     },
     /// A table has to be looked up in the Agent DB before its changes can be understood; answer with
@@ -28,11 +28,11 @@ pub(in crate::replication) enum Event {
     Describe(RelationMessage),
     /// A row changed.
     Change(Change),
-    /// Tables were emptied; beside them, those that the statement named and that are not selected.
+    /// Tables were truncated; and, in the list, tables of the same statement that are not synchronised.
     Truncate(Truncate, Vec<Arc<Relation>>),
-    /// A change of a table that is published and not selected.
+    /// A change of a table that is published but not selected.
     Filtered(Arc<Relation>),
-    /// A mark of ours in the log.
+    /// A fence, which a chunk's reader wrote into the log.
     Fence(Fence),
     /// The transaction ends.
     Commit {
@@ -40,10 +40,10 @@ pub(in crate::replication) enum Event {
         xid: Xid,
         /// The position after its commit record.
         end_lsn: Lsn,
-        /// When it committed, by the source's clock.
+        /// Commit time, by the Site DB's clock.
         committed_at: PgTimestamp,
     },
-    /// Nothing that matters here.
+    /// A message that needs no action.
     Nothing,
 }
 
@@ -52,12 +52,12 @@ pub(in crate::replication) enum Event {
 enum StreamRelation {
     /// Synchronised, with the message that described it.
     Synchronised(Arc<Relation>, RelationMessage),
-    /// Synchronised, and not looked up in the Agent DB yet.
+    /// Synchronised, but not looked up in the Agent DB yet.
     Undescribed,
-    /// Published and not selected: only its name is known.
+    /// Published but not selected: only its name is kept.
     NotSelected(Arc<Relation>),
-    /// Selected, and unknown to the start. A server describes partitions that are published as their root, too, and never
-    /// changes them; so this is an error with the first change only.
+    /// Selected, but not found by the start. This is an error only when a change of it comes: the server also describes
+    /// partitions whose changes are published under their root table, and sends no changes of them.
     JoinedLater(TableName),
 }
 
@@ -66,14 +66,14 @@ enum StreamRelation {
 struct OpenTransaction {
     xid: Xid,
     commit_lsn: Lsn,
-    /// Before the checkpoint: the server may send again what is durable already (pitfall P7).
+    /// It lies before the checkpoint, so it is durable already and must be skipped (pitfall P7).
     done_before: bool,
 }
 
 /// Whether a table that the stream describes is synchronised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::replication) enum Membership {
-    /// The start has found it.
+    /// It is synchronised: the start found it.
     Synchronised,
     /// `sync.tables` selects it, but it joined the publication after the start.
     JoinedLater,
@@ -81,7 +81,7 @@ pub(in crate::replication) enum Membership {
     NotSelected,
 }
 
-/// See the module's header.
+/// The state that is needed to understand the next message: the relations and the open transaction.
 pub(in crate::replication) struct Assembler {
     resume_after: Lsn,
     membership: Box<dyn Fn(&TableName) -> Membership + Send>,
@@ -98,7 +98,7 @@ impl std::fmt::Debug for Assembler {
 }
 
 impl Assembler {
-    /// Starts behind a checkpoint.
+    /// An assembler for a stream that begins after a checkpoint.
     pub(in crate::replication) fn new(
         resume_after: Lsn,
         membership: impl Fn(&TableName) -> Membership + Send + 'static,
@@ -117,17 +117,17 @@ impl Assembler {
             .insert(message.id, StreamRelation::Synchronised(relation, message));
     }
 
-    /// The transaction that is being received.
+    /// The id of the transaction that is being received; `None` between transactions.
     #[must_use]
     pub(in crate::replication) fn open_xid(&self) -> Option<Xid> {
         self.open.map(|open| open.xid)
     }
 
-    /// Takes the next message.
+    /// Turns the next message into an event.
     ///
     /// # Errors
-    /// It cannot be; the stream has to be left.
-    pub(in crate::replication) fn take(&mut self, message: Message) -> Result<Event, StreamError> {
+    /// The message breaks the protocol, or a row has no key; the run has to end.
+    pub(in crate::replication) fn event_of(&mut self, message: Message) -> Result<Event, StreamError> {
         match message {
             Message::Begin(begin) => {
                 if self.open.is_some() {
@@ -236,7 +236,8 @@ impl Assembler {
         }
     }
 
-    /// The relation of a change that counts; `None` where it is not ours or was durable before.
+    /// The relation of a change that has to be applied; `None` if the table is not selected or the change is durable
+    /// already.
     fn changed(&self, id: RelationId, what: &'static str) -> Result<Option<&Arc<Relation>>, StreamError> {
         let open = self.open.ok_or_else(|| outside(what))?;
         match self.relations.get(&id) {
@@ -302,7 +303,8 @@ fn change(relation: &Arc<Relation>, key: Key, operation: Operation) -> Event {
     })
 }
 
-/// An update's key and operation: what the new image leaves out is taken from the old one, where that has it (P19, P22).
+/// An update's key and operation. Values that the new row leaves out (unchanged TOAST) are taken from the old row if it
+/// has them (pitfalls P19, P22).
 fn updated(relation: &Relation, old: OldTuple, row: Row) -> Result<(Key, Operation), StreamError> {
     let unidentifiable = || unidentifiable(relation);
     let (old_key, row) = match old {

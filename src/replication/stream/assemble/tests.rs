@@ -64,7 +64,7 @@ fn insert(id: &str) -> Message {
 
 /// Tells the assembler of the table, as the stream does.
 fn describe(assembler: &mut Assembler) {
-    let Event::Describe(message) = assembler.take(Message::Relation(described("t"))).unwrap() else {
+    let Event::Describe(message) = assembler.event_of(Message::Relation(described("t"))).unwrap() else {
         panic!("not asked for");
     };
     let relation = Relation {
@@ -80,9 +80,9 @@ fn describe(assembler: &mut Assembler) {
 fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
     let mut assembler = assembler(200);
     // Sent again although its end is the checkpoint.
-    assembler.take(begin(190)).unwrap();
+    assembler.event_of(begin(190)).unwrap();
     describe(&mut assembler);
-    assert!(matches!(assembler.take(insert("1")).unwrap(), Event::Nothing));
+    assert!(matches!(assembler.event_of(insert("1")).unwrap(), Event::Nothing));
     let fence = Fence::Low(crate::source::fence::ChunkId(uuid::Uuid::nil()));
     let message = pgoutput::LogicalMessage {
         transactional: true,
@@ -91,18 +91,18 @@ fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
         content: fence.content().into(),
     };
     assert!(matches!(
-        assembler.take(Message::Logical(message)).unwrap(),
+        assembler.event_of(Message::Logical(message)).unwrap(),
         Event::Nothing
     ));
     assert!(matches!(
-        assembler.take(commit(190, 200)).unwrap(),
+        assembler.event_of(commit(190, 200)).unwrap(),
         Event::Commit { .. }
     ));
     // The next one commits right behind it; where its rows stand in the log is nobody's business.
-    assembler.take(begin(200)).unwrap();
-    assert!(matches!(assembler.take(insert("2")).unwrap(), Event::Change(_)));
+    assembler.event_of(begin(200)).unwrap();
+    assert!(matches!(assembler.event_of(insert("2")).unwrap(), Event::Change(_)));
     assert!(matches!(
-        assembler.take(commit(200, 230)).unwrap(),
+        assembler.event_of(commit(200, 230)).unwrap(),
         Event::Commit { end_lsn: Lsn(230), .. }
     ));
 }
@@ -110,7 +110,7 @@ fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
 #[test]
 fn a_row_without_its_key_is_refused_and_never_given_one() {
     let mut assembler = assembler(0);
-    assembler.take(begin(100)).unwrap();
+    assembler.event_of(begin(100)).unwrap();
     describe(&mut assembler);
     let update = |old, row| {
         Message::Update(Update {
@@ -124,7 +124,7 @@ fn a_row_without_its_key_is_refused_and_never_given_one() {
         OldTuple::Key(row([text("key"), ColumnValue::Null])),
         row([ColumnValue::Unchanged, text("new")]),
     );
-    let Event::Change(change) = assembler.take(whole).unwrap() else {
+    let Event::Change(change) = assembler.event_of(whole).unwrap() else {
         panic!("no change");
     };
     assert_eq!(change.key, Key([Bytes::from_static(b"key")].into()));
@@ -151,21 +151,27 @@ fn a_row_without_its_key_is_refused_and_never_given_one() {
             row: row([ColumnValue::Null, text("x")]),
         }),
     ] {
-        assert!(matches!(assembler.take(message), Err(StreamError::Unidentifiable(_))));
+        assert!(matches!(
+            assembler.event_of(message),
+            Err(StreamError::Unidentifiable(_))
+        ));
     }
 }
 
 #[test]
 fn what_comes_out_of_order_ends_the_stream() {
     let mut outside = assembler(0);
-    assert!(matches!(outside.take(insert("1")), Err(StreamError::Order { .. })));
-    assert!(matches!(outside.take(commit(1, 2)), Err(StreamError::Order { .. })));
+    assert!(matches!(outside.event_of(insert("1")), Err(StreamError::Order { .. })));
+    assert!(matches!(outside.event_of(commit(1, 2)), Err(StreamError::Order { .. })));
     let mut within = assembler(0);
-    within.take(begin(100)).unwrap();
-    assert!(matches!(within.take(insert("1")), Err(StreamError::UnknownRelation(7))));
-    assert!(matches!(within.take(begin(100)), Err(StreamError::Order { .. })));
+    within.event_of(begin(100)).unwrap();
     assert!(matches!(
-        within.take(commit(101, 110)),
+        within.event_of(insert("1")),
+        Err(StreamError::UnknownRelation(7))
+    ));
+    assert!(matches!(within.event_of(begin(100)), Err(StreamError::Order { .. })));
+    assert!(matches!(
+        within.event_of(commit(101, 110)),
         Err(StreamError::CommitMismatch { .. })
     ));
 }
@@ -173,14 +179,14 @@ fn what_comes_out_of_order_ends_the_stream() {
 #[test]
 fn a_table_that_joined_is_told_with_its_first_change_and_a_strangers_is_counted() {
     let mut joined = assembler(0);
-    joined.take(begin(100)).unwrap();
+    joined.event_of(begin(100)).unwrap();
     assert!(matches!(
-        joined.take(Message::Relation(described("new"))).unwrap(),
+        joined.event_of(Message::Relation(described("new"))).unwrap(),
         Event::Nothing
     ));
-    assert!(matches!(joined.take(insert("1")), Err(StreamError::NewTable(_))));
+    assert!(matches!(joined.event_of(insert("1")), Err(StreamError::NewTable(_))));
     let mut strange = assembler(0);
-    strange.take(begin(100)).unwrap();
-    strange.take(Message::Relation(described("other"))).unwrap();
-    assert!(matches!(strange.take(insert("1")).unwrap(), Event::Filtered(_)));
+    strange.event_of(begin(100)).unwrap();
+    strange.event_of(Message::Relation(described("other"))).unwrap();
+    assert!(matches!(strange.event_of(insert("1")).unwrap(), Event::Filtered(_)));
 }

@@ -1,7 +1,7 @@
 //! The transitions of a table's state as one pure function, [`next`].
 //!
-//! It decides what a table is doing after an event, and which events a state does not take. It knows no database and no
-//! clock: times and positions come with the events. The diagram is in the module's header.
+//! It decides the state after an event, and which events a state does not accept. It uses no database and no clock:
+//! times and positions come with the events. The diagram of the states is in the header of `tables`.
 
 use time::OffsetDateTime;
 
@@ -12,62 +12,62 @@ use crate::lsn::Lsn;
 /// Something that happened to a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::replication) enum TableEvent {
-    /// The start found it published and selected, and nothing is known of it.
+    /// The start found the table published and selected, and nothing is stored about it.
     SeenFirst,
-    /// The start did not find it published and selected any more. When it comes back it has missed changes.
+    /// The start found the table no longer published or no longer selected. It misses changes from now on.
     LeftPublication,
-    /// The Site DB's table has become another one: the rows that were copied do not do.
+    /// The Site DB's table was recreated or changed so that the copied rows cannot be used.
     ShapeOutdated,
-    /// There is no checkpoint: nothing is known of what happened since the table was copied.
+    /// There is no checkpoint, so changes since the table's copy may be missing.
     CheckpointLost,
-    /// Rows may be missing, and a person's `resync --all` lets the stream go on: every table is read again.
+    /// Rows may be missing, and an operator's `resync --all` lets the stream continue: every table is read again.
     GapAccepted {
-        /// The `resync --all`.
+        /// The id of the `resync --all` in `twinlog.commands`.
         command: i64,
     },
-    /// A person asked for it to be read again.
+    /// An operator asked for the table to be read again.
     ResyncAsked {
-        /// The command, which is followed until the table is read.
+        /// The id of the command in `twinlog.commands`.
         command: i64,
-        /// Limits it to rows of the Site DB that meet this SQL condition.
+        /// An SQL condition: read only rows of the Site DB that meet it.
         condition: Option<String>,
     },
-    /// A copy begins; or goes on after an interruption, which changes nothing.
+    /// A copy begins; or continues after an interruption, which changes nothing.
     CopyStarted {
         /// When, by our clock.
         at: OffsetDateTime,
-        /// The planner's estimate of the rows, where it has one.
+        /// The planner's estimate of the number of rows; `None` if the table was never analysed.
         estimated: Option<i64>,
     },
-    /// A chunk was merged with the stream, and its phase goes on.
+    /// A chunk was merged with the stream, and more chunks of its phase follow.
     ChunkDone {
-        /// Rows that were read.
+        /// Rows of the Site DB that the chunk read.
         rows: u64,
-        /// The last key done; `None` leaves it where it was.
+        /// The copy continues after this key; `None` if the chunk does not change this.
         last_key: Option<Key>,
     },
-    /// The last chunk of the Site DB's rows was merged: now those that only the Agent DB has.
+    /// The last chunk of the Site DB's rows was merged; the phase that looks for rows only in the Agent DB begins.
     PhaseFinished {
-        /// Rows that were read with that chunk.
+        /// Rows that this chunk read.
         rows: u64,
     },
-    /// The last chunk was merged.
+    /// The last chunk of the copy was merged.
     CopyFinished {
-        /// Rows that were read with it.
+        /// Rows that this chunk read.
         rows: u64,
         /// When, by our clock.
         at: OffsetDateTime,
-        /// The Site DB's position as of which the copy is right.
+        /// The Site DB's position as of which the copy is exact.
         lsn: Lsn,
     },
-    /// An attempt to copy failed; it is tried again.
+    /// An attempt to copy failed and will be repeated.
     CopyWaits {
-        /// What a person has to repair first; `None` where it passes by itself.
+        /// What an operator has to repair first; `None` if the cause is temporary.
         reason: Option<String>,
     },
-    /// A resync cannot succeed as it was asked for.
+    /// A resync with a condition can never succeed, since the condition is invalid.
     CopyGivenUp,
-    /// Its changes can't be applied, and those of the other tables can.
+    /// The table's changes can't be applied, while those of the other tables can.
     #[cfg_attr(
         not(test),
         expect(
@@ -76,15 +76,15 @@ pub(in crate::replication) enum TableEvent {
         )
     )]
     Held {
-        /// The fault and its remedy.
+        /// The fault and its remedy, for operators.
         reason: String,
     },
-    /// What held it is gone.
+    /// The reason why the table was held is gone.
     Released,
 }
 
 impl TableEvent {
-    /// For messages.
+    /// The event's name in log lines and errors.
     pub(in crate::replication) const fn name(&self) -> &'static str {
         match self {
             Self::SeenFirst => "seen first",
@@ -105,19 +105,19 @@ impl TableEvent {
     }
 }
 
-/// A state does not take the event. The table stays as it is.
+/// The table's state does not accept the event. The table stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a table in state {} does not take the event \"{event}\"", .state.map_or("unknown", TableState::as_str))]
+#[error("a table in state {} does not accept the event \"{event}\"", .state.map_or("unknown", TableState::as_str))]
 pub struct TransitionError {
-    /// `None`: nothing is known of the table.
+    /// `None` if nothing is stored about the table.
     state: Option<TableState>,
     event: &'static str,
 }
 
-/// What a table is doing after an event; `None` before the first one and after it left. Pure.
+/// The table's record after an event. `None`, as input and as result: the table is not synchronised. Pure.
 ///
 /// # Errors
-/// The event has no meaning in this state; nothing changes.
+/// The event makes no sense in this state; nothing changes.
 pub(in crate::replication) fn next(
     table: &TableName,
     before: Option<&TableRecord>,
@@ -134,21 +134,21 @@ pub(in crate::replication) fn next(
         (None, TableEvent::SeenFirst) => TableRecord::new(table.clone()),
         (Some(_), TableEvent::LeftPublication) => return Ok(None),
 
-        // A held table is read when it is released; then from the beginning.
+        // A held table stays held. Without these two fields it counts as never copied: its release starts a first copy.
         (Some(Held), TableEvent::ShapeOutdated) => TableRecord {
             finished_at: None,
             copied_at_lsn: None,
             ..record()
         },
-        (Some(_), TableEvent::ShapeOutdated) => afresh(record(), New),
+        (Some(_), TableEvent::ShapeOutdated) => reset(record(), New),
         (Some(Held), TableEvent::CheckpointLost) => record(),
         (Some(New), TableEvent::CheckpointLost) => record(),
-        (Some(Copying), TableEvent::CheckpointLost) => afresh(record(), New),
-        (Some(Streaming | Resyncing), TableEvent::CheckpointLost) => afresh(record(), Resyncing),
+        (Some(Copying), TableEvent::CheckpointLost) => reset(record(), New),
+        (Some(Streaming | Resyncing), TableEvent::CheckpointLost) => reset(record(), Resyncing),
         (state, TableEvent::GapAccepted { command }) => {
             let again = match state {
-                None | Some(New | Copying) => afresh(record(), New),
-                Some(Streaming | Resyncing) => afresh(record(), Resyncing),
+                None | Some(New | Copying) => reset(record(), New),
+                Some(Streaming | Resyncing) => reset(record(), Resyncing),
                 Some(Held) => record(),
             };
             TableRecord {
@@ -160,20 +160,20 @@ pub(in crate::replication) fn next(
         (Some(Streaming), TableEvent::ResyncAsked { command, condition }) => TableRecord {
             command_id: Some(command),
             condition,
-            ..afresh(record(), Resyncing)
+            ..reset(record(), Resyncing)
         },
         (Some(New | Copying | Resyncing), TableEvent::CopyStarted { at, estimated }) => {
             started(record(), at, estimated)
         }
         (Some(Copying | Resyncing), TableEvent::ChunkDone { rows, last_key }) => {
-            let record = chunk(record(), rows).ok_or(refused)?;
+            let record = add_rows(record(), rows).ok_or(refused)?;
             TableRecord {
                 last_key: last_key.or_else(|| record.last_key.clone()),
                 ..record
             }
         }
         (Some(Copying | Resyncing), TableEvent::PhaseFinished { rows }) => {
-            let record = chunk(record(), rows).ok_or(refused)?;
+            let record = add_rows(record(), rows).ok_or(refused)?;
             if record.phase != Some(CopyPhase::Rows) {
                 return Err(refused);
             }
@@ -190,26 +190,26 @@ pub(in crate::replication) fn next(
             condition: None,
             finished_at: Some(at),
             copied_at_lsn: Some(lsn),
-            ..chunk(record(), rows).ok_or(refused)?
+            ..add_rows(record(), rows).ok_or(refused)?
         },
         (Some(New | Copying | Resyncing), TableEvent::CopyWaits { reason }) => TableRecord {
             detail: reason,
             ..record()
         },
-        // Without a condition the table itself has to be read: nobody can give that up.
+        // A resync without a condition is never given up: the table would stay wrong.
         (Some(Resyncing), TableEvent::CopyGivenUp) if record().condition.is_some() => TableRecord {
             command_id: None,
-            ..afresh(record(), Streaming)
+            ..reset(record(), Streaming)
         },
 
         (Some(_), TableEvent::Held { reason }) => TableRecord {
             detail: Some(reason),
-            ..afresh(record(), Held)
+            ..reset(record(), Held)
         },
         (Some(Held), TableEvent::Released) => {
             let record = record();
             let again = if record.was_copied() { Resyncing } else { New };
-            afresh(record, again)
+            reset(record, again)
         }
 
         _ => return Err(refused),
@@ -217,9 +217,9 @@ pub(in crate::replication) fn next(
     Ok(Some(after))
 }
 
-/// Another state, in which nothing is read yet. The command that waits for the table still does; a condition does not
-/// outlive the resync that it limited. When the table was copied whole counts until nothing of that does any more.
-fn afresh(record: TableRecord, state: TableState) -> TableRecord {
+/// The record in another state, with the progress of any copy and its condition removed. The command that waits for the
+/// table stays. The time and position of the last complete copy stay as long as its rows can still be used.
+fn reset(record: TableRecord, state: TableState) -> TableRecord {
     let (finished_at, copied_at_lsn) = match state {
         TableState::New | TableState::Copying => (None, None),
         TableState::Streaming | TableState::Resyncing | TableState::Held => (record.finished_at, record.copied_at_lsn),
@@ -233,7 +233,7 @@ fn afresh(record: TableRecord, state: TableState) -> TableRecord {
     }
 }
 
-/// The copy runs. One that was interrupted goes on where it was.
+/// The record while a copy runs. An interrupted copy keeps its progress.
 fn started(record: TableRecord, at: OffsetDateTime, estimated: Option<i64>) -> TableRecord {
     let state = match record.state {
         TableState::New => TableState::Copying,
@@ -251,8 +251,8 @@ fn started(record: TableRecord, at: OffsetDateTime, estimated: Option<i64>) -> T
     }
 }
 
-/// Rows of the running copy were read, so it does not wait any more. `None` where none was started.
-fn chunk(record: TableRecord, rows: u64) -> Option<TableRecord> {
+/// The record after the running copy has read more rows; a reason to wait is gone. `None` if no copy was started.
+fn add_rows(record: TableRecord, rows: u64) -> Option<TableRecord> {
     record.phase?;
     let rows = i64::try_from(rows).unwrap_or(i64::MAX);
     Some(TableRecord {
