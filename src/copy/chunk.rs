@@ -12,14 +12,15 @@ use super::step::CopyStep;
 pub enum Purpose {
     /// The next rows in key order (copy, resync): only the rows that were read count.
     Rows,
-    /// Keys that only the Agent DB seems to have (copy, resync): one that finds no row is deleted there.
+    /// Keys that only the Agent DB seems to have (copy, resync): if a key finds no row, its row is deleted there.
     Extras(RequestedKeys),
-    /// Parked keys (healing): as for extras, and each key must be told what became of it under its own spelling.
+    /// Parked keys (healing): as for extras. In addition the result must have a change under the requested spelling of
+    /// each key, since the parked entry has that spelling.
     Parked(RequestedKeys),
 }
 
 impl Purpose {
-    /// The keys that were asked for one by one.
+    /// The requested keys, if the chunk was read by key.
     #[must_use]
     pub const fn keys(&self) -> Option<&RequestedKeys> {
         match self {
@@ -29,15 +30,15 @@ impl Purpose {
     }
 }
 
-/// Keys that were asked for one by one: those that found no row do not exist.
+/// The keys of a read by key: a key that found no row does not exist in the Site DB.
 #[derive(Debug)]
 pub struct RequestedKeys {
-    /// The keys, as the Agent DB spells them.
+    /// The keys, in the Agent DB's spelling.
     pub keys: Vec<Key>,
     /// For each row that was read, the position in `keys` of the key that found it. The row's own key may be spelled
     /// differently (1.0 finds 1.00).
     pub found_by: Vec<usize>,
-    /// Whether equal keys of this table are always spelled alike.
+    /// Whether equal keys of this table always have the same spelling.
     pub spelled_alike: bool,
 }
 
@@ -46,24 +47,24 @@ pub struct RequestedKeys {
 pub struct ChunkRead {
     /// The table, with the columns as they were read.
     pub relation: Arc<Relation>,
-    /// What the read saw.
+    /// The snapshot of the read: tells which transactions it saw.
     pub snapshot: Snapshot,
-    /// The rows, all full.
+    /// The rows; every column has a value.
     pub rows: Vec<Row>,
-    /// What they were read for.
+    /// The purpose of the read.
     pub purpose: Purpose,
 }
 
-/// A chunk that was read whole, on its way to the stream.
+/// A chunk that was read completely, on its way to the stream.
 #[derive(Debug)]
 pub struct Delivery {
-    /// What was read.
+    /// The rows and how they were read.
     pub read: ChunkRead,
-    /// How it moves the table's copy on once it is merged. `None` for parked keys: healing moves none on.
+    /// The progress of the table's copy once the chunk is merged. `None` for parked keys, which belong to no copy.
     pub step: Option<CopyStep>,
 }
 
-/// Why a chunk has to be read again. Nothing is lost by it.
+/// Why a chunk has to be read again. Nothing is lost: its rows were not applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InvalidChunk {
     /// A transaction before the low fence was not yet visible to the read.
@@ -72,25 +73,25 @@ pub enum InvalidChunk {
     WindowOverflow,
     /// The table's columns changed between the fences.
     RelationChanged,
-    /// A row came or changed that may be one of the requested ones under another spelling of its key.
+    /// A row was inserted or changed that may be a requested one with another spelling of its key.
     OtherSpelling,
-    /// The fences are those of an earlier run, or the reader has given the chunk up.
+    /// The fences are of an earlier run, or the reader has withdrawn the chunk.
     Unknown,
 }
 
 impl InvalidChunk {
-    /// For logs.
+    /// The reason in words, for logs.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::UnseenBeforeFence => "a commit was in the log but not yet visible",
             Self::WindowOverflow => "the table changed too much while it was read",
             Self::RelationChanged => "the table's columns changed while it was read",
-            Self::OtherSpelling => "a row changed that may be one of the requested keys in another spelling",
-            Self::Unknown => "the fence is not of this run",
+            Self::OtherSpelling => "a row changed whose key may be a requested one in another spelling",
+            Self::Unknown => "the fence is of an earlier run",
         }
     }
 }
 
-/// What became of a chunk: durable in the Agent DB, or to be read again.
+/// The result for a chunk's reader: the rows are durable in the Agent DB, or the chunk has to be read again.
 pub type ChunkOutcome = Result<(), InvalidChunk>;

@@ -1,4 +1,4 @@
-//! Why a copy could not go on.
+//! Why a copy was interrupted.
 
 use crate::agent_db::AgentError;
 use crate::change::TableName;
@@ -6,7 +6,7 @@ use crate::postgres::error::not_of_a_row;
 use crate::retry::Disposition;
 use crate::source::SourceError;
 
-/// Why a copy could not go on. What was merged before is durable.
+/// Why a copy was interrupted. Chunks that were merged before are durable.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// The Site DB could not be read.
@@ -15,27 +15,27 @@ pub enum CopyError {
     /// The keys of the Agent DB could not be read.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// The stream stopped; the copy resumes with it.
+    /// The stream ended; the copy continues in the next run.
     #[error("the replication stream ended during a copy")]
     StreamEnded,
-    /// The table's columns changed; it has to be described anew.
+    /// The table's columns changed; the copy continues after the table is looked up again.
     #[error("the columns of table {0} changed while it was read")]
     RelationChanged(TableName),
 }
 
 impl CopyError {
-    /// What this means for the copy: to be tried again, or to wait for a person.
+    /// Whether trying again can help, or an operator has to repair the cause.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Source(source) => source.disposition(),
-            // Only keys are read there.
+            // Only keys are read from the Agent DB, so no error can be one row's own.
             Self::Agent(source) => not_of_a_row(source.disposition()),
             Self::StreamEnded | Self::RelationChanged(_) => Disposition::Transient,
         }
     }
 
-    /// The statement or setting to use, where a person must act.
+    /// The statement or setting to use, if an operator has to act.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

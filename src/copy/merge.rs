@@ -1,4 +1,5 @@
-//! Merging one chunk with the changes that its read did not see. Pure; [`super::window`] explains why the result is right.
+//! Merging one chunk with the changes that its read did not see. Pure; [`super::window`] explains why the result is
+//! right.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::Arc;
 use super::chunk::{ChunkRead, InvalidChunk, Purpose, RequestedKeys};
 use crate::change::{Change, Key, Operation, Origin, Relation, Row, Xid, overlay};
 
-/// Merges a chunk with the changes between its fences, into changes that take effect at the high fence.
+/// Merges a chunk with the stream's changes between its fences. The result takes effect at the high fence.
 ///
 /// # Errors
 /// The chunk has to be read again.
@@ -49,18 +50,18 @@ pub(super) fn merge(read: ChunkRead, window: &[(Xid, Change)]) -> Result<Vec<Cha
     Ok(changes)
 }
 
-/// What is known of each key, in the order in which the keys came.
+/// The merged state of each key, in the order in which the keys were added.
 #[derive(Default)]
 struct KeyStates {
-    /// The row, or `None` where the key was requested and the read saw no row. A key that is not here is left to the
-    /// stream.
+    /// The row, or `None` if the key was requested and the read saw no row. For a key that is not in the map nothing is
+    /// written: the stream's own changes are enough.
     rows: HashMap<Key, Option<Row>>,
     order: Vec<Key>,
 }
 
 impl KeyStates {
-    /// Requested keys have no row until one is read. Those that found a row under another spelling are left out: to
-    /// delete them would delete that row.
+    /// Adds requested keys without a row. A key that found a row under another spelling is left out: its deletion would
+    /// delete that row.
     fn expect_rows(&mut self, requested: &RequestedKeys, respelled: &[Respelled]) {
         let elsewhere: HashSet<&Key> = respelled.iter().map(|row| &row.requested).collect();
         for key in requested.keys.iter().filter(|key| !elsewhere.contains(key)) {
@@ -88,8 +89,8 @@ impl KeyStates {
         self.rows.values().any(Option::is_none)
     }
 
-    /// A change that the read did not see. Where the stream itself brings the whole row, or its end, the key is left to
-    /// the stream. Where it brings some of the columns, they are laid over the row that was read.
+    /// Applies a change that the read did not see. If it has the whole row, or deletes it, the key is removed from the
+    /// map: the stream's change is enough. If it has only some columns, they replace those of the row that was read.
     fn apply(&mut self, change: &Change) {
         match &change.operation {
             Operation::Insert(_) | Operation::Delete => {
@@ -110,8 +111,8 @@ impl KeyStates {
         }
         match self.rows.get_mut(key) {
             Some(Some(base)) => overlay(base, row.clone()),
-            // Requested, not seen, and then partially updated: the insert between the two has removed the key above, so
-            // this cannot happen; leave it to the stream.
+            // Cannot happen: a requested key without a row must be inserted before it is updated, and that insert has
+            // removed the key from the map.
             Some(None) => {
                 self.rows.remove(key);
             }
@@ -119,7 +120,7 @@ impl KeyStates {
         }
     }
 
-    /// The row moved to another key. Where its image is partial, only the chunk knows the rest of it.
+    /// The row got another key. If the change has only some columns, the rest is known only from the chunk.
     fn update_with_new_key(&mut self, old: &Key, new: &Key, row: &Row) {
         match self.rows.remove(old).flatten() {
             Some(mut base) if !row.is_full() => {
@@ -166,8 +167,8 @@ fn respelled_rows(relation: &Relation, requested: &RequestedKeys, rows: &[Row]) 
         .collect()
 }
 
-/// Only the Site DB knows which keys are equal. So where a respelled row was touched, or a row came that may be one of
-/// the requested keys that found none, the chunk can't be merged.
+/// Only the Site DB can decide whether two spellings are equal keys. So the chunk can't be merged if a respelled row
+/// was changed, or if a new row may be one of the requested keys that found none.
 fn may_touch_another_spelling(
     purpose: &Purpose,
     states: &KeyStates,
@@ -188,7 +189,8 @@ fn may_touch_another_spelling(
     respelled.iter().any(|row| touched(&row.own)) || (spellings_differ && states.lacks_a_row() && rows_came())
 }
 
-/// A respelled row replaces the requested key. A parked key is told so under its own spelling as well.
+/// A respelled row replaces the row with the requested key. For a parked key there is also a change with the requested
+/// spelling, which heals its entry.
 fn respelled_changes(
     purpose: &Purpose,
     respelled: Vec<Respelled>,
@@ -208,7 +210,7 @@ fn respelled_changes(
     changes
 }
 
-/// The key that the row had before, where the change gave it another one.
+/// The row's key before, if the change gave it another one.
 fn old_key(change: &Change) -> Option<&Key> {
     match &change.operation {
         Operation::Update { old_key, .. } => old_key.as_ref(),

@@ -1,7 +1,7 @@
-//! The fenced chunk, and what stands on it: first copy, resync, healing of parked rows.
+//! The fenced chunk, and what is built on it: first copy, resync, healing of parked rows.
 //!
-//! One primitive (promise 8): rows of the Site DB are read under one snapshot between two marks in its log, and merged with
-//! the stream at the second mark, so that newer changes win and deleted rows stay deleted.
+//! One primitive (promise 8): rows of the Site DB are read under one snapshot between two fences (marks in its log),
+//! and merged with the stream at the second fence, so that newer changes win and deleted rows stay deleted.
 //!
 //! | file | its job |
 //! |---|---|
@@ -10,10 +10,10 @@
 //! | `window` | the stream's changes between a chunk's fences; holds the proof and the property test |
 //! | `merge` | one chunk and those changes → changes for the Agent DB (pure) |
 //! | `reader` | reads chunk after chunk: a table's copy, the healing of keys |
-//! | `step` | where a copy stands, and how a chunk moves it on |
-//! | `error` | why a copy could not go on |
+//! | `step` | where a copy continues, and the progress that a chunk makes |
+//! | `error` | why a copy was interrupted |
 //!
-//! Leaves alone: when to copy (`replication`), how rows are read (`source`) and written (`agent_db`).
+//! Not here: when to copy (`replication`), how rows are read (`source`) and written (`agent_db`).
 
 mod chunk;
 mod error;

@@ -1,12 +1,12 @@
 //! A table's copy: chunk after chunk through the rows of the Site DB, then through the keys that only the Agent DB has.
 //!
-//! The target is never truncated and stays readable. Each chunk takes effect in the stream's order (see
-//! [`super::window`]), and its progress is committed with it, so a copy resumes where it stopped. The table counts as
-//! copied in the very transaction that holds its last chunk.
+//! The Agent DB's table is never truncated and stays readable. Each chunk takes effect in the stream's order (see
+//! [`super::window`]), and its progress is committed with it, so a copy resumes where it stopped. The transaction of
+//! the last chunk also marks the table as copied.
 //!
-//! Rows that only the Agent DB has are found from its side, page by page: a key that the Site DB does not have is asked
-//! for once more between fences, and deleted only there. (Comparing ranges would trust both databases to sort text
-//! alike; collations differ between systems, and a key that sorts elsewhere would be deleted by mistake.)
+//! To find rows that only the Agent DB has, its keys are read page by page. A key that the Site DB does not have is
+//! read there once more between fences, and only then deleted. (Comparing ranges of keys would need the same sort order
+//! in both databases. Collations differ between systems, so a key that sorts elsewhere would be deleted by mistake.)
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,26 +26,26 @@ use crate::postgres::Client;
 use crate::retry::backoff;
 use crate::source::{Chunk, Columns, Fence, Source, SourceTable};
 
-/// First and longest wait before an invalid chunk is read again: the cause (a commit that is not visible yet, one large
-/// transaction) passes in milliseconds or takes as long as it takes.
+/// First and longest wait before an invalid chunk is read again. Some causes pass in milliseconds (a commit that is not
+/// visible yet), others last for any time (one large transaction).
 const REREAD_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 
 /// Reads one table's chunks.
 #[derive(Debug)]
 pub struct ChunkReader<'a> {
-    /// Where chunks meet the stream.
+    /// The registry through which chunks are passed to the stream.
     pub chunks: &'a ChunkRegistry,
     /// The connection to the Site DB.
     pub source: &'a Source,
-    /// The table there.
+    /// The table in the Site DB.
     pub table: &'a SourceTable,
-    /// The table as the sink knows it.
+    /// The same table as the Agent DB's writer knows it.
     pub relation: &'a Arc<Relation>,
 }
 
 /// The next chunk to read.
 enum NextChunk<'a> {
-    /// The rows behind a key.
+    /// The rows after a key.
     Rows {
         after: Option<&'a Key>,
         condition: Option<&'a str>,
@@ -55,28 +55,28 @@ enum NextChunk<'a> {
     /// Keys of a page that the Site DB did not have a moment ago.
     Extras {
         keys: &'a [Key],
-        /// The page's last key; `None` where there was no page any more.
+        /// The page's last key; `None` if the page was empty: the end.
         last: Option<&'a Key>,
     },
     /// Parked keys.
     Parked { keys: &'a [Key] },
 }
 
-/// What follows on the last rows of a copy.
+/// What follows after the last rows of a copy.
 #[derive(Debug, Clone, Copy)]
 enum AfterRows {
     /// The Agent DB's table had rows: look for those that only it has.
     Extras,
-    /// It was empty when the copy began, and the stream keeps both alike: nothing.
+    /// Nothing: the Agent DB's table was empty when the copy began, so it has no rows of its own.
     Done,
 }
 
 impl ChunkReader<'_> {
-    /// Copies the table, from where it stands to the end. `agent` reads keys of the Agent DB, `limit` is the most rows of a
-    /// chunk, and a condition limits the copy to rows that meet it.
+    /// Copies the table, from `from` to the end. `agent`: a session for reading keys of the Agent DB. `limit`: most
+    /// rows of a chunk. `condition`: SQL; only rows that meet it are copied.
     ///
     /// # Errors
-    /// It can't go on now. What was merged is durable, and so is how far it is.
+    /// The copy was interrupted. The chunks that were merged, and the copy's progress, are durable.
     pub async fn copy(
         &self,
         from: CopyPlace,
@@ -100,7 +100,7 @@ impl ChunkReader<'_> {
         }
     }
 
-    /// Reads the rows of the Site DB behind a key, chunk after chunk.
+    /// Reads the rows of the Site DB after a key, chunk after chunk.
     async fn read_all_rows(
         &self,
         mut after: Option<Key>,
@@ -122,7 +122,7 @@ impl ChunkReader<'_> {
         }
     }
 
-    /// Deletes the rows that only the Agent DB has, page by page of its keys behind a key.
+    /// Deletes the rows after a key that only the Agent DB has, page by page of its keys.
     async fn remove_extras(
         &self,
         mut after: Option<Key>,
@@ -134,8 +134,7 @@ impl ChunkReader<'_> {
             let page = keys.page(after.as_ref(), condition, limit).await?;
             let missing = self.missing(&page).await?;
             let last = page.last();
-            // Nothing to write for a page without extras: its place is kept in memory, and it is read again after a
-            // restart.
+            // A page without extras needs no chunk. Its place is kept only in memory, so a restart reads it again.
             if !missing.is_empty() || last.is_none() {
                 let next = NextChunk::Extras { keys: &missing, last };
                 Box::pin(self.read_until_valid(next)).await?;
@@ -147,17 +146,16 @@ impl ChunkReader<'_> {
         }
     }
 
-    /// Reads the present state of single keys, which heals them where they were parked.
+    /// Reads the present rows of parked keys and applies them.
     ///
     /// # Errors
-    /// It can't be done now.
+    /// A read failed, or the stream ended.
     pub async fn heal(&self, keys: &[Key]) -> Result<(), CopyError> {
         Box::pin(self.read_until_valid(NextChunk::Parked { keys })).await?;
         Ok(())
     }
 
-    /// Reads a chunk between fences, again until it is valid, and waits until it is durable. Returns how it moved the copy
-    /// on.
+    /// Reads a chunk between fences, repeatedly until it is valid, and waits until it is durable. Returns its progress.
     async fn read_until_valid(&self, next: NextChunk<'_>) -> Result<Option<CopyStep>, CopyError> {
         let mut attempt = 0;
         loop {
@@ -265,18 +263,18 @@ impl ChunkReader<'_> {
         Delivery { read, step }
     }
 
-    /// Which of the keys the Site DB does not have, as far as a plain read can tell. One that it has now is no extra: if
-    /// it goes later, the stream says so.
+    /// Which of the keys the Site DB does not have, by a read without fences. A key that exists now is not an extra: if
+    /// it is deleted later, the stream has the DELETE.
     async fn missing(&self, page: &[Key]) -> Result<Vec<Key>, CopyError> {
         if page.is_empty() {
             return Ok(Vec::new());
         }
-        let there = self
+        let present = self
             .source
             .read_keys(self.table, self.relation, page, Columns::Key)
             .await?;
-        let there: HashSet<Key> = there.rows.iter().filter_map(key_of_columns).collect();
-        Ok(page.iter().filter(|key| !there.contains(*key)).cloned().collect())
+        let present: HashSet<Key> = present.rows.iter().filter_map(key_of_columns).collect();
+        Ok(page.iter().filter(|key| !present.contains(*key)).cloned().collect())
     }
 }
 

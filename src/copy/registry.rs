@@ -1,8 +1,8 @@
-//! The chunks that are being read now: where a chunk's reader and the stream meet.
+//! The chunks that are being read now: through it a chunk's reader passes rows to the stream's loop.
 //!
 //! A reader registers a chunk before it writes the low fence, and delivers the rows before it writes the high fence. So
-//! when the stream brings a fence, what belongs to it is already here. The stream answers once the merged chunk is
-//! durable in the Agent DB, or says why the chunk has to be read again.
+//! when a fence arrives in the stream, its chunk is already registered, or its rows are already delivered. The stream
+//! answers once the merged chunk is durable in the Agent DB, or says why the chunk has to be read again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,7 +41,7 @@ impl ChunkRegistry {
         (id, receiver)
     }
 
-    /// Hands over what was read. Call it before the high fence is written.
+    /// Delivers the rows that were read. Call it before the high fence is written.
     pub fn deliver(&self, id: ChunkId, delivery: Delivery) {
         if let Some(chunk) = self.lock().get_mut(&id) {
             chunk.delivery = Some(delivery);
@@ -66,7 +66,7 @@ impl ChunkRegistry {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<ChunkId, OpenChunk>> {
-        // A panic elsewhere leaves the map whole: each step is one insert or remove.
+        // A poisoned lock is no problem: each change of the map is a single insert or remove.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

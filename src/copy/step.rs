@@ -1,35 +1,35 @@
-//! Where a copy stands, and how a chunk moves it on.
+//! Where a copy continues, and the progress that a chunk makes.
 
 use crate::agent_db::CopyPhase;
 use crate::change::Key;
 
-/// Where a copy goes on.
+/// Where a copy continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyPlace {
-    /// What is read.
+    /// Which rows are read: those of the Site DB, or those that only the Agent DB has.
     pub phase: CopyPhase,
-    /// Behind this key; `None` from the beginning of the phase.
+    /// After this key; `None`: at the beginning of the phase.
     pub last_key: Option<Key>,
 }
 
-/// How a merged chunk moves its table's copy on. `rows` are those of the Site DB that it has read.
+/// The progress that a merged chunk makes for its table's copy. `rows`: rows of the Site DB that the chunk has read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CopyStep {
-    /// The phase goes on behind this key, or where it was.
+    /// More chunks of the phase follow.
     Chunk {
-        /// Rows read.
+        /// Rows of the Site DB that were read.
         rows: u64,
-        /// The last key done.
+        /// They follow after this key; `None`: the place has not changed.
         last_key: Option<Key>,
     },
-    /// The Site DB's rows are all read: rows that only the Agent DB has come next.
+    /// All rows of the Site DB are read; rows that only the Agent DB has come next.
     PhaseFinished {
-        /// Rows read.
+        /// Rows of the Site DB that were read.
         rows: u64,
     },
-    /// Nothing is left.
+    /// The copy is complete.
     Finished {
-        /// Rows read.
+        /// Rows of the Site DB that were read.
         rows: u64,
     },
 }

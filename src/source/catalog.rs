@@ -1,4 +1,4 @@
-//! What a publication sends, as the Site DB's catalog says it: each table with its columns, types, keys and filter.
+//! What a publication sends, read from the Site DB's catalog: each table with its columns, types, keys and filter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::table::SourceTable;
 use crate::change::{Identity, RelationId, TableName};
 use crate::postgres::keys::operator_schemas;
 
-/// The tables that the publication sends and the selection takes. `version` is the server's `server_version_num`.
+/// The tables that are both published and selected. `version` is the server's `server_version_num`.
 ///
 /// # Errors
 /// The statement failed.
@@ -33,8 +33,8 @@ pub(super) async fn published_tables(
         .collect())
 }
 
-/// The query for the server's version: column lists, row filters and publications of whole schemas came with 15; since 18
-/// a publication may send generated columns, and its column list says whether it does.
+/// The query for the server's version: column lists, row filters and publications of whole schemas came with 15; since
+/// 18 a publication may send generated columns, and its column list says whether it does.
 fn statement(version: i32) -> String {
     let (columns, filter, schemas) = if version >= 150_000 {
         (

@@ -1,7 +1,8 @@
-//! Reading rows of the Site DB: ranges of keys and single keys, each under one snapshot, as the text that Postgres prints.
+//! Reading rows of the Site DB: ranges of keys and single keys, each under one snapshot, as the text that Postgres
+//! prints.
 //!
-//! The text protocol is used on purpose: a value travels exactly as its type's output function wrote it, like in the
-//! replication stream (`value::text` would not do: it pads no `char(n)` and spells booleans differently).
+//! The text protocol is used on purpose: it sends a value exactly as its type's output function wrote it, like the
+//! replication stream. (`value::text` differs: it does not pad `char(n)`, and it writes booleans differently.)
 
 use std::time::Duration;
 
@@ -19,21 +20,21 @@ use crate::postgres::keys::execute_with_operators;
 use crate::postgres::quote::{quote_columns, where_clause};
 use crate::postgres::{self, Side};
 
-/// Rows fetched at a time from the chunk's cursor: what is in memory twice for a moment.
+/// Rows fetched at a time from the chunk's cursor. These are in memory twice for a moment.
 const FETCH_ROWS: u32 = 2000;
 
-/// Bytes after which a chunk ends early, however few rows it has: two copy workers hold two of these.
+/// Bytes of values after which a chunk ends early, to limit memory. Each copy worker holds one chunk.
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// Stands for a text of the Site DB that is not UTF-8 (a database in `SQL_ASCII` may hold any bytes, pitfall P29) and that
-/// the driver therefore does not hand out. Every Agent DB refuses it as it would refuse the text itself, so that the row is
-/// parked and not its table held.
+/// Replaces a text of the Site DB that is not UTF-8, and that the driver therefore does not return (a database in
+/// `SQL_ASCII` may contain any bytes, pitfall P29). Every Agent DB refuses it like the original text, so only the row
+/// is parked and the table goes on.
 const NOT_UTF8: &[u8] = b"\xff";
 
 /// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Which columns a read by key brings.
+/// Which columns a read by key returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Columns {
     /// All of [`SourceTable::columns`].
@@ -45,13 +46,13 @@ pub enum Columns {
 /// One chunk's rows.
 #[derive(Debug)]
 pub struct Chunk {
-    /// What the read saw.
+    /// The snapshot of the read: tells which transactions it saw.
     pub snapshot: Snapshot,
     /// The rows, in the order of [`SourceTable::columns`].
     pub rows: Vec<Row>,
     /// For each row of a read by key, the position of the key that found it.
     pub found_by: Vec<usize>,
-    /// Whether no row is left behind the last one.
+    /// Whether no row follows after the last one.
     pub finished: bool,
 }
 
@@ -62,11 +63,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// Connects, so that row-level security raises an error instead of hiding rows (pitfall P31), and so that a fence is
-    /// flushed when the call returns.
+    /// Connects, so that row-level security raises an error instead of hiding rows (pitfall P31), and so that a fence
+    /// is flushed when the call returns.
     ///
     /// # Errors
-    /// No connection, or a setting was refused.
+    /// The connection failed, or the server refused a setting.
     pub async fn connect(url: &DatabaseUrl) -> Result<Self, SourceError> {
         let client = postgres::connect(Side::Site, url, "twinlog copy").await?;
         client
@@ -78,7 +79,7 @@ impl Source {
             ))
             .await
             .map_err(failed("set up the session for reading"))?;
-        // With client_encoding UTF8 such a server refuses to send a text that is not UTF-8.
+        // With client_encoding UTF8, a SQL_ASCII server refuses to send a text that is not UTF-8.
         client
             .batch_execute(
                 "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
@@ -89,13 +90,13 @@ impl Source {
         Ok(Self { client })
     }
 
-    /// The session, for statements on the catalog.
+    /// The session, for other statements.
     #[must_use]
     pub const fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Writes a fence; returns where in the log.
+    /// Writes a fence; returns its position in the log.
     ///
     /// # Errors
     /// The statement failed.
@@ -111,7 +112,7 @@ impl Source {
         Ok(row.get::<_, String>(0).parse()?)
     }
 
-    /// Reads the rows behind a key, in key order, at most `limit` of them and about [`CHUNK_BYTES`].
+    /// Reads the rows after a key, in key order, at most `limit` of them and about [`CHUNK_BYTES`].
     ///
     /// # Errors
     /// A statement failed.
@@ -201,8 +202,8 @@ impl Source {
         self.read(table, &sql, &wanted, width).await
     }
 
-    /// Reads a query's rows under one snapshot, through a cursor: the extended protocol binds the values, the simple one
-    /// brings text.
+    /// Reads a query's rows under one snapshot, through a cursor: the cursor is declared with the extended protocol,
+    /// which binds values, and fetched with the simple protocol, which returns text.
     async fn read<P: tokio_postgres::types::ToSql + Sync>(
         &self,
         table: &SourceTable,
@@ -283,11 +284,11 @@ impl Source {
     }
 }
 
-/// A row's image, its values slices of one allocation.
+/// A row's image. All its values are slices of one allocation.
 fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
     let value = |index| match row.try_get(index) {
         Ok(value) => value.map(str::as_bytes),
-        // What the driver cannot decode is no UTF-8.
+        // The driver fails to decode a value only if it is not UTF-8.
         Err(_) => Some(NOT_UTF8),
     };
     let mut buffer = BytesMut::with_capacity((0..width).map(|index| value(index).map_or(0, <[u8]>::len)).sum());
@@ -310,7 +311,7 @@ fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
         .collect())
 }
 
-/// Keys are UTF-8: the connection's encoding is pinned.
+/// A part of a key as text. Keys are UTF-8, so this loses nothing.
 fn text_of(part: Option<&Bytes>) -> String {
     part.map(|part| String::from_utf8_lossy(part).into_owned())
         .unwrap_or_default()
@@ -320,7 +321,7 @@ fn column_list(table: &SourceTable) -> String {
     quote_columns("t", table.columns.iter().map(|name| &**name)).join(", ")
 }
 
-/// `ONLY`: the rows of tables that inherit from this one are published under their own names.
+/// `ONLY`, since the rows of tables that inherit from this one are published as their own.
 fn from(table: &SourceTable) -> String {
     if table.partitioned {
         table.table.quoted()

@@ -1,4 +1,4 @@
-//! Why the Site DB could not be asked, or what it lacks, each with the statement to paste.
+//! Why a query to the Site DB failed, or what the Site DB lacks; each with the statement to use.
 
 use crate::change::TableName;
 use crate::lsn::ParseLsnError;
@@ -7,37 +7,37 @@ use crate::retry::Disposition;
 
 use super::snapshot::ParseSnapshotError;
 
-/// Why the Site DB could not be asked, or what it lacks.
+/// Why a query to the Site DB failed, or what the Site DB lacks.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// There is no session, it ended, or a statement was refused.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The answer is no snapshot.
+    /// The Site DB's answer is not a snapshot.
     #[error("read a snapshot from the Site DB")]
     Snapshot(#[from] ParseSnapshotError),
-    /// The answer is no position.
+    /// The Site DB's answer is not a WAL position.
     #[error("read a position of the Site DB's log")]
     Position(#[from] ParseLsnError),
-    /// A key that can't be told from others.
-    #[error("a key of table {0} is not UTF-8")]
+    /// A key is not UTF-8, so it cannot be read and compared.
+    #[error("a key of table {0} of the Site DB is not UTF-8")]
     KeyEncoding(TableName),
-    /// An answer lacks what was asked for.
+    /// The Site DB's answer lacks this.
     #[error("the Site DB's answer lacks {0}")]
     Incomplete(&'static str),
-    /// The server is too old: pgoutput carries logical messages since 14.
+    /// The server has this version, which is too old: pgoutput sends logical messages since 14.
     #[error("the Site DB runs Postgres {0}, but logical messages need 14 or later")]
     Version(String),
-    /// Logical decoding is off.
+    /// Logical decoding is off: `wal_level` has this value.
     #[error("the Site DB's wal_level is {0}, not logical")]
     WalLevel(String),
-    /// The role may not replicate.
+    /// The role of `site.url` has no right to use replication.
     #[error("role {0} of the Site DB may not replicate")]
     NoReplicationRight(String),
-    /// No table matches the configuration.
+    /// No table matches these patterns of `sync.tables`.
     #[error("no table of the Site DB matches sync.tables = {0:?}")]
     NoTables(Vec<String>),
-    /// Rows could not be told apart.
+    /// Without a primary key, the Agent DB's row for a change cannot be found.
     #[error("table {0} of the Site DB has no primary key")]
     NoPrimaryKey(TableName),
     /// The publication is missing and the role has no right to create it.
@@ -65,20 +65,20 @@ pub enum SourceError {
         /// The server's answer.
         refusal: Box<Refusal>,
     },
-    /// The copy could not read the table.
+    /// The role has no right to read the table, which a copy needs.
     #[error("the role may not read table {0} of the Site DB")]
     CannotSelect(TableName),
-    /// A pattern of `sync.tables` can't be one.
-    #[error("sync.tables has a pattern that is not a glob: {0}")]
+    /// A pattern of `sync.tables` is not a valid glob.
+    #[error("sync.tables has an invalid pattern: {0}")]
     Pattern(#[from] globset::Error),
-    /// Stopped while waiting.
+    /// The daemon was stopped while it waited.
     #[error("stopped while waiting for transactions of the Site DB to end")]
     Stopped,
 }
 
 impl SourceError {
-    /// What this means for the work that met it. Never [`Disposition::Row`]: reading writes no row, so what looks like a
-    /// row's fault is a damaged table or a wrong condition.
+    /// Whether trying again can help. Never [`Disposition::Row`]: reading writes no row, so an error that looks like a
+    /// row's own means a damaged table or a wrong condition.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -100,7 +100,7 @@ impl SourceError {
         }
     }
 
-    /// The statement or setting to paste, where a person must act.
+    /// The statement or setting to use, if an operator has to act.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -135,7 +135,7 @@ impl SourceError {
     }
 }
 
-/// The error of a statement on the Site DB; `action` says what it was for, as an infinitive.
+/// Makes the error of a statement on the Site DB. `action`: what the statement was for, as in `read a chunk`.
 pub(super) fn failed(action: &'static str) -> impl FnOnce(tokio_postgres::Error) -> SourceError {
     move |source| SessionError::new(Side::Site, action, source).into()
 }

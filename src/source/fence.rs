@@ -1,8 +1,8 @@
 //! Fences: marks that we write into the Site DB's log, so that a chunk's read has a place in the stream.
 //!
-//! A fence is a *transactional* logical message: it arrives in commit order like any transaction, its commit is flushed
-//! before the call returns (an idle server would otherwise sit on it until the WAL writer's next round), and it needs
-//! no table and no right beyond calling `pg_logical_emit_message`.
+//! A fence is a *transactional* logical message. It arrives in commit order like any transaction. Its commit is flushed
+//! before the call returns (otherwise an idle server sends it only after the WAL writer's next round). It needs no
+//! table, and no right except to call `pg_logical_emit_message`.
 //!
 //! Source: <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-REPLICATION>.
 
@@ -15,7 +15,7 @@ pub const PREFIX: &str = "twinlog";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ChunkId(pub Uuid);
 
-/// A message of ours.
+/// The mark before or after a chunk's read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fence {
     /// The chunk's read begins after this.
@@ -34,7 +34,7 @@ impl Fence {
         }
     }
 
-    /// Reads a message; `None` where it is not a fence (of this version).
+    /// Parses a logical message; `None` if it is not a fence, or one of another version.
     #[must_use]
     pub fn parse(prefix: &str, content: &[u8]) -> Option<Self> {
         if prefix != PREFIX {

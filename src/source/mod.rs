@@ -1,21 +1,21 @@
-//! All that the daemon asks the Site DB over plain connections.
+//! All queries of the daemon to the Site DB over ordinary (not replication) connections.
 //!
 //! | file | its job |
 //! |---|---|
 //! | `chunks` | a connection that reads chunks of rows and writes fences |
 //! | [`fence`] | the marks in the log, as messages |
 //! | [`snapshot`] | what a snapshot sees |
-//! | `selection` | which tables `sync.tables` means |
+//! | `selection` | which tables `sync.tables` selects |
 //! | `server` | what the server and our role there must allow |
 //! | [`publication`] | the publication: check, create, extend |
 //! | `catalog` | what the publication sends: tables, columns, types, keys, filters |
-//! | `table` | what is known of a table |
+//! | `table` | what the daemon knows about a table |
 //! | `slot` | the slot's facts |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
 //! | `samples` | where the log ends and what the slot retains |
-//! | `error` | why the Site DB could not be asked, or what it lacks |
+//! | `error` | why a query failed, or what the Site DB lacks |
 //!
-//! Leaves alone: the replication connection (`wire`), what chunks are for (`copy`), and when to ask (`replication`).
+//! Not here: the replication connection (`wire`), what chunks are for (`copy`), and when to ask (`replication`).
 
 mod catalog;
 mod chunks;

@@ -1,5 +1,5 @@
-//! The publication: checked, and created or extended where the role may. One that exists is used as it is, row filters,
-//! column lists and all.
+//! The publication: checks it, and creates or extends it if the role may. An existing publication is used as it is,
+//! with its row filters and column lists.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,7 +14,7 @@ use super::table::SourceTable;
 use crate::change::TableName;
 use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
 
-/// What was found on a Site DB that is ready.
+/// The result of [`prepare`]: the Site DB is ready for a stream.
 #[derive(Debug)]
 pub struct Prepared {
     /// The tables that are synchronised, by name.
@@ -38,14 +38,15 @@ pub async fn prepare(client: &Client, publication: &str, selection: &Selection) 
     Ok(Prepared { tables, version })
 }
 
-/// A table of the Site DB that `sync.tables` takes.
+/// A table of the Site DB that `sync.tables` selects.
 struct Candidate {
     table: TableName,
     has_key: bool,
     readable: bool,
 }
 
-/// The tables that could be published. Partitions are published as their root; temporary and unlogged tables can't be.
+/// The selected tables that can be published. Not partitions, which are published as part of their root, and not
+/// temporary or unlogged tables.
 async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candidate>, SourceError> {
     let rows = client
         .query(
@@ -134,7 +135,7 @@ fn table_list(tables: &[&TableName]) -> String {
     tables.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ")
 }
 
-/// Which of the tables the publication would have to be extended by; `None` where there is no publication.
+/// Which of the wanted tables the publication lacks; `None` if there is no publication.
 async fn missing<'a>(
     client: &Client,
     publication: &str,
@@ -154,8 +155,8 @@ async fn missing<'a>(
     }
     let published: HashSet<TableName> = client
         .query(
-            // A partition that is published through its root counts as its root; a root that has none yet is a member
-            // without being listed.
+            // A partition counts as its root. A root without partitions is not in pg_publication_tables, only in
+            // pg_publication_rel.
             "SELECT n.nspname::text AS schema_name, c.relname::text AS table_name \
              FROM pg_catalog.pg_publication_tables p \
              JOIN pg_catalog.pg_namespace pn ON pn.nspname = p.schemaname \
@@ -180,8 +181,8 @@ async fn missing<'a>(
     Ok(Some(missing.collect()))
 }
 
-/// A table that is not as [`prepare`] found it: it joined, left or changed. A table that `prepare` would refuse is left out,
-/// so that it does not stop the tables that stream.
+/// One table that is not as [`prepare`] found it: it was added, left or changed. A new table that `prepare` would
+/// refuse is ignored, so that it does not stop the stream of the other tables.
 ///
 /// # Errors
 /// A statement failed.
@@ -207,7 +208,7 @@ pub async fn changed(
     Ok(missing.and_then(|missing| missing.first().map(|&table| table.clone())))
 }
 
-/// A refusal for want of a right gets the statement to paste; any other error stays what it is.
+/// If the role lacks the right, makes the error that contains the statement for the owner; other errors are kept.
 fn lacking_right(source: tokio_postgres::Error, explain: impl FnOnce(Box<Refusal>) -> SourceError) -> SourceError {
     match SessionError::new(Side::Site, "prepare the publication", source) {
         SessionError::Refused { refusal, .. } if refusal.sqlstate == "42501" => explain(refusal),

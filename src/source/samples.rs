@@ -1,5 +1,5 @@
-//! Samples for the monitor: where the Site DB's log ends and how much of it the slot retains. Catalog views only: a check
-//! that decodes would load the source (pitfall P16).
+//! Samples for the monitor: where the Site DB's log ends and how much of it the slot retains. Catalog views only: a
+//! check that decodes would load the source (pitfall P16).
 
 use time::OffsetDateTime;
 use tokio_postgres::Client;
@@ -10,13 +10,13 @@ use crate::lsn::Lsn;
 /// What the Site DB says about its log and our slot.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// How far the log is on disk there.
+    /// The end of the Site DB's WAL that is flushed to disk.
     pub end: Lsn,
     /// The server's clock when it answered.
     pub clock: OffsetDateTime,
-    /// Bytes of log that the slot keeps from being removed; `None` where there is no slot.
+    /// Bytes of WAL that the server keeps for the slot; `None` if there is no slot.
     pub retained: Option<i64>,
-    /// Bytes that may be written before the slot loses log that it needs; `None` where nothing limits it.
+    /// Bytes that can still be written before the server removes WAL that the slot needs; `None` without a limit.
     pub headroom: Option<i64>,
     /// Whether a connection reads the slot.
     pub active: bool,

@@ -11,7 +11,7 @@ pub struct Selection(Vec<Pattern>);
 
 #[derive(Debug, Clone)]
 struct Pattern {
-    /// Takes tables in, or takes them out (`!`).
+    /// True: selects tables. False (`!`): excludes them.
     takes: bool,
     glob: GlobMatcher,
 }
@@ -26,7 +26,7 @@ impl Selection {
             let (takes, glob) = pattern
                 .strip_prefix('!')
                 .map_or((true, pattern.as_str()), |rest| (false, rest));
-            // A name may hold a slash; `*` must match it.
+            // A table's name may contain a slash; `*` must match it.
             let glob = GlobBuilder::new(glob).literal_separator(false).build()?;
             Ok(Pattern {
                 takes,
@@ -36,7 +36,7 @@ impl Selection {
         Ok(Self(patterns.iter().map(compile).collect::<Result<_, SourceError>>()?))
     }
 
-    /// Whether a table is synchronised. Our own schema never is.
+    /// Whether a table is selected. Tables of our own schema `twinlog` never are.
     #[must_use]
     pub fn takes(&self, table: &TableName) -> bool {
         let name = table.to_string();

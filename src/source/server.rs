@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::error::{SourceError, failed};
 
-/// The oldest server that has everything we read: `pg_logical_emit_message` through pgoutput came with 14.
+/// The oldest supported server: pgoutput sends messages of `pg_logical_emit_message` since 14.
 const OLDEST_VERSION: i32 = 140_000;
 
 /// Checks version and `wal_level`; returns the version, as `server_version_num`.
@@ -37,7 +37,7 @@ pub(super) async fn check_server(client: &Client) -> Result<i32, SourceError> {
 /// # Errors
 /// It may not, or the statement failed.
 pub(super) async fn check_role(client: &Client) -> Result<(), SourceError> {
-    // Managed services grant the right through a role of their own instead of the attribute.
+    // Managed services grant the right by membership in a role of theirs instead of the role's attribute.
     let row = client
         .query_one(
             "SELECT rolname::text AS role, rolreplication OR rolsuper OR EXISTS (SELECT FROM pg_catalog.pg_roles r \

@@ -1,14 +1,14 @@
-//! The replication slot: what the Site DB says of it, and ending the connection of a predecessor that still reads it.
+//! The replication slot: what the Site DB says about it, and ending an earlier daemon's connection that still uses it.
 
 use tokio_postgres::Client;
 
 use super::error::{SourceError, failed};
 use crate::lsn::Lsn;
 
-/// What `pg_replication_slots` says of the slot.
+/// What `pg_replication_slots` says about the slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotFacts {
-    /// Its output plugin; `physical` where it is no logical slot.
+    /// Its output plugin; `physical` for a physical slot.
     pub plugin: String,
     /// The database that it decodes; empty for a physical slot.
     pub database: String,
@@ -16,7 +16,7 @@ pub struct SlotFacts {
     pub confirmed_flush: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
-    /// Why it was invalidated, where the server says so (17 and later).
+    /// Why it was invalidated, if the server says so (17 and later).
     pub invalidation: Option<String>,
 }
 
@@ -54,8 +54,7 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
     }))
 }
 
-/// Ends the replication connection that reads the slot, where it bears this application name. Returns whether one was
-/// ended.
+/// Ends the replication connection that uses the slot if it has this application name. Returns whether one was ended.
 ///
 /// # Errors
 /// The statement failed.

@@ -52,8 +52,8 @@ impl Snapshot {
         id < self.xmin || (id < self.xmax && self.in_progress.binary_search(&id).is_err())
     }
 
-    /// The 64-bit id that the stream's 32 bits stand for: the one nearest to the snapshot, since running transactions are
-    /// never 2^31 apart (Postgres stops before they could be).
+    /// The 64-bit id for the stream's 32 bits: the one nearest to the snapshot, since Postgres stops before the ids of
+    /// running transactions could be 2^31 apart.
     fn widen(&self, Xid(id): Xid) -> u64 {
         let distance = id.wrapping_sub(self.xmax as u32) as i32;
         self.xmax.saturating_add_signed(i64::from(distance))

@@ -1,4 +1,4 @@
-//! What is known of a table of the Site DB: enough to read it, to describe it, and to see that it has become another one.
+//! A table of the Site DB: what is needed to read it, to describe it, and to notice that it was changed or recreated.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::postgres::quote_identifier;
 /// A table of the Site DB, as the publication shows it.
 #[derive(Debug, Clone)]
 pub struct SourceTable {
-    /// Its OID, by which the stream names it.
+    /// The table's OID, which the stream uses as its id.
     pub id: RelationId,
     /// Schema and name at the time of the query.
     pub table: TableName,
@@ -21,8 +21,8 @@ pub struct SourceTable {
     pub deterministic: Vec<bool>,
     /// Types of the columns as declared, with their modifiers.
     pub declared: Vec<String>,
-    /// How it belongs to the publication and which operations that sends: a text that is different after each time that
-    /// the table leaves and joins.
+    /// A text about the table's entry in the publication and the published operations; it differs after the table was
+    /// removed from the publication and added again.
     pub membership: String,
     /// How the stream identifies the old row of an update or a delete.
     pub identity: Identity,
@@ -32,12 +32,12 @@ pub struct SourceTable {
     pub row_filter: Option<String>,
     /// Whether it is a partitioned table that is published as a whole.
     pub partitioned: bool,
-    /// The planner's estimate of its rows, for progress bars; -1 where it was never analysed.
+    /// The planner's estimate of its rows, for progress bars; -1 if it was never analysed.
     pub estimated_rows: i64,
 }
 
 impl SourceTable {
-    /// Whether the stream and a copy see the table as before. (The estimate of its rows is none of it.)
+    /// Whether nothing has changed that matters to the stream or a copy. (The estimate of its rows does not.)
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
         self.id == other.id
@@ -49,7 +49,7 @@ impl SourceTable {
             && self.partitioned == other.partitioned
     }
 
-    /// Whether keys that are equal are written alike.
+    /// Whether equal keys always have the same spelling.
     #[must_use]
     pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
         relation
@@ -63,7 +63,7 @@ impl SourceTable {
             .all(|(deterministic, kind)| deterministic && is_spelled_one_way(kind))
     }
 
-    /// What is remembered of it over a restart.
+    /// What is stored about the table, to notice after a restart that it has changed.
     #[must_use]
     pub fn shape(&self) -> Shape {
         let columns = self.columns.iter().zip(&self.declared);

@@ -1,5 +1,5 @@
-//! Waiting for transactions of the Site DB that a snapshot does not see: those that wrote a table before it was published,
-//! and those whose commit is in the log already.
+//! Waits for transactions of the Site DB that a snapshot would not see: those that changed a table before it was
+//! published, and those whose commit is already in the log but not visible yet.
 
 use std::time::Duration;
 
@@ -11,20 +11,19 @@ use tracing::warn;
 use super::error::{SourceError, failed};
 use crate::shutdown;
 
-/// Between two checks.
+/// Interval between two checks.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
 
 /// Checks until the wait is logged for the first time (two seconds), and between two log lines (half a minute).
 const LOG_AFTER: u32 = 20;
 const LOG_EVERY: u32 = 300;
 
-/// Whether a snapshot sees everything that is in the log from before this run. The first reader of rows waits for it, once
-/// a run.
+/// Lets the first reader of a run wait until snapshots see everything that earlier runs have applied.
 ///
-/// A transaction is streamed as soon as its commit is in the local log, but others see it only when its backend has gone
-/// on; where it waits for a synchronous standby, that can take any time. The transactions of this run are remembered, and
-/// a chunk that does not see one of them is read again (`copy::window`). Those that an earlier run has streamed and applied
-/// are not remembered: a chunk that does not see them would bring their old rows back.
+/// A transaction is streamed as soon as its commit is in the local log, but others see it only a moment later, or, if
+/// it waits for a synchronous standby, after any time. The transactions of this run are remembered, and a chunk that
+/// does not see one of them is read again (`copy::window`). Transactions that an earlier run has applied are not
+/// remembered: a chunk that does not see them would write their old rows again.
 #[derive(Debug, Default)]
 pub struct Visibility(OnceCell<()>);
 
@@ -41,8 +40,8 @@ impl Visibility {
     }
 }
 
-/// Waits for the commits that wait for a synchronous standby now. Without one, a commit that an earlier run has streamed
-/// is visible long before this run can read a row.
+/// Waits for the commits that wait for a synchronous standby now. Without a synchronous standby there is nothing to
+/// wait for: a commit that an earlier run has streamed is visible long before this run reads rows.
 async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(), SourceError> {
     let row = client
         .query_one(
@@ -58,8 +57,8 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
     if !sees_waits {
         // Any running transaction may be one of them.
         if awaits_standby {
-            let why = "rows are not read before the Site DB's running transactions have ended, one of which may wait for \
-                       a synchronous standby; after GRANT pg_read_all_stats to the role it could tell which";
+            let why = "copies and retries of failed rows wait until the Site DB's running transactions have ended, since one of them may wait for a \
+                       synchronous standby; to shorten this wait, on the Site DB: GRANT pg_read_all_stats TO the role";
             wait_for_running_transactions(client, stop, why).await?;
         }
         return Ok(());
@@ -80,7 +79,7 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
         if should_log(checks) {
             warn!(
                 pids,
-                "rows are not read before these commits of the Site DB, which wait for a synchronous standby, are visible"
+                "copies and retries of failed rows wait for commits that wait for a synchronous standby: check that it runs"
             );
         }
         if !shutdown::sleep(CHECK_EVERY, stop).await {
@@ -89,8 +88,8 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
     }
 }
 
-/// Waits until every transaction that runs now has ended (pitfall P10): what one of them wrote into a table before the
-/// table joined the publication is in no stream, and in a copy's snapshot only once it has ended.
+/// Waits until every transaction that runs now has ended (pitfall P10). What one of them wrote into a table before the
+/// table was published is not in the stream, and a copy's snapshot sees it only after that transaction has ended.
 ///
 /// # Errors
 /// A statement failed, or we were stopped.
@@ -99,7 +98,7 @@ pub async fn wait_for_running_transactions(
     stop: &CancellationToken,
     why: &str,
 ) -> Result<(), SourceError> {
-    // An id of our own: a snapshot's end is the last transaction that has *ended*, and leaves out those that run beyond it.
+    // Take a new transaction id as the limit. A snapshot's xmax would miss running transactions with higher ids.
     let horizon: String = client
         .query_one("SELECT pg_catalog.pg_current_xact_id()::text", &[])
         .await
@@ -133,7 +132,7 @@ fn should_log(checks: u32) -> bool {
     checks == LOG_AFTER || checks.is_multiple_of(LOG_EVERY)
 }
 
-/// The processes whose transactions are oldest, for a person to look at; empty where that can't be read.
+/// The processes with the oldest transactions, for a log line; empty if they can't be read.
 pub async fn blockers(client: &Client) -> String {
     let rows = client
         .query(

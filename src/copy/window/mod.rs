@@ -8,23 +8,23 @@
 //! ```
 //!
 //! At the high fence every transaction that committed before it has been received. Which of them the read saw is not
-//! guessed from positions: the snapshot says it, transaction by transaction. So for each key of the chunk, the newest
-//! of (what the read saw, what unseen transactions did after) is known, and written:
+//! guessed from positions: the snapshot tells it for each transaction. So for each key of the chunk its newest state is
+//! known, from the row that was read and the changes of unseen transactions, and is written:
 //!
 //! - nothing unseen touched the key: the chunk's row is the newest. Write it.
-//! - an unseen transaction wrote the full row, or deleted it: the stream's own change was or will be applied in its
-//!   place in the log. Leave the key alone: newer changes win, deleted rows stay deleted.
-//! - an unseen transaction set some of its columns (an unchanged TOAST value was not repeated): lay them over the
-//!   chunk's row and write that. The stream alone could not: in a first copy the row is not there yet.
+//! - an unseen transaction wrote the full row, or deleted it: the stream's own change is applied at its place in the
+//!   log. Write nothing for the key: newer changes win, deleted rows stay deleted.
+//! - an unseen transaction set some of its columns (an unchanged TOAST value was not repeated): replace these columns
+//!   in the chunk's row and write that. The stream's change alone is not enough: in a first copy the row does not exist.
 //!
 //! # Commits that precede the fence but not the snapshot
 //!
-//! A transaction is visible to others a moment *after* its commit record is in the log (and much later where it waits
-//! for a synchronous standby). So T1 can precede the low fence and still be unseen by a snapshot that is taken after it;
-//! then the chunk holds the row before T1, and T1's change has been applied already. That is detected:
-//! [`Windows`] remembers the transactions that the stream brought lately, and where the snapshot does not see one of
-//! them that came before the low fence, the chunk is invalid and read again. For transactions before the first of them,
-//! each run waits before it reads rows (`source::visibility`).
+//! A transaction is visible to others a moment *after* its commit record is in the log (and much later if it waits for
+//! a synchronous standby). So T1 can precede the low fence and still be unseen by a snapshot that is taken after it;
+//! then the chunk holds the row before T1, although T1's change has been applied already. This is detected:
+//! [`Windows`] remembers the last transactions of the stream, and if the snapshot does not see one of them that came
+//! before the low fence, the chunk is invalid and read again. For the transactions of earlier runs, which are not
+//! remembered, each run waits before it reads rows (`source::visibility`).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -33,13 +33,13 @@ use super::merge::merge;
 use crate::change::{Change, Operation, RelationId, Xid};
 use crate::source::ChunkId;
 
-/// Transactions remembered for the check above. A commit that is in the log but not yet visible is at most as old as a
-/// commit takes (microseconds; a synchronous standby's answer where one is awaited, during which the other backends
-/// wait as well). 131,072 transactions are more than a second of any server that one decoder can follow.
+/// Transactions remembered for the check above. A commit stays invisible for microseconds, or, with a synchronous
+/// standby, until the standby answers (other backends wait then as well). 131,072 transactions take more than a second
+/// on any server that one decoder can follow.
 const REMEMBERED_TRANSACTIONS: usize = 1 << 17;
 
-/// Bytes of changes that one window may hold. A transaction that rewrites the table inside the window would otherwise be
-/// held whole; past this the chunk is invalid, and read again after that transaction.
+/// Bytes of changes that one window may hold. A transaction that rewrites the table inside the window would otherwise
+/// be held whole; past this the chunk is invalid, and read again after that transaction.
 const WINDOW_BYTES: usize = 32 << 20;
 
 /// A table's changes between a chunk's fences.
@@ -49,18 +49,18 @@ struct Window {
     changes: Vec<(Xid, Change)>,
     bytes: usize,
     invalid: Option<InvalidChunk>,
-    /// Transactions that were received before the low fence, as a length of the memory at that time.
+    /// The value of [`Windows::received`] at the low fence.
     received_before: u64,
 }
 
-/// All open windows, and the memory of recent transactions.
+/// All open windows, and the ids of recent transactions.
 #[derive(Debug, Default)]
 pub struct Windows {
     open: HashMap<ChunkId, Window>,
-    /// Whether any open window is for the relation, so that the common case costs one look.
+    /// The relations of the open windows, so that the check for most changes is one look-up.
     relations: HashSet<RelationId>,
     recent: VecDeque<Xid>,
-    /// How many transactions were ever received.
+    /// Number of transactions received in this run.
     received: u64,
 }
 
@@ -117,7 +117,7 @@ impl Windows {
         }
     }
 
-    /// The stream truncated a table: what was read before does not count.
+    /// The stream truncated a table: rows that were read before are not valid.
     pub fn truncated(&mut self, relation: RelationId) {
         for window in self.open.values_mut().filter(|window| window.relation == relation) {
             window.invalid = Some(InvalidChunk::WindowOverflow);
@@ -125,7 +125,7 @@ impl Windows {
         }
     }
 
-    /// The table's columns change here: chunks that are being read do not fit them.
+    /// The table's columns change here: chunks that are being read have the old columns.
     pub fn relation_changed(&mut self, relation: RelationId) {
         for window in self.open.values_mut().filter(|window| window.relation == relation) {
             window.invalid = Some(InvalidChunk::RelationChanged);
@@ -133,7 +133,8 @@ impl Windows {
         }
     }
 
-    /// The stream's high fence: merges what was read with what the stream did, into changes that stand exactly here.
+    /// The stream's high fence: merges the rows that were read with the window's changes. The result takes effect at
+    /// this place of the stream.
     ///
     /// # Errors
     /// The chunk has to be read again.
