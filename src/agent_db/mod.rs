@@ -1,27 +1,27 @@
-//! The sink: rows, failed rows, accounting and checkpoint, written to the Agent DB in one transaction.
+//! The Agent DB: writes rows, failed rows, accounting and checkpoint in one transaction.
 //!
-//! What comes in is a [`Segment`] of [`Change`](crate::change::Change)s in stream order; what goes out is SQL with bound
-//! values. It does not know where changes come from (`replication`, `copy`), reads nothing from the Site DB, and never
-//! decides to skip: a change is applied, or folded into a newer one, or parked with the reason, and the sum is asserted.
+//! Its input is a [`Segment`] of [`Change`](crate::change::Change)s in stream order, its output SQL with bound values.
+//! It does not know where changes come from (`replication`, `copy`), reads nothing from the Site DB, and never skips a
+//! change: each is applied, folded into a newer one, or parked with the reason, and the sum is checked.
 //!
 //! ```text
 //! apply(segment) ─→ plan: fold each key's changes, one statement per table and kind   (pure)
 //!                └→ SAVEPOINT, all statements in one round trip; many new rows by COPY
 //!                     ├─ a COPY was refused: back to the savepoint, once more with upserts
 //!                     └─ a row was refused: back to the savepoint, replay in exact stream order,
-//!                        halve down to the guilty rows, park those
+//!                        find the refused rows by halving, park those
 //! commit(checkpoint) ─→ checkpoint + accounting + COMMIT in one round trip
 //! ```
 //!
-//! Why text and casts: values pass as Postgres printed them and are read by the Agent DB's own catalog types, so no type
-//! exists that we could decode wrongly (pitfall P28). Why a session lock: the lock, the rows and the checkpoint live and
-//! die with one connection, so a daemon that has lost its place can't commit.
+//! Why text and casts: a value is passed as the text that Postgres printed, and the Agent DB casts it to its own type,
+//! so we cannot decode any type wrongly (pitfall P28). Why a session lock: the lock, the rows and the checkpoint use
+//! the same connection, so a daemon that has lost the lock can't commit.
 //!
 //! | room | |
 //! |---|---|
 //! | `apply` | changes in, SQL out, one transaction |
 //! | `bookkeeping` | the daemon's own tables, one file each |
-//! | `catalog` | what the Agent DB says of a table |
+//! | `catalog` | what the Agent DB's catalog says about a table |
 //! | `keys` | the keys that the Agent DB has of a table, page by page |
 //!
 //! The driver is `tokio-postgres`, for its pipelining.

@@ -1,4 +1,4 @@
-//! `twinlog.accounting`: what became of each table's changes, in total.
+//! `twinlog.accounting`: for each table, how many changes were received, and how many were applied, parked and so on.
 
 use std::collections::BTreeMap;
 
@@ -8,29 +8,29 @@ use super::control::failed;
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
 
-/// What became of changes. `received = applied + unchanged + superseded + filtered + parked` always.
+/// Numbers of changes by outcome. Always `received = applied + unchanged + superseded + filtered + parked`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Changes that the stream brought.
+    /// Changes received from the stream.
     pub received: u64,
-    /// Written.
+    /// Changes written to the table.
     pub applied: u64,
     /// Nothing to do: the deleted row was not there.
     pub unchanged: u64,
     /// A newer change of the same key made it irrelevant.
     pub superseded: u64,
-    /// Not for us.
+    /// Changes of a table that is published but not selected.
     pub filtered: u64,
-    /// Kept in `twinlog.failed_rows`.
+    /// Changes kept in `twinlog.failed_rows`.
     pub parked: u64,
     /// Rows written or deleted by copies, outside of the sum.
     pub copied: u64,
-    /// Parked rows that were mended, outside of the sum.
+    /// Parked rows that were applied at last, outside of the sum.
     pub healed: u64,
 }
 
 impl Tally {
-    /// Whether nothing was lost track of.
+    /// Whether every received change has an outcome.
     #[must_use]
     pub const fn balances(&self) -> bool {
         self.received == self.applied + self.unchanged + self.superseded + self.filtered + self.parked

@@ -26,7 +26,7 @@ pub struct SourceIdentity {
 /// The position up to which every effect is in the Agent DB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Whose position.
+    /// The log to which the position belongs.
     pub identity: SourceIdentity,
     /// The end of the last source transaction whose effects are all here (never a commit's start: pitfall P7).
     pub end_lsn: Lsn,
@@ -39,18 +39,18 @@ pub struct Checkpoint {
 pub struct StoredCheckpoint {
     /// The position and its identity.
     pub checkpoint: Checkpoint,
-    /// Why rows may be missing, while a hole is possible; `None` is healthy.
+    /// Why rows may be missing, until a full resync is done; `None` is healthy.
     pub gap: Option<Gap>,
     /// When it was written, by the Agent DB's clock.
     pub updated_at: OffsetDateTime,
 }
 
-/// A hole that is possible until a full resync says otherwise.
+/// Rows may be missing, until a full resync is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// Why.
+    /// What happened, for operators.
     pub reason: String,
-    /// Since when, by the Agent DB's clock.
+    /// When it was first noticed, by the Agent DB's clock.
     pub since: OffsetDateTime,
 }
 
@@ -151,7 +151,7 @@ pub(in crate::agent_db) async fn set_gap(client: &Client, slot: &str, reason: &s
     Ok(())
 }
 
-/// Takes the mark off that rows may be missing.
+/// Removes the stored gap, after a full resync.
 pub(in crate::agent_db) async fn clear_gap(client: &Client, slot: &str) -> Result<(), AgentError> {
     client
         .execute(

@@ -37,7 +37,7 @@ impl TableState {
         self.into()
     }
 
-    /// Whether rows that only a copy brings are still missing.
+    /// Whether the first copy is unfinished, so that rows may be missing in the Agent DB.
     #[must_use]
     pub const fn is_first_copy(self) -> bool {
         matches!(self, Self::New | Self::Copying)

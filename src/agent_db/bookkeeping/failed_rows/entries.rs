@@ -1,5 +1,5 @@
-//! Entries as the transaction of the rows writes them. A retry of a key is the row's present state read from the Site DB,
-//! so the folded image is for people.
+//! The entries, written in the same transaction as the rows. A retry reads the row's present state from the Site DB, so
+//! the row image stored here is only for people to see.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::postgres::Refusal;
 
 /// A partial update, or the move of a partial row, whose row is missing (pitfall P21).
 const MISSING_BASE: &str = "TW001";
-/// A change that nobody refused, parked because its key was: the entry keeps its first reason. It is seen as a reason only
-/// where there was no entry: a parked row moved to this key, or the entry was discarded in the meantime.
+/// A change that nobody refused, parked because its key was: the entry keeps its first reason. It is seen as a reason
+/// only where there was no entry: a parked row moved to this key, or the entry was discarded in the meantime.
 const FOLDED: &str = "TW002";
 
 /// Why a row is parked.
@@ -132,8 +132,8 @@ pub(in crate::agent_db) struct Parked {
 }
 
 impl Parked {
-    /// Adds a key with its folded changes. `reason` is `None` where nothing refused them: the entry that is there keeps its
-    /// own.
+    /// Adds a key with its folded changes. `reason` is `None` where nothing refused them: the entry that is there keeps
+    /// its own.
     pub(in crate::agent_db) fn push(
         &mut self,
         relation: &Relation,
@@ -195,7 +195,7 @@ impl Parked {
     }
 }
 
-/// Keys whose rows are right again.
+/// Keys whose rows were applied, so that their entries can be removed.
 #[derive(Debug, Default)]
 pub(in crate::agent_db) struct Healed(Keys);
 
@@ -306,8 +306,8 @@ pub(in crate::agent_db) async fn clear(client: &Client, slot: &str, table: &Tabl
     Ok(())
 }
 
-/// Makes rows due that a foreign key refused, after rows of the parent's table were written: no more often than every few
-/// seconds, as they may wait for another parent.
+/// Makes rows due that a foreign key refused, after rows of the parent's table were written: no more often than every
+/// few seconds, as they may wait for another parent.
 pub(in crate::agent_db) async fn wake_children(
     client: &Client,
     slot: &str,

@@ -1,4 +1,4 @@
-//! What people ask about parked rows: which there are and why, and to try them again now.
+//! What `twinlog failed` does: shows which rows are parked and why, and asks the daemon to try them again now.
 
 use crate::agent_db::bookkeeping::control::{Control, failed};
 use crate::agent_db::error::AgentError;
@@ -16,7 +16,7 @@ pub struct FailedFilter {
 /// A parked row, as it is shown.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct FailedRow {
-    /// Its number.
+    /// The entry's id in `twinlog.failed_rows`.
     pub id: i64,
     /// Its table.
     pub table: TableName,
@@ -26,15 +26,15 @@ pub struct FailedRow {
     pub operation: String,
     /// The SQLSTATE of the refusal, or `TW…`.
     pub reason: String,
-    /// The constraint that refused it.
+    /// The constraint that refused it, if it was one.
     pub constraint: Option<String>,
-    /// What the Agent DB said.
+    /// The Agent DB's error message.
     pub message: String,
     /// Changes folded into it.
     pub changes: i64,
     /// Attempts to heal it.
     pub attempts: i32,
-    /// Since when, RFC 3339.
+    /// When it was parked, RFC 3339.
     pub parked_at: String,
     /// When it is tried again, RFC 3339.
     pub next_attempt_at: String,
@@ -48,10 +48,10 @@ pub struct RequestedRetry {
     attempts: i32,
 }
 
-/// What became of rows that were to be tried again.
+/// How many of the rows to be tried again were healed or refused so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryOutcome {
-    /// Rows that are right now.
+    /// Rows that were applied, and are not parked any more.
     pub healed: u64,
     /// Rows that were refused once more.
     pub refused: u64,
