@@ -13,7 +13,7 @@ use crate::provider::ApiVersion;
 use crate::provider::cloud::GraphError;
 use crate::site_db::SiteError;
 
-/// Names our row in every answer about one.
+/// The header with the message's row id, in every answer about a message.
 pub(super) const MESSAGE_ID: HeaderName = HeaderName::from_static("x-twinlog-message-id");
 
 /// An error in Meta's shape.
@@ -21,7 +21,7 @@ pub(super) fn graph_error(status: StatusCode, error: &GraphError) -> Response {
     (status, Json(error.to_body())).into_response()
 }
 
-/// The token is not one of ours.
+/// The token is missing or not one of ours, in Meta's shape.
 pub(super) fn graph_unauthorized() -> Response {
     graph_error(
         StatusCode::UNAUTHORIZED,
@@ -30,7 +30,7 @@ pub(super) fn graph_unauthorized() -> Response {
     )
 }
 
-/// The body could not be read.
+/// The body could not be read, in Meta's shape.
 pub(super) fn graph_body_error(error: BodyError) -> Response {
     let details = GraphError::new(100, "Invalid parameter").with_details(error.message());
     graph_error(error.status(), &details)
@@ -45,7 +45,7 @@ pub(super) fn plain_error(status: StatusCode, code: &str, message: &str, field: 
     (status, Json(json!({ "error": error }))).into_response()
 }
 
-/// The token is not one of ours.
+/// The token is missing or not one of ours, in our shape.
 pub(super) fn plain_unauthorized() -> Response {
     plain_error(
         StatusCode::UNAUTHORIZED,
@@ -55,12 +55,12 @@ pub(super) fn plain_unauthorized() -> Response {
     )
 }
 
-/// The body could not be read.
+/// The body could not be read, in our shape.
 pub(super) fn plain_body_error(error: BodyError) -> Response {
     plain_error(error.status(), "body", error.message(), None)
 }
 
-/// The same answer, naming the message's row.
+/// Adds the header [`MESSAGE_ID`] to an answer.
 pub(super) fn about(id: Uuid, mut response: Response) -> Response {
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(MESSAGE_ID, value);
@@ -68,7 +68,7 @@ pub(super) fn about(id: Uuid, mut response: Response) -> Response {
     response
 }
 
-/// The Graph API's answer, as it came.
+/// The Graph API's answer, unchanged.
 pub(super) fn passed(status: u16, content_type: Option<&str>, body: impl Into<Bytes>) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     let mut response = (status, body.into()).into_response();
@@ -80,7 +80,7 @@ pub(super) fn passed(status: u16, content_type: Option<&str>, body: impl Into<By
     response
 }
 
-/// The Site DB could not be asked; nothing was sent. Logged here, where it ends.
+/// The Site DB did not answer, so nothing was sent. The error is logged here, because it goes no further.
 pub(super) fn graph_unavailable(error: &SiteError) -> Response {
     log_unavailable(error);
     graph_error(
@@ -101,7 +101,7 @@ pub(super) fn plain_unavailable(error: &SiteError) -> Response {
     )
 }
 
-/// One line for each request that the Site DB kept from being served.
+/// Logs one line for a request that failed because of the Site DB.
 pub(super) fn log_unavailable(error: &SiteError) {
     tracing::error!(
         sqlstate = error.sqlstate(),
@@ -115,7 +115,7 @@ pub(super) fn not_found(uri: &Uri) -> Response {
     shaped(uri, StatusCode::NOT_FOUND, "not_found", "there is nothing at this path")
 }
 
-/// A route, but not with this method.
+/// The path exists, but not with this method.
 pub(super) async fn method_not_allowed(uri: Uri) -> Response {
     shaped(
         &uri,
@@ -125,12 +125,12 @@ pub(super) async fn method_not_allowed(uri: Uri) -> Response {
     )
 }
 
-/// The request ended without an answer of its route's.
+/// The route gave no answer: a time-out or a panic.
 pub(super) fn broken(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
     shaped(uri, status, code, message)
 }
 
-/// Graph clients know only Meta's shape.
+/// An error in Meta's shape if the path begins with a version (Graph clients know no other), else in ours.
 fn shaped(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
     let version = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
     if ApiVersion::parse(version).is_some() {

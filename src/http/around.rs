@@ -1,8 +1,8 @@
-//! Around every request: an id, a bound in time, an answer even after a panic, and one log line without bodies, numbers or
-//! query strings.
+//! For every request: an id, a time limit, an answer even after a panic, and one log line without bodies, numbers or query
+//! strings.
 //!
-//! One function and not tower-http's four layers: the answer must be in the shape that the client knows, also after a panic
-//! or a time-out, and the log line needs what all of them know.
+//! One function and not tower-http's four layers: even after a panic or a time-out the answer must be in the shape that the
+//! client knows, and the log line needs data from all four.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::answer;
 use super::limits::REQUEST_TIMEOUT;
 
-/// The request's id: the caller's or the proxy's where it sends one, else ours; given back in the answer.
+/// The header with the request's id: the caller's or the proxy's if it sends one, else ours; returned in the answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The middleware.
@@ -38,7 +38,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         .map_or_else(|| Uuid::new_v4().to_string(), ToOwned::to_owned);
     let method = request.method().clone();
     let uri = request.uri().clone();
-    // The route, not the path: a path may hold anything that its sender writes into it.
+    // The route, not the path: a sender can write anything into a path.
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -83,7 +83,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
     response
 }
 
-/// A panic's words, where it has constant ones; formatted ones may quote values.
+/// A panic's message if it is a constant; a formatted one may quote values.
 fn constant_text(panic: &(dyn Any + Send)) -> &'static str {
     panic
         .downcast_ref::<&'static str>()

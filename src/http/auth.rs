@@ -1,4 +1,5 @@
-//! Which client a request is from. Our own tokens: they are never passed on to Meta, nor are Meta's ever taken here.
+//! Which client a request is from, by our own API tokens. They are never passed on to Meta, and Meta's tokens are not
+//! accepted here.
 
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, Uri};
@@ -25,7 +26,7 @@ pub(super) fn query(uri: &Uri, name: &str) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
-/// Compares with every token, whatever the earlier ones said, so that time tells nothing.
+/// Compares with every token, even after a match, so that the time taken does not show which one matched.
 fn known<'a>(tokens: &'a [ApiToken], token: &str) -> Option<&'a str> {
     let digest: [u8; 32] = Sha256::digest(token).into();
     let mut found = None;
@@ -37,9 +38,9 @@ fn known<'a>(tokens: &'a [ApiToken], token: &str) -> Option<&'a str> {
     found
 }
 
-/// Whether two secrets are the same, in a time that depends on neither.
+/// Whether two secrets are equal; the time taken depends on neither.
 pub(super) fn same(one: &str, other: &str) -> bool {
-    // Hashed, so that lengths don't show either.
+    // Hashed, so that the time does not show the lengths either.
     Sha256::digest(one).ct_eq(&Sha256::digest(other)).into()
 }
 

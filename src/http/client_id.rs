@@ -1,17 +1,17 @@
-//! The client's own id for a message: the same one again never sends twice.
+//! The client's own id for a message: a second request with the same id sends nothing.
 
 use axum::http::{HeaderMap, HeaderName};
 
 use super::limits::MAX_CLIENT_ID;
 
-/// The header that carries it; the plain API takes it in a field as well.
+/// The header with the client id; the plain API also accepts it as a field.
 pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// The header holds an id that we can't keep.
+/// The header's id is empty, too long, or has control characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct InvalidClientId;
 
-/// Whether a client's id for a message is one that we can keep.
+/// Whether a client id can be stored: 1 to [`MAX_CLIENT_ID`] characters, no control characters.
 pub(super) fn is_valid(id: &str) -> bool {
     !id.is_empty() && id.chars().count() <= MAX_CLIENT_ID && !id.contains(char::is_control)
 }

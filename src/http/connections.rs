@@ -1,11 +1,11 @@
 //! Connections of the public listener, bounded in number and in idle time: a peer that opens many, sends nothing, or sends a
 //! byte at a time, must not use up the process's descriptors.
 //!
-//! Served by hyper itself rather than by `axum::serve`, which sets no time limit for a request's head. HTTP/1.1 only: that
-//! is what proxies speak to what is behind them, and a second protocol would bring its own ways to misuse it.
+//! Served by hyper itself and not by `axum::serve`, which sets no time limit for a request's head. HTTP/1.1 only: that is
+//! what proxies use for the servers behind them, and a second protocol would add attacks of its own.
 //!
-//! The idle time-out is our own: `tokio-io-timeout` times reading and writing apart, and so would cut a long answer to a
-//! client that has nothing more to say.
+//! The idle time-out is our own: `tokio-io-timeout` has separate timers for reading and writing, and so would cut a long
+//! answer to a client that sends nothing more.
 
 use std::future::Future;
 use std::io;
@@ -62,13 +62,13 @@ pub(super) async fn serve(listener: TcpListener, router: Router, idle_timeout: D
             }
         });
     }
-    // New connections are refused from now on, or reach another server on the same port.
+    // From now on new connections are refused, or accepted by another server on the same port.
     drop(listener);
     connections.close();
     connections.wait().await;
 }
 
-/// The listener.
+/// A listener with a bound on its open connections.
 #[derive(Debug)]
 struct Bounded {
     listener: TcpListener,
@@ -91,11 +91,11 @@ impl Listener for Bounded {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
-        // The semaphore is never closed; without a slot there would only be no bound.
+        // Never `None`: the semaphore is never closed.
         let slot = Arc::clone(&self.slots).acquire_owned().await.ok();
-        // Retries where the process or the connection is at fault.
+        // `Listener::accept` retries after errors.
         let (stream, address) = Listener::accept(&mut self.listener).await;
-        // Answers are small and complete: nothing to wait for.
+        // Answers are written as a whole, so delaying small packets gains nothing.
         let _ = stream.set_nodelay(true);
         let connection = Connection {
             stream,
@@ -111,19 +111,19 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection with its slot; fails when nothing moves for too long.
+/// A connection with its slot; fails when no byte is read or written for too long.
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
-    /// How long nothing may move.
+    /// The longest time without a byte read or written.
     idle_timeout: Duration,
-    /// Ends when nothing has moved for that long.
+    /// Ends `idle_timeout` after the last byte.
     idle: Pin<Box<Sleep>>,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
-    /// Something moved, or the idle time goes on.
+    /// Restarts the idle time if bytes were read or written; else fails if it is over.
     fn timed<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             let end = Instant::now() + self.idle_timeout;

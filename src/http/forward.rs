@@ -1,4 +1,4 @@
-//! Hands a call on to the Graph API, and its answer back to the client.
+//! Passes a call on to the Graph API, and returns its answer to the client.
 
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -7,7 +7,7 @@ use super::answer;
 use crate::provider::cloud::client::PassedCall;
 use crate::provider::cloud::{Account, GraphError};
 
-/// The caller has made sure that the call sends no message.
+/// Passes a call on. The caller has checked that the call sends no message.
 pub(super) async fn forward(account: &Account, call: PassedCall) -> Response {
     match account.pass(call).await {
         Ok(passed) => answer::passed(passed.status, passed.content_type.as_deref(), passed.body),

@@ -1,6 +1,6 @@
-//! The bounds of the public listener, in one place: how many, how long, how much.
+//! The bounds of the public listener, in one place: on number, time and size.
 //!
-//! Each family of routes is to have bounds that no other family can use up; today they share these.
+//! Today all families of routes share them; the plan is that no family can use up another's.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use axum::http::StatusCode;
 /// Most connections at a time. Below systemd's usual soft limit of 1024 descriptors, with room for the pool, the calls to
 /// Meta and the admin listener; connections beyond it wait in the kernel's queue.
 pub(super) const MAX_CONNECTIONS: usize = 768;
-/// A connection on which nothing moves for that long ends. Above [`REQUEST_TIMEOUT`], so that no answer is cut, and above
-/// the 60 s after which proxies usually close idle connections themselves. A request's head has as long, from the end of
-/// the request before: then bytes that trickle hold a connection no longer than silence does.
+/// A connection without a byte read or written for this long is closed. Above [`REQUEST_TIMEOUT`], so that no answer is
+/// cut, and above the 60 s after which proxies usually close idle connections themselves. A request's head must be
+/// complete within the same time after the previous request, so that a client that sends it byte by byte gains nothing.
 pub(super) const SILENCE: Duration = Duration::from_secs(90);
-/// No request takes longer: the longest legitimate one waits for a send's time-out, its lease's slack and its answer
-/// (4 + 10 + 20 s with the defaults); twice that, also for a client that trickles its body.
+/// Longest time for a request. The longest legitimate one waits for `http.send_wait_ms`, a send's time-out and the lease's
+/// slack (4 + 10 + 20 s with the defaults); this is twice that, for clients that send their body slowly.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(70);
-/// Most requests to send that may wait at a time: each holds its body (a few KB as a rule) and a look at the Site DB
-/// now and then. Beyond it clients are told to come back, before anything is stored.
+/// Most send requests that may wait at a time: each holds its body in memory (usually a few KB) and queries the Site DB
+/// now and then. Further ones are refused with 503 before anything is stored.
 pub(super) const MAX_WAITING_SENDS: usize = 2048;
 /// Longest that a client of the plain API may ask to wait.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
-/// Longest id that a client gives a message, in characters: an index row has its limit, and a uuid has 36.
+/// Longest client id of a message, in characters: the size of an index row is limited, and a uuid has 36.
 pub(super) const MAX_CLIENT_ID: usize = 255;
 
 /// Why a request's body was not read.

@@ -1,26 +1,26 @@
-//! The public listener: routes by family, authentication, limits; and the server put together from its parts.
+//! The public listener: routes by family, authentication, limits; and the start of the whole server.
 //!
 //! | module | its job |
 //! |---|---|
-//! | [`server`] | the whole server: pool, outbox, inbox, listener, and their common end |
-//! | `router` | all routes, and what is around every request |
+//! | [`server`] | starts and ends the whole server: pool, outbox, inbox, listener |
+//! | `router` | all routes, and the layers that all requests pass |
 //! | `webhook` | Meta's handshake and events |
 //! | `send` | the Graph-compatible send |
 //! | `messages` | the plain JSON API |
 //! | `passthrough` | other Graph calls, passed through |
-//! | `state` | what the routes share |
+//! | `state` | the state that all routes share |
 //! | `auth` | which client a request is from |
 //! | `client_id` | the client's own id for a message |
-//! | `limits` | how many, how long, how much |
+//! | `limits` | bounds on number, time and size |
 //! | `connections` | the listener's connections, bounded in number and idle time |
-//! | `around` | around every request: id, log line, time-out, panics |
-//! | `forward` | a call handed on to the Graph API |
+//! | `around` | layers for every request: id, log line, time-out, panics |
+//! | `forward` | passes a call on to the Graph API |
 //! | `answer` | answers and errors in both shapes |
 //!
-//! A family of routes is a module with a `router()` of its own, merged in `router`; those to come (events, conversations,
-//! subscribers, a second provider's webhook) are siblings of `messages`. It decides nothing about messages: it reads
-//! requests, asks the [`outbox`](crate::outbox) or the [`inbox`](crate::inbox), and puts their words into the shape that the
-//! client knows. TLS is a proxy's job.
+//! A family of routes is a module with a `router()` of its own, merged in `router`; new families (events, conversations,
+//! subscribers, a second provider's webhook) go beside `messages`. Nothing is decided about messages here: a route reads a
+//! request, calls the [`outbox`](crate::outbox) or the [`inbox`](crate::inbox), and puts the result into the shape that the
+//! client knows. TLS is left to a proxy.
 
 mod answer;
 mod around;

@@ -1,4 +1,4 @@
-//! All routes of the public listener: the families put together, and what is around every request.
+//! All routes of the public listener: merges the families, and adds the layers that all requests pass.
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -12,7 +12,7 @@ pub(super) fn router(state: State) -> Router {
         .merge(webhook::router())
         .merge(send::router())
         .merge(messages::router())
-        // Whatever no family has: other calls of the Graph API, and paths that are nothing.
+        // All other paths: calls of the Graph API that are passed on, or 404.
         .fallback(passthrough::call)
         .method_not_allowed_fallback(answer::method_not_allowed)
         .layer(DefaultBodyLimit::max(state.settings.max_body_bytes))

@@ -1,4 +1,4 @@
-//! What the routes share, and what they are told of the configuration.
+//! The state that all routes share, and their settings.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -14,22 +14,22 @@ use crate::outbox::Outbox;
 use crate::provider::cloud;
 use crate::site_db::Pool;
 
-/// What the routes are told of the configuration.
+/// The settings of the routes.
 #[derive(Debug)]
 pub(super) struct HttpSettings {
     /// Our API tokens, one for each client.
     pub(super) tokens: Vec<ApiToken>,
-    /// Token of the webhook's handshake; without one every handshake is refused.
+    /// Token of the webhook's handshake; `None`: every handshake is refused.
     pub(super) verify_token: Option<SecretString>,
     /// How long a client of the Graph-compatible route waits for its answer.
     pub(super) send_wait: Duration,
     /// Longest body of a request, in bytes.
     pub(super) max_body_bytes: usize,
-    /// The numbers whose token a call may be passed on with.
+    /// The numbers whose token may be used to pass calls on.
     pub(super) accounts: Vec<PassthroughAccount>,
 }
 
-/// A number whose token a call may be passed on with.
+/// A number whose token may be used to pass calls on.
 #[derive(Debug)]
 pub(super) struct PassthroughAccount {
     pub(super) account: cloud::Account,
@@ -37,7 +37,7 @@ pub(super) struct PassthroughAccount {
     pub(super) waba_id: Option<String>,
 }
 
-/// What the routes share. Cheap to clone.
+/// The state that all routes share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct State(Arc<Shared>);
 
@@ -47,7 +47,7 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
-    /// A place for each request to send that waits.
+    /// One permit for each send request that waits, [`MAX_WAITING_SENDS`](super::limits::MAX_WAITING_SENDS) in all.
     pub(super) waiting_sends: Semaphore,
 }
 

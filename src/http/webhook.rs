@@ -1,6 +1,6 @@
 //! Meta's handshake and events.
 //!
-//! Meta gets its 200 only when the event's exact bytes are committed; for anything else it comes back for seven days.
+//! Meta gets a 200 only after the event's exact bytes are committed; after any other answer it tries again for seven days.
 
 use axum::Router;
 use axum::extract::{Request, State as Extract};
@@ -24,7 +24,7 @@ pub(super) fn router() -> Router<State> {
     Router::new().route("/webhook", get(handshake).post(receive))
 }
 
-/// `GET`: Meta asks whether this is the server that the dashboard's token belongs to.
+/// `GET`: Meta checks that this server knows the verify token from its dashboard.
 async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
     let expected = state.settings.verify_token.as_ref();
     let asked = |name| auth::query(&uri, name).unwrap_or_default();
@@ -44,11 +44,11 @@ async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
         );
     }
     tracing::info!("WEBHOOK: Meta's handshake succeeded");
-    // The challenge alone, unquoted, and as text: a browser must not read it as a page.
+    // The challenge alone, unquoted, and as plain text: a browser must not read it as HTML.
     ([(CONTENT_TYPE, "text/plain; charset=utf-8")], challenge).into_response()
 }
 
-/// `POST`: an event. The signature is over these bytes, so nothing reads them before it is checked.
+/// `POST`: an event. The signature is over the exact bytes, so nothing parses them before it is checked.
 async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Request) -> Response {
     let body = match limits::body(request).await {
         Ok(body) => body,
@@ -78,7 +78,7 @@ async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Re
     }
 }
 
-/// Meta comes again, for seven days.
+/// Answers 503, after which Meta sends the event again, for up to seven days.
 fn not_stored(error: &SiteError) -> Response {
     tracing::error!(
         sqlstate = error.sqlstate(),

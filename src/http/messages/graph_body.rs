@@ -1,4 +1,4 @@
-//! A request to the plain API → the request in Meta's format, in which every message is stored and sent.
+//! A request to the plain API → the same request in Meta's format, in which every message is stored and sent.
 
 use serde_json::{Value, json};
 

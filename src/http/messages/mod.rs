@@ -5,17 +5,17 @@
 //! | field | |
 //! |---|---|
 //! | `to` | the recipient: an international number in any usual format, or a business-scoped user id; may be left out with `lead_id` |
-//! | `lead_id` | the lead that the message belongs to; else the recipient's, found or made |
+//! | `lead_id` | the lead that the message belongs to; without it the recipient's lead, found or created |
 //! | `type` | Meta's type; `text` where there is a `text` |
 //! | `text` | the text, or Meta's object for it |
 //! | `template`, `image`, … | Meta's object for the type |
 //! | `reply_to` | wamid of the quoted message |
-//! | `client_id` | the caller's id for the message (or the `Idempotency-Key` header): the same again never sends twice, another request under the same id is an error |
+//! | `client_id` | the caller's id for the message (or the `Idempotency-Key` header): the same request again sends nothing, another request with the same id is an error |
 //! | `phone_number_id` | the number to send from; may be left out if there is only one |
 //! | `wait` | `true` or milliseconds: answer when the message is settled, at the latest after that time |
 //!
-//! The answer is the message: 200 if it is settled, 202 if it is on its way; a message once taken is sent, however long
-//! that takes. Errors are `{"error":{"code","message","field"?}}`, and leave no row.
+//! The answer is the message: 200 if it is settled, 202 if it is on its way; a stored message is sent, however long that
+//! takes. Errors are `{"error":{"code","message","field"?}}`, and leave no row.
 //!
 //! | file | its job |
 //! |---|---|
@@ -23,7 +23,7 @@
 //! | `read` | its request, field by field |
 //! | `recipient` | who a message is for |
 //! | `graph_body` | the request in Meta's format |
-//! | `request_error` | why a request is not taken |
+//! | `request_error` | why a request is refused |
 //! | `show` | `GET /v1/messages/{id}`, and a message as the API shows it |
 
 mod graph_body;

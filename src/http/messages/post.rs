@@ -1,4 +1,4 @@
-//! `POST /v1/messages`: a request is read, stored, and waited for where its caller wants that.
+//! `POST /v1/messages`: reads a request, stores the message, and waits for it if the caller asks for that.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub(super) async fn post(
     Extract(state): Extract<State>,
     uri: Uri,
     headers: HeaderMap,
-    // Its body is read when its client is known.
+    // The body is read only after the token was checked.
     request: HttpRequest,
 ) -> Response {
     let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
@@ -46,7 +46,7 @@ pub(super) async fn post(
     }
 }
 
-/// Stores the message. Whatever is `Err` left no row.
+/// Stores the message. `Err`: the answer to a request that left no row.
 async fn take(state: &State, client: &str, request: SendRequest) -> Result<Response, Response> {
     let phone_number_id =
         sending_number(state, request.phone_number_id.as_deref()).map_err(RequestError::into_response)?;
@@ -86,7 +86,7 @@ async fn take(state: &State, client: &str, request: SendRequest) -> Result<Respo
     Ok(answer::about(submitted.id, taken(state, submitted, request.wait).await))
 }
 
-/// The number to send from: the one that is named, else the only one.
+/// The number to send from: the one that the caller names, else the only one.
 fn sending_number(state: &State, named: Option<&str>) -> Result<PhoneNumberId, RequestError> {
     match named {
         Some(id) => PhoneNumberId::parse(id)
@@ -101,7 +101,7 @@ fn sending_number(state: &State, named: Option<&str>) -> Result<PhoneNumberId, R
     }
 }
 
-/// How WhatsApp knows a lead that the caller named instead of a recipient.
+/// The recipient for a lead that the caller named instead.
 async fn lead_address(state: &State, lead_id: Uuid) -> Result<Recipient, Response> {
     let leads::Address { phone, user_id } = leads::address(&state.pool, lead_id)
         .await
@@ -111,7 +111,7 @@ async fn lead_address(state: &State, lead_id: Uuid) -> Result<Recipient, Respons
         .ok_or_else(|| RequestError::field("lead_id", "the lead has neither a number nor a user id").into_response())
 }
 
-/// What a Graph client would have sent, read as theirs is.
+/// Reads the body in Meta's format in the same way as a Graph client's.
 fn outbound(body: &[u8], kind: &str) -> Result<Outbound, RequestError> {
     match send::read(body) {
         Ok(Request::Message(outbound)) => Ok(outbound),
@@ -137,14 +137,14 @@ fn not_submitted(error: &SubmitError) -> Response {
     }
 }
 
-/// The message as it stands, after the wait that the caller asked for.
+/// The message's current state, after the wait that the caller asked for.
 async fn taken(state: &State, submitted: Submitted, wait: Option<Duration>) -> Response {
     let found = match wait {
         Some(patience) => state.outbox.wait(submitted.id, patience).await,
         None => messages::find(&state.pool, submitted.id).await,
     };
     let Ok(Some(message)) = found else {
-        // It is committed, and so will be sent; only its state can't be told now.
+        // The message is committed and will be sent; only its state is not known now.
         let shown = json!({"id": submitted.id, "status": "pending", "duplicate": submitted.duplicate});
         return (StatusCode::ACCEPTED, Json(shown)).into_response();
     };

@@ -1,6 +1,6 @@
 //! A request to the plain API, read field by field.
 //!
-//! Unknown fields are refused: a misspelt `client_id` would send twice one day.
+//! Unknown fields are refused: with a misspelt `client_id`, a repeated request would send the message twice.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::request_error::RequestError;
 use crate::http::client_id;
 use crate::http::limits::MAX_WAIT;
 
-/// Fields of a request beside the type's own.
+/// The fields of a request, without the one that is named after the type.
 const FIELDS: [&str; 10] = [
     "phone_number_id",
     "to",
@@ -49,7 +49,7 @@ pub(super) struct TypedContent {
     pub(super) value: Value,
 }
 
-/// The fields that are not read yet.
+/// The fields that have not been read yet.
 struct Fields(Map<String, Value>);
 
 /// Reads a request. `default_wait` is what `"wait": true` means.
@@ -80,7 +80,7 @@ impl Fields {
                 error.column()
             ))
         })?;
-        // An explicit null is a field that is not there.
+        // An explicit null counts as a missing field.
         fields.retain(|_, value| !value.is_null());
         Ok(Self(fields))
     }
@@ -194,9 +194,9 @@ impl Fields {
         }
     }
 
-    /// No field may be left.
+    /// Refuses fields that were not read.
     fn end(mut self) -> Result<(), RequestError> {
-        // Clients of Meta's API send it along.
+        // Clients that are used to Meta's API send it too.
         self.0.remove("messaging_product");
         match self.0.keys().next() {
             Some(field) => Err(RequestError::field(field, "this field is not known")),

@@ -12,7 +12,7 @@ pub(super) enum Recipient {
     Group(String),
 }
 
-/// Which kind of recipient the caller names.
+/// The field `recipient_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecipientType {
     Individual,
@@ -20,7 +20,8 @@ pub(super) enum RecipientType {
 }
 
 impl Recipient {
-    /// The recipient as Meta can't misunderstand it: without a `+`, Meta puts the business's country code in front.
+    /// Reads `to` strictly, so that Meta cannot read it as another number: without a `+`, Meta puts the business's country
+    /// code in front.
     pub(super) fn parse(to: &str, kind: RecipientType) -> Result<Self, RequestError> {
         let to = to.trim();
         if kind == RecipientType::Group {
@@ -45,7 +46,7 @@ impl Recipient {
             })
     }
 
-    /// How WhatsApp knows a lead: its number, else its group, else its user id.
+    /// A lead's number, else its group, else its user id.
     pub(super) fn of_lead(phone: Option<&str>, user_id: Option<&str>) -> Option<Self> {
         let group = phone
             .and_then(|phone| phone.strip_prefix("group:"))

@@ -1,11 +1,11 @@
-//! Why a request to the plain API is not taken.
+//! Why a request to the plain API is refused.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::http::answer;
 
-/// A request that can't be taken.
+/// The answer to a refused request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct RequestError {
     pub(super) status: StatusCode,

@@ -13,7 +13,7 @@ use crate::http::state::State;
 use crate::http::{answer, auth};
 use crate::site_db::messages::{self, Message};
 
-/// `GET /v1/messages/{id}`: one that this client had sent.
+/// `GET /v1/messages/{id}`: a message that this client submitted.
 pub(super) async fn get(
     Extract(state): Extract<State>,
     Path(id): Path<String>,

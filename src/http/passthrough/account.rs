@@ -1,4 +1,4 @@
-//! Whose token a call is passed on with.
+//! Chooses the number whose token is used to pass a call on.
 
 use axum::http::Uri;
 

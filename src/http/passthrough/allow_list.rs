@@ -1,12 +1,12 @@
-//! Which calls pass: those that send nothing.
+//! Which calls are allowed: those that send nothing.
 
 use std::borrow::Cow;
 
 use axum::http::{Method, Uri};
 
-/// Parameters with which a GET is more than a GET.
+/// Parameters that make a GET do more than read.
 const REFUSED_PARAMETERS: [&str; 3] = ["method", "batch", "include_headers"];
-/// Last segments that send.
+/// Paths with these last segments send messages.
 const SENDING: [&str; 2] = ["messages", "marketing_messages"];
 
 /// The parameters of the query string, decoded.
@@ -16,7 +16,7 @@ pub(super) fn parameters(uri: &Uri) -> impl Iterator<Item = (Cow<'_, str>, Cow<'
 
 /// Whether a call is one of those that send nothing.
 pub(super) fn passes(method: &Method, segments: &[&str], uri: &Uri) -> bool {
-    // No escapes and no dots alone: what is checked here is what Meta reads.
+    // No escapes and no dots, so that Meta reads the path exactly as it is checked here.
     let plain = |segment: &&str| {
         !segment.is_empty()
             && segment

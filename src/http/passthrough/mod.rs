@@ -1,14 +1,14 @@
-//! The other Graph calls that a client of Meta's makes: passed through with the number's own token.
+//! Other Graph calls that a client makes: passed on with the number's own token.
 //!
-//! Set-up probes (`GET /{number}`, templates), media and the like. It must not become a way around the promise that no
-//! message leaves without a row, and the Graph API has several doors for that (`marketing_messages`, `method=post` on a
-//! GET, batches). So it is a short list of what passes and not one of what doesn't: GETs without those parameters, media
-//! uploads and deletions.
+//! These are set-up checks (`GET /{number}`, templates), media and the like. No call that is passed on may send a message,
+//! because then a message would be sent without a row, and the Graph API has several ways to send one
+//! (`marketing_messages`, `method=post` on a GET, batches). So there is a short list of calls that are allowed: GETs
+//! without those parameters, media uploads and deletions.
 //!
 //! | file | its job |
 //! |---|---|
-//! | `allow_list` | which calls pass |
-//! | `account` | whose token a call is passed on with |
+//! | `allow_list` | which calls are allowed |
+//! | `account` | chooses the number whose token is used |
 
 mod account;
 mod allow_list;
@@ -24,7 +24,7 @@ use crate::provider::ApiVersion;
 use crate::provider::cloud::GraphError;
 use crate::provider::cloud::client::PassedCall;
 
-/// Everything that no other family of routes has: what begins with a version is a Graph call.
+/// All paths that no other family has. A path that begins with a version is a Graph call.
 pub(super) async fn call(
     Extract(state): Extract<State>,
     method: Method,
@@ -64,7 +64,7 @@ pub(super) async fn call(
     forward::forward(&chosen.account, call).await
 }
 
-/// Path and query as they go out: the client's token is ours, and Meta must not see it.
+/// Path and query for Meta, without the client's token: that is our own, and Meta must not see it.
 fn without_token(path: &str, uri: &Uri) -> String {
     let query: String = url::form_urlencoded::Serializer::new(String::new())
         .extend_pairs(allow_list::parameters(uri).filter(|(key, _)| key != "access_token"))

@@ -1,4 +1,4 @@
-//! What became of a message, as Meta would answer it.
+//! A message's status → the answer that Meta would give.
 
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -10,7 +10,7 @@ use crate::provider::cloud::GraphError;
 use crate::site_db::MessageStatus;
 use crate::site_db::messages::{Message, WAIT_ELAPSED};
 
-/// The answer for a message that is settled, or was still under way when its client's patience ended.
+/// The answer for a message that is settled, or was still being sent when the client's wait ended.
 pub(super) fn known(message: &Message) -> Response {
     use MessageStatus::{
         Accepted, Cancelled, Delivered, Failed, Held, Pending, Played, Read, Received, Sending, Sent, Unknown,
@@ -27,7 +27,7 @@ pub(super) fn known(message: &Message) -> Response {
     };
     match message.status {
         Accepted | Held | Sent | Delivered | Read | Played => stored(true).unwrap_or_else(|| echoed(message)),
-        // It may have failed at once, or after Meta had taken it; then the answer to the send was a good one.
+        // If it failed after Meta had accepted it, the stored answer to the send is Meta's acceptance.
         Failed => stored(true)
             .or_else(|| stored(false))
             .unwrap_or_else(|| refused(message)),
@@ -42,7 +42,7 @@ pub(super) fn known(message: &Message) -> Response {
     }
 }
 
-/// Meta's answer was lost, but its status webhook named the message.
+/// Meta's answer was lost, but a status webhook returned our id with the message's wamid.
 fn echoed(message: &Message) -> Response {
     let body = json!({
         "messaging_product": "whatsapp",
@@ -52,7 +52,7 @@ fn echoed(message: &Message) -> Response {
     answer::passed(200, None, body.to_string())
 }
 
-/// Refused for good by something that is not the Graph API.
+/// Refused finally by a proxy or gateway, not by the Graph API.
 fn refused(message: &Message) -> Response {
     let error = GraphError::new(131_000, "Something went wrong").with_details(format!(
         "the message {} was not sent: {}",
@@ -62,7 +62,7 @@ fn refused(message: &Message) -> Response {
     answer::graph_error(StatusCode::BAD_GATEWAY, &error)
 }
 
-/// The answer for a message that will not be sent, because its client stopped waiting or an operator said so.
+/// The answer for a message that will not be sent, because its client stopped waiting or an operator cancelled it.
 pub(super) fn cancelled(message: &Message) -> Response {
     if message.error_class.as_deref() != Some(WAIT_ELAPSED) {
         let error = GraphError::new(100, "Invalid parameter").with_details(format!(
@@ -83,7 +83,7 @@ pub(super) fn cancelled(message: &Message) -> Response {
     answer::graph_error(StatusCode::SERVICE_UNAVAILABLE, &error)
 }
 
-/// The answer where nothing certain can be said.
+/// The answer if it is not known whether the message was sent.
 pub(super) fn unknown(id: Uuid, why: &str) -> Response {
     let error = GraphError::new(131_000, "Something went wrong").with_details(format!(
         "It is not known whether the message {id} was sent: {why}. It is recorded and settled by its status webhook. Asking \

@@ -1,4 +1,4 @@
-//! The route: a request is read, stored, and waited for.
+//! The route: reads a request, stores the message, and waits for it.
 
 use axum::body::Bytes;
 use axum::extract::{Path, Request as HttpRequest, State as Extract};
@@ -21,7 +21,7 @@ pub(super) async fn send(
     Path((version, phone_number_id)): Path<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
-    // Its body is read when its client is known: requests without a token must not fill our memory.
+    // The body is read only after the token was checked: requests without a token must not fill our memory.
     request: HttpRequest,
 ) -> Response {
     let Some(version) = ApiVersion::parse(&version) else {
@@ -95,7 +95,7 @@ fn not_submitted(error: &SubmitError) -> Response {
             answer::about(*id, answer::graph_error(StatusCode::CONFLICT, &error))
         }
         SubmitError::Site(error) => answer::graph_unavailable(error),
-        // Neither can be here: the number was looked up, and no lead was named.
+        // Neither can happen: the number was checked, and no lead was named.
         SubmitError::UnknownNumber | SubmitError::UnknownLead => {
             bad_request(&GraphError::new(100, "Invalid parameter").with_details(error.to_string()))
         }
@@ -117,12 +117,12 @@ fn bad_request(error: &GraphError) -> Response {
     answer::graph_error(StatusCode::BAD_REQUEST, error)
 }
 
-/// Mark as read and typing: no message, so nothing is stored, and a lost answer does no harm.
+/// Mark as read and typing indicator: no message, so nothing is stored, and a lost answer does no harm.
 async fn mark_as_read(state: &State, phone_number_id: &PhoneNumberId, version: &ApiVersion, body: Bytes) -> Response {
     let known = |number: &PhoneNumberId| number == phone_number_id;
     let accounts = &state.settings.accounts;
     let Some(number) = accounts.iter().find(|number| known(number.account.phone_number_id())) else {
-        // The number was found among the outbox's, which are made from the same configuration.
+        // Cannot happen: the outbox has the number, and both lists come from the same configuration.
         return unknown_number();
     };
     let call = PassedCall {

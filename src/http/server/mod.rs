@@ -1,12 +1,12 @@
-//! The server put together: pool, numbers, outbox, inbox and listener, started in any order and ended in one.
+//! Starts the whole server (pool, outbox, inbox and listener), and ends its parts in a fixed order.
 //!
-//! The Site DB need not be there at start: requests are refused with 503 (Meta and the clients come back), and the
-//! readiness says why, until it is.
+//! The Site DB need not be up at start: until it is, requests are refused with 503 (Meta and the clients try again), and
+//! `/readyz` says why.
 //!
 //! | file | its job |
 //! |---|---|
-//! | `settings` | the configuration → what each part is told |
-//! | `watch` | whether the Site DB is there |
+//! | `settings` | the configuration → the settings of each part |
+//! | `watch` | checks every few seconds that the Site DB answers |
 
 mod settings;
 mod watch;
@@ -30,13 +30,13 @@ use crate::provider::cloud::ClientSetupError;
 use crate::shutdown;
 use crate::site_db::Pool;
 
-/// Why the server ended before it was told to.
+/// Why the server could not start, or ended before its stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The client for the Graph API could not be set up.
     #[error("start the outbox")]
     Client(#[source] ClientSetupError),
-    /// A part ended although it was not told to: a fault of ours.
+    /// A part panicked: a bug in Twinlog.
     #[error("a part of the server ended by itself")]
     Part(#[source] tokio::task::JoinError),
 }
@@ -44,11 +44,10 @@ pub enum ServerError {
 /// How long closing the pool may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs the server until the stop, and then until everything that was under way has ended (see
-/// [`shutdown::GRACE`]).
+/// Runs the server until the stop, and then until all work under way has ended (see [`shutdown::GRACE`]).
 ///
 /// # Errors
-/// See [`ServerError`]. A Site DB that is missing is not one: it is waited for.
+/// See [`ServerError`]. If the Site DB is down, that is not an error: the server waits for it.
 pub async fn run_server(
     config: Arc<Config>,
     health: Health,
@@ -57,7 +56,7 @@ pub async fn run_server(
 ) -> Result<(), ServerError> {
     let settings = Settings::new(&config).map_err(ServerError::Client)?;
     let pool = Pool::connect(&config.site);
-    // Our own stop: a part that fails takes the others down in good order.
+    // A stop of our own, so that a part that fails can stop the others cleanly.
     let stop = stop.child_token();
     let (outbox, sending) = Outbox::start(pool.clone(), settings.outbox, &health, stop.clone());
     let inbox = Inbox::new(pool.clone(), settings.inbox);
@@ -99,7 +98,7 @@ pub async fn run_server(
     result
 }
 
-/// Waits for the outbox's tasks; one that panics is a fault that must end the server: it would take messages and not send them.
+/// Waits for the outbox's tasks. If one panics, the server must end: it would accept messages and not send them.
 async fn join(mut tasks: JoinSet<()>) -> Result<(), ServerError> {
     while let Some(ended) = tasks.join_next().await {
         ended.map_err(ServerError::Part)?;

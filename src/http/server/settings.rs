@@ -1,4 +1,4 @@
-//! The configuration → what each part of the server is told.
+//! The configuration → the settings of each part of the server.
 
 use crate::config::Config;
 use crate::http::state::{HttpSettings, PassthroughAccount};
@@ -10,7 +10,7 @@ use crate::provider::{self, PhoneNumberId};
 /// Names the one pipeline of today: messages over WhatsApp.
 const PIPELINE: &str = "whatsapp";
 
-/// What the parts are told.
+/// The settings of the server's parts.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) outbox: OutboxSettings,
@@ -31,7 +31,7 @@ impl Settings {
         let mut sending = Vec::new();
         let mut passing = Vec::new();
         for configured in &whatsapp.accounts {
-            // The configuration takes nothing but digits.
+            // Never fails: the configuration accepts only digits.
             let Some(number) = PhoneNumberId::parse(&configured.phone_number_id) else {
                 continue;
             };

@@ -1,4 +1,4 @@
-//! Whether the Site DB is there: asked every few seconds, told in the readiness, and logged when it changes.
+//! Checks every few seconds that the Site DB answers; reports it in the health, and logs each change.
 
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use crate::health::Component;
 use crate::shutdown;
 use crate::site_db::{self, Pool, SiteError};
 
-/// How often the Site DB is looked at: half of what a person needs to notice.
+/// How often to check the Site DB: half of the time that a person needs to notice an outage.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often while it is missing, so that the start does not wait for it longer than it must.
+/// How often to check while it does not answer, so that the server is ready soon after it does.
 const LOOK_EVERY_WHILE_MISSING: Duration = Duration::from_secs(1);
-/// A look that takes longer than that says that it is not there: a hanging connection is no answer.
+/// A check that takes longer counts as failed: the connection may hang.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Runs until the stop.
 pub(super) async fn site_db(pool: Pool, health: Component, stop: CancellationToken) {
     let mut last: Option<bool> = None;
