@@ -55,7 +55,7 @@ pub enum Kind {
     Histogram,
 }
 
-/// What Prometheus is told about a metric. Its unit is the end of its name.
+/// A metric's description for Prometheus. Its name ends with its unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metric {
     /// As in the queries of dashboards: part of the contract.

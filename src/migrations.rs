@@ -1,4 +1,4 @@
-//! The schemas that Twinlog brings along, and how they are applied to the databases.
+//! The schemas that are built into Twinlog, and how they are applied to the databases.
 //!
 //! | set | database | what |
 //! |---|---|---|
@@ -97,7 +97,7 @@ pub enum MigrationError {
         #[source]
         source: sqlx::Error,
     },
-    /// A look at the catalog or at the applied migrations failed.
+    /// A query of the catalog or of the applied migrations failed.
     #[error("read the applied migrations of the {side}")]
     Read {
         /// The database.
@@ -221,7 +221,7 @@ pub async fn apply(url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationErro
     })?;
     // Boxed: sqlx's migrator is a large future, and this is called rarely.
     let result = Box::pin(apply_on(&mut connection, url, set)).await;
-    // What was done is committed, whether the connection closes in good order or not.
+    // Ignore errors of the close: all work is committed already.
     let _ = connection.close().await;
     result
 }

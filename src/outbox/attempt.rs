@@ -35,7 +35,7 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
         attempt: u32::try_from(message.attempt).unwrap_or(1),
         throttles: u32::try_from(message.throttles).unwrap_or(0),
     };
-    let next = blame(outcome::next(answer, tries, shared.settings.retry), sender, &attempt);
+    let next = blame_message(outcome::next(answer, tries, shared.settings.retry), sender, &attempt);
     count(&next);
     let response = response.map_or_else(Response::default, |response| Response {
         status: Some(response.status),
@@ -58,7 +58,7 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
 
 /// Corrects `next` by what happened to the number's other messages: if only this message is refused with an account
 /// error, it fails instead of holding the number.
-fn blame(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
+fn blame_message(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
     let id = attempt.message.id;
     match next {
         Next::Hold(cause) if sender.message_blame.refused(id, cause.class, Instant::now()) => Next::Failed(cause),
@@ -114,12 +114,12 @@ async fn learn_recipient(shared: &Shared, message: &Claimed, accepted: &Accepted
     if known.wa_id == accepted.dialled && known.user_id.is_none() {
         return;
     }
-    if let Err(error) = learn(shared, message.lead_id, accepted).await {
+    if let Err(error) = store_recipient(shared, message.lead_id, accepted).await {
         tracing::warn!(lead_id = %message.lead_id, sqlstate = error.sqlstate(), "the lead's WhatsApp id was not stored: {error}");
     }
 }
 
-async fn learn(shared: &Shared, lead_id: Uuid, accepted: &Accepted) -> Result<(), SiteError> {
+async fn store_recipient(shared: &Shared, lead_id: Uuid, accepted: &Accepted) -> Result<(), SiteError> {
     let mut transaction = shared.pool.begin().await?;
     leads::learn_recipient(
         &mut transaction,

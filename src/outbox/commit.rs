@@ -65,13 +65,13 @@ pub(super) async fn until_stored(shared: &Shared, sender: &Sender, outcome: &Out
     let mut gap = Gap::new(shared, sender, outcome);
     let mut wamid = WamidIs::Ours;
     loop {
-        let commit = once(shared, sender, outcome, wamid);
+        let commit = commit_once(shared, sender, outcome, wamid);
         let committed = tokio::time::timeout(COMMIT_TIMEOUT, commit)
             .await
             .unwrap_or(Err(SiteError::timed_out()));
         let error = match committed {
             Ok(committed) => {
-                tell(sender, outcome, &committed);
+                report(sender, outcome, &committed);
                 gap.close_stored();
                 return;
             }
@@ -171,7 +171,12 @@ impl<'a> Gap<'a> {
 }
 
 /// Commits the outcome in one transaction, tried once.
-async fn once(shared: &Shared, sender: &Sender, outcome: &Outcome<'_>, wamid: WamidIs) -> Result<Committed, SiteError> {
+async fn commit_once(
+    shared: &Shared,
+    sender: &Sender,
+    outcome: &Outcome<'_>,
+    wamid: WamidIs,
+) -> Result<Committed, SiteError> {
     let mut transaction = shared.pool.begin().await?;
     let tx = &mut transaction;
     let committed = match outcome.next {
@@ -194,7 +199,7 @@ async fn once(shared: &Shared, sender: &Sender, outcome: &Outcome<'_>, wamid: Wa
             committed
         }
         Next::Hold(cause) => hold(tx, shared, sender, outcome, cause).await?,
-        Next::Unknown(why) => lose(tx, outcome, why).await?,
+        Next::Unknown(why) => mark_unknown(tx, outcome, why).await?,
     };
     transaction.commit().await?;
     Ok(committed)
@@ -274,7 +279,7 @@ async fn hold(
     })
 }
 
-async fn lose(tx: &mut Transaction<'_>, outcome: &Outcome<'_>, why: &str) -> Result<Committed, SiteError> {
+async fn mark_unknown(tx: &mut Transaction<'_>, outcome: &Outcome<'_>, why: &str) -> Result<Committed, SiteError> {
     let changed = messages::lost(tx, attempt(outcome), why, outcome.response).await?;
     Ok(Committed::reached(changed, MessageStatus::Unknown))
 }
@@ -304,7 +309,7 @@ fn problem(cause: &Cause) -> Problem {
 }
 
 /// Reports in the log and the metrics what was committed.
-fn tell(sender: &Sender, outcome: &Outcome<'_>, committed: &Committed) {
+fn report(sender: &Sender, outcome: &Outcome<'_>, committed: &Committed) {
     let phone_number_id = sender.phone_number_id();
     let message = outcome.message;
     let (message_id, conversation_id) = (message.id, message.conversation_id);

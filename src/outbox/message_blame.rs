@@ -15,9 +15,9 @@ use crate::provider::ErrorClass;
 
 /// A message is to blame after this many refusals, if another message was accepted before each of them (and after the
 /// refusal before it). More than one, because the account may also be restricted again in between.
-const PROOFS: u32 = 3;
+const REFUSALS_TO_BLAME: u32 = 3;
 /// Bound on the messages that are remembered. Each has held the number for a while, so there are few.
-const MAX: usize = 1000;
+const MAX_MESSAGES: usize = 1000;
 
 /// Which messages of a number may be to blame themselves.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl MessageBlame {
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let accepted = known.accepted;
-        if known.refused.len() >= MAX && !known.refused.contains_key(&id) {
+        if known.refused.len() >= MAX_MESSAGES && !known.refused.contains_key(&id) {
             known.refused.clear();
         }
         let (before, proofs) = known.refused.entry(id).or_insert((now, 0));
@@ -57,7 +57,7 @@ impl MessageBlame {
             *proofs += 1;
         }
         *before = now;
-        let to_blame = *proofs >= PROOFS;
+        let to_blame = *proofs >= REFUSALS_TO_BLAME;
         if to_blame {
             known.refused.remove(&id);
         }

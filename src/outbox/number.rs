@@ -19,7 +19,7 @@ use crate::site_db::accounts::{self, AccountStatus};
 use crate::site_db::messages::{self, Claimed};
 use crate::site_db::{SiteError, number_leases};
 
-/// How often a number looks for work that it was not told about: rows of other processes, and those whose wait is over.
+/// How often a number looks for work without a wake-up: rows that other processes stored, and rows whose wait is over.
 const POLL: Duration = Duration::from_millis(500);
 /// How long the lease of a number lasts without renewal. After a process died, nothing is sent for its number until the
 /// lease expires. If a live process renews too late, two may send for a moment: a burst beyond the rate, nothing worse.
@@ -28,7 +28,7 @@ const LEASE: Duration = Duration::from_secs(6);
 const RENEW: Duration = Duration::from_secs(2);
 /// Pause after giving the lease up because our token was refused. Other processes, which may have a newer token, look
 /// for free leases every [`POLL`].
-const STAND_BACK: Duration = Duration::from_secs(2);
+const PAUSE_AFTER_GIVE_UP: Duration = Duration::from_secs(2);
 /// Most messages that one statement claims. All are sent at once, so no lease expires before its message is sent.
 const CLAIM: u32 = 16;
 /// Bounds on a number's concurrent attempts. A call takes 0.2 to 1 s, so a number at 80 messages a second has up to 80
@@ -64,7 +64,7 @@ struct NumberTask {
 /// Sends for a number until the stop, then waits for the attempts under way.
 pub(super) async fn run(shared: Arc<Shared>, sender: Arc<Sender>) {
     let per_second = NonZeroU32::new(sender.messages_per_second).unwrap_or(NonZeroU32::MIN);
-    // Meta counts over a second: a burst on top of the steady rate must stay small beside it.
+    // Meta counts per second, so a burst on top of the steady rate must be small compared with the rate.
     let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
     let in_flight = usize::try_from(per_second.get())
         .unwrap_or(usize::MAX)
@@ -153,7 +153,7 @@ impl NumberTask {
             self.was_held = true;
             self.renewed = None;
             number_leases::give_up(&self.shared.pool, &phone_number_id, self.owner).await?;
-            shutdown::sleep(STAND_BACK, &self.shared.stop).await;
+            shutdown::sleep(PAUSE_AFTER_GIVE_UP, &self.shared.stop).await;
             return Ok(Round::Busy);
         }
         self.was_held = held;
@@ -166,7 +166,7 @@ impl NumberTask {
             if !gate.probe_due || !self.running.is_empty() {
                 return Ok(Round::Idle(POLL));
             }
-            self.allow(1).await;
+            self.take_allowances(1).await;
             let claimed = self.start(account_id, 1, Some(self.shared.settings.hold_probe)).await?;
             self.allowances -= claimed.min(self.allowances);
             return Ok(Round::Idle(POLL));
@@ -177,7 +177,7 @@ impl NumberTask {
             return Ok(Round::Idle(POLL));
         }
         let wanted = self.wanted.min(free).min(CLAIM);
-        self.allow(wanted).await;
+        self.take_allowances(wanted).await;
         let limit = self.allowances.min(wanted);
         let claimed = self.start(account_id, limit, None).await?;
         // One allowance is kept for the next message; more would be a burst that the limiter does not know of.
@@ -207,7 +207,7 @@ impl NumberTask {
     }
 
     /// Waits until at least one message may be sent, and takes up to `wanted` allowances if they are available now.
-    async fn allow(&mut self, wanted: u32) {
+    async fn take_allowances(&mut self, wanted: u32) {
         if self.allowances == 0 {
             self.limiter.until_ready().await;
             self.allowances = 1;

@@ -121,7 +121,7 @@ pub(super) fn next(answer: Answer, tries: Tries, policy: RetryPolicy) -> Next {
         },
         Answer::Refused(refusal) => after_refusal(refusal, tries, policy),
         Answer::NotSent(why) => {
-            let wait = sent_back(None, tries, policy);
+            let wait = uncounted_wait(None, tries, policy);
             Next::Pending {
                 wait,
                 consumed: false,
@@ -157,7 +157,7 @@ fn after_refusal(refusal: Refusal, tries: Tries, policy: RetryPolicy) -> Next {
 }
 
 /// How long a message waits whose attempt does not count towards the limit.
-fn sent_back(asked: Option<Duration>, tries: Tries, policy: RetryPolicy) -> Duration {
+fn uncounted_wait(asked: Option<Duration>, tries: Tries, policy: RetryPolicy) -> Duration {
     asked
         .unwrap_or_else(|| {
             let initial = policy.initial.max(Duration::from_millis(100));
@@ -180,7 +180,7 @@ fn throttled(
         ThrottleScope::App => Some(ThrottleReach::App),
     };
     let pair = Duration::from_secs(4_u64.pow(tries.throttles.min(MAX_PAIR_EXPONENT)));
-    let wait = sent_back(retry_after.or(reach.is_none().then_some(pair)), tries, policy);
+    let wait = uncounted_wait(retry_after.or(reach.is_none().then_some(pair)), tries, policy);
     Next::Pending {
         wait,
         consumed: false,

@@ -13,7 +13,7 @@ use crate::site_db::messages::{self, Message};
 use crate::site_db::{MessageStatus, SiteError};
 
 /// How often a waiter queries its message itself, in case `watch`, which queries for all waiters, fails.
-const LOOK_ALONE_EVERY: Duration = Duration::from_secs(2);
+const QUERY_EVERY: Duration = Duration::from_secs(2);
 
 /// What a waiting client gets.
 #[derive(Debug, Clone)]
@@ -48,7 +48,7 @@ impl Shared {
             // If another process sends it, or a status webhook settles it, nothing here is notified: query now and then.
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep(LOOK_ALONE_EVERY) => {}
+                () = tokio::time::sleep(QUERY_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
                 () = self.stop.cancelled(), if !stopping => {}
             }
@@ -101,7 +101,7 @@ impl Shared {
             }
             tokio::select! {
                 () = told => {}
-                () = tokio::time::sleep(LOOK_ALONE_EVERY) => {}
+                () = tokio::time::sleep(QUERY_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }

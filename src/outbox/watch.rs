@@ -12,7 +12,7 @@ use crate::site_db::{MessageStatus, messages};
 
 /// How often one statement queries the status of all messages that clients wait for: another process may have sent one,
 /// or a status webhook settled it. A quarter of a second is little compared with the round trip to Meta.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const QUERY_EVERY: Duration = Duration::from_millis(250);
 
 /// Queries for all waiters of this process at once, and wakes those whose message has a new status. Runs until the stop;
 /// after it, each waiter still queries for itself (see `wait`).
@@ -33,7 +33,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 seen.insert(id, status);
             }
         }
-        if !shutdown::sleep(LOOK_EVERY, &shared.stop).await {
+        if !shutdown::sleep(QUERY_EVERY, &shared.stop).await {
             return;
         }
     }

@@ -97,7 +97,7 @@ pub struct Message {
     pub context: Option<Wamid>,
     /// When it was written, by WhatsApp's clock, to the second.
     pub at: Option<OffsetDateTime>,
-    /// The advertisement that brought the user.
+    /// The advertisement that the user came from.
     pub referral: Option<Value>,
     /// The user's new number, if this is the notice of a change.
     pub new_number: Option<WaId>,

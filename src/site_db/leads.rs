@@ -185,7 +185,7 @@ pub async fn learn_from_report(
     }
 }
 
-/// Stores the advertisement that brought the lead; a later one is ignored.
+/// Stores the advertisement that the lead came from; a later one is ignored.
 ///
 /// # Errors
 /// See [`SiteError`].

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-/// A message that was accepted, so that a person would have got it.
+/// A message that was accepted: with Meta, a person would have received it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Accepted {
-    /// The id that the answer gave it.
+    /// The message's id in the answer.
     pub wamid: String,
     /// The business number that sent it.
     pub phone_number_id: String,
@@ -54,7 +54,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Values of `biz_opaque_callback_data` under which more than one message was accepted: a person got it twice.
+    /// Values of `biz_opaque_callback_data` with which more than one message was accepted: a person received it twice.
     #[must_use]
     pub fn duplicates(&self) -> Vec<&str> {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

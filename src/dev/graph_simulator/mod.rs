@@ -1,9 +1,9 @@
 //! A simulator of WhatsApp's Cloud API on a local socket: it accepts sends, reports statuses, lets users write, and fails on
 //! demand.
 //!
-//! For `twinlog demo`, `twinlog simulate` and the tests. It plays Meta's side only. It shares the error type and the
-//! signature with [`crate::provider`], but judges bodies with its own code, so that a fault in ours shows. Its [`Ledger`]
-//! is what the tests compare with: a message in it was accepted and so sent, whatever its sender came to know of it.
+//! For `twinlog demo`, `twinlog simulate` and the tests. It simulates Meta's side only. It shares the error type and the
+//! signature with [`crate::provider`], but checks bodies with its own code, so that a bug in ours is found. The tests
+//! compare the Site DB with its [`Ledger`]: a message in it was accepted and so sent, even if the sender got no answer.
 //!
 //! ```text
 //! client ─ POST /v25.0/{number}/messages ─→ graph ─→ ledger ─→ webhooks/statuses ─┐

@@ -1,4 +1,4 @@
-//! Connections that end with a RST: what a client sees when its peer, or a box between, dies after it took the request.
+//! Connections that end with a RST: what a client sees if its peer, or a proxy on the way, dies after it got the request.
 
 use std::io;
 use std::net::SocketAddr;

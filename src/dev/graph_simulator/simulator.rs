@@ -226,7 +226,7 @@ impl Simulator {
     pub async fn shutdown(self) {
         self.world.stop.cancel();
         self.world.tasks.close();
-        // A client that keeps its connection open must not keep us.
+        // A client that keeps its connection open must not delay the stop.
         let _ = tokio::time::timeout(GRACE, self.world.tasks.wait()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What the simulator knows: its numbers and their faults, what it accepted, where the callback is, what is on its way there.
+//! The simulator's state: its numbers and their faults, the accepted messages, the callback, the updates on their way to it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -116,7 +116,7 @@ impl World {
             .map_or_else(Plan::default, |number| fault::take(&mut number.faults, recipient))
     }
 
-    /// Takes a send off the rate limits, if they are on.
+    /// Counts a send towards the rate limits, if they are on.
     ///
     /// # Errors
     /// Meta's code of the limit that is reached.
@@ -169,6 +169,6 @@ impl World {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every critical section here leaves its value whole, whatever panics elsewhere.
+    // A poisoned lock can be used: no critical section here leaves its value half-changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! One throwaway server: started on a free port, stopped and started again as its user likes, removed at the end.
+//! One throwaway server: starts on a free port, can be stopped and started again, and is removed at the end.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

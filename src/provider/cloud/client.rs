@@ -85,7 +85,7 @@ pub struct PassedAnswer {
     pub body: Bytes,
 }
 
-/// A call that is passed on brought no answer.
+/// The Graph API gave no answer to a call that was passed on.
 #[derive(Debug, thiserror::Error)]
 #[error("the Graph API did not answer ({0})")]
 pub struct NoAnswer(pub &'static str);

@@ -21,7 +21,7 @@ pub(super) fn unauthorised(world: &World, node: &str, headers: &HeaderMap, query
     let expired = match known {
         None => {
             let message = match &bearer {
-                // Meta quotes what can be no token at all.
+                // Meta quotes the text if it cannot be a token at all.
                 Some(token) if token.contains('|') => format!("Malformed access token {token}"),
                 Some(_) => "Invalid OAuth access token - Cannot parse access token".to_owned(),
                 None => "An access token is required to request this resource.".to_owned(),

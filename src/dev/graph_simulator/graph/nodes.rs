@@ -104,7 +104,7 @@ fn message_history(world: &World, node: &str, query: &str) -> Value {
     json!({ "data": messages })
 }
 
-/// The account's templates, in pages; a link to the next one, with the token in it as Meta's has, where there is one.
+/// A page of the account's templates. If there is a next page, its link contains the token, as Meta's does.
 fn templates(node: &str, query: &str, token: &str) -> Value {
     const NAMES: [&str; 3] = ["hello_world", "order", "reminder"];
     let number = |name| parameter(query, name).and_then(|value| value.parse::<usize>().ok());

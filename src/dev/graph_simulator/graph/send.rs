@@ -1,4 +1,4 @@
-//! Sends: judged as Meta judges them, or as the faults that are switched on say.
+//! Sends: checked as Meta checks them, or failed as the active faults demand.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) async fn send(
     };
     let plan = world.plan(number, recipient);
     let response = judge(world, connection, number, (body, request), &plan).await;
-    // Only the answer is late: an accepted message is on its way meanwhile.
+    // Only the answer is late: an accepted message's statuses are not delayed.
     crate::shutdown::sleep(plan.delay, &world.stop).await;
     response
 }

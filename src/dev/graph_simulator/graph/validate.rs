@@ -33,7 +33,7 @@ const MAX_TEXT: usize = 4096;
 /// Meta's limit for the opaque data, in characters.
 const MAX_OPAQUE: usize = 512;
 
-/// Judges a body as Meta does.
+/// Checks a body as Meta does.
 pub(super) fn validate(body: &[u8]) -> Result<Send, GraphError> {
     let body: Value = serde_json::from_slice(body).map_err(|_| parameter("(#100) Invalid parameter"))?;
     if !body.is_object() {
@@ -118,7 +118,7 @@ fn check_content(kind: &str, content: &Value) -> Result<(), GraphError> {
     Ok(())
 }
 
-/// A string, or a number where one was meant: Meta takes both.
+/// A string, or a number instead of one: Meta accepts both.
 fn text(object: &Value, key: &str) -> Option<String> {
     match object.get(key)? {
         Value::String(text) => Some(text.clone()),

@@ -70,7 +70,7 @@ async fn deliver(world: &World, batch: Vec<Queued>, slot: OwnedSemaphorePermit) 
             Some(_) => post(world, &body, &world.settings.app_secret).await == Some(200),
         };
         for attempted in waiting.drain(..).flatten() {
-            // The one that asked may have been cancelled.
+            // Ignore errors: the task that waits for the result may have been cancelled.
             let _ = attempted.send(());
         }
         drop(slot.take());

@@ -73,7 +73,7 @@ impl Inbound {
         Value::Object(object)
     }
 
-    /// The members of the change's value, beside the metadata.
+    /// The members of the change's value, without the metadata.
     pub(crate) fn value(&self, wamid: &str) -> Value {
         let mut value = json!({"messages": [self.object(wamid)]});
         if self.with_contacts {
