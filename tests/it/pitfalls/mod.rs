@@ -41,7 +41,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         3,
         "a recreated slot is trusted",
         Tests(&[
-            "replication::slot::tests::everything_that_could_hide_a_hole_is_a_gap",
+            "replication::slot::tests::everything_that_could_hide_missing_rows_is_a_gap",
             "sync::gap::a_dropped_slot_is_a_gap_until_everything_was_read_again",
             "sync::gap::a_slot_that_is_recreated_under_the_running_daemon_is_a_gap",
             "sync::gap::a_slot_that_was_advanced_by_hand_is_a_gap_that_a_restart_does_not_heal",
@@ -52,7 +52,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         "the greater of two positions after a restore or failover",
         Tests(&[
             "pitfalls::slot::a_site_db_that_was_restored_from_a_backup_is_a_gap",
-            "replication::slot::tests::everything_that_could_hide_a_hole_is_a_gap",
+            "replication::slot::tests::everything_that_could_hide_missing_rows_is_a_gap",
             "replication::slot::tests::a_failover_that_lost_nothing_goes_on",
         ]),
     ),
