@@ -30,7 +30,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         .get(REQUEST_ID)
         .and_then(|value| value.to_str().ok())
         .filter(|id| {
-            id.len() <= 64
+            (1..=64).contains(&id.len())
                 && id
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
@@ -89,4 +89,62 @@ fn constant_text(panic: &(dyn Any + Send)) -> &'static str {
         .downcast_ref::<&'static str>()
         .copied()
         .unwrap_or("(no constant text)")
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::routing::get;
+    use serde_json::Value;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    fn fault() -> StatusCode {
+        panic!("a fault")
+    }
+
+    async fn asked(path: &str, id: &str) -> (u16, String, Value) {
+        let router = Router::new()
+            .route("/here", get(|| async { "\"here\"" }))
+            .route("/v1/panics", get(|| async { fault() }))
+            .route("/v26.0/panics", get(|| async { fault() }))
+            .route("/hangs", get(std::future::pending::<()>))
+            .layer(axum::middleware::from_fn(around));
+        let request = Request::get(path).header(REQUEST_ID, id).body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let id = response.headers()[REQUEST_ID].to_str().unwrap().to_owned();
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        (status, id, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_usable_request_id_is_given_back_and_any_other_replaced() {
+        assert_eq!(asked("/here", "a-B_1.2").await.1, "a-B_1.2");
+        for unusable in ["", "a b", "a/b", &"x".repeat(65)] {
+            let given = asked("/here", unusable).await.1;
+            assert!(Uuid::try_parse(&given).is_ok(), "{given}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_in_the_clients_shape() {
+        let (status, id, body) = asked("/v1/panics", "one").await;
+        assert_eq!(
+            (status, id.as_str(), &body["error"]["code"]),
+            (500, "one", &Value::from("internal"))
+        );
+        let (status, _, body) = asked("/v26.0/panics", "two").await;
+        assert_eq!((status, &body["error"]["code"]), (500, &Value::from(131_000)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_ends_in_time() {
+        let started = tokio::time::Instant::now();
+        let (status, _, body) = asked("/hangs", "x").await;
+        assert_eq!((status, &body["error"]["code"]), (504, &Value::from("timeout")));
+        assert_eq!(started.elapsed().as_secs(), REQUEST_TIMEOUT.as_secs());
+    }
 }

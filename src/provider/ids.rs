@@ -50,6 +50,12 @@ impl PhoneNumberId {
         (!id.is_empty() && id.len() <= 64 && id.bytes().all(plain)).then(|| Self(id.to_owned()))
     }
 
+    /// An id that a row holds, as it stands there: another program may have written it in a form that [`Self::parse`] does
+    /// not take.
+    pub(crate) fn stored(id: &str) -> Self {
+        Self(id.to_owned())
+    }
+
     /// The id as Meta writes it.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -69,6 +75,12 @@ impl Wamid {
     #[must_use]
     pub fn parse(id: &str) -> Option<Self> {
         (!id.is_empty() && id.len() <= MAX_ID && !id.contains(char::is_control)).then(|| Self(id.to_owned()))
+    }
+
+    /// An id that a row holds, as it stands there: another program may have written it in a form that [`Self::parse`] does
+    /// not take.
+    pub(crate) fn stored(id: &str) -> Self {
+        Self(id.to_owned())
     }
 
     /// The id as Meta writes it.

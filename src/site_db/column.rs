@@ -2,7 +2,8 @@
 //! mixed up.
 //!
 //! Reading a text that the type does not know is an error, [`SiteError::Shape`](super::SiteError::Shape). So only columns
-//! that a `CHECK` guards, or that only the server writes, are read as such a type.
+//! that a `CHECK` guards, or that only the server writes, are read as such a type. Ids of messages and numbers are
+//! taken as they stand: other programs write rows too, and one odd id must not keep an outcome from being stored.
 
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
@@ -62,8 +63,8 @@ text_columns! {
     AccountStatus <- |text| text.parse().ok(),
     EventState <- |text| text.parse().ok(),
     NotificationKind <- |text| text.parse().ok(),
-    PhoneNumberId <- Self::parse,
-    Wamid <- Self::parse,
+    PhoneNumberId <- |text| Some(Self::stored(text)),
+    Wamid <- |text| Some(Self::stored(text)),
     WaId <- Self::parse,
     UserId <- Self::parse,
 }

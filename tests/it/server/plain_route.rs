@@ -39,6 +39,19 @@ async fn a_message_is_taken_shown_and_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_odd_id_of_another_program_hinders_neither_the_outcome_nor_the_answer() {
+    let (world, server) = World::served().await;
+    let odd = "CREATE FUNCTION odd() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.wamid = ''; RETURN NEW; END $$; \
+               CREATE TRIGGER odd BEFORE INSERT ON whatsapp_messages FOR EACH ROW EXECUTE FUNCTION odd()";
+    world.db.on_site(odd).await;
+    let taken = server.plain(&json!({"to": USER, "text": "hi"})).await;
+    world.reaches(&taken.id(), &["accepted"]).await;
+    let shown = server.get(&format!("/v1/messages/{}", taken.id())).await;
+    assert_eq!((shown.status, &shown.body["wamid"]), (200, &json!("")));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_sees_what_it_had_sent_and_nothing_else() {
     let mut world = World::new().await;
     world.config.tokens.insert(
