@@ -47,7 +47,7 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
-    /// One permit for each send request that waits, [`MAX_WAITING_SENDS`](super::limits::MAX_WAITING_SENDS) in all.
+    /// One permit for each send request that waits, [`MAX_WAITING_SENDS`] in all.
     pub(super) waiting_sends: Semaphore,
 }
 
