@@ -198,10 +198,9 @@ pub struct Change {
 /// Empties tables, ordered with the changes around it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truncate {
-    /// The tables of the one statement.
+    /// The tables of the one statement. After CASCADE the stream names every table that it reached, so the applier
+    /// itself never cascades.
     pub relations: Vec<Arc<Relation>>,
-    /// The source said CASCADE: the stream then names every table reached, so the sink never cascades itself.
-    pub cascade: bool,
     /// The source said RESTART IDENTITY.
     pub restart_identity: bool,
 }

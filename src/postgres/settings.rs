@@ -1,7 +1,7 @@
 //! The one list of settings that every session of the daemon pins, whatever the role, the database or the server says.
 //!
 //! A value travels from the Site DB to the Agent DB as text (pitfall P28): printed by the replication connection or by a
-//! copy's session, parsed by the sink's. All of them must print and parse alike, so all of them take [`PINNED`]. What only
+//! copy's session, parsed by the Agent DB's. All of them must print and parse alike, so all of them take [`PINNED`]. What only
 //! one kind of session needs stands in a list of its own.
 
 /// A setting's name and value.

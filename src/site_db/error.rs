@@ -33,7 +33,7 @@ pub enum SiteError {
     #[error("another program deletes rows of {0} as fast as they are written")]
     Vanished(&'static str),
     /// The task that asked ended, because the process is stopping.
-    #[error("the process is going down")]
+    #[error("the process is stopping")]
     Stopped,
 }
 
@@ -126,9 +126,9 @@ impl SiteError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Unreachable(_) | Self::Stopped => Some("check that Postgres runs, and [site] url"),
+            Self::Unreachable(_) => Some("check that Postgres runs, and [site] url"),
             Self::Shape(_) => Some("run: twinlog migrate site"),
-            Self::Value(_) | Self::Anonymous | Self::Vanished(_) => None,
+            Self::Value(_) | Self::Anonymous | Self::Vanished(_) | Self::Stopped => None,
             Self::Refused { sqlstate, .. } => match sqlstate.as_str() {
                 "42P01" | "42703" | "3F000" => Some("run: twinlog migrate site"),
                 "42501" => Some(

@@ -1,6 +1,6 @@
 //! The daemon's second connection: its bookkeeping rows, and the commands that people write for it.
 //!
-//! Separate from the sink's, so that a report or a command never waits for a long transaction, and so that what it
+//! Separate from the applier's, so that a report or a command never waits for a long transaction, and so that what it
 //! reads is committed. It writes no synchronised row.
 
 use std::sync::Arc;

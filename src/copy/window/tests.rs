@@ -33,8 +33,8 @@ fn key(id: u8) -> Key {
 /// A table as a database holds it.
 type Table = BTreeMap<Key, Row>;
 
-/// Applies a change as the sink does in a first copy: a partial image without a base is left to the chunk that will
-/// bring the row. Returns false where the sink would park.
+/// Applies a change as the Agent DB's applier does in a first copy: a partial image without a base is left to the chunk that will
+/// bring the row. Returns false where the applier would park.
 fn apply(table: &mut Table, change: Change) -> bool {
     match change.operation {
         Operation::Insert(row) => {

@@ -309,7 +309,6 @@ pub(super) fn chunk(change: Change) -> Change {
 pub(super) fn truncate(relations: &[&Arc<Relation>]) -> Item {
     Item::Truncate(Truncate {
         relations: relations.iter().map(|&relation| Arc::clone(relation)).collect(),
-        cascade: false,
         restart_identity: false,
     })
 }

@@ -271,11 +271,10 @@ impl Assembler {
                 }
             }
         }
-        let (cascade, restart_identity) = (truncate.cascade, truncate.restart_identity);
+        let restart_identity = truncate.restart_identity;
         Ok(Event::Truncate(
             Truncate {
                 relations,
-                cascade,
                 restart_identity,
             },
             others,
