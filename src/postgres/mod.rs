@@ -11,6 +11,7 @@
 //! | [`sqlstate`] | the one table of what a SQLSTATE means for the work that met it |
 //! | [`quote`] | names in statements |
 //! | [`keys`] | how Postgres compares keys |
+//! | `lsn` | positions as `pg_lsn` |
 //!
 //! Leaves alone: what is asked of the Site DB (`source`, `site_db`) and of the Agent DB (`agent_db`), and the replication
 //! connection (`wire`), which uses the same meaning of TLS and the same settings.
@@ -18,6 +19,7 @@
 pub mod connect;
 pub mod error;
 pub mod keys;
+mod lsn;
 pub mod plain;
 pub mod quote;
 pub mod settings;

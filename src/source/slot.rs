@@ -33,7 +33,7 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
     let row = client
         .query_opt(
             &format!(
-                "SELECT plugin::text, database::text, confirmed_flush_lsn::text AS confirmed_flush, wal_status, \
+                "SELECT plugin::text, database::text, confirmed_flush_lsn AS confirmed_flush, wal_status, \
                  {invalidation} AS invalidation \
                  FROM pg_catalog.pg_replication_slots WHERE slot_name = $1"
             ),
@@ -46,9 +46,7 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
             .get::<_, Option<String>>("plugin")
             .unwrap_or_else(|| "physical".to_owned()),
         database: row.get::<_, Option<String>>("database").unwrap_or_default(),
-        confirmed_flush: row
-            .get::<_, Option<String>>("confirmed_flush")
-            .and_then(|position| position.parse::<Lsn>().ok()),
+        confirmed_flush: row.get("confirmed_flush"),
         wal_status: row.get("wal_status"),
         invalidation: row.get("invalidation"),
     }))

@@ -55,13 +55,13 @@ pub struct Gap {
 }
 
 /// The columns of [`StoredCheckpoint`].
-const COLUMNS: &str = "slot, publication, system_identifier, timeline, database, end_lsn::text, source_commit_at, \
+const COLUMNS: &str = "slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at, \
                        gap_reason, gap_since, updated_at";
 
 /// An idle stream's position has no commit of its own: that of the last transaction stays.
 const SAVE: &str = "
 INSERT INTO twinlog.checkpoint AS c (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at)
-VALUES ($1, $2, $3, $4, $5, $6::text::pg_lsn, $7)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (slot) DO UPDATE SET publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
     timeline = EXCLUDED.timeline, database = EXCLUDED.database, end_lsn = EXCLUDED.end_lsn,
     source_commit_at = CASE WHEN c.system_identifier = EXCLUDED.system_identifier
@@ -86,7 +86,7 @@ pub(in crate::agent_db) async fn save(
                 &identity.system_identifier,
                 &timeline,
                 &identity.database,
-                &checkpoint.end_lsn.to_string(),
+                &checkpoint.end_lsn,
                 &checkpoint.source_commit_at,
             ],
         )
@@ -106,7 +106,7 @@ impl StoredCheckpoint {
                     database: row.get("database"),
                     slot: row.get("slot"),
                 },
-                end_lsn: row.get::<_, &str>("end_lsn").parse().map_err(|_| unreadable())?,
+                end_lsn: row.get("end_lsn"),
                 source_commit_at: row.get("source_commit_at"),
             },
             gap: row.get::<_, Option<String>>("gap_reason").map(|reason| Gap {

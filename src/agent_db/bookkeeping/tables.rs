@@ -149,12 +149,12 @@ impl TableRecord {
 
 /// The columns of [`TableRecord`].
 const COLUMNS: &str = "schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated, condition, \
-                       command_id, detail, started_at, finished_at, copied_at_lsn::text";
+                       command_id, detail, started_at, finished_at, copied_at_lsn";
 
 const SAVE: &str = "
 INSERT INTO twinlog.tables (slot, schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated,
     condition, command_id, detail, started_at, finished_at, copied_at_lsn)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14::text::pg_lsn)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     state = EXCLUDED.state, phase = EXCLUDED.phase, last_key = EXCLUDED.last_key,
     rows_copied = EXCLUDED.rows_copied, rows_estimated = EXCLUDED.rows_estimated, condition = EXCLUDED.condition,
@@ -179,7 +179,7 @@ async fn save(client: &Client, slot: &str, record: &TableRecord) -> Result<(), A
                 &record.detail,
                 &record.started_at,
                 &record.finished_at,
-                &record.copied_at_lsn.map(|lsn| lsn.to_string()),
+                &record.copied_at_lsn,
             ],
         )
         .await
@@ -230,10 +230,7 @@ impl TableRecord {
             detail: row.get("detail"),
             started_at: row.get("started_at"),
             finished_at: row.get("finished_at"),
-            copied_at_lsn: row
-                .get::<_, Option<&str>>("copied_at_lsn")
-                .map(|text| text.parse::<Lsn>().map_err(|_| unreadable()))
-                .transpose()?,
+            copied_at_lsn: row.get("copied_at_lsn"),
         })
     }
 }

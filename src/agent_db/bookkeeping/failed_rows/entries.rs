@@ -62,7 +62,7 @@ const PARK: &str = "
 INSERT INTO twinlog.failed_rows AS f (slot, schema_name, table_name, key, operation, image, reason, constraint_name,
     message, changes, first_lsn, last_lsn, next_attempt_at)
 SELECT $1, x.s, x.t, x.k, x.operation, x.image::jsonb, x.reason, x.constraint_name, x.message, x.changes,
-    $11::text::pg_lsn, $11::text::pg_lsn,
+    $11::pg_lsn, $11::pg_lsn,
     clock_timestamp() + CASE WHEN x.reason IN ('TW001', 'TW002') THEN interval '0' ELSE make_interval(secs => $12::float8) END
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
     $10::bigint[]) AS x(s, t, k, operation, image, reason, constraint_name, message, changes)
@@ -170,7 +170,7 @@ impl Parked {
         if self.len() == 0 {
             return Ok(());
         }
-        let lsn = lsn.is_valid().then(|| lsn.to_string());
+        let lsn = lsn.is_valid().then_some(lsn);
         client
             .execute(
                 PARK,
