@@ -180,7 +180,7 @@ async fn a_startup_packet_pins_what_values_are_printed_under() {
     let text = String::from_utf8_lossy(&startup[4..]).into_owned();
     for pair in [
         "replication\0database\0",
-        "DateStyle\0ISO\0",
+        "DateStyle\0ISO, YMD\0",
         "extra_float_digits\x003\0",
         "TimeZone\0UTC\0",
     ] {
