@@ -44,7 +44,7 @@ pub struct RequestedKeys {
 
 /// What was read between the fences.
 #[derive(Debug)]
-pub struct ChunkRead {
+pub struct Chunk {
     /// The table, with the columns as they were read.
     pub relation: Arc<Relation>,
     /// The snapshot of the read: tells which transactions it saw.
@@ -59,7 +59,7 @@ pub struct ChunkRead {
 #[derive(Debug)]
 pub struct Delivery {
     /// The rows and how they were read.
-    pub read: ChunkRead,
+    pub read: Chunk,
     /// The progress of the table's copy once the chunk is merged. `None` for parked keys, which belong to no copy.
     pub step: Option<CopyStep>,
 }
@@ -71,6 +71,8 @@ pub enum InvalidChunk {
     UnseenBeforeFence,
     /// The stream changed more of the table between the fences than is kept in memory.
     WindowOverflow,
+    /// The table was truncated between the fences.
+    Truncated,
     /// The table's columns changed between the fences.
     RelationChanged,
     /// A row was inserted or changed that may be a requested one with another spelling of its key.
@@ -86,6 +88,7 @@ impl InvalidChunk {
         match self {
             Self::UnseenBeforeFence => "a commit was in the log but not yet visible",
             Self::WindowOverflow => "the table changed too much while it was read",
+            Self::Truncated => "the table was truncated while it was read",
             Self::RelationChanged => "the table's columns changed while it was read",
             Self::OtherSpelling => "a row changed whose key may be a requested one in another spelling",
             Self::Unknown => "the fence is of an earlier run",

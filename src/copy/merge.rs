@@ -4,15 +4,15 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::chunk::{ChunkRead, InvalidChunk, Purpose, RequestedKeys};
+use super::chunk::{Chunk, InvalidChunk, Purpose, RequestedKeys};
 use crate::change::{Change, Key, Operation, Origin, Relation, Row, Xid, overlay};
 
 /// Merges a chunk with the stream's changes between its fences. The result takes effect at the high fence.
 ///
 /// # Errors
 /// The chunk has to be read again.
-pub(super) fn merge(read: ChunkRead, window: &[(Xid, Change)]) -> Result<Vec<Change>, InvalidChunk> {
-    let ChunkRead {
+pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Vec<Change>, InvalidChunk> {
+    let Chunk {
         relation,
         snapshot,
         rows,

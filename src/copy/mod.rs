@@ -23,7 +23,7 @@ mod registry;
 mod step;
 mod window;
 
-pub use chunk::{ChunkOutcome, ChunkRead, Delivery, InvalidChunk, Purpose, RequestedKeys};
+pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Purpose, RequestedKeys};
 pub use error::CopyError;
 pub use reader::ChunkReader;
 pub use registry::ChunkRegistry;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::chunk::{ChunkRead, Delivery, InvalidChunk, Purpose, RequestedKeys};
+use super::chunk::{Chunk, Delivery, InvalidChunk, Purpose, RequestedKeys};
 use super::error::CopyError;
 use super::registry::ChunkRegistry;
 use super::step::{CopyPlace, CopyStep};
@@ -24,7 +24,7 @@ use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::postgres::Client;
 use crate::retry::backoff;
-use crate::source::{Chunk, Columns, Fence, Source, SourceTable};
+use crate::source::{ChunkRows, Columns, Fence, Source, SourceTable};
 
 /// First and longest wait before an invalid chunk is read again. Some causes pass in milliseconds (a commit that is not
 /// visible yet), others last for any time (one large transaction).
@@ -228,7 +228,7 @@ impl ChunkReader<'_> {
         }
     }
 
-    fn step_of_rows(&self, chunk: &Chunk, after_rows: AfterRows) -> CopyStep {
+    fn step_of_rows(&self, chunk: &ChunkRows, after_rows: AfterRows) -> CopyStep {
         let rows = chunk.rows.len() as u64;
         match (chunk.finished, after_rows) {
             (false, _) => CopyStep::Chunk {
@@ -240,7 +240,7 @@ impl ChunkReader<'_> {
         }
     }
 
-    async fn read_keys(&self, keys: &[Key]) -> Result<(Chunk, RequestedKeys), CopyError> {
+    async fn read_keys(&self, keys: &[Key]) -> Result<(ChunkRows, RequestedKeys), CopyError> {
         let mut chunk = self
             .source
             .read_keys(self.table, self.relation, keys, Columns::All)
@@ -253,8 +253,8 @@ impl ChunkReader<'_> {
         Ok((chunk, requested))
     }
 
-    fn delivery(&self, chunk: Chunk, purpose: Purpose, step: Option<CopyStep>) -> Delivery {
-        let read = ChunkRead {
+    fn delivery(&self, chunk: ChunkRows, purpose: Purpose, step: Option<CopyStep>) -> Delivery {
+        let read = Chunk {
             relation: Arc::clone(self.relation),
             snapshot: chunk.snapshot,
             rows: chunk.rows,

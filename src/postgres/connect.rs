@@ -13,7 +13,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{SessionError, Side};
-use super::{settings, tls};
+use super::{session_settings, tls};
 use crate::config::{DatabaseUrl, Host, SslMode};
 
 /// How long one connection attempt may take, login and settings included: longer than three lost SYNs (1 + 2 + 4 s).
@@ -46,7 +46,7 @@ pub async fn open(
     let attempt = Box::pin(async {
         let (client, connection) = establish(side, url, application_name, notified).await?;
         client
-            .simple_query(&settings::statements())
+            .simple_query(&session_settings::statements())
             .await
             .map_err(|source| SessionError::new(side, "pin the session's settings", source))?;
         Ok((client, connection))

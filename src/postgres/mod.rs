@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`connect()`] | opens a session with pinned settings |
 //! | [`plain`] | opens a session on a throwaway cluster, with nothing pinned |
-//! | [`settings`] | the one list of settings that every session pins |
+//! | [`session_settings`] | the one list of settings that every session pins |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
 //! | [`sqlx_options()`] | the same for sqlx |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
@@ -22,7 +22,7 @@ pub mod keys;
 mod lsn;
 pub mod plain;
 pub mod quote;
-pub mod settings;
+pub mod session_settings;
 pub mod sqlstate;
 pub mod sqlx_options;
 pub mod tls;

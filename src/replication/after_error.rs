@@ -25,8 +25,8 @@ const LOG_AGAIN: Duration = Duration::from_secs(60);
 #[must_use]
 pub(super) fn setback(error: &SyncError) -> Setback {
     match error {
-        SyncError::Agent(AgentError::Busy { .. }) => Setback::Standby,
-        SyncError::Gap(_) => Setback::Gap,
+        SyncError::Agent(AgentError::Busy { .. }) => Setback::SlotTaken,
+        SyncError::Gap(_) => Setback::RowsMissing,
         other => other.disposition().into(),
     }
 }
@@ -35,9 +35,9 @@ pub(super) fn setback(error: &SyncError) -> Setback {
 #[must_use]
 pub(super) fn wait(setback: Setback, attempt: u32, reconnect: (Duration, Duration)) -> Duration {
     match setback {
-        Setback::Standby => STANDBY_RETRY,
-        Setback::Gap | Setback::Held => HELD_RETRY,
-        Setback::Interrupted => backoff(attempt, reconnect.0, reconnect.1),
+        Setback::SlotTaken => STANDBY_RETRY,
+        Setback::RowsMissing | Setback::NeedsRepair => HELD_RETRY,
+        Setback::Temporary => backoff(attempt, reconnect.0, reconnect.1),
     }
 }
 
@@ -69,7 +69,7 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
-    use super::super::slot::GapReason;
+    use super::super::continuity::GapReason;
     use super::*;
 
     #[test]
@@ -79,24 +79,24 @@ mod tests {
             holder: None,
         };
         for (error, expected) in [
-            (SyncError::Agent(busy), Setback::Standby),
-            (SyncError::Gap(GapReason::SlotMissing), Setback::Gap),
-            (SyncError::StreamEnded, Setback::Interrupted),
+            (SyncError::Agent(busy), Setback::SlotTaken),
+            (SyncError::Gap(GapReason::SlotMissing), Setback::RowsMissing),
+            (SyncError::StreamEnded, Setback::Temporary),
             (
                 SyncError::WrongPlugin {
                     slot: "s".to_owned(),
                     plugin: "wal2json".to_owned(),
                 },
-                Setback::Held,
+                Setback::NeedsRepair,
             ),
         ] {
             assert_eq!(setback(&error), expected, "{error}");
         }
         let reconnect = (Duration::from_millis(100), Duration::from_secs(10));
-        assert!(wait(Setback::Interrupted, 1, reconnect) <= reconnect.0);
-        assert!(wait(Setback::Interrupted, 30, reconnect) >= reconnect.1 / 2);
+        assert!(wait(Setback::Temporary, 1, reconnect) <= reconnect.0);
+        assert!(wait(Setback::Temporary, 30, reconnect) >= reconnect.1 / 2);
         assert_eq!(
-            wait(Setback::Held, 30, reconnect),
+            wait(Setback::NeedsRepair, 30, reconnect),
             HELD_RETRY,
             "no backoff: a repair takes effect at once"
         );

@@ -37,7 +37,7 @@ impl CatalogWatch {
     /// # Errors
     /// A table has changed ([`SyncError::TableChanged`]), or a query to the Site DB failed.
     pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), SyncError> {
-        let source = Source::connect(&self.settings.site).await?;
+        let source = Source::connect(&self.settings.site, "twinlog catalog").await?;
         while shutdown::sleep(INTERVAL, stop).await {
             let changed = publication::changed(
                 source.client(),

@@ -183,7 +183,7 @@ impl Copies {
     }
 
     async fn copy(&self, table: &SourceTable, record: &TableRecord, stop: &CancellationToken) -> Result<(), SyncError> {
-        let source = Source::connect(&self.settings.site).await?;
+        let source = Source::connect(&self.settings.site, "twinlog copy").await?;
         let agent = postgres::connect(Side::Agent, &self.settings.agent, "twinlog copy")
             .await
             .map_err(AgentError::from)?;
@@ -192,7 +192,7 @@ impl Copies {
             wait_for_running_transactions(source.client(), stop, why).await?;
         }
         self.visibility.wait(source.client(), stop).await?;
-        let relation = self.requests.describe(table.describe()).await?;
+        let relation = self.requests.resolve(table.description()).await?;
         let Some((place, condition)) = self.started(table).await? else {
             return Ok(());
         };

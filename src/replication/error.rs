@@ -6,7 +6,7 @@ use crate::retry::Disposition;
 use crate::source::SourceError;
 use crate::wire::{ServerFault, SlotNameError, WireError};
 
-use super::slot::GapReason;
+use super::continuity::GapReason;
 use super::stream_error::StreamError;
 use super::tables::life::TransitionError;
 

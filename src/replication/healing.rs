@@ -110,10 +110,14 @@ impl Healing {
     ) -> Result<(), SyncError> {
         let source = match source {
             Some(source) => source,
-            none => none.insert(Source::connect(&self.settings.site).await.map_err(CopyError::from)?),
+            none => none.insert(
+                Source::connect(&self.settings.site, "twinlog heal")
+                    .await
+                    .map_err(CopyError::from)?,
+            ),
         };
         self.visibility.wait(source.client(), stop).await?;
-        let relation = self.requests.describe(table.describe()).await?;
+        let relation = self.requests.resolve(table.description()).await?;
         let reader = ChunkReader {
             chunks: &self.chunks,
             source,

@@ -10,9 +10,9 @@
 //! | [`settings`] | the settings of one pipeline |
 //! | [`run`](mod@run) | the loop of runs, and the tasks of one run |
 //! | [`start`] | from the first connection to the first byte of the stream |
-//! | [`slot`] | decides whether the slot continues at the checkpoint, or rows may be missing |
+//! | [`continuity`] | decides whether the slot continues at the checkpoint, or rows may be missing (`GAP`) |
 //! | [`stream`] | frames in, batches out, positions acknowledged |
-//! | [`tables`] | each table's state, its transitions, and the one writer of it |
+//! | [`tables`] | the life of each table: held, released, copied, streaming; its transitions and their one writer |
 //! | [`copies`] | which tables are copied, for the first time or again |
 //! | [`resync`] | serves the commands of `twinlog resync` |
 //! | [`healing`] | tries parked rows again when they are due |
@@ -27,23 +27,23 @@
 
 mod after_error;
 mod catalog_watch;
+mod continuity;
 mod copies;
 mod error;
 mod healing;
 mod resync;
 mod run;
 mod settings;
-mod slot;
 mod start;
 mod status;
 mod stream;
 mod stream_error;
 mod tables;
 
+pub use continuity::GapReason;
 pub use error::SyncError;
 pub use run::run;
 pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings};
-pub use slot::GapReason;
 pub use status::state::SyncState;
 pub use stream_error::StreamError;
 pub use tables::life::TransitionError;

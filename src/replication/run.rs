@@ -91,24 +91,24 @@ impl Daemon {
     /// Stores how a run ended in the status, and logs it if it is news.
     fn ended(&self, setback: Setback, reason: String, attempt: u32, is_news: bool) {
         let slot = &self.slot;
-        if setback == Setback::Gap {
+        if setback == Setback::RowsMissing {
             self.status.set_gap(Some(reason.clone()));
         }
         let is_other_state = self.status.run_ended(setback, reason.clone());
         match setback {
-            Setback::Standby if is_other_state => {
+            Setback::SlotTaken if is_other_state => {
                 info!(%slot, %reason, "another daemon is active for this slot: standing by")
             }
-            Setback::Gap if is_news => {
+            Setback::RowsMissing if is_news => {
                 error!(%slot, %reason, "rows may be missing: the stream is held until twinlog resync --all")
             }
-            Setback::Interrupted if is_news => {
+            Setback::Temporary if is_news => {
                 warn!(%slot, attempt, %reason, "the stream was interrupted, reconnecting");
             }
-            Setback::Held if is_news => {
+            Setback::NeedsRepair if is_news => {
                 error!(%slot, %reason, "the stream is held: repair what the reason names, it continues by itself");
             }
-            Setback::Standby | Setback::Gap | Setback::Interrupted | Setback::Held => {}
+            Setback::SlotTaken | Setback::RowsMissing | Setback::Temporary | Setback::NeedsRepair => {}
         }
     }
 

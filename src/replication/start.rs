@@ -1,7 +1,7 @@
 //! The start of a run, from the first connection to the first byte of the stream, in steps:
 //!
 //! 1. *connect*: the Agent DB (schema, the slot's lock), the Site DB (publication, tables), the replication connection;
-//! 2. *check the slot*: compare the Agent DB's checkpoint with what the Site DB says ([`slot::judge`] decides);
+//! 2. *check the slot*: compare the Agent DB's checkpoint with what the Site DB says ([`continuity::judge`] decides);
 //! 3. *take a position*: resume, adopt the slot, create it, or continue after a gap that a person accepted;
 //! 4. *register the tables*: what happened to them while no daemon ran (`tables::at_start`);
 //! 5. *start streaming*, and check the slot's position once more.
@@ -25,10 +25,10 @@ use crate::source::visibility::blockers;
 use crate::source::{self, Selection, SlotFacts, Source};
 use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName};
 
+use super::continuity::{self, GapReason, SourceFacts, Verdict, parse_history};
 use super::error::SyncError;
 use super::resync;
 use super::settings::PipelineSettings;
-use super::slot::{self, GapReason, SourceFacts, Verdict, parse_history};
 use super::status::sync_status::SyncStatus;
 use super::tables::at_start::AtStart;
 use super::tables::book::TableBook;
@@ -130,17 +130,17 @@ impl Start<'_> {
         } = self.settings;
         migrations::apply_twinlog(agent).await?;
         let applier_settings = ApplierSettings {
-            application_name: "twinlog sink".to_owned(),
+            application_name: "twinlog apply".to_owned(),
             max_failed_rows: parking.max_rows,
             retry_initial: parking.retry.0,
             retry_max: parking.retry.1,
         };
         let mut applier = Box::pin(Applier::connect(agent, slot, applier_settings)).await?;
-        let source = Source::connect(site).await?;
+        let source = Source::connect(site, "twinlog setup").await?;
         let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
         for table in prepared.tables.values() {
             // Report a missing table or a missing right at the start, not at the table's first row.
-            applier.resolve(&table.describe()).await?;
+            applier.resolve(&table.description()).await?;
         }
         let replication = ReplicationConnection::connect(site, &self.application_name()).await?;
         let control = Control::connect(agent, slot, "twinlog setup").await?;
@@ -204,7 +204,7 @@ impl Start<'_> {
                 .and_then(|stored| stored.gap.as_ref())
                 .map(|gap| gap.reason.clone()),
         );
-        let verdict = slot::judge(slot.as_ref(), stored.as_ref(), &facts);
+        let verdict = continuity::judge(slot.as_ref(), stored.as_ref(), &facts);
         Ok(SlotCheck {
             identity,
             slot,

@@ -45,7 +45,7 @@ pub enum Columns {
 
 /// One chunk's rows.
 #[derive(Debug)]
-pub struct Chunk {
+pub struct ChunkRows {
     /// The snapshot of the read: tells which transactions it saw.
     pub snapshot: Snapshot,
     /// The rows, in the order of [`SourceTable::columns`].
@@ -68,8 +68,8 @@ impl Source {
     ///
     /// # Errors
     /// The connection failed, or the server refused a setting.
-    pub async fn connect(url: &DatabaseUrl) -> Result<Self, SourceError> {
-        let client = postgres::connect(Side::Site, url, "twinlog copy").await?;
+    pub async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Self, SourceError> {
+        let client = postgres::connect(Side::Site, url, application_name).await?;
         client
             .batch_execute(&format!(
                 "SET row_security = off; SET statement_timeout = {}; SET synchronous_commit = local; \
@@ -123,7 +123,7 @@ impl Source {
         after: Option<&Key>,
         condition: Option<&str>,
         limit: u32,
-    ) -> Result<Chunk, SourceError> {
+    ) -> Result<ChunkRows, SourceError> {
         let key = key_columns(table, relation);
         let mut filters = filters(table, condition);
         let mut parameters = Vec::new();
@@ -172,7 +172,7 @@ impl Source {
         relation: &Relation,
         keys: &[Key],
         columns: Columns,
-    ) -> Result<Chunk, SourceError> {
+    ) -> Result<ChunkRows, SourceError> {
         let key = key_columns(table, relation);
         let (list, width) = match columns {
             Columns::All => (column_list(table), table.columns.len()),
@@ -210,7 +210,7 @@ impl Source {
         sql: &str,
         parameters: &[P],
         width: usize,
-    ) -> Result<Chunk, SourceError> {
+    ) -> Result<ChunkRows, SourceError> {
         let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             parameters.iter().map(|value| value as _).collect();
         self.client
@@ -234,7 +234,7 @@ impl Source {
         sql: &str,
         parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
         width: usize,
-    ) -> Result<Chunk, SourceError> {
+    ) -> Result<ChunkRows, SourceError> {
         let snapshot: Snapshot = self
             .client
             .query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[])
@@ -275,7 +275,7 @@ impl Source {
                 break false;
             }
         };
-        Ok(Chunk {
+        Ok(ChunkRows {
             snapshot,
             rows,
             found_by,

@@ -10,7 +10,7 @@
 //! | [`publication`] | the publication: check, create, extend |
 //! | `catalog` | what the publication sends: tables, columns, types, keys, filters |
 //! | `table` | what the daemon knows about a table |
-//! | `slot` | the slot's facts |
+//! | `slot_facts` | what the Site DB says about the slot |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
 //! | `samples` | where the log ends and what the slot retains |
 //! | `error` | why a query failed, or what the Site DB lacks |
@@ -25,17 +25,17 @@ pub mod publication;
 mod samples;
 mod selection;
 mod server;
-mod slot;
+mod slot_facts;
 pub mod snapshot;
 mod table;
 pub mod visibility;
 
-pub use chunks::{Chunk, Columns, Source};
+pub use chunks::{ChunkRows, Columns, Source};
 pub use error::SourceError;
 pub use fence::{ChunkId, Fence};
 pub use samples::{Sample, sample};
 pub use selection::Selection;
-pub use slot::{SlotFacts, end_reader, slot};
+pub use slot_facts::{SlotFacts, end_reader, slot};
 pub use snapshot::Snapshot;
 pub use table::SourceTable;
 pub use visibility::Visibility;

@@ -1,4 +1,5 @@
-//! A table of the Site DB: what is needed to read it, to describe it, and to notice that it was changed or recreated.
+//! A table of the Site DB: what is needed to read it, to look it up in the Agent DB, and to notice that it was changed
+//! or recreated.
 
 use std::sync::Arc;
 
@@ -77,9 +78,9 @@ impl SourceTable {
         }
     }
 
-    /// The table as the stream will describe it.
+    /// The table as a relation message of the stream will name it.
     #[must_use]
-    pub fn describe(&self) -> TableDescription {
+    pub fn description(&self) -> TableDescription {
         TableDescription {
             id: self.id,
             table: self.table.clone(),

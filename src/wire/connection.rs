@@ -16,7 +16,7 @@ use super::stream::{Feedback, FrameStream};
 use crate::config::DatabaseUrl;
 use crate::lsn::Lsn;
 use crate::postgres::quote_identifier;
-use crate::postgres::settings::{PINNED, REPLICATION};
+use crate::postgres::session_settings::{PINNED, REPLICATION};
 
 /// Longest login. The server's own limit (`authentication_timeout`) is a minute by default.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);

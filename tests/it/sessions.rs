@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions, Connection};
 use tempfile::NamedTempFile;
 use twinlog::config::DatabaseUrl;
 use twinlog::dev::postgres::{Cluster, Settings};
-use twinlog::postgres::settings::PINNED;
+use twinlog::postgres::session_settings::PINNED;
 use twinlog::postgres::{Side, connect, sqlx_options};
 use twinlog::wire::ReplicationConnection;
 

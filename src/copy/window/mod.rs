@@ -28,7 +28,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::chunk::{ChunkRead, InvalidChunk};
+use super::chunk::{Chunk, InvalidChunk};
 use super::merge::merge;
 use crate::change::{Change, Operation, RelationId, Xid};
 use crate::source::ChunkId;
@@ -120,7 +120,7 @@ impl Windows {
     /// The stream truncated a table: rows that were read before are not valid.
     pub fn truncated(&mut self, relation: RelationId) {
         for window in self.open.values_mut().filter(|window| window.relation == relation) {
-            window.invalid = Some(InvalidChunk::WindowOverflow);
+            window.invalid = Some(InvalidChunk::Truncated);
             window.changes = Vec::new();
         }
     }
@@ -138,7 +138,7 @@ impl Windows {
     ///
     /// # Errors
     /// The chunk has to be read again.
-    pub fn close(&mut self, id: ChunkId, read: Option<ChunkRead>) -> Result<Vec<Change>, InvalidChunk> {
+    pub fn close(&mut self, id: ChunkId, read: Option<Chunk>) -> Result<Vec<Change>, InvalidChunk> {
         let window = self.open.remove(&id);
         self.relations = self.open.values().map(|window| window.relation).collect();
         let (Some(window), Some(read)) = (window, read) else {

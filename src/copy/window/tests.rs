@@ -207,7 +207,7 @@ proptest! {
                 windows.open(id, TABLE);
             }
             if time == high {
-                let read = ChunkRead {
+                let read = Chunk {
                     relation: relation(),
                     snapshot: snapshot.clone(),
                     rows: at_snapshot.values().cloned().collect(),
@@ -269,7 +269,7 @@ fn a_window_that_grows_too_large_is_void_and_holds_nothing() {
     };
     windows.observe(Xid(5), &change);
     assert!(windows.open[&id].changes.is_empty());
-    let read = ChunkRead {
+    let read = Chunk {
         relation: relation(),
         snapshot: "5:5:".parse().unwrap(),
         rows: Vec::new(),
@@ -306,7 +306,7 @@ fn a_row_that_is_found_under_another_spelling_is_renamed_and_never_deleted() {
             windows.committed(Xid(9));
         }
         let found_by = (0..rows.len()).collect();
-        let read = ChunkRead {
+        let read = Chunk {
             relation: relation(),
             snapshot: "9:9:".parse().unwrap(),
             rows,
@@ -353,7 +353,7 @@ fn a_key_that_was_asked_for_and_is_absent_is_deleted_unless_the_stream_brought_i
     let ask = |windows: &mut Windows| {
         windows.close(
             ChunkId(uuid::Uuid::nil()),
-            Some(ChunkRead {
+            Some(Chunk {
                 relation: relation(),
                 snapshot: "5:5:".parse().unwrap(),
                 rows: Vec::new(),

@@ -45,21 +45,21 @@ impl SyncState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::replication) enum Setback {
     /// Another daemon holds the slot's lock.
-    Standby,
-    /// Rows may be missing, and nobody has asked for a full resync yet.
-    Gap,
+    SlotTaken,
+    /// Rows may be missing, and no full resync was asked for yet.
+    RowsMissing,
     /// The cause is temporary: reconnect.
-    Interrupted,
+    Temporary,
     /// The cause stays until an operator repairs it.
-    Held,
+    NeedsRepair,
 }
 
 impl From<Disposition> for Setback {
     fn from(disposition: Disposition) -> Self {
         match disposition {
-            Disposition::Transient => Self::Interrupted,
+            Disposition::Transient => Self::Temporary,
             // A row's own error normally parks the row. If it ends the run instead, waiting does not help.
-            Disposition::Systemic | Disposition::Row => Self::Held,
+            Disposition::Systemic | Disposition::Row => Self::NeedsRepair,
         }
     }
 }
@@ -92,10 +92,10 @@ impl SyncFacts {
                 None => (SyncState::Connecting, None),
                 Some((setback, reason)) => {
                     let state = match setback {
-                        Setback::Standby => SyncState::Standby,
-                        Setback::Gap => SyncState::Gap,
-                        Setback::Interrupted => SyncState::Connecting,
-                        Setback::Held => SyncState::Held,
+                        Setback::SlotTaken => SyncState::Standby,
+                        Setback::RowsMissing => SyncState::Gap,
+                        Setback::Temporary => SyncState::Connecting,
+                        Setback::NeedsRepair => SyncState::Held,
                     };
                     (state, Some(reason.clone()))
                 }
@@ -136,10 +136,10 @@ mod tests {
         let why = || Some("why".to_owned());
         for (known, state, reason) in [
             (facts(|_| {}), SyncState::Connecting, None),
-            (setback(Setback::Interrupted), SyncState::Connecting, why()),
-            (setback(Setback::Standby), SyncState::Standby, why()),
-            (setback(Setback::Held), SyncState::Held, why()),
-            (setback(Setback::Gap), SyncState::Gap, why()),
+            (setback(Setback::Temporary), SyncState::Connecting, why()),
+            (setback(Setback::SlotTaken), SyncState::Standby, why()),
+            (setback(Setback::NeedsRepair), SyncState::Held, why()),
+            (setback(Setback::RowsMissing), SyncState::Gap, why()),
             (flowing(|_| {}), SyncState::Streaming, None),
             (flowing(|facts| facts.copying = true), SyncState::Copying, None),
             (flowing(|facts| facts.held_table = why()), SyncState::Held, why()),
@@ -153,7 +153,7 @@ mod tests {
                 why(),
             ),
             (
-                flowing(|facts| facts.setback = Some((Setback::Held, "before".to_owned()))),
+                flowing(|facts| facts.setback = Some((Setback::NeedsRepair, "before".to_owned()))),
                 SyncState::Streaming,
                 None,
             ),

@@ -71,7 +71,7 @@ impl SyncStatus {
     pub(in crate::replication) fn run_began(&self) {
         self.update(|facts| {
             facts.flowing = false;
-            facts.setback.take_if(|(setback, _)| *setback == Setback::Interrupted);
+            facts.setback.take_if(|(setback, _)| *setback == Setback::Temporary);
         });
     }
 

@@ -24,6 +24,7 @@ use crate::replication::tables::life::{TableEvent, TransitionError};
 use crate::timestamp::PgTimestamp;
 
 use super::buffer::{MergedChunk, ReadyBatch};
+use super::requests::StoreRequest;
 
 /// An order of the stream's loop to this task.
 enum ApplyOrder {
@@ -35,10 +36,8 @@ enum ApplyOrder {
     Checkpoint(Lsn),
     /// Look up in the Agent DB how a table's rows are written.
     Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
-    /// Something happened to a table.
-    Table(TableName, TableEvent, oneshot::Sender<Result<(), TransitionError>>),
-    /// Remove the stored gap: a full resync is done.
-    ClearGap(oneshot::Sender<()>),
+    /// Store a fact about a table or a gap.
+    Store(StoreRequest),
 }
 
 /// The result of an order to apply or to commit.
@@ -134,19 +133,9 @@ impl ApplyHandle {
         answer.await.map_err(|_| ApplyEnded)
     }
 
-    /// Sends an event of a table; `reply` is answered once the table's new state is committed.
-    pub(in crate::replication) async fn table(
-        &self,
-        table: TableName,
-        event: TableEvent,
-        reply: oneshot::Sender<Result<(), TransitionError>>,
-    ) -> Result<(), ApplyEnded> {
-        self.order(ApplyOrder::Table(table, event, reply)).await
-    }
-
-    /// Removes the stored gap; `reply` is answered once that is committed.
-    pub(in crate::replication) async fn clear_gap(&self, reply: oneshot::Sender<()>) -> Result<(), ApplyEnded> {
-        self.order(ApplyOrder::ClearGap(reply)).await
+    /// Passes a request on. Its sender is answered once what it stores is committed.
+    pub(in crate::replication) async fn store(&self, request: StoreRequest) -> Result<(), ApplyEnded> {
+        self.order(ApplyOrder::Store(request)).await
     }
 
     /// The next report. Cancel-safe. `None` once the task has ended and all reports were read.
@@ -196,10 +185,12 @@ impl ApplyTask {
                     let _ = reply.send(transaction.resolve(&description).await);
                     Ok(None)
                 }
-                ApplyOrder::Table(table, event, reply) => {
+                ApplyOrder::Store(StoreRequest::Table(table, event, reply)) => {
                     self.table(&mut transaction, &table, event, reply).await.map(|()| None)
                 }
-                ApplyOrder::ClearGap(reply) => self.clear_gap(&mut transaction, reply).await.map(|()| None),
+                ApplyOrder::Store(StoreRequest::ClearGap(reply)) => {
+                    self.clear_gap(&mut transaction, reply).await.map(|()| None)
+                }
                 ApplyOrder::Apply(segment) => self.apply(&mut transaction, segment).await.map(Some),
                 ApplyOrder::Commit(batch) => match self.commit(transaction, batch).await {
                     Ok((next, report)) => {

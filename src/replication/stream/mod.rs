@@ -3,7 +3,6 @@
 //! | file | its job |
 //! |---|---|
 //! | [`stream_loop`] | the one task that reads the stream, so that everything happens in the order of the log |
-//! | [`stream_events`] | what the loop does with each event; merging chunks |
 //! | [`assemble`] | messages → events: relations, protocol order, each row's key |
 //! | [`buffer`] | changes that were received and are not given to the apply task yet, divided at commits |
 //! | [`progress`] | what may be acknowledged to the Site DB |
@@ -15,5 +14,4 @@ pub(super) mod assemble;
 pub(super) mod buffer;
 pub(super) mod progress;
 pub(super) mod requests;
-mod stream_events;
 pub(super) mod stream_loop;

@@ -17,7 +17,14 @@ const CAPACITY: usize = 16;
 #[derive(Debug)]
 pub(in crate::replication) enum StreamRequest {
     /// Look up how a table's rows are written in the Agent DB.
-    Describe(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
+    Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
+    /// Store a fact in the Agent DB. The loop only passes it on to the apply task.
+    Store(StoreRequest),
+}
+
+/// A fact to store in the Agent DB, between what the stream sent before and after. Answered once it is committed.
+#[derive(Debug)]
+pub(in crate::replication) enum StoreRequest {
     /// Something happened to a table.
     Table(TableName, TableEvent, oneshot::Sender<Result<(), TransitionError>>),
     /// Remove the stored gap: a full resync is done.
@@ -36,8 +43,8 @@ impl StreamRequests {
     }
 
     /// Looks up how a table's rows are written in the Agent DB, after everything that the stream has sent so far.
-    pub(in crate::replication) async fn describe(&self, table: TableDescription) -> Result<Arc<Relation>, SyncError> {
-        Ok(self.ask(|reply| StreamRequest::Describe(table, reply)).await??)
+    pub(in crate::replication) async fn resolve(&self, table: TableDescription) -> Result<Arc<Relation>, SyncError> {
+        Ok(self.ask(|reply| StreamRequest::Resolve(table, reply)).await??)
     }
 
     /// Sends an event of a table. Returns once the table's new state is committed.
@@ -49,13 +56,14 @@ impl StreamRequests {
         table: &TableName,
         event: TableEvent,
     ) -> Result<Result<(), TransitionError>, SyncError> {
-        self.ask(|reply| StreamRequest::Table(table.clone(), event, reply))
+        self.ask(|reply| StreamRequest::Store(StoreRequest::Table(table.clone(), event, reply)))
             .await
     }
 
     /// Removes the stored gap after a full resync. Returns once that is committed.
     pub(in crate::replication) async fn clear_gap(&self) -> Result<(), SyncError> {
-        self.ask(StreamRequest::ClearGap).await
+        self.ask(|reply| StreamRequest::Store(StoreRequest::ClearGap(reply)))
+            .await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> StreamRequest) -> Result<T, SyncError> {

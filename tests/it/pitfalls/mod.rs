@@ -41,7 +41,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         3,
         "a recreated slot is trusted",
         Tests(&[
-            "replication::slot::tests::everything_that_could_hide_missing_rows_is_a_gap",
+            "replication::continuity::tests::everything_that_could_hide_missing_rows_is_a_gap",
             "sync::gap::a_dropped_slot_is_a_gap_until_everything_was_read_again",
             "sync::gap::a_slot_that_is_recreated_under_the_running_daemon_is_a_gap",
             "sync::gap::a_slot_that_was_advanced_by_hand_is_a_gap_that_a_restart_does_not_heal",
@@ -52,8 +52,8 @@ const COVERED: &[(u32, &str, Because)] = &[
         "the greater of two positions after a restore or failover",
         Tests(&[
             "pitfalls::slot::a_site_db_that_was_restored_from_a_backup_is_a_gap",
-            "replication::slot::tests::everything_that_could_hide_missing_rows_is_a_gap",
-            "replication::slot::tests::a_failover_that_lost_nothing_goes_on",
+            "replication::continuity::tests::everything_that_could_hide_missing_rows_is_a_gap",
+            "replication::continuity::tests::a_failover_that_lost_nothing_goes_on",
         ]),
     ),
     (
@@ -92,7 +92,7 @@ const COVERED: &[(u32, &str, Because)] = &[
         Tests(&[
             "sync::kills::a_daemon_killed_at_each_durability_edge_converges",
             "agent_db::session::a_copys_progress_is_committed_with_its_rows",
-            "replication::slot::tests::the_first_start_creates_or_adopts",
+            "replication::continuity::tests::the_first_start_creates_or_adopts",
         ]),
     ),
     (

@@ -1,7 +1,7 @@
 //! Turns messages into events: keeps the relations, checks the order of the protocol, and computes each row's key.
 //!
-//! It has state but does no I/O: where it needs the Agent DB (for its primary keys) it returns [`Event::Describe`], and
-//! the caller answers with [`Assembler::describe`].
+//! It has state but does no I/O: where it needs the Agent DB (for its primary keys) it returns [`Event::Relation`], and
+//! the caller answers with [`Assembler::resolved`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,8 +24,8 @@ pub(in crate::replication) enum Event {
         committed_at: PgTimestamp,
     },
     /// A table has to be looked up in the Agent DB before its changes can be understood; answer with
-    /// [`Assembler::describe`].
-    Describe(RelationMessage),
+    /// [`Assembler::resolved`].
+    Relation(RelationMessage),
     /// A row changed.
     Change(Change),
     /// Tables were truncated; and, in the list, tables of the same statement that are not synchronised.
@@ -53,7 +53,7 @@ enum StreamRelation {
     /// Synchronised, with the message that described it.
     Synchronised(Arc<Relation>, RelationMessage),
     /// Synchronised, but not looked up in the Agent DB yet.
-    Undescribed,
+    Unresolved,
     /// Published but not selected: only its name is kept.
     NotSelected(Arc<Relation>),
     /// Selected, but not found by the start. This is an error only when a change of it comes: the server also describes
@@ -111,8 +111,8 @@ impl Assembler {
         }
     }
 
-    /// Answers [`Event::Describe`].
-    pub(in crate::replication) fn describe(&mut self, message: RelationMessage, relation: Arc<Relation>) {
+    /// Answers [`Event::Relation`].
+    pub(in crate::replication) fn resolved(&mut self, message: RelationMessage, relation: Arc<Relation>) {
         self.relations
             .insert(message.id, StreamRelation::Synchronised(relation, message));
     }
@@ -213,8 +213,8 @@ impl Assembler {
         }
         match (self.membership)(&message.table) {
             Membership::Synchronised => {
-                self.relations.insert(message.id, StreamRelation::Undescribed);
-                Ok(Event::Describe(message))
+                self.relations.insert(message.id, StreamRelation::Unresolved);
+                Ok(Event::Relation(message))
             }
             Membership::JoinedLater => {
                 self.relations
@@ -245,7 +245,7 @@ impl Assembler {
             Some(StreamRelation::NotSelected(_)) => Ok(None),
             Some(StreamRelation::JoinedLater(_)) if open.done_before => Ok(None),
             Some(StreamRelation::JoinedLater(table)) => Err(StreamError::NewTable(table.clone())),
-            Some(StreamRelation::Undescribed) | None => Err(StreamError::UnknownRelation(id.0)),
+            Some(StreamRelation::Unresolved) | None => Err(StreamError::UnknownRelation(id.0)),
         }
     }
 

@@ -16,7 +16,7 @@ fn assembler(resume_after: u64) -> Assembler {
     })
 }
 
-fn described(name: &str) -> RelationMessage {
+fn relation_message(name: &str) -> RelationMessage {
     let column = |name: &str, part_of_key| Column {
         part_of_key,
         name: name.into(),
@@ -63,8 +63,8 @@ fn insert(id: &str) -> Message {
 }
 
 /// Tells the assembler of the table, as the stream does.
-fn describe(assembler: &mut Assembler) {
-    let Event::Describe(message) = assembler.event_of(Message::Relation(described("t"))).unwrap() else {
+fn resolve(assembler: &mut Assembler) {
+    let Event::Relation(message) = assembler.event_of(Message::Relation(relation_message("t"))).unwrap() else {
         panic!("not asked for");
     };
     let relation = Relation {
@@ -73,7 +73,7 @@ fn describe(assembler: &mut Assembler) {
         columns: ["id", "a"].map(Arc::from).into(),
         key: [0].into(),
     };
-    assembler.describe(message, Arc::new(relation));
+    assembler.resolved(message, Arc::new(relation));
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
     let mut assembler = assembler(200);
     // Sent again although its end is the checkpoint.
     assembler.event_of(begin(190)).unwrap();
-    describe(&mut assembler);
+    resolve(&mut assembler);
     assert!(matches!(assembler.event_of(insert("1")).unwrap(), Event::Nothing));
     let fence = Fence::Low(crate::source::fence::ChunkId(uuid::Uuid::nil()));
     let message = pgoutput::LogicalMessage {
@@ -111,7 +111,7 @@ fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
 fn a_row_without_its_key_is_refused_and_never_given_one() {
     let mut assembler = assembler(0);
     assembler.event_of(begin(100)).unwrap();
-    describe(&mut assembler);
+    resolve(&mut assembler);
     let update = |old, row| {
         Message::Update(Update {
             relation: TABLE,
@@ -181,12 +181,12 @@ fn a_table_that_joined_is_told_with_its_first_change_and_a_strangers_is_counted(
     let mut joined = assembler(0);
     joined.event_of(begin(100)).unwrap();
     assert!(matches!(
-        joined.event_of(Message::Relation(described("new"))).unwrap(),
+        joined.event_of(Message::Relation(relation_message("new"))).unwrap(),
         Event::Nothing
     ));
     assert!(matches!(joined.event_of(insert("1")), Err(StreamError::NewTable(_))));
     let mut strange = assembler(0);
     strange.event_of(begin(100)).unwrap();
-    strange.event_of(Message::Relation(described("other"))).unwrap();
+    strange.event_of(Message::Relation(relation_message("other"))).unwrap();
     assert!(matches!(strange.event_of(insert("1")).unwrap(), Event::Filtered(_)));
 }

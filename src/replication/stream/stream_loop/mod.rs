@@ -8,7 +8,9 @@
 //!
 //! Everything here happens in one task, so that changes, chunks and requests are handled in the order of the log. The
 //! loop waits for the Agent DB only while two batches are unfinished there; meanwhile another task (`wire`) reads the
-//! connection and keeps it alive. What happens with each event is in [`super::stream_events`].
+//! connection and keeps it alive. What happens with each event is in [`events`].
+
+mod events;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -61,21 +63,21 @@ pub(in crate::replication) struct StreamParts {
 pub(in crate::replication) struct StreamLoop {
     frames: FrameStream,
     feedback: Feedback,
-    pub(super) apply: ApplyHandle,
-    pub(super) assembler: Assembler,
-    pub(super) chunks: ChunkRegistry,
+    apply: ApplyHandle,
+    assembler: Assembler,
+    chunks: ChunkRegistry,
     requests: mpsc::Receiver<StreamRequest>,
     status: Arc<SyncStatus>,
-    pub(super) buffer: TransactionBuffer,
-    pub(super) progress: Progress,
-    pub(super) windows: Windows,
+    buffer: TransactionBuffer,
+    progress: Progress,
+    windows: Windows,
     /// One shared `Arc` for each table, used for the stream's changes and for chunks, so that the apply task can group
     /// them by pointer.
-    pub(super) relations: HashMap<RelationId, Arc<Relation>>,
+    relations: HashMap<RelationId, Arc<Relation>>,
     /// The commit position of the open transaction, or of the last one.
-    pub(super) open_lsn: Lsn,
+    open_lsn: Lsn,
     /// Commit time of the open transaction, by the Site DB's clock.
-    pub(super) open_committed_at: Option<PgTimestamp>,
+    open_committed_at: Option<PgTimestamp>,
     /// For each order that is not reported yet, the oldest commit time in it.
     in_flight: VecDeque<Option<PgTimestamp>>,
     idle_checkpoint_at: Instant,
@@ -152,7 +154,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    pub(super) async fn commit_whole(&mut self) -> Result<(), SyncError> {
+    async fn commit_whole(&mut self) -> Result<(), SyncError> {
         if let Some(batch) = self.buffer.take_whole() {
             self.in_flight.push_back(batch.commits.first().copied());
             let sent = self.apply.commit(batch).await;
@@ -162,7 +164,7 @@ impl StreamLoop {
     }
 
     /// Empties a full buffer: commits whole transactions, and applies the beginning of a large one without a commit.
-    pub(super) async fn make_room(&mut self) -> Result<(), SyncError> {
+    async fn make_room(&mut self) -> Result<(), SyncError> {
         self.commit_whole().await?;
         if self.buffer.is_full() {
             self.apply_open().await?;
@@ -171,7 +173,7 @@ impl StreamLoop {
     }
 
     /// Applies the received part of the open transaction, without a commit.
-    pub(super) async fn apply_open(&mut self) -> Result<(), SyncError> {
+    async fn apply_open(&mut self) -> Result<(), SyncError> {
         let items = self.buffer.take_open();
         if items.is_empty() {
             return Ok(());
@@ -232,7 +234,7 @@ impl StreamLoop {
 
     async fn handle_request(&mut self, request: StreamRequest) -> Result<(), SyncError> {
         match request {
-            StreamRequest::Describe(description, reply) => {
+            StreamRequest::Resolve(description, reply) => {
                 let id = description.id;
                 let answer = match self.resolve(description).await? {
                     Ok(relation) => Ok(self.canonical(id, relation).await?),
@@ -241,22 +243,15 @@ impl StreamLoop {
                 // A reader that no longer waits has been stopped.
                 let _ = reply.send(answer);
             }
-            StreamRequest::Table(table, event, reply) => {
-                let sent = self.apply.table(table, event, reply).await;
-                self.check_sent(sent).await?;
-            }
-            StreamRequest::ClearGap(reply) => {
-                let sent = self.apply.clear_gap(reply).await;
+            StreamRequest::Store(request) => {
+                let sent = self.apply.store(request).await;
                 self.check_sent(sent).await?;
             }
         }
         Ok(())
     }
 
-    pub(super) async fn resolve(
-        &mut self,
-        description: TableDescription,
-    ) -> Result<Result<Arc<Relation>, AgentError>, SyncError> {
+    async fn resolve(&mut self, description: TableDescription) -> Result<Result<Arc<Relation>, AgentError>, SyncError> {
         match self.apply.resolve(description).await {
             Ok(answer) => Ok(answer),
             Err(ApplyEnded) => Err(self.why_ended().await),

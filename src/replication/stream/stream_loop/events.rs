@@ -14,9 +14,9 @@ use crate::replication::error::SyncError;
 use crate::replication::tables::life::TableEvent;
 use crate::source::{ChunkId, Fence};
 
-use super::assemble::Event;
-use super::buffer::{Boundary, MergedChunk};
-use super::stream_loop::StreamLoop;
+use super::StreamLoop;
+use crate::replication::stream::assemble::Event;
+use crate::replication::stream::buffer::{Boundary, MergedChunk};
 
 impl StreamLoop {
     pub(super) async fn event(&mut self, event: Event) -> Result<(), SyncError> {
@@ -48,7 +48,7 @@ impl StreamLoop {
                 self.buffer.close_transaction(Boundary { end_lsn, committed_at });
                 self.open_committed_at = None;
             }
-            Event::Describe(message) => self.describe(message).await?,
+            Event::Relation(message) => self.relation_message(message).await?,
             Event::Truncate(truncate, others) => {
                 for relation in &others {
                     self.progress.effect();
@@ -77,7 +77,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    async fn describe(&mut self, message: RelationMessage) -> Result<(), SyncError> {
+    async fn relation_message(&mut self, message: RelationMessage) -> Result<(), SyncError> {
         let identity = match message.replica_identity {
             ReplicaIdentity::Full => Identity::Full,
             _ => Identity::Columns(
@@ -97,7 +97,7 @@ impl StreamLoop {
         };
         let resolved = self.resolve(description).await??;
         let relation = self.canonical(message.id, resolved).await?;
-        self.assembler.describe(message, relation);
+        self.assembler.resolved(message, relation);
         Ok(())
     }
 
@@ -112,11 +112,11 @@ impl StreamLoop {
             Some(Delivery { read, step }) => (Some(read), step),
             None => (None, None),
         };
-        let described = read.as_ref().map(|read| Arc::clone(&read.relation));
-        let known = described
+        let read_as = read.as_ref().map(|read| Arc::clone(&read.relation));
+        let known = read_as
             .as_ref()
-            .and_then(|described| self.relations.get(&described.id).cloned());
-        let outdated = matches!((&known, &described), (Some(known), Some(read)) if !same_shape(known, read));
+            .and_then(|read_as| self.relations.get(&read_as.id).cloned());
+        let outdated = matches!((&known, &read_as), (Some(known), Some(read_as)) if !same_shape(known, read_as));
         let changes = match self.windows.close(id, read) {
             Ok(changes) if !outdated => changes,
             result => {
@@ -140,7 +140,7 @@ impl StreamLoop {
                 self.make_room().await?;
             }
         }
-        let event = described
+        let event = read_as
             .zip(step)
             .map(|(relation, step)| (relation.table.clone(), self.table_event(step)));
         self.buffer.push_chunk(MergedChunk { event, reader });
