@@ -1,4 +1,4 @@
-//! The fenced chunk, and what is built on it: first copy, resync, healing of parked rows.
+//! The fenced chunk, and what is built on it: first copy, resync, comparing both databases, healing of parked rows.
 //!
 //! One primitive (promise 8): rows of the Site DB are read under one snapshot between two fences (marks in its log),
 //! and merged with the stream at the second fence, so that newer changes win and deleted rows stay deleted.
@@ -10,12 +10,14 @@
 //! | `window` | the stream's changes between a chunk's fences; holds the proof and the property test |
 //! | `merge` | one chunk and those changes → changes for the Agent DB (pure) |
 //! | `reader` | reads chunk after chunk: a table's copy, the healing of keys |
+//! | `compare` | compares both databases: which rows only the Agent DB has |
 //! | `step` | where a copy continues, and the progress that a chunk makes |
 //! | `error` | why a copy was interrupted |
 //!
 //! Not here: when to copy (`replication`), how rows are read (`source`) and written (`agent_db`).
 
 mod chunk;
+mod compare;
 mod error;
 mod merge;
 mod reader;

@@ -4,22 +4,21 @@
 //! [`super::window`]), and its progress is committed with it, so a copy resumes where it stopped. The transaction of
 //! the last chunk also marks the table as copied.
 //!
-//! To find rows that only the Agent DB has, its keys are read page by page. A key that the Site DB does not have is
-//! read there once more between fences, and only then deleted. (Comparing ranges of keys would need the same sort order
-//! in both databases. Collations differ between systems, so a key that sorts elsewhere would be deleted by mistake.)
+//! Rows that only the Agent DB has are found by [`super::compare`]. Such a key is read in the Site DB once more, between
+//! fences, and only then deleted.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::debug;
 
 use super::chunk::{Chunk, Delivery, InvalidChunk, Purpose, RequestedKeys};
+use super::compare;
 use super::error::CopyError;
 use super::registry::ChunkRegistry;
 use super::step::{CopyPlace, CopyStep};
 use crate::agent_db::{AgentKeys, CopyPhase};
-use crate::change::{ColumnValue, Key, Relation, Row};
+use crate::change::{Key, Relation};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::postgres::Client;
@@ -132,7 +131,7 @@ impl ChunkReader<'_> {
     ) -> Result<(), CopyError> {
         loop {
             let page = keys.page(after.as_ref(), condition, limit).await?;
-            let missing = self.missing(&page).await?;
+            let missing = compare::only_in_agent(self.source, self.table, self.relation, &page).await?;
             let last = page.last();
             // A page without extras needs no chunk. Its place is kept only in memory, so a restart reads it again.
             if !missing.is_empty() || last.is_none() {
@@ -262,30 +261,4 @@ impl ChunkReader<'_> {
         };
         Delivery { read, step }
     }
-
-    /// Which of the keys the Site DB does not have, by a read without fences. A key that exists now is not an extra: if
-    /// it is deleted later, the stream has the DELETE.
-    async fn missing(&self, page: &[Key]) -> Result<Vec<Key>, CopyError> {
-        if page.is_empty() {
-            return Ok(Vec::new());
-        }
-        let present = self
-            .source
-            .read_keys(self.table, self.relation, page, Columns::Key)
-            .await?;
-        let present: HashSet<Key> = present.rows.iter().filter_map(key_of_columns).collect();
-        Ok(page.iter().filter(|key| !present.contains(*key)).cloned().collect())
-    }
-}
-
-/// The key of a row that was read with only its key's columns, in key order.
-fn key_of_columns(row: &Row) -> Option<Key> {
-    row.0
-        .iter()
-        .map(|value| match value {
-            ColumnValue::Text(text) => Some(text.clone()),
-            ColumnValue::Null | ColumnValue::Unchanged => None,
-        })
-        .collect::<Option<_>>()
-        .map(Key)
 }

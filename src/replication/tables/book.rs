@@ -96,6 +96,8 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
+    use crate::copy::CopyStep;
+    use crate::lsn::Lsn;
 
     #[test]
     fn others_see_a_state_when_it_is_committed_and_not_before() {
@@ -107,9 +109,13 @@ mod tests {
         assert!(seen.borrow().is_empty());
         book.publish();
         assert_eq!(seen.borrow().len(), 1);
-        let chunk = TableEvent::ChunkDone {
-            rows: 1,
-            last_key: None,
+        let chunk = TableEvent::ChunkMerged {
+            step: CopyStep::Chunk {
+                rows: 1,
+                last_key: None,
+            },
+            at: OffsetDateTime::UNIX_EPOCH,
+            lsn: Lsn(1),
         };
         book.apply(&table, chunk).unwrap_err();
         book.publish();

@@ -1,4 +1,5 @@
-//! Each table's state: what it can be, how it changes, and the one writer of it.
+//! The life of each table: its states, how they change, and the one writer of them. To **hold one table**, or to release
+//! it, send its event.
 //!
 //! ```text
 //!              copy started           copy finished
@@ -16,7 +17,7 @@
 //!
 //! | file | its job |
 //! |---|---|
-//! | [`life`] | the transitions, as one pure function (to hold a single table, send the event `Held`) |
+//! | [`life`] | the transitions, as one pure function; the events `Held` and `Released` hold and release one table |
 //! | [`at_start`] | which events happened while no daemon ran: pure, from what is stored and what the Site DB has now |
 //! | [`book`] | the one writer of `twinlog.tables`: applies every event, in the order of the stream |
 //!

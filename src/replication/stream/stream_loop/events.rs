@@ -150,14 +150,10 @@ impl StreamLoop {
 
     /// The event of the table that a merged chunk causes.
     fn table_event(&self, step: CopyStep) -> TableEvent {
-        match step {
-            CopyStep::Chunk { rows, last_key } => TableEvent::ChunkDone { rows, last_key },
-            CopyStep::PhaseFinished { rows } => TableEvent::PhaseFinished { rows },
-            CopyStep::Finished { rows } => TableEvent::CopyFinished {
-                rows,
-                at: OffsetDateTime::now_utc(),
-                lsn: self.open_lsn,
-            },
+        TableEvent::ChunkMerged {
+            step,
+            at: OffsetDateTime::now_utc(),
+            lsn: self.open_lsn,
         }
     }
 

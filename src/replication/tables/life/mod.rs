@@ -6,7 +6,8 @@
 use time::OffsetDateTime;
 
 use crate::agent_db::{CopyPhase, TableRecord, TableState};
-use crate::change::{Key, TableName};
+use crate::change::TableName;
+use crate::copy::CopyStep;
 use crate::lsn::Lsn;
 
 /// Something that happened to a table.
@@ -39,25 +40,13 @@ pub(in crate::replication) enum TableEvent {
         /// The planner's estimate of the number of rows; `None` if the table was never analysed.
         estimated: Option<i64>,
     },
-    /// A chunk was merged with the stream, and more chunks of its phase follow.
-    ChunkDone {
-        /// Rows of the Site DB that the chunk read.
-        rows: u64,
-        /// The copy continues after this key; `None` if the chunk does not change this.
-        last_key: Option<Key>,
-    },
-    /// The last chunk of the Site DB's rows was merged; the phase that looks for rows only in the Agent DB begins.
-    PhaseFinished {
-        /// Rows that this chunk read.
-        rows: u64,
-    },
-    /// The last chunk of the copy was merged.
-    CopyFinished {
-        /// Rows that this chunk read.
-        rows: u64,
+    /// A chunk of the copy was merged with the stream.
+    ChunkMerged {
+        /// The progress that it makes.
+        step: CopyStep,
         /// When, by our clock.
         at: OffsetDateTime,
-        /// The Site DB's position as of which the copy is exact.
+        /// The Site DB's position as of which the merged rows are exact.
         lsn: Lsn,
     },
     /// An attempt to copy failed and will be repeated.
@@ -94,9 +83,11 @@ impl TableEvent {
             Self::GapAccepted { .. } => "gap accepted",
             Self::ResyncAsked { .. } => "resync asked",
             Self::CopyStarted { .. } => "copy started",
-            Self::ChunkDone { .. } => "chunk done",
-            Self::PhaseFinished { .. } => "phase finished",
-            Self::CopyFinished { .. } => "copy finished",
+            Self::ChunkMerged { step, .. } => match step {
+                CopyStep::Chunk { .. } => "chunk done",
+                CopyStep::PhaseFinished { .. } => "phase finished",
+                CopyStep::Finished { .. } => "copy finished",
+            },
             Self::CopyWaits { .. } => "copy waits",
             Self::CopyGivenUp => "copy given up",
             Self::Held { .. } => "held",
@@ -165,33 +156,9 @@ pub(in crate::replication) fn next(
         (Some(New | Copying | Resyncing), TableEvent::CopyStarted { at, estimated }) => {
             started(record(), at, estimated)
         }
-        (Some(Copying | Resyncing), TableEvent::ChunkDone { rows, last_key }) => {
-            let record = add_rows(record(), rows).ok_or(refused)?;
-            TableRecord {
-                last_key: last_key.or_else(|| record.last_key.clone()),
-                ..record
-            }
+        (Some(Copying | Resyncing), TableEvent::ChunkMerged { step, at, lsn }) => {
+            merged(record(), step, at, lsn).ok_or(refused)?
         }
-        (Some(Copying | Resyncing), TableEvent::PhaseFinished { rows }) => {
-            let record = add_rows(record(), rows).ok_or(refused)?;
-            if record.phase != Some(CopyPhase::Rows) {
-                return Err(refused);
-            }
-            TableRecord {
-                phase: Some(CopyPhase::Extras),
-                last_key: None,
-                ..record
-            }
-        }
-        (Some(Copying | Resyncing), TableEvent::CopyFinished { rows, at, lsn }) => TableRecord {
-            state: Streaming,
-            phase: None,
-            last_key: None,
-            condition: None,
-            finished_at: Some(at),
-            copied_at_lsn: Some(lsn),
-            ..add_rows(record(), rows).ok_or(refused)?
-        },
         (Some(New | Copying | Resyncing), TableEvent::CopyWaits { reason }) => TableRecord {
             detail: reason,
             ..record()
@@ -249,6 +216,39 @@ fn started(record: TableRecord, at: OffsetDateTime, estimated: Option<i64>) -> T
         started_at: Some(at),
         ..record
     }
+}
+
+/// The record after a chunk of the running copy was merged. `None` if the copy's phase has no such chunk.
+fn merged(record: TableRecord, step: CopyStep, at: OffsetDateTime, lsn: Lsn) -> Option<TableRecord> {
+    Some(match step {
+        CopyStep::Chunk { rows, last_key } => {
+            let record = add_rows(record, rows)?;
+            TableRecord {
+                last_key: last_key.or_else(|| record.last_key.clone()),
+                ..record
+            }
+        }
+        CopyStep::PhaseFinished { rows } => {
+            let record = add_rows(record, rows)?;
+            if record.phase != Some(CopyPhase::Rows) {
+                return None;
+            }
+            TableRecord {
+                phase: Some(CopyPhase::Extras),
+                last_key: None,
+                ..record
+            }
+        }
+        CopyStep::Finished { rows } => TableRecord {
+            state: TableState::Streaming,
+            phase: None,
+            last_key: None,
+            condition: None,
+            finished_at: Some(at),
+            copied_at_lsn: Some(lsn),
+            ..add_rows(record, rows)?
+        },
+    })
 }
 
 /// The record after the running copy has read more rows; a reason to wait is gone. `None` if no copy was started.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
+use crate::change::Key;
 use TableState::{Copying, Held, New, Resyncing, Streaming};
 
 const AT: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -23,19 +24,23 @@ fn start() -> TableEvent {
     }
 }
 
-fn done(rows: u64) -> TableEvent {
-    TableEvent::ChunkDone {
-        rows,
-        last_key: key("k"),
-    }
-}
-
-fn finish() -> TableEvent {
-    TableEvent::CopyFinished {
-        rows: 1,
+fn merged(step: CopyStep) -> TableEvent {
+    TableEvent::ChunkMerged {
+        step,
         at: AT,
         lsn: Lsn(7),
     }
+}
+
+fn done(rows: u64) -> TableEvent {
+    merged(CopyStep::Chunk {
+        rows,
+        last_key: key("k"),
+    })
+}
+
+fn finish() -> TableEvent {
+    merged(CopyStep::Finished { rows: 1 })
 }
 
 fn resync(condition: Option<&str>) -> TableEvent {
@@ -104,7 +109,7 @@ fn each_state_takes_its_events_and_refuses_the_others() {
     let waits = || TableEvent::CopyWaits {
         reason: Some("why".to_owned()),
     };
-    let phase = || TableEvent::PhaseFinished { rows: 1 };
+    let phase = || merged(CopyStep::PhaseFinished { rows: 1 });
     let none = None::<TableRecord>;
     // What the state becomes: Some(None) is forgotten, None is refused.
     for (before, event, expected) in [
@@ -219,7 +224,7 @@ fn event() -> impl Strategy<Value = TableEvent> {
         2 => Just(resync(Some("n > 0"))),
         8 => Just(start()),
         8 => (0..5_u64).prop_map(done),
-        4 => (0..5_u64).prop_map(|rows| TableEvent::PhaseFinished { rows }),
+        4 => (0..5_u64).prop_map(|rows| merged(CopyStep::PhaseFinished { rows })),
         4 => Just(finish()),
         2 => Just(TableEvent::CopyWaits { reason: Some("why".to_owned()) }),
         1 => Just(TableEvent::CopyGivenUp),
@@ -241,7 +246,7 @@ proptest! {
         for event in events {
             let Ok(after) = next(&table(), record.as_ref(), event.clone()) else { continue };
             match (&event, &after) {
-                (TableEvent::CopyFinished { .. }, _) => whole = true,
+                (TableEvent::ChunkMerged { step: CopyStep::Finished { .. }, .. }, _) => whole = true,
                 (_, None) | (TableEvent::ShapeOutdated, _) => whole = false,
                 (_, Some(after)) if after.state == New => whole = false,
                 _ => {}
