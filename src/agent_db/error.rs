@@ -26,14 +26,14 @@ pub enum AgentError {
         table: Option<TableName>,
         /// The server's answer.
         refusal: Box<Refusal>,
-        /// The role that was refused, where known.
+        /// The role that was refused, if known.
         role: Option<Box<str>>,
     },
     /// Another daemon holds the slot's lock: stand by.
     #[error("another daemon is active for slot {slot}{}", .holder.as_ref().map(|holder| format!(": {holder}")).unwrap_or_default())]
     Busy {
         slot: String,
-        /// Who, where it is visible.
+        /// Who holds it, if visible.
         holder: Option<Holder>,
     },
     /// The Agent DB has no such table.
@@ -125,7 +125,7 @@ pub struct Holder {
     pub pid: i32,
     /// Its `application_name`.
     pub application: String,
-    /// The client's address, where the server shows it.
+    /// The client's address, if the server shows it.
     pub address: Option<String>,
 }
 
@@ -140,7 +140,7 @@ impl std::fmt::Display for Holder {
 }
 
 impl AgentError {
-    /// Wraps a driver's error met while doing something, for one table where there is one.
+    /// Wraps a driver's error. `table`: the table that the statement was for.
     #[must_use]
     pub fn from_driver(action: &'static str, table: Option<&TableName>, source: tokio_postgres::Error) -> Self {
         match Refusal::of(&source) {

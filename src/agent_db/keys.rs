@@ -1,4 +1,4 @@
-//! The keys that the Agent DB has of a table, page by page in its own order.
+//! The keys of a table in the Agent DB, page by page in the Agent DB's order.
 
 use bytes::Bytes;
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -47,7 +47,7 @@ impl<'a> AgentKeys<'a> {
         })
     }
 
-    /// A page of keys behind a key.
+    /// The page of keys after a key.
     ///
     /// # Errors
     /// A statement failed.

@@ -17,7 +17,7 @@
 //! so we cannot decode any type wrongly (pitfall P28). Why a session lock: the lock, the rows and the checkpoint use
 //! the same connection, so a daemon that has lost the lock can't commit.
 //!
-//! | room | |
+//! | module | its job |
 //! |---|---|
 //! | `apply` | changes in, SQL out, one transaction |
 //! | `bookkeeping` | the daemon's own tables, one file each |

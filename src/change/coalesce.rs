@@ -1,12 +1,12 @@
-//! Folding a key's changes into one: column by column, so that an unchanged TOAST value is never lost and a partial
+//! Folds a key's changes into one, column by column, so that an unchanged TOAST value is never lost and a partial
 //! image never becomes an insert (pitfalls P19, P20).
 
 use super::{ColumnValue, Operation, Row};
 
-/// What remains of a key's changes once they are folded. A change of the key itself is never folded.
+/// A key's changes, folded into one. A change of the key itself is never folded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Coalesced {
-    /// The row's full image: insert it, or overwrite what is there.
+    /// The row's full image: insert it, or overwrite the existing row.
     Upsert(Row),
     /// Columns to set on a row that must exist; those `Unchanged` stay.
     Partial(Row),
@@ -26,8 +26,8 @@ impl Coalesced {
         }
     }
 
-    /// Folds the key's next change in. Returns it if the two cannot be one: a partial image after a delete has no base here,
-    /// and has to be applied by itself.
+    /// Folds the key's next change in. Returns it if it can't be folded: a partial image after a delete has no base here and
+    /// must be applied by itself.
     ///
     /// # Errors
     /// The later change, unfolded; `self` is as it was.
@@ -47,7 +47,7 @@ impl Coalesced {
     }
 }
 
-/// Replaces each column of the earlier image that the later image has.
+/// Replaces the columns of the earlier image that the later image has.
 pub fn overlay(earlier: &mut Row, later: Row) {
     for (base, value) in earlier.0.iter_mut().zip(later.0) {
         if value != ColumnValue::Unchanged {
@@ -86,7 +86,7 @@ mod tests {
         ]
     }
 
-    /// The table as a plain database would hold it: a partial update of a missing row touches nothing.
+    /// The table as a database would hold it: a partial update of a missing row changes nothing.
     fn apply(state: &mut Option<Row>, operation: Operation) {
         match Coalesced::new(operation) {
             Coalesced::Upsert(row) => *state = Some(row),

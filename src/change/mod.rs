@@ -1,7 +1,7 @@
-//! What happened to one row, as the stream, the copy and the Agent DB's writer all speak of it.
+//! The change of one row: the type that the stream, the copy and the Agent DB's writer share.
 //!
-//! Values are the text that Postgres printed under pinned settings, untouched; nothing here knows a type. Pure: no I/O,
-//! no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
+//! Values are the text that Postgres printed under pinned settings, untouched; no code here knows a value's type. Pure: no
+//! I/O, no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
 
 mod coalesce;
 mod table;
@@ -47,7 +47,7 @@ impl fmt::Display for TableName {
     }
 }
 
-/// The OID by which the source's stream names a table. Means nothing in another database.
+/// A table's OID in the Site DB, by which the stream names it. Has no meaning in the Agent DB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RelationId(pub u32);
 
@@ -114,7 +114,7 @@ impl Key {
         serde_json::to_string(&parts).unwrap_or_default()
     }
 
-    /// Reads back what [`Key::to_json`] wrote; `None` where it is something else.
+    /// Parses what [`Key::to_json`] wrote; `None` if it is anything else.
     #[must_use]
     pub fn from_json(text: &str) -> Option<Self> {
         let parts: Vec<String> = serde_json::from_str(text).ok()?;
@@ -143,7 +143,7 @@ impl Relation {
             .filter_map(|&index| self.columns.get(index).map(|name| &**name))
     }
 
-    /// The row's key, `None` where a key column is NULL, unchanged (P22) or absent.
+    /// The row's key; `None` if a key column is NULL, unchanged (P22) or absent.
     #[must_use]
     pub fn key_of(&self, row: &Row) -> Option<Key> {
         self.key
@@ -162,9 +162,9 @@ impl Relation {
 pub enum Operation {
     /// The row is new (or, from a copy, this is its present state). The image is full.
     Insert(Row),
-    /// The row changed. `old_key` is there only where the key changed; the image may have unchanged columns.
+    /// The row changed. `old_key` is set only if the key changed; the image may have unchanged columns.
     Update {
-        /// The key before, where it differs from the image's.
+        /// The key before the change, if it differs from the image's.
         old_key: Option<Key>,
         /// The image after.
         row: Row,
@@ -191,11 +191,11 @@ pub struct Change {
     pub key: Key,
     /// What happened to the row.
     pub operation: Operation,
-    /// Decides how the change meets a parked key, and how it is counted.
+    /// Decides how the change is counted, and what it does to a parked key.
     pub origin: Origin,
 }
 
-/// Empties tables, ordered with the changes around it.
+/// A TRUNCATE, applied in order with the changes around it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truncate {
     /// The tables of the one statement. After CASCADE the stream names every table that it reached, so the applier

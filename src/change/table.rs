@@ -1,5 +1,5 @@
-//! What both databases' rooms say to each other about a table of the Site DB: how the stream describes it, and what of it is
-//! remembered over a restart.
+//! A table of the Site DB: how the stream describes it, and what is stored about it over a restart. Shared by the modules of
+//! both databases.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use super::{RelationId, TableName};
 /// A table as the source's stream describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableDescription {
-    /// The stream's name for it.
+    /// Its OID in the Site DB.
     pub id: RelationId,
     /// The table.
     pub table: TableName,
     /// Its published columns, in the order of the row images.
     pub columns: Vec<Arc<str>>,
-    /// By what the source identifies the old row of an update or a delete.
+    /// How the stream identifies the old row of an update or a delete.
     pub identity: Identity,
 }
 
@@ -23,18 +23,18 @@ pub struct TableDescription {
 pub enum Identity {
     /// The whole old row.
     Full,
-    /// These positions in the columns (DEFAULT or INDEX). Empty (NOTHING) where rows are only ever inserted: the source
-    /// itself refuses the rest.
+    /// These positions in the columns (DEFAULT or INDEX). Empty for NOTHING: then rows are only inserted,
+    /// since the Site DB refuses updates and deletes.
     Columns(Vec<usize>),
 }
 
-/// A table of the Site DB, as far as a stream that goes on over its changes would miss rows.
+/// What is stored about a table when it is copied. If this differs later, the stream may have missed changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// Its OID: one that was dropped and created anew has another.
+    /// Its OID: a table that was dropped and created again has another.
     pub oid: u32,
-    /// By what it is a member of the publication, and what that sends: a table that was taken out and put back has another
-    /// entry, and missed the changes between.
+    /// A text about its entry in the publication and the published operations: a table that was removed and added again has
+    /// another entry, and has missed the changes between.
     pub membership: String,
     /// Its published columns with their types.
     pub columns: Vec<String>,
@@ -43,8 +43,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Why rows that were copied under this shape do not do under the new one; `None` where they do. Columns that went
-    /// take nothing away; one that came (or changed its type) has values that no change brought.
+    /// Why rows that were copied with this shape can't be used with the new one; `None` if they can. Dropped columns do no
+    /// harm; an added one, or one with a new type, has values that the stream never sent.
     #[must_use]
     pub fn outdated_by(&self, now: &Self) -> Option<&'static str> {
         if self.oid != now.oid {

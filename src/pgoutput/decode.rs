@@ -12,9 +12,9 @@ use crate::change::{ColumnValue, RelationId, Row, TableName, Xid};
 use crate::lsn::Lsn;
 use crate::timestamp::PgTimestamp;
 
-/// Fewest bytes that a column of a relation takes: flags (1), an empty name's end (1), type (4), modifier (4).
+/// The least bytes of a relation's column: flags (1), an empty name's end (1), type (4), modifier (4).
 const COLUMN_MIN: usize = 10;
-/// Fewest bytes that a value takes: its kind.
+/// The least bytes of a value: its kind.
 const VALUE_MIN: usize = 1;
 /// Bytes of a relation's id.
 const RELATION_ID: usize = 4;
@@ -34,39 +34,39 @@ pub enum DecodeError {
     /// The payload is empty.
     #[error("the message is empty")]
     Empty,
-    /// The first byte names no message of version 1.
+    /// The first byte is not a message type of version 1.
     #[error("unknown kind of message {:?}", char::from(*.0))]
     UnknownKind(u8),
     /// The payload ends within the message.
     #[error("the message ends early: {wanted} bytes wanted, {left} left")]
     Truncated {
-        /// Bytes that the next field takes.
+        /// Bytes that the next field needs.
         wanted: usize,
-        /// Bytes that are there.
+        /// Bytes that are left.
         left: usize,
     },
     /// The payload goes on after the message.
     #[error("{0} bytes follow the message")]
     TrailingBytes(usize),
-    /// A name without its end.
+    /// A name has no terminating zero byte.
     #[error("a name has no end")]
     Unterminated,
-    /// A name that is not UTF-8, which the connection asks for.
+    /// A name is not UTF-8, the encoding that the connection sets.
     #[error("a name is not UTF-8")]
     NotUtf8,
     /// A length or count below zero.
     #[error("a length is negative: {0}")]
     NegativeLength(i32),
-    /// A row image of no kind that may stand there (`K`, `O`, `N`).
+    /// A row image has another kind than `K`, `O` or `N`, or one that is not allowed there.
     #[error("unknown kind of row image {:?}", char::from(*.0))]
     UnknownTupleKind(u8),
-    /// A value of no kind (`n`, `u`, `t`).
+    /// A value has another kind than `n`, `u` or `t`.
     #[error("unknown kind of value {:?}", char::from(*.0))]
     UnknownValueKind(u8),
-    /// A value in a type's own binary form, which is never asked for.
+    /// A value is in binary form, which is never requested.
     #[error("a value is binary, though text was asked for")]
     BinaryValue,
-    /// A replica identity of no kind (`d`, `n`, `f`, `i`).
+    /// A replica identity is none of `d`, `n`, `f`, `i`.
     #[error("unknown replica identity {:?}", char::from(*.0))]
     UnknownReplicaIdentity(u8),
     /// Flags of a commit that version 1 does not have.
@@ -226,7 +226,7 @@ fn logical_message(reader: &mut PayloadReader<'_>) -> Result<LogicalMessage, Dec
 struct PayloadReader<'a> {
     /// The whole payload, of which values are slices.
     payload: &'a Bytes,
-    /// Its unread end.
+    /// The part that is not read yet.
     rest: &'a [u8],
 }
 

@@ -17,9 +17,9 @@ pub enum Message {
     Begin(Begin),
     /// The transaction ends (`C`).
     Commit(Commit),
-    /// Where the transaction first came from (`O`).
+    /// The server where the transaction originated (`O`).
     Origin(Origin),
-    /// What a table looks like; comes before its first change and after every change of its shape (`R`).
+    /// A table's columns; sent before its first change and after every change of its columns (`R`).
     Relation(RelationMessage),
     /// A type that is not built in; comes before the relation that uses it (`Y`).
     Type(TypeMessage),
@@ -35,7 +35,7 @@ pub enum Message {
     Logical(LogicalMessage),
 }
 
-/// A transaction begins. Transactions come whole and in commit order; one is never inside of another.
+/// A transaction begins. Transactions are sent whole and in commit order, never interleaved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begin {
     /// The position of the transaction's commit record: [`Commit::commit_lsn`] of its end.
@@ -79,7 +79,7 @@ pub enum ReplicaIdentity {
     Index,
 }
 
-/// What a table looks like from here on.
+/// A table's columns from here on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelationMessage {
     /// The id by which the changes name it.
@@ -105,7 +105,7 @@ pub struct Column {
     pub type_modifier: i32,
 }
 
-/// A type that is not built in. The name serves to find the type of the same name in another database.
+/// A type that is not built in. The name allows to find the type in another database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeMessage {
     /// Its OID in the source.
@@ -128,8 +128,8 @@ pub struct Insert {
 /// The old image of a row, as much of it as the server sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OldTuple {
-    /// The replica identity's columns (`K`). The image has all columns' places; those outside of the key are NULL and
-    /// mean nothing.
+    /// The replica identity's columns (`K`). The image has a place for each column; those outside of the key are
+    /// NULL and have no meaning.
     Key(Row),
     /// All columns (`O`): the table has `REPLICA IDENTITY FULL`.
     Full(Row),
@@ -175,7 +175,7 @@ pub struct LogicalMessage {
     pub transactional: bool,
     /// Its position in the WAL.
     pub lsn: Lsn,
-    /// The prefix under which it was written; tells whose message it is.
+    /// The prefix under which it was written; names the program that wrote it.
     pub prefix: Arc<str>,
     /// The content: any bytes.
     pub content: Bytes,

@@ -2,8 +2,8 @@
 //!
 //! Its job is one function, [`decode()`]: one payload of the stream in, one message out. It is pure and total: every read
 //! is checked, the whole payload must be consumed, and malformed input is a [`DecodeError`], never a panic and never a
-//! message that was only partly understood. It keeps no state, so it leaves alone which relation an id stands for, whether
-//! a transaction is open, and what a value means; `replication` knows that. Values stay the text that Postgres printed.
+//! message that was only partly understood. It keeps no state: which relation an id stands for, whether a transaction
+//! is open, and what a value means is known to `replication`. Values stay the text that Postgres printed.
 //!
 //! This is the hot path (hundreds of thousands of rows a second), so a row costs one allocation, the boxed slice of its
 //! columns; the values are slices of the payload's own buffer and keep it alive.

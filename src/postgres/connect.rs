@@ -1,4 +1,4 @@
-//! Opening a session with every setting pinned ([`settings`]) that changes how values are printed or parsed, or that could
+//! Opens a session with every setting pinned ([`session_settings`]) that changes how values are printed or parsed, or that could
 //! end the session unexpectedly.
 
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::config::{DatabaseUrl, Host, SslMode};
 /// How long one connection attempt may take, login and settings included: longer than three lost SYNs (1 + 2 + 4 s).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// A peer that does not acknowledge for this long is gone. The same on both ends, so that the lock of a daemon whose
-/// machine died is free within about this time.
+/// A peer that does not acknowledge for this long counts as dead. The server uses the same time, so the lock of a daemon
+/// whose machine died is free about that soon.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Opens a session on either database: pinned settings, an empty search path but for `pg_catalog`, synchronous commits,
-/// time-outs that are ours. The connection's other half runs in a task that ends with it.
+/// Opens a session with either database: with the pinned settings, synchronous commits and our own time-outs. A task runs
+/// the connection and ends with it.
 ///
 /// # Errors
 /// The server can't be reached within [`CONNECT_TIMEOUT`], refuses, or TLS can't be set up.
@@ -33,7 +33,7 @@ pub async fn connect(side: Side, url: &DatabaseUrl, application_name: &str) -> R
 }
 
 /// As [`connect`]; `notified` is woken by every NOTIFY that the session listens to, and when the connection ends. The
-/// handle cuts the connection at once; a client that is dropped alone closes it only when the last answer is there.
+/// handle cuts the connection at once; dropping the client closes it only after the last answer.
 ///
 /// # Errors
 /// As [`connect`].

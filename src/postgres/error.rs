@@ -1,4 +1,4 @@
-//! What can go wrong with a session, with which of the two databases, and what a person can do about it.
+//! What can go wrong with a session, with which of the two databases, and the remedy.
 //!
 //! Messages never hold row values: Postgres quotes them in the messages of classes 22 and 23, so those are left out.
 
@@ -37,7 +37,7 @@ pub enum SessionError {
         side: Side,
         /// The URL without its password.
         server: String,
-        /// The refusal or the network's error.
+        /// The server's refusal, or the network's error.
         #[source]
         source: tokio_postgres::Error,
     },
@@ -67,7 +67,7 @@ pub enum SessionError {
     Lost {
         /// The database.
         side: Side,
-        /// What was being done, as an infinitive.
+        /// The action that failed, as an infinitive.
         action: &'static str,
         /// The driver's error.
         #[source]
@@ -78,7 +78,7 @@ pub enum SessionError {
     Refused {
         /// The database.
         side: Side,
-        /// What was being done, as an infinitive.
+        /// The action that failed, as an infinitive.
         action: &'static str,
         /// The server's answer.
         refusal: Box<Refusal>,
@@ -99,7 +99,7 @@ impl SessionError {
         }
     }
 
-    /// What this means for the work that met it. Never [`Disposition::Row`]: a session has no row to blame.
+    /// Whether trying again can help. Never [`Disposition::Row`]: an error of a session is no row's fault.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -113,7 +113,7 @@ impl SessionError {
         }
     }
 
-    /// What a person can do, with the statement to paste where there is one.
+    /// The remedy; a statement to paste, if there is one.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -142,7 +142,7 @@ impl SessionError {
     }
 }
 
-/// Where no row was written, what looks like a row's fault needs a person.
+/// For statements that write no row: an error that looks like a row's own needs an operator.
 #[must_use]
 pub fn not_of_a_row(disposition: Disposition) -> Disposition {
     match disposition {
@@ -151,11 +151,11 @@ pub fn not_of_a_row(disposition: Disposition) -> Disposition {
     }
 }
 
-/// What to look at where no server answers.
+/// What to check if no server answers.
 pub const UNREACHABLE_HINT: &str =
     "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
 
-/// What a person can do about a SQLSTATE that concerns the session or the server, whatever the statement was.
+/// The remedy for a SQLSTATE that concerns the session or the server, independent of the statement.
 #[must_use]
 pub fn session_hint(side: Side, sqlstate: &str) -> Option<String> {
     Some(match sqlstate {
@@ -173,7 +173,7 @@ pub fn session_hint(side: Side, sqlstate: &str) -> Option<String> {
 pub struct Refusal {
     /// Its SQLSTATE.
     pub sqlstate: String,
-    /// The server's primary message. May quote a value where the class is 22 or 23: never log it then.
+    /// The server's primary message. In classes 22 and 23 it may quote a value: never log it then.
     pub message: String,
     /// The constraint that refused.
     pub constraint: Option<String>,
@@ -182,7 +182,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// The refusal inside of a driver's error, `None` where the server did not answer.
+    /// The refusal in a driver's error; `None` if the server did not answer.
     #[must_use]
     pub fn of(error: &tokio_postgres::Error) -> Option<Self> {
         error.as_db_error().map(|db| Self {

@@ -1,11 +1,11 @@
-//! How Postgres compares keys: the operators' schemas, and whether equal keys are written alike.
+//! How Postgres compares keys: the operators' schemas, and whether equal keys have the same spelling.
 
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use super::quote::quote_identifier;
 
-/// An SQL expression: the schemas, but for `pg_catalog`, of the operators of a table's unique indexes. `table` is an
+/// An SQL expression: the schemas, except `pg_catalog`, of the operators of a table's unique indexes. `table` is an
 /// expression for the table's OID.
 #[must_use]
 pub fn operator_schemas(table: &str) -> String {
@@ -21,9 +21,9 @@ pub fn operator_schemas(table: &str) -> String {
 }
 
 /// Runs a statement of the open transaction that compares keys, with the schemas of their operators in the search path.
-/// (A bare `>` on a `citext` would else be that of `text`, which is another order than the index's: rows between two
-/// chunks would be left out. A row comparison over columns of several schemas has no qualified form.) Not for longer: names
-/// within values are printed as the stream prints them.
+/// (Otherwise a plain `>` on a `citext` would be that of `text`, with another order than the index's: rows between two
+/// chunks would be left out. A row comparison over columns of several schemas has no qualified form.) Only for this
+/// statement, because names within values must be printed as the stream prints them.
 ///
 /// # Errors
 /// The statement failed.
@@ -44,8 +44,8 @@ pub async fn execute_with_operators(
     client.batch_execute("SET LOCAL search_path = pg_catalog").await
 }
 
-/// Whether equal values of a key type are written alike, but for a collation by which different texts are equal. A `numeric`
-/// may be 1.0 or 1.00, a `citext` anything.
+/// Whether equal values of a key type always have the same spelling (if the collation is deterministic). A `numeric` may be
+/// 1.0 or 1.00, a `citext` may differ in case.
 #[must_use]
 pub fn is_spelled_one_way(base_type: &str) -> bool {
     matches!(

@@ -8,13 +8,13 @@
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
 //! | [`sqlx_options()`] | the same for sqlx |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
-//! | [`sqlstate`] | the one table of what a SQLSTATE means for the work that met it |
+//! | [`sqlstate`] | the one table of what each SQLSTATE means |
 //! | [`quote`] | names in statements |
 //! | [`keys`] | how Postgres compares keys |
 //! | `lsn` | positions as `pg_lsn` |
 //!
-//! Leaves alone: what is asked of the Site DB (`source`, `site_db`) and of the Agent DB (`agent_db`), and the replication
-//! connection (`wire`), which uses the same meaning of TLS and the same settings.
+//! Not here: statements for the Site DB (`source`, `site_db`) and the Agent DB (`agent_db`), and the replication connection
+//! (`wire`), which uses the same TLS and the same settings.
 
 pub mod connect;
 pub mod error;

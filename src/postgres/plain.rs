@@ -1,5 +1,5 @@
-//! A session as any application has it: with the server's own settings, nothing pinned. For throwaway clusters, whose users
-//! rely on the usual `search_path`.
+//! A session with nothing pinned, like any application's. For throwaway clusters, whose users rely on the usual
+//! `search_path`.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub async fn connect_plain(
         .application_name(application_name)
         .connect(NoTls)
         .await?;
-    // The user of the client sees the connection's end.
+    // When the connection ends, the client's calls fail.
     tokio::spawn(connection);
     Ok(client)
 }

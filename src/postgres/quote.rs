@@ -1,4 +1,4 @@
-//! Names and conditions as they stand in a statement.
+//! Names and conditions in a statement.
 
 /// Quotes an identifier.
 #[must_use]
@@ -15,7 +15,7 @@ pub fn quote_columns<'a>(alias: &str, names: impl IntoIterator<Item = &'a str>) 
         .collect()
 }
 
-/// `WHERE` with all of the conditions, nothing where there are none.
+/// `WHERE` with all of the conditions; empty without any.
 #[must_use]
 pub fn where_clause(conditions: &[String]) -> String {
     if conditions.is_empty() {

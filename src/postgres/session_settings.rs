@@ -1,13 +1,13 @@
-//! The one list of settings that every session of the daemon pins, whatever the role, the database or the server says.
+//! The one list of settings that every session of the daemon pins, against the defaults of role, database and server.
 //!
 //! A value travels from the Site DB to the Agent DB as text (pitfall P28): printed by the replication connection or by a
-//! copy's session, parsed by the Agent DB's. All of them must print and parse alike, so all of them take [`PINNED`]. What only
-//! one kind of session needs stands in a list of its own.
+//! copy's session, parsed by the Agent DB's. They must print and parse alike, so all of them set [`PINNED`]. What only
+//! one kind of session needs is in a list of its own.
 
 /// A setting's name and value.
 pub type Setting = (&'static str, &'static str);
 
-/// What decides how values, names and types are printed and parsed. Taken by every session with either database.
+/// The settings that decide how values, names and types are printed and parsed. Set by every session with either database.
 ///
 /// A `search_path` of `pg_catalog` alone makes names within values (`regclass`) come with their schema.
 pub const PINNED: &[Setting] = &[
@@ -24,9 +24,9 @@ pub const PINNED: &[Setting] = &[
     ("search_path", "pg_catalog"),
 ];
 
-/// In addition, for plain sessions: no time-out of the server's ends a session that waits for work, a lock is not waited
-/// for longer than 30 s, a dead peer is noticed after about 30 s on the server's end too (so that a dead daemon's lock is
-/// free by then), and Postgres raises an error where row-level security would hide rows (pitfall P31).
+/// In addition, for plain sessions: no time-out of the server ends a session that waits for work; a statement waits for a
+/// lock for at most 30 s; the server too notices a dead peer after about 30 s, and frees its lock; and Postgres raises an
+/// error instead of hiding rows by row-level security (pitfall P31).
 pub(super) const PLAIN: &[Setting] = &[
     ("row_security", "off"),
     ("statement_timeout", "0"),
@@ -40,7 +40,7 @@ pub(super) const PLAIN: &[Setting] = &[
     ("tcp_user_timeout", "30s"),
 ];
 
-/// In addition, for the replication connection. The time-outs are off because an idle stream does its job. Warnings are on
+/// In addition, for the replication connection. The time-outs are off, since a stream is often idle. Warnings are on,
 /// because from 18 on one of them says that changes are left out (the publication does not exist at that point).
 pub const REPLICATION: &[Setting] = &[
     ("statement_timeout", "0"),
@@ -49,8 +49,8 @@ pub const REPLICATION: &[Setting] = &[
     ("client_min_messages", "warning"),
 ];
 
-/// The statements that pin a plain session's settings, each where the server knows it (`transaction_timeout` came with 17).
-/// `synchronous_commit` is only ever raised: a commit that counts must be on disk.
+/// The statements that pin a plain session's settings, if the server knows them (`transaction_timeout` is new in 17).
+/// `synchronous_commit` is turned on if it is off, since a commit must be on disk; a stricter value stays.
 pub(super) fn statements() -> String {
     let values: Vec<String> = PINNED
         .iter()

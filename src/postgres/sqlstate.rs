@@ -1,14 +1,13 @@
-//! The one SQLSTATE table: what an error of Postgres means for the work that met it.
+//! The one SQLSTATE table: whether an error is temporary, one row's own, or needs an operator.
 //!
-//! Everything that talks to a database asks [`disposition`]; nothing else decides by a SQLSTATE. An unknown *class* is
-//! [`Disposition::Systemic`] (hold and say so), never the row's own, so that a new kind of error can't park all rows of a
-//! table.
+//! Nothing else decides by a SQLSTATE. An unknown *class* is [`Disposition::Systemic`] (hold and say so), never the
+//! row's own, so that a new kind of error can't park all rows of a table.
 //!
 //! Source: <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 
 use crate::retry::Disposition;
 
-/// The table: what a SQLSTATE means to the work that met it.
+/// What a SQLSTATE means for the statement's work.
 #[must_use]
 pub fn disposition(sqlstate: &str) -> Disposition {
     use Disposition::{Row, Systemic, Transient};
@@ -17,7 +16,7 @@ pub fn disposition(sqlstate: &str) -> Disposition {
         "57014" | "55P03" | "25P03" | "25P04" => Transient,
         // The server is going down, has crashed, or is coming up.
         "57P01" | "57P02" | "57P03" | "57P05" => Transient,
-        // Somebody else uses the object now (a slot whose last reader the server has not missed yet).
+        // The object is in use (a slot whose last reader is dead, which the server has not noticed yet).
         "55006" => Transient,
         // A database that was dropped will not come back by waiting.
         "57P04" => Systemic,

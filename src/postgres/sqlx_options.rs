@@ -1,10 +1,10 @@
-//! A database URL for sqlx, with the meaning that the other drivers give it.
+//! A database URL as options for sqlx, with the same meaning as for the other connections.
 //!
 //! sqlx verifies certificates itself. Where it differs from [`super::tls`]:
 //! - `require` with `sslrootcert`, and `sslrootcert=system`, are translated here, so that they mean what they mean in libpq;
 //! - beside the file's authorities it also trusts the system's;
-//! - a certificate that calls itself an authority, or that has only a CN, is refused by `verify-ca` and `verify-full` even
-//!   if it stands in `sslrootcert`. Give the server a certificate with a `subjectAltName` that is no authority.
+//! - a certificate that is marked as an authority (`CA:TRUE`), or that has only a CN, is refused by `verify-ca` and `verify-full` even
+//!   if it is in `sslrootcert`. Use a certificate with a `subjectAltName` that is no authority.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! TLS towards Postgres: what `sslmode` and `sslrootcert` mean, once, for all connections.
+//! TLS for Postgres: the one meaning of `sslmode` and `sslrootcert`, for all connections.
 //!
 //! Makes a rustls configuration that trusts what libpq would trust, and the hash that ties a SCRAM login to the
 //! certificate (channel binding). It opens no connection: [`super::connect()`] and `wire` do. sqlx verifies certificates
@@ -10,12 +10,13 @@
 //! | `verify-ca` | a chain to the system's authorities | a chain to the file's |
 //! | `verify-full` | the same, and the name is the host's | the same, and the name is the host's |
 //!
-//! In two places webpki, under rustls, is stricter than libpq, and the certificate that Postgres's own manual tells to
-//! make (`openssl req -x509 … -subj /CN=host`) fails both, so both are relaxed here. A certificate that stands in
-//! `sslrootcert` itself is trusted although it calls itself an authority: the operator has named it. And where a certificate has no `subjectAltName`, its subject's CN is its name.
+//! In two points webpki, which rustls uses, is stricter than libpq, and the certificate that Postgres's manual recommends
+//! (`openssl req -x509 … -subj /CN=host`) fails both. So both are relaxed here: a certificate that is in `sslrootcert`
+//! itself is trusted although it is marked as an authority, since the operator has named it; and if a certificate has no
+//! `subjectAltName`, its subject's CN is its name.
 //!
-//! In every mode the handshake's signature is checked, so that the other end owns the certificate that it shows: without
-//! that, channel binding would prove nothing.
+//! In every mode the handshake's signature is checked, which proves that the server has the certificate's private key:
+//! without that, channel binding would prove nothing.
 //!
 //! Sources: <https://www.postgresql.org/docs/current/libpq-ssl.html>, <https://www.rfc-editor.org/rfc/rfc5929#section-4>
 
@@ -35,13 +36,13 @@ use x509_cert::der::oid::ObjectIdentifier;
 
 use crate::config::SslMode;
 
-/// libpq's word for the system's authorities in the place of a file.
+/// libpq's name for the system's authorities, instead of a file.
 pub(super) const SYSTEM_ROOTS: &str = "system";
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file of authorities cannot be read, or is no PEM.
+    /// The file of authorities cannot be read, or is not PEM.
     #[error("the certificates in {path} cannot be read")]
     Unreadable {
         /// The file.
@@ -59,7 +60,7 @@ pub enum TlsError {
     /// The system has no authorities.
     #[error("the system has no trusted certificates")]
     NoSystemRoots,
-    /// The host is neither a name nor an address that a certificate could be for.
+    /// The host is neither a DNS name nor an address.
     #[error("{0:?} is not a name that a certificate can be for")]
     Name(String),
     /// rustls refuses the configuration.
@@ -85,7 +86,7 @@ impl TlsError {
     }
 }
 
-/// What an operator can do about a certificate that was refused in a handshake; `None` where that was not the reason.
+/// The remedy for a certificate that was refused in a handshake; `None` for other errors.
 ///
 /// Both drivers give a refusal as an [`std::io::Error`] around a [`rustls::Error`].
 #[must_use]
@@ -95,7 +96,7 @@ pub fn refusal_hint(error: &std::io::Error) -> Option<String> {
         return None;
     };
     Some(match reason {
-        // A bad signature is an authority of the same name with another key.
+        // A bad signature comes from an authority of the same name with another key.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "name the authority that signed the server's certificate with sslrootcert=FILE".to_owned()
         }
@@ -112,13 +113,13 @@ pub fn refusal_hint(error: &std::io::Error) -> Option<String> {
     })
 }
 
-/// What to do about a server that does no TLS.
+/// The remedy if the server does not offer TLS.
 pub const NOT_OFFERED: &str = "ALTER SYSTEM SET ssl = on on the server (with ssl_cert_file, ssl_key_file); sslmode=disable \
                                in the URL only on a network that you trust";
 
 /// The configuration for a mode. `root` is a PEM file of authorities, or `system`.
 ///
-/// [`SslMode::Disable`] is treated as [`SslMode::Require`]: a caller that wants no TLS does not call this.
+/// [`SslMode::Disable`] is treated as [`SslMode::Require`]: a caller without TLS does not call this.
 ///
 /// # Errors
 /// The authorities cannot be read, or there are none.
@@ -153,7 +154,7 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
 /// The `tls-server-end-point` channel binding of a certificate: its hash under the hash function of its own signature,
 /// SHA-256 instead of MD5 and SHA-1 (RFC 5929 §4.1).
 ///
-/// `None` where that is not defined (Ed25519) or not read here (RSA-PSS): the login then does without.
+/// `None` if it is not defined (Ed25519) or not supported here (RSA-PSS): then the login has no channel binding.
 #[must_use]
 pub fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     const fn oid(text: &str) -> ObjectIdentifier {
@@ -195,7 +196,7 @@ pub fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
 #[derive(Debug)]
 struct Roots {
     store: RootCertStore,
-    /// Certificates that the operator named one by one: trusted as they are, see the module's header.
+    /// Certificates that the operator named: trusted as they are, see the module's header.
     named: Vec<CertificateDer<'static>>,
 }
 
@@ -237,10 +238,10 @@ impl Roots {
     }
 }
 
-/// Who may answer.
+/// Which servers are accepted.
 #[derive(Debug)]
 enum Trust {
-    /// Any server that owns the certificate that it shows.
+    /// Any server that has its certificate's private key.
     Anyone,
     /// One with a chain to an authority.
     Chained(Roots),
@@ -248,7 +249,7 @@ enum Trust {
     Named(Roots),
 }
 
-/// Decides about a server's certificate as `sslmode` says.
+/// Verifies a server's certificate as `sslmode` demands.
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
@@ -312,7 +313,7 @@ impl ServerCertVerifier for Verifier {
 }
 
 /// Whether a certificate without a `subjectAltName` has this host as its subject's CN, as libpq compares them:
-/// whatever the case, and `*.` for one label.
+/// without regard to case, and `*.` matches one label.
 fn is_common_name(certificate: &CertificateDer<'_>, host: &ServerName<'_>) -> bool {
     /// `subjectAltName`.
     const ALTERNATIVE_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
@@ -332,7 +333,7 @@ fn is_common_name(certificate: &CertificateDer<'_>, host: &ServerName<'_>) -> bo
     let mut attributes = certificate.subject.0.iter().flat_map(|names| names.0.iter());
     !has_alternatives
         && attributes.any(|attribute| {
-            // Each of the string types that a CN may have is ASCII where a host name is.
+            // In each string type that a CN may have, a host name is ASCII.
             attribute.oid == COMMON_NAME
                 && std::str::from_utf8(attribute.value.value()).is_ok_and(|name| matches_host(name, &host))
         })

@@ -1,5 +1,5 @@
-//! The one session that writes rows, failed rows, accounting and checkpoint: it lives as long as its connection, and one
-//! [`Transaction`](super::Transaction) follows another on it.
+//! The one session that writes rows, failed rows, accounting and checkpoint, in one
+//! [`Transaction`](super::Transaction) after another.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::metrics;
 pub struct ApplierSettings {
     /// The session's `application_name`, by which a second daemon names the first one.
     pub application_name: String,
-    /// Parked rows in one table beyond which the table is at fault.
+    /// If more rows of one table than this are parked, the table itself is taken to be at fault.
     pub max_failed_rows: usize,
     /// Wait before a parked row is tried again the first time.
     pub retry_initial: Duration,
@@ -42,7 +42,7 @@ pub struct Applier {
     pub(super) slot: String,
     /// The session's role, for hints.
     pub(super) role: String,
-    /// The last checkpoint that is durable here, where known.
+    /// The last durable checkpoint, if known.
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) save_checkpoint: Statement,
     pub(super) add_accounting: Statement,
@@ -52,8 +52,8 @@ impl Applier {
     /// Opens the session and takes the slot's lock.
     ///
     /// # Errors
-    /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection's, or that of a schema `twinlog`
-    /// that is not there.
+    /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection failed, or schema `twinlog` is
+    /// missing.
     pub async fn connect(url: &DatabaseUrl, slot: &str, settings: ApplierSettings) -> Result<Self, AgentError> {
         let session = Session::connect(url, &settings.application_name).await?;
         let client = &session.client;
@@ -98,7 +98,7 @@ impl Applier {
     /// Agent DB's table stays the same.
     ///
     /// # Errors
-    /// What is wrong with the table, with the statement to paste as hint; the session stays usable then.
+    /// What is wrong with the table; the hint is the statement to paste. The session stays usable.
     pub async fn resolve(&mut self, description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
         let writer = &mut self.writer;
         let client = &writer.session.client;
@@ -109,8 +109,8 @@ impl Applier {
         Ok(relation)
     }
 
-    /// Whether the table's first copy is reading rows: a partial update whose row is missing is then superseded by the
-    /// chunk that will bring the row, not parked.
+    /// Sets whether the table's first copy is reading rows. If so, a partial update whose row is missing is not parked: a
+    /// later chunk brings the row.
     pub fn set_copying(&mut self, table: &TableName, copying: bool) {
         let tables = &mut self.writer.copying;
         if copying {
@@ -120,11 +120,11 @@ impl Applier {
         }
     }
 
-    /// The checkpoint, made durable before it is returned; `None` before the first. A predecessor's commit may be visible
-    /// and not yet flushed: a synchronous commit of our own flushes everything before it too (pitfall P43).
+    /// The checkpoint, made durable before it is returned; `None` before the first. An earlier daemon's commit may be
+    /// visible and not yet flushed; a synchronous commit of our own flushes it too (pitfall P43).
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// The statement or the connection failed.
     pub async fn durable_checkpoint(&mut self) -> Result<Option<StoredCheckpoint>, AgentError> {
         let stored = checkpoint::make_durable(&self.writer.session.client, &self.slot).await?;
         self.checkpoint = stored.as_ref().map(|stored| stored.checkpoint.clone());
@@ -135,7 +135,7 @@ impl Applier {
     /// that this is right. A gap that is set stays set. Durable when it returns.
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// The statement or the connection failed.
     pub async fn initialise_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), AgentError> {
         checkpoint::save(&self.writer.session.client, &self.save_checkpoint, checkpoint)
             .await
@@ -144,34 +144,34 @@ impl Applier {
         Ok(())
     }
 
-    /// Remembers that rows may be missing. The first reason stays until [`Applier::clear_gap`].
+    /// Stores that rows may be missing. The first reason stays until [`Applier::clear_gap`].
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// The statement or the connection failed.
     pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
         checkpoint::set_gap(&self.writer.session.client, &self.slot, reason).await
     }
 
-    /// Writes what a table is doing. Durable when it returns.
+    /// Writes a table's state. Durable when it returns.
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// The statement or the connection failed.
     pub async fn write_table(&mut self, change: &TableChange) -> Result<(), AgentError> {
         Box::pin(tables::write(&self.writer.session.client, &self.slot, change)).await
     }
 
-    /// Remembers the shape under which a table is copied.
+    /// Stores the shape that a table has when it is copied.
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// The statement or the connection failed.
     pub async fn remember_shape(&mut self, table: &TableName, shape: &Shape) -> Result<(), AgentError> {
         shapes::remember(&self.writer.session.client, &self.slot, table, shape).await
     }
 
-    /// Takes the mark off that rows may be missing, after a full resync has shown that none is.
+    /// Removes the stored gap, after a full resync.
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// The statement or the connection failed.
     pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
         checkpoint::clear_gap(&self.writer.session.client, &self.slot).await
     }

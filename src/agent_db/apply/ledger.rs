@@ -1,4 +1,4 @@
-//! Counting what becomes of each change, by table and operation, until it is committed and may be told.
+//! Counts what becomes of each change, by table and operation. The counts reach the metrics after the commit.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ pub(super) enum ChangeKind {
     Truncate,
     /// A row that was read from the Site DB.
     Copy,
-    /// Decided before the change came here, so that its kind is not known.
+    /// The change was filtered or passed over before it was decoded this far, so its kind is not known.
     Any,
 }
 
@@ -53,14 +53,14 @@ impl Ledger {
         self.of(&change.relation.table, ChangeKind::of(change))
     }
 
-    /// A change has come. One that was read from the Site DB is outside of the sum.
+    /// Counts a received change. One that was read from the Site DB (a chunk's) is not part of the sum.
     pub(super) fn receive(&mut self, change: &Change) {
         if change.origin == Origin::Stream {
             self.tally(change).received += 1;
         }
     }
 
-    /// Changes have come that are not for us.
+    /// Counts received changes that are not applied.
     pub(super) fn filter(&mut self, table: &TableName, changes: u64) {
         let tally = self.of(table, ChangeKind::Any);
         tally.received += changes;
@@ -91,14 +91,14 @@ impl Ledger {
             .collect()
     }
 
-    /// The table whose sum does not come out, which would be a bug.
+    /// A table whose counts do not add up, which would be a bug.
     pub(super) fn unbalanced(&self) -> Option<TableName> {
         self.tables()
             .into_iter()
             .find_map(|(table, tally)| (!tally.balances()).then_some(table))
     }
 
-    /// Tells the metrics, once it is committed.
+    /// Adds the counts to the metrics. Call it after the commit.
     pub(super) fn export(&self, applied: &Applied) {
         for (table, tallies) in &self.tables {
             for (kind, tally) in ChangeKind::VARIANTS.iter().zip(tallies) {

@@ -1,21 +1,21 @@
 //! Changes in, SQL out: rows, failed rows, accounting and checkpoint in one transaction of the Agent DB.
 //!
 //! An [`Applier`] is a session that holds the slot's lock. It begins a [`Transaction`], which applies [`Segment`]s and is
-//! committed with a checkpoint or rolled back. Knows no source: where changes come from, and when to commit, is decided by
+//! committed with a checkpoint or rolled back. Where changes come from and when to commit is decided by
 //! `replication`.
 //!
-//! | file | |
+//! | file | its job |
 //! |---|---|
 //! | `applier` | what outlives a transaction |
 //! | `transaction` | apply, commit, rollback |
-//! | `segment` | what is applied, and what became of it |
+//! | `segment` | what is applied, and the result |
 //! | `write` | how a segment is written |
 //! | `plan` | which changes one statement can write: pure |
 //! | `sql` | statements and the forms in which rows are sent: pure |
 //! | `targets` | the resolved tables and their prepared statements |
 //! | `parked_keys` | the keys that are parked, and what a segment does to them |
 //! | `ledger` | what became of each change |
-//! | `session` | the connection, and how far its transaction is begun |
+//! | `session` | the connection and the state of its transaction |
 //! | `pipelined` | several statements in one round trip |
 
 mod applier;

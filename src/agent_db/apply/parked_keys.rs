@@ -1,8 +1,8 @@
-//! Parked keys: which there are, and what a segment does to their entries in `twinlog.failed_rows`.
+//! The parked keys, and what a segment changes in their entries in `twinlog.failed_rows`.
 //!
 //! Within a segment everything happens in memory, so that a savepoint that is rolled back leaves no half-parked row; at
-//! the segment's end [`ParkedKeys::flush`] writes it into the open transaction. The set of keys is the transaction's own view:
-//! after a rollback it must be loaded again.
+//! the segment's end [`ParkedKeys::flush`] writes it into the open transaction. The set of keys includes
+//! uncommitted changes: after a rollback it must be loaded again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::lsn::Lsn;
 #[derive(Debug)]
 pub(super) struct ParkedKeys {
     slot: String,
-    /// Parked keys of one table beyond which the table is at fault.
+    /// If more keys of one table than this are parked, the table itself is taken to be at fault.
     limit: usize,
     /// Wait before the first attempt to heal.
     retry_initial: Duration,
@@ -30,7 +30,7 @@ pub(super) struct ParkedKeys {
     by_table: AHashMap<TableName, AHashSet<Key>>,
     /// What the segment did, in order of the keys' first appearance.
     pending: IndexMap<(TableName, Key), Pending>,
-    /// Tables that the segment emptied, before what is pending.
+    /// Tables that the segment truncated, before what is pending.
     cleared: Vec<TableName>,
     /// How to take the segment back.
     undo: Vec<Undo>,
@@ -82,7 +82,7 @@ impl ParkedKeys {
         Ok(())
     }
 
-    /// From here on, [`ParkedKeys::take_back`] undoes.
+    /// Begins what [`ParkedKeys::take_back`] can undo.
     pub(super) fn begin_segment(&mut self) {
         self.undo.clear();
     }
@@ -128,13 +128,13 @@ impl ParkedKeys {
             .collect()
     }
 
-    /// Parks a change that was refused, or folds it into its key's entry. A move parks both keys: the old row is still
-    /// there, and only the Site DB can say what is right for either.
+    /// Parks a change that was refused, or folds it into its key's entry. A change of the key parks both keys: the
+    /// old row is still there, and only the Site DB knows the right state of each.
     pub(super) fn park(&mut self, change: &Change, reason: &ParkReason) -> Result<(), AgentError> {
         self.add(change, Some(reason))
     }
 
-    /// Folds a change into its key's entry, because the key, or the one that it leaves, is parked. The entry keeps its
+    /// Folds a change into its key's entry, because its new or its old key is parked. The entry keeps its
     /// reason.
     pub(super) fn fold_in(&mut self, change: &Change) -> Result<(), AgentError> {
         self.add(change, None)
@@ -216,7 +216,7 @@ impl ParkedKeys {
         Ok(())
     }
 
-    /// The row is right now.
+    /// The row is equal to the Site DB's again: the entry is removed.
     pub(super) fn healed(&mut self, table: &TableName, key: &Key) {
         if self.by_table.get_mut(table).is_some_and(|keys| keys.remove(key)) {
             self.undo.push(Undo::Removed(table.clone(), key.clone()));
@@ -224,7 +224,7 @@ impl ParkedKeys {
         self.pending.insert((table.clone(), key.clone()), Pending::Healed);
     }
 
-    /// An attempt to heal was refused: it waits longer.
+    /// An attempt to heal was refused: the next one is later.
     pub(super) fn refused(&mut self, table: &TableName, key: &Key, refusal: ParkReason) {
         match self.pending.entry((table.clone(), key.clone())) {
             indexmap::map::Entry::Occupied(mut known) => {
@@ -240,7 +240,7 @@ impl ParkedKeys {
         }
     }
 
-    /// The table was emptied: no row of it can be wrong any more.
+    /// The table was truncated: all its entries are removed.
     pub(super) fn clear(&mut self, table: &TableName) {
         if let Some(keys) = self.by_table.get_mut(table)
             && !keys.is_empty()
@@ -286,6 +286,6 @@ impl ParkedKeys {
 pub(super) struct Flushed {
     /// New or folded.
     pub parked: usize,
-    /// Tried again in vain.
+    /// Tried again, and refused again.
     pub refused: usize,
 }

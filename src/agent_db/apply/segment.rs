@@ -1,4 +1,4 @@
-//! What is applied, and what became of it: plain data.
+//! What is applied, and the result: plain data.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,16 +16,16 @@ pub struct Segment {
     pub lsn: Lsn,
 }
 
-/// One thing that happened, or that is to be remembered with it.
+/// A change to apply, or a fact to store with it.
 #[derive(Debug, Clone)]
 pub enum Item {
     /// A row changed.
     Change(Change),
     /// Tables were emptied.
     Truncate(Truncate),
-    /// What the table is doing by now: a copy's progress, written with the rows that it speaks of.
+    /// A table's new state, such as a copy's progress; written in the transaction of its rows.
     Table(TableChange),
-    /// Changes that were received and are not for us (the table's copy has not begun, a filter took them out).
+    /// Changes that were received and are not applied (the table's copy has not begun, or it is not selected).
     Filtered {
         /// Their table.
         relation: Arc<Relation>,
@@ -34,7 +34,7 @@ pub enum Item {
     },
 }
 
-/// What became of a segment, inside of the open transaction.
+/// The result of a segment, in the open transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Applied {
     /// By table.
@@ -62,6 +62,6 @@ pub struct Committed {
     pub end_lsn: Lsn,
     /// What the transaction held, over all of its segments.
     pub applied: Applied,
-    /// False where the checkpoint was there already and nothing had to be written.
+    /// False if the checkpoint was stored already and nothing had to be written.
     pub written: bool,
 }

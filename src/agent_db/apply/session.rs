@@ -1,4 +1,4 @@
-//! The connection that writes, and how far its transaction is begun.
+//! The connection that writes, and the state of its transaction.
 //!
 //! BEGIN and SAVEPOINT cost no round trip of their own: they wait here until the next statement is sent. A call that fails
 //! or is dropped half-way leaves the session broken, so that nothing is committed over rows that are not there.
@@ -13,7 +13,7 @@ use crate::postgres::{Side, connect};
 /// The connection that writes.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// For statements that need nothing of what waits to be sent.
+    /// For statements that do not depend on what waits to be sent.
     pub client: Client,
     /// Cuts the connection.
     connection: AbortHandle,
@@ -21,7 +21,7 @@ pub(super) struct Session {
     in_transaction: bool,
     /// What is to be sent before the next statement: BEGIN, SAVEPOINT.
     opening: Option<&'static str>,
-    /// A call has begun and not ended well.
+    /// A call has begun and not succeeded.
     broken: bool,
 }
 
@@ -38,15 +38,15 @@ impl Session {
         })
     }
 
-    /// Sets what a session that writes wants beyond the settings of every session.
+    /// Sets what a session that writes needs beyond the pinned settings.
     pub(super) async fn configure(&self) -> Result<(), AgentError> {
         // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
         self.client
             .batch_execute("SET plan_cache_mode = force_generic_plan")
             .await
             .map_err(|source| AgentError::from_driver("set plan_cache_mode", None, source))?;
-        // The server shall notice in the middle of a statement too that the daemon has gone, and free the slot's lock. Not
-        // every platform can look (PostgreSQL 14 on macOS): then it notices a little later.
+        // Lets the server notice during a long statement that the daemon has gone, and free the slot's lock. Not every
+        // platform can (PostgreSQL 14 on macOS): there it notices after the statement.
         match self
             .client
             .batch_execute("SET client_connection_check_interval = '5s'")
@@ -74,7 +74,7 @@ impl Session {
     /// A call begins: until [`Session::mend`], the session counts as broken.
     ///
     /// # Errors
-    /// [`AgentError::Aborted`] where an earlier call has left it broken.
+    /// [`AgentError::Aborted`] if an earlier call has left it broken.
     pub(super) const fn begin_call(&mut self) -> Result<(), AgentError> {
         if self.broken {
             return Err(AgentError::Aborted);
@@ -83,7 +83,7 @@ impl Session {
         Ok(())
     }
 
-    /// The call has ended well, or the server says that its transaction is gone.
+    /// The call has succeeded, or the server has ended its transaction.
     pub(super) const fn mend(&mut self) {
         self.broken = false;
     }
@@ -98,8 +98,8 @@ impl Session {
         self.broken
     }
 
-    /// Has the next statement open the transaction where none is open, and the segment's savepoint. `deferred`: foreign
-    /// keys and unique constraints that may wait are to be checked at the segment's end.
+    /// Makes the next statement open the transaction, if none is open, and the segment's savepoint. `deferred`: deferrable
+    /// constraints are checked at the segment's end.
     pub(super) const fn begin_segment(&mut self, deferred: bool) {
         if self.opening.is_some() {
             return;
@@ -114,12 +114,12 @@ impl Session {
         self.in_transaction = true;
     }
 
-    /// What is to be sent before the next statement, which the caller does; empty where nothing is.
+    /// What the caller has to send before the next statement; may be empty.
     pub(super) fn take_opening(&mut self) -> &'static str {
         self.opening.take().unwrap_or_default()
     }
 
-    /// The same for the statements of a commit, which may be all that the transaction does.
+    /// The same for a commit, which may be the transaction's only statement.
     pub(super) fn take_opening_of_commit(&mut self) -> &'static str {
         let opening = match self.opening.take() {
             Some(opening) => opening,
@@ -138,7 +138,7 @@ impl Session {
         }
     }
 
-    /// Steers the transaction: savepoints, constraints.
+    /// Runs a statement that controls the transaction: savepoints, constraints.
     pub(super) async fn command(&self, sql: &str) -> Result<(), AgentError> {
         self.client
             .batch_execute(sql)
@@ -146,7 +146,7 @@ impl Session {
             .map_err(|source| AgentError::from_driver("steer the transaction", None, source))
     }
 
-    /// Rolls the transaction back. Harmless where none is open: a warning.
+    /// Rolls the transaction back. If none is open, the server only warns.
     pub(super) async fn rollback(&mut self) -> Result<(), AgentError> {
         self.broken = true;
         self.opening = None;
@@ -169,7 +169,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // In the middle of a statement, a polite end would wait for its answer, and the slot's lock with it.
+        // During a statement, a regular end would wait for the answer, and keep the slot's lock meanwhile.
         if self.broken {
             self.connection.abort();
         }

@@ -1,4 +1,4 @@
-//! How each table is written, found out once: the resolved tables and their prepared statements.
+//! The resolved tables and their prepared statements.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::change::{Identity, Relation, RelationId, TableDescription};
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub statement: Statement,
-    /// What each parameter is made of, in order.
+    /// The source of each parameter, in order.
     pub parameters: Vec<Parameter>,
 }
 
-/// The resolved tables. A table whose columns have changed while the daemon runs has several versions, as changes of
-/// both may be on their way. The version that was resolved last is the last.
+/// The resolved tables. A table whose columns changed while the daemon runs has several versions, since changes with
+/// the old columns may still be on their way. The newest version is the last.
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     tables: HashMap<RelationId, Vec<Version>>,
@@ -36,10 +36,10 @@ struct Version {
 }
 
 impl Targets {
-    /// Each change of a table's columns makes a version; beyond this many, start over.
+    /// Each change of a table's columns adds a version; beyond this many, all are cleared.
     const MAX_VERSIONS: usize = 10_000;
 
-    /// Partial images come in many shapes; beyond this many statements, start over rather than fill the server.
+    /// Partial images have many sets of columns; beyond this many statements, all are cleared, to save the server's memory.
     const MAX_STATEMENTS: usize = 1000;
 
     /// Matches a table of the stream with the Agent DB's. The same description gives the same relation as long as the
@@ -53,7 +53,7 @@ impl Targets {
         Ok(Arc::clone(&self.keep(target).relation))
     }
 
-    /// How to write a relation: known since it was resolved, or read again where the versions were started over.
+    /// How to write a relation: as it was resolved, or read again if the versions were cleared meanwhile.
     pub(super) async fn target(
         &mut self,
         client: &Client,
@@ -82,7 +82,7 @@ impl Targets {
         Ok(self.keep(target))
     }
 
-    /// Keeps a target, or finds the one that is just like it, so that its statements stay prepared.
+    /// Adds a target, or finds an equal one, whose statements stay prepared.
     fn keep(&mut self, target: Target) -> Arc<Target> {
         let id = target.relation.id;
         if let Some(versions) = self.tables.get_mut(&id)
@@ -106,7 +106,7 @@ impl Targets {
         target
     }
 
-    /// A table's statement, prepared now where it is not yet.
+    /// A table's statement; prepares it if needed.
     pub(super) async fn prepared(
         &mut self,
         client: &Client,
@@ -135,7 +135,7 @@ impl Targets {
         if self.statements >= Self::MAX_STATEMENTS {
             self.forget_statements();
         }
-        // A version that was started over meanwhile goes without: its statement is prepared again.
+        // If the version was cleared meanwhile, the statement is not kept, and is prepared again next time.
         if let Some(version) = self
             .tables
             .get_mut(&id)

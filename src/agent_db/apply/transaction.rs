@@ -19,9 +19,9 @@ use crate::metrics;
 
 /// What is applied and not yet committed. Nothing is sent before the first statement that needs it.
 ///
-/// It owns the [`Applier`], so nothing else can be written in between, and nothing can be done with a transaction that is
-/// committed or rolled back. Where a commit fails, the applier is gone with it, and the outcome is open: connect another
-/// one and read its checkpoint. Where [`Transaction::apply`] fails or is dropped half-way, only a rollback is possible.
+/// It owns the [`Applier`], so nothing else can be written in between, and a transaction that is committed or rolled back
+/// can't be used. If a commit fails, the applier is lost and the outcome unknown: connect another one and read its
+/// checkpoint. If [`Transaction::apply`] fails or is dropped half-way, only a rollback is possible.
 #[derive(Debug)]
 pub struct Transaction {
     applier: Applier,
@@ -46,8 +46,8 @@ impl Transaction {
     /// Applies a segment.
     ///
     /// # Errors
-    /// Transient and systemic ones only, and [`AgentError::TooManyFailed`]: the transaction must then be rolled back;
-    /// nothing is lost, the source has everything since the last commit. [`AgentError::Aborted`] where an earlier call has
+    /// Only transient and systemic ones, and [`AgentError::TooManyFailed`]: the transaction must then be rolled back.
+    /// Nothing is lost, since the source has everything after the last commit. [`AgentError::Aborted`] if an earlier call
     /// failed or was dropped half-way.
     pub async fn apply(&mut self, segment: Segment) -> Result<Applied, AgentError> {
         if segment.items.is_empty() && !self.applier.writer.session.is_broken() {
@@ -91,7 +91,7 @@ impl Transaction {
         Ok(())
     }
 
-    /// A parked row waits for its parent: it is tried again as soon as rows of the parent's table were written.
+    /// Makes parked rows that wait for a parent due as soon as rows of the parent's table are written.
     async fn wake_children(&mut self, written: &BTreeMap<TableName, Tally>) -> Result<(), AgentError> {
         let writer = &self.applier.writer;
         let Constraints::Checked(foreign_keys) = &writer.constraints else {
@@ -113,7 +113,7 @@ impl Transaction {
         Ok(())
     }
 
-    /// Writes what tables are doing by now, for each table the last that the segment says.
+    /// Writes the tables' states, for each table the last one in the segment.
     async fn save_tables(&mut self, segment: &Segment) -> Result<(), AgentError> {
         let mut changes = HashMap::new();
         for item in &segment.items {
@@ -141,7 +141,7 @@ impl Transaction {
     /// As [`Applier::resolve`], within the transaction.
     ///
     /// # Errors
-    /// What is wrong with the table. Where a statement failed, the transaction must be rolled back.
+    /// What is wrong with the table. If a statement failed, the transaction must be rolled back.
     pub async fn resolve(&mut self, description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
         if self.applier.writer.session.is_broken() {
             return Err(AgentError::Aborted);
@@ -159,10 +159,10 @@ impl Transaction {
         self.applier.set_copying(table, copying);
     }
 
-    /// As [`Applier::write_table`]; where something was applied already, the change goes with its commit.
+    /// As [`Applier::write_table`]; if something was applied already, it is committed together with that.
     ///
     /// # Errors
-    /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
+    /// The statement or the connection failed; [`AgentError::Aborted`] if an earlier call has failed.
     pub async fn write_table(&mut self, change: &TableChange) -> Result<(), AgentError> {
         if self.applier.writer.session.is_broken() {
             return Err(AgentError::Aborted);
@@ -170,10 +170,10 @@ impl Transaction {
         self.applier.write_table(change).await
     }
 
-    /// As [`Applier::clear_gap`]; where something was applied already, the mark goes with its commit.
+    /// As [`Applier::clear_gap`]; if something was applied already, it is committed together with that.
     ///
     /// # Errors
-    /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
+    /// The statement or the connection failed; [`AgentError::Aborted`] if an earlier call has failed.
     pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
         if self.applier.writer.session.is_broken() {
             return Err(AgentError::Aborted);
@@ -181,12 +181,12 @@ impl Transaction {
         self.applier.clear_gap().await
     }
 
-    /// Commits everything that was applied together with the checkpoint; durable when it returns. Does nothing where
-    /// nothing was applied and the checkpoint is there already.
+    /// Commits everything that was applied together with the checkpoint; durable when it returns. Does nothing if
+    /// nothing was applied and the checkpoint is stored already.
     ///
     /// # Errors
-    /// The applier and its connection are gone. Nothing is committed where the server has refused; after a connection's
-    /// error the outcome is open.
+    /// The applier and its connection are lost. If the server refused, nothing is committed; after an error of the
+    /// connection the outcome is unknown.
     pub async fn commit(mut self, checkpoint: Checkpoint) -> Result<(Applier, Committed), AgentError> {
         if self.applier.writer.session.is_broken() {
             return Err(AgentError::Aborted);
@@ -246,8 +246,8 @@ impl Transaction {
         Ok(())
     }
 
-    /// Checkpoint, accounting and COMMIT in one round trip. Where one of the former fails, the transaction is aborted and
-    /// COMMIT rolls it back, so the first error decides.
+    /// Checkpoint, accounting and COMMIT in one round trip. If one of the first two fails, the transaction is aborted and
+    /// COMMIT rolls it back, so the first error is the one to report.
     async fn send_commit(&mut self, checkpoint: &Checkpoint) -> Result<Applied, AgentError> {
         let applier = &mut self.applier;
         let begin = applier.writer.session.take_opening_of_commit();
@@ -269,10 +269,10 @@ impl Transaction {
         Ok(self.applied(tables))
     }
 
-    /// Takes everything back that was applied.
+    /// Rolls back everything that was applied.
     ///
     /// # Errors
-    /// The connection's: the applier is gone, and the server rolls back when it notices.
+    /// The connection failed: the applier is lost, and the server rolls back when it notices.
     pub async fn rollback(mut self) -> Result<Applier, AgentError> {
         let writer = &mut self.applier.writer;
         writer.session.rollback().await?;

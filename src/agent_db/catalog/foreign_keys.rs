@@ -1,4 +1,4 @@
-//! The Agent DB's foreign keys: in which order tables are written, and which rows may wait for which.
+//! The Agent DB's foreign keys: the order in which tables are written, and which parked rows wait for which table.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ struct ForeignKey {
     parent: TableName,
 }
 
-/// All foreign keys of the Agent DB, but for a table's references to itself.
+/// All foreign keys of the Agent DB, except a table's references to itself.
 #[derive(Debug)]
 pub(in crate::agent_db) struct ForeignKeys {
     keys: Vec<ForeignKey>,
@@ -52,7 +52,7 @@ impl ForeignKeys {
         })
     }
 
-    /// How far a table is from those that refer to nothing: parents have smaller numbers than their children.
+    /// A table's distance from tables without foreign keys: parents have smaller numbers than their children.
     pub(in crate::agent_db) fn depth(&self, table: &TableName) -> usize {
         self.depths.get(table).copied().unwrap_or_default()
     }
@@ -63,7 +63,7 @@ impl ForeignKeys {
     }
 }
 
-/// The depth of each table. In a cycle no order is right; the numbers then stop growing at the number of tables.
+/// The depth of each table. In a cycle no order is right; there the numbers stop at the number of tables.
 fn depths(foreign_keys: &[ForeignKey]) -> HashMap<TableName, usize> {
     let mut depths: HashMap<TableName, usize> = HashMap::new();
     for key in foreign_keys {

@@ -1,11 +1,11 @@
-//! What the Agent DB says of its tables and of the daemon's role. Read when a table is resolved or a session begins; writes
+//! What the Agent DB's catalog says about its tables and the daemon's role. Read when a table is resolved or a session begins; writes
 //! nothing.
 //!
-//! | file | |
+//! | file | its job |
 //! |---|---|
 //! | `target` | how to write a table |
-//! | `read` | what the catalog says of one table |
-//! | `resolve` | the match of both: what is wrong, or how to write it |
+//! | `read` | what the catalog says about one table |
+//! | `resolve` | matches a table of the stream with it: what is wrong, or how to write it |
 //! | `foreign_keys` | in which order tables are written |
 //! | `rights` | what the role may do |
 

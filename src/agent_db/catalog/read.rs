@@ -1,4 +1,4 @@
-//! Reading what the catalog says of one table.
+//! Reads what the catalog says about one table.
 
 use tokio_postgres::{Client, Row};
 
@@ -14,7 +14,7 @@ pub(super) struct TableFacts {
     pub copyable: bool,
     /// All columns, in the table's order.
     pub columns: Vec<ColumnFacts>,
-    /// The primary key's columns in key order; none where there is no primary key.
+    /// The primary key's columns in key order; empty if there is no primary key.
     pub key: Vec<KeyFacts>,
 }
 
@@ -28,9 +28,9 @@ pub(super) struct ColumnFacts {
     pub generated: bool,
     /// `GENERATED ALWAYS AS IDENTITY`.
     pub identity_always: bool,
-    /// NOT NULL, and nothing gives it a value but the INSERT.
+    /// NOT NULL and without a default, so the INSERT must give a value.
     pub must_be_given: bool,
-    /// Whether its collation takes different texts for different.
+    /// Whether its collation is deterministic: only identical texts are equal.
     pub deterministic: bool,
 }
 
@@ -41,9 +41,9 @@ pub(super) struct KeyFacts {
     pub operator_schema: String,
     /// The equality operator of the key's index.
     pub operator: String,
-    /// Whether uniqueness is checked at once; it is not for a deferrable constraint.
+    /// Whether uniqueness is checked at once (not for a deferrable constraint).
     pub immediate: bool,
-    /// The constraint's name; empty where there is an index alone.
+    /// The constraint's name; empty if there is only an index.
     pub constraint: String,
 }
 

@@ -1,5 +1,5 @@
-//! Matching a table of the stream with the Agent DB's: what is wrong with it, or how to write it. Types are known by
-//! name, never by the source's OIDs, which mean nothing here.
+//! Matches a table of the stream with the Agent DB's: what is wrong with it, or how to write it. Types are matched by
+//! name, since the source's OIDs mean nothing here.
 
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ fn check_key(description: &TableDescription, key: &[KeyFacts]) -> Result<(), Age
     Ok(())
 }
 
-/// Where the key's columns stand in the row images. Each must be published, and be part of what identifies old rows.
+/// Positions of the key's columns in the row images. Each must be published, and part of the replica identity.
 fn key_positions(description: &TableDescription, key: &[KeyFacts]) -> Result<Vec<usize>, AgentError> {
     let mut positions = Vec::new();
     for KeyFacts { column, .. } in key {
@@ -96,7 +96,7 @@ fn key_positions(description: &TableDescription, key: &[KeyFacts]) -> Result<Vec
     Ok(positions)
 }
 
-/// How to write each published column. Each must be there and let itself be written.
+/// How to write each published column. Each must exist and be writable.
 fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &[usize]) -> Result<Vec<Column>, AgentError> {
     let table = &description.table;
     let mut missing = Vec::new();
@@ -128,7 +128,7 @@ fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &[usize])
     Ok(columns)
 }
 
-/// Columns that are not published must do without a value from the stream.
+/// Columns that are not published must not need a value.
 fn check_unpublished(description: &TableDescription, facts: &[ColumnFacts]) -> Result<(), AgentError> {
     let is_published = |name: &str| description.columns.iter().any(|published| **published == *name);
     let unfilled = facts

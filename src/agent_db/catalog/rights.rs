@@ -1,21 +1,21 @@
-//! What the daemon's role may do in the Agent DB, found out by trying.
+//! What the daemon's role may do in the Agent DB; found by trying.
 
 use tokio_postgres::Client;
 
 use crate::agent_db::error::AgentError;
 
-/// What the session may do. Nothing here is required: where something is missing, rows are written another way.
+/// What the session may do. None of this is required: if a right is missing, rows are written another way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::agent_db) struct Rights {
     /// The role's name, unquoted.
     pub role: String,
-    /// `session_replication_role = replica` is set: triggers and foreign keys of the Agent DB stay silent. Without it,
-    /// rows are written in foreign-key order, and rows that a foreign key refuses are parked until their parent is there.
+    /// `session_replication_role = replica` is set: triggers and foreign keys of the Agent DB do not fire. Without it,
+    /// rows are written in foreign-key order, and rows that a foreign key refuses are parked until their parent exists.
     pub session_replication_role: bool,
 }
 
 impl Rights {
-    /// Finds out, and sets what may be set.
+    /// Tries what is allowed, and sets it.
     pub(in crate::agent_db) async fn probe(client: &Client) -> Result<Self, AgentError> {
         let row = client
             .query_one("SELECT current_user::text AS role", &[])
@@ -23,7 +23,7 @@ impl Rights {
             .map_err(|source| AgentError::from_driver("probe the role's rights", None, source))?;
         let session_replication_role = match client.batch_execute("SET session_replication_role = replica").await {
             Ok(()) => true,
-            // Refused by right, or by a pooler that does not let the setting through: both mean "not here".
+            // The right is missing, or a pooler does not allow the setting: it can't be used here.
             Err(error) if error.as_db_error().is_some() => false,
             Err(source) => return Err(AgentError::from_driver("set session_replication_role", None, source)),
         };

@@ -15,8 +15,8 @@ pub(in crate::agent_db) struct Target {
     pub equals: Vec<String>,
     /// Whether its rows are in partitions.
     pub partitioned: bool,
-    /// Whether `COPY` does there what INSERT does: it refuses row-level security and passes by rules. A BEFORE STATEMENT
-    /// trigger may refuse it between its being taken up and its first row, where the driver loses count of the answers.
+    /// Whether `COPY` has the same effect as INSERT: it does not work with row-level security, and ignores rules. A BEFORE
+    /// STATEMENT trigger may refuse it after its start and before its first row; then the driver mixes up the answers.
     pub copyable: bool,
 }
 
@@ -31,7 +31,7 @@ pub(in crate::agent_db) struct Column {
     pub identity_always: bool,
     /// Part of the primary key.
     pub in_key: bool,
-    /// Whether its equal values are written alike.
+    /// Whether equal values always have the same spelling.
     pub alike: bool,
 }
 
@@ -43,7 +43,7 @@ impl Column {
 }
 
 impl Target {
-    /// Whether keys that are equal are written alike.
+    /// Whether equal keys always have the same spelling.
     pub(in crate::agent_db) fn spells_keys_alike(&self) -> bool {
         self.columns.iter().all(|column| !column.in_key || column.alike)
     }

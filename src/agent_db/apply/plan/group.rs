@@ -10,7 +10,7 @@ use crate::change::{Change, ColumnValue, Key, Origin, Relation, Row};
 /// One row of a [`Group`].
 #[derive(Debug, Clone, Copy)]
 pub(in crate::agent_db::apply) struct RowWrite<'e> {
-    /// The change by which the result is counted, or which is parked.
+    /// The change that is counted, or parked if it is refused.
     pub change: &'e Change,
     /// The key to find the row by: the old one for a move.
     pub key: &'e Key,
@@ -21,11 +21,11 @@ pub(in crate::agent_db::apply) struct RowWrite<'e> {
 /// Why rows are written: decides how they are counted, and what a refusal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::agent_db::apply) enum Purpose {
-    /// The stream brought them: each is accounted for, and parked when it is refused.
+    /// They come from the stream: each is counted, and parked if it is refused.
     Stream,
     /// A copy or a resync read them: they are counted as copied, and parked when they are refused.
     Chunk,
-    /// They were read because their keys are parked: success heals the keys, a refusal moves the next attempt away.
+    /// They were read because their keys are parked: success heals the keys, a refusal delays the next attempt.
     Heal,
 }
 
@@ -70,7 +70,7 @@ fn present(row: &Row) -> Box<[bool]> {
 }
 
 impl<'e> Group<'e> {
-    /// A change alone, exactly as it came. `heal`: it comes from a chunk and its key is parked.
+    /// A single change, exactly as it came. `heal`: it comes from a chunk and its key is parked.
     pub(in crate::agent_db::apply) fn of_one(change: &'e Change, heal: bool) -> Self {
         let (kind, key, row) = match moved(change) {
             Some((old, row)) => (StatementKind::Move { present: present(row) }, old, Some(row)),
@@ -133,7 +133,7 @@ impl<'e> Group<'e> {
                 key,
                 row,
             };
-            // Nearly always the same statement as the row before.
+            // Most rows need the same statement as the row before.
             match groups
                 .iter_mut()
                 .rev()
@@ -203,7 +203,7 @@ impl<'e> Group<'e> {
         })
     }
 
-    /// Whether this goes by COPY. It is refused as a whole, and no statement may be sent behind it before its answer.
+    /// Whether this is written by COPY, which is refused as a whole; no statement may be sent after it before its answer.
     pub(in crate::agent_db::apply) fn copies(&self) -> bool {
         self.kind == StatementKind::Copy
     }

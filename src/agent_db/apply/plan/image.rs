@@ -1,4 +1,4 @@
-//! What the changes of a row come to: one change as it is, or several of a key folded into one.
+//! The result of a row's changes: one change as it is, or several changes of a key folded into one.
 
 use crate::change::{Change, Coalesced, Key, Operation, Row};
 
@@ -38,9 +38,9 @@ pub(in crate::agent_db::apply) fn moved(change: &Change) -> Option<(&Key, &Row)>
 #[derive(Debug)]
 pub(in crate::agent_db::apply) struct FoldedChanges<'a> {
     folded: Folded<'a>,
-    /// The newest of them. The result is counted by it, and it is what is parked.
+    /// The newest of them: it is counted, or parked if it is refused.
     pub last: &'a Change,
-    /// The oldest of them was an insert: no row should be there yet.
+    /// The oldest of them was an insert: the row should not exist yet.
     pub is_new: bool,
 }
 
@@ -62,7 +62,7 @@ impl<'a> FoldedChanges<'a> {
         }
     }
 
-    /// What the changes come to.
+    /// The result of the changes.
     pub(super) fn image(&self) -> Image<'_> {
         match &self.folded {
             Folded::One(operation) => image(operation),
@@ -72,8 +72,8 @@ impl<'a> FoldedChanges<'a> {
         }
     }
 
-    /// Folds the key's next change in; returns the change that was the newest before. `None` where they can't be one: a
-    /// partial image after a delete has no base here.
+    /// Folds the key's next change in; returns the change that was the newest before. `None` if they can't be folded:
+    /// a partial image after a delete has no base here.
     pub(super) fn fold(&mut self, change: &'a Change) -> Option<&'a Change> {
         if matches!(image(&change.operation), Image::Partial(_)) {
             if self.image() == Image::Delete {

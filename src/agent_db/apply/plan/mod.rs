@@ -2,20 +2,20 @@
 //!
 //! A [`WritePlan`] folds each key's changes into one, column by column, so that a statement never meets a key twice (P25)
 //! and an unchanged value is never lost (P20). The rows of one plan have distinct keys, so their order does not matter to
-//! the result. What would matter ends the plan of that table first:
+//! the result. The plan of a table is written first before a change whose order would matter:
 //!
 //! - a key change whose old or new key is in the plan already,
-//! - a partial image after a delete of the key: it has no base, and must be looked at in its own place,
+//! - a partial image after a delete of the key: it has no base, and must be applied in its own place,
 //! - a chunk's row for a parked key, whose outcome decides what the key's next change means,
 //! - another set of columns for the table,
 //! - a truncate (ends the plans of all tables).
 //!
-//! What matters to secondary unique indexes and foreign keys is not known here: where the database refuses a plan, the
-//! segment is written once more in exact order, by [`OrderedRun`]s (P24).
+//! Secondary unique indexes and foreign keys are not known here: if the database refuses a plan, the segment is written
+//! once more in exact order, by [`OrderedRun`]s (P24).
 //!
 //! | file | |
 //! |---|---|
-//! | `image` | what the changes of a row come to |
+//! | `image` | the result of a row's changes |
 //! | `write_plan` | changes that can be written together, regardless of their order |
 //! | `group` | the rows of one statement |
 //! | `ordered_run` | neighbours in the stream that one statement can write |

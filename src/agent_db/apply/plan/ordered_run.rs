@@ -6,7 +6,7 @@ use super::group::{Group, Purpose};
 use super::image::moved;
 use crate::change::{Change, Key};
 
-/// Neighbours in the stream that one statement can write: of one table and one kind, with distinct keys.
+/// Consecutive changes of the stream that one statement can write: of one table and one kind, with distinct keys.
 #[derive(Debug, Default)]
 pub(in crate::agent_db::apply) struct OrderedRun<'a> {
     group: Option<Group<'a>>,
@@ -32,7 +32,7 @@ impl<'a> OrderedRun<'a> {
         None
     }
 
-    /// Whether the run is about to heal a key of the change: what the change means is known only after that.
+    /// Whether the run is about to heal a key of the change. Only after that it is known whether the key is still parked.
     pub(in crate::agent_db::apply) fn is_healing(&self, change: &Change) -> bool {
         self.group
             .as_ref()

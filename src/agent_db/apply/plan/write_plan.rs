@@ -30,7 +30,7 @@ pub(in crate::agent_db::apply) struct TablePlan<'a> {
     touched_by_heals: AHashSet<&'a Key>,
 }
 
-/// What became of a change that was offered to a plan.
+/// The result of offering a change to a plan.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::agent_db::apply) enum Offer<'a> {
     /// It is in the plan.
@@ -55,7 +55,7 @@ impl<'a> WritePlan<'a> {
         table.offer(change, heal)
     }
 
-    /// Whether the plan is about to heal a key of the change: what the change means is known only after that.
+    /// Whether the plan is about to heal a key of the change. Only after that it is known whether the key is still parked.
     pub(in crate::agent_db::apply) fn is_healing(&self, change: &Change) -> bool {
         self.position(&change.relation).is_some_and(|position| {
             let heals = &self.tables[position].touched_by_heals;

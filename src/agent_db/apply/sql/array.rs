@@ -52,7 +52,7 @@ impl ToSql for TextArray<'_> {
     fn to_sql(&self, _type: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         let len = self.len();
         out.put_i32(1);
-        // The server computes the flag for itself.
+        // The server computes the flag itself.
         out.put_i32(1);
         out.put_u32(Type::TEXT.oid());
         out.put_i32(i32::try_from(len)?);

@@ -1,6 +1,6 @@
 //! Statements that write rows, and the two forms in which rows are sent: pure.
 //!
-//! | file | |
+//! | file | its job |
 //! |---|---|
 //! | `statement` | the text of a statement for a table |
 //! | `array` | one column of many rows as a `text[]` parameter |

@@ -1,8 +1,8 @@
 //! Statements that write rows: pure text from a [`Target`]. Identifiers are quoted, values are always parameters, one
 //! `text[]` for each column.
 //!
-//! Casts name the column's base type without its length limit: `'abcdef'::varchar(3)` would cut silently, while assigning a
-//! `varchar` to a `varchar(3)` refuses; the same for `char(n)`, `bit(n)` and domains over them.
+//! Casts name the column's base type without its length limit: `'abcdef'::varchar(3)` would truncate silently, while
+//! assigning a `varchar` to a `varchar(3)` is refused; the same for `char(n)`, `bit(n)` and domains over them.
 
 use std::fmt::Write;
 
@@ -11,12 +11,12 @@ use crate::agent_db::catalog::{Column, Target};
 /// What a statement does to rows of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::agent_db::apply) enum StatementKind {
-    /// Insert full images that nothing is known to be in the way of, by `COPY`: the cheapest way by far, and refused as a
-    /// whole where one key is there already.
+    /// Insert full images of rows that should be new, by `COPY`: the cheapest way by far, but refused as a whole if one
+    /// key exists already.
     Copy,
-    /// Insert full images, or overwrite what is there.
+    /// Insert full images, or overwrite existing rows.
     Upsert {
-        /// Overwrite only where something differs: a chunk mostly finds what is there already.
+        /// Overwrite only rows that differ: most rows of a chunk are equal already.
         only_if_different: bool,
     },
     /// Set some columns of rows that must exist.
@@ -33,7 +33,7 @@ pub(in crate::agent_db::apply) enum StatementKind {
     Delete,
 }
 
-/// What a statement's parameter is made of.
+/// The source of a statement's parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::agent_db::apply) enum Parameter {
     /// A column of the row images.
@@ -47,7 +47,7 @@ pub(in crate::agent_db::apply) enum Parameter {
 pub(in crate::agent_db::apply) struct StatementText {
     /// With `$1`, `$2`, … for the parameters.
     pub sql: String,
-    /// What each parameter is made of, in order.
+    /// The source of each parameter, in order.
     pub parameters: Vec<Parameter>,
 }
 
@@ -62,7 +62,7 @@ pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKin
     }
 }
 
-/// `TRUNCATE` of several tables. `ONLY`, as the stream names each table that was reached; a partitioned table has no
+/// `TRUNCATE` of several tables. `ONLY`, since the stream names each truncated table; a partitioned table has no
 /// rows of its own and takes its partitions with it. Never cascades.
 pub(in crate::agent_db::apply) fn truncate(targets: &[&Target], restart_identity: bool) -> String {
     let tables: Vec<String> = targets
@@ -135,7 +135,7 @@ enum KeyUpdate {
     Moves,
 }
 
-/// An update of rows found by their (old) keys; returns the positions of those that were there.
+/// An update of rows found by their (old) keys; returns the positions of those that were found.
 fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
     let keys = target.relation.key.len();
     let set: Vec<usize> = target
@@ -152,7 +152,7 @@ fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
     parameters.extend(set.iter().map(|&index| Parameter::Column(index)));
     let mut sql = format!("UPDATE {} AS t SET ", target.relation.table.quoted());
     if set.is_empty() {
-        // Nothing but the key is known: look whether the row is there, and touch nothing.
+        // Only the key is known: check that the row exists, and change nothing.
         if let Some(&first) = target.relation.key.first() {
             let _ = write!(sql, "{0} = t.{0}", column(target, first).name);
         }
@@ -208,7 +208,7 @@ fn where_key(sql: &mut String, target: &Target) {
     }
 }
 
-/// A column that [`Target`] guarantees to be there: its constructor checks that keys are positions of columns.
+/// A column that [`Target`] guarantees: its constructor checks that keys are positions of columns.
 fn column(target: &Target, index: usize) -> &Column {
     &target.columns[index]
 }

@@ -1,4 +1,4 @@
-//! Writing a segment at once: each key's changes folded, one statement for each table and kind.
+//! Writes a segment at once: each key's changes are folded, and one statement is sent for each table and kind.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ impl Writer {
         self.check_deferred().await
     }
 
-    /// Puts a change into the plan; writes what the plan has of the table first where it must.
+    /// Adds a change to the plan; writes the table's part of the plan first if it must.
     async fn plan_change<'a>(
         &mut self,
         plan: &mut WritePlan<'a>,
@@ -88,7 +88,7 @@ impl Writer {
         }
         match &self.constraints {
             Constraints::Checked(foreign_keys) => sort_by_foreign_keys(&mut groups, foreign_keys, &keys_alike),
-            // Unique indexes: what leaves, or gives a value up, makes room for what comes.
+            // Unique indexes: a row that goes, or changes a value, must free it before another row takes it.
             Constraints::Silent => groups.sort_by_key(|group| (!group.deletes(), group.copies())),
         }
         if !groups.is_empty() {
@@ -103,8 +103,8 @@ impl Writer {
     }
 }
 
-/// Parents before children, then deletes the other way round. Where a row may come back under another spelling of its
-/// key, which the delete would find as well, deletes come first; what that breaks is replayed in order.
+/// Parents before children, then deletes the other way round. If a row may come back under another spelling of its key,
+/// which the delete would find as well, deletes come first; if the database refuses that, it is replayed in order.
 fn sort_by_foreign_keys(groups: &mut [Group<'_>], foreign_keys: &ForeignKeys, keys_alike: &BTreeSet<&TableName>) {
     groups.sort_by_key(|group| {
         let table = &group.relation.table;

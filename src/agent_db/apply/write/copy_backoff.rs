@@ -1,14 +1,14 @@
 //! How long a table is written without `COPY` after it has refused one.
 //!
-//! An insert of the stream, or a row of a first copy, should meet nothing in the Agent DB. Where it does (rows were there
-//! before, somebody else writes), the whole COPY is refused, and the segment is written again with upserts. So as not to
-//! do everything twice for ever, the table goes without COPY for a number of segments that doubles with each refusal.
+//! An insert of the stream, or a row of a first copy, should meet nothing in the Agent DB. If it does (rows were there
+//! before, or something else writes), the whole COPY is refused, and the segment is written again with upserts. So that
+//! not every segment is written twice, COPY is then not used for a number of segments that doubles with each refusal.
 
 use std::collections::HashMap;
 
 use crate::change::TableName;
 
-/// Which tables are not to be written by COPY for now.
+/// The tables that are not written by COPY for now.
 #[derive(Debug, Default)]
 pub(in crate::agent_db::apply) struct CopyBackoff {
     tables: HashMap<TableName, Pause>,
@@ -18,14 +18,14 @@ pub(in crate::agent_db::apply) struct CopyBackoff {
 
 #[derive(Debug)]
 struct Pause {
-    /// Segments that are still to pass.
+    /// Segments until COPY is used again.
     left: u32,
     /// Segments of the next pause.
     next: u32,
 }
 
 impl CopyBackoff {
-    /// Segments: at worst, where every COPY is refused, one segment in a thousand is written twice.
+    /// In segments: even if every COPY is refused, only one segment in a thousand is written twice.
     const LONGEST: u32 = 1024;
 
     /// Another segment begins.
@@ -35,12 +35,12 @@ impl CopyBackoff {
         }
     }
 
-    /// Whether the table goes without COPY now.
+    /// Whether COPY is not used for the table now.
     pub(super) fn contains(&self, table: &TableName) -> bool {
         self.tables.get(table).is_some_and(|pause| pause.left > 0)
     }
 
-    /// The table has refused a COPY: it goes without for the rest of this segment and for some further ones.
+    /// The table has refused a COPY: none is used for the rest of this segment and some more.
     pub(super) fn refused(&mut self, table: &TableName) {
         self.refused = true;
         let pause = self.tables.entry(table.clone()).or_insert(Pause { left: 0, next: 1 });
@@ -48,7 +48,7 @@ impl CopyBackoff {
         pause.next = (pause.next * 2).min(Self::LONGEST);
     }
 
-    /// A COPY went through.
+    /// A COPY succeeded.
     pub(super) fn accepted(&mut self, table: &TableName) {
         if let Some(pause) = self.tables.get_mut(table) {
             pause.next = (pause.next / 2).max(1);

@@ -1,4 +1,4 @@
-//! Writing groups of rows in one round trip, and counting what became of each row.
+//! Writes groups of rows in one round trip, and counts the result for each row.
 
 use super::round_trip::Reply;
 use super::writer::Writer;
@@ -12,9 +12,9 @@ use crate::change::Row;
 /// What a group's statement did.
 struct Written<'g, 'e> {
     group: &'g Group<'e>,
-    /// `None` for moves that no statement was sent for.
+    /// `None` if no statement was sent (some moves).
     reply: Option<Reply>,
-    /// Its rows that were not there.
+    /// Its rows that the table does not have.
     missing: Vec<RowWrite<'e>>,
 }
 
@@ -58,7 +58,7 @@ impl Writer {
         }));
         if has_moves {
             self.insert_moved(&written, after).await?;
-            // A moved row that was not there, and of which the change holds only a part.
+            // The row to move is missing, and the change has only some of its columns.
             for row in written.iter().filter(|written| written.group.moves()).flat_map(partial) {
                 self.park(row.change, &ParkReason::missing_base(), ledger)?;
             }
@@ -69,7 +69,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Moved rows that were not there, and those that are deleted and inserted: the full image is all that is needed.
+    /// Inserts moved rows that were missing or had to be deleted first; this needs only the full image.
     async fn insert_moved(&mut self, written: &[Written<'_, '_>], after: &str) -> Result<(), AgentError> {
         let mut groups: Vec<Group<'_>> = Vec::new();
         for Written { group, reply, missing } in written.iter().filter(|written| written.group.moves()) {
@@ -88,7 +88,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Counts what a group's statement did, and parks what found no row.
+    /// Counts what a group's statement did, and parks changes whose row is missing.
     fn settle(&mut self, written: &Written<'_, '_>, ledger: &mut Ledger) -> Result<(), AgentError> {
         let group = written.group;
         let table = &group.relation.table;
@@ -147,7 +147,7 @@ impl Writer {
     }
 }
 
-/// The rows that were not there and whose full image is not known.
+/// The missing rows whose full image is not known.
 fn partial<'w, 'e>(written: &'w Written<'_, 'e>) -> impl Iterator<Item = &'w RowWrite<'e>> {
     written
         .missing

@@ -1,5 +1,5 @@
-//! Writing a segment in exact stream order: neighbours that are alike under a savepoint of their own, halved down to the
-//! rows that the database refuses.
+//! Writes a segment in exact stream order: consecutive changes of one kind under one savepoint, which is halved until the
+//! refused rows are found.
 
 use super::writer::{CHECK_DEFERRED, Writer};
 use crate::agent_db::apply::ledger::Ledger;
@@ -55,7 +55,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts a change into the run; writes the run first where it must.
+    /// Adds a change to the run; writes the run first if it must.
     async fn run_change<'a>(
         &mut self,
         run: &mut OrderedRun<'a>,
@@ -88,7 +88,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes back to a savepoint. That takes the deferring of constraints back too.
+    /// Goes back to a savepoint. This also undoes `SET CONSTRAINTS`.
     async fn back_to(&self, savepoint: &str) -> Result<(), AgentError> {
         self.session.command(savepoint).await?;
         if self.checks_constraints() {
@@ -97,8 +97,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a group under a savepoint; where it is refused, its halves in order, down to the rows that are refused
-    /// alone.
+    /// Writes a group under a savepoint; if it is refused, its halves in order, until only the refused rows are left.
     pub(super) async fn attempt(
         &mut self,
         group: Group<'_>,
@@ -137,7 +136,7 @@ impl Writer {
         Ok(())
     }
 
-    /// A row that the database refuses even alone.
+    /// A row that the database refuses by itself.
     fn refused(
         &mut self,
         group: &Group<'_>,
@@ -148,7 +147,7 @@ impl Writer {
         if let Some(column) = &refusal.column
             && !group.relation.columns.iter().any(|known| **known == **column)
         {
-            // A column that the stream does not have refuses every row alike: the table's fault.
+            // A column that the stream does not have: every row is refused, so it is the table's fault.
             return Err(AgentError::ColumnUnfilled {
                 table: group.relation.table.clone(),
                 column: column.clone(),

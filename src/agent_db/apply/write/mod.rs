@@ -1,12 +1,12 @@
-//! Writing a segment: first all at once, then, where a row was refused, in exact stream order down to the guilty rows.
+//! Writes a segment: first all at once; if a row is refused, again in exact stream order, to find the refused rows.
 //!
-//! | file | |
+//! | file | its job |
 //! |---|---|
-//! | `writer` | what all of it needs: session, resolved tables, parked keys, constraints |
-//! | `segment` | which way is tried when |
+//! | `writer` | what every way needs: session, resolved tables, parked keys, constraints |
+//! | `segment` | the ways to write, from the fastest to the most exact |
 //! | `at_once` | one statement for each table and kind |
 //! | `in_order` | exact stream order, under savepoints |
-//! | `groups` | some groups of rows, and what became of each row |
+//! | `groups` | groups of rows, and the result for each row |
 //! | `round_trip` | their statements, sent together |
 //! | `copy_backoff` | how long a table is written without COPY |
 

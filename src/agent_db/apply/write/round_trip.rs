@@ -1,4 +1,4 @@
-//! Sending the statements of several groups in one round trip.
+//! Sends the statements of several groups in one round trip.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ pub(super) enum Reply {
     Done,
     /// Rows written.
     Count(u64),
-    /// Positions (from 1) of the rows that were there.
+    /// Positions (from 1) of the rows that were found.
     Found(Vec<i64>),
 }
 
 impl Reply {
-    /// The group's rows that were not there.
+    /// The group's rows that the table does not have.
     pub(super) fn missing<'e>(&self, group: &Group<'e>) -> Vec<RowWrite<'e>> {
         let Self::Found(found) = self else {
             return Vec::new();
@@ -68,7 +68,7 @@ impl Writer {
         let mut replies = Vec::with_capacity(groups.len());
         let mut rest = parts.as_slice();
         loop {
-            // A COPY is sent alone: behind a statement that fails it would not be taken up.
+            // A COPY is sent by itself: after a statement that fails, the server would not start it.
             let until = rest.iter().position(|part| part.group.copies()).unwrap_or(rest.len());
             let (now, later) = rest.split_at(until.max(usize::from(!rest.is_empty())));
             rest = later;
@@ -110,7 +110,7 @@ impl Writer {
                     self.session.cut();
                     return Err(AgentError::from_driver("begin a COPY", copied, source));
                 }
-                // The first error is the true one; those behind it only say that the transaction is aborted.
+                // The first error is the cause; later ones only say that the transaction is aborted.
                 Err(source) => {
                     let table = part.map(|part| &part.group.relation.table);
                     let error = AgentError::from_driver("write rows", table, source);
@@ -173,10 +173,10 @@ impl Part<'_> {
     }
 }
 
-/// Sends the rows of a COPY; returns how many were written. `started` tells whether the server took the COPY up at all.
+/// Sends the rows of a COPY; returns how many were written. `started` tells whether the server started the COPY.
 ///
-/// Where it did not, the driver still sends a CopyFail and a second Sync, whose answer would be taken for that of the next
-/// call: the connection is then of no more use.
+/// If it did not, the driver still sends a CopyFail and a second Sync, and would take the answer for that of the next
+/// call: the connection can't be used any more.
 async fn copy(
     client: &Client,
     statement: &Statement,

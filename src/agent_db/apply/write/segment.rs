@@ -21,7 +21,7 @@ impl Writer {
             let mut ledger = Ledger::default();
             match Box::pin(self.at_once(segment, &mut ledger)).await {
                 Ok(()) => return Ok(ledger),
-                // Each refusal excludes one more table from COPY, so this comes to an end.
+                // Each refusal excludes one more table from COPY, so this ends.
                 Err(error) if is_row_error(&error) && self.copy_backoff.take_refused() => {
                     tracing::debug!(%error, "a COPY was refused; writing the batch with upserts");
                     self.rewind().await?;
@@ -37,7 +37,7 @@ impl Writer {
             Err(error) if is_row_error(&error) => {}
             Err(error) => return Err(error),
         }
-        // A deferred constraint is violated when the segment ends: find out which row does it.
+        // A deferred constraint was violated at the segment's end: find the row.
         let mut ledger = Ledger::default();
         Box::pin(self.in_order(segment, &mut ledger, Checks::EachPiece)).await?;
         Ok(ledger)

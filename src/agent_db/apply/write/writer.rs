@@ -1,4 +1,4 @@
-//! What writing a segment needs, in one place, and the parts that every way of writing uses.
+//! What writing a segment needs, and the parts that every way of writing uses.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::agent_db::catalog::{ForeignKeys, Target};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Origin, Relation, TableName, Truncate};
 
-/// Checks what was deferred, and defers again.
+/// Checks the deferred constraints, and defers them again.
 pub(super) const CHECK_DEFERRED: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
 
 /// Whether the Agent DB checks its foreign keys and fires its triggers for what the session writes.
@@ -55,7 +55,7 @@ impl Writer {
         change.origin == Origin::Chunk && self.parked.contains(&change.relation.table, &change.key)
     }
 
-    /// A change of the stream to a parked key goes into the key's entry. Returns whether it did.
+    /// Folds a change of the stream into its key's entry if the key is parked. Returns whether it did.
     pub(super) fn fold_into_parked(&mut self, change: &Change, ledger: &mut Ledger) -> Result<bool, AgentError> {
         let table = &change.relation.table;
         let is_parked = change.origin == Origin::Stream
@@ -77,7 +77,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Has the server check the constraints that wait for the segment's end.
+    /// Makes the server check the constraints that were deferred to the segment's end.
     pub(super) async fn check_deferred(&mut self) -> Result<(), AgentError> {
         if self.checks_constraints() && !self.session.has_opening() {
             self.session.command(CHECK_DEFERRED).await?;
@@ -85,7 +85,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Empties tables.
+    /// Truncates tables.
     pub(super) async fn truncate(&mut self, truncate: &Truncate, ledger: &mut Ledger) -> Result<(), AgentError> {
         let mut targets = Vec::new();
         for relation in &truncate.relations {
@@ -100,7 +100,7 @@ impl Writer {
         );
         let table = first.relation.table.clone();
         self.session.open().await?;
-        // A table with checks that are still to come can't be truncated.
+        // A table with pending deferred checks can't be truncated.
         self.check_deferred().await?;
         self.session
             .client
