@@ -4,7 +4,7 @@
 //! DB's log and keeps the Agent DB its twin. They are two halves that never name each other:
 //!
 //! ```text
-//! main → cli ─→ http ─→ outbox, inbox ─→ provider, site_db ─→ postgres
+//! main → cli ─→ http ─→ outbox, inbox ─→ realtime ─→ provider, site_db ─→ postgres
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ source, agent_db ─→ postgres ─→ change
 //! everyone may use: config, failpoint, health, lsn, metrics, retry, shutdown, timestamp
 //! ```
@@ -21,7 +21,8 @@
 //! | server | [`http`] | routes, authentication, limits |
 //! | | [`outbox`] | claim, rate-limit, send, reconcile |
 //! | | [`inbox`] | raw webhook event → messages, statuses, leads |
-//! | | [`provider`] | WhatsApp's providers in one small language; Meta's Cloud API |
+//! | | [`realtime`] | pushes events: tells those who wait what was committed |
+//! | | [`provider`] | WhatsApp's providers behind one set of types; Meta's Cloud API |
 //! | | [`site_db`] | the server's statements on the Site DB, one owner for each table |
 //! | both | [`cli`] | commands, composition, logs |
 //! | | [`postgres`] | a session with either database: connect, TLS, settings, quoting, what a SQLSTATE means |
@@ -36,7 +37,8 @@
 //!   `replication::stream` assembles changes and closes a batch on a commit → [`agent_db`]'s applier plans statements,
 //!   writes rows and failed rows, and commits them with the checkpoint → `replication::stream` acknowledges the position.
 //! - **A message, from the request to its outcome.** [`http`] reads the request → [`outbox`] commits it `pending`, claims
-//!   it (`sending`), and calls the [`provider`] → the answer becomes a transition that [`site_db`] writes.
+//!   it (`sending`), and calls the [`provider`] → the answer becomes a transition that [`site_db`] writes,
+//!   and [`realtime`] wakes the request that waits for it.
 //! - **A webhook, from Meta to the conversation.** [`http`] → [`inbox`] checks the signature and commits the raw event, and
 //!   only then Meta gets its 200 → a worker has [`provider`] read the events → [`site_db`] writes messages, reports and leads.
 //!
@@ -60,6 +62,7 @@ pub mod outbox;
 pub mod pgoutput;
 pub mod postgres;
 pub mod provider;
+pub mod realtime;
 pub mod replication;
 pub mod retry;
 pub mod shutdown;

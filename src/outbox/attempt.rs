@@ -50,7 +50,7 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
     };
     commit::until_stored(shared, sender, &outcome).await;
     failpoint::reach(failpoint::name::SEND_AFTER_OUTCOME);
-    shared.waiters.tell(message.id);
+    shared.waiters.committed(message.id);
     if let Next::Accepted { accepted, .. } = &next {
         learn_recipient(shared, message, accepted).await;
     }

@@ -11,9 +11,10 @@ use super::settings::OutboxSettings;
 use super::shared::Shared;
 use super::submit::{self, NewMessage, SubmitError, Submitted};
 use super::wait::Delivered;
-use super::{number, sweeper, watch};
+use super::{number, sweeper};
 use crate::health::Health;
 use crate::provider::PhoneNumberId;
+use crate::realtime::other_processes;
 use crate::site_db::messages::Message;
 use crate::site_db::{Pool, SiteError};
 
@@ -36,7 +37,11 @@ impl Outbox {
         for sender in shared.senders.values() {
             tasks.spawn(number::run(Arc::clone(&shared), Arc::clone(sender)));
         }
-        tasks.spawn(watch::run(Arc::clone(&shared)));
+        tasks.spawn(other_processes::run(
+            shared.pool.clone(),
+            shared.waiters.clone(),
+            shared.stop.clone(),
+        ));
         tasks.spawn(sweeper::run(Arc::clone(&shared), health.component("outbox")));
         (Self(shared), tasks)
     }

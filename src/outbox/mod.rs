@@ -22,7 +22,8 @@
 //! the lease.
 //!
 //! The outbox uses the types of [`provider`](crate::provider) and names no provider. It does not know the HTTP server,
-//! and asks the Site DB only through [`site_db`](crate::site_db).
+//! and asks the Site DB only through [`site_db`](crate::site_db). What it commits it tells
+//! [`realtime`](crate::realtime), which wakes those who wait.
 //!
 //! | module | its job |
 //! |---|---|
@@ -35,8 +36,6 @@
 //! | `message_blame` | whether a message or its account is to blame for a refusal; in memory |
 //! | `commit` | commits the outcome, repeating until the Site DB takes it |
 //! | `wait` | a client that waits for its message |
-//! | `waiters` | the messages that clients of this process wait for |
-//! | `watch` | finds messages whose status another process changed |
 //! | `sweeper` | settles the messages of processes that died, measures the gaps |
 //! | `shared` | state that all these tasks share |
 
@@ -51,8 +50,6 @@ mod shared;
 mod submit;
 mod sweeper;
 mod wait;
-mod waiters;
-mod watch;
 
 pub use handle::Outbox;
 pub use outcome::RetryPolicy;

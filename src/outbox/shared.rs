@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::message_blame::MessageBlame;
 use super::settings::{AccountSettings, OutboxSettings};
-use super::waiters::Waiters;
 use crate::provider::{self, PhoneNumberId};
+use crate::realtime::Waiters;
 use crate::site_db::{Pool, SiteError, accounts};
 
 /// A claim's lease is the send's time-out plus this; when it expires, any process may set the message `unknown`. Long
@@ -26,6 +26,7 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) settings: OutboxSettings,
     pub(super) senders: HashMap<PhoneNumberId, Arc<Sender>>,
+    /// The requests that wait for a message; told after each commit.
     pub(super) waiters: Waiters,
     /// Messages that the provider accepted and whose outcome the Site DB has not taken yet.
     pub(super) unrecorded: AtomicU64,

@@ -62,12 +62,12 @@ async fn sweep(shared: &Shared) -> Result<Value, SiteError> {
             message_id = %id,
             "PERSISTENCE: the process that sent this message recorded no outcome; it is unknown until its status comes"
         );
-        shared.waiters.tell(id);
+        shared.waiters.committed(id);
     }
     for id in messages::sweep_abandoned(&shared.pool).await? {
         metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Cancelled.as_str());
         tracing::warn!(message_id = %id, "PERSISTENCE: the client that waited for this message is gone; it was not sent");
-        shared.waiters.tell(id);
+        shared.waiters.committed(id);
     }
     let gaps = messages::gaps(&shared.pool).await?;
     metrics::set_persistence_gap("outcome_unknown", u64::try_from(gaps.unknown).unwrap_or(0));

@@ -12,7 +12,8 @@ use crate::retry::Disposition;
 use crate::site_db::messages::{self, Message};
 use crate::site_db::{MessageStatus, SiteError};
 
-/// How often a waiter queries its message itself, in case `watch`, which queries for all waiters, fails.
+/// How often a waiter queries its message itself, in case [`other_processes`](crate::realtime::other_processes), which
+/// queries for all waiters, fails.
 const QUERY_EVERY: Duration = Duration::from_secs(2);
 
 /// What a waiting client gets.
@@ -31,7 +32,7 @@ impl Shared {
         let ticket = self.waiters.register(id);
         loop {
             // Registered before the query, so that an outcome committed between the two is not missed.
-            let told = ticket.told();
+            let changed = ticket.changed();
             let found = messages::find(&self.pool, id).await;
             let stopping = self.stop.is_cancelled();
             match &found {
@@ -47,7 +48,7 @@ impl Shared {
             }
             // If another process sends it, or a status webhook settles it, nothing here is notified: query now and then.
             tokio::select! {
-                () = told => {}
+                () = changed => {}
                 () = tokio::time::sleep(QUERY_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
                 () = self.stop.cancelled(), if !stopping => {}
@@ -70,7 +71,7 @@ impl Shared {
         loop {
             if messages::cancel_waiting(&self.pool, id).await? {
                 metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Cancelled.as_str());
-                self.waiters.tell(id);
+                self.waiters.committed(id);
                 let message = messages::find(&self.pool, id).await?;
                 return Ok(message.map(|message| Delivered::Cancelled(Box::new(message))));
             }
@@ -91,7 +92,7 @@ impl Shared {
         let deadline = Instant::now() + patience;
         let ticket = self.waiters.register(id);
         loop {
-            let told = ticket.told();
+            let changed = ticket.changed();
             let found = messages::find(&self.pool, id).await?;
             let sending = found
                 .as_ref()
@@ -100,7 +101,7 @@ impl Shared {
                 return Ok(found);
             }
             tokio::select! {
-                () = told => {}
+                () = changed => {}
                 () = tokio::time::sleep(QUERY_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }

@@ -50,8 +50,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     // The server's half.
     ("http", &["inbox", "outbox", "realtime", "site_db", "provider"]),
-    ("inbox", &["site_db", "provider"]),
-    ("outbox", &["site_db", "provider"]),
+    ("inbox", &["realtime", "site_db", "provider"]),
+    // What is committed is told to those who wait.
+    ("outbox", &["realtime", "site_db", "provider"]),
     ("realtime", &["site_db", "provider"]),
     ("site_db", &["postgres", "provider"]),
     ("provider", &[]),

@@ -1,5 +1,4 @@
-//! The messages that clients of this process wait for. A notification only means "query now": the state is in the Site
-//! DB.
+//! The messages that requests of this process wait for, and waking these requests after a commit.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -8,23 +7,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-/// By message: how many clients wait, and what wakes them.
+/// By message: how many requests wait, and what wakes them.
 type All = HashMap<Uuid, (usize, Arc<Notify>)>;
 
-/// The registry; bounded by the number of requests that wait.
-#[derive(Debug, Default)]
-pub(super) struct Waiters(Arc<Mutex<All>>);
+/// The registry; bounded by the number of requests that wait. Clones share it.
+#[derive(Debug, Default, Clone)]
+pub struct Waiters(Arc<Mutex<All>>);
 
 /// A place in the registry, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub struct Ticket {
     id: Uuid,
     notify: Arc<Notify>,
     all: Arc<Mutex<All>>,
 }
 
 impl Waiters {
-    pub(super) fn register(&self, id: Uuid) -> Ticket {
+    /// Registers one more waiter of a message.
+    #[must_use]
+    pub fn register(&self, id: Uuid) -> Ticket {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, notify) = all.entry(id).or_default();
         *count += 1;
@@ -35,14 +36,15 @@ impl Waiters {
         }
     }
 
-    /// All messages that somebody waits for.
-    pub(super) fn ids(&self) -> Vec<Uuid> {
+    /// All messages with waiters.
+    #[must_use]
+    pub fn ids(&self) -> Vec<Uuid> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.keys().copied().collect()
     }
 
     /// Wakes the message's waiters: a change of it was committed.
-    pub(super) fn tell(&self, id: Uuid) {
+    pub fn committed(&self, id: Uuid) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, notify)) = all.get(&id) {
             notify.notify_waiters();
@@ -51,11 +53,11 @@ impl Waiters {
 }
 
 impl Ticket {
-    /// Ends when [`Waiters::tell`] is called after this call, whether or not it is polled already.
-    pub(super) fn told(&self) -> impl Future<Output = ()> + use<> {
-        let mut told = Box::pin(Arc::clone(&self.notify).notified_owned());
-        told.as_mut().enable();
-        told
+    /// Ends when [`Waiters::committed`] is called after this call, whether or not it is polled already.
+    pub fn changed(&self) -> impl Future<Output = ()> + use<> {
+        let mut changed = Box::pin(Arc::clone(&self.notify).notified_owned());
+        changed.as_mut().enable();
+        changed
     }
 }
 
@@ -76,18 +78,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_told_between_the_registration_and_the_wait_is_not_missed() {
+    async fn a_commit_between_the_registration_and_the_wait_is_not_missed() {
         let waiters = Waiters::default();
         let id = Uuid::from_u128(1);
         let (one, two) = (waiters.register(id), waiters.register(id));
-        let (told_one, told_two) = (one.told(), two.told());
-        waiters.tell(id);
-        told_one.await;
-        told_two.await;
+        let (one_woken, two_woken) = (one.changed(), two.changed());
+        waiters.committed(id);
+        one_woken.await;
+        two_woken.await;
         drop(one);
         assert_eq!(waiters.0.lock().unwrap().len(), 1);
         drop(two);
         assert!(waiters.0.lock().unwrap().is_empty());
-        waiters.tell(id);
+        waiters.committed(id);
     }
 }

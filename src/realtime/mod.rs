@@ -1,0 +1,25 @@
+//! Pushes events: tells those who wait that something was committed to the Site DB.
+//!
+//! ```text
+//! outbox ── commit ──▶ Waiters::committed ──▶ whoever registered for the message
+//! another process ── commit ──▶ Site DB ──▶ other_processes::run ──┘
+//! ```
+//!
+//! Today only requests wait here, each for one message. This is the module for everything else that hears of commits:
+//! server-sent events, Socket.IO, and subscribers that get webhooks delivered as Meta does. Two rules hold for all of them:
+//!
+//! - A notification comes after the commit and only means "read now": the state is in the Site DB. So a notification that
+//!   is lost, doubled or late does no harm.
+//! - Listeners never delay a commit: telling is synchronous, in memory, and bounded.
+//!
+//! | file | its job |
+//! |---|---|
+//! | `waiters` | the messages that requests of this process wait for, and waking them |
+//! | [`other_processes`] | finds messages that another process changed, and wakes their waiters here |
+//!
+//! Not here: routes and access (`http`), how long a client waits and what happens then (`outbox`), statements (`site_db`).
+
+pub mod other_processes;
+mod waiters;
+
+pub use waiters::{Ticket, Waiters};
