@@ -1,14 +1,17 @@
 //! Notices that the Site DB's catalog has changed since the start of the run: a table was added to the publication or
 //! removed from it, or its column list or row filter changed.
 //!
-//! The stream shows such a change too, but only with the table's next change; until then, existing rows would be
-//! missing without notice. So the catalog is polled. On a change the run ends, and the start of the next run handles
-//! it.
+//! The stream shows such a change only with a table's next change; until then, existing rows would be missing without
+//! notice. So the catalog is polled, and looked at at once when the stream describes a table: the server does so before
+//! the table's first change, and again after any change of its catalog entries. On a change the run ends, and the start
+//! of the next run handles it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::change::TableName;
@@ -22,6 +25,9 @@ use super::settings::PipelineSettings;
 /// catalog queries.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// Shortest interval between two checks: a transaction that creates many tables describes them all.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// What the start of the run found; the catalog is compared with it.
 pub(super) struct CatalogWatch {
     pub(super) settings: Arc<PipelineSettings>,
@@ -29,6 +35,8 @@ pub(super) struct CatalogWatch {
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     /// The Site DB's version, as `server_version_num`.
     pub(super) version: i32,
+    /// Notified when the stream describes a table.
+    pub(super) hint: Arc<Notify>,
 }
 
 impl CatalogWatch {
@@ -38,7 +46,18 @@ impl CatalogWatch {
     /// A table has changed ([`SyncError::TableChanged`]), or a query to the Site DB failed.
     pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), SyncError> {
         let source = Source::connect(&self.settings.site, "twinlog catalog").await?;
-        while shutdown::sleep(INTERVAL, stop).await {
+        let mut hinted = false;
+        while shutdown::sleep(PAUSE, stop).await {
+            // The hint's transaction is in the log, and may become visible only a moment later: look once more then.
+            if !hinted {
+                let hint = timeout(INTERVAL - PAUSE, self.hint.notified());
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    hint = hint => hinted = hint.is_ok(),
+                }
+            } else {
+                hinted = false;
+            }
             let changed = publication::changed(
                 source.client(),
                 &self.settings.publication,

@@ -87,7 +87,7 @@ impl SyncError {
             Self::Copy(error) => error.disposition(),
             Self::Migration(error) => error.disposition(),
             // The next start reads the new list of tables.
-            Self::Stream(StreamError::NewTable(_)) | Self::TableChanged(_) => Disposition::Transient,
+            Self::TableChanged(_) => Disposition::Transient,
             Self::Stream(_)
             | Self::Gap(_)
             | Self::WrongPlugin { .. }

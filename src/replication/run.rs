@@ -1,13 +1,14 @@
 //! The loop of runs: start and stream; after an error wait, and start again at the checkpoint.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::agent_db::Control;
-use crate::change::TableName;
 use crate::copy::{ChunkRegistry, CopyError};
 use crate::health::{Component, Health};
 use crate::shutdown;
@@ -25,7 +26,7 @@ use super::status::monitor::Monitor;
 use super::status::state::Setback;
 use super::status::sync_status::SyncStatus;
 use super::stream::apply_task::ApplyHandle;
-use super::stream::assemble::{Assembler, Membership};
+use super::stream::assemble::Assembler;
 use super::stream::buffer::TransactionBuffer;
 use super::stream::requests::StreamRequests;
 use super::stream::stream_loop::{StreamLoop, StreamParts};
@@ -127,9 +128,7 @@ impl Daemon {
         };
         let control = self.control().await?;
         self.status.set_parked(control.failed_counts().await?);
-        let (position, tables) = (started.resume_after, started.prepared.tables.len());
         let run = self.build_run(started);
-        info!(slot = %self.slot, %position, tables, "the stream flows");
         // The readers stop before the stream, whose loop then drains what they have sent.
         let readers = stop.child_token();
         let (copy_control, heal_control) = (control, self.control().await?);
@@ -156,6 +155,7 @@ impl Daemon {
             prepared,
             resume_after,
             fresh_slot,
+            tip,
             frames,
             feedback,
         } = started;
@@ -180,28 +180,27 @@ impl Daemon {
             requests,
             visibility,
         };
-        let (known, selection) = (Arc::clone(&tables), self.selection.clone());
-        let membership = move |table: &TableName| match (known.contains_key(table), selection.takes(table)) {
-            (true, _) => Membership::Synchronised,
-            (false, true) => Membership::JoinedLater,
-            (false, false) => Membership::NotSelected,
-        };
+        let names: HashMap<_, _> = tables.values().map(|table| (table.id, table.table.clone())).collect();
+        let catalog_hint = Arc::new(Notify::new());
         let stream = StreamLoop::new(StreamParts {
             frames,
             feedback,
             apply: ApplyHandle::spawn(applier, identity, book),
-            assembler: Assembler::new(resume_after, membership),
+            assembler: Assembler::new(resume_after, move |id| names.get(&id).cloned()),
             chunks,
             requests: inbox,
             status: Arc::clone(&self.status),
             buffer: TransactionBuffer::new(self.settings.batch.rows, self.settings.batch.bytes),
             resume_after,
+            catalog_hint: Arc::clone(&catalog_hint),
+            tip,
         });
         let catalog_watch = CatalogWatch {
             settings: Arc::clone(&self.settings),
             selection: self.selection.clone(),
             tables,
             version: prepared.version,
+            hint: catalog_hint,
         };
         Run {
             stream,

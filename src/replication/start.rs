@@ -46,6 +46,8 @@ pub(super) struct Started {
     pub(super) resume_after: Lsn,
     /// The slot was created by this start.
     pub(super) fresh_slot: bool,
+    /// Where the Site DB's log ended when the start looked.
+    pub(super) tip: Lsn,
     pub(super) frames: FrameStream,
     pub(super) feedback: Feedback,
 }
@@ -74,6 +76,8 @@ struct SlotCheck {
     slot: Option<SlotFacts>,
     stored: Option<StoredCheckpoint>,
     verdict: Verdict,
+    /// Where the Site DB's log ended.
+    tip: Lsn,
 }
 
 /// Result of step 3: where the stream continues.
@@ -115,6 +119,7 @@ impl Start<'_> {
             prepared,
             resume_after: position.resume_after,
             fresh_slot: position.fresh_slot,
+            tip: check.tip,
             frames,
             feedback,
         })
@@ -210,6 +215,7 @@ impl Start<'_> {
             slot,
             stored,
             verdict,
+            tip: system.position,
         })
     }
 

@@ -29,9 +29,6 @@ pub enum StreamError {
     /// It sent a change of a relation (this OID) without describing the relation before.
     #[error("the replication stream sent a change of relation {0}, which it never described")]
     UnknownRelation(u32),
-    /// A table that `sync.tables` selects was published after the start. The next start includes it.
-    #[error("table {0} has joined the publication: restarting the stream with it")]
-    NewTable(TableName),
     /// It sent a row without its primary key (pitfall P22).
     #[error("a row of table {0} came without its primary key")]
     Unidentifiable(TableName),

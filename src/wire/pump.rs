@@ -301,8 +301,10 @@ impl Pump {
         let status = StatusUpdate {
             received: self.received,
             durable,
-            // Our reports keep the server from asking, so a quiet stream says nothing about the server: ask it.
-            reply_requested: reason == StatusReason::Due,
+            // Our reports keep the server from asking, so a quiet stream says nothing about the server: ask it. Ask with the
+            // first position too: the answer shows that the stream works, also where there is nothing to send.
+            reply_requested: reason == StatusReason::Due
+                || (reason == StatusReason::Advanced && self.reported == Lsn::INVALID),
         };
         codec::put_status(status, PgTimestamp::now(), self.channel.out());
         within(WRITE_TIMEOUT, "reporting progress", self.channel.flush()).await??;

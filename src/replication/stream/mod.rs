@@ -5,6 +5,7 @@
 //! | [`stream_loop`] | the one task that reads the stream, so that everything happens in the order of the log |
 //! | [`assemble`] | messages → events: relations, protocol order, each row's key |
 //! | [`buffer`] | changes that were received and are not given to the apply task yet, divided at commits |
+//! | [`flow`] | when to tell that the stream flows |
 //! | [`progress`] | what may be acknowledged to the Site DB |
 //! | [`apply_task`] | the task that writes to the Agent DB while the next batch is filled |
 //! | [`requests`] | requests of the copies and the healing to the stream's loop |
@@ -12,6 +13,7 @@
 pub(super) mod apply_task;
 pub(super) mod assemble;
 pub(super) mod buffer;
+mod flow;
 pub(super) mod progress;
 pub(super) mod requests;
 pub(super) mod stream_loop;

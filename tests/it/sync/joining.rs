@@ -94,11 +94,12 @@ async fn a_table_that_is_created_under_all_tables_brings_rows_of_transactions_th
     twins.on_site(LATE).await;
     let slow = slow_writer(&twins).await;
 
-    // WHEN the stream contains the table for the first time
+    // WHEN the stream contains the table for the first time, and it has joined
     twins.on_site("INSERT INTO late VALUES (1000, 'quick')").await;
     twins.until_table("late", "new", 0).await;
+    twins.on_site("INSERT INTO late VALUES (1001, 'later')").await;
     twins
-        .until_agent("rows stream already", "SELECT count(*) FROM late", "1")
+        .until_agent("rows stream already", "SELECT count(*) FROM late WHERE id = 1001", "1")
         .await;
 
     // THEN the copy waits for the running transaction

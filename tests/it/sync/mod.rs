@@ -8,6 +8,7 @@ mod joining;
 mod kills;
 mod oracle;
 mod program;
+mod renames;
 mod resync;
 mod setup;
 mod spelling;

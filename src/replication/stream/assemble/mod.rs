@@ -23,14 +23,14 @@ pub(in crate::replication) enum Event {
         /// Commit time, by the Site DB's clock.
         committed_at: PgTimestamp,
     },
-    /// A table has to be looked up in the Agent DB before its changes can be understood; answer with
-    /// [`Assembler::resolved`].
-    Relation(RelationMessage),
+    /// A table has to be looked up in the Agent DB, under the name that it has now, before its changes can be understood;
+    /// answer with [`Assembler::resolved`].
+    Relation(RelationMessage, TableName),
     /// A row changed.
     Change(Change),
     /// Tables were truncated; and, in the list, tables of the same statement that are not synchronised.
     Truncate(Truncate, Vec<Arc<Relation>>),
-    /// A change of a table that is published but not selected.
+    /// A change of a table that is not synchronised.
     Filtered(Arc<Relation>),
     /// A fence, which a chunk's reader wrote into the log.
     Fence(Fence),
@@ -54,11 +54,8 @@ enum StreamRelation {
     Synchronised(Arc<Relation>, RelationMessage),
     /// Synchronised, but not looked up in the Agent DB yet.
     Unresolved,
-    /// Published but not selected: only its name is kept.
-    NotSelected(Arc<Relation>),
-    /// Selected, but not found by the start. This is an error only when a change of it comes: the server also describes
-    /// partitions whose changes are published under their root table, and sends no changes of them.
-    JoinedLater(TableName),
+    /// Not synchronised: only the name that it had is kept.
+    Other(Arc<Relation>),
 }
 
 /// The transaction that is being received.
@@ -70,21 +67,10 @@ struct OpenTransaction {
     done_before: bool,
 }
 
-/// Whether a table that the stream describes is synchronised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::replication) enum Membership {
-    /// It is synchronised: the start found it.
-    Synchronised,
-    /// `sync.tables` selects it, but it joined the publication after the start.
-    JoinedLater,
-    /// `sync.tables` does not select it.
-    NotSelected,
-}
-
 /// The state that is needed to understand the next message: the relations and the open transaction.
 pub(in crate::replication) struct Assembler {
     resume_after: Lsn,
-    membership: Box<dyn Fn(&TableName) -> Membership + Send>,
+    name_now: Box<dyn Fn(RelationId) -> Option<TableName> + Send>,
     relations: HashMap<RelationId, StreamRelation>,
     open: Option<OpenTransaction>,
 }
@@ -98,14 +84,15 @@ impl std::fmt::Debug for Assembler {
 }
 
 impl Assembler {
-    /// An assembler for a stream that begins after a checkpoint.
+    /// An assembler for a stream that begins after a checkpoint. `name_now`: which synchronised table an OID is now; `None`
+    /// if it is none.
     pub(in crate::replication) fn new(
         resume_after: Lsn,
-        membership: impl Fn(&TableName) -> Membership + Send + 'static,
+        name_now: impl Fn(RelationId) -> Option<TableName> + Send + 'static,
     ) -> Self {
         Self {
             resume_after,
-            membership: Box::new(membership),
+            name_now: Box::new(name_now),
             relations: HashMap::new(),
             open: None,
         }
@@ -162,7 +149,7 @@ impl Assembler {
                     committed_at: commit.commit_time,
                 })
             }
-            Message::Relation(message) => self.relation_message(message),
+            Message::Relation(message) => Ok(self.relation_message(message)),
             Message::Insert(insert) => {
                 let Some(relation) = self.changed(insert.relation, "INSERT")? else {
                     return Ok(self.skipped(insert.relation));
@@ -205,53 +192,41 @@ impl Assembler {
         }
     }
 
-    fn relation_message(&mut self, message: RelationMessage) -> Result<Event, StreamError> {
+    fn relation_message(&mut self, message: RelationMessage) -> Event {
         if let Some(StreamRelation::Synchronised(_, known)) = self.relations.get(&message.id)
             && *known == message
         {
-            return Ok(Event::Nothing);
+            return Event::Nothing;
         }
-        match (self.membership)(&message.table) {
-            Membership::Synchronised => {
-                self.relations.insert(message.id, StreamRelation::Unresolved);
-                Ok(Event::Relation(message))
-            }
-            Membership::JoinedLater => {
-                self.relations
-                    .insert(message.id, StreamRelation::JoinedLater(message.table));
-                Ok(Event::Nothing)
-            }
-            Membership::NotSelected => {
-                let (id, table) = (message.id, message.table);
-                let relation = Relation {
-                    id,
-                    table,
-                    columns: Box::default(),
-                    key: Box::default(),
-                };
-                self.relations
-                    .insert(id, StreamRelation::NotSelected(Arc::new(relation)));
-                Ok(Event::Nothing)
-            }
+        if let Some(table) = (self.name_now)(message.id) {
+            self.relations.insert(message.id, StreamRelation::Unresolved);
+            return Event::Relation(message, table);
         }
+        let relation = Relation {
+            id: message.id,
+            table: message.table,
+            columns: Box::default(),
+            key: Box::default(),
+        };
+        self.relations
+            .insert(message.id, StreamRelation::Other(Arc::new(relation)));
+        Event::Nothing
     }
 
-    /// The relation of a change that has to be applied; `None` if the table is not selected or the change is durable
+    /// The relation of a change that has to be applied; `None` if the table is not synchronised or the change is durable
     /// already.
     fn changed(&self, id: RelationId, what: &'static str) -> Result<Option<&Arc<Relation>>, StreamError> {
         let open = self.open.ok_or_else(|| outside(what))?;
         match self.relations.get(&id) {
             Some(StreamRelation::Synchronised(relation, _)) => Ok((!open.done_before).then_some(relation)),
-            Some(StreamRelation::NotSelected(_)) => Ok(None),
-            Some(StreamRelation::JoinedLater(_)) if open.done_before => Ok(None),
-            Some(StreamRelation::JoinedLater(table)) => Err(StreamError::NewTable(table.clone())),
+            Some(StreamRelation::Other(_)) => Ok(None),
             Some(StreamRelation::Unresolved) | None => Err(StreamError::UnknownRelation(id.0)),
         }
     }
 
     fn skipped(&self, id: RelationId) -> Event {
         match (self.relations.get(&id), self.open) {
-            (Some(StreamRelation::NotSelected(relation)), Some(OpenTransaction { done_before: false, .. })) => {
+            (Some(StreamRelation::Other(relation)), Some(OpenTransaction { done_before: false, .. })) => {
                 Event::Filtered(Arc::clone(relation))
             }
             _ => Event::Nothing,

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use tracing::debug;
 
 use crate::agent_db::Item;
-use crate::change::{Identity, Relation, RelationId, TableDescription};
+use crate::change::{Identity, Relation, RelationId, TableDescription, TableName};
 use crate::copy::{CopyStep, Delivery, InvalidChunk};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
@@ -48,7 +48,7 @@ impl StreamLoop {
                 self.buffer.close_transaction(Boundary { end_lsn, committed_at });
                 self.open_committed_at = None;
             }
-            Event::Relation(message) => self.relation_message(message).await?,
+            Event::Relation(message, table) => self.relation_message(message, table).await?,
             Event::Truncate(truncate, others) => {
                 for relation in &others {
                     self.progress.effect();
@@ -77,7 +77,7 @@ impl StreamLoop {
         Ok(())
     }
 
-    async fn relation_message(&mut self, message: RelationMessage) -> Result<(), SyncError> {
+    async fn relation_message(&mut self, message: RelationMessage, table: TableName) -> Result<(), SyncError> {
         let identity = match message.replica_identity {
             ReplicaIdentity::Full => Identity::Full,
             _ => Identity::Columns(
@@ -91,7 +91,7 @@ impl StreamLoop {
         };
         let description = TableDescription {
             id: message.id,
-            table: message.table.clone(),
+            table,
             columns: message.columns.iter().map(|column| Arc::clone(&column.name)).collect(),
             identity,
         };

@@ -16,7 +16,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -26,7 +26,7 @@ use crate::change::{Relation, RelationId, TableDescription};
 use crate::copy::{ChunkRegistry, Windows};
 use crate::lsn::Lsn;
 use crate::metrics;
-use crate::pgoutput::{self, PgTimestamp};
+use crate::pgoutput::{self, Message, PgTimestamp};
 use crate::replication::error::SyncError;
 use crate::replication::status::delay::age;
 use crate::replication::status::sync_status::SyncStatus;
@@ -37,6 +37,7 @@ use crate::wire::{Feedback, Frame, FrameStream};
 use super::apply_task::{ApplyEnded, ApplyHandle, ApplyReport};
 use super::assemble::Assembler;
 use super::buffer::TransactionBuffer;
+use super::flow::Flow;
 use super::progress::Progress;
 use super::requests::StreamRequest;
 
@@ -57,6 +58,10 @@ pub(in crate::replication) struct StreamParts {
     pub(in crate::replication) buffer: TransactionBuffer,
     /// The durable checkpoint, at which the stream begins.
     pub(in crate::replication) resume_after: Lsn,
+    /// Where the Site DB's log ended at the start of the run.
+    pub(in crate::replication) tip: Lsn,
+    /// Wakes the catalog watch.
+    pub(in crate::replication) catalog_hint: Arc<Notify>,
 }
 
 /// The stream's loop and its state, for one run.
@@ -81,6 +86,8 @@ pub(in crate::replication) struct StreamLoop {
     /// For each order that is not reported yet, the oldest commit time in it.
     in_flight: VecDeque<Option<PgTimestamp>>,
     idle_checkpoint_at: Instant,
+    flow: Flow,
+    catalog_hint: Arc<Notify>,
 }
 
 impl StreamLoop {
@@ -96,6 +103,8 @@ impl StreamLoop {
             status,
             buffer,
             resume_after,
+            tip,
+            catalog_hint,
         } = parts;
         let progress = Progress::resume(resume_after);
         feedback.durable(progress.acknowledgeable());
@@ -115,6 +124,8 @@ impl StreamLoop {
             open_committed_at: None,
             in_flight: VecDeque::new(),
             idle_checkpoint_at: Instant::now() + IDLE_CHECKPOINT,
+            flow: Flow::new(resume_after, tip),
+            catalog_hint,
         }
     }
 
@@ -259,11 +270,16 @@ impl StreamLoop {
     }
 
     async fn handle_frames(&mut self, frames: Vec<Frame>) -> Result<(), SyncError> {
+        self.flow.heard();
         for frame in frames {
             match frame {
                 Frame::XLogData { wal_end, payload, .. } => {
                     self.status.received(wal_end);
                     let message = pgoutput::decode(payload).map_err(StreamError::from)?;
+                    if matches!(message, Message::Relation(_)) {
+                        // The server describes a table again after any change of its catalog entries.
+                        self.catalog_hint.notify_one();
+                    }
                     let event = self.assembler.event_of(message)?;
                     self.event(event).await?;
                     if self.buffer.is_full() {
@@ -324,8 +340,8 @@ impl StreamLoop {
         Ok(())
     }
 
-    /// Writes the stream's positions into the status.
-    fn publish_positions(&self) {
+    /// Writes the stream's positions into the status, and tells once that the stream flows.
+    fn publish_positions(&mut self) {
         let oldest = self
             .in_flight
             .iter()
@@ -334,7 +350,11 @@ impl StreamLoop {
             .chain(self.open_committed_at.as_ref())
             .min()
             .copied();
+        let settled = self.progress.settled();
         self.status
-            .set_positions(self.progress.acknowledgeable(), self.progress.settled(), oldest);
+            .set_positions(self.progress.acknowledgeable(), settled, oldest);
+        if self.flow.is_news(settled) {
+            info!(position = %settled, "the stream flows");
+        }
     }
 }
