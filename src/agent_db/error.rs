@@ -76,15 +76,15 @@ pub enum AgentError {
         "column {column} of {table} is NOT NULL without a default in the Agent DB, and the Site DB does not publish it"
     )]
     ColumnUnfilled { table: TableName, column: String },
-    /// A column of the Agent DB's primary key is not published.
-    #[error("key column {column} of {table} is not published by the Site DB")]
-    KeyNotPublished { table: TableName, column: String },
-    /// The Site DB's replica identity lacks a column of the Agent DB's primary key, so updates and deletes would not
-    /// identify their row.
-    #[error("the replica identity of {table} in the Site DB does not include key column {column}")]
-    IdentityWithoutKey { table: TableName, column: String },
-    /// The Agent DB's primary key is not the one that the table's changes were made for.
-    #[error("the primary key of {table} was changed in the Agent DB")]
+    /// The Agent DB has no unique index on the columns by which the Site DB identifies the row of an update or a delete.
+    #[error("the Agent DB has no unique index on the replica identity ({}) of table {table}", .columns.join(", "))]
+    NoIndexOnIdentity {
+        table: TableName,
+        /// The columns of the replica identity.
+        columns: Vec<String>,
+    },
+    /// The Agent DB's key is not the one that the table's changes were made for.
+    #[error("the key of {table} was changed in the Agent DB")]
     KeyChanged { table: TableName },
     /// So many rows of a table are parked that the table, not the rows, is at fault.
     #[error("{table} has more than {limit} failed rows")]
@@ -189,8 +189,7 @@ impl AgentError {
             | Self::ColumnMissing { .. }
             | Self::ColumnGenerated { .. }
             | Self::ColumnUnfilled { .. }
-            | Self::KeyNotPublished { .. }
-            | Self::IdentityWithoutKey { .. }
+            | Self::NoIndexOnIdentity { .. }
             | Self::TooManyFailed { .. }
             | Self::Backwards { .. }
             | Self::AnotherSource
@@ -211,8 +210,7 @@ impl AgentError {
             | Self::ColumnMissing { table, .. }
             | Self::ColumnGenerated { table, .. }
             | Self::ColumnUnfilled { table, .. }
-            | Self::KeyNotPublished { table, .. }
-            | Self::IdentityWithoutKey { table, .. }
+            | Self::NoIndexOnIdentity { table, .. }
             | Self::KeyChanged { table }
             | Self::TooManyFailed { table, .. } => Some(table),
             _ => None,
@@ -280,14 +278,11 @@ impl AgentError {
                 table.quoted(),
                 quote(column)
             ),
-            Self::KeyNotPublished { table, column } => format!(
-                "add {} to the publication's column list for {}, or choose another primary key in the Agent DB",
-                quote(column),
-                table.quoted()
+            Self::NoIndexOnIdentity { table, columns } => format!(
+                "in the Agent DB: CREATE UNIQUE INDEX ON {} ({});",
+                table.quoted(),
+                columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
             ),
-            Self::IdentityWithoutKey { table, .. } => {
-                format!("in the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;", table.quoted())
-            }
             Self::TooManyFailed { table, .. } => format!(
                 "find the common cause with: twinlog failed list {table}; repair it, or raise sync.max_failed_rows"
             ),

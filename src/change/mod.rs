@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use coalesce::{Coalesced, overlay};
-pub use table::{Identity, Shape, TableDescription};
+pub use table::{Identity, Shape, SourceFacts, TableDescription};
 
 /// A table's name, unquoted, as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -122,7 +122,14 @@ impl Key {
     }
 }
 
-/// A table as the stream describes it, with the identity by which rows are matched in the Agent DB.
+/// By what a table's rows are told apart in both databases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowKey {
+    /// By the columns of a unique key: their positions, in the order of the Agent DB's index. Never empty.
+    Columns(Box<[usize]>),
+}
+
+/// A table as the stream describes it, with the key by which rows are matched in the Agent DB.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Relation {
     /// The OID by which the stream names it.
@@ -131,14 +138,22 @@ pub struct Relation {
     pub table: TableName,
     /// Column names in the order of the row images: the published columns only, never generated ones.
     pub columns: Box<[Arc<str>]>,
-    /// Positions in `columns` of the Agent table's primary key, in key order. Never empty.
-    pub key: Box<[usize]>,
+    /// By what its rows are told apart.
+    pub key: RowKey,
 }
 
 impl Relation {
+    /// Positions of the key's columns, in key order.
+    #[must_use]
+    pub fn key_positions(&self) -> &[usize] {
+        match &self.key {
+            RowKey::Columns(positions) => positions,
+        }
+    }
+
     /// Names of the key's columns, unquoted, in key order.
     pub fn key_columns(&self) -> impl Iterator<Item = &str> {
-        self.key
+        self.key_positions()
             .iter()
             .filter_map(|&index| self.columns.get(index).map(|name| &**name))
     }
@@ -146,7 +161,7 @@ impl Relation {
     /// The row's key; `None` if a key column is NULL, unchanged (P22) or absent.
     #[must_use]
     pub fn key_of(&self, row: &Row) -> Option<Key> {
-        self.key
+        self.key_positions()
             .iter()
             .map(|&column| match row.0.get(column) {
                 Some(ColumnValue::Text(text)) => Some(text.clone()),

@@ -16,6 +16,18 @@ pub struct TableDescription {
     pub columns: Vec<Arc<str>>,
     /// How the stream identifies the old row of an update or a delete.
     pub identity: Identity,
+    /// What the Site DB's catalog says beyond that.
+    pub facts: Arc<SourceFacts>,
+}
+
+/// What the Site DB's catalog says about a table, and the stream does not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceFacts {
+    /// The columns of each unique index that has a place for every row: neither partial nor over expressions, and none
+    /// of its columns can be NULL.
+    pub unique: Vec<Vec<Arc<str>>>,
+    /// The columns that are NOT NULL.
+    pub not_null: Vec<Arc<str>>,
 }
 
 /// A table's replica identity in the Site DB.
@@ -23,8 +35,8 @@ pub struct TableDescription {
 pub enum Identity {
     /// The whole old row.
     Full,
-    /// These positions in the columns (DEFAULT or INDEX). Empty for NOTHING: then rows are only inserted,
-    /// since the Site DB refuses updates and deletes.
+    /// These positions in the columns (DEFAULT or INDEX). Empty (NOTHING, a DEFAULT without a primary key, an INDEX that was
+    /// dropped) where rows are only ever inserted: the source itself refuses the rest.
     Columns(Vec<usize>),
 }
 

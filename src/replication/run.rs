@@ -159,6 +159,11 @@ impl Daemon {
             frames,
             feedback,
         } = started;
+        let facts = prepared
+            .tables
+            .values()
+            .map(|table| (table.id, Arc::clone(&table.facts)))
+            .collect();
         let tables = Arc::new(prepared.tables);
         let chunks = ChunkRegistry::default();
         let (requests, inbox) = StreamRequests::channel();
@@ -194,6 +199,7 @@ impl Daemon {
             resume_after,
             catalog_hint: Arc::clone(&catalog_hint),
             tip,
+            facts,
         });
         let catalog_watch = CatalogWatch {
             settings: Arc::clone(&self.settings),

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Row};
 use super::error::{SourceError, failed};
 use super::selection::Selection;
 use super::table::SourceTable;
-use crate::change::{Identity, RelationId, TableName};
+use crate::change::{Identity, RelationId, SourceFacts, TableName};
 use crate::postgres::keys::operator_schemas;
 
 /// The tables that are both published and selected. `version` is the server's `server_version_num`.
@@ -25,12 +25,11 @@ pub(super) async fn published_tables(
         .query(&statement(version), &[&publication])
         .await
         .map_err(failed("read the publication's tables"))?;
-    Ok(rows
-        .iter()
+    rows.iter()
         .map(source_table)
-        .filter(|table| selection.takes(&table.table))
-        .map(|table| (table.table.clone(), table))
-        .collect())
+        .filter(|table| table.as_ref().map_or(true, |table| selection.takes(&table.table)))
+        .map(|table| table.map(|table| (table.table.clone(), table)))
+        .collect()
 }
 
 /// The query for the server's version: column lists, row filters and publications of whole schemas came with 15; since
@@ -62,9 +61,18 @@ fn statement(version: i32) -> String {
          WHERE l.oid = a.attcollation), true) ORDER BY a.attnum) AS deterministic, \
          c.relreplident = 'f' AS identified_by_all, \
          ARRAY(SELECT k.attname::text FROM pg_catalog.pg_index i \
-         JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid AND k.attnum = ANY (i.indkey::int2[]) \
+         JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid \
+         AND k.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
          WHERE i.indrelid = c.oid AND ((c.relreplident = 'd' AND i.indisprimary) OR \
          (c.relreplident = 'i' AND i.indisreplident))) AS identified_by, \
+         (SELECT coalesce(pg_catalog.json_agg(u.columns), '[]')::text FROM \
+         (SELECT pg_catalog.array_agg(k.attname::text ORDER BY k.attnum) AS columns FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid \
+         AND k.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
+         WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND NOT i.indisexclusion \
+         AND i.indpred IS NULL AND i.indexprs IS NULL \
+         GROUP BY i.indexrelid HAVING pg_catalog.bool_and(k.attnotnull) ORDER BY i.indexrelid) u) AS unique_keys, \
+         pg_catalog.array_agg(a.attnotnull ORDER BY a.attnum) AS not_null, \
          (SELECT pg_catalog.concat_ws(':', b.oid, (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) \
          FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
          (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
@@ -79,7 +87,7 @@ fn statement(version: i32) -> String {
     )
 }
 
-fn source_table(row: &Row) -> SourceTable {
+fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
     let columns: Vec<String> = row.get("columns");
     let identity = if row.get("identified_by_all") {
         Identity::Full
@@ -92,7 +100,19 @@ fn source_table(row: &Row) -> SourceTable {
             .map(|(position, _)| position);
         Identity::Columns(positions.collect())
     };
-    SourceTable {
+    let unique: Vec<Vec<Arc<str>>> = serde_json::from_str(row.get("unique_keys"))
+        .map_err(|_| SourceError::Incomplete("the unique keys of a table"))?;
+    let not_null: Vec<bool> = row.get("not_null");
+    let facts = SourceFacts {
+        unique,
+        not_null: columns
+            .iter()
+            .zip(not_null)
+            .filter(|(_, not_null)| *not_null)
+            .map(|(name, _)| Arc::from(name.as_str()))
+            .collect(),
+    };
+    Ok(SourceTable {
         id: RelationId(row.get("relation_id")),
         table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
         columns: columns.into_iter().map(Arc::from).collect(),
@@ -101,9 +121,10 @@ fn source_table(row: &Row) -> SourceTable {
         declared: row.get("declared"),
         membership: row.get("membership"),
         identity,
+        facts: Arc::new(facts),
         operators: row.get("operators"),
         row_filter: row.get("row_filter"),
         partitioned: row.get("partitioned"),
         estimated_rows: row.get("estimated_rows"),
-    }
+    })
 }

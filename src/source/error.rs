@@ -37,9 +37,9 @@ pub enum SourceError {
     /// No table matches these patterns of `sync.tables`.
     #[error("no table of the Site DB matches sync.tables = {0:?}")]
     NoTables(Vec<String>),
-    /// Without a primary key, the Agent DB's row for a change cannot be found.
-    #[error("table {0} of the Site DB has no primary key")]
-    NoPrimaryKey(TableName),
+    /// Published without a replica identity, the table would refuse the updates and deletes of its own users.
+    #[error("table {0} of the Site DB has no replica identity")]
+    NoReplicaIdentity(TableName),
     /// The publication is missing and the role has no right to create it.
     #[error("publication {publication} does not exist in the Site DB and the role may not create it: {refusal}")]
     CannotCreatePublication {
@@ -92,7 +92,7 @@ impl SourceError {
             | Self::WalLevel(_)
             | Self::NoReplicationRight(_)
             | Self::NoTables(_)
-            | Self::NoPrimaryKey(_)
+            | Self::NoReplicaIdentity(_)
             | Self::CannotCreatePublication { .. }
             | Self::CannotExtendPublication { .. }
             | Self::CannotSelect(_)
@@ -121,10 +121,9 @@ impl SourceError {
                 quote_identifier(role)
             ),
             Self::NoTables(_) => "create the tables (twinlog migrate site) or change sync.tables".to_owned(),
-            Self::NoPrimaryKey(table) => format!(
-                "on the Site DB: ALTER TABLE {} ADD PRIMARY KEY (…); or leave it out: sync.tables = [\"public.*\", \"!{table}\"]",
-                table.quoted()
-            ),
+            Self::NoReplicaIdentity(table) => {
+                format!("on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;", table.quoted())
+            }
             Self::CannotCreatePublication { statement, .. } | Self::CannotExtendPublication { statement, .. } => {
                 format!("on the Site DB, as the tables' owner: {statement};")
             }

@@ -41,7 +41,9 @@ pub async fn prepare(client: &Client, publication: &str, selection: &Selection) 
 /// A table of the Site DB that `sync.tables` selects.
 struct Candidate {
     table: TableName,
-    has_key: bool,
+    /// Whether the stream can identify the row of an update or a delete. In a publication, the Site DB refuses both for a
+    /// table that has none.
+    has_identity: bool,
     readable: bool,
 }
 
@@ -51,7 +53,9 @@ async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candid
     let rows = client
         .query(
             "SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, \
-             EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) AS has_key, \
+             c.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid \
+             AND ((c.relreplident = 'd' AND i.indisprimary) OR (c.relreplident = 'i' AND i.indisreplident))) \
+             AS has_identity, \
              pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable \
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
@@ -64,7 +68,7 @@ async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candid
         .iter()
         .map(|row| Candidate {
             table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
-            has_key: row.get("has_key"),
+            has_identity: row.get("has_identity"),
             readable: row.get("readable"),
         })
         .filter(|candidate| selection.takes(&candidate.table))
@@ -75,8 +79,12 @@ async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candid
 async fn ensure_publication(client: &Client, publication: &str, selection: &Selection) -> Result<(), SourceError> {
     let wanted = candidates(client, selection).await?;
     let missing = missing(client, publication, &wanted).await?;
-    if let Some(candidate) = wanted.iter().find(|candidate| !candidate.has_key) {
-        return Err(SourceError::NoPrimaryKey(candidate.table.clone()));
+    let to_add = |candidate: &&Candidate| match &missing {
+        None => true,
+        Some(missing) => missing.contains(&&candidate.table),
+    };
+    if let Some(candidate) = wanted.iter().filter(to_add).find(|candidate| !candidate.has_identity) {
+        return Err(SourceError::NoReplicaIdentity(candidate.table.clone()));
     }
     if let Some(candidate) = wanted.iter().find(|candidate| !candidate.readable) {
         return Err(SourceError::CannotSelect(candidate.table.clone()));
@@ -203,7 +211,7 @@ pub async fn changed(
         return Ok(Some(table.clone()));
     }
     let mut wanted = candidates(client, selection).await?;
-    wanted.retain(|candidate| candidate.has_key && candidate.readable);
+    wanted.retain(|candidate| candidate.has_identity && candidate.readable);
     let missing = missing(client, publication, &wanted).await?;
     Ok(missing.and_then(|missing| missing.first().map(|&table| table.clone())))
 }

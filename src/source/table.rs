@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::change::{Identity, Relation, RelationId, Shape, TableDescription, TableName};
+use crate::change::{Identity, Relation, RelationId, Shape, SourceFacts, TableDescription, TableName};
 use crate::postgres::keys::is_spelled_one_way;
 use crate::postgres::quote_identifier;
 
@@ -27,6 +27,8 @@ pub struct SourceTable {
     pub membership: String,
     /// How the stream identifies the old row of an update or a delete.
     pub identity: Identity,
+    /// What else the catalog says about its keys.
+    pub facts: Arc<SourceFacts>,
     /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
     pub operators: Vec<String>,
     /// The publication's row filter, an SQL condition.
@@ -46,6 +48,7 @@ impl SourceTable {
             && self.declared == other.declared
             && self.membership == other.membership
             && self.identity == other.identity
+            && self.facts == other.facts
             && self.row_filter == other.row_filter
             && self.partitioned == other.partitioned
     }
@@ -54,7 +57,7 @@ impl SourceTable {
     #[must_use]
     pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
         relation
-            .key
+            .key_positions()
             .iter()
             .filter_map(|&index| {
                 let name = relation.columns.get(index)?;
@@ -86,6 +89,7 @@ impl SourceTable {
             table: self.table.clone(),
             columns: self.columns.clone(),
             identity: self.identity.clone(),
+            facts: Arc::clone(&self.facts),
         }
     }
 }
@@ -93,7 +97,7 @@ impl SourceTable {
 /// Names (quoted) and types of the key's columns.
 pub(super) fn key_columns(table: &SourceTable, relation: &Relation) -> Vec<(String, String)> {
     relation
-        .key
+        .key_positions()
         .iter()
         .filter_map(|&index| {
             let name = relation.columns.get(index)?;

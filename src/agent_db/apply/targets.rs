@@ -71,7 +71,9 @@ impl Targets {
             id: relation.id,
             table: relation.table.clone(),
             columns: relation.columns.to_vec(),
-            identity: Identity::Full,
+            // Only the same key will do.
+            identity: Identity::Columns(relation.key_positions().to_vec()),
+            facts: Arc::default(),
         };
         let target = Box::pin(catalog::resolve(client, &description)).await?;
         if target.relation.key != relation.key {

@@ -5,11 +5,13 @@
 //! |---|---|
 //! | `target` | how to write a table |
 //! | `read` | what the catalog says about one table |
+//! | `key` | which of its unique keys tells its rows apart |
 //! | `resolve` | matches a table of the stream with it: what is wrong, or how to write it |
 //! | `foreign_keys` | in which order tables are written |
 //! | `rights` | what the role may do |
 
 mod foreign_keys;
+mod key;
 mod read;
 mod resolve;
 mod rights;

@@ -14,8 +14,21 @@ pub(super) struct TableFacts {
     pub copyable: bool,
     /// All columns, in the table's order.
     pub columns: Vec<ColumnFacts>,
-    /// The primary key's columns in key order; empty if there is no primary key.
-    pub key: Vec<KeyFacts>,
+    /// Unique indexes that have a place for every row, in the order in which they are taken as the table's key: the
+    /// primary key first, then the oldest.
+    pub unique: Vec<UniqueFacts>,
+}
+
+/// A unique index, neither partial nor over expressions.
+#[derive(Debug)]
+pub(super) struct UniqueFacts {
+    pub primary: bool,
+    /// Whether uniqueness is checked at once; it is not for a deferrable constraint.
+    pub immediate: bool,
+    /// The constraint's name; empty where there is an index alone.
+    pub constraint: String,
+    /// Its columns, in its order.
+    pub columns: Vec<KeyFacts>,
 }
 
 /// A column as the catalog has it.
@@ -34,17 +47,13 @@ pub(super) struct ColumnFacts {
     pub deterministic: bool,
 }
 
-/// A column of the primary key.
+/// A column of a unique index.
 #[derive(Debug)]
 pub(super) struct KeyFacts {
     pub column: String,
     pub operator_schema: String,
-    /// The equality operator of the key's index.
+    /// The equality operator of the index.
     pub operator: String,
-    /// Whether uniqueness is checked at once (not for a deferrable constraint).
-    pub immediate: bool,
-    /// The constraint's name; empty if there is only an index.
-    pub constraint: String,
 }
 
 /// The table's row in `pg_class`.
@@ -76,12 +85,12 @@ JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
 WHERE a.attrelid = $1
 ORDER BY a.attnum";
 
-/// The primary key's columns in key order, with the equality operator (strategy 3 of a btree) of each.
-const KEY: &str = "
-SELECT a.attname AS column_name, n.nspname AS operator_schema, o.oprname AS operator, i.indimmediate AS immediate,
-    coalesce(c.conname, '') AS constraint_name
+/// The columns of unique indexes, with the equality operator (strategy 3 of a btree) of each.
+const UNIQUE: &str = "
+SELECT i.indexrelid AS index_id, a.attname AS column_name, n.nspname AS operator_schema, o.oprname AS operator,
+    i.indisprimary AS primary_key, i.indimmediate AS immediate, coalesce(c.conname, '') AS constraint_name
 FROM pg_catalog.pg_index i
-LEFT JOIN pg_catalog.pg_constraint c ON c.conindid = i.indexrelid AND c.contype = 'p'
+LEFT JOIN pg_catalog.pg_constraint c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u')
 CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k(attnum, opclass, position)
 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
 JOIN pg_catalog.pg_opclass f ON f.oid = k.opclass
@@ -89,8 +98,9 @@ JOIN pg_catalog.pg_amop m ON m.amopfamily = f.opcfamily AND m.amoplefttype = f.o
     AND m.amoprighttype = f.opcintype AND m.amopstrategy = 3 AND m.amoppurpose = 's'
 JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr
 JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
-WHERE i.indrelid = $1 AND i.indisprimary AND i.indisvalid AND k.position <= i.indnkeyatts
-ORDER BY k.position";
+WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND NOT i.indisexclusion
+    AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
+ORDER BY i.indisprimary DESC, i.indexrelid, k.position";
 
 /// Reads the catalog in three queries.
 pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFacts, AgentError> {
@@ -106,12 +116,12 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
         return Err(AgentError::NotATable { table: table.clone() });
     }
     let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
-    let key = client.query(KEY, &[&oid]).await.map_err(failed)?;
+    let unique = client.query(UNIQUE, &[&oid]).await.map_err(failed)?;
     Ok(TableFacts {
         partitioned: kind == "p",
         copyable: class.get("copyable"),
         columns: columns.iter().map(ColumnFacts::from_row).collect(),
-        key: key.iter().map(KeyFacts::from_row).collect(),
+        unique: UniqueFacts::from_rows(&unique),
     })
 }
 
@@ -134,8 +144,23 @@ impl KeyFacts {
             column: row.get("column_name"),
             operator_schema: row.get("operator_schema"),
             operator: row.get("operator"),
-            immediate: row.get("immediate"),
-            constraint: row.get("constraint_name"),
         }
+    }
+}
+
+impl UniqueFacts {
+    /// From rows of which each is a column, an index's columns together.
+    fn from_rows(rows: &[Row]) -> Vec<Self> {
+        rows.chunk_by(|one, next| one.get::<_, u32>("index_id") == next.get::<_, u32>("index_id"))
+            .filter_map(|columns| {
+                let first = columns.first()?;
+                Some(Self {
+                    primary: first.get("primary_key"),
+                    immediate: first.get("immediate"),
+                    constraint: first.get("constraint_name"),
+                    columns: columns.iter().map(KeyFacts::from_row).collect(),
+                })
+            })
+            .collect()
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
-use super::read::{self, ColumnFacts, KeyFacts, TableFacts};
+use super::key;
+use super::read::{self, ColumnFacts, TableFacts};
 use super::target::{Column, Target};
 use crate::agent_db::error::AgentError;
-use crate::change::{Identity, Relation, TableDescription};
+use crate::change::{Relation, RowKey, TableDescription};
 use crate::postgres::keys::is_spelled_one_way;
 use crate::postgres::quote_identifier;
 
@@ -23,8 +24,7 @@ pub(in crate::agent_db) async fn resolve(
 
 /// The table as it can be written.
 fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target, AgentError> {
-    check_key(description, &facts.key)?;
-    let key = key_positions(description, &facts.key)?;
+    let (unique, key) = key::choose(description, &facts.unique)?;
     let columns = columns(description, &facts.columns, &key)?;
     check_unpublished(description, &facts.columns)?;
     Ok(Target {
@@ -32,11 +32,11 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
             id: description.id,
             table: description.table.clone(),
             columns: description.columns.iter().map(Arc::clone).collect(),
-            key: key.into(),
+            key: RowKey::Columns(key.into()),
         }),
         columns,
-        equals: facts
-            .key
+        equals: unique
+            .columns
             .iter()
             .map(|key| format!("OPERATOR({}.{})", quote_identifier(&key.operator_schema), key.operator))
             .collect(),
@@ -45,58 +45,7 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
     })
 }
 
-/// There must be a primary key that `ON CONFLICT` can use.
-fn check_key(description: &TableDescription, key: &[KeyFacts]) -> Result<(), AgentError> {
-    let Some(first) = key.first() else {
-        let suggested = match &description.identity {
-            Identity::Full => Vec::new(),
-            Identity::Columns(positions) => positions
-                .iter()
-                .filter_map(|&position| description.columns.get(position).map(ToString::to_string))
-                .collect(),
-        };
-        return Err(AgentError::NoPrimaryKey {
-            table: description.table.clone(),
-            suggested,
-        });
-    };
-    if !first.immediate {
-        return Err(AgentError::DeferrablePrimaryKey {
-            table: description.table.clone(),
-            constraint: first.constraint.clone(),
-            columns: key.iter().map(|key| key.column.clone()).collect(),
-        });
-    }
-    Ok(())
-}
-
-/// Positions of the key's columns in the row images. Each must be published, and part of the replica identity.
-fn key_positions(description: &TableDescription, key: &[KeyFacts]) -> Result<Vec<usize>, AgentError> {
-    let mut positions = Vec::new();
-    for KeyFacts { column, .. } in key {
-        let position = description
-            .columns
-            .iter()
-            .position(|published| **published == *column)
-            .ok_or_else(|| AgentError::KeyNotPublished {
-                table: description.table.clone(),
-                column: column.clone(),
-            })?;
-        if let Identity::Columns(identity) = &description.identity
-            && !identity.is_empty()
-            && !identity.contains(&position)
-        {
-            return Err(AgentError::IdentityWithoutKey {
-                table: description.table.clone(),
-                column: column.clone(),
-            });
-        }
-        positions.push(position);
-    }
-    Ok(positions)
-}
-
-/// How to write each published column. Each must exist and be writable.
+/// How to write each published column. Each must be there and let itself be written.
 fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &[usize]) -> Result<Vec<Column>, AgentError> {
     let table = &description.table;
     let mut missing = Vec::new();

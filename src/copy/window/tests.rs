@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{ColumnValue, Key, Origin, Relation, Row, TableName, overlay};
+use crate::change::{ColumnValue, Key, Origin, Relation, Row, RowKey, TableName, overlay};
 use crate::copy::chunk::{Purpose, RequestedKeys};
 use crate::source::Snapshot;
 
@@ -18,7 +18,7 @@ fn relation() -> Arc<Relation> {
         id: TABLE,
         table: TableName::new("public", "t"),
         columns: ["id", "a", "b"].map(Arc::from).into(),
-        key: [0].into(),
+        key: RowKey::Columns([0].into()),
     })
 }
 

@@ -191,7 +191,7 @@ impl TransactionBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::RelationId;
+    use crate::change::{RelationId, RowKey};
 
     fn relation(name: &str) -> Arc<Relation> {
         let table = TableName::new("public", name);
@@ -199,7 +199,7 @@ mod tests {
             id: RelationId(1),
             table,
             columns: Box::default(),
-            key: Box::default(),
+            key: RowKey::Columns(Box::default()),
         })
     }
 

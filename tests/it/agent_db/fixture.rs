@@ -10,8 +10,8 @@ use twinlog::agent_db::{
     Transaction,
 };
 use twinlog::change::{
-    Change, ColumnValue, Identity, Key, Operation, Origin, Relation, RelationId, Row, TableDescription, TableName,
-    Truncate,
+    Change, ColumnValue, Identity, Key, Operation, Origin, Relation, RelationId, Row, SourceFacts, TableDescription,
+    TableName, Truncate,
 };
 use twinlog::config::DatabaseUrl;
 use twinlog::lsn::Lsn;
@@ -237,14 +237,33 @@ pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
         )
         .await
         .unwrap();
+    let unique = client
+        .query(
+            "SELECT array_agg(a.attname::text) AS columns FROM pg_index i
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey::int2[])
+             WHERE i.indrelid = $1::text::regclass AND i.indisunique GROUP BY i.indexrelid",
+            &[&table],
+        )
+        .await
+        .unwrap();
+    let columns: Vec<Arc<str>> = rows
+        .iter()
+        .map(|row| Arc::from(row.get::<_, &str>("attname")))
+        .collect();
+    // As if the Site DB had the same keys, and no NULL.
+    let facts = SourceFacts {
+        unique: unique
+            .iter()
+            .map(|row| row.get::<_, Vec<&str>>("columns").into_iter().map(Arc::from).collect())
+            .collect(),
+        not_null: columns.clone(),
+    };
     TableDescription {
         id: RelationId(rows.len() as u32),
         table: TableName::new("public", table),
-        columns: rows
-            .iter()
-            .map(|row| Arc::from(row.get::<_, &str>("attname")))
-            .collect(),
+        columns,
         identity: Identity::Full,
+        facts: Arc::new(facts),
     }
 }
 

@@ -357,6 +357,7 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
         table: twinlog::change::TableName::new("public", table),
         columns: columns(names),
         identity: twinlog::change::Identity::Columns(vec![0]),
+        facts: std::sync::Arc::default(),
     };
     let cases = [
         ("absent", &["id"][..], "pg_dump"),
@@ -369,8 +370,11 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
         ("short", &["id", "a", "b"], r#"ADD COLUMN "a" …, ADD COLUMN "b" …"#),
         ("computed", &["id", "a"], r#"ALTER COLUMN "a" DROP EXPRESSION"#),
         ("strict", &["id"], r#"ALTER COLUMN "must" DROP NOT NULL"#),
-        ("otherkey", &["id"], "column list"),
-        ("otherkey", &["id", "k"], "REPLICA IDENTITY FULL"),
+        (
+            "otherkey",
+            &["id", "k"],
+            r#"CREATE UNIQUE INDEX ON "public"."otherkey" ("id");"#,
+        ),
         ("v", &["id"], "sync.tables"),
     ];
     for (table, names, expected) in cases {

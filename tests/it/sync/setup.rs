@@ -87,8 +87,8 @@ async fn tables_that_do_not_fit_are_named_one_after_another() {
         .on_site("CREATE TABLE notes (id bigint, body text, n int); INSERT INTO notes VALUES (1, 'a', 1)")
         .await;
     let words = [
-        "table public.notes of the Site DB has no primary key",
-        "ADD PRIMARY KEY",
+        "table public.notes of the Site DB has no replica identity",
+        "ALTER TABLE \"public\".\"notes\" REPLICA IDENTITY FULL;",
     ];
     held(&mut daemon, &words).await;
 

@@ -9,7 +9,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::agent_db::apply::sql::StatementKind;
-use crate::change::{Change, ColumnValue, Key, Operation, Origin, Relation, RelationId, Row, TableName, overlay};
+use crate::change::{
+    Change, ColumnValue, Key, Operation, Origin, Relation, RelationId, Row, RowKey, TableName, overlay,
+};
 
 type Table = BTreeMap<Key, Row>;
 
@@ -18,7 +20,7 @@ fn relation() -> Arc<Relation> {
         id: RelationId(1),
         table: TableName::new("public", "t"),
         columns: ["id", "a", "b"].map(Arc::from).into(),
-        key: [0].into(),
+        key: RowKey::Columns([0].into()),
     })
 }
 

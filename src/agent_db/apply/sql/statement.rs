@@ -100,7 +100,7 @@ fn upsert(target: &Target, only_if_different: bool) -> StatementText {
     let parameters: Vec<Parameter> = (0..columns.len()).map(Parameter::Column).collect();
     from_unnest(&mut sql, "FROM", columns.len(), false);
     sql.push_str(" ON CONFLICT (");
-    list(&mut sql, target.relation.key.iter(), |sql, &key| {
+    list(&mut sql, target.relation.key_positions().iter(), |sql, &key| {
         sql.push_str(&column(target, key).name);
     });
     sql.push(')');
@@ -137,7 +137,7 @@ enum KeyUpdate {
 
 /// An update of rows found by their (old) keys; returns the positions of those that were found.
 fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
-    let keys = target.relation.key.len();
+    let keys = target.relation.key_positions().len();
     let set: Vec<usize> = target
         .columns
         .iter()
@@ -153,7 +153,7 @@ fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
     let mut sql = format!("UPDATE {} AS t SET ", target.relation.table.quoted());
     if set.is_empty() {
         // Only the key is known: check that the row exists, and change nothing.
-        if let Some(&first) = target.relation.key.first() {
+        if let Some(&first) = target.relation.key_positions().first() {
             let _ = write!(sql, "{0} = t.{0}", column(target, first).name);
         }
     }
@@ -169,7 +169,7 @@ fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
 
 fn delete(target: &Target) -> StatementText {
     let mut sql = format!("DELETE FROM {} AS t", target.relation.table.quoted());
-    let keys = target.relation.key.len();
+    let keys = target.relation.key_positions().len();
     from_unnest(&mut sql, "USING", keys, false);
     where_key(&mut sql, target);
     StatementText {
@@ -199,7 +199,7 @@ fn from_unnest(sql: &mut String, keyword: &str, count: usize, ordinality: bool) 
 /// key index's own, by name: with a search path of `pg_catalog` a bare `=` on a `citext` would be that of `text`.
 fn where_key(sql: &mut String, target: &Target) {
     sql.push_str(" WHERE ");
-    for (part, (&key, equals)) in target.relation.key.iter().zip(&target.equals).enumerate() {
+    for (part, (&key, equals)) in target.relation.key_positions().iter().zip(&target.equals).enumerate() {
         if part > 0 {
             sql.push_str(" AND ");
         }
@@ -227,7 +227,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::change::{Relation, RelationId, TableName};
+    use crate::change::{Relation, RelationId, RowKey, TableName};
 
     fn target() -> Target {
         let column = |name: &str, cast: &str, identity_always, in_key| Column {
@@ -242,7 +242,7 @@ mod tests {
                 id: RelationId(1),
                 table: TableName::new("public", "le\"ads"),
                 columns: ["name", "id", "shop", "seq"].map(Arc::from).into(),
-                key: [2, 1].into(),
+                key: RowKey::Columns([2, 1].into()),
             }),
             columns: vec![
                 column("name", "character varying", false, false),

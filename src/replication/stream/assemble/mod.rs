@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::change::{Change, Key, Operation, Origin, Relation, RelationId, Row, TableName, Truncate, Xid, overlay};
+use crate::change::{
+    Change, Key, Operation, Origin, Relation, RelationId, Row, RowKey, TableName, Truncate, Xid, overlay,
+};
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, Message, OldTuple, RelationMessage};
 use crate::replication::stream_error::StreamError;
@@ -206,7 +208,7 @@ impl Assembler {
             id: message.id,
             table: message.table,
             columns: Box::default(),
-            key: Box::default(),
+            key: RowKey::Columns(Box::default()),
         };
         self.relations
             .insert(message.id, StreamRelation::Other(Arc::new(relation)));
@@ -291,7 +293,7 @@ fn updated(relation: &Relation, old: OldTuple, row: Row) -> Result<(Key, Operati
         OldTuple::Key(old) => {
             let old_key = relation.key_of(&old).ok_or_else(unidentifiable)?;
             let mut row = row;
-            for &index in &relation.key {
+            for &index in relation.key_positions() {
                 if let (Some(value), Some(before)) = (row.0.get_mut(index), old.0.get(index))
                     && *value == crate::change::ColumnValue::Unchanged
                 {

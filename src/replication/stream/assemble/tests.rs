@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::change::ColumnValue;
+use crate::change::{ColumnValue, RowKey};
 use crate::pgoutput::{Begin, Column, Commit, Delete, Insert, ReplicaIdentity, Update};
 
 const TABLE: RelationId = RelationId(7);
@@ -72,7 +72,7 @@ fn resolve(assembler: &mut Assembler) {
         id: TABLE,
         table,
         columns: ["id", "a"].map(Arc::from).into(),
-        key: [0].into(),
+        key: RowKey::Columns([0].into()),
     };
     assembler.resolved(message, Arc::new(relation));
 }

@@ -94,6 +94,7 @@ impl StreamLoop {
             table,
             columns: message.columns.iter().map(|column| Arc::clone(&column.name)).collect(),
             identity,
+            facts: self.facts.get(&message.id).cloned().unwrap_or_default(),
         };
         let resolved = self.resolve(description).await??;
         let relation = self.canonical(message.id, resolved).await?;

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::agent_db::{AgentError, Segment};
-use crate::change::{Relation, RelationId, TableDescription};
+use crate::change::{Relation, RelationId, SourceFacts, TableDescription};
 use crate::copy::{ChunkRegistry, Windows};
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -62,6 +62,8 @@ pub(in crate::replication) struct StreamParts {
     pub(in crate::replication) tip: Lsn,
     /// Wakes the catalog watch.
     pub(in crate::replication) catalog_hint: Arc<Notify>,
+    /// What the Site DB's catalog says about the synchronised tables.
+    pub(in crate::replication) facts: HashMap<RelationId, Arc<SourceFacts>>,
 }
 
 /// The stream's loop and its state, for one run.
@@ -79,6 +81,8 @@ pub(in crate::replication) struct StreamLoop {
     /// One shared `Arc` for each table, used for the stream's changes and for chunks, so that the apply task can group
     /// them by pointer.
     relations: HashMap<RelationId, Arc<Relation>>,
+    /// What the Site DB's catalog says about the synchronised tables.
+    facts: HashMap<RelationId, Arc<SourceFacts>>,
     /// The commit position of the open transaction, or of the last one.
     open_lsn: Lsn,
     /// Commit time of the open transaction, by the Site DB's clock.
@@ -105,6 +109,7 @@ impl StreamLoop {
             resume_after,
             tip,
             catalog_hint,
+            facts,
         } = parts;
         let progress = Progress::resume(resume_after);
         feedback.durable(progress.acknowledgeable());
@@ -120,6 +125,7 @@ impl StreamLoop {
             progress,
             windows: Windows::default(),
             relations: HashMap::new(),
+            facts,
             open_lsn: resume_after,
             open_committed_at: None,
             in_flight: VecDeque::new(),

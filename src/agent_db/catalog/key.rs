@@ -1,0 +1,194 @@
+//! Which unique index of the Agent DB tells a table's rows apart: pure.
+//!
+//! It must be one by which every change of the stream names its row, and in which the Site DB never has two rows of one
+//! key, or a row without one:
+//!
+//! - all of its columns are in the replica identity, as an old row brings no others (all columns for FULL, and where rows
+//!   are only inserted);
+//! - the Site DB has a unique index on these columns or on some of them (the replica identity's own is one), and none of
+//!   them can be NULL there.
+//!
+//! The primary key is preferred, then an index on exactly the replica identity, then the oldest.
+
+use std::sync::Arc;
+
+use super::read::UniqueFacts;
+use crate::agent_db::error::AgentError;
+use crate::change::{Identity, TableDescription};
+
+/// The index, and where its columns stand in the row images.
+pub(super) fn choose<'f>(
+    description: &TableDescription,
+    unique: &'f [UniqueFacts],
+) -> Result<(&'f UniqueFacts, Vec<usize>), AgentError> {
+    let fitting: Vec<(&UniqueFacts, Vec<usize>)> = unique
+        .iter()
+        .filter_map(|index| Some((index, positions(description, index)?)))
+        .filter(|(_, key)| identifies(description, key))
+        .collect();
+    let usable = || fitting.iter().filter(|(index, _)| index.immediate);
+    let is_identity = |key: &[usize]| match &description.identity {
+        Identity::Full => false,
+        Identity::Columns(identity) => identity.len() == key.len(),
+    };
+    let chosen = usable()
+        .find(|(index, _)| index.primary)
+        .or_else(|| usable().find(|(_, key)| is_identity(key)))
+        .or_else(|| usable().next());
+    match chosen {
+        Some((index, key)) => Ok((index, key.clone())),
+        None => Err(fault(
+            description,
+            unique,
+            fitting.iter().map(|(index, _)| *index).find(|index| index.primary),
+        )),
+    }
+}
+
+/// Where the index's columns stand; `None` where one is not published.
+fn positions(description: &TableDescription, index: &UniqueFacts) -> Option<Vec<usize>> {
+    let position = |column: &str| description.columns.iter().position(|published| **published == *column);
+    index.columns.iter().map(|key| position(&key.column)).collect()
+}
+
+/// Whether every change names its row by this key, and no two rows of the Site DB share it.
+fn identifies(description: &TableDescription, key: &[usize]) -> bool {
+    let names = |positions: &[usize]| -> Vec<&Arc<str>> {
+        positions
+            .iter()
+            .filter_map(|&position| description.columns.get(position))
+            .collect()
+    };
+    let key_names = names(key);
+    let facts = &description.facts;
+    let covers = |unique: &[&Arc<str>]| unique.iter().all(|column| key_names.contains(column));
+    let is_unique = || {
+        facts
+            .unique
+            .iter()
+            .any(|index| covers(&index.iter().collect::<Vec<_>>()))
+    };
+    match &description.identity {
+        Identity::Columns(identity) if !identity.is_empty() => {
+            key.iter().all(|position| identity.contains(position)) && (covers(&names(identity)) || is_unique())
+        }
+        Identity::Full | Identity::Columns(_) => {
+            key_names.iter().all(|column| facts.not_null.contains(column)) && is_unique()
+        }
+    }
+}
+
+/// What is wrong where no index will do. `deferrable`: a primary key that would, if it were checked at once.
+fn fault(description: &TableDescription, unique: &[UniqueFacts], deferrable: Option<&UniqueFacts>) -> AgentError {
+    let table = description.table.clone();
+    if let Some(index) = deferrable {
+        return AgentError::DeferrablePrimaryKey {
+            table,
+            constraint: index.constraint.clone(),
+            columns: index.columns.iter().map(|key| key.column.clone()).collect(),
+        };
+    }
+    let columns: Vec<String> = match &description.identity {
+        Identity::Columns(identity) => identity
+            .iter()
+            .filter_map(|&position| description.columns.get(position).map(ToString::to_string))
+            .collect(),
+        Identity::Full => Vec::new(),
+    };
+    if unique.is_empty() || columns.is_empty() {
+        return AgentError::NoPrimaryKey {
+            table,
+            suggested: columns,
+        };
+    }
+    AgentError::NoIndexOnIdentity { table, columns }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent_db::catalog::read::KeyFacts;
+    use crate::change::{RelationId, SourceFacts, TableName};
+
+    fn index(primary: bool, immediate: bool, columns: &[&str]) -> UniqueFacts {
+        let column = |name: &&str| KeyFacts {
+            column: (*name).to_owned(),
+            operator_schema: "pg_catalog".to_owned(),
+            operator: "=".to_owned(),
+        };
+        UniqueFacts {
+            primary,
+            immediate,
+            constraint: "c".to_owned(),
+            columns: columns.iter().map(column).collect(),
+        }
+    }
+
+    /// Of a table with the columns a, b, c and d, of which d can be NULL.
+    fn chosen(identity: Identity, site: &[&[&str]], agent: &[UniqueFacts]) -> Result<Vec<usize>, AgentError> {
+        let names = |columns: &[&str]| columns.iter().map(|&name| Arc::from(name)).collect::<Vec<_>>();
+        let description = TableDescription {
+            id: RelationId(1),
+            table: TableName::new("public", "t"),
+            columns: names(&["a", "b", "c", "d"]),
+            identity,
+            facts: Arc::new(SourceFacts {
+                unique: site.iter().map(|columns| names(columns)).collect(),
+                not_null: names(&["a", "b", "c"]),
+            }),
+        };
+        choose(&description, agent).map(|(_, key)| key)
+    }
+
+    #[test]
+    fn the_primary_key_is_taken_where_it_identifies_old_rows() {
+        let agent = [index(true, true, &["a"]), index(false, true, &["b"])];
+        let site: &[&[&str]] = &[&["a"], &["b"]];
+        assert_eq!(chosen(Identity::Columns(vec![0]), site, &agent).unwrap(), [0]);
+        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), [0]);
+        assert_eq!(chosen(Identity::Columns(vec![]), site, &agent).unwrap(), [0]);
+        // The primary key is a part of the identity's index, and unique by itself.
+        assert_eq!(chosen(Identity::Columns(vec![0, 1]), site, &agent).unwrap(), [0]);
+    }
+
+    #[test]
+    fn else_it_is_the_index_of_the_replica_identity() {
+        let agent = [
+            index(true, true, &["a"]),
+            index(false, true, &["b"]),
+            index(false, true, &["c", "b"]),
+        ];
+        let site: &[&[&str]] = &[&["a"], &["b", "c"]];
+        assert_eq!(chosen(Identity::Columns(vec![1, 2]), site, &agent).unwrap(), [2, 1]);
+        // Even where another one is older and would do.
+        let site: &[&[&str]] = &[&["a"], &["b"], &["b", "c"]];
+        assert_eq!(chosen(Identity::Columns(vec![1, 2]), site, &agent).unwrap(), [2, 1]);
+    }
+
+    #[test]
+    fn a_key_that_is_not_unique_in_the_site_db_is_none() {
+        let agent = [index(true, true, &["a"])];
+        let site: &[&[&str]] = &[&["b"]];
+        chosen(Identity::Full, site, &agent).unwrap_err();
+        chosen(Identity::Columns(vec![]), site, &agent).unwrap_err();
+        chosen(Identity::Columns(vec![0, 1]), site, &agent).unwrap_err();
+        // It holds more than what is unique, and a column of it can be NULL.
+        let agent = [index(true, true, &["b", "d"])];
+        chosen(Identity::Full, site, &agent).unwrap_err();
+        let agent = [index(true, true, &["b", "c"])];
+        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn what_lacks_is_said() {
+        let (site, id): (&[&[&str]], _) = (&[&["a"]], || Identity::Columns(vec![0]));
+        let none = chosen(id(), site, &[]).unwrap_err();
+        assert!(matches!(none, AgentError::NoPrimaryKey { suggested, .. } if suggested == ["a"]));
+        let other = chosen(id(), site, &[index(true, true, &["b"])]).unwrap_err();
+        assert!(matches!(other, AgentError::NoIndexOnIdentity { columns, .. } if columns == ["a"]));
+        let late = chosen(id(), site, &[index(true, false, &["a"])]).unwrap_err();
+        assert!(matches!(late, AgentError::DeferrablePrimaryKey { columns, .. } if columns == ["a"]));
+        let instead = [index(true, false, &["a"]), index(false, true, &["a"])];
+        assert_eq!(chosen(id(), site, &instead).unwrap(), [0]);
+    }
+}
