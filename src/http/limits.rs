@@ -1,6 +1,4 @@
-//! The bounds of the public listener, in one place: on number, time and size.
-//!
-//! Today all families of routes share them; the plan is that no family can use up another's.
+//! The bounds of the public listener on number, time and size, shared by all families of routes.
 
 use std::time::Duration;
 
@@ -25,6 +23,9 @@ pub(super) const MAX_WAITING_SENDS: usize = 2048;
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Longest client id of a message, in characters: the size of an index row is limited, and a uuid has 36.
 pub(super) const MAX_CLIENT_ID: usize = 255;
+
+/// Longest challenge of Meta's handshake that is echoed; Meta's have 10 digits.
+pub(super) const MAX_CHALLENGE: usize = 256;
 
 /// Why a request's body was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -16,9 +16,6 @@ use crate::inbox::ReceiveError;
 use crate::provider::cloud::signature;
 use crate::site_db::SiteError;
 
-/// Longest challenge that is echoed; Meta's are 10 digits.
-const MAX_CHALLENGE: usize = 256;
-
 /// The routes.
 pub(super) fn router() -> Router<State> {
     Router::new().route("/webhook", get(handshake).post(receive))
@@ -30,7 +27,7 @@ async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
     let asked = |name| auth::query(&uri, name).unwrap_or_default();
     let genuine = expected.is_some_and(|token| auth::same(token.expose_secret(), &asked("hub.verify_token")));
     let challenge = asked("hub.challenge");
-    if !genuine || asked("hub.mode") != "subscribe" || challenge.len() > MAX_CHALLENGE {
+    if !genuine || asked("hub.mode") != "subscribe" || challenge.len() > limits::MAX_CHALLENGE {
         tracing::warn!(
             configured = expected.is_some(),
             hint = "compare whatsapp.verify_token with the verify token in Meta's dashboard",

@@ -3,9 +3,9 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::provider::event::{Direction, Message};
+use crate::provider::event::{Direction, Message, ReportedStatus};
 use crate::site_db::conversations::{self, Link, Touch, link, link_group};
-use crate::site_db::messages::{self, News, Origin, Report, Said};
+use crate::site_db::messages::{self, News, Origin, ReportedStep, Said};
 use crate::site_db::status_events::adopt_orphans;
 use crate::site_db::{MessageStatus, SiteError, Transaction, leads, notifications};
 
@@ -84,8 +84,8 @@ pub(super) async fn echo(
         return Ok(None);
     };
     let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
-    let sent = [Report::of_word("sent", at, None)];
-    let shown = messages::reported(tx, message_id, &message.wamid, &sent, News::Told).await?;
+    let sent = [ReportedStep::of(&ReportedStatus::Sent, at, None)];
+    let shown = messages::apply_steps(tx, message_id, &message.wamid, &sent, News::Told).await?;
     let adopted = adopt_orphans(tx, message_id, &message.wamid).await?;
     let touch = Touch {
         direction: Direction::Outbound,
@@ -102,7 +102,7 @@ pub(super) async fn history(
     account_id: Uuid,
     message: &Message,
     direction: Direction,
-    status: Option<&str>,
+    status: Option<&ReportedStatus>,
 ) -> Result<(), SiteError> {
     let link = link(tx, account_id, &message.contact).await?;
     let Some(message_id) = store(tx, account_id, link, direction, message.at, message).await? else {
@@ -110,14 +110,8 @@ pub(super) async fn history(
     };
     if direction == Direction::Outbound {
         let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
-        // `pending` means that the phone had not finished sending; as Meta has the message, it is stored as `accepted`.
-        let word = match status {
-            Some("error") => "failed",
-            Some(word) => word,
-            None => "sent",
-        };
-        let report = [Report::of_word(word, at, None)];
-        messages::reported(tx, message_id, &message.wamid, &report, News::Silent).await?;
+        let step = [ReportedStep::of(status.unwrap_or(&ReportedStatus::Sent), at, None)];
+        messages::apply_steps(tx, message_id, &message.wamid, &step, News::Silent).await?;
         adopt_orphans(tx, message_id, &message.wamid).await?;
     }
     let touch = Touch {

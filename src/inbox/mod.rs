@@ -35,12 +35,12 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::provider::cloud::signature::{self, SignatureError};
+use crate::provider::Callback;
+use crate::provider::callback::SignatureError;
 use crate::site_db::{Pool, SiteError, webhook_events};
 
 pub use worker::Worker;
@@ -53,8 +53,8 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct InboxSettings {
     /// Names this inbox in log lines; one of the program's own words, so that it may be a metric's label.
     pub pipeline: &'static str,
-    /// A webhook must be signed with one of these; there are several while a secret is being replaced.
-    pub app_secrets: Vec<SecretString>,
+    /// The provider whose webhooks come in.
+    pub callback: Callback,
     /// Webhooks that are processed at the same time; each needs one connection.
     pub concurrency: usize,
     /// How often to look for webhooks that other processes received, and for due retries.
@@ -68,12 +68,12 @@ pub struct InboxSettings {
 }
 
 impl InboxSettings {
-    /// The default settings, with these app secrets.
+    /// The default settings for this provider.
     #[must_use]
-    pub fn new(app_secrets: Vec<SecretString>) -> Self {
+    pub fn new(callback: Callback) -> Self {
         Self {
             pipeline: "whatsapp",
-            app_secrets,
+            callback,
             // Meta posts concurrently, and an event costs some round trips to the Site DB.
             concurrency: 4,
             poll: Duration::from_secs(1),
@@ -126,7 +126,10 @@ impl Inbox {
     /// # Errors
     /// [`ReceiveError`].
     pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<EventId, ReceiveError> {
-        signature::verify(&self.settings.app_secrets, signature, body).map_err(ReceiveError::Forged)?;
+        self.settings
+            .callback
+            .verify(signature, body)
+            .map_err(ReceiveError::Forged)?;
         let id = tokio::time::timeout(RECEIVE_TIMEOUT, webhook_events::insert(&self.pool, body))
             .await
             .unwrap_or(Err(SiteError::timed_out()))

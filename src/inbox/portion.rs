@@ -175,7 +175,7 @@ async fn store_part(
             direction,
             status,
         } => {
-            messages::history(tx, account_id, message, *direction, status.as_deref()).await?;
+            messages::history(tx, account_id, message, *direction, status.as_ref()).await?;
             None
         }
         Content::Status(status) => statuses::report(tx, account_id, status).await?,

@@ -13,7 +13,7 @@ use super::failures::{self, Failure};
 use super::portion::{self, Effects};
 use crate::failpoint;
 use crate::metrics;
-use crate::provider::cloud::webhook;
+use crate::provider::Callback;
 use crate::site_db::webhook_events::{self, Finished};
 use crate::site_db::{Pool, SiteError};
 
@@ -42,7 +42,11 @@ pub(super) struct Claim {
 }
 
 /// Claims an event and processes it; `None` if none is due. Sets `claim` to the event, for the caller to use on failure.
-pub(super) async fn next(pool: &Pool, claim: &mut Option<Claim>) -> Result<Option<Processed>, SiteError> {
+pub(super) async fn next(
+    pool: &Pool,
+    callback: &Callback,
+    claim: &mut Option<Claim>,
+) -> Result<Option<Processed>, SiteError> {
     let mut tx = pool.begin().await?;
     let Some(event) = webhook_events::claim(&mut tx).await? else {
         return Ok(None);
@@ -51,7 +55,7 @@ pub(super) async fn next(pool: &Pool, claim: &mut Option<Claim>) -> Result<Optio
         event_id: event.id,
         attempts: event.attempts,
     });
-    let parts = webhook::parse(&event.body);
+    let parts = callback.events(&event.body);
     drop(event.body);
     let mut processed = Processed {
         event_id: event.id,

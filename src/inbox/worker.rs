@@ -66,11 +66,15 @@ impl Worker {
             let started = Instant::now();
             let mut claim = None;
             // A panic must cost one attempt of one event, not the worker.
-            let outcome = AssertUnwindSafe(Box::pin(webhook::next(&self.inbox.pool, &mut claim)))
-                .catch_unwind()
-                .await
-                .map_err(|_| "a panic".to_owned())
-                .and_then(|outcome| outcome.map_err(|error| error.summary()));
+            let outcome = AssertUnwindSafe(Box::pin(webhook::next(
+                &self.inbox.pool,
+                &self.inbox.settings.callback,
+                &mut claim,
+            )))
+            .catch_unwind()
+            .await
+            .map_err(|_| "a panic".to_owned())
+            .and_then(|outcome| outcome.map_err(|error| error.summary()));
             match outcome {
                 Ok(Some(processed)) => {
                     failures = 0;

@@ -10,9 +10,9 @@ use super::outcome::{self, Next, Tries};
 use super::shared::{LEASE_SLACK, Sender, Shared};
 use crate::failpoint;
 use crate::metrics;
-use crate::provider::{Accepted, Answer, Answered, Code, OpaqueId, Sending};
+use crate::provider::{Accepted, Answer, Answered, Code, OpaqueId, Response, Sending};
 use crate::shutdown;
-use crate::site_db::messages::{Claimed, Response};
+use crate::site_db::messages::Claimed;
 use crate::site_db::{SiteError, leads, storable};
 
 /// A claimed message, and how it was claimed.
@@ -33,25 +33,25 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
     failpoint::reach(failpoint::name::SEND_BEFORE_OUTCOME);
     let tries = Tries {
         attempt: u32::try_from(message.attempt).unwrap_or(1),
-        throttles: u32::try_from(message.throttles).unwrap_or(0),
+        uncounted: u32::try_from(message.uncounted).unwrap_or(0),
     };
     let next = blame_message(outcome::next(answer, tries, shared.settings.retry), sender, &attempt);
     count(&next);
-    let response = response.map_or_else(Response::default, |response| Response {
-        status: Some(response.status),
-        body: Some(storable(&response.body)),
+    let response = response.map(|response| Response {
+        body: storable(&response.body),
+        ..response
     });
     let outcome = Outcome {
         message,
         account_id: attempt.account_id,
         probe: attempt.probe,
         next: &next,
-        response: &response,
+        response: response.as_ref(),
     };
     commit::until_stored(shared, sender, &outcome).await;
     failpoint::reach(failpoint::name::SEND_AFTER_OUTCOME);
     shared.waiters.committed(message.id);
-    if let Next::Accepted { accepted, .. } = &next {
+    if let Next::Accepted(accepted) = &next {
         learn_recipient(shared, message, accepted).await;
     }
 }
@@ -62,7 +62,7 @@ fn blame_message(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
     let id = attempt.message.id;
     match next {
         Next::Hold(cause) if sender.message_blame.refused(id, cause.class, Instant::now()) => Next::Failed(cause),
-        Next::Accepted { .. } => {
+        Next::Accepted(_) => {
             sender.message_blame.accepted(id, attempt.claimed_at);
             next
         }
@@ -81,7 +81,7 @@ async fn call(shared: &Shared, sender: &Sender, attempt: &Attempt) -> Answered {
     let sending = sender.account.send(Sending {
         id: OpaqueId(message.id),
         request: message.request.as_deref().unwrap_or_default(),
-        api_version: message.api_version.as_deref(),
+        api_version: message.api_version.as_ref(),
     });
     let too_late = async {
         shared.stop.cancelled().await;
@@ -104,7 +104,7 @@ fn count(next: &Next) {
             metrics::count_send_error(label, cause.class.as_str());
         }
         Next::Unknown(_) => metrics::count_send_error(None, "unknown"),
-        Next::Accepted { .. } => {}
+        Next::Accepted(_) => {}
     }
 }
 

@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::outcome::{Cause, Next};
 use super::shared::{Sender, Shared};
 use crate::metrics;
-use crate::provider::{Accepted, Code, Direction};
+use crate::provider::{Accepted, Code, Direction, Response};
 use crate::retry::backoff;
 use crate::shutdown;
-use crate::site_db::messages::{self, Claimed, Problem, Response, Wait};
+use crate::site_db::messages::{self, Claimed, Ended, Problem, Wait};
 use crate::site_db::status_events::{self, Acceptance};
 use crate::site_db::{MessageStatus, SiteError, Transaction, accounts, storable};
 
@@ -26,9 +26,9 @@ const COMMIT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration
 const TRIES_IN_SHUTDOWN: u32 = 3;
 /// The part of [`shutdown::GRACE`] that is kept for commits: calls are given up this long before it ends.
 pub(super) const COMMIT_RESERVE: Duration = Duration::from_secs(2);
-/// Bound on the wait of a refused message of a held number, in steps of one and a half probe intervals. Four steps are
-/// six intervals: up to seven messages take turns, and a single message is still tried every six intervals.
-const MAX_HOLD_STEPS: u32 = 4;
+/// Longest wait of a refused message of a held number, in probe intervals (`whatsapp.hold_probe_ms`). One probe is sent in
+/// each interval, so with six of them up to seven messages take turns, and a single one is still tried every six intervals.
+const MAX_HOLD_WAIT_PROBES: u32 = 6;
 
 /// An attempt's outcome, as it is to be committed.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Outcome<'a> {
     /// Whether the message tested if its held number can send again.
     pub(super) probe: bool,
     pub(super) next: &'a Next,
-    pub(super) response: &'a Response,
+    pub(super) response: Option<&'a Response>,
 }
 
 /// Whether the wamid is written with an acceptance.
@@ -116,7 +116,7 @@ impl<'a> Gap<'a> {
     }
 
     const fn is_sent(&self) -> bool {
-        matches!(self.outcome.next, Next::Accepted { .. })
+        matches!(self.outcome.next, Next::Accepted(_))
     }
 
     fn failed(&mut self, error: &SiteError) {
@@ -180,7 +180,7 @@ async fn commit_once(
     let mut transaction = shared.pool.begin().await?;
     let tx = &mut transaction;
     let committed = match outcome.next {
-        Next::Accepted { accepted, held } => accept(tx, outcome, accepted, *held, wamid).await?,
+        Next::Accepted(accepted) => accept(tx, outcome, accepted, wamid).await?,
         Next::Failed(cause) => fail(tx, outcome, cause).await?,
         Next::Pending {
             wait,
@@ -209,21 +209,16 @@ async fn accept(
     tx: &mut Transaction<'_>,
     outcome: &Outcome<'_>,
     accepted: &Accepted,
-    held: bool,
     wamid: WamidIs,
 ) -> Result<Committed, SiteError> {
     let acceptance = Acceptance {
         wamid: (wamid == WamidIs::Ours).then_some(&accepted.wamid),
-        held,
+        status: accepted.status,
         response: outcome.response,
     };
     let changed = status_events::accept(tx, outcome.message.id, &acceptance).await?;
     let released_number = outcome.probe && accounts::release(tx, outcome.account_id).await?;
-    let status = if held {
-        MessageStatus::Held
-    } else {
-        MessageStatus::Accepted
-    };
+    let status = MessageStatus::after_acceptance(accepted.status);
     Ok(Committed {
         // Only `accepted` or `held`: the inbox counts the statuses that reports bring.
         reached: changed.map(|_| status),
@@ -233,7 +228,7 @@ async fn accept(
 }
 
 async fn fail(tx: &mut Transaction<'_>, outcome: &Outcome<'_>, cause: &Cause) -> Result<Committed, SiteError> {
-    let changed = messages::failed(tx, attempt(outcome), &problem(cause), outcome.response).await?;
+    let changed = messages::failed(tx, ended(outcome, cause)).await?;
     Ok(Committed::reached(changed, MessageStatus::Failed))
 }
 
@@ -243,13 +238,11 @@ async fn put_back(
     cause: &Cause,
     wait: Wait,
 ) -> Result<Committed, SiteError> {
-    let changed = messages::put_back(tx, attempt(outcome), wait, &problem(cause), outcome.response).await?;
+    let changed = messages::put_back(tx, ended(outcome, cause), wait).await?;
     Ok(Committed::reached(changed, MessageStatus::Pending))
 }
 
-/// Holds the number. The message waits for longer than one probe interval, and longer each time, so that another message
-/// is the next probe: one that is always refused for its own content would else hold the number for ever. A release ends
-/// the wait.
+/// Holds the number. A release ends the message's wait.
 async fn hold(
     tx: &mut Transaction<'_>,
     shared: &Shared,
@@ -258,12 +251,8 @@ async fn hold(
     cause: &Cause,
 ) -> Result<Committed, SiteError> {
     let hold_probe = shared.settings.hold_probe;
-    let steps = u32::try_from(outcome.message.throttles)
-        .unwrap_or(0)
-        .saturating_add(1)
-        .min(MAX_HOLD_STEPS);
     let wait = Wait {
-        after: (hold_probe * 3 / 2).saturating_mul(steps),
+        after: hold_wait(hold_probe, outcome.message.uncounted),
         consumed: false,
     };
     let committed = put_back(tx, outcome, cause, wait).await?;
@@ -279,8 +268,18 @@ async fn hold(
     })
 }
 
+/// How long a refused message of a held number waits: one and a half probe intervals more after each refusal. More than
+/// one, so that another message is the next probe; a message that is always refused for its own content would otherwise
+/// keep the number held.
+fn hold_wait(hold_probe: Duration, refused_before: i32) -> Duration {
+    let refusals = u32::try_from(refused_before).unwrap_or(0).saturating_add(1);
+    (hold_probe * 3 / 2)
+        .saturating_mul(refusals)
+        .min(hold_probe * MAX_HOLD_WAIT_PROBES)
+}
+
 async fn mark_unknown(tx: &mut Transaction<'_>, outcome: &Outcome<'_>, why: &str) -> Result<Committed, SiteError> {
-    let changed = messages::lost(tx, attempt(outcome), why, outcome.response).await?;
+    let changed = messages::lost(tx, attempt(outcome), why, outcome.response.cloned()).await?;
     Ok(Committed::reached(changed, MessageStatus::Unknown))
 }
 
@@ -300,11 +299,15 @@ const fn attempt(outcome: &Outcome<'_>) -> messages::AttemptKey {
     }
 }
 
-fn problem(cause: &Cause) -> Problem {
-    Problem {
-        code: cause.code.map(Code::number),
-        class: cause.class.as_str(),
-        message: storable(&cause.message),
+fn ended(outcome: &Outcome<'_>, cause: &Cause) -> Ended {
+    Ended {
+        attempt: attempt(outcome),
+        problem: Problem {
+            code: cause.code.map(Code::number),
+            class: cause.class,
+            message: storable(&cause.message),
+        },
+        response: outcome.response.cloned(),
     }
 }
 
@@ -334,7 +337,7 @@ fn report(sender: &Sender, outcome: &Outcome<'_>, committed: &Committed) {
             %phone_number_id, %message_id, %conversation_id, why,
             "PERSISTENCE: it is not known whether the message was sent; its status will tell"
         ),
-        Next::Accepted { .. } => tracing::info!(
+        Next::Accepted(_) => tracing::info!(
             %phone_number_id, %message_id, %conversation_id, lead_id = %message.lead_id, attempt = message.attempt,
             "PERSISTENCE: the message was sent and its outcome is stored"
         ),

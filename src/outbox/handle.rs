@@ -15,7 +15,7 @@ use super::{number, sweeper};
 use crate::health::Health;
 use crate::provider::PhoneNumberId;
 use crate::realtime::other_processes;
-use crate::site_db::messages::Message;
+use crate::site_db::messages::MessageRow;
 use crate::site_db::{Pool, SiteError};
 
 /// The handle on an outbox. Cheap to clone.
@@ -75,7 +75,7 @@ impl Outbox {
     ///
     /// # Errors
     /// The Site DB can't be asked.
-    pub async fn wait(&self, id: Uuid, patience: Duration) -> Result<Option<Message>, SiteError> {
+    pub async fn wait(&self, id: Uuid, patience: Duration) -> Result<Option<MessageRow>, SiteError> {
         self.0.wait(id, patience).await
     }
 

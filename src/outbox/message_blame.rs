@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::outcome::CauseClass;
 use crate::provider::ErrorClass;
+use crate::site_db::messages::ProblemClass;
 
 /// A message is to blame after this many refusals, if another message was accepted before each of them (and after the
 /// refusal before it). More than one, because the account may also be restricted again in between.
@@ -43,8 +43,8 @@ impl MessageBlame {
     ///
     /// Only [`ErrorClass::Permission`] may be about one message. All other classes concern the token, the account or the
     /// number, however often another message is accepted in between.
-    pub(super) fn refused(&self, id: Uuid, class: CauseClass, now: Instant) -> bool {
-        if class != CauseClass::Refused(ErrorClass::Permission) {
+    pub(super) fn refused(&self, id: Uuid, class: ProblemClass, now: Instant) -> bool {
+        if class != ProblemClass::Refused(ErrorClass::Permission) {
             return false;
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,7 +81,7 @@ mod tests {
         let tick = || tokio::time::advance(Duration::from_secs(1));
         let refused = |code| {
             let class = GraphError::new(code, "x").class(400);
-            blame.refused(ID, CauseClass::Refused(class), Instant::now())
+            blame.refused(ID, ProblemClass::Refused(class), Instant::now())
         };
         // Nothing else is accepted: the account is at fault, however long.
         for _ in 0..10 {

@@ -5,20 +5,16 @@
 
 use std::time::Duration;
 
-use crate::provider::{Accepted, AcceptedStatus, Answer, Code, ErrorClass, Refusal, ThrottleScope};
+use crate::provider::{Accepted, Answer, Code, ErrorClass, Refusal, ThrottleScope};
 use crate::retry::backoff;
 use crate::site_db::accounts::ThrottleReach;
+use crate::site_db::messages::ProblemClass;
 
 /// What happens to the message next.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Next {
-    /// The provider has it.
-    Accepted {
-        /// The provider's id of the message, and the recipient's ids.
-        accepted: Accepted,
-        /// Whether the provider keeps the message until it has assessed the template.
-        held: bool,
-    },
+    /// The provider has it; with the provider's id of the message, and the recipient's ids.
+    Accepted(Accepted),
     /// It will not be sent.
     Failed(Cause),
     /// It was not sent and will be tried again.
@@ -43,30 +39,10 @@ pub(super) enum Next {
 pub(super) struct Cause {
     /// The provider's code, if it refused the message itself.
     pub(super) code: Option<Code>,
-    /// Who can fix it.
-    pub(super) class: CauseClass,
+    /// What kind of problem it is.
+    pub(super) class: ProblemClass,
     /// The reason as a sentence for people.
     pub(super) message: String,
-}
-
-/// Which side kept a message from being sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CauseClass {
-    /// The provider, or something on the way to it, refused the message.
-    Refused(ErrorClass),
-    /// The network: the request never left.
-    NotSent,
-}
-
-impl CauseClass {
-    /// The `error_class` column and the bounded label of a metric.
-    #[must_use]
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused(class) => class.as_str(),
-            Self::NotSent => "not_sent",
-        }
-    }
 }
 
 /// How often and how soon a message is tried again.
@@ -86,7 +62,7 @@ pub(super) struct Tries {
     /// Which attempt this was, from 1.
     pub(super) attempt: u32,
     /// How many earlier attempts did not count towards the limit (throttled, number held, network down).
-    pub(super) throttles: u32,
+    pub(super) uncounted: u32,
 }
 
 /// Longest pause that an answer's `Retry-After` may impose: an absurd value must not stop a number for a day.
@@ -104,7 +80,7 @@ const MAX_PAIR_EXPONENT: u32 = 5;
 ///
 /// | answer | next |
 /// |---|---|
-/// | accepted | accepted; held where the provider judges the template first |
+/// | accepted | accepted; `held` if the provider assesses the template first |
 /// | refused, class account or permission | hold the number, the message waits, no attempt consumed (if only this message is refused, it fails in the end: [`message_blame`](super::message_blame)) |
 /// | throttle | wait as the provider says, else backoff (pair: 4^X s), no attempt consumed; the scope waits with it |
 /// | transient, ambiguous | backoff, up to `max_attempts` (ambiguous: 2), then failed |
@@ -115,10 +91,7 @@ const MAX_PAIR_EXPONENT: u32 = 5;
 #[must_use]
 pub(super) fn next(answer: Answer, tries: Tries, policy: RetryPolicy) -> Next {
     match answer {
-        Answer::Accepted(accepted) => Next::Accepted {
-            held: accepted.status == AcceptedStatus::Held,
-            accepted,
-        },
+        Answer::Accepted(accepted) => Next::Accepted(accepted),
         Answer::Refused(refusal) => after_refusal(refusal, tries, policy),
         Answer::NotSent(why) => {
             let wait = uncounted_wait(None, tries, policy);
@@ -128,7 +101,7 @@ pub(super) fn next(answer: Answer, tries: Tries, policy: RetryPolicy) -> Next {
                 pause: Some((ThrottleReach::Number, wait.min(MAX_OUTAGE_PAUSE))),
                 cause: Cause {
                     code: None,
-                    class: CauseClass::NotSent,
+                    class: ProblemClass::NotSent,
                     message: why.to_owned(),
                 },
             }
@@ -141,7 +114,7 @@ fn after_refusal(refusal: Refusal, tries: Tries, policy: RetryPolicy) -> Next {
     let retry_after = refusal.retry_after;
     let cause = Cause {
         code: refusal.code,
-        class: CauseClass::Refused(refusal.class),
+        class: ProblemClass::Refused(refusal.class),
         message: refusal.message,
     };
     match refusal.class {
@@ -161,7 +134,7 @@ fn uncounted_wait(asked: Option<Duration>, tries: Tries, policy: RetryPolicy) ->
     asked
         .unwrap_or_else(|| {
             let initial = policy.initial.max(Duration::from_millis(100));
-            backoff(tries.throttles + 1, initial, policy.max)
+            backoff(tries.uncounted + 1, initial, policy.max)
         })
         .min(MAX_RETRY_AFTER)
 }
@@ -179,7 +152,7 @@ fn throttled(
         ThrottleScope::Waba => Some(ThrottleReach::Waba),
         ThrottleScope::App => Some(ThrottleReach::App),
     };
-    let pair = Duration::from_secs(4_u64.pow(tries.throttles.min(MAX_PAIR_EXPONENT)));
+    let pair = Duration::from_secs(4_u64.pow(tries.uncounted.min(MAX_PAIR_EXPONENT)));
     let wait = uncounted_wait(retry_after.or(reach.is_none().then_some(pair)), tries, policy);
     Next::Pending {
         wait,
@@ -213,8 +186,8 @@ mod tests {
         max: Duration::from_secs(60),
     };
 
-    const fn tries(attempt: u32, throttles: u32) -> Tries {
-        Tries { attempt, throttles }
+    const fn tries(attempt: u32, uncounted: u32) -> Tries {
+        Tries { attempt, uncounted }
     }
 
     fn refused(status: u16, code: i64) -> Answer {
@@ -223,8 +196,7 @@ mod tests {
 
     fn word(next: &Next) -> &'static str {
         match next {
-            Next::Accepted { held: false, .. } => "accepted",
-            Next::Accepted { held: true, .. } => "held",
+            Next::Accepted(_) => "accepted",
             Next::Failed(_) => "failed",
             Next::Pending { consumed: true, .. } => "retry",
             Next::Pending {
@@ -344,9 +316,9 @@ mod tests {
             Next::Pending { wait, .. } => wait,
             other => panic!("{other:?}"),
         };
-        for (throttles, seconds) in [(0, 1), (1, 4), (2, 16), (5, 1024), (50, 1024)] {
+        for (uncounted, seconds) in [(0, 1), (1, 4), (2, 16), (5, 1024), (50, 1024)] {
             assert_eq!(
-                wait(refused(400, 131_056), tries(1, throttles)),
+                wait(refused(400, 131_056), tries(1, uncounted)),
                 Duration::from_secs(seconds)
             );
         }
@@ -356,8 +328,8 @@ mod tests {
         };
         assert_eq!(wait(asked(7), tries(1, 9)), Duration::from_secs(7));
         assert_eq!(wait(asked(1_000_000), tries(1, 0)), MAX_RETRY_AFTER);
-        for throttles in 0..80 {
-            assert!(wait(refused(400, 130_429), tries(1, throttles)) <= POLICY.max);
+        for uncounted in 0..80 {
+            assert!(wait(refused(400, 130_429), tries(1, uncounted)) <= POLICY.max);
         }
     }
 }

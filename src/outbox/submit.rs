@@ -10,7 +10,7 @@ use super::shared::Shared;
 use crate::failpoint;
 use crate::metrics;
 use crate::provider::{ApiVersion, Direction, Outbound, PhoneNumberId};
-use crate::site_db::messages::{self, Known, WAIT_ELAPSED};
+use crate::site_db::messages::{self, Known, ProblemClass};
 use crate::site_db::{MessageStatus, SiteError, conversations, storable};
 
 /// A message that a client wants sent. Validated: it is committed and sent as it is here.
@@ -120,7 +120,9 @@ async fn known_already(
     if known.request_sha256.as_deref() != Some(fingerprint) {
         return Err(SubmitError::ClientIdReused { id: known.id });
     }
-    if known.status == MessageStatus::Cancelled && known.error_class.as_deref() == Some(WAIT_ELAPSED) {
+    if known.status == MessageStatus::Cancelled
+        && known.error_class.as_deref() == Some(ProblemClass::WaitElapsed.as_str())
+    {
         // Changes nothing if another request of the same client has revived it in the meantime.
         messages::revive(&shared.pool, known.id, message.send_within).await?;
     }
@@ -165,7 +167,7 @@ async fn store(
             request_sha256: fingerprint,
             client_opaque: outbound.client_opaque.as_deref().map(storable).as_deref(),
             send_within: message.send_within,
-            api_version: message.api_version.as_ref().map(ApiVersion::as_str),
+            api_version: message.api_version.as_ref(),
         },
     )
     .await?;

@@ -9,7 +9,7 @@ use super::shared::Shared;
 use crate::metrics;
 use crate::provider::Direction;
 use crate::retry::Disposition;
-use crate::site_db::messages::{self, Message};
+use crate::site_db::messages::{self, MessageRow};
 use crate::site_db::{MessageStatus, SiteError};
 
 /// How often a waiter queries its message itself, in case [`other_processes`](crate::realtime::other_processes), which
@@ -20,14 +20,14 @@ const QUERY_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub enum Delivered {
     /// Settled, or still under way when the patience ended.
-    Known(Box<Message>),
+    Known(Box<MessageRow>),
     /// It was not sent in time and is cancelled: it will never be sent.
-    Cancelled(Box<Message>),
+    Cancelled(Box<MessageRow>),
 }
 
 impl Shared {
     /// See [`Outbox::wait`](super::Outbox::wait).
-    pub(super) async fn wait(&self, id: Uuid, patience: Duration) -> Result<Option<Message>, SiteError> {
+    pub(super) async fn wait(&self, id: Uuid, patience: Duration) -> Result<Option<MessageRow>, SiteError> {
         let deadline = Instant::now() + patience;
         let ticket = self.waiters.register(id);
         loop {
@@ -88,7 +88,7 @@ impl Shared {
     }
 
     /// Waits until the message is anything but `sending`.
-    async fn wait_while_sending(&self, id: Uuid, patience: Duration) -> Result<Option<Message>, SiteError> {
+    async fn wait_while_sending(&self, id: Uuid, patience: Duration) -> Result<Option<MessageRow>, SiteError> {
         let deadline = Instant::now() + patience;
         let ticket = self.waiters.register(id);
         loop {

@@ -1,6 +1,7 @@
 //! A number of ours at its provider; the outbox sends through it.
 //!
-//! This is the only place that chooses between providers: a second one is a folder beside `cloud` and a variant here.
+//! With [`callback`](super::callback) this is the only place that chooses between providers: a second one is a folder beside
+//! `cloud` and a variant here.
 
 use secrecy::SecretString;
 

@@ -36,10 +36,10 @@ pub struct Accepted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcceptedStatus {
     /// It delivers the message now.
-    Accepted,
+    Delivering,
     /// It keeps the message until it has assessed the template. A status report tells the result; the message must not be
     /// sent again.
-    Held,
+    UnderReview,
 }
 
 /// An answer, and the HTTP response that it was read from.

@@ -40,8 +40,8 @@ pub enum Content {
         message: Box<Message>,
         /// Who wrote it.
         direction: Direction,
-        /// Its status then, in lower case: `delivered`, `error`, `pending`, `played`, `read`, `sent`.
-        status: Option<String>,
+        /// Its status then, for a message of ours; `None` if the provider does not say.
+        status: Option<ReportedStatus>,
     },
     /// A user's business-scoped id has changed, because the user's number did.
     UserIdChanged {
@@ -110,8 +110,8 @@ pub struct Message {
 pub struct StatusReport {
     /// The message.
     pub wamid: Wamid,
-    /// The provider's word, in lower case: `sent`, `delivered`, `read`, `played`, `failed`, or one that we don't know.
-    pub status: String,
+    /// The status.
+    pub status: ReportedStatus,
     /// When it happened, by the provider's clock, to the second.
     pub at: OffsetDateTime,
     /// Who it concerns: the participant of a group, else the recipient. Empty if the provider does not say.
@@ -124,6 +124,59 @@ pub struct StatusReport {
     pub refusal: Option<Refusal>,
     /// The whole object, unchanged.
     pub raw: Value,
+}
+
+/// A status of a message of ours, as a provider reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ReportedStatus {
+    /// The provider has the message.
+    Accepted,
+    /// The provider has the message and assesses its template before it delivers.
+    Held,
+    /// It left the provider for the device.
+    Sent,
+    /// It reached the device.
+    Delivered,
+    /// It was opened.
+    Read,
+    /// A voice message was played.
+    Played,
+    /// It will not arrive.
+    Failed,
+    /// Any other text, in lower case.
+    Other(String),
+}
+
+impl ReportedStatus {
+    /// Reads a status in lower case.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "accepted" => Self::Accepted,
+            "held" => Self::Held,
+            "sent" => Self::Sent,
+            "delivered" => Self::Delivered,
+            "read" => Self::Read,
+            "played" => Self::Played,
+            "failed" => Self::Failed,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+
+    /// The text in lower case, as `message_status_events.status` holds it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Held => "held",
+            Self::Sent => "sent",
+            Self::Delivered => "delivered",
+            Self::Read => "read",
+            Self::Played => "played",
+            Self::Failed => "failed",
+            Self::Other(text) => text,
+        }
+    }
 }
 
 impl Event {

@@ -3,13 +3,14 @@
 //!
 //! Today there is one provider, Meta's Cloud API ([`cloud`]). The outbox, the inbox and the Site DB's statements use only
 //! the types of this module, which name no provider. A second provider is another folder beside `cloud` that translates
-//! into the same types, and a variant of [`Account`]. This module knows no database and no server.
+//! into the same types, a variant of [`Account`] and one of [`Callback`]. This module knows no database and no server.
 //!
 //! | module | its job |
 //! |---|---|
 //! | [`account`] | a number of ours at its provider, to send through |
 //! | [`outbound`] | a message that is to be sent |
 //! | [`answer`] | the result of a send |
+//! | [`callback`] | a provider's webhooks: whether they are genuine, and their events |
 //! | [`refusal`] | why a provider refuses: its class, which decides what the sender does |
 //! | [`event`] | what a provider reports on its own: messages, statuses, changes of identity |
 //! | [`ids`] | the ids of our numbers, of messages and of users |
@@ -20,6 +21,7 @@
 pub mod account;
 pub mod answer;
 pub mod api_version;
+pub mod callback;
 pub mod cloud;
 pub mod event;
 pub mod ids;
@@ -28,9 +30,10 @@ pub mod outbound;
 pub mod refusal;
 
 pub use account::Account;
-pub use answer::{Accepted, AcceptedStatus, Answer, Answered};
+pub use answer::{Accepted, AcceptedStatus, Answer, Answered, Response};
 pub use api_version::ApiVersion;
-pub use event::{Direction, Event};
+pub use callback::Callback;
+pub use event::{Direction, Event, ReportedStatus};
 pub use ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
 pub use opaque::OpaqueId;
 pub use outbound::{Outbound, Sending};

@@ -1,6 +1,7 @@
 //! A message that is to be sent: the fields that we read. The whole request is stored as well, in Meta's format, which all
 //! clients use; a provider with another format translates it.
 
+use super::api_version::ApiVersion;
 use super::ids::{ContactIdentity, Wamid};
 use super::opaque::OpaqueId;
 
@@ -29,5 +30,5 @@ pub struct Sending<'a> {
     /// The request as it is stored.
     pub request: &'a [u8],
     /// The version of the Graph API that the client asked for; `None`: the configured one.
-    pub api_version: Option<&'a str>,
+    pub api_version: Option<&'a ApiVersion>,
 }

@@ -11,6 +11,9 @@ use super::notifications;
 use super::{Pool, SiteError, Transaction, messages};
 use crate::provider::PhoneNumberId;
 
+/// The table and its newest column, for the check of the schema.
+pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.whatsapp_accounts", "throttled_until");
+
 /// `whatsapp_accounts.status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]

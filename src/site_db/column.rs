@@ -14,8 +14,8 @@ use super::accounts::AccountStatus;
 use super::messages::MessageStatus;
 use super::notifications::NotificationKind;
 use super::webhook_events::EventState;
-use crate::provider::event::Direction;
-use crate::provider::{PhoneNumberId, UserId, WaId, Wamid};
+use crate::provider::event::{Direction, ReportedStatus};
+use crate::provider::{ApiVersion, PhoneNumberId, UserId, WaId, Wamid};
 
 /// A column holds a text that this version has no value for.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,8 @@ text_columns! {
     AccountStatus <- |text| text.parse().ok(),
     EventState <- |text| text.parse().ok(),
     NotificationKind <- |text| text.parse().ok(),
+    ReportedStatus <- |text| Some(Self::parse(text)),
+    ApiVersion <- Self::parse,
     PhoneNumberId <- |text| Some(Self::stored(text)),
     Wamid <- |text| Some(Self::stored(text)),
     WaId <- Self::parse,

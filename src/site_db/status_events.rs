@@ -13,11 +13,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::locks::lock;
-use super::messages::{self, MessageStatus, News, Problem, Report, Response};
+use super::messages::{self, MessageStatus, News, Problem, ProblemClass, ReportedStep};
 use super::{SiteError, Transaction};
-use crate::provider::cloud::classify;
+use crate::provider::callback::class_of_stored_code;
 use crate::provider::event::StatusReport;
-use crate::provider::{Code, Wamid};
+use crate::provider::{AcceptedStatus, Code, ReportedStatus, Response, Wamid};
 
 /// The result of [`record`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub async fn record(tx: &mut Transaction<'_>, account_id: Uuid, status: &StatusR
     let second_send = found.is_some_and(|found| found.second_send);
     let problem = status.refusal.as_ref().map(|refusal| Problem {
         code: refusal.code.map(Code::number),
-        class: refusal.class.as_str(),
+        class: ProblemClass::Refused(refusal.class),
         message: refusal.message.clone(),
     });
     // If Meta repeats the report of an orphan whose message is known by now, the orphan is adopted here.
@@ -70,8 +70,8 @@ pub async fn record(tx: &mut Transaction<'_>, account_id: Uuid, status: &StatusR
     .await?;
     let changed_to = match message_id {
         Some(id) if !second_send => {
-            let report = Report::of_word(&status.status, status.at, problem);
-            messages::reported(tx, id, &status.wamid, &[report], News::Told).await?
+            let step = ReportedStep::of(&status.status, status.at, problem);
+            messages::apply_steps(tx, id, &status.wamid, &[step], News::Told).await?
         }
         _ => None,
     };
@@ -88,10 +88,10 @@ pub async fn record(tx: &mut Transaction<'_>, account_id: Uuid, status: &StatusR
 pub struct Acceptance<'a> {
     /// Meta's id of the message; `None` for the impossible case that another message has it already.
     pub wamid: Option<&'a Wamid>,
-    /// Meta assesses the template before it delivers.
-    pub held: bool,
+    /// Whether Meta delivers it now.
+    pub status: AcceptedStatus,
     /// The HTTP response, for the row.
-    pub response: &'a Response,
+    pub response: Option<&'a Response>,
 }
 
 /// Writes to a message's row that Meta accepted it: stores the wamid, raises the status (never lowers it: a report may
@@ -107,7 +107,7 @@ pub async fn accept(
     message_id: Uuid,
     acceptance: &Acceptance<'_>,
 ) -> Result<Option<MessageStatus>, SiteError> {
-    let mut reports = vec![Report::accepted(acceptance.held, OffsetDateTime::now_utc())];
+    let mut steps = vec![ReportedStep::accepted(acceptance.status, OffsetDateTime::now_utc())];
     if let Some(wamid) = acceptance.wamid {
         lock(tx, [wamid], []).await?;
     }
@@ -115,9 +115,9 @@ pub async fn accept(
         return Ok(None);
     };
     if let Some(wamid) = acceptance.wamid {
-        reports.extend(adopt(tx, message_id, wamid).await?);
+        steps.extend(adopt(tx, message_id, wamid).await?);
     }
-    messages::accepted(tx, &locked, acceptance.wamid, &reports, acceptance.response).await
+    messages::accepted(tx, &locked, acceptance.wamid, &steps, acceptance.response).await
 }
 
 /// Applies the reports that came before the message's wamid was known. Returns the message's new status, if it changed.
@@ -130,15 +130,15 @@ pub async fn adopt_orphans(
     wamid: &Wamid,
 ) -> Result<Option<MessageStatus>, SiteError> {
     lock(tx, [wamid], []).await?;
-    let reports = adopt(tx, message_id, wamid).await?;
-    messages::reported(tx, message_id, wamid, &reports, News::Told).await
+    let steps = adopt(tx, message_id, wamid).await?;
+    messages::apply_steps(tx, message_id, wamid, &steps, News::Told).await
 }
 
-/// Assigns the orphans with this wamid to the message, and returns them.
-async fn adopt(tx: &mut Transaction<'_>, message_id: Uuid, wamid: &Wamid) -> Result<Vec<Report>, SiteError> {
+/// Assigns the orphans with this wamid to the message, and returns the steps that they report.
+async fn adopt(tx: &mut Transaction<'_>, message_id: Uuid, wamid: &Wamid) -> Result<Vec<ReportedStep>, SiteError> {
     #[derive(FromRow)]
     struct Orphan {
-        status: String,
+        status: ReportedStatus,
         provider_at: OffsetDateTime,
         error_code: Option<i32>,
         error_message: Option<String>,
@@ -153,13 +153,13 @@ async fn adopt(tx: &mut Transaction<'_>, message_id: Uuid, wamid: &Wamid) -> Res
     .bind(wamid)
     .fetch_all(tx.connection())
     .await?;
-    let report = |orphan: Orphan| {
+    let step = |orphan: Orphan| {
         let problem = orphan.error_code.map(|code| Problem {
             code: Some(code),
-            class: classify(i64::from(code), None).as_str(),
+            class: ProblemClass::Refused(class_of_stored_code(code)),
             message: orphan.error_message.unwrap_or_default(),
         });
-        Report::of_word(&orphan.status, orphan.provider_at, problem)
+        ReportedStep::of(&orphan.status, orphan.provider_at, problem)
     };
-    Ok(orphans.into_iter().map(report).collect())
+    Ok(orphans.into_iter().map(step).collect())
 }

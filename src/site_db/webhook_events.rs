@@ -15,6 +15,9 @@ use uuid::Uuid;
 
 use super::{Pool, SiteError, Transaction};
 
+/// The table and its newest column, for the check of the schema.
+pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.webhook_events", "failures");
+
 /// `webhook_events.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]

@@ -35,7 +35,7 @@ impl Callback {
         let parts = bodies.iter().flat_map(|body| parse(body).expect("a webhook"));
         parts
             .filter_map(|part| match part.content {
-                Content::Status(status) => Some(status.status),
+                Content::Status(status) => Some(status.status.as_str().to_owned()),
                 _ => None,
             })
             .collect()

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::http::state::State;
 use crate::http::{answer, auth};
-use crate::site_db::messages::{self, Message};
+use crate::site_db::messages::{self, MessageRow};
 
 /// `GET /v1/messages/{id}`: a message that this client submitted.
 pub(super) async fn get(
@@ -44,7 +44,7 @@ pub(super) async fn get(
 }
 
 /// A message as the API shows it.
-pub(super) fn message(message: &Message) -> Value {
+pub(super) fn message(message: &MessageRow) -> Value {
     let at = |at: Option<OffsetDateTime>| at.and_then(|at| at.format(&Rfc3339).ok());
     let mut shown = json!({
         "id": message.id,

@@ -8,10 +8,10 @@ use uuid::Uuid;
 use crate::http::answer;
 use crate::provider::cloud::GraphError;
 use crate::site_db::MessageStatus;
-use crate::site_db::messages::{Message, WAIT_ELAPSED};
+use crate::site_db::messages::{MessageRow, ProblemClass};
 
 /// The answer for a message that is settled, or was still being sent when the client's wait ended.
-pub(super) fn known(message: &Message) -> Response {
+pub(super) fn known(message: &MessageRow) -> Response {
     use MessageStatus::{
         Accepted, Cancelled, Delivered, Failed, Held, Pending, Played, Read, Received, Sending, Sent, Unknown,
     };
@@ -43,7 +43,7 @@ pub(super) fn known(message: &Message) -> Response {
 }
 
 /// Meta's answer was lost, but a status webhook returned our id with the message's wamid.
-fn echoed(message: &Message) -> Response {
+fn echoed(message: &MessageRow) -> Response {
     let body = json!({
         "messaging_product": "whatsapp",
         "contacts": [{"input": message.recipient}],
@@ -53,7 +53,7 @@ fn echoed(message: &Message) -> Response {
 }
 
 /// Refused finally by a proxy or gateway, not by the Graph API.
-fn refused(message: &Message) -> Response {
+fn refused(message: &MessageRow) -> Response {
     let error = GraphError::new(131_000, "Something went wrong").with_details(format!(
         "the message {} was not sent: {}",
         message.id,
@@ -63,8 +63,8 @@ fn refused(message: &Message) -> Response {
 }
 
 /// The answer for a message that will not be sent, because its client stopped waiting or an operator cancelled it.
-pub(super) fn cancelled(message: &Message) -> Response {
-    if message.error_class.as_deref() != Some(WAIT_ELAPSED) {
+pub(super) fn cancelled(message: &MessageRow) -> Response {
+    if message.error_class.as_deref() != Some(ProblemClass::WaitElapsed.as_str()) {
         let error = GraphError::new(100, "Invalid parameter").with_details(format!(
             "The message {} was cancelled by an operator and will not be sent",
             message.id

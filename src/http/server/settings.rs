@@ -5,7 +5,7 @@ use crate::http::state::{HttpSettings, PassthroughAccount};
 use crate::inbox::InboxSettings;
 use crate::outbox::{AccountSettings, OutboxSettings, RetryPolicy};
 use crate::provider::cloud::{Account, Client, ClientSettings, ClientSetupError};
-use crate::provider::{self, PhoneNumberId};
+use crate::provider::{self, Callback, PhoneNumberId};
 
 /// Names the one pipeline of today: messages over WhatsApp.
 const PIPELINE: &str = "whatsapp";
@@ -58,7 +58,9 @@ impl Settings {
                 },
                 hold_probe: whatsapp.hold_probe,
             },
-            inbox: InboxSettings::new(whatsapp.app_secrets.clone()),
+            inbox: InboxSettings::new(Callback::Cloud {
+                app_secrets: whatsapp.app_secrets.clone(),
+            }),
             http: HttpSettings {
                 tokens: config.tokens.clone(),
                 verify_token: whatsapp.verify_token.clone(),

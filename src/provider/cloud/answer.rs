@@ -64,8 +64,8 @@ pub fn accepted(body: &[u8]) -> Option<Accepted> {
         dialled: None,
         // Only templates have it. `paused`: the template is paused; Meta has the message and reports the rest as a status.
         status: match string("/messages/0/message_status").as_deref() {
-            Some("held_for_quality_assessment" | "paused") => AcceptedStatus::Held,
-            _ => AcceptedStatus::Accepted,
+            Some("held_for_quality_assessment" | "paused") => AcceptedStatus::UnderReview,
+            _ => AcceptedStatus::Delivering,
         },
     })
 }
@@ -132,7 +132,7 @@ mod tests {
         )
         .expect("an answer");
         assert_eq!(read.wamid.as_str(), "wamid.A");
-        assert_eq!(read.status, AcceptedStatus::Held);
+        assert_eq!(read.status, AcceptedStatus::UnderReview);
         assert_eq!(read.recipient.wa_id, WaId::parse("16505551234"));
         for other in [
             &b""[..],

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{answer, send};
 use crate::provider::answer::{Answer, Answered, Response};
+use crate::provider::api_version::ApiVersion;
 use crate::provider::ids::PhoneNumberId;
 use crate::provider::outbound::Sending;
 
@@ -171,7 +172,9 @@ impl Account {
             // Only possible for a row that another program wrote: refuse it as Meta would.
             Err(error) => return Answer::Refused(error.refusal(400, None)).into(),
         };
-        let version = message.api_version.unwrap_or(&self.client.version);
+        let version = message
+            .api_version
+            .map_or(self.client.version.as_str(), ApiVersion::as_str);
         let call = PassedCall {
             method: Method::POST,
             path: format!("{version}/{}/messages", self.phone_number_id),

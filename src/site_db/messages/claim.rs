@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::transition;
 use super::write;
+use crate::provider::ApiVersion;
 use crate::site_db::{Pool, SiteError, Transaction};
 
 /// A message under a lease, committed as `sending`: the provider may be called now, once.
@@ -22,15 +23,16 @@ pub struct Claimed {
     /// Which attempt this is, from 1.
     pub attempt: i32,
     /// How many earlier attempts did not count towards the limit (throttled, number held, network down).
-    pub throttles: i32,
+    #[sqlx(rename = "throttles")]
+    pub uncounted: i32,
     /// `conversations.id`.
     pub conversation_id: Uuid,
     /// `leads.id` of the person or the group.
     pub lead_id: Uuid,
     /// The client's request, byte for byte.
     pub request: Option<Vec<u8>>,
-    /// The Graph API version that the client asked for, as in `v26.0`.
-    pub api_version: Option<String>,
+    /// The Graph API version that the client asked for.
+    pub api_version: Option<ApiVersion>,
 }
 
 /// Whether a claim respects the hold of its number.

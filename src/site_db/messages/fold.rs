@@ -1,4 +1,4 @@
-//! How the provider's reports change a message's row: a pure fold, whose result does not depend on their order.
+//! How the steps that the provider reports change a message's row: a pure fold, whose result does not depend on their order.
 //!
 //! Reports come early, late, twice and in any order. So the status is the highest that was reported, each step's time is
 //! the earliest report that implies the step, and the status never goes back.
@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::problem::Problem;
 use super::status::MessageStatus;
-use crate::provider::Wamid;
+use crate::provider::{AcceptedStatus, ReportedStatus, Wamid};
 
 /// The columns of an outbound message that reports change.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
@@ -28,10 +28,10 @@ pub(crate) struct MessageState {
     pub(crate) failed_at: Option<OffsetDateTime>,
 }
 
-/// One report by the provider about a message of ours.
+/// A step of a message of ours that the provider reports: in its answer to the send, or in a status report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// The reported status: `accepted`, `held`, `sent`, `delivered`, `read`, `played` or `failed`.
+pub struct ReportedStep {
+    /// `accepted`, `held`, `sent`, `delivered`, `read`, `played` or `failed`.
     step: MessageStatus,
     /// When it was reached: by the provider's clock in a report, by ours in an answer.
     at: OffsetDateTime,
@@ -39,29 +39,29 @@ pub struct Report {
     problem: Option<Problem>,
 }
 
-impl Report {
-    /// From the answer to the send: the provider has the message (`held`: and assesses its template first).
+impl ReportedStep {
+    /// From the answer to the send: the provider has the message.
     #[must_use]
-    pub const fn accepted(held: bool, at: OffsetDateTime) -> Self {
+    pub const fn accepted(status: AcceptedStatus, at: OffsetDateTime) -> Self {
         Self {
-            step: if held {
-                MessageStatus::Held
-            } else {
-                MessageStatus::Accepted
-            },
+            step: MessageStatus::after_acceptance(status),
             at,
             problem: None,
         }
     }
 
-    /// From the provider's word for a status. A word that we don't know still proves that the provider has the message,
-    /// and counts as `accepted`.
+    /// From a status report. A status that we don't know still proves that the provider has the message, and counts as
+    /// `accepted`.
     #[must_use]
-    pub fn of_word(word: &str, at: OffsetDateTime, problem: Option<Problem>) -> Self {
-        use MessageStatus::{Accepted, Delivered, Failed, Held, Played, Read, Sent};
-        let step = match word.parse() {
-            Ok(step @ (Accepted | Held | Sent | Failed | Delivered | Read | Played)) => step,
-            _ => Accepted,
+    pub const fn of(status: &ReportedStatus, at: OffsetDateTime, problem: Option<Problem>) -> Self {
+        let step = match status {
+            ReportedStatus::Accepted | ReportedStatus::Other(_) => MessageStatus::Accepted,
+            ReportedStatus::Held => MessageStatus::Held,
+            ReportedStatus::Sent => MessageStatus::Sent,
+            ReportedStatus::Delivered => MessageStatus::Delivered,
+            ReportedStatus::Read => MessageStatus::Read,
+            ReportedStatus::Played => MessageStatus::Played,
+            ReportedStatus::Failed => MessageStatus::Failed,
         };
         Self { step, at, problem }
     }
@@ -88,8 +88,8 @@ const fn rank(status: MessageStatus) -> u8 {
 }
 
 impl MessageState {
-    /// Applies a report. `wamid` is the id that the report names; `None` if another message has it already.
-    pub(crate) fn fold(&mut self, wamid: Option<&Wamid>, report: &Report) {
+    /// Applies a step. `wamid` is the id that the report names; `None` if another message has it already.
+    pub(crate) fn fold(&mut self, wamid: Option<&Wamid>, reported: &ReportedStep) {
         use MessageStatus::{Delivered, Failed, Held, Played, Read, Sent, Unknown};
         // A message that was refused has no wamid. A report about it proves that the provider took it after all.
         if self.status == Failed && self.wamid.is_none() {
@@ -100,16 +100,16 @@ impl MessageState {
         if self.wamid.is_none() {
             self.wamid = wamid.cloned();
         }
-        let (step, at) = (report.step, report.at);
+        let (step, at) = (reported.step, reported.at);
         self.accepted_at = self.accepted_at.or(Some(at));
         match step {
             Held => earliest(&mut self.held_at, at),
             Failed => {
                 if self.failed_at.is_none_or(|first| at < first)
-                    && let Some(problem) = &report.problem
+                    && let Some(problem) = &reported.problem
                 {
                     self.error_code = problem.code;
-                    self.error_class = Some(problem.class.to_owned());
+                    self.error_class = Some(problem.class.as_str().to_owned());
                     self.error_message = Some(problem.message.clone());
                 }
                 earliest(&mut self.failed_at, at);
@@ -137,6 +137,25 @@ impl MessageState {
         }
     }
 
+    /// A row that has only its status.
+    #[cfg(test)]
+    pub(super) const fn new(status: MessageStatus) -> Self {
+        Self {
+            status,
+            wamid: None,
+            error_code: None,
+            error_class: None,
+            error_message: None,
+            accepted_at: None,
+            held_at: None,
+            sent_at: None,
+            delivered_at: None,
+            read_at: None,
+            played_at: None,
+            failed_at: None,
+        }
+    }
+
     fn clear_error(&mut self) {
         self.error_code = None;
         self.error_class = None;
@@ -155,32 +174,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::provider::ErrorClass;
+    use crate::site_db::messages::ProblemClass;
 
     fn state(status: &str) -> MessageState {
-        MessageState {
-            status: status.parse().unwrap(),
-            wamid: None,
-            error_code: None,
-            error_class: None,
-            error_message: None,
-            accepted_at: None,
-            held_at: None,
-            sent_at: None,
-            delivered_at: None,
-            read_at: None,
-            played_at: None,
-            failed_at: None,
-        }
+        MessageState::new(status.parse().unwrap())
     }
 
-    fn report(status: &str, second: i64) -> Report {
+    fn report(status: &str, second: i64) -> ReportedStep {
         let problem = (status == "failed").then(|| Problem {
             code: Some(131_047),
-            class: "window",
+            class: ProblemClass::Refused(ErrorClass::Window),
             message: format!("at {second}"),
         });
-        Report::of_word(
-            status,
+        ReportedStep::of(
+            &ReportedStatus::parse(status),
             OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second),
             problem,
         )
@@ -190,7 +198,7 @@ mod tests {
         Wamid::parse("wamid.1").unwrap()
     }
 
-    fn after(status: &str, reports: &[Report]) -> MessageState {
+    fn after(status: &str, reports: &[ReportedStep]) -> MessageState {
         let mut state = state(status);
         for report in reports {
             state.fold(Some(&wamid()), report);

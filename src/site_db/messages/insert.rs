@@ -8,8 +8,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::status::MessageStatus;
-use crate::provider::Wamid;
 use crate::provider::event::Direction;
+use crate::provider::{ApiVersion, Wamid};
 use crate::site_db::{SiteError, Transaction};
 
 /// A message that a client wants sent.
@@ -43,8 +43,8 @@ pub struct PendingMessage<'a> {
     pub client_opaque: Option<&'a str>,
     /// Send it within this time or not at all.
     pub send_within: Option<Duration>,
-    /// The Graph API version that the client asked for, as in `v26.0`.
-    pub api_version: Option<&'a str>,
+    /// The Graph API version that the client asked for.
+    pub api_version: Option<&'a ApiVersion>,
 }
 
 /// Where a message of a webhook belongs, and how it begins.

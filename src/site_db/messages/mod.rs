@@ -13,8 +13,8 @@
 //! |---|---|
 //! | `status` | [`MessageStatus`] |
 //! | [`transition`] | the list of changes that are allowed; pure |
-//! | `fold` | how reports change a row; pure |
-//! | `problem` | the provider's last answer and error, as a row keeps them |
+//! | `fold` | how the steps that the provider reports change a row; pure |
+//! | `problem` | why a message failed or waits, as a row keeps it |
 //! | `write` | a transition becomes a statement, and runs |
 //! | `insert` | how a message begins |
 //! | `claim` | due messages claimed, expired and abandoned ones swept |
@@ -31,16 +31,18 @@ mod status;
 pub(crate) mod transition;
 mod write;
 
+/// The table and its newest column, for the check of the schema.
+pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.whatsapp_messages", "api_version");
+
 pub use claim::{Claimed, claim, claim_probe, sweep_abandoned, sweep_expired};
-pub use fold::Report;
+pub use fold::ReportedStep;
 pub use insert::{Origin, PendingMessage, Said, insert, insert_said};
-pub use outcomes::{AttemptKey, News, Wait, cancel_waiting, failed, lost, put_back, reported, revive};
-pub use problem::{Problem, Response};
-pub use read::{Gaps, Known, Message, Standing, find, find_by_client_id, gaps, standing};
+pub use outcomes::{AttemptKey, Ended, News, Wait, apply_steps, cancel_waiting, failed, lost, put_back, revive};
+pub use problem::{Problem, ProblemClass};
+pub use read::{Gaps, Known, MessageRow, Standing, find, find_by_client_id, gaps, standing};
 pub use status::MessageStatus;
-pub use transition::WAIT_ELAPSED;
 
 pub(super) use claim::make_released_due;
 pub(super) use outcomes::{accepted, lock_row};
-pub(super) use read::reported as find_reported;
+pub(super) use read::find_reported;
 pub(super) use write::check_writable;

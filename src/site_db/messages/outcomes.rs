@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::fold::{MessageState, Report};
-use super::problem::{Problem, Response};
+use super::fold::{MessageState, ReportedStep};
+use super::problem::{Problem, ProblemClass};
 use super::status::MessageStatus;
-use super::transition::{self, OUTCOME_UNKNOWN};
+use super::transition;
 use super::write::{Change, Statement};
-use crate::provider::Wamid;
+use crate::provider::{Response, Wamid};
 use crate::site_db::{Pool, SiteError, Transaction};
 
 /// Names one attempt to send a message.
@@ -30,7 +30,7 @@ pub struct AttemptKey {
 pub struct Wait {
     /// Time until the next attempt, at least.
     pub after: Duration,
-    /// Whether the attempt counts towards the limit; if not, the column `throttles` counts it.
+    /// Whether the attempt counts towards the limit; if not, the column `throttles` counts it (whatever the cause).
     pub consumed: bool,
 }
 
@@ -42,22 +42,23 @@ static CANCEL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition
 static REVIVE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REVIVE));
 static REPORT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REPORT));
 
+/// How an attempt ended that did not bring an acceptance: what the row keeps of it.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// The attempt.
+    pub attempt: AttemptKey,
+    /// Why the message was not sent, or has no outcome.
+    pub problem: Problem,
+    /// The provider's response, if one came.
+    pub response: Option<Response>,
+}
+
 /// The message failed finally: writes that and a notification. Returns false if the row had changed and was left alone.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn failed(
-    tx: &mut Transaction<'_>,
-    attempt: AttemptKey,
-    problem: &Problem,
-    response: &Response,
-) -> Result<bool, SiteError> {
-    let change = Change {
-        problem: problem.clone(),
-        response: response.clone(),
-        ..attempt.change()
-    };
-    Ok(!FAIL.execute(tx.connection(), &[change]).await?.is_empty())
+pub async fn failed(tx: &mut Transaction<'_>, ended: Ended) -> Result<bool, SiteError> {
+    change_one(tx, &FAIL, ended.into()).await
 }
 
 /// Certainly nothing was sent: makes the message wait for another attempt. Returns false if the row had changed and was
@@ -65,21 +66,13 @@ pub async fn failed(
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn put_back(
-    tx: &mut Transaction<'_>,
-    attempt: AttemptKey,
-    wait: Wait,
-    problem: &Problem,
-    response: &Response,
-) -> Result<bool, SiteError> {
+pub async fn put_back(tx: &mut Transaction<'_>, ended: Ended, wait: Wait) -> Result<bool, SiteError> {
     let change = Change {
-        problem: problem.clone(),
-        response: response.clone(),
         wait: wait.after,
         consumed: wait.consumed,
-        ..attempt.change()
+        ..ended.into()
     };
-    Ok(!PUT_BACK.execute(tx.connection(), &[change]).await?.is_empty())
+    change_one(tx, &PUT_BACK, change).await
 }
 
 /// It is not known whether the message was sent: writes that and a notification. Returns false if the row had changed and
@@ -91,18 +84,39 @@ pub async fn lost(
     tx: &mut Transaction<'_>,
     attempt: AttemptKey,
     why: &str,
-    response: &Response,
+    response: Option<Response>,
 ) -> Result<bool, SiteError> {
-    let change = Change {
-        problem: Problem {
-            code: None,
-            class: OUTCOME_UNKNOWN,
-            message: why.to_owned(),
-        },
-        response: response.clone(),
-        ..attempt.change()
+    let problem = Problem {
+        code: None,
+        class: ProblemClass::OutcomeUnknown,
+        message: why.to_owned(),
     };
-    Ok(!LOSE.execute(tx.connection(), &[change]).await?.is_empty())
+    let ended = Ended {
+        attempt,
+        problem,
+        response,
+    };
+    change_one(tx, &LOSE, ended.into()).await
+}
+
+impl From<Ended> for Change {
+    fn from(ended: Ended) -> Self {
+        Self {
+            id: ended.attempt.id,
+            lease_owner: Some(ended.attempt.lease_owner),
+            problem: Some(ended.problem),
+            response: ended.response,
+            ..Self::default()
+        }
+    }
+}
+
+async fn change_one(
+    tx: &mut Transaction<'_>,
+    statement: &'static Statement,
+    change: Change,
+) -> Result<bool, SiteError> {
+    Ok(!statement.execute(tx.connection(), &[change]).await?.is_empty())
 }
 
 /// The provider has the message: applies its answer and the reports that were faster than the answer. Returns the row's
@@ -116,11 +130,11 @@ pub(in crate::site_db) async fn accepted(
     tx: &mut Transaction<'_>,
     locked: &Locked,
     wamid: Option<&Wamid>,
-    reports: &[Report],
-    response: &Response,
+    steps: &[ReportedStep],
+    response: Option<&Response>,
 ) -> Result<Option<MessageStatus>, SiteError> {
-    let (mut change, shown) = folded(locked, wamid, reports, News::Told);
-    change.response = response.clone();
+    let (mut change, shown) = folded(locked, wamid, steps, News::Told);
+    change.response = response.cloned();
     ACCEPT.execute(tx.connection(), &[change]).await?;
     Ok(shown)
 }
@@ -134,21 +148,21 @@ pub enum News {
     Silent,
 }
 
-/// Applies reports to a message's row; writes only if that changes it. Returns the new status, if there is one.
+/// Applies reported steps to a message's row; writes only if that changes it. Returns the new status, if there is one.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn reported(
+pub async fn apply_steps(
     tx: &mut Transaction<'_>,
     message_id: Uuid,
     wamid: &Wamid,
-    reports: &[Report],
+    steps: &[ReportedStep],
     news: News,
 ) -> Result<Option<MessageStatus>, SiteError> {
     let Some(locked) = lock_row(tx, message_id).await? else {
         return Ok(None);
     };
-    let (change, shown) = folded(&locked, Some(wamid), reports, news);
+    let (change, shown) = folded(&locked, Some(wamid), steps, news);
     if change.folded.as_ref() != Some(&locked.state) {
         REPORT.execute(tx.connection(), &[change]).await?;
     }
@@ -184,16 +198,6 @@ pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>) -> Res
     Ok(!REVIVE.execute(&mut connection, &[change]).await?.is_empty())
 }
 
-impl AttemptKey {
-    fn change(self) -> Change {
-        Change {
-            id: self.id,
-            lease_owner: Some(self.lease_owner),
-            ..Change::default()
-        }
-    }
-}
-
 /// A message of ours whose row this transaction has locked.
 #[derive(Debug)]
 pub(in crate::site_db) struct Locked {
@@ -214,12 +218,17 @@ pub(in crate::site_db) async fn lock_row(tx: &mut Transaction<'_>, id: Uuid) -> 
     Ok(state.map(|state| Locked { id, state }))
 }
 
-/// The row after the reports, and the status that it shows then, if it is another one.
-fn folded(locked: &Locked, wamid: Option<&Wamid>, reports: &[Report], news: News) -> (Change, Option<MessageStatus>) {
+/// The row after the steps, and the status that it shows then, if it is another one.
+fn folded(
+    locked: &Locked,
+    wamid: Option<&Wamid>,
+    steps: &[ReportedStep],
+    news: News,
+) -> (Change, Option<MessageStatus>) {
     let before = &locked.state;
     let mut after = before.clone();
-    for report in reports {
-        after.fold(wamid, report);
+    for step in steps {
+        after.fold(wamid, step);
     }
     let shown = (after.status != before.status).then_some(after.status);
     let change = Change {

@@ -1,21 +1,40 @@
-//! The provider's last answer and the last error, as a message's row keeps them.
+//! Why a message failed, waits, or has no outcome, as its row keeps it.
 
-/// The provider's answer to a send, for the client that asks again.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Response {
-    /// HTTP status; `None` without an answer.
-    pub status: Option<u16>,
-    /// The body as text, without our access token.
-    pub body: Option<String>,
-}
+use crate::provider::ErrorClass;
 
 /// Why a message failed, waits, or has no outcome.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The provider's error code, if it gave one.
     pub code: Option<i32>,
-    /// The column `error_class`: see `ErrorClass`.
-    pub class: &'static str,
+    /// What kind of problem it is.
+    pub class: ProblemClass,
     /// The reason as a sentence for people; the provider's own text if there is one.
     pub message: String,
+}
+
+/// `whatsapp_messages.error_class`, as far as the server writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProblemClass {
+    /// The provider, or something on the way to it, refused the message.
+    Refused(ErrorClass),
+    /// The request never left: a fault of the network.
+    NotSent,
+    /// It is not known whether the message was sent.
+    OutcomeUnknown,
+    /// The message was cancelled because its client stopped waiting; the same client may ask again.
+    WaitElapsed,
+}
+
+impl ProblemClass {
+    /// As the column holds it; also a bounded label of a metric.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused(class) => class.as_str(),
+            Self::NotSent => "not_sent",
+            Self::OutcomeUnknown => "unknown",
+            Self::WaitElapsed => "wait_elapsed",
+        }
+    }
 }

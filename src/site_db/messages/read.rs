@@ -18,13 +18,13 @@ pub struct Known {
     pub request_sha256: Option<String>,
     /// The current status.
     pub status: MessageStatus,
-    /// For a cancelled one, the reason: see [`WAIT_ELAPSED`](super::WAIT_ELAPSED).
+    /// For a cancelled one, the reason: see [`ProblemClass`](super::ProblemClass).
     pub error_class: Option<String>,
 }
 
-/// A message, as the API shows it.
+/// A row of `whatsapp_messages`, as the API shows it.
 #[derive(Debug, Clone, FromRow)]
-pub struct Message {
+pub struct MessageRow {
     /// Also the opaque id that Meta echoes.
     pub id: Uuid,
     /// The number of ours that it is from or to.
@@ -54,7 +54,7 @@ pub struct Message {
     pub next_attempt_at: Option<OffsetDateTime>,
     /// Meta's code of the last error.
     pub error_code: Option<i32>,
-    /// Class of the last error: see `ErrorClass`.
+    /// Class of the last error: see [`ProblemClass`](super::ProblemClass).
     pub error_class: Option<String>,
     /// The last error as a sentence for people.
     pub error_message: Option<String>,
@@ -106,7 +106,7 @@ pub struct Gaps {
 
 /// The message of ours that a report is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::site_db) struct Reported {
+pub(in crate::site_db) struct ReportTarget {
     pub(in crate::site_db) id: Uuid,
     /// The report carries our id, but the row has another wamid: Meta took the message twice.
     pub(in crate::site_db) second_send: bool,
@@ -131,7 +131,7 @@ pub async fn find_by_client_id(pool: &Pool, client_name: &str, client_id: &str) 
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<Message>, SiteError> {
+pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<MessageRow>, SiteError> {
     Ok(sqlx::query_as(
         "SELECT m.id, a.phone_number_id, m.conversation_id, m.lead_id, m.direction, m.status, m.type, m.wamid, \
          m.recipient, m.client_name, m.client_id, m.attempt, m.next_attempt_at, m.error_code, m.error_class, m.error_message, \
@@ -175,12 +175,12 @@ pub async fn gaps(pool: &Pool) -> Result<Gaps, SiteError> {
 ///
 /// # Errors
 /// See [`SiteError`].
-pub(in crate::site_db) async fn reported(
+pub(in crate::site_db) async fn find_reported(
     tx: &mut Transaction<'_>,
     account_id: Uuid,
     wamid: &Wamid,
-    echoed: Option<OpaqueId>,
-) -> Result<Option<Reported>, SiteError> {
+    returned_id: Option<OpaqueId>,
+) -> Result<Option<ReportTarget>, SiteError> {
     let by_wamid: Option<Uuid> = sqlx::query_scalar(
         "SELECT id FROM public.whatsapp_messages WHERE account_id = $1 AND direction = 'outbound' AND wamid = $2",
     )
@@ -189,19 +189,21 @@ pub(in crate::site_db) async fn reported(
     .fetch_optional(tx.connection())
     .await?;
     if let Some(id) = by_wamid {
-        return Ok(Some(Reported { id, second_send: false }));
+        return Ok(Some(ReportTarget { id, second_send: false }));
     }
-    let Some(echoed) = echoed else { return Ok(None) };
+    let Some(returned_id) = returned_id else {
+        return Ok(None);
+    };
     let has_wamid: Option<bool> = sqlx::query_scalar(
         "SELECT wamid IS NOT NULL FROM public.whatsapp_messages \
          WHERE id = $1 AND account_id = $2 AND direction = 'outbound' FOR UPDATE",
     )
-    .bind(echoed.0)
+    .bind(returned_id.0)
     .bind(account_id)
     .fetch_optional(tx.connection())
     .await?;
-    Ok(has_wamid.map(|second_send| Reported {
-        id: echoed.0,
+    Ok(has_wamid.map(|second_send| ReportTarget {
+        id: returned_id.0,
         second_send,
     }))
 }

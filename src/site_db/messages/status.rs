@@ -2,6 +2,8 @@
 
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 
+use crate::provider::AcceptedStatus;
+
 /// `whatsapp_messages.status`. Which status follows which, and who writes it: [`transition`](super::transition).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
@@ -38,6 +40,15 @@ impl MessageStatus {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         self.into()
+    }
+
+    /// The status of a message that the provider has just accepted.
+    #[must_use]
+    pub const fn after_acceptance(status: AcceptedStatus) -> Self {
+        match status {
+            AcceptedStatus::Delivering => Self::Accepted,
+            AcceptedStatus::UnderReview => Self::Held,
+        }
     }
 
     /// Whether the outbox has finished with it: all but `pending` and `sending`.

@@ -37,7 +37,9 @@
 
 use strum::IntoStaticStr;
 
+use super::problem::ProblemClass;
 use super::status::MessageStatus;
+use crate::provider::ErrorClass;
 use MessageStatus::{Accepted, Cancelled, Delivered, Failed, Held, Pending, Played, Read, Sending, Sent, Unknown};
 
 /// A change of a message that is allowed.
@@ -186,12 +188,10 @@ impl Transition {
     }
 }
 
-/// `error_class` of a message that was cancelled because its client stopped waiting: the same client may ask again.
-pub const WAIT_ELAPSED: &str = "wait_elapsed";
-/// `error_class` of a message without an outcome.
-pub(crate) const OUTCOME_UNKNOWN: &str = "unknown";
-/// `error_class` of a message that waits because its number can't send.
-pub(crate) const NUMBER_HELD: &str = "account";
+const WAIT_ELAPSED: &str = ProblemClass::WaitElapsed.as_str();
+const OUTCOME_UNKNOWN: &str = ProblemClass::OutcomeUnknown.as_str();
+/// Messages of a held number wait with this class.
+const NUMBER_HELD: &str = ErrorClass::Account.as_str();
 
 /// Every status of a message of ours.
 const OUTBOUND: &[MessageStatus] = &[

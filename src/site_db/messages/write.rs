@@ -13,9 +13,10 @@ use sqlx::{Arguments, PgConnection};
 use uuid::Uuid;
 
 use super::fold::MessageState;
-use super::problem::{Problem, Response};
+use super::problem::Problem;
 use super::status::MessageStatus;
 use super::transition::{Input, Notifies, Only, To, Transition, Write};
+use crate::provider::Response;
 use crate::site_db::notifications::{self, NotificationKind};
 use crate::site_db::{Pool, SiteError};
 
@@ -32,8 +33,8 @@ pub(super) struct Moved {
 pub(super) struct Change {
     pub(super) id: Uuid,
     pub(super) lease_owner: Option<Uuid>,
-    pub(super) problem: Problem,
-    pub(super) response: Response,
+    pub(super) problem: Option<Problem>,
+    pub(super) response: Option<Response>,
     pub(super) wait: Duration,
     pub(super) consumed: bool,
     pub(super) send_within: Option<Duration>,
@@ -194,18 +195,18 @@ fn add(arguments: &mut PgArguments, input: Input, changes: &[Change]) -> Result<
         Input::LeaseOwner => each!(|change| change.lease_owner),
         Input::ErrorCode => each!(|change| match &change.folded {
             Some(folded) => folded.error_code,
-            None => change.problem.code,
+            None => change.problem.as_ref().and_then(|problem| problem.code),
         }),
         Input::ErrorClass => each!(|change| match &change.folded {
             Some(folded) => folded.error_class.clone(),
-            None => Some(change.problem.class.to_owned()),
+            None => change.problem.as_ref().map(|problem| problem.class.as_str().to_owned()),
         }),
         Input::ErrorMessage => each!(|change| match &change.folded {
             Some(folded) => folded.error_message.clone(),
-            None => Some(change.problem.message.clone()),
+            None => change.problem.as_ref().map(|problem| problem.message.clone()),
         }),
-        Input::ResponseStatus => each!(|change| change.response.status.map(i32::from)),
-        Input::Response => each!(|change| change.response.body.clone()),
+        Input::ResponseStatus => each!(|change| change.response.as_ref().map(|response| i32::from(response.status))),
+        Input::Response => each!(|change| change.response.as_ref().map(|response| response.body.clone())),
         Input::WaitSeconds => each!(|change| change.wait.as_secs_f64()),
         Input::Consumed => each!(|change| change.consumed),
         Input::SendWithinSeconds => each!(|change| change.send_within.map(|within| within.as_secs_f64())),

@@ -20,7 +20,7 @@ use twinlog::health::Health;
 use twinlog::inbox::{EventId, Inbox, InboxSettings, ReceiveError, Worker};
 use twinlog::provider::cloud::signature;
 use twinlog::provider::cloud::webhook;
-use twinlog::provider::{ContactIdentity, OpaqueId, UserId, WaId, Wamid};
+use twinlog::provider::{Callback, ContactIdentity, OpaqueId, UserId, WaId, Wamid};
 use twinlog::site_db::Pool;
 use twinlog::site_db::conversations::{Link, link, link_group};
 use twinlog::site_db::leads::learn_recipient;
@@ -149,7 +149,9 @@ fn settings() -> InboxSettings {
         retry_initial: Duration::from_millis(20),
         retry_max: Duration::from_millis(100),
         survey: Duration::from_millis(50),
-        ..InboxSettings::new(vec![secret()])
+        ..InboxSettings::new(Callback::Cloud {
+            app_secrets: vec![secret()],
+        })
     }
 }
 

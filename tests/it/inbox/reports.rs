@@ -1,7 +1,7 @@
 //! Statuses: early, late, repeated, in any order, and at the same time as the outcome of the send.
 
+use twinlog::provider::AcceptedStatus;
 use twinlog::provider::event::{Content, StatusReport};
-use twinlog::site_db::messages::Response;
 use twinlog::site_db::status_events::Acceptance;
 use twinlog::site_db::{MessageStatus, Transaction};
 
@@ -86,8 +86,8 @@ async fn reports_that_come_too_early_wait_for_their_message() {
 async fn accept(tx: &mut Transaction<'_>, message: Uuid, wamid: &Wamid) -> Option<MessageStatus> {
     let acceptance = Acceptance {
         wamid: Some(wamid),
-        held: false,
-        response: &Response::default(),
+        status: AcceptedStatus::Delivering,
+        response: None,
     };
     statuses::accept(tx, message, &acceptance).await.unwrap()
 }

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::people;
 use crate::provider::cloud::members::{scalar, value};
 use crate::provider::cloud::text;
-use crate::provider::event::{Content, Direction, Message};
+use crate::provider::event::{Content, Direction, Message, ReportedStatus};
 use crate::provider::ids::{ContactIdentity, UserId, WaId, Wamid};
 
 /// A message from a user.
@@ -35,7 +35,7 @@ pub(super) fn read_history(
         _ if string("/to").is_some() || string("/to_user_id").is_some() => Direction::Outbound,
         _ => Direction::Inbound,
     };
-    let status = string("/history_context/status").map(|status| status.to_ascii_lowercase());
+    let status = string("/history_context/status").map(|status| history_status(&status.to_ascii_lowercase()));
     if !message.contact.is_known() && direction == Direction::Inbound {
         message.contact.wa_id = from;
     }
@@ -44,6 +44,16 @@ pub(super) fn read_history(
         direction,
         status,
     })
+}
+
+/// A status in the history. `pending` means that the phone had not finished sending; as Meta has the message, it counts as
+/// accepted.
+fn history_status(text: &str) -> ReportedStatus {
+    match text {
+        "error" => ReportedStatus::Failed,
+        "pending" => ReportedStatus::Accepted,
+        other => ReportedStatus::parse(other),
+    }
 }
 
 /// Reads a message; the members `number` and `user` have the user's ids.

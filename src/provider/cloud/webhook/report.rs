@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use super::{message, people};
 use crate::provider::cloud::error::GraphError;
 use crate::provider::cloud::members::{scalar, value};
-use crate::provider::event::{Content, StatusReport};
+use crate::provider::event::{Content, ReportedStatus, StatusReport};
 use crate::provider::ids::{ContactIdentity, UserId, WaId, Wamid};
 
 /// Errors in webhooks have no HTTP status. This one stands in for it: it never makes an error transient.
@@ -29,7 +29,7 @@ pub(super) fn read(raw: &RawValue, known_people: &[ContactIdentity]) -> Result<S
         wamid: string("id")
             .and_then(|id| Wamid::parse(&id))
             .ok_or("a status without an id")?,
-        status: status.to_ascii_lowercase(),
+        status: ReportedStatus::parse(&status.to_ascii_lowercase()),
         at: string("timestamp")
             .and_then(|at| message::timestamp(&at))
             .ok_or("a status without a timestamp")?,

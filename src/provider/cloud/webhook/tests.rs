@@ -1,10 +1,10 @@
-//! Webhooks as Meta sends them, and as nobody should.
+//! Webhooks as Meta sends them, and malformed ones.
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::*;
-use crate::provider::event::{Direction, Message};
+use crate::provider::event::{Direction, Message, ReportedStatus};
 use crate::provider::ids::Wamid;
 use crate::provider::refusal::Code;
 
@@ -203,8 +203,8 @@ fn errors_echoes_and_history_are_told_apart() {
     assert_eq!(
         directions,
         [
-            (Some(Direction::Outbound), Some("read".to_owned())),
-            (Some(Direction::Inbound), Some("pending".to_owned())),
+            (Some(Direction::Outbound), Some(ReportedStatus::Read)),
+            (Some(Direction::Inbound), Some(ReportedStatus::Accepted)),
             (None, None)
         ]
     );

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use strum::IntoEnumIterator;
 use time::OffsetDateTime;
 
-use super::super::fold::{MessageState, Report};
+use super::super::fold::{MessageState, ReportedStep};
 use super::*;
-use crate::provider::{ErrorClass, Wamid};
+use crate::provider::{AcceptedStatus, ReportedStatus, Wamid};
 
 const SCHEMA: &str = include_str!("../../../../migrations/site/0001_conversations.sql");
 
@@ -152,27 +152,14 @@ struct Row {
 impl Row {
     fn new() -> Self {
         Self {
-            state: MessageState {
-                status: Pending,
-                wamid: None,
-                error_code: None,
-                error_class: None,
-                error_message: None,
-                accepted_at: None,
-                held_at: None,
-                sent_at: None,
-                delivered_at: None,
-                read_at: None,
-                played_at: None,
-                failed_at: None,
-            },
+            state: MessageState::new(Pending),
             lease: None,
             class: None,
         }
     }
 
     /// What the writer's statement does, by the same list.
-    fn apply(&mut self, transition: &Transition, holder: u8, report: &Report) {
+    fn apply(&mut self, transition: &Transition, holder: u8, report: &ReportedStep) {
         let allowed = transition.from.contains(&self.state.status)
             && match transition.only {
                 Only::Any => true,
@@ -198,7 +185,7 @@ impl Row {
     }
 }
 
-/// The provider's words and one that is new.
+/// The statuses that a provider reports, and one that is new.
 const WORDS: [&str; 8] = [
     "accepted",
     "held",
@@ -219,7 +206,7 @@ proptest! {
         for (number, holder, word, second) in steps {
             let before = row.state.clone();
             let at = OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second);
-            row.apply(ALL[number], holder, &Report::of_word(word, at, None));
+            row.apply(ALL[number], holder, &ReportedStep::of(&ReportedStatus::parse(word), at, None));
             let after = &row.state;
             if is_decided(before.status) {
                 prop_assert!(is_decided(after.status), "{} → {} by {}", before.status, after.status, ALL[number].name);
@@ -241,7 +228,7 @@ proptest! {
         let mut row = Row::new();
         row.state.status = status;
         row.lease = Some(1);
-        row.apply(ALL[number], 2, &Report::accepted(false, OffsetDateTime::UNIX_EPOCH));
+        row.apply(ALL[number], 2, &ReportedStep::accepted(AcceptedStatus::Delivering, OffsetDateTime::UNIX_EPOCH));
         prop_assert_eq!(row.state.status, status);
     }
 }
