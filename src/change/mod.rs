@@ -4,6 +4,7 @@
 //! I/O, no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
 
 mod coalesce;
+mod shape;
 mod table;
 
 use std::fmt;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 pub use coalesce::{Coalesced, overlay};
-pub use table::{Identity, Shape, SourceFacts, TableDescription};
+pub use shape::{Marks, Shape};
+pub use table::{Identity, SourceFacts, TableDescription};
 
 /// A table's name, unquoted, as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]

@@ -5,6 +5,9 @@
 //! notice. So the catalog is polled, and looked at at once when the stream describes a table: the server does so before
 //! the table's first change, and again after any change of its catalog entries. On a change the run ends, and the start
 //! of the next run handles it.
+//!
+//! A table that only may differ without a word in the log (`change::Marks`) is read again without an end of the run. What
+//! happens between two looks is seen at the next one, also if it was taken back; until then the table may differ unseen.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,13 +16,17 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use crate::change::TableName;
 use crate::shutdown;
-use crate::source::{Selection, Source, SourceTable, publication};
+use crate::source::publication::{self, CatalogChange};
+use crate::source::{Selection, Source, SourceTable};
 
 use super::error::SyncError;
 use super::settings::PipelineSettings;
+use super::stream::requests::StreamRequests;
+use super::tables::life::TableEvent;
 
 /// Interval between two checks. A person who adds a table usually watches for it, and a check costs the Site DB two
 /// catalog queries.
@@ -32,7 +39,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct CatalogWatch {
     pub(super) settings: Arc<PipelineSettings>,
     pub(super) selection: Selection,
-    pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
+    pub(super) tables: BTreeMap<TableName, SourceTable>,
+    pub(super) requests: StreamRequests,
     /// The Site DB's version, as `server_version_num`.
     pub(super) version: i32,
     /// Notified when the stream describes a table.
@@ -44,7 +52,7 @@ impl CatalogWatch {
     ///
     /// # Errors
     /// A table has changed ([`SyncError::TableChanged`]), or a query to the Site DB failed.
-    pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), SyncError> {
+    pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<(), SyncError> {
         let source = Source::connect(&self.settings.site, "twinlog catalog").await?;
         let mut hinted = false;
         while shutdown::sleep(PAUSE, stop).await {
@@ -65,10 +73,31 @@ impl CatalogWatch {
                 &self.selection,
                 &self.tables,
             );
-            if let Some(table) = changed.await? {
-                return Err(SyncError::TableChanged(table));
+            match changed.await? {
+                Some(CatalogChange::Table(table)) => return Err(SyncError::TableChanged(table)),
+                Some(CatalogChange::Marks(tables)) => {
+                    for table in tables {
+                        self.marked(table).await?;
+                    }
+                }
+                None => {}
             }
         }
+        Ok(())
+    }
+
+    /// A table's marks have changed: reads it again if its rows may have changed with them.
+    async fn marked(&mut self, now: SourceTable) -> Result<(), SyncError> {
+        let (name, shape) = (now.table.clone(), now.shape());
+        let known = self.tables.get(&name).map(SourceTable::shape);
+        if let Some(why) = known.and_then(|known| known.doubted_by(&shape)) {
+            info!(table = %name, why, "a table is read again: its rows may have changed without a word in the log");
+            // A state that does not accept the event is one in which nothing is known to be right yet.
+            let _ = self.requests.table(&name, TableEvent::MayDiffer).await?;
+        }
+        // After the event: if the run ends between the two, the next start finds the same difference again.
+        self.requests.shape(&name, shape).await?;
+        self.tables.insert(name, now);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The loop of runs: start and stream; after an error wait, and start again at the checkpoint.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -182,7 +182,7 @@ impl Daemon {
             settings: Arc::clone(&self.settings),
             tables: Arc::clone(&tables),
             chunks: chunks.clone(),
-            requests,
+            requests: requests.clone(),
             visibility,
         };
         let names: HashMap<_, _> = tables.values().map(|table| (table.id, table.table.clone())).collect();
@@ -204,7 +204,8 @@ impl Daemon {
         let catalog_watch = CatalogWatch {
             settings: Arc::clone(&self.settings),
             selection: self.selection.clone(),
-            tables,
+            tables: BTreeMap::clone(&tables),
+            requests,
             version: prepared.version,
             hint: catalog_hint,
         };

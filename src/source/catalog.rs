@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_postgres::{Client, Row};
 
 use super::error::{SourceError, failed};
+use super::marks;
 use super::selection::Selection;
 use super::table::SourceTable;
 use crate::change::{Identity, RelationId, SourceFacts, TableName};
@@ -51,6 +52,7 @@ fn statement(version: i32) -> String {
         "a.attgenerated = ''"
     };
     let operators = operator_schemas("c.oid");
+    let marks = marks::columns(schemas);
     format!(
         "SELECT c.oid AS relation_id, p.schemaname::text AS schema_name, p.tablename::text AS table_name, \
          {filter} AS row_filter, c.relkind = 'p' AS partitioned, c.reltuples::bigint AS estimated_rows, \
@@ -77,7 +79,7 @@ fn statement(version: i32) -> String {
          FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
          (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
          b.pubinsert, b.pubupdate, b.pubdelete, b.pubtruncate, b.pubviaroot) \
-         FROM pg_catalog.pg_publication b WHERE b.pubname = $1) AS membership, {operators} AS operators \
+         FROM pg_catalog.pg_publication b WHERE b.pubname = $1) AS membership, {operators} AS operators, {marks} \
          FROM pg_catalog.pg_publication_tables p \
          JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
          JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
@@ -89,6 +91,7 @@ fn statement(version: i32) -> String {
 
 fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
     let columns: Vec<String> = row.get("columns");
+    let marks = marks::of_row(row, &columns);
     let identity = if row.get("identified_by_all") {
         Identity::Full
     } else {
@@ -120,6 +123,7 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
         deterministic: row.get("deterministic"),
         declared: row.get("declared"),
         membership: row.get("membership"),
+        marks,
         identity,
         facts: Arc::new(facts),
         operators: row.get("operators"),

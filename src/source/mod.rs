@@ -9,6 +9,7 @@
 //! | `server` | what the server and our role there must allow |
 //! | [`publication`] | the publication: check, create, extend |
 //! | `catalog` | what the publication sends: tables, columns, types, keys, filters |
+//! | `marks` | traces in the catalog of what the log does not carry |
 //! | `table` | what the daemon knows about a table |
 //! | `slot_facts` | what the Site DB says about the slot |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
@@ -21,6 +22,7 @@ mod catalog;
 mod chunks;
 mod error;
 pub mod fence;
+mod marks;
 pub mod publication;
 mod samples;
 mod selection;

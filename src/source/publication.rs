@@ -189,7 +189,16 @@ async fn missing<'a>(
     Ok(Some(missing.collect()))
 }
 
-/// One table that is not as [`prepare`] found it: it was added, left or changed. A new table that `prepare` would
+/// What is not any more as [`prepare`] found it.
+#[derive(Debug)]
+pub enum CatalogChange {
+    /// A table was added, left, or is streamed or copied in another way.
+    Table(TableName),
+    /// Only marks of these tables differ: each with what it is now.
+    Marks(Vec<SourceTable>),
+}
+
+/// Compares the catalog with what was found before; `None` if nothing has changed. A new table that `prepare` would
 /// refuse is ignored, so that it does not stop the stream of the other tables.
 ///
 /// # Errors
@@ -200,7 +209,7 @@ pub async fn changed(
     version: i32,
     selection: &Selection,
     known: &BTreeMap<TableName, SourceTable>,
-) -> Result<Option<TableName>, SourceError> {
+) -> Result<Option<CatalogChange>, SourceError> {
     let published = published_tables(client, publication, version, selection).await?;
     let gone = known.keys().find(|table| !published.contains_key(*table));
     let other = published
@@ -208,12 +217,19 @@ pub async fn changed(
         .find(|(name, table)| known.get(*name).is_none_or(|known| !known.same_as(table)))
         .map(|(name, _)| name);
     if let Some(table) = gone.or(other) {
-        return Ok(Some(table.clone()));
+        return Ok(Some(CatalogChange::Table(table.clone())));
     }
     let mut wanted = candidates(client, selection).await?;
     wanted.retain(|candidate| candidate.has_identity && candidate.readable);
     let missing = missing(client, publication, &wanted).await?;
-    Ok(missing.and_then(|missing| missing.first().map(|&table| table.clone())))
+    if let Some(table) = missing.and_then(|missing| missing.first().map(|&table| table.clone())) {
+        return Ok(Some(CatalogChange::Table(table)));
+    }
+    let marked: Vec<SourceTable> = published
+        .into_values()
+        .filter(|table| known.get(&table.table).is_some_and(|known| known.marks != table.marks))
+        .collect();
+    Ok((!marked.is_empty()).then_some(CatalogChange::Marks(marked)))
 }
 
 /// If the role lacks the right, makes the error that contains the statement for the owner; other errors are kept.

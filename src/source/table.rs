@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::change::{Identity, Relation, RelationId, Shape, SourceFacts, TableDescription, TableName};
+use crate::change::{Identity, Marks, Relation, RelationId, Shape, SourceFacts, TableDescription, TableName};
 use crate::postgres::keys::is_spelled_one_way;
 use crate::postgres::quote_identifier;
 
@@ -25,6 +25,8 @@ pub struct SourceTable {
     /// A text about the table's entry in the publication and the published operations; it differs after the table was
     /// removed from the publication and added again.
     pub membership: String,
+    /// Traces of what the log does not carry.
+    pub marks: Marks,
     /// How the stream identifies the old row of an update or a delete.
     pub identity: Identity,
     /// What else the catalog says about its keys.
@@ -40,7 +42,8 @@ pub struct SourceTable {
 }
 
 impl SourceTable {
-    /// Whether nothing has changed that matters to the stream or a copy. (The estimate of its rows does not.)
+    /// Whether nothing has changed that matters to how the table is streamed and copied. (The estimate of its rows does
+    /// not; the marks only say that it has to be read again.)
     #[must_use]
     pub fn same_as(&self, other: &Self) -> bool {
         self.id == other.id
@@ -78,6 +81,7 @@ impl SourceTable {
                 .map(|(name, kind)| format!("{} {kind}", quote_identifier(name)))
                 .collect(),
             row_filter: self.row_filter.clone(),
+            marks: Some(self.marks.clone()),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::agent_db::bookkeeping::accounting::Accounting;
 use crate::agent_db::bookkeeping::failed_rows::entries;
 use crate::agent_db::bookkeeping::{Checkpoint, TableChange, Tally, checkpoint, tables};
 use crate::agent_db::error::AgentError;
-use crate::change::{Relation, TableDescription, TableName};
+use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -168,6 +168,17 @@ impl Transaction {
             return Err(AgentError::Aborted);
         }
         self.applier.write_table(change).await
+    }
+
+    /// As [`Applier::remember_shape`]; where something was applied already, the shape goes with its commit.
+    ///
+    /// # Errors
+    /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
+    pub async fn remember_shape(&mut self, table: &TableName, shape: &Shape) -> Result<(), AgentError> {
+        if self.applier.writer.session.is_broken() {
+            return Err(AgentError::Aborted);
+        }
+        self.applier.remember_shape(table, shape).await
     }
 
     /// As [`Applier::clear_gap`]; if something was applied already, it is committed together with that.

@@ -19,7 +19,7 @@ impl Control {
             .client
             .query(
                 "SELECT schema_name, table_name, source_oid, coalesce(source_membership, '') AS source_membership,
-                     coalesce(source_columns, '{}') AS source_columns, source_filter
+                     coalesce(source_columns, '{}') AS source_columns, source_filter, source_marks::text AS source_marks
                  FROM twinlog.tables WHERE slot = $1 AND source_oid IS NOT NULL",
                 &[&self.slot],
             )
@@ -33,6 +33,10 @@ impl Control {
                     membership: row.get("source_membership"),
                     columns: row.get("source_columns"),
                     row_filter: row.get("source_filter"),
+                    // Marks of a version with other ones count as unknown.
+                    marks: row
+                        .get::<_, Option<&str>>("source_marks")
+                        .and_then(|marks| serde_json::from_str(marks).ok()),
                 };
                 (
                     TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
@@ -50,10 +54,11 @@ pub(in crate::agent_db) async fn remember(
     table: &TableName,
     shape: &Shape,
 ) -> Result<(), AgentError> {
+    let marks = shape.marks.as_ref().and_then(|marks| serde_json::to_string(marks).ok());
     client
         .execute(
             "UPDATE twinlog.tables SET source_oid = $4, source_membership = $5, source_columns = $6,
-                 source_filter = $7
+                 source_filter = $7, source_marks = $8::text::jsonb
              WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
             &[
                 &slot,
@@ -63,6 +68,7 @@ pub(in crate::agent_db) async fn remember(
                 &shape.membership,
                 &shape.columns,
                 &shape.row_filter,
+                &marks,
             ],
         )
         .await

@@ -17,7 +17,7 @@ use tracing::{Instrument, Span, warn};
 use crate::agent_db::{
     AgentError, Applied, Applier, Checkpoint, Committed, Item, Segment, SourceIdentity, TableChange, Transaction,
 };
-use crate::change::{Relation, TableDescription, TableName};
+use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::lsn::Lsn;
 use crate::replication::tables::book::TableBook;
 use crate::replication::tables::life::{TableEvent, TransitionError};
@@ -156,7 +156,7 @@ impl Drop for ApplyHandle {
 /// A reply that is sent with the next commit.
 enum Unanswered {
     Table(oneshot::Sender<Result<(), TransitionError>>),
-    ClearGap(oneshot::Sender<()>),
+    Done(oneshot::Sender<()>),
 }
 
 struct ApplyTask {
@@ -187,6 +187,9 @@ impl ApplyTask {
                 }
                 ApplyOrder::Store(StoreRequest::Table(table, event, reply)) => {
                     self.table(&mut transaction, &table, event, reply).await.map(|()| None)
+                }
+                ApplyOrder::Store(StoreRequest::Shape(table, shape, reply)) => {
+                    self.shape(&mut transaction, &table, &shape, reply).await.map(|()| None)
                 }
                 ApplyOrder::Store(StoreRequest::ClearGap(reply)) => {
                     self.clear_gap(&mut transaction, reply).await.map(|()| None)
@@ -322,9 +325,21 @@ impl ApplyTask {
         Ok(())
     }
 
+    async fn shape(
+        &mut self,
+        transaction: &mut Transaction,
+        table: &TableName,
+        shape: &Shape,
+        reply: oneshot::Sender<()>,
+    ) -> Result<(), AgentError> {
+        transaction.remember_shape(table, shape).await?;
+        self.answer(Unanswered::Done(reply));
+        Ok(())
+    }
+
     async fn clear_gap(&mut self, transaction: &mut Transaction, reply: oneshot::Sender<()>) -> Result<(), AgentError> {
         transaction.clear_gap().await?;
-        self.answer(Unanswered::ClearGap(reply));
+        self.answer(Unanswered::Done(reply));
         Ok(())
     }
 
@@ -344,7 +359,7 @@ impl ApplyTask {
             // The sender may have been stopped with the run.
             match answer {
                 Unanswered::Table(reply) => drop(reply.send(Ok(()))),
-                Unanswered::ClearGap(reply) => drop(reply.send(())),
+                Unanswered::Done(reply) => drop(reply.send(())),
             }
         }
     }

@@ -1,11 +1,11 @@
-//! Requests of the copies and the healing to the stream's loop.
+//! Requests of the copies, the healing and the catalog watch to the stream's loop.
 
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::agent_db::AgentError;
-use crate::change::{Relation, TableDescription, TableName};
+use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::copy::CopyError;
 use crate::replication::error::SyncError;
 use crate::replication::tables::life::{TableEvent, TransitionError};
@@ -27,6 +27,8 @@ pub(in crate::replication) enum StreamRequest {
 pub(in crate::replication) enum StoreRequest {
     /// Something happened to a table.
     Table(TableName, TableEvent, oneshot::Sender<Result<(), TransitionError>>),
+    /// Store the present shape of a table.
+    Shape(TableName, Shape, oneshot::Sender<()>),
     /// Remove the stored gap: a full resync is done.
     ClearGap(oneshot::Sender<()>),
 }
@@ -57,6 +59,12 @@ impl StreamRequests {
         event: TableEvent,
     ) -> Result<Result<(), TransitionError>, SyncError> {
         self.ask(|reply| StreamRequest::Store(StoreRequest::Table(table.clone(), event, reply)))
+            .await
+    }
+
+    /// Stores the present shape of a table. Returns once that is committed.
+    pub(in crate::replication) async fn shape(&self, table: &TableName, shape: Shape) -> Result<(), SyncError> {
+        self.ask(|reply| StreamRequest::Store(StoreRequest::Shape(table.clone(), shape, reply)))
             .await
     }
 

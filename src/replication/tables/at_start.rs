@@ -2,8 +2,8 @@
 //! has now. Pure.
 //!
 //! Exactly the synchronised tables have a row in `twinlog.tables`. So a table that leaves and comes back later is new,
-//! and copied again, since it has missed changes. A table whose shape has changed since its copy is copied again as
-//! well.
+//! and copied again, since it has missed changes. A table whose shape has changed since its copy is copied or read again
+//! as well.
 
 use std::collections::BTreeMap;
 
@@ -59,6 +59,7 @@ impl AtStart<'_> {
         let (stored, before) = (self.stored.get(table), self.shapes.get(table));
         let state = stored.map(|record| record.state);
         let outdated = before.and_then(|before| before.outdated_by(shape));
+        let doubted = before.and_then(|before| before.doubted_by(shape));
         let mut due = Vec::new();
         let mut happened = |event, why| {
             due.push(Due {
@@ -68,12 +69,13 @@ impl AtStart<'_> {
                 shape: None,
             });
         };
-        match (state, outdated) {
-            (None, _) => happened(Some(TableEvent::SeenFirst), None),
-            (Some(_), Some(why)) => happened(Some(TableEvent::ShapeOutdated), Some(why)),
-            (Some(TableState::Held), None) => {}
-            (Some(_), None) if self.checkpoint_lost => happened(Some(TableEvent::CheckpointLost), None),
-            (Some(_), None) => {}
+        match (state, outdated, doubted) {
+            (None, ..) => happened(Some(TableEvent::SeenFirst), None),
+            (Some(_), Some(why), _) => happened(Some(TableEvent::ShapeOutdated), Some(why)),
+            (Some(TableState::Held), None, _) => {}
+            (Some(_), None, _) if self.checkpoint_lost => happened(Some(TableEvent::CheckpointLost), None),
+            (Some(_), None, Some(why)) => happened(Some(TableEvent::MayDiffer), Some(why)),
+            (Some(_), None, None) => {}
         }
         if state == Some(TableState::Held) {
             // A table in `found` can be read and written, so the reason why it was held is gone.
@@ -111,6 +113,7 @@ mod tests {
             membership: String::new(),
             columns: Vec::new(),
             row_filter: None,
+            marks: None,
         }
     }
 

@@ -12,7 +12,7 @@
 //!
 //!  from any state:  held (reason) ─▶ HELD ── released ─▶ NEW, or RESYNCING if it was copied before
 //!  from any state:  left the publication ─▶ forgotten
-//!  gap accepted, checkpoint lost: a copied table ─▶ RESYNCING, another ─▶ NEW, HELD stays
+//!  gap accepted, checkpoint lost, may differ: a copied table ─▶ RESYNCING, another ─▶ NEW, HELD stays
 //! ```
 //!
 //! | file | its job |

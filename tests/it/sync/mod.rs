@@ -14,4 +14,5 @@ mod resync;
 mod setup;
 mod spelling;
 mod systemic;
+mod unlogged;
 mod unseen;

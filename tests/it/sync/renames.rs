@@ -185,6 +185,21 @@ async fn a_table_that_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_moved_to_another_schema_and_back() {
+    survives(
+        &[
+            "INSERT INTO t VALUES (3, 'before')",
+            "ALTER TABLE t SET SCHEMA other",
+            "INSERT INTO other.t VALUES (4, 'there'); DELETE FROM other.t WHERE id = 1",
+            "ALTER TABLE other.t SET SCHEMA public",
+        ],
+        "",
+        &["t", "t2"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_gets_another_name_fills_the_table_of_that_name() {
     for published in [Published::ByDefault, Published::AllTables, Published::InSchema] {
         for is_away in [false, true] {

@@ -19,6 +19,8 @@ pub(in crate::replication) enum TableEvent {
     LeftPublication,
     /// The Site DB's table was recreated or changed so that the copied rows cannot be used.
     ShapeOutdated,
+    /// Rows may have changed in the Site DB without a word in its log.
+    MayDiffer,
     /// There is no checkpoint, so changes since the table's copy may be missing.
     CheckpointLost,
     /// Rows may be missing, and an operator's `resync --all` lets the stream continue: every table is read again.
@@ -79,6 +81,7 @@ impl TableEvent {
             Self::SeenFirst => "seen first",
             Self::LeftPublication => "left the publication",
             Self::ShapeOutdated => "shape outdated",
+            Self::MayDiffer => "may differ",
             Self::CheckpointLost => "checkpoint lost",
             Self::GapAccepted { .. } => "gap accepted",
             Self::ResyncAsked { .. } => "resync asked",
@@ -132,10 +135,10 @@ pub(in crate::replication) fn next(
             ..record()
         },
         (Some(_), TableEvent::ShapeOutdated) => reset(record(), New),
-        (Some(Held), TableEvent::CheckpointLost) => record(),
-        (Some(New), TableEvent::CheckpointLost) => record(),
-        (Some(Copying), TableEvent::CheckpointLost) => reset(record(), New),
-        (Some(Streaming | Resyncing), TableEvent::CheckpointLost) => reset(record(), Resyncing),
+        (Some(Held), TableEvent::CheckpointLost | TableEvent::MayDiffer) => record(),
+        (Some(New), TableEvent::CheckpointLost | TableEvent::MayDiffer) => record(),
+        (Some(Copying), TableEvent::CheckpointLost | TableEvent::MayDiffer) => reset(record(), New),
+        (Some(Streaming | Resyncing), TableEvent::CheckpointLost | TableEvent::MayDiffer) => reset(record(), Resyncing),
         (state, TableEvent::GapAccepted { command }) => {
             let again = match state {
                 None | Some(New | Copying) => reset(record(), New),
