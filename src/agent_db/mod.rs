@@ -22,6 +22,7 @@
 //! | `apply` | changes in, SQL out, one transaction |
 //! | `bookkeeping` | the daemon's own tables, one file each |
 //! | `catalog` | what the Agent DB's catalog says about a table |
+//! | `distinct_rows` | the rows that it has of a table without a key, page by page |
 //! | `keys` | the keys that the Agent DB has of a table, page by page |
 //!
 //! The driver is `tokio-postgres`, for its pipelining.
@@ -29,6 +30,7 @@
 mod apply;
 mod bookkeeping;
 mod catalog;
+mod distinct_rows;
 mod error;
 mod keys;
 
@@ -39,5 +41,6 @@ pub use bookkeeping::{
     ResyncedTable, RetryOutcome, SourceIdentity, StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableRecord,
     TableRecords, TableState, Tally,
 };
+pub use distinct_rows::{AgentRows, AgentRowsPage};
 pub use error::{AgentError, Holder};
 pub use keys::AgentKeys;

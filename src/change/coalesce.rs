@@ -12,6 +12,8 @@ pub enum Coalesced {
     Partial(Row),
     /// The row is gone.
     Delete,
+    /// The number of rows that equal this one has changed.
+    Count(Row),
 }
 
 impl Coalesced {
@@ -23,6 +25,7 @@ impl Coalesced {
             Operation::Update { row, .. } if row.is_full() => Self::Upsert(row),
             Operation::Update { row, .. } => Self::Partial(row),
             Operation::Delete => Self::Delete,
+            Operation::DeleteOne(row) | Operation::Count { row, .. } => Self::Count(row),
         }
     }
 
@@ -38,7 +41,7 @@ impl Coalesced {
                     overlay(base, row);
                     return Ok(());
                 }
-                Self::Delete => return Err(Operation::Update { row, old_key }),
+                Self::Delete | Self::Count(_) => return Err(Operation::Update { row, old_key }),
             },
             other => Self::new(other),
         };
@@ -95,7 +98,7 @@ mod tests {
                     overlay(base, row);
                 }
             }
-            Coalesced::Delete => *state = None,
+            Coalesced::Delete | Coalesced::Count(_) => *state = None,
         }
     }
 
@@ -112,7 +115,7 @@ mod tests {
                 Coalesced::Partial(row) => {
                     if let Some(base) = state { overlay(base, row) }
                 }
-                Coalesced::Delete => *state = None,
+                Coalesced::Delete | Coalesced::Count(_) => *state = None,
             };
             for operation in operations {
                 apply(&mut one_by_one, operation.clone());

@@ -6,6 +6,7 @@
 mod coalesce;
 mod shape;
 mod table;
+mod whole_row;
 
 use std::fmt;
 use std::sync::Arc;
@@ -129,6 +130,8 @@ impl Key {
 pub enum RowKey {
     /// By the columns of a unique key: their positions, in the order of the Agent DB's index. Never empty.
     Columns(Box<[usize]>),
+    /// By all of their values, as there is no unique key: rows may be equal, and are counted.
+    WholeRow,
 }
 
 /// A table as the stream describes it, with the key by which rows are matched in the Agent DB.
@@ -145,12 +148,19 @@ pub struct Relation {
 }
 
 impl Relation {
-    /// Positions of the key's columns, in key order.
+    /// Positions of the key's columns, in key order. None where rows are counted.
     #[must_use]
     pub fn key_positions(&self) -> &[usize] {
         match &self.key {
             RowKey::Columns(positions) => positions,
+            RowKey::WholeRow => &[],
         }
+    }
+
+    /// Whether rows may be equal: they are counted then, and found by no key.
+    #[must_use]
+    pub fn counts_rows(&self) -> bool {
+        self.key == RowKey::WholeRow
     }
 
     /// Names of the key's columns, unquoted, in key order.
@@ -160,10 +170,14 @@ impl Relation {
             .filter_map(|&index| self.columns.get(index).map(|name| &**name))
     }
 
-    /// The row's key; `None` if a key column is NULL, unchanged (P22) or absent.
+    /// The row's key; `None` if a key column is NULL, unchanged (P22) or absent. Where rows are counted, a digest of all
+    /// values; `None` if one of them is unchanged.
     #[must_use]
     pub fn key_of(&self, row: &Row) -> Option<Key> {
-        self.key_positions()
+        let RowKey::Columns(positions) = &self.key else {
+            return whole_row::key_of(row);
+        };
+        positions
             .iter()
             .map(|&column| match row.0.get(column) {
                 Some(ColumnValue::Text(text)) => Some(text.clone()),
@@ -188,6 +202,26 @@ pub enum Operation {
     },
     /// The row is gone.
     Delete,
+    /// One of the rows that equal this one is gone. Only where rows are counted (as for [`Operation::Count`]).
+    DeleteOne(Row),
+    /// So many rows equal this one; from a copy.
+    Count {
+        /// The row, which may be there no more.
+        row: Row,
+        /// How many.
+        rows: u64,
+    },
+}
+
+impl Operation {
+    /// The row image that it brings.
+    #[must_use]
+    pub const fn row(&self) -> Option<&Row> {
+        match self {
+            Self::Insert(row) | Self::Update { row, .. } | Self::DeleteOne(row) | Self::Count { row, .. } => Some(row),
+            Self::Delete => None,
+        }
+    }
 }
 
 /// Where a change came from.

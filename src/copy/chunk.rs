@@ -17,6 +17,18 @@ pub enum Purpose {
     /// Parked keys (healing): as for extras. In addition the result must have a change under the requested spelling of
     /// each key, since the parked entry has that spelling.
     Parked(RequestedKeys),
+    /// Rows that are counted, for whatever reason: for each row that was read, how many rows equal it (none for one that
+    /// was asked for and is not there).
+    Counts(Vec<u64>),
+}
+
+/// What a read asks for, where it does not follow the order of the keys.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// The rows that have these keys.
+    Keys(&'a [Key]),
+    /// The number of rows that equal each of these.
+    Rows(&'a [Row]),
 }
 
 impl Purpose {
@@ -24,7 +36,7 @@ impl Purpose {
     #[must_use]
     pub const fn keys(&self) -> Option<&RequestedKeys> {
         match self {
-            Self::Rows => None,
+            Self::Rows | Self::Counts(_) => None,
             Self::Extras(keys) | Self::Parked(keys) => Some(keys),
         }
     }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::chunk::{Chunk, InvalidChunk, Purpose, RequestedKeys};
+use super::counted;
 use crate::change::{Change, Key, Operation, Origin, Relation, Row, Xid, overlay};
 
 /// Merges a chunk with the stream's changes between its fences. The result takes effect at the high fence.
@@ -23,6 +24,9 @@ pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Vec<Change>
         .filter(|(xid, _)| !snapshot.sees(*xid))
         .map(|(_, change)| change)
         .collect();
+    if let Purpose::Counts(counts) = &purpose {
+        return Ok(counted::merge(&relation, rows, counts, &unseen));
+    }
     let respelled = purpose
         .keys()
         .map_or_else(Vec::new, |requested| respelled_rows(&relation, requested, &rows));
@@ -93,7 +97,8 @@ impl KeyStates {
     /// map: the stream's change is enough. If it has only some columns, they replace those of the row that was read.
     fn apply(&mut self, change: &Change) {
         match &change.operation {
-            Operation::Insert(_) | Operation::Delete => {
+            // The last two are of tables without keys, which `counted` merges.
+            Operation::Insert(_) | Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => {
                 self.rows.remove(&change.key);
             }
             Operation::Update { old_key: None, row } => self.update(&change.key, row),
@@ -214,6 +219,6 @@ fn respelled_changes(
 fn old_key(change: &Change) -> Option<&Key> {
     match &change.operation {
         Operation::Update { old_key, .. } => old_key.as_ref(),
-        Operation::Insert(_) | Operation::Delete => None,
+        Operation::Insert(_) | Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => None,
     }
 }

@@ -9,6 +9,7 @@
 //! | `registry` | the chunks that are being read: where a reader and the stream meet |
 //! | `window` | the stream's changes between a chunk's fences; holds the proof and the property test |
 //! | `merge` | one chunk and those changes → changes for the Agent DB (pure) |
+//! | `counted` | the same where rows are counted, since no key tells equal ones apart (pure) |
 //! | `reader` | reads chunk after chunk: a table's copy, the healing of keys |
 //! | `compare` | compares both databases: which rows only the Agent DB has |
 //! | `step` | where a copy continues, and the progress that a chunk makes |
@@ -18,6 +19,7 @@
 
 mod chunk;
 mod compare;
+mod counted;
 mod error;
 mod merge;
 mod reader;
@@ -25,7 +27,7 @@ mod registry;
 mod step;
 mod window;
 
-pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Purpose, RequestedKeys};
+pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Purpose, RequestedKeys, Wanted};
 pub use error::CopyError;
 pub use reader::ChunkReader;
 pub use registry::ChunkRegistry;

@@ -12,18 +12,18 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::chunk::{Chunk, Delivery, InvalidChunk, Purpose, RequestedKeys};
+use super::chunk::{Chunk, Delivery, InvalidChunk, Purpose, RequestedKeys, Wanted};
 use super::compare;
 use super::error::CopyError;
 use super::registry::ChunkRegistry;
 use super::step::{CopyPlace, CopyStep};
-use crate::agent_db::{AgentKeys, CopyPhase};
+use crate::agent_db::{AgentKeys, AgentRows, CopyPhase};
 use crate::change::{Key, Relation};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::postgres::Client;
 use crate::retry::backoff;
-use crate::source::{ChunkRows, Columns, Fence, Source, SourceTable};
+use crate::source::{ChunkRows, Columns, CountedRows, Fence, Source, SourceTable};
 
 /// First and longest wait before an invalid chunk is read again. Some causes pass in milliseconds (a commit that is not
 /// visible yet), others last for any time (one large transaction).
@@ -51,15 +51,25 @@ enum NextChunk<'a> {
         limit: u32,
         after_rows: AfterRows,
     },
-    /// Keys of a page that the Site DB did not have a moment ago.
+    /// Keys of a page that the Site DB did not have a moment ago; or, where rows are counted, a page of rows.
     Extras {
-        keys: &'a [Key],
+        wanted: Wanted<'a>,
         /// The page's last key; `None` if the page was empty: the end.
         last: Option<&'a Key>,
     },
-    /// Parked keys.
-    Parked { keys: &'a [Key] },
+    /// Parked keys, or parked rows.
+    Parked { wanted: Wanted<'a> },
 }
+
+/// What the Agent DB has of the table, page by page.
+enum AgentPages<'a> {
+    Keys(AgentKeys<'a>),
+    Rows(AgentRows<'a>),
+}
+
+/// Most distinct rows of a page, where rows are counted. No index gives their order, so each page reads the whole table;
+/// larger pages are fewer. (The rows' bytes limit a page as well.)
+const COUNTED_PAGE: u32 = 50_000;
 
 /// What follows after the last rows of a copy.
 #[derive(Debug, Clone, Copy)]
@@ -83,18 +93,25 @@ impl ChunkReader<'_> {
         agent: &Client,
         limit: u32,
     ) -> Result<(), CopyError> {
-        let keys = AgentKeys::of(agent, self.relation).await?;
+        let (pages, limit) = if self.relation.counts_rows() {
+            let rows = AgentRows::of(agent, self.relation).await?;
+            (AgentPages::Rows(rows), limit.max(COUNTED_PAGE))
+        } else {
+            (AgentPages::Keys(AgentKeys::of(agent, self.relation).await?), limit)
+        };
         let CopyPlace { phase, last_key } = from;
         if phase == CopyPhase::Extras {
-            return self.remove_extras(last_key, condition, &keys, limit).await;
+            return self.remove_extras(last_key, condition, &pages, limit).await;
         }
-        let after_rows = match last_key {
-            None if keys.page(None, condition, 1).await?.is_empty() => AfterRows::Done,
-            _ => AfterRows::Extras,
+        let has_rows = match &pages {
+            _ if last_key.is_some() => true,
+            AgentPages::Keys(keys) => !keys.page(None, condition, 1).await?.is_empty(),
+            AgentPages::Rows(rows) => rows.page(None, condition, 1).await?.last.is_some(),
         };
+        let after_rows = if has_rows { AfterRows::Extras } else { AfterRows::Done };
         self.read_all_rows(last_key, condition, limit, after_rows).await?;
         match after_rows {
-            AfterRows::Extras => self.remove_extras(None, condition, &keys, limit).await,
+            AfterRows::Extras => self.remove_extras(None, condition, &pages, limit).await,
             AfterRows::Done => Ok(()),
         }
     }
@@ -121,36 +138,47 @@ impl ChunkReader<'_> {
         }
     }
 
-    /// Deletes the rows after a key that only the Agent DB has, page by page of its keys.
+    /// Deletes the rows after a key that only the Agent DB has, page by page.
     async fn remove_extras(
         &self,
         mut after: Option<Key>,
         condition: Option<&str>,
-        keys: &AgentKeys<'_>,
+        pages: &AgentPages<'_>,
         limit: u32,
     ) -> Result<(), CopyError> {
         loop {
-            let page = keys.page(after.as_ref(), condition, limit).await?;
-            let missing = compare::only_in_agent(self.source, self.table, self.relation, &page).await?;
-            let last = page.last();
-            // A page without extras needs no chunk. Its place is kept only in memory, so a restart reads it again.
-            if !missing.is_empty() || last.is_none() {
-                let next = NextChunk::Extras { keys: &missing, last };
-                Box::pin(self.read_until_valid(next)).await?;
-            }
+            let last = match pages {
+                AgentPages::Keys(keys) => {
+                    let page = keys.page(after.as_ref(), condition, limit).await?;
+                    let missing = compare::only_in_agent(self.source, self.table, self.relation, &page).await?;
+                    // A page without extras needs no chunk. Its place is kept only in memory, so a restart reads it again.
+                    if !missing.is_empty() || page.is_empty() {
+                        let (wanted, last) = (Wanted::Keys(&missing), page.last());
+                        Box::pin(self.read_until_valid(NextChunk::Extras { wanted, last })).await?;
+                    }
+                    page.last().cloned()
+                }
+                AgentPages::Rows(rows) => {
+                    // Every page is counted between fences: equal numbers would prove nothing while changes are on their way.
+                    let page = rows.page(after.as_ref(), condition, limit).await?;
+                    let (wanted, last) = (Wanted::Rows(&page.rows), page.last.as_ref());
+                    Box::pin(self.read_until_valid(NextChunk::Extras { wanted, last })).await?;
+                    page.last
+                }
+            };
             match last {
-                Some(last) => after = Some(last.clone()),
+                Some(last) => after = Some(last),
                 None => return Ok(()),
             }
         }
     }
 
-    /// Reads the present rows of parked keys and applies them.
+    /// Reads the present state of what is parked and applies it.
     ///
     /// # Errors
     /// A read failed, or the stream ended.
-    pub async fn heal(&self, keys: &[Key]) -> Result<(), CopyError> {
-        Box::pin(self.read_until_valid(NextChunk::Parked { keys })).await?;
+    pub async fn heal(&self, wanted: Wanted<'_>) -> Result<(), CopyError> {
+        Box::pin(self.read_until_valid(NextChunk::Parked { wanted })).await?;
         Ok(())
     }
 
@@ -201,15 +229,28 @@ impl ChunkReader<'_> {
                 limit,
                 after_rows,
             } => {
+                if self.relation.counts_rows() {
+                    let read = self
+                        .source
+                        .read_distinct(self.table, *after, *condition, *limit)
+                        .await?;
+                    let step = step(
+                        read.rows.iter().map(|(_, rows)| rows).sum(),
+                        read.finished,
+                        read.last.clone(),
+                        *after_rows,
+                    );
+                    return Ok(self.counted(read, Some(step)));
+                }
                 let chunk = self
                     .source
                     .read_range(self.table, self.relation, *after, *condition, *limit)
                     .await?;
-                let step = self.step_of_rows(&chunk, *after_rows);
+                let last = chunk.rows.last().and_then(|row| self.relation.key_of(row));
+                let step = step(chunk.rows.len() as u64, chunk.finished, last, *after_rows);
                 Ok(self.delivery(chunk, Purpose::Rows, Some(step)))
             }
-            NextChunk::Extras { keys, last } => {
-                let (chunk, requested) = self.read_keys(keys).await?;
+            NextChunk::Extras { wanted, last } => {
                 let step = match last {
                     Some(last) => CopyStep::Chunk {
                         rows: 0,
@@ -217,25 +258,41 @@ impl ChunkReader<'_> {
                     },
                     None => CopyStep::Finished { rows: 0 },
                 };
-                Ok(self.delivery(chunk, Purpose::Extras(requested), Some(step)))
+                self.read_wanted(*wanted, Purpose::Extras, Some(step)).await
             }
-            NextChunk::Parked { keys } => {
-                let (chunk, requested) = self.read_keys(keys).await?;
+            NextChunk::Parked { wanted } => {
+                let delivery = self.read_wanted(*wanted, Purpose::Parked, None).await?;
                 failpoint::reach(failpoint::name::HEAL_AFTER_READ);
-                Ok(self.delivery(chunk, Purpose::Parked(requested), None))
+                Ok(delivery)
             }
         }
     }
 
-    fn step_of_rows(&self, chunk: &ChunkRows, after_rows: AfterRows) -> CopyStep {
-        let rows = chunk.rows.len() as u64;
-        match (chunk.finished, after_rows) {
-            (false, _) => CopyStep::Chunk {
+    async fn read_wanted(
+        &self,
+        wanted: Wanted<'_>,
+        purpose: fn(RequestedKeys) -> Purpose,
+        step: Option<CopyStep>,
+    ) -> Result<Delivery, CopyError> {
+        match wanted {
+            Wanted::Keys(keys) => {
+                let (chunk, requested) = self.read_keys(keys).await?;
+                Ok(self.delivery(chunk, purpose(requested), step))
+            }
+            Wanted::Rows(rows) => Ok(self.counted(self.source.count_rows(self.table, rows.to_vec()).await?, step)),
+        }
+    }
+
+    fn counted(&self, read: CountedRows, step: Option<CopyStep>) -> Delivery {
+        let (rows, counts) = read.rows.into_iter().unzip();
+        Delivery {
+            read: Chunk {
+                relation: Arc::clone(self.relation),
+                snapshot: read.snapshot,
                 rows,
-                last_key: chunk.rows.last().and_then(|row| self.relation.key_of(row)),
+                purpose: Purpose::Counts(counts),
             },
-            (true, AfterRows::Extras) => CopyStep::PhaseFinished { rows },
-            (true, AfterRows::Done) => CopyStep::Finished { rows },
+            step,
         }
     }
 
@@ -260,5 +317,14 @@ impl ChunkReader<'_> {
             purpose,
         };
         Delivery { read, step }
+    }
+}
+
+/// The progress that some rows of the Site DB make.
+fn step(rows: u64, finished: bool, last_key: Option<Key>, after_rows: AfterRows) -> CopyStep {
+    match (finished, after_rows) {
+        (false, _) => CopyStep::Chunk { rows, last_key },
+        (true, AfterRows::Extras) => CopyStep::PhaseFinished { rows },
+        (true, AfterRows::Done) => CopyStep::Finished { rows },
     }
 }

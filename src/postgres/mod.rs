@@ -11,6 +11,7 @@
 //! | [`sqlstate`] | the one table of what each SQLSTATE means |
 //! | [`quote`] | names in statements |
 //! | [`keys`] | how Postgres compares keys |
+//! | [`row_text`] | rows that no key tells apart, known by their text |
 //! | `lsn` | positions as `pg_lsn` |
 //!
 //! Not here: statements for the Site DB (`source`, `site_db`) and the Agent DB (`agent_db`), and the replication connection
@@ -22,6 +23,7 @@ pub mod keys;
 mod lsn;
 pub mod plain;
 pub mod quote;
+pub mod row_text;
 pub mod session_settings;
 pub mod sqlstate;
 pub mod sqlx_options;

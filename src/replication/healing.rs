@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::agent_db::{AgentError, Control};
-use crate::change::{Key, TableName};
-use crate::copy::{ChunkReader, ChunkRegistry, CopyError};
+use crate::agent_db::{AgentError, Control, FailedKey};
+use crate::change::{Key, Row, TableName};
+use crate::copy::{ChunkReader, ChunkRegistry, CopyError, Wanted};
 use crate::retry::Disposition;
 use crate::shutdown;
 use crate::source::{Source, SourceTable, Visibility};
@@ -74,9 +74,9 @@ impl Healing {
         held: &mut Option<(TableName, String)>,
         stop: &CancellationToken,
     ) -> Result<bool, SyncError> {
-        let mut due: HashMap<TableName, Vec<Key>> = HashMap::new();
+        let mut due: HashMap<TableName, Vec<FailedKey>> = HashMap::new();
         for failed in control.due_failed_rows(KEYS).await? {
-            due.entry(failed.table).or_default().push(failed.key);
+            due.entry(failed.table.clone()).or_default().push(failed);
         }
         let mut readable = true;
         for (table, keys) in due {
@@ -105,7 +105,7 @@ impl Healing {
         &self,
         source: &mut Option<Source>,
         table: &SourceTable,
-        keys: &[Key],
+        failed: &[FailedKey],
         stop: &CancellationToken,
     ) -> Result<(), SyncError> {
         let source = match source {
@@ -124,7 +124,17 @@ impl Healing {
             table,
             relation: &relation,
         };
-        Box::pin(reader.heal(keys)).await?;
+        if relation.counts_rows() {
+            let rows: Vec<Row> = failed.iter().filter_map(|failed| failed.row.clone()).collect();
+            Box::pin(reader.heal(Wanted::Rows(&rows))).await?;
+        } else {
+            let keys: Vec<Key> = failed
+                .iter()
+                .filter(|failed| failed.row.is_none())
+                .map(|failed| failed.key.clone())
+                .collect();
+            Box::pin(reader.heal(Wanted::Keys(&keys))).await?;
+        }
         Ok(())
     }
 }

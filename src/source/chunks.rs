@@ -125,7 +125,7 @@ impl Source {
         limit: u32,
     ) -> Result<ChunkRows, SourceError> {
         let key = key_columns(table, relation);
-        let mut filters = filters(table, condition);
+        let mut filters = table.filters(condition);
         let mut parameters = Vec::new();
         if let Some(after) = after {
             let casts: Vec<_> = key
@@ -141,7 +141,7 @@ impl Source {
         let sql = format!(
             "SELECT {} FROM {} t {} ORDER BY {} LIMIT {}",
             column_list(table),
-            from(table),
+            table.from(),
             where_clause(&filters),
             order.join(", "),
             u64::from(limit) + 1,
@@ -190,11 +190,11 @@ impl Source {
             .collect();
         let sql = format!(
             "SELECT {list}, k.__twinlog_asked FROM {} t JOIN ROWS FROM ({}) WITH ORDINALITY AS k({}, __twinlog_asked) ON {} {}",
-            from(table),
+            table.from(),
             arrays.join(", "),
             names.join(", "),
             matches.join(" AND "),
-            where_clause(&filters(table, None)),
+            where_clause(&table.filters(None)),
         );
         let wanted: Vec<Vec<String>> = (0..key.len())
             .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
@@ -204,7 +204,7 @@ impl Source {
 
     /// Reads a query's rows under one snapshot, through a cursor: the cursor is declared with the extended protocol,
     /// which binds values, and fetched with the simple protocol, which returns text.
-    async fn read<P: tokio_postgres::types::ToSql + Sync>(
+    pub(super) async fn read<P: tokio_postgres::types::ToSql + Sync>(
         &self,
         table: &SourceTable,
         sql: &str,
@@ -319,23 +319,4 @@ fn text_of(part: Option<&Bytes>) -> String {
 
 fn column_list(table: &SourceTable) -> String {
     quote_columns("t", table.columns.iter().map(|name| &**name)).join(", ")
-}
-
-/// `ONLY`, since the rows of tables that inherit from this one are published as their own.
-fn from(table: &SourceTable) -> String {
-    if table.partitioned {
-        table.table.quoted()
-    } else {
-        format!("ONLY {}", table.table.quoted())
-    }
-}
-
-fn filters(table: &SourceTable, condition: Option<&str>) -> Vec<String> {
-    table
-        .row_filter
-        .iter()
-        .map(String::as_str)
-        .chain(condition)
-        .map(|filter| format!("({filter})"))
-        .collect()
 }

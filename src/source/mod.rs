@@ -3,6 +3,7 @@
 //! | file | its job |
 //! |---|---|
 //! | `chunks` | a connection that reads chunks of rows and writes fences |
+//! | `counted` | the same for tables whose rows are counted |
 //! | [`fence`] | the marks in the log, as messages |
 //! | [`snapshot`] | what a snapshot sees |
 //! | `selection` | which tables `sync.tables` selects |
@@ -20,6 +21,7 @@
 
 mod catalog;
 mod chunks;
+mod counted;
 mod error;
 pub mod fence;
 mod marks;
@@ -33,6 +35,7 @@ mod table;
 pub mod visibility;
 
 pub use chunks::{ChunkRows, Columns, Source};
+pub use counted::CountedRows;
 pub use error::SourceError;
 pub use fence::{ChunkId, Fence};
 pub use samples::{Sample, sample};

@@ -70,6 +70,26 @@ impl SourceTable {
             .all(|(deterministic, kind)| deterministic && is_spelled_one_way(kind))
     }
 
+    /// The table as it stands in FROM. `ONLY`, since the rows of tables that inherit from this one are published as their
+    /// own.
+    pub(super) fn from(&self) -> String {
+        if self.partitioned {
+            self.table.quoted()
+        } else {
+            format!("ONLY {}", self.table.quoted())
+        }
+    }
+
+    /// The conditions that a row must meet: the publication's row filter, and this one.
+    pub(super) fn filters(&self, condition: Option<&str>) -> Vec<String> {
+        self.row_filter
+            .iter()
+            .map(String::as_str)
+            .chain(condition)
+            .map(|filter| format!("({filter})"))
+            .collect()
+    }
+
     /// What is stored about the table, to notice after a restart that it has changed.
     #[must_use]
     pub fn shape(&self) -> Shape {

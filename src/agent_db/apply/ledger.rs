@@ -30,7 +30,8 @@ impl ChangeKind {
             (Origin::Chunk, _) => Self::Copy,
             (Origin::Stream, Operation::Insert(_)) => Self::Insert,
             (Origin::Stream, Operation::Update { .. }) => Self::Update,
-            (Origin::Stream, Operation::Delete) => Self::Delete,
+            (Origin::Stream, Operation::Delete | Operation::DeleteOne(_)) => Self::Delete,
+            (Origin::Stream, Operation::Count { .. }) => Self::Any,
         }
     }
 }

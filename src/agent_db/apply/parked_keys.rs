@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 
 use crate::agent_db::bookkeeping::failed_rows::entries::{self, Healed, ParkReason, Parked, RefusedAgain};
 use crate::agent_db::error::AgentError;
-use crate::change::{Change, Coalesced, Key, Operation, Relation, TableName};
+use crate::change::{Change, Coalesced, ColumnValue, Key, Operation, Relation, TableName};
 use crate::lsn::Lsn;
 
 /// All parked keys of the slot.
@@ -167,6 +167,10 @@ impl ParkedKeys {
         reason: Option<&ParkReason>,
     ) -> Result<(), AgentError> {
         let table = &relation.table;
+        if relation.counts_rows() && !is_text(&operation) {
+            // A retry counts the row in the Site DB by its values, which can't be stored here.
+            return Err(AgentError::KeyEncoding { table: table.clone() });
+        }
         let keys = self.by_table.entry(table.clone()).or_default();
         if !keys.contains(key) {
             if keys.len() >= self.limit {
@@ -279,6 +283,15 @@ impl ParkedKeys {
             refused: refused.len(),
         })
     }
+}
+
+/// Whether all values are UTF-8.
+fn is_text(operation: &Operation) -> bool {
+    let is_text = |value: &ColumnValue| match value {
+        ColumnValue::Text(text) => std::str::from_utf8(text).is_ok(),
+        ColumnValue::Null | ColumnValue::Unchanged => true,
+    };
+    operation.row().is_none_or(|row| row.0.iter().all(is_text))
 }
 
 /// How many entries a flush has written.

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Statement};
 use super::sql::{self, Parameter, StatementKind};
 use crate::agent_db::catalog::{self, Target};
 use crate::agent_db::error::AgentError;
-use crate::change::{Identity, Relation, RelationId, TableDescription};
+use crate::change::{Identity, Relation, RelationId, RowKey, TableDescription};
 
 /// A prepared statement of a table.
 #[derive(Debug)]
@@ -72,7 +72,10 @@ impl Targets {
             table: relation.table.clone(),
             columns: relation.columns.to_vec(),
             // Only the same key will do.
-            identity: Identity::Columns(relation.key_positions().to_vec()),
+            identity: match &relation.key {
+                RowKey::Columns(key) => Identity::Columns(key.to_vec()),
+                RowKey::WholeRow => Identity::Full,
+            },
             facts: Arc::default(),
         };
         let target = Box::pin(catalog::resolve(client, &description)).await?;

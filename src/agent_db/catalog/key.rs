@@ -8,6 +8,9 @@
 //! - the Site DB has a unique index on these columns or on some of them (the replica identity's own is one), and none of
 //!   them can be NULL there.
 //!
+//! Where there is none, and changes name whole rows, rows are counted. A primary key of the Agent DB alone would make one row
+//! of several.
+//!
 //! The primary key is preferred, then an index on exactly the replica identity, then the oldest.
 
 use std::sync::Arc;
@@ -16,11 +19,12 @@ use super::read::UniqueFacts;
 use crate::agent_db::error::AgentError;
 use crate::change::{Identity, TableDescription};
 
-/// The index, and where its columns stand in the row images.
+/// The index, and where its columns stand in the row images. `None` where rows are counted: whole old rows name them, or
+/// they are only inserted, and no index tells them apart.
 pub(super) fn choose<'f>(
     description: &TableDescription,
     unique: &'f [UniqueFacts],
-) -> Result<(&'f UniqueFacts, Vec<usize>), AgentError> {
+) -> Result<Option<(&'f UniqueFacts, Vec<usize>)>, AgentError> {
     let fitting: Vec<(&UniqueFacts, Vec<usize>)> = unique
         .iter()
         .filter_map(|index| Some((index, positions(description, index)?)))
@@ -36,12 +40,20 @@ pub(super) fn choose<'f>(
         .or_else(|| usable().find(|(_, key)| is_identity(key)))
         .or_else(|| usable().next());
     match chosen {
-        Some((index, key)) => Ok((index, key.clone())),
+        Some((index, key)) => Ok(Some((index, key.clone()))),
+        None if names_whole_rows(&description.identity) => Ok(None),
         None => Err(fault(
             description,
             unique,
             fitting.iter().map(|(index, _)| *index).find(|index| index.primary),
         )),
+    }
+}
+
+fn names_whole_rows(identity: &Identity) -> bool {
+    match identity {
+        Identity::Full => true,
+        Identity::Columns(columns) => columns.is_empty(),
     }
 }
 
@@ -125,7 +137,7 @@ mod tests {
     }
 
     /// Of a table with the columns a, b, c and d, of which d can be NULL.
-    fn chosen(identity: Identity, site: &[&[&str]], agent: &[UniqueFacts]) -> Result<Vec<usize>, AgentError> {
+    fn chosen(identity: Identity, site: &[&[&str]], agent: &[UniqueFacts]) -> Result<Option<Vec<usize>>, AgentError> {
         let names = |columns: &[&str]| columns.iter().map(|&name| Arc::from(name)).collect::<Vec<_>>();
         let description = TableDescription {
             id: RelationId(1),
@@ -137,18 +149,21 @@ mod tests {
                 not_null: names(&["a", "b", "c"]),
             }),
         };
-        choose(&description, agent).map(|(_, key)| key)
+        choose(&description, agent).map(|chosen| chosen.map(|(_, key)| key))
     }
 
     #[test]
     fn the_primary_key_is_taken_where_it_identifies_old_rows() {
         let agent = [index(true, true, &["a"]), index(false, true, &["b"])];
         let site: &[&[&str]] = &[&["a"], &["b"]];
-        assert_eq!(chosen(Identity::Columns(vec![0]), site, &agent).unwrap(), [0]);
-        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), [0]);
-        assert_eq!(chosen(Identity::Columns(vec![]), site, &agent).unwrap(), [0]);
+        assert_eq!(chosen(Identity::Columns(vec![0]), site, &agent).unwrap(), Some(vec![0]));
+        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), Some(vec![0]));
+        assert_eq!(chosen(Identity::Columns(vec![]), site, &agent).unwrap(), Some(vec![0]));
         // The primary key is a part of the identity's index, and unique by itself.
-        assert_eq!(chosen(Identity::Columns(vec![0, 1]), site, &agent).unwrap(), [0]);
+        assert_eq!(
+            chosen(Identity::Columns(vec![0, 1]), site, &agent).unwrap(),
+            Some(vec![0])
+        );
     }
 
     #[test]
@@ -159,24 +174,30 @@ mod tests {
             index(false, true, &["c", "b"]),
         ];
         let site: &[&[&str]] = &[&["a"], &["b", "c"]];
-        assert_eq!(chosen(Identity::Columns(vec![1, 2]), site, &agent).unwrap(), [2, 1]);
+        assert_eq!(
+            chosen(Identity::Columns(vec![1, 2]), site, &agent).unwrap(),
+            Some(vec![2, 1])
+        );
         // Even where another one is older and would do.
         let site: &[&[&str]] = &[&["a"], &["b"], &["b", "c"]];
-        assert_eq!(chosen(Identity::Columns(vec![1, 2]), site, &agent).unwrap(), [2, 1]);
+        assert_eq!(
+            chosen(Identity::Columns(vec![1, 2]), site, &agent).unwrap(),
+            Some(vec![2, 1])
+        );
     }
 
     #[test]
-    fn a_key_that_is_not_unique_in_the_site_db_is_none() {
+    fn without_a_key_that_is_unique_in_the_site_db_rows_are_counted() {
         let agent = [index(true, true, &["a"])];
         let site: &[&[&str]] = &[&["b"]];
-        chosen(Identity::Full, site, &agent).unwrap_err();
-        chosen(Identity::Columns(vec![]), site, &agent).unwrap_err();
+        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), None);
+        assert_eq!(chosen(Identity::Columns(vec![]), site, &agent).unwrap(), None);
         chosen(Identity::Columns(vec![0, 1]), site, &agent).unwrap_err();
         // It holds more than what is unique, and a column of it can be NULL.
         let agent = [index(true, true, &["b", "d"])];
-        chosen(Identity::Full, site, &agent).unwrap_err();
+        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), None);
         let agent = [index(true, true, &["b", "c"])];
-        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), [1, 2]);
+        assert_eq!(chosen(Identity::Full, site, &agent).unwrap(), Some(vec![1, 2]));
     }
 
     #[test]
@@ -189,6 +210,6 @@ mod tests {
         let late = chosen(id(), site, &[index(true, false, &["a"])]).unwrap_err();
         assert!(matches!(late, AgentError::DeferrablePrimaryKey { columns, .. } if columns == ["a"]));
         let instead = [index(true, false, &["a"]), index(false, true, &["a"])];
-        assert_eq!(chosen(id(), site, &instead).unwrap(), [0]);
+        assert_eq!(chosen(id(), site, &instead).unwrap(), Some(vec![0]));
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct ColumnFacts {
     pub name: String,
     /// The base type of a domain, without a length limit.
     pub base_type: String,
+    /// The base type as a value is stored in it. With its length, but not where an assignment refuses what a cast cuts.
+    pub stored_type: String,
     /// `GENERATED ALWAYS AS (…)`.
     pub generated: bool,
     /// `GENERATED ALWAYS AS IDENTITY`.
@@ -68,13 +70,16 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AN
 
 /// Columns with the base type of each. A domain's own limit is checked by the assignment to the column.
 const COLUMNS: &str = "
-WITH RECURSIVE base (attnum, type) AS (
-    SELECT a.attnum, a.atttypid FROM pg_catalog.pg_attribute a
+WITH RECURSIVE base (attnum, type, length) AS (
+    SELECT a.attnum, a.atttypid, a.atttypmod FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT b.attnum, t.typbasetype FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd'
+    SELECT b.attnum, t.typbasetype, t.typtypmod FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd'
 )
-SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type, a.attgenerated <> '' AS generated,
+SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type,
+       pg_catalog.format_type(b.type, CASE WHEN b.type IN ('varchar'::regtype, 'varchar[]'::regtype, 'bit'::regtype,
+           'bit[]'::regtype, 'varbit'::regtype, 'varbit[]'::regtype) THEN -1 ELSE b.length END) AS stored_type,
+       a.attgenerated <> '' AS generated,
        a.attidentity = 'a' AS identity_always,
        a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS must_be_given,
        coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation), true)
@@ -130,6 +135,7 @@ impl ColumnFacts {
         Self {
             name: row.get("name"),
             base_type: row.get("base_type"),
+            stored_type: row.get("stored_type"),
             generated: row.get("generated"),
             identity_always: row.get("identity_always"),
             must_be_given: row.get("must_be_given"),

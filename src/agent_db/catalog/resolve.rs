@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use super::key;
-use super::read::{self, ColumnFacts, TableFacts};
+use super::read::{self, ColumnFacts, KeyFacts, TableFacts};
 use super::target::{Column, Target};
 use crate::agent_db::error::AgentError;
 use crate::change::{Relation, RowKey, TableDescription};
@@ -24,7 +24,16 @@ pub(in crate::agent_db) async fn resolve(
 
 /// The table as it can be written.
 fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target, AgentError> {
-    let (unique, key) = key::choose(description, &facts.unique)?;
+    let chosen = key::choose(description, &facts.unique)?;
+    let (key, equals) = match chosen {
+        Some((index, positions)) => {
+            let operator =
+                |key: &KeyFacts| format!("OPERATOR({}.{})", quote_identifier(&key.operator_schema), key.operator);
+            let equals = index.columns.iter().map(operator).collect();
+            (RowKey::Columns(positions.into()), equals)
+        }
+        None => (RowKey::WholeRow, Vec::new()),
+    };
     let columns = columns(description, &facts.columns, &key)?;
     check_unpublished(description, &facts.columns)?;
     Ok(Target {
@@ -32,21 +41,17 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
             id: description.id,
             table: description.table.clone(),
             columns: description.columns.iter().map(Arc::clone).collect(),
-            key: RowKey::Columns(key.into()),
+            key,
         }),
         columns,
-        equals: unique
-            .columns
-            .iter()
-            .map(|key| format!("OPERATOR({}.{})", quote_identifier(&key.operator_schema), key.operator))
-            .collect(),
+        equals,
         partitioned: facts.partitioned,
         copyable: facts.copyable,
     })
 }
 
 /// How to write each published column. Each must be there and let itself be written.
-fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &[usize]) -> Result<Vec<Column>, AgentError> {
+fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &RowKey) -> Result<Vec<Column>, AgentError> {
     let table = &description.table;
     let mut missing = Vec::new();
     let mut columns = Vec::new();
@@ -62,8 +67,9 @@ fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &[usize])
             Some(column) => columns.push(Column {
                 name: quote_identifier(name),
                 cast: column.base_type.clone(),
+                stored: column.stored_type.clone(),
                 identity_always: column.identity_always,
-                in_key: key.contains(&position),
+                in_key: matches!(key, RowKey::Columns(key) if key.contains(&position)),
                 alike: column.deterministic && is_spelled_one_way(&column.base_type),
             }),
         }

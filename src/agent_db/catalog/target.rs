@@ -27,6 +27,8 @@ pub(in crate::agent_db) struct Column {
     pub name: String,
     /// The type to cast its text to: the base type of a domain, without a length limit.
     pub cast: String,
+    /// The type whose value prints as a stored one does: with its length where an assignment would round or pad.
+    pub stored: String,
     /// `GENERATED ALWAYS AS IDENTITY`: can be inserted (OVERRIDING SYSTEM VALUE) but never updated.
     pub identity_always: bool,
     /// Part of the primary key.

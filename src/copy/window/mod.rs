@@ -30,7 +30,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::chunk::{Chunk, InvalidChunk};
 use super::merge::merge;
-use crate::change::{Change, Operation, RelationId, Xid};
+use crate::change::{Change, RelationId, Row, Xid};
 use crate::source::ChunkId;
 
 /// Transactions remembered for the check above. A commit stays invisible for microseconds, or, with a synchronous
@@ -103,11 +103,7 @@ impl Windows {
             if window.invalid.is_some() {
                 continue;
             }
-            window.bytes += 128
-                + match &change.operation {
-                    Operation::Insert(row) | Operation::Update { row, .. } => row.size(),
-                    Operation::Delete => 0,
-                };
+            window.bytes += 128 + change.operation.row().map_or(0, Row::size);
             if window.bytes > WINDOW_BYTES {
                 window.invalid = Some(InvalidChunk::WindowOverflow);
                 window.changes = Vec::new();

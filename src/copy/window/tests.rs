@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{ColumnValue, Key, Origin, Relation, Row, RowKey, TableName, overlay};
+use crate::change::{ColumnValue, Key, Operation, Origin, Relation, RowKey, TableName, overlay};
 use crate::copy::chunk::{Purpose, RequestedKeys};
 use crate::source::Snapshot;
 
@@ -40,7 +40,7 @@ fn apply(table: &mut Table, change: Change) -> bool {
         Operation::Insert(row) => {
             table.insert(change.key, row);
         }
-        Operation::Delete => {
+        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => {
             table.remove(&change.key);
         }
         Operation::Update { old_key: None, row } => match table.get_mut(&change.key) {

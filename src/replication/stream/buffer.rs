@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::agent_db::Item;
-use crate::change::{Operation, Relation, TableName};
+use crate::change::{Relation, Row, TableName};
 use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
 use crate::replication::tables::life::TableEvent;
@@ -98,10 +98,7 @@ impl TransactionBuffer {
         let bytes = match &item {
             Item::Change(change) => {
                 // An estimate of the `Change` itself, the box of its key, and their reference counts.
-                160 + match &change.operation {
-                    Operation::Insert(row) | Operation::Update { row, .. } => row.size(),
-                    Operation::Delete => 64,
-                }
+                160 + change.operation.row().map_or(64, Row::size)
             }
             _ => 64,
         };

@@ -6,6 +6,7 @@ mod copying;
 mod gap;
 mod identities;
 mod joining;
+mod keyless;
 mod kills;
 mod oracle;
 mod program;

@@ -19,7 +19,8 @@ pub(super) fn image(operation: &Operation) -> Image<'_> {
         Operation::Insert(row) => Image::Upsert(row),
         Operation::Update { row, .. } if row.is_full() => Image::Upsert(row),
         Operation::Update { row, .. } => Image::Partial(row),
-        Operation::Delete => Image::Delete,
+        // Where rows are counted, `counted` decides.
+        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => Image::Delete,
     }
 }
 
@@ -68,7 +69,7 @@ impl<'a> FoldedChanges<'a> {
             Folded::One(operation) => image(operation),
             Folded::Many(Coalesced::Upsert(row)) => Image::Upsert(row),
             Folded::Many(Coalesced::Partial(row)) => Image::Partial(row),
-            Folded::Many(Coalesced::Delete) => Image::Delete,
+            Folded::Many(Coalesced::Delete | Coalesced::Count(_)) => Image::Delete,
         }
     }
 

@@ -17,9 +17,11 @@
 //! |---|---|
 //! | `image` | the result of a row's changes |
 //! | `write_plan` | changes that can be written together, regardless of their order |
+//! | `counted` | what the changes of equal rows come to, where rows are counted |
 //! | `group` | the rows of one statement |
 //! | `ordered_run` | neighbours in the stream that one statement can write |
 
+mod counted;
 mod group;
 mod image;
 mod ordered_run;

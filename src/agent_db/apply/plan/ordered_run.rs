@@ -19,7 +19,8 @@ impl<'a> OrderedRun<'a> {
         let one = Group::of_one(change, heal);
         let old = moved(change).map(|(old, _)| old);
         if let Some(group) = &mut self.group {
-            let is_known = self.keys.contains(&change.key) || old.is_some_and(|old| self.keys.contains(old));
+            let is_known = !one.takes_equal_rows()
+                && (self.keys.contains(&change.key) || old.is_some_and(|old| self.keys.contains(old)));
             if is_known || !group.is_like(&one) {
                 return self.take();
             }

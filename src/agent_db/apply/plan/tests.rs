@@ -83,6 +83,9 @@ fn apply(table: &mut Table, write: &RowWrite<'_>, kind: &StatementKind) {
                 overlay(base, write.row.unwrap().clone());
             }
         }
+        StatementKind::Insert | StatementKind::DeleteOne | StatementKind::Count => {
+            panic!("rows with a key are not counted")
+        }
         StatementKind::Move { .. } => {
             if let Some(mut base) = table.remove(write.key) {
                 overlay(&mut base, write.row.unwrap().clone());
@@ -184,4 +187,52 @@ fn a_change_of_a_key_being_healed_waits_for_the_outcome() {
     assert!(matches!(plan.offer(&later, false), Offer::WriteFirst));
     assert_eq!(Group::of_heals(&plan.take(&relation).tables[0]).len(), 1);
     assert!(matches!(plan.offer(&later, false), Offer::Taken));
+}
+
+#[test]
+fn changes_of_equal_rows_cancel_each_other_and_a_count_stands_alone() {
+    let relation = Arc::new(Relation {
+        id: RelationId(2),
+        table: TableName::new("public", "n"),
+        columns: ["a"].map(Arc::from).into(),
+        key: RowKey::WholeRow,
+    });
+    let of = |value: &'static str, operation: fn(Row) -> Operation| {
+        let row = Row([ColumnValue::Text(Bytes::from_static(value.as_bytes()))].into());
+        Change {
+            relation: Arc::clone(&relation),
+            key: relation.key_of(&row).unwrap(),
+            operation: operation(row),
+            origin: Origin::Stream,
+        }
+    };
+    let (insert, delete) = (Operation::Insert as fn(Row) -> _, Operation::DeleteOne as fn(Row) -> _);
+    let changes = [
+        of("x", insert),
+        of("x", insert),
+        of("y", delete),
+        of("x", delete),
+        of("y", delete),
+        of("z", insert),
+        of("z", delete),
+        of("x", insert),
+    ];
+    let mut plan = WritePlan::default();
+    let cancelled = changes
+        .iter()
+        .filter(|change| matches!(plan.offer(change, false), Offer::Cancelled(_)))
+        .count();
+    assert_eq!(cancelled, 2);
+    let groups = Group::of_counted(&plan.tables[0], true);
+    let rows: Vec<(&StatementKind, usize)> = groups.iter().map(|group| (&group.kind, group.rows.len())).collect();
+    assert_eq!(rows, [(&StatementKind::Insert, 2), (&StatementKind::DeleteOne, 2)]);
+
+    let count = Change {
+        origin: Origin::Chunk,
+        ..of("x", |row| Operation::Count { row, rows: 7 })
+    };
+    assert!(matches!(plan.offer(&count, false), Offer::WriteFirst));
+    let mut plan = WritePlan::default();
+    assert!(matches!(plan.offer(&count, false), Offer::Taken));
+    assert!(matches!(plan.offer(&changes[0], false), Offer::WriteFirst));
 }

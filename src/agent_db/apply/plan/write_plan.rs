@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ahash::AHashSet;
 use indexmap::{IndexMap, map};
 
+use super::counted::CountedRow;
 use super::image::{FoldedChanges, moved};
 use crate::change::{Change, Key, Relation};
 
@@ -25,6 +26,8 @@ pub(in crate::agent_db::apply) struct TablePlan<'a> {
     touched_by_moves: AHashSet<&'a Key>,
     /// Rows by key, in the order of their first change.
     pub rows: IndexMap<&'a Key, FoldedChanges<'a>, ahash::RandomState>,
+    /// Rows that are counted, by their digest, in the order of their first change.
+    pub(super) counted: IndexMap<&'a Key, CountedRow<'a>, ahash::RandomState>,
     /// Rows of a chunk whose key is parked: each may be refused again without harm to the others.
     pub heals: Vec<&'a Change>,
     touched_by_heals: AHashSet<&'a Key>,
@@ -37,6 +40,8 @@ pub(in crate::agent_db::apply) enum Offer<'a> {
     Taken,
     /// It is in the plan, and this earlier change of the key is now part of it.
     Folded(&'a Change),
+    /// It and this earlier change of an equal row cancel each other: neither is in the plan.
+    Cancelled(&'a Change),
     /// Write this table's plan first, then offer the change again.
     WriteFirst,
 }
@@ -88,6 +93,7 @@ impl<'a> TablePlan<'a> {
             moves: Vec::new(),
             touched_by_moves: AHashSet::new(),
             rows: IndexMap::default(),
+            counted: IndexMap::default(),
             heals: Vec::new(),
             touched_by_heals: AHashSet::new(),
         }
@@ -113,6 +119,15 @@ impl<'a> TablePlan<'a> {
         if self.touched_by_heals.contains(&change.key) {
             return Offer::WriteFirst;
         }
+        if self.relation.counts_rows() {
+            return match self.counted.entry(&change.key) {
+                map::Entry::Vacant(vacant) => {
+                    vacant.insert(CountedRow::new(change));
+                    Offer::Taken
+                }
+                map::Entry::Occupied(mut occupied) => occupied.get_mut().offer(change),
+            };
+        }
         match self.rows.entry(&change.key) {
             map::Entry::Vacant(vacant) => {
                 vacant.insert(FoldedChanges::new(change));
@@ -126,6 +141,9 @@ impl<'a> TablePlan<'a> {
     }
 
     fn touches(&self, key: &Key) -> bool {
-        self.rows.contains_key(key) || self.touched_by_moves.contains(key) || self.touched_by_heals.contains(key)
+        self.rows.contains_key(key)
+            || self.counted.contains_key(key)
+            || self.touched_by_moves.contains(key)
+            || self.touched_by_heals.contains(key)
     }
 }

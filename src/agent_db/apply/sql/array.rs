@@ -26,6 +26,8 @@ pub(in crate::agent_db::apply) enum TextArray<'a> {
         /// Its position in the keys.
         part: usize,
     },
+    /// Texts that are made for the statement.
+    Texts(&'a [String]),
 }
 
 impl<'a> TextArray<'a> {
@@ -33,6 +35,7 @@ impl<'a> TextArray<'a> {
         match self {
             Self::Column { rows, .. } => rows.len(),
             Self::KeyPart { keys, .. } => keys.len(),
+            Self::Texts(texts) => texts.len(),
         }
     }
 
@@ -44,6 +47,7 @@ impl<'a> TextArray<'a> {
                 ColumnValue::Null | ColumnValue::Unchanged => None,
             },
             Self::KeyPart { keys, part } => keys.get(index)?.0.get(part).map(AsRef::as_ref),
+            Self::Texts(texts) => texts.get(index).map(String::as_bytes),
         }
     }
 }

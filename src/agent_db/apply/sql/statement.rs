@@ -6,6 +6,8 @@
 
 use std::fmt::Write;
 
+use super::counted;
+use super::text::{Parameter, StatementText, list};
 use crate::agent_db::catalog::{Column, Target};
 
 /// What a statement does to rows of one table.
@@ -31,24 +33,12 @@ pub(in crate::agent_db::apply) enum StatementKind {
     },
     /// Delete by key.
     Delete,
-}
-
-/// The source of a statement's parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::agent_db::apply) enum Parameter {
-    /// A column of the row images.
-    Column(usize),
-    /// A part of the rows' keys (the old ones for a move).
-    KeyPart(usize),
-}
-
-/// A statement's text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::agent_db::apply) struct StatementText {
-    /// With `$1`, `$2`, … for the parameters.
-    pub sql: String,
-    /// The source of each parameter, in order.
-    pub parameters: Vec<Parameter>,
+    /// Insert rows that are counted.
+    Insert,
+    /// Delete one row for each that is given, where rows are counted.
+    DeleteOne,
+    /// Make the number of equal rows right, where rows are counted.
+    Count,
 }
 
 /// The statement of a kind for a table.
@@ -59,6 +49,9 @@ pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKin
         StatementKind::Partial { present } => update(target, present, KeyUpdate::Keeps),
         StatementKind::Move { present } => update(target, present, KeyUpdate::Moves),
         StatementKind::Delete => delete(target),
+        StatementKind::Insert => counted::insert(target),
+        StatementKind::DeleteOne => counted::delete_one(target),
+        StatementKind::Count => counted::count(target),
     }
 }
 
@@ -213,15 +206,6 @@ fn column(target: &Target, index: usize) -> &Column {
     &target.columns[index]
 }
 
-fn list<T>(sql: &mut String, items: impl Iterator<Item = T>, mut each: impl FnMut(&mut String, T)) {
-    for (index, item) in items.enumerate() {
-        if index > 0 {
-            sql.push_str(", ");
-        }
-        each(sql, item);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -233,6 +217,7 @@ mod tests {
         let column = |name: &str, cast: &str, identity_always, in_key| Column {
             name: format!("\"{name}\""),
             cast: cast.into(),
+            stored: cast.into(),
             identity_always,
             in_key,
             alike: false,

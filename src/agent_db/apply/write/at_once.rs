@@ -56,6 +56,12 @@ impl Writer {
                     }
                     return Ok(());
                 }
+                Offer::Cancelled(earlier) => {
+                    for change in [earlier, change] {
+                        ledger.tally(change).superseded += 1;
+                    }
+                    return Ok(());
+                }
                 Offer::WriteFirst => {
                     let part = plan.take(&change.relation);
                     self.write_plan(&part, ledger).await?;
@@ -82,6 +88,7 @@ impl Writer {
                 keys_alike.insert(name);
             }
             let is_copying = self.copying.contains(name);
+            groups.extend(Group::of_counted(table, may_copy));
             groups.extend(Group::of_rows(table, |origin| {
                 may_copy && (origin == Origin::Stream || is_copying)
             }));

@@ -112,7 +112,7 @@ impl Writer {
             Purpose::Stream => {}
         }
         match &group.kind {
-            StatementKind::Delete => {
+            StatementKind::Delete | StatementKind::DeleteOne => {
                 let deleted = count.min(total);
                 let tally = ledger.of(table, ChangeKind::Delete);
                 tally.applied += deleted;
@@ -133,7 +133,7 @@ impl Writer {
                 let parked = partial(written).count();
                 ledger.of(table, ChangeKind::Update).applied += total - parked as u64;
             }
-            StatementKind::Copy | StatementKind::Upsert { .. } => {
+            StatementKind::Copy | StatementKind::Upsert { .. } | StatementKind::Insert | StatementKind::Count => {
                 let inserts = group
                     .rows
                     .iter()

@@ -15,7 +15,7 @@ use crate::agent_db::apply::sql::{Parameter, StatementKind, TextArray, copy_piec
 use crate::agent_db::apply::targets::Prepared;
 use crate::agent_db::catalog::Target;
 use crate::agent_db::error::AgentError;
-use crate::change::{Key, Row};
+use crate::change::{Key, Operation, Row};
 use crate::retry::Disposition;
 
 /// The server's answer to one statement.
@@ -62,6 +62,7 @@ impl Writer {
                 prepared: self.targets.prepared(&self.session.client, target, &group.kind).await?,
                 rows: group.rows.iter().filter_map(|write| write.row).collect(),
                 keys: group.rows.iter().map(|write| write.key).collect(),
+                counts: group.rows.iter().filter_map(count).collect(),
             });
         }
         let mut heads = vec![self.session.take_opening(), before];
@@ -140,6 +141,15 @@ struct Part<'e> {
     prepared: Arc<Prepared>,
     rows: Vec<&'e Row>,
     keys: Vec<&'e Key>,
+    /// How many rows equal each of `rows`, where that is to be made right.
+    counts: Vec<String>,
+}
+
+fn count(write: &RowWrite<'_>) -> Option<String> {
+    match &write.change.operation {
+        Operation::Count { rows, .. } => Some(rows.to_string()),
+        _ => None,
+    }
 }
 
 impl Part<'_> {
@@ -152,6 +162,7 @@ impl Part<'_> {
                 column,
             },
             Parameter::KeyPart(part) => TextArray::KeyPart { keys: &self.keys, part },
+            Parameter::Count => TextArray::Texts(&self.counts),
         });
         match self.group.kind {
             StatementKind::Copy => copy(client, statement, &self.rows, copy_started)
@@ -166,7 +177,16 @@ impl Part<'_> {
                     .await?;
                 Ok(Reply::Found(found))
             }
-            StatementKind::Upsert { .. } | StatementKind::Delete => {
+            StatementKind::Count => {
+                let changed: Vec<i64> = client
+                    .query_raw(statement, parameters)
+                    .await?
+                    .and_then(|row| std::future::ready(row.try_get::<_, i64>("changed")))
+                    .try_collect()
+                    .await?;
+                Ok(Reply::Count(changed.iter().map(|rows| rows.unsigned_abs()).sum()))
+            }
+            StatementKind::Upsert { .. } | StatementKind::Delete | StatementKind::Insert | StatementKind::DeleteOne => {
                 client.execute_raw(statement, parameters).await.map(Reply::Count)
             }
         }

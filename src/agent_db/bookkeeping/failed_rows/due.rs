@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::row_values;
 use crate::agent_db::bookkeeping::control::{Control, failed};
 use crate::agent_db::error::AgentError;
-use crate::change::{Key, TableName};
+use crate::change::{Key, Row, TableName};
 
 /// A parked key that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct FailedKey {
     pub table: TableName,
     /// The key.
     pub key: Key,
+    /// The row's values, where rows are counted: the key is a digest then.
+    pub row: Option<Row>,
     /// How often it was tried.
     pub attempts: i32,
     /// The SQLSTATE of the last refusal, or `TW…`.
@@ -33,7 +36,7 @@ impl Control {
             .client
             .query(
                 &format!(
-                    "SELECT schema_name, table_name, key, attempts, reason FROM twinlog.failed_rows f
+                    "SELECT schema_name, table_name, key, row_values, attempts, reason FROM twinlog.failed_rows f
                      WHERE slot = $1 AND next_attempt_at <= now() AND {SYNCHRONISED}
                      ORDER BY next_attempt_at, id LIMIT $2"
                 ),
@@ -48,6 +51,14 @@ impl Control {
                     key: Key::from_json(row.get("key")).ok_or(AgentError::Unreadable {
                         what: "a failed row's key",
                     })?,
+                    row: row
+                        .get::<_, Option<&str>>("row_values")
+                        .map(|values| {
+                            row_values::from_json(values).ok_or(AgentError::Unreadable {
+                                what: "a failed row's values",
+                            })
+                        })
+                        .transpose()?,
                     attempts: row.get("attempts"),
                     reason: row.get("reason"),
                 })

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::row_values;
 use crate::agent_db::bookkeeping::control::failed;
 use crate::agent_db::error::AgentError;
 use crate::change::{Coalesced, ColumnValue, Key, Relation, Row, TableName};
@@ -60,12 +61,13 @@ impl ParkReason {
 /// They are tried at once; a row that was just refused waits, unless all that it lacks is its base.
 const PARK: &str = "
 INSERT INTO twinlog.failed_rows AS f (slot, schema_name, table_name, key, operation, image, reason, constraint_name,
-    message, changes, first_lsn, last_lsn, next_attempt_at)
+    message, changes, first_lsn, last_lsn, next_attempt_at, row_values)
 SELECT $1, x.s, x.t, x.k, x.operation, x.image::jsonb, x.reason, x.constraint_name, x.message, x.changes,
     $11::pg_lsn, $11::pg_lsn,
-    clock_timestamp() + CASE WHEN x.reason IN ('TW001', 'TW002') THEN interval '0' ELSE make_interval(secs => $12::float8) END
+    clock_timestamp() + CASE WHEN x.reason IN ('TW001', 'TW002') THEN interval '0' ELSE make_interval(secs => $12::float8) END,
+    x.row_values
 FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::bigint[]) AS x(s, t, k, operation, image, reason, constraint_name, message, changes)
+    $10::bigint[], $13::text[]) AS x(s, t, k, operation, image, reason, constraint_name, message, changes, row_values)
 ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
     operation = CASE WHEN EXCLUDED.operation = 'partial' AND f.operation = 'upsert' THEN 'upsert'
         ELSE EXCLUDED.operation END,
@@ -77,7 +79,8 @@ ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
     changes = f.changes + EXCLUDED.changes,
     first_lsn = coalesce(f.first_lsn, EXCLUDED.first_lsn),
     last_lsn = coalesce(EXCLUDED.last_lsn, f.last_lsn),
-    next_attempt_at = EXCLUDED.next_attempt_at";
+    next_attempt_at = EXCLUDED.next_attempt_at,
+    row_values = EXCLUDED.row_values";
 
 /// Each attempt waits twice as long as the one before, to the maximum, with jitter over the upper half.
 const REFUSE: &str = "
@@ -129,6 +132,8 @@ pub(in crate::agent_db) struct Parked {
     images: Vec<String>,
     reasons: Reasons,
     changes: Vec<i64>,
+    /// The row's values, where rows are counted.
+    row_values: Vec<Option<String>>,
 }
 
 impl Parked {
@@ -146,7 +151,12 @@ impl Parked {
             Coalesced::Upsert(row) => ("upsert", image(relation, row)),
             Coalesced::Partial(row) => ("partial", image(relation, row)),
             Coalesced::Delete => ("delete", "{}".to_owned()),
+            Coalesced::Count(row) => ("upsert", image(relation, row)),
         };
+        self.row_values.push(match folded {
+            Coalesced::Upsert(row) | Coalesced::Count(row) if relation.counts_rows() => Some(row_values::to_json(row)),
+            _ => None,
+        });
         self.keys.push(&relation.table, key);
         self.operations.push(operation);
         self.images.push(image);
@@ -187,6 +197,7 @@ impl Parked {
                     &self.changes,
                     &lsn,
                     &retry_initial.as_secs_f64(),
+                    &self.row_values,
                 ],
             )
             .await

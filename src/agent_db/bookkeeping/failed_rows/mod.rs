@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `entries` | written in the transaction of the rows: parked, folded, healed, refused again |
 //! | `due` | read by the daemon: which keys are to be tried again, and when |
+//! | `row_values` | the values of a row whose table has no key |
 //! | `show` | read by people, who may ask for another attempt |
 
 mod due;
 pub(in crate::agent_db) mod entries;
+mod row_values;
 mod show;
 
 pub use due::FailedKey;

@@ -30,6 +30,8 @@ pub(in crate::replication) enum Event {
     Relation(RelationMessage, TableName),
     /// A row changed.
     Change(Change),
+    /// A row whose table counts its rows changed: one row is gone, and another one came.
+    Replaced([Change; 2]),
     /// Tables were truncated; and, in the list, tables of the same statement that are not synchronised.
     Truncate(Truncate, Vec<Arc<Relation>>),
     /// A change of a table that is not synchronised.
@@ -157,28 +159,23 @@ impl Assembler {
                     return Ok(self.skipped(insert.relation));
                 };
                 let key = relation.key_of(&insert.row).ok_or_else(|| unidentifiable(relation))?;
-                Ok(change(relation, key, Operation::Insert(insert.row)))
+                Ok(Event::Change(change(relation, key, Operation::Insert(insert.row))))
             }
             Message::Update(update) => {
                 let Some(relation) = self.changed(update.relation, "UPDATE")? else {
                     return Ok(self.skipped(update.relation));
                 };
+                if relation.counts_rows() {
+                    return replaced(relation, update.old, update.row).map(Event::Replaced);
+                }
                 let (key, operation) = updated(relation, update.old, update.row)?;
-                Ok(change(relation, key, operation))
+                Ok(Event::Change(change(relation, key, operation)))
             }
             Message::Delete(delete) => {
                 let Some(relation) = self.changed(delete.relation, "DELETE")? else {
                     return Ok(self.skipped(delete.relation));
                 };
-                let key = match &delete.old {
-                    OldTuple::Key(row) | OldTuple::Full(row) => relation.key_of(row),
-                    OldTuple::Absent => None,
-                };
-                Ok(change(
-                    relation,
-                    key.ok_or_else(|| unidentifiable(relation))?,
-                    Operation::Delete,
-                ))
+                deleted(relation, delete.old).map(Event::Change)
             }
             Message::Truncate(truncate) => self.truncate(&truncate),
             Message::Logical(message) => {
@@ -270,13 +267,45 @@ fn unidentifiable(relation: &Relation) -> StreamError {
     StreamError::Unidentifiable(relation.table.clone())
 }
 
-fn change(relation: &Arc<Relation>, key: Key, operation: Operation) -> Event {
-    Event::Change(Change {
+fn change(relation: &Arc<Relation>, key: Key, operation: Operation) -> Change {
+    Change {
         relation: Arc::clone(relation),
         key,
         operation,
         origin: Origin::Stream,
-    })
+    }
+}
+
+fn deleted(relation: &Arc<Relation>, old: OldTuple) -> Result<Change, StreamError> {
+    let unidentifiable = || unidentifiable(relation);
+    let (OldTuple::Key(row) | OldTuple::Full(row)) = old else {
+        return Err(unidentifiable());
+    };
+    let key = relation.key_of(&row).ok_or_else(unidentifiable)?;
+    let operation = if relation.counts_rows() {
+        Operation::DeleteOne(row)
+    } else {
+        Operation::Delete
+    };
+    Ok(change(relation, key, operation))
+}
+
+/// An update of a row that is counted: the old row is one less, the new one is one more.
+fn replaced(relation: &Arc<Relation>, old: OldTuple, row: Row) -> Result<[Change; 2], StreamError> {
+    let unidentifiable = || unidentifiable(relation);
+    let OldTuple::Full(old) = old else {
+        return Err(unidentifiable());
+    };
+    let mut new = old.clone();
+    overlay(&mut new, row);
+    let (old_key, key) = (
+        relation.key_of(&old).ok_or_else(unidentifiable)?,
+        relation.key_of(&new).ok_or_else(unidentifiable)?,
+    );
+    Ok([
+        change(relation, old_key, Operation::DeleteOne(old)),
+        change(relation, key, Operation::Insert(new)),
+    ])
 }
 
 /// An update's key and operation. Values that the new row leaves out (unchanged TOAST) are taken from the old row if it

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use tracing::debug;
 
 use crate::agent_db::Item;
-use crate::change::{Identity, Relation, RelationId, TableDescription, TableName};
+use crate::change::{Change, Identity, Relation, RelationId, TableDescription, TableName};
 use crate::copy::{CopyStep, Delivery, InvalidChunk};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
@@ -21,15 +21,8 @@ use crate::replication::stream::buffer::{Boundary, MergedChunk};
 impl StreamLoop {
     pub(super) async fn event(&mut self, event: Event) -> Result<(), SyncError> {
         match event {
-            Event::Change(change) => {
-                if self.windows.watches(change.relation.id)
-                    && let Some(xid) = self.assembler.open_xid()
-                {
-                    self.windows.observe(xid, &change);
-                }
-                self.progress.effect();
-                self.buffer.push(Item::Change(change));
-            }
+            Event::Change(change) => self.change(change),
+            Event::Replaced(changes) => changes.into_iter().for_each(|change| self.change(change)),
             Event::Begin {
                 committed_at,
                 commit_lsn,
@@ -75,6 +68,16 @@ impl StreamLoop {
             Event::Nothing => {}
         }
         Ok(())
+    }
+
+    fn change(&mut self, change: Change) {
+        if self.windows.watches(change.relation.id)
+            && let Some(xid) = self.assembler.open_xid()
+        {
+            self.windows.observe(xid, &change);
+        }
+        self.progress.effect();
+        self.buffer.push(Item::Change(change));
     }
 
     async fn relation_message(&mut self, message: RelationMessage, table: TableName) -> Result<(), SyncError> {
