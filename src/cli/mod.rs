@@ -10,7 +10,7 @@
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
 //! | `migrate`, `status`, `resync`, `failed`, `simulate` | the commands of these names |
-//! | `pipelines` | the daemon's pipelines, as the configuration describes them |
+//! | `pipelines` | the configuration → the daemon's pipelines |
 //! | `global`, `outcome`, `logging`, `report` | options, results, log lines and errors of all commands |
 //!
 //! Exit codes: 0 success, 1 a problem was found or the work failed, 2 wrong usage or configuration.
@@ -102,10 +102,10 @@ enum Command {
     Simulate(simulate::Arguments),
 }
 
-/// Exit code for usage and configuration, as clap's own.
+/// Exit code for usage and configuration, the same as clap's.
 const EXIT_USAGE: u8 = 2;
 
-/// Exit code where our output is closed (`twinlog status | head`): what a shell reports of a program that SIGPIPE ended.
+/// Exit code if our output is closed (`twinlog status | head`): what a shell reports for a program that SIGPIPE ended.
 const EXIT_PIPE: u8 = 141;
 
 /// Runs the command that the process's arguments name, and returns its exit code.

@@ -1,4 +1,4 @@
-//! The daemon's pipelines, as the configuration describes them: one today.
+//! The configuration → the daemon's pipelines: one today.
 
 use crate::config::Config;
 use crate::replication::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings};

@@ -92,7 +92,7 @@ async fn daemon_runs(control: &Control) -> anyhow::Result<bool> {
     Ok(control.daemon().await?.is_some_and(|daemon| daemon.is_running()))
 }
 
-/// This process as the daemon, where there is no other.
+/// This process as the daemon, if there is no other.
 struct OwnDaemon {
     config: Arc<Config>,
     stop: CancellationToken,
@@ -112,7 +112,7 @@ impl OwnDaemon {
     async fn end(self) {
         self.stop.cancel();
         if let Some(task) = self.task {
-            // A panic in it has been reported; what is durable is durable.
+            // A panic in it has been reported; what it committed stays.
             let _ = tokio::time::timeout(shutdown::GRACE, task).await;
         }
     }

@@ -1,5 +1,5 @@
 //! `twinlog status`: the daemon's last report, the tables, the parked rows. Reads the Agent DB only, so it works from any
-//! machine and whatever state the daemon is in.
+//! machine, whether the daemon runs or not.
 
 use std::io::Write;
 use std::time::Duration;
@@ -68,7 +68,7 @@ struct Status {
     /// Why rows may be missing.
     gap: Option<String>,
     checkpoint: Option<Lsn>,
-    /// `None` where no daemon ever ran.
+    /// `None` if no daemon ever ran.
     report: Option<DaemonFigures>,
     tables: Vec<TableStatus>,
     /// Over all tables.
@@ -108,7 +108,7 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
     let failed = control.failed_counts().await?;
     let (state, detail) = match &daemon {
         None => ("never started".to_owned(), None),
-        Some(daemon) => describe(daemon),
+        Some(daemon) => state_line(daemon),
     };
     Ok(Status {
         slot: config.sync.slot.clone(),
@@ -141,7 +141,7 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
 }
 
 /// The state as it is shown, and why.
-fn describe(daemon: &StoredDaemon) -> (String, Option<String>) {
+fn state_line(daemon: &StoredDaemon) -> (String, Option<String>) {
     let report = &daemon.report;
     if daemon.is_silent() {
         let detail = format!(
@@ -155,7 +155,7 @@ fn describe(daemon: &StoredDaemon) -> (String, Option<String>) {
     (report.state.clone(), report.detail.clone())
 }
 
-/// What is not known is a dash.
+/// An unknown value is shown as a dash.
 fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
@@ -171,7 +171,7 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
         }
     }
     if let Some(report) = &status.report {
-        // A daemon that has not reached the Site DB yet knows nothing.
+        // A daemon that has not reached the Site DB yet has no figures.
         let figures = match report {
             DaemonFigures::Measured(figures) => Some(figures),
             DaemonFigures::None {} => None,

@@ -1,6 +1,6 @@
 //! Notifications to systemd: READY, the watchdog's pings, a status line, STOPPING.
 //!
-//! Does nothing where `NOTIFY_SOCKET` is not set. READY means that the process has started and serves its listeners, not that
+//! Does nothing if `NOTIFY_SOCKET` is not set. READY means that the process has started and serves its listeners, not that
 //! its databases answer: a unit that waited for them would be killed and restarted while they are down, and could not
 //! answer `/readyz`.
 

@@ -1,35 +1,35 @@
-//! Why a part of an event could not be stored: kept with the event, for the person who replays it after a fix.
+//! Why an event of a webhook could not be stored: kept with the webhook, for the person who replays it after a fix.
 
 use serde_json::{Value, json};
 
 use crate::retry::Disposition;
 use crate::site_db::SiteError;
 
-/// A part that could not be stored, or an event that could not be read. Names no value of the event.
+/// An event that could not be stored, or a webhook that could not be read. Names no value of the webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
-    /// Which part of the event, from 0, and the webhook field that it came under; `None`: the event as a whole.
-    part: Option<(usize, String)>,
+    /// Which event of the webhook, from 0, and the webhook field that it came under; `None`: the webhook as a whole.
+    event: Option<(usize, String)>,
     reason: String,
 }
 
 impl Failure {
-    pub(super) fn of_event(reason: impl Into<String>) -> Self {
+    pub(super) fn of_webhook(reason: impl Into<String>) -> Self {
         Self {
-            part: None,
+            event: None,
             reason: reason.into(),
         }
     }
 
-    pub(super) fn of_part(index: usize, field: &str, reason: impl Into<String>) -> Self {
+    pub(super) fn of_event(index: usize, field: &str, reason: impl Into<String>) -> Self {
         Self {
-            part: Some((index, field.to_owned())),
+            event: Some((index, field.to_owned())),
             reason: reason.into(),
         }
     }
 
     fn to_json(&self) -> Value {
-        match &self.part {
+        match &self.event {
             Some((index, field)) => json!({"index": index, "field": field, "reason": self.reason}),
             None => json!({"reason": self.reason}),
         }
@@ -41,7 +41,7 @@ pub(super) fn to_json(failures: &[Failure]) -> Option<Value> {
     (!failures.is_empty()).then(|| failures.iter().map(Failure::to_json).collect())
 }
 
-/// If the Site DB refused a part because of its content: the reason, without values. `None` for any other error.
+/// If the Site DB refused an event because of its content: the reason, without values. `None` for any other error.
 pub(super) fn of_row(error: &SiteError) -> Option<String> {
     if error.disposition() != Disposition::Row {
         return None;

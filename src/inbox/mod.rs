@@ -1,7 +1,9 @@
-//! Receives Meta's webhooks, stores them, and turns them into messages, statuses and leads.
+//! Receives a provider's webhooks, stores them, and turns them into messages, statuses and leads.
+//!
+//! A *webhook* is one POST, kept byte for byte in `webhook_events`. It has *events*: one for each message, status or notice.
 //!
 //! ```text
-//! POST /webhook ─→ Inbox::receive: signature → raw event committed → 200
+//! POST /webhook ─→ Inbox::receive: signature → raw webhook committed → 200
 //!                          │ wakes
 //!                  Worker: claim a webhook → its events, in portions → commit → metrics, log
 //! ```
@@ -16,7 +18,7 @@
 //!
 //! | file | its job |
 //! |---|---|
-//! | `worker` | the loops: claim events, retry after transient errors, count the backlog |
+//! | `worker` | the loops: claim webhooks, retry after transient errors, count the backlog |
 //! | `webhook` | one webhook, from its claim to its last commit |
 //! | `portion` | some events of a webhook in one transaction; each event can fail alone |
 //! | `messages` | a message: a user's, ours from the phone, one of the history |
@@ -74,7 +76,7 @@ impl InboxSettings {
         Self {
             pipeline: "whatsapp",
             callback,
-            // Meta posts concurrently, and an event costs some round trips to the Site DB.
+            // Meta posts concurrently, and a webhook costs some round trips to the Site DB.
             concurrency: 4,
             poll: Duration::from_secs(1),
             retry_initial: Duration::from_millis(200),
@@ -84,9 +86,9 @@ impl InboxSettings {
     }
 }
 
-/// A raw event's id: `webhook_events.id`.
+/// A stored webhook's id: `webhook_events.id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct EventId(pub Uuid);
+pub struct WebhookId(pub Uuid);
 
 /// Why a webhook was not stored.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +96,8 @@ pub enum ReceiveError {
     /// The signature is missing or wrong: answer 401. Nothing was stored.
     #[error("the webhook is not genuine")]
     Forged(#[source] SignatureError),
-    /// The Site DB refused it, or did not answer in time: answer 503, and Meta sends it again. After a time-out the event
-    /// may be stored or not; a second copy does no harm.
+    /// The Site DB refused it, or did not answer in time: answer 503, and Meta sends it again. After a time-out the
+    /// webhook may be stored or not; a second copy does no harm.
     #[error("the webhook was not stored")]
     NotStored(#[source] SiteError),
 }
@@ -105,7 +107,7 @@ pub enum ReceiveError {
 pub struct Inbox {
     pool: Pool,
     settings: Arc<InboxSettings>,
-    /// Notified when an event was stored: wakes a worker of this process.
+    /// Notified when a webhook was stored: wakes a worker of this process.
     arrived: Arc<Notify>,
 }
 
@@ -121,11 +123,11 @@ impl Inbox {
     }
 
     /// Checks and stores a webhook. `signature` is the value of `X-Hub-Signature-256`, `body` the bytes as received. When
-    /// this returns an id, the event is committed and Meta can be answered with 200.
+    /// this returns an id, the webhook is committed and Meta can be answered with 200.
     ///
     /// # Errors
     /// [`ReceiveError`].
-    pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<EventId, ReceiveError> {
+    pub async fn receive(&self, signature: Option<&str>, body: &[u8]) -> Result<WebhookId, ReceiveError> {
         self.settings
             .callback
             .verify(signature, body)
@@ -136,15 +138,15 @@ impl Inbox {
             .map_err(ReceiveError::NotStored)?;
         failpoint::reach(failpoint::name::WEBHOOK_AFTER_COMMIT);
         self.arrived.notify_one();
-        Ok(EventId(id))
+        Ok(WebhookId(id))
     }
 
-    /// Makes an event due again, whether it failed or succeeded before. False if there is no such event.
+    /// Makes a webhook due again, whether it failed or succeeded before. False if there is no such webhook.
     ///
     /// # Errors
     /// See [`SiteError`].
-    pub async fn replay(&self, event: EventId) -> Result<bool, SiteError> {
-        let found = webhook_events::reset(&self.pool, event.0).await?;
+    pub async fn replay(&self, webhook: WebhookId) -> Result<bool, SiteError> {
+        let found = webhook_events::reset(&self.pool, webhook.0).await?;
         self.arrived.notify_one();
         Ok(found)
     }

@@ -1,9 +1,9 @@
-//! Stores some parts of an event in one transaction; each part can fail alone.
+//! Stores some events of a webhook in one transaction; each event can fail alone.
 //!
-//! Nearly always every part can be stored, so the portion is tried as a whole first. If the Site DB refuses a part because
-//! of its content, the portion is done again with a savepoint around each part; parts that are refused then are rolled
-//! back alone and listed as failures. Any other error (connection, deadlock, a missing table) is not a part's fault: the
-//! portion is rolled back and the event is tried again later.
+//! Nearly always every event can be stored, so the portion is tried as a whole first. If the Site DB refuses an event because
+//! of its content, the portion is done again with a savepoint around each event; events that are refused then are rolled
+//! back alone and listed as failures. Any other error (connection, deadlock, a missing table) is not an event's fault: the
+//! portion is rolled back and the webhook is tried again later.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,7 +27,7 @@ pub(super) struct Effects {
     pub(super) failures: Vec<Failure>,
 }
 
-/// What a part that is refused does to its neighbours.
+/// What an event that is refused does to its neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refused {
     /// It ends the attempt.
@@ -36,53 +36,53 @@ enum Refused {
     FailsAlone,
 }
 
-/// A part that was stored.
+/// An event that was stored.
 struct Stored {
     account_id: Uuid,
     /// What it counts as, if it is news.
     counted: Option<Counted>,
 }
 
-/// Stores parts; the first of them is the event's part number `first`.
-pub(super) async fn store(tx: &mut Transaction<'_>, first: usize, parts: &[Event]) -> Result<Effects, SiteError> {
+/// Stores events; the first of them is the webhook's event number `first`.
+pub(super) async fn store(tx: &mut Transaction<'_>, first: usize, events: &[Event]) -> Result<Effects, SiteError> {
     let mut whole = tx.savepoint().await?;
-    match Box::pin(store_parts(&mut whole, first, parts, Refused::EndsAll)).await {
+    match Box::pin(store_events(&mut whole, first, events, Refused::EndsAll)).await {
         Ok(effects) => {
             whole.commit().await?;
             Ok(effects)
         }
         Err(error) if failures::of_row(&error).is_some() => {
             whole.rollback().await?;
-            Box::pin(store_parts(tx, first, parts, Refused::FailsAlone)).await
+            Box::pin(store_events(tx, first, events, Refused::FailsAlone)).await
         }
         Err(error) => Err(error),
     }
 }
 
-async fn store_parts(
+async fn store_events(
     tx: &mut Transaction<'_>,
     first: usize,
-    parts: &[Event],
+    events: &[Event],
     refused: Refused,
 ) -> Result<Effects, SiteError> {
     let mut effects = Effects::default();
     let mut accounts: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
-    lock_all(tx, parts).await?;
-    for (index, part) in (first..).zip(parts) {
-        if let Content::Malformed(why) = part.content {
-            effects.failures.push(Failure::of_part(index, &part.field, why));
+    lock_all(tx, events).await?;
+    for (index, event) in (first..).zip(events) {
+        if let Content::Malformed(why) = event.content {
+            effects.failures.push(Failure::of_event(index, &event.field, why));
             continue;
         }
-        let Some(number) = &part.phone_number_id else {
-            account_events::note(part);
+        let Some(number) = &event.phone_number_id else {
+            account_events::note(event);
             continue;
         };
         let known = accounts.get(number).copied();
         let stored = match refused {
-            Refused::EndsAll => Box::pin(store_part(tx, known, number, part)).await,
+            Refused::EndsAll => Box::pin(store_event(tx, known, number, event)).await,
             Refused::FailsAlone => {
                 let mut savepoint = tx.savepoint().await?;
-                let stored = Box::pin(store_part(&mut savepoint, known, number, part)).await;
+                let stored = Box::pin(store_event(&mut savepoint, known, number, event)).await;
                 match &stored {
                     Ok(_) => savepoint.commit().await?,
                     Err(_) => savepoint.rollback().await?,
@@ -93,14 +93,14 @@ async fn store_parts(
         match stored {
             Ok(Stored { account_id, counted }) => {
                 accounts.insert(number, account_id);
-                if part.is_real() && counted.is_some() {
+                if event.is_real() && counted.is_some() {
                     effects.real.insert(account_id, number.clone());
                 }
                 effects.counted.extend(counted);
             }
             Err(error) => match failures::of_row(&error) {
                 Some(reason) if refused == Refused::FailsAlone => {
-                    effects.failures.push(Failure::of_part(index, &part.field, reason));
+                    effects.failures.push(Failure::of_event(index, &event.field, reason));
                 }
                 _ => return Err(error),
             },
@@ -114,12 +114,12 @@ async fn store_parts(
 }
 
 /// Takes every lock that the portion needs, before it touches a row.
-async fn lock_all(tx: &mut Transaction<'_>, parts: &[Event]) -> Result<(), SiteError> {
-    let mut wamids: Vec<&Wamid> = Vec::with_capacity(parts.len());
+async fn lock_all(tx: &mut Transaction<'_>, events: &[Event]) -> Result<(), SiteError> {
+    let mut wamids: Vec<&Wamid> = Vec::with_capacity(events.len());
     let mut groups: Vec<&str> = Vec::new();
     let mut contacts: Vec<ContactIdentity> = Vec::new();
-    for part in parts {
-        match &part.content {
+    for event in events {
+        match &event.content {
             Content::Message(message) | Content::Echo(message) | Content::History { message, .. } => {
                 wamids.push(&message.wamid);
                 contacts.push(message.contact.clone());
@@ -150,24 +150,24 @@ async fn lock_all(tx: &mut Transaction<'_>, parts: &[Event]) -> Result<(), SiteE
     locks::lock_all(tx, wamids, &contacts, groups).await
 }
 
-async fn store_part(
+async fn store_event(
     tx: &mut Transaction<'_>,
     account_id: Option<Uuid>,
     number: &PhoneNumberId,
-    part: &Event,
+    event: &Event,
 ) -> Result<Stored, SiteError> {
     let account_id = match account_id {
         Some(id) => id,
         None => {
             let seen = Seen {
                 phone_number_id: number,
-                waba_id: part.waba_id.as_deref(),
-                display_phone_number: part.display_phone_number.as_deref(),
+                waba_id: event.waba_id.as_deref(),
+                display_phone_number: event.display_phone_number.as_deref(),
             };
             accounts::find_or_make(tx, &seen).await?
         }
     };
-    let counted = match &part.content {
+    let counted = match &event.content {
         Content::Message(message) => messages::inbound(tx, account_id, message).await?,
         Content::Echo(message) => messages::echo(tx, account_id, message).await?,
         Content::History {
@@ -184,7 +184,7 @@ async fn store_part(
             None
         }
         Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {
-            account_events::note(part);
+            account_events::note(event);
             None
         }
     };

@@ -1,6 +1,6 @@
-//! Processes one webhook, from its claim to its last commit. Its parts are committed in portions.
+//! Processes one webhook, from its claim to its last commit. Its events are committed in portions.
 //!
-//! Portions, because one webhook may have a thousand parts: each takes locks (see [`crate::site_db::locks`]) and
+//! Portions, because one webhook may have a thousand events: each takes locks (see [`crate::site_db::locks`]) and
 //! perhaps a savepoint, and Postgres's shared lock table and its snapshots are made for some dozens per transaction. If
 //! processing stops between two portions, the webhook is processed again from its beginning.
 
@@ -17,63 +17,63 @@ use crate::provider::Callback;
 use crate::site_db::webhook_events::{self, Finished};
 use crate::site_db::{Pool, SiteError};
 
-/// Parts in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
+/// Events in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
 const PORTION: usize = 50;
 
-/// After a portion that is not the last, the event stays with its worker this long before another may claim it.
+/// After a portion that is not the last, the webhook stays with its worker this long before another may claim it.
 const LEASE: Duration = Duration::from_secs(30);
 
-/// The result of processing one event.
+/// The result of processing one webhook.
 #[derive(Debug)]
 pub(super) struct Processed {
-    pub(super) event_id: Uuid,
-    /// Parts that are messages of people.
+    pub(super) webhook_id: Uuid,
+    /// Events that are messages of people.
     pub(super) real: usize,
-    /// All other parts (statuses, notices, account events).
+    /// All other events (statuses, notices, account events).
     pub(super) protocol: usize,
     pub(super) failures: Vec<Failure>,
 }
 
-/// The event that is being processed, and how often it was tried before.
+/// The webhook that is being processed, and how often it was tried before.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Claim {
-    pub(super) event_id: Uuid,
+    pub(super) webhook_id: Uuid,
     pub(super) attempts: i32,
 }
 
-/// Claims an event and processes it; `None` if none is due. Sets `claim` to the event, for the caller to use on failure.
+/// Claims a webhook and processes it; `None` if none is due. Sets `claim` to the webhook, for the caller to use on failure.
 pub(super) async fn next(
     pool: &Pool,
     callback: &Callback,
     claim: &mut Option<Claim>,
 ) -> Result<Option<Processed>, SiteError> {
     let mut tx = pool.begin().await?;
-    let Some(event) = webhook_events::claim(&mut tx).await? else {
+    let Some(webhook) = webhook_events::claim(&mut tx).await? else {
         return Ok(None);
     };
     *claim = Some(Claim {
-        event_id: event.id,
-        attempts: event.attempts,
+        webhook_id: webhook.id,
+        attempts: webhook.attempts,
     });
-    let parts = callback.events(&event.body);
-    drop(event.body);
+    let events = callback.events(&webhook.body);
+    drop(webhook.body);
     let mut processed = Processed {
-        event_id: event.id,
+        webhook_id: webhook.id,
         real: 0,
         protocol: 0,
         failures: Vec::new(),
     };
-    let parts = parts.unwrap_or_else(|error| {
-        processed.failures.push(Failure::of_event(error.to_string()));
+    let events = events.unwrap_or_else(|error| {
+        processed.failures.push(Failure::of_webhook(error.to_string()));
         Vec::new()
     });
-    processed.real = parts.iter().filter(|part| part.is_real()).count();
-    processed.protocol = parts.len() - processed.real;
+    processed.real = events.iter().filter(|event| event.is_real()).count();
+    processed.protocol = events.len() - processed.real;
 
-    let mut portions = parts.chunks(PORTION).peekable();
+    let mut portions = events.chunks(PORTION).peekable();
     let mut done = 0;
     loop {
-        // An event without parts still has one (empty) portion, which finishes it.
+        // A webhook without events still has one (empty) portion, which finishes it.
         let portion = portions.next().unwrap_or_default();
         let last = portions.peek().is_none();
         let effects = Box::pin(portion::store(&mut tx, done, portion)).await?;
@@ -86,9 +86,9 @@ pub(super) async fn next(
                 protocol: processed.protocol,
                 failures: failures.as_ref(),
             };
-            webhook_events::finish(&mut tx, event.id, &finished).await?;
+            webhook_events::finish(&mut tx, webhook.id, &finished).await?;
         } else {
-            webhook_events::postpone(&mut tx, event.id, LEASE).await?;
+            webhook_events::postpone(&mut tx, webhook.id, LEASE).await?;
         }
         failpoint::reach(failpoint::name::INBOX_BEFORE_COMMIT);
         tx.commit().await?;

@@ -1,4 +1,4 @@
-//! The loops: claim raw events and process them, retry after transient errors, and count the backlog.
+//! The loops: claim webhooks and process them, retry after transient errors, and count the backlog.
 
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
@@ -17,18 +17,18 @@ use crate::health::Component;
 use crate::site_db::{SiteError, accounts, webhook_events};
 use crate::{metrics, retry, shutdown};
 
-/// An event that waits for longer than this is a gap: processing takes milliseconds.
+/// A webhook that waits for longer than this is a gap: processing takes milliseconds.
 const LATE_AFTER: Duration = Duration::from_secs(10);
 
 /// Bound on [`Worker::failing`].
 const MAX_FAILING: usize = 1000;
 
-/// Processes an inbox's events until it is stopped.
+/// Processes an inbox's webhooks until it is stopped.
 #[derive(Debug)]
 pub struct Worker {
     inbox: Inbox,
     health: Component,
-    /// Events that failed with a transient error (`None`: the claim itself), so that each is logged once, not at each
+    /// Webhooks that failed with a transient error (`None`: the claim itself), so that each is logged once, not at each
     /// attempt.
     failing: Mutex<HashSet<Option<Uuid>>>,
 }
@@ -44,7 +44,7 @@ impl Worker {
         }
     }
 
-    /// Works until `stop`; events under way are finished first.
+    /// Works until `stop`; webhooks under way are finished first.
     pub async fn run(self, stop: CancellationToken) {
         let worker = Arc::new(self);
         let tasks = TaskTracker::new();
@@ -61,11 +61,11 @@ impl Worker {
     async fn process(&self, stop: &CancellationToken) {
         let mut failures = 0_u32;
         while !stop.is_cancelled() {
-            // Registered before the claim, so that an event that arrives between the two is not missed.
+            // Registered before the claim, so that a webhook that arrives between the two is not missed.
             let arrived = self.inbox.arrived.notified();
             let started = Instant::now();
             let mut claim = None;
-            // A panic must cost one attempt of one event, not the worker.
+            // A panic must cost one attempt of one webhook, not the worker.
             let outcome = AssertUnwindSafe(Box::pin(webhook::next(
                 &self.inbox.pool,
                 &self.inbox.settings.callback,
@@ -78,7 +78,7 @@ impl Worker {
             match outcome {
                 Ok(Some(processed)) => {
                     failures = 0;
-                    self.recovered(Some(processed.event_id));
+                    self.recovered(Some(processed.webhook_id));
                     self.report(&processed, started.elapsed());
                 }
                 Ok(None) => {
@@ -103,24 +103,24 @@ impl Worker {
         }
     }
 
-    /// Delays a failed event, so that it does not block the others.
+    /// Delays a failed webhook, so that it does not block the others.
     async fn postpone(&self, claim: Option<Claim>, reason: &str) {
         let attempt = claim.map_or(1, |claim| claim.attempts.saturating_add(1));
         let first = {
             let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-            failing.len() < MAX_FAILING && failing.insert(claim.map(|claim| claim.event_id))
+            failing.len() < MAX_FAILING && failing.insert(claim.map(|claim| claim.webhook_id))
         };
         if first {
             tracing::error!(
                 severity = "CRITICAL",
-                event_id = claim.map(|claim| claim.event_id.to_string()),
+                event_id = claim.map(|claim| claim.webhook_id.to_string()),
                 attempt,
                 error = reason,
                 "PERSISTENCE: webhook events are kept but cannot be processed now; they are tried again"
             );
         }
-        let Some(Claim { event_id, .. }) = claim else {
-            // The claim itself failed: nothing can be processed. (One failing event does not make the inbox unready.)
+        let Some(Claim { webhook_id, .. }) = claim else {
+            // The claim itself failed: nothing can be processed. (One failing webhook does not make the inbox unready.)
             self.health.not_ready(
                 format!("webhook events cannot be processed: {reason}"),
                 serde_json::Value::Null,
@@ -133,19 +133,19 @@ impl Worker {
             self.inbox.settings.retry_initial,
             self.inbox.settings.retry_max,
         );
-        // If this fails too, the event stays due at once, which does no harm.
-        let _ = webhook_events::retry_later(&self.inbox.pool, event_id, wait).await;
+        // If this fails too, the webhook stays due at once, which does no harm.
+        let _ = webhook_events::retry_later(&self.inbox.pool, webhook_id, wait).await;
     }
 
-    fn recovered(&self, event_id: Option<Uuid>) {
+    fn recovered(&self, webhook_id: Option<Uuid>) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.is_empty() {
             return;
         }
         let claims = failing.remove(&None);
-        if claims || (event_id.is_some() && failing.remove(&event_id)) {
+        if claims || (webhook_id.is_some() && failing.remove(&webhook_id)) {
             tracing::info!(
-                event_id = event_id.map(|id| id.to_string()),
+                event_id = webhook_id.map(|id| id.to_string()),
                 "PERSISTENCE: webhook events can be processed again"
             );
         }
@@ -168,7 +168,7 @@ impl Worker {
                     for number in &numbers {
                         metrics::set_account_last_real_message(number.phone_number_id.as_str(), number.seconds);
                     }
-                    // Ready even with late or failed events: new ones are still processed.
+                    // Ready even with late or failed webhooks: new ones are still processed.
                     self.health
                         .ready(json!({"late": backlog.late, "failed": backlog.failed}));
                 }
@@ -183,15 +183,15 @@ impl Worker {
         }
     }
 
-    /// Logs one line for an event, and counts its parts in the metrics.
+    /// Logs one line for a webhook, and counts its events in the metrics.
     fn report(&self, processed: &Processed, took: Duration) {
-        let count = |parts: usize| u64::try_from(parts).unwrap_or(u64::MAX);
+        let count = |events: usize| u64::try_from(events).unwrap_or(u64::MAX);
         metrics::count_webhook_events("real", count(processed.real));
         metrics::count_webhook_events("protocol", count(processed.protocol));
         let pipeline = self.inbox.settings.pipeline;
         tracing::info!(
             pipeline,
-            event_id = %processed.event_id,
+            event_id = %processed.webhook_id,
             real = processed.real,
             protocol = processed.protocol,
             failed = processed.failures.len(),
@@ -202,7 +202,7 @@ impl Worker {
             tracing::error!(
                 severity = "CRITICAL",
                 pipeline,
-                event_id = %processed.event_id,
+                event_id = %processed.webhook_id,
                 failed = processed.failures.len(),
                 %failures,
                 "PERSISTENCE: parts of a webhook could not be stored; the event is kept and can be replayed"

@@ -144,17 +144,11 @@ impl NumberTask {
         if !self.hold_lease().await? {
             return Ok(Round::Idle(POLL));
         }
-        let phone_number_id = self.sender.phone_number_id().clone();
         let gate = accounts::gate(&self.shared.pool, account_id).await?;
         let held = gate.status == AccountStatus::Held;
-        metrics::set_account_degraded(phone_number_id.as_str(), held);
+        metrics::set_account_degraded(self.sender.phone_number_id().as_str(), held);
         if held && !self.was_held {
-            // Our token may be at fault: let a process with another token try.
-            self.was_held = true;
-            self.renewed = None;
-            number_leases::give_up(&self.shared.pool, &phone_number_id, self.owner).await?;
-            shutdown::sleep(PAUSE_AFTER_GIVE_UP, &self.shared.stop).await;
-            return Ok(Round::Busy);
+            return self.give_lease_up().await;
         }
         self.was_held = held;
         if gate.throttled_seconds > 0.0 {
@@ -162,15 +156,32 @@ impl NumberTask {
             return Ok(Round::Idle(left.min(POLL)));
         }
         if held {
-            // A probe is sent alone, so that one message is refused, not sixteen.
-            if !gate.probe_due || !self.running.is_empty() {
-                return Ok(Round::Idle(POLL));
-            }
+            return self.send_probe(account_id, gate.probe_due).await;
+        }
+        self.send_due(account_id).await
+    }
+
+    /// The number has just been held. Our token may be at fault: lets a process with another token try.
+    async fn give_lease_up(&mut self) -> Result<Round, SiteError> {
+        self.was_held = true;
+        self.renewed = None;
+        number_leases::give_up(&self.shared.pool, self.sender.phone_number_id(), self.owner).await?;
+        shutdown::sleep(PAUSE_AFTER_GIVE_UP, &self.shared.stop).await;
+        Ok(Round::Busy)
+    }
+
+    /// Sends one message of a held number, if that is due: alone, so that one message is refused, not sixteen.
+    async fn send_probe(&mut self, account_id: Uuid, due: bool) -> Result<Round, SiteError> {
+        if due && self.running.is_empty() {
             self.take_allowances(1).await;
             let claimed = self.start(account_id, 1, Some(self.shared.settings.hold_probe)).await?;
             self.allowances -= claimed.min(self.allowances);
-            return Ok(Round::Idle(POLL));
         }
+        Ok(Round::Idle(POLL))
+    }
+
+    /// Claims as many due messages as the rate and the free slots allow.
+    async fn send_due(&mut self, account_id: Uuid) -> Result<Round, SiteError> {
         let free = u32::try_from(self.slots.available_permits()).unwrap_or(u32::MAX);
         if free == 0 {
             // Every attempt that ends wakes us.

@@ -259,7 +259,7 @@ mod tests {
             // A Graph error is an answer, even with a status that would be a lost one.
             (131_000, 502, "retry"),
             (190, 504, "hold"),
-            // Codes that nobody documented.
+            // Codes that Meta does not document.
             (999_999, 400, "failed"),
             (999_999, 500, "retry"),
         ] {

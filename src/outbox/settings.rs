@@ -1,4 +1,4 @@
-//! An outbox's own settings, instead of the whole configuration, so that one process can have several outboxes one day.
+//! An outbox's own settings, instead of the whole configuration, so that one process can have several outboxes later.
 
 use std::time::Duration;
 

@@ -13,7 +13,7 @@ use sqlx::{Decode, Encode, Type};
 use super::accounts::AccountStatus;
 use super::messages::MessageStatus;
 use super::notifications::NotificationKind;
-use super::webhook_events::EventState;
+use super::webhook_events::WebhookState;
 use crate::provider::event::{Direction, ReportedStatus};
 use crate::provider::{ApiVersion, PhoneNumberId, UserId, WaId, Wamid};
 
@@ -61,7 +61,7 @@ text_columns! {
     MessageStatus <- |text| text.parse().ok(),
     Direction <- |text| [Self::Inbound, Self::Outbound].into_iter().find(|one| one.as_str() == text),
     AccountStatus <- |text| text.parse().ok(),
-    EventState <- |text| text.parse().ok(),
+    WebhookState <- |text| text.parse().ok(),
     NotificationKind <- |text| text.parse().ok(),
     ReportedStatus <- |text| Some(Self::parse(text)),
     ApiVersion <- Self::parse,

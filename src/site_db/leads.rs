@@ -2,7 +2,7 @@
 //!
 //! A person is found first by the business-scoped user id, then by the number (WhatsApp's, then the one dialled). An id
 //! that the lead lacks is stored if no other lead has it. Two leads are never merged here: only a person can decide that.
-//! A name that is there is kept: somebody may have corrected it.
+//! An existing name is kept, since a person may have corrected it.
 
 use serde_json::Value;
 use sqlx::FromRow;

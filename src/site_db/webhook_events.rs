@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! received ─→ processed
-//!    ↑    └─→ failed      some parts could not be stored; which and why is in `failures`
+//!    ↑    └─→ failed      some events could not be stored; which and why is in `failures`
 //!    └─ reset ─┴─┘        by hand, after a fix
 //! ```
 
@@ -21,16 +21,16 @@ pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.webhook_events", "failur
 /// `webhook_events.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
-pub enum EventState {
+pub enum WebhookState {
     /// Committed before Meta got its 200; to be processed.
     Received,
-    /// Every part is stored.
+    /// Every event is stored.
     Processed,
-    /// Every part was tried, and some could not be stored.
+    /// Every event was tried, and some could not be stored.
     Failed,
 }
 
-impl EventState {
+impl WebhookState {
     /// As the column writes it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -38,9 +38,9 @@ impl EventState {
     }
 }
 
-/// An event that this transaction has locked to process it.
+/// A webhook that this transaction has locked to process it.
 #[derive(Debug, FromRow)]
-pub struct ClaimedEvent {
+pub struct ClaimedWebhook {
     /// `webhook_events.id`.
     pub id: Uuid,
     /// The bytes that Meta signed.
@@ -49,27 +49,27 @@ pub struct ClaimedEvent {
     pub attempts: i32,
 }
 
-/// The result for an event whose parts have all been tried.
+/// The result for a webhook whose events have all been tried.
 #[derive(Debug, Clone, Copy)]
 pub struct Finished<'a> {
-    /// Parts that are messages of people.
+    /// Events that are messages of people.
     pub real: usize,
-    /// All other parts (statuses, notices, account events).
+    /// All other events (statuses, notices, account events).
     pub protocol: usize,
-    /// The parts that could not be stored, and why; `None` if all were stored.
+    /// The events that could not be stored, and why; `None` if all were stored.
     pub failures: Option<&'a Value>,
 }
 
-/// Events that are not processed.
+/// Webhooks that are not processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromRow)]
 pub struct Backlog {
-    /// Events that wait for longer than they should.
+    /// Webhooks that wait for longer than they should.
     pub late: i64,
-    /// Events with parts that could not be processed.
+    /// Webhooks with events that could not be processed.
     pub failed: i64,
 }
 
-/// Stores an event and returns its id.
+/// Stores a webhook and returns its id.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -83,7 +83,7 @@ pub async fn insert(pool: &Pool, body: &[u8]) -> Result<Uuid, SiteError> {
     )
 }
 
-/// Makes an event due again, whether it failed or succeeded before. False if there is no such event.
+/// Makes a webhook due again, whether it failed or succeeded before. False if there is no such webhook.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -93,17 +93,17 @@ pub async fn reset(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
           WHERE id = $1",
     )
     .bind(id)
-    .bind(EventState::Received)
+    .bind(WebhookState::Received)
     .execute(&pool.0)
     .await?;
     Ok(done.rows_affected() > 0)
 }
 
-/// Locks and returns the event that has been due for the longest time and that no other worker has locked.
+/// Locks and returns the webhook that has been due for the longest time and that no other worker has locked.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn claim(tx: &mut Transaction<'_>) -> Result<Option<ClaimedEvent>, SiteError> {
+pub async fn claim(tx: &mut Transaction<'_>) -> Result<Option<ClaimedWebhook>, SiteError> {
     Ok(sqlx::query_as(
         "SELECT id, body, attempts FROM public.webhook_events
           WHERE state = 'received' AND next_attempt_at <= now()
@@ -113,7 +113,7 @@ pub async fn claim(tx: &mut Transaction<'_>) -> Result<Option<ClaimedEvent>, Sit
     .await?)
 }
 
-/// Keeps other workers away from an event for a while, beyond the end of this transaction.
+/// Keeps other workers away from a webhook for a while, beyond the end of this transaction.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -126,7 +126,7 @@ pub async fn postpone(tx: &mut Transaction<'_>, id: Uuid, wait: Duration) -> Res
     Ok(())
 }
 
-/// Sets the time of an event's next attempt, after an attempt that failed as a whole.
+/// Sets the time of a webhook's next attempt, after an attempt that failed as a whole.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -142,14 +142,14 @@ pub async fn retry_later(pool: &Pool, id: Uuid, wait: Duration) -> Result<(), Si
     Ok(())
 }
 
-/// Marks an event whose parts have all been tried as processed or failed.
+/// Marks a webhook whose events have all been tried as processed or failed.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn finish(tx: &mut Transaction<'_>, id: Uuid, finished: &Finished<'_>) -> Result<(), SiteError> {
     let state = match finished.failures {
-        Some(_) => EventState::Failed,
-        None => EventState::Processed,
+        Some(_) => WebhookState::Failed,
+        None => WebhookState::Processed,
     };
     sqlx::query(
         "UPDATE public.webhook_events SET state = $2, attempts = attempts + 1, real_events = $3, protocol_events = $4,
@@ -166,7 +166,7 @@ pub async fn finish(tx: &mut Transaction<'_>, id: Uuid, finished: &Finished<'_>)
     Ok(())
 }
 
-/// Counts the events that are not processed; one is late if it has waited for longer than `late_after`.
+/// Counts the webhooks that are not processed; one is late if it has waited for longer than `late_after`.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn every_state_is_in_the_schema() {
         let schema = include_str!("../../migrations/site/0001_conversations.sql");
-        for state in EventState::iter() {
+        for state in WebhookState::iter() {
             assert!(schema.contains(&format!("'{state}'")), "{state}");
         }
     }

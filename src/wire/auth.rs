@@ -1,7 +1,7 @@
 //! Login: the server's authentication requests, answered as libpq would.
 //!
-//! Over TLS, SCRAM is bound to the server's certificate where the server offers it (`SCRAM-SHA-256-PLUS`), so that a machine
-//! in the middle cannot pass the exchange on. Where the server does not offer it, the exchange says that we support it (gs2
+//! Over TLS, SCRAM is bound to the server's certificate if the server offers that (`SCRAM-SHA-256-PLUS`), so that a machine
+//! in the middle cannot pass the exchange on. If the server does not offer it, the exchange says that we support it (gs2
 //! flag `y`), so that the server notices if its offer was removed on the way.
 //!
 //! Source: <https://www.postgresql.org/docs/current/sasl-authentication.html>

@@ -123,7 +123,7 @@ pub(super) fn take_streamed(buffer: &mut BytesMut) -> Result<Option<Streamed>, W
 fn frame(mut body: Bytes) -> Result<Frame, WireError> {
     let malformed = |body: &Bytes| WireError::Protocol(format!("a malformed frame of {} bytes", body.len()));
     match body.first() {
-        // `Buf`'s `get_…` panic where bytes are missing, so lengths are checked first.
+        // `Buf`'s `get_…` panic if bytes are missing, so lengths are checked first.
         Some(b'w') if body.len() > XLOG_DATA_LEN => {
             body.advance(1);
             Ok(Frame::XLogData {

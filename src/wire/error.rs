@@ -1,4 +1,4 @@
-//! Errors of the replication connection: what each means for the work, and what an operator can do.
+//! Errors of the replication connection: what each means, and the remedy.
 
 use std::io;
 use std::time::Duration;
@@ -241,7 +241,7 @@ impl WireError {
         }
     }
 
-    /// Whether a reconnect can succeed without anyone doing anything.
+    /// Whether a reconnect can succeed without a repair.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
@@ -266,7 +266,7 @@ Self::Server(error) => not_of_a_row(postgres::disposition(&error.sqlstate)),
         }
     }
 
-    /// What an operator can do, as a statement or setting where there is one.
+    /// The remedy, as a statement or setting if there is one.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -1,6 +1,7 @@
 //! What must hold for any bytes that a server sends: the check of the fuzz target `wire_codec`.
 //!
-//! Here, as the codec is private; compiled for the tests and for `cargo fuzz` alone, which sets `cfg(fuzzing)`.
+//! It is in this module because the codec is private. Compiled only for the tests and for `cargo fuzz`, which sets
+//! `cfg(fuzzing)`.
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
@@ -22,7 +23,7 @@ enum Taken {
 /// complete is left behind. The first byte is the length of the pieces.
 ///
 /// # Panics
-/// The codec does not keep its word.
+/// The codec breaks one of these rules.
 pub fn check(data: &[u8]) {
     let Some((&step, stream)) = data.split_first() else {
         return;

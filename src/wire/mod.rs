@@ -1,8 +1,8 @@
 //! The replication connection: reach the source, log in, start the stream, read it fast, report what is durable.
 //!
-//! A client of its own, because no published driver speaks CopyBoth: `postgres-protocol` supplies the messages and the SCRAM
-//! exchange, the rest is here. It leaves alone the meaning of the payloads (`pgoutput` reads them) and the decision which
-//! position is durable (`replication` makes it and tells [`Feedback`]). It never reports a higher position than it was told.
+//! A client of our own, because no published driver supports CopyBoth: `postgres-protocol` has the messages and the SCRAM
+//! exchange, the rest is here. Not here: what the payloads mean (`pgoutput`), and which position is durable (`replication`
+//! decides it and passes it to [`Feedback`]). No higher position than that is ever reported.
 //!
 //! ```text
 //!  ReplicationConnection ── start_replication ──→ (FrameStream, Feedback)
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! **Why a thread of its own.** The pump reads the socket and sends the feedback. If applying a large batch could delay it,
-//! the Site DB would end the connection after `wal_sender_timeout` and send everything again, for ever (pitfall P17). A task
+//! the Site DB would end the connection after `wal_sender_timeout` and send everything again, endlessly (pitfall P17). A task
 //! on the shared runtime would still have to wait for a worker. If the consumer is slow, the pump stops reading, so that TCP
 //! slows the Site DB down, and goes on reporting.
 //!

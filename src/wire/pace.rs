@@ -21,7 +21,7 @@
 //! | TCP | 184,000 | 200,000 | 400,000 | 426,000 | 451,000 | 454,000 | 446,000 |
 //! | Unix socket | 363,000 | 238,000 | 408,000 | 382,000 | 365,000 | 205,000 | 406,000 |
 //!
-//! The table does not show the cost on the sender's side: where the walsender is the limit (over TCP on one machine), a
+//! The table does not show the cost on the sender's side: if the walsender is the limit (over TCP on one machine), a
 //! longer wait makes each send cheaper. `benches/drain.rs`, TCP, two cores, rows a second with a longest wait of 0.5, 4 and 8 ms:
 //! bulk insert 156,000, 174,000, 185,000; chat 230,000, 221,000, 229,000 (at 8.3, 7.6, 6.8 µs of CPU a row); pgbench 217,000,
 //! 205,000, 226,000. Fixed at 1 or 2 ms, which is too short for the window to grow and long enough to fill it, chat fell to
@@ -33,7 +33,7 @@ use tokio::time::Instant;
 
 /// The first wait. Half a millisecond: the walsender then fills several segments per wake-up of ours.
 pub(super) const QUANTUM: Duration = Duration::from_micros(500);
-/// The shortest wait: below, going to sleep and waking up late (by about 60 µs) cost more than is saved, see the table.
+/// The shortest wait: below it, going to sleep and waking up late (by about 60 µs) cost more than is saved, see the table.
 const SHORTEST: Duration = Duration::from_micros(200);
 /// Reads within one quantum, which a wait would have made one read. With fewer, the saving is not worth the latency.
 const MANY_READS: u32 = 8;

@@ -40,7 +40,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_SILENCE: Duration = Duration::from_secs(60);
 /// The shortest silence after which a connection may count as dead, for a server that is busy or has a very short limit.
 const SHORTEST_SILENCE: Duration = Duration::from_secs(2);
-/// The shortest interval of status updates, for a server with a uselessly short limit.
+/// The shortest interval of status updates, for a server with a very short limit.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(20);
 /// A durable position that moved is reported after this long at most. Each report wakes the walsender, so not for each
 /// batch. Ten a second cost nothing, and sooner is of no use: a restart resumes from the Agent DB's checkpoint, and the slot's
@@ -302,7 +302,7 @@ impl Pump {
             received: self.received,
             durable,
             // Our reports keep the server from asking, so a quiet stream says nothing about the server: ask it. Ask with the
-            // first position too: the answer shows that the stream works, also where there is nothing to send.
+            // first position too: the answer shows that the stream works, even if there is nothing to send.
             reply_requested: reason == StatusReason::Due
                 || (reason == StatusReason::Advanced && self.reported == Lsn::INVALID),
         };

@@ -1,4 +1,4 @@
-//! What the replication commands speak of: a slot's name, a cluster's identity.
+//! Arguments and answers of the replication commands: a slot's name, a cluster's identity.
 
 use std::fmt;
 use std::str::FromStr;

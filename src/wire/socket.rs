@@ -43,7 +43,7 @@ pub(super) enum Socket {
 }
 
 impl Socket {
-    /// Connects, with TLS where the URL says so. The socket belongs to the reactor of `runtime`.
+    /// Connects, with TLS if the URL says so. The socket belongs to the reactor of `runtime`.
     pub(super) async fn connect(url: &DatabaseUrl, runtime: &Handle) -> Result<Self, WireError> {
         match &url.host {
             Host::Unix(folder) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
 use super::control::failed;
@@ -64,7 +65,7 @@ pub(in crate::agent_db) async fn prepare(client: &Client) -> Result<Statement, A
     client.prepare(ADD).await.map_err(failed("prepare the bookkeeping"))
 }
 
-/// Tallies as columns of parameters.
+/// Tallies as columns of parameters, in the order of the statement's.
 #[derive(Debug, Default)]
 pub(in crate::agent_db) struct Accounting {
     schemas: Vec<String>,
@@ -102,33 +103,8 @@ impl Accounting {
         statement: &Statement,
         slot: &str,
     ) -> Result<u64, tokio_postgres::Error> {
-        let [
-            received,
-            applied,
-            unchanged,
-            superseded,
-            filtered,
-            parked,
-            copied,
-            healed,
-        ] = &self.figures;
-        client
-            .execute(
-                statement,
-                &[
-                    &slot,
-                    &self.schemas,
-                    &self.tables,
-                    received,
-                    applied,
-                    unchanged,
-                    superseded,
-                    filtered,
-                    parked,
-                    copied,
-                    healed,
-                ],
-            )
-            .await
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&slot, &self.schemas, &self.tables];
+        parameters.extend(self.figures.iter().map(|column| column as &(dyn ToSql + Sync)));
+        client.execute(statement, &parameters).await
     }
 }

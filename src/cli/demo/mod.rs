@@ -1,7 +1,7 @@
 //! `twinlog demo`: runs server and daemon on this machine with temporary databases, and compares the databases at the end.
 //!
 //! Two temporary Postgres clusters, the Graph simulator, and the server and the daemon as `twinlog run` starts them, over
-//! real sockets. Everything is removed at the end, whatever the end is: the clusters stop and go when they are dropped.
+//! real sockets. Everything is removed at the end, also after an error: the clusters stop and are removed when they are dropped.
 //!
 //! | file | its job |
 //! |---|---|

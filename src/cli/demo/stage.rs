@@ -27,7 +27,7 @@ pub(super) const EXPIRED: &str = "106540352242999";
 /// Longest wait for anything that should happen soon.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between two looks at whether something has happened.
+/// Interval of the checks whether something has happened.
 pub(super) const POLL: Duration = Duration::from_millis(50);
 
 /// Signs the simulator's webhooks.
@@ -36,7 +36,7 @@ const APP_SECRET: &str = "demo-app-secret";
 /// The business account of all numbers.
 const WABA_ID: &str = "102290129340398";
 
-/// Everything that the demo's parts need of each other.
+/// What the demo's parts share.
 pub(super) struct Stage {
     pub(super) screen: Screen,
     /// The public API.
@@ -121,7 +121,7 @@ impl Stage {
     }
 }
 
-/// A client for sockets on this machine: a proxy from the environment must not come between.
+/// A client for sockets on this machine: a proxy from the environment must not be used.
 pub(super) fn http_client() -> anyhow::Result<reqwest::Client> {
     Ok(reqwest::Client::builder()
         .no_proxy()

@@ -105,7 +105,7 @@ impl<'a> Traffic<'a> {
         self.simulator.inbound(message).await
     }
 
-    /// The CRM sends: through both APIs, texts, templates and pictures, as answers where there is something to answer.
+    /// The CRM sends: through both APIs, texts, templates and pictures, as answers if there is something to answer.
     async fn send(&self, index: u32, quoted: Option<String>) -> anyhow::Result<()> {
         let number = NUMBERS[index as usize % NUMBERS.len()];
         let to = format!("+{}", person(index));

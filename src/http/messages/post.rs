@@ -49,7 +49,7 @@ pub(super) async fn post(
 /// Stores the message. `Err`: the answer to a request that left no row.
 async fn take(state: &State, client: &str, request: SendRequest) -> Result<Response, Response> {
     let phone_number_id =
-        sending_number(state, request.phone_number_id.as_deref()).map_err(RequestError::into_response)?;
+        sending_number(state, request.phone_number_id.clone()).map_err(RequestError::into_response)?;
     let by_lead;
     let recipient = match (&request.to, request.lead_id) {
         (Some(to), _) => to,
@@ -87,11 +87,10 @@ async fn take(state: &State, client: &str, request: SendRequest) -> Result<Respo
 }
 
 /// The number to send from: the one that the caller names, else the only one.
-fn sending_number(state: &State, named: Option<&str>) -> Result<PhoneNumberId, RequestError> {
+fn sending_number(state: &State, named: Option<PhoneNumberId>) -> Result<PhoneNumberId, RequestError> {
     match named {
-        Some(id) => PhoneNumberId::parse(id)
-            .filter(|id| state.outbox.has_number(id))
-            .ok_or_else(|| RequestError::field("phone_number_id", "this number is not configured")),
+        Some(id) if state.outbox.has_number(&id) => Ok(id),
+        Some(_) => Err(RequestError::unknown_number()),
         None => state.outbox.only_number().ok_or_else(|| {
             RequestError::field(
                 "phone_number_id",

@@ -12,6 +12,7 @@ use super::recipient::{Recipient, RecipientType};
 use super::request_error::RequestError;
 use crate::http::client_id;
 use crate::http::limits::MAX_WAIT;
+use crate::provider::PhoneNumberId;
 
 /// The fields of a request, without the one that is named after the type.
 const FIELDS: [&str; 10] = [
@@ -30,7 +31,8 @@ const FIELDS: [&str; 10] = [
 /// A request, read.
 #[derive(Debug)]
 pub(super) struct SendRequest {
-    pub(super) phone_number_id: Option<String>,
+    /// The number to send from.
+    pub(super) phone_number_id: Option<PhoneNumberId>,
     pub(super) to: Option<Recipient>,
     pub(super) lead_id: Option<Uuid>,
     pub(super) client_id: Option<String>,
@@ -62,7 +64,7 @@ pub(super) fn read(body: &[u8], headers: &HeaderMap, default_wait: Duration) -> 
         lead_id: fields.lead_id()?,
         reply_to: fields.reply_to()?,
         wait: fields.wait(default_wait)?,
-        phone_number_id: fields.string("phone_number_id")?,
+        phone_number_id: fields.phone_number_id()?,
         client_id: fields.client_id(headers)?,
         opaque: fields.string("biz_opaque_callback_data")?,
         content,
@@ -138,6 +140,12 @@ impl Fields {
             Some(Value::Number(to)) if to.is_u64() => Recipient::parse(&to.to_string(), kind).map(Some),
             Some(_) => Err(RequestError::field("to", "must be a string")),
         }
+    }
+
+    fn phone_number_id(&mut self) -> Result<Option<PhoneNumberId>, RequestError> {
+        self.string("phone_number_id")?
+            .map(|id| PhoneNumberId::parse(&id).ok_or_else(RequestError::unknown_number))
+            .transpose()
     }
 
     fn lead_id(&mut self) -> Result<Option<Uuid>, RequestError> {

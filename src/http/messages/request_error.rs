@@ -34,6 +34,11 @@ impl RequestError {
             field: Some(field.to_owned()),
         }
     }
+
+    /// The number to send from is not one of ours.
+    pub(super) fn unknown_number() -> Self {
+        Self::field("phone_number_id", "this number is not configured")
+    }
 }
 
 impl IntoResponse for RequestError {

@@ -5,10 +5,10 @@
 //!
 //! | file | its job |
 //! |---|---|
-//! | `settings` | the configuration → the settings of each part |
+//! | `from_config` | the configuration → the settings of each part |
 //! | `watch` | checks every few seconds that the Site DB answers |
 
-mod settings;
+mod from_config;
 mod watch;
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::settings::Settings;
+use self::from_config::Settings;
 use super::state::State;
 use super::{connections, limits, router};
 use crate::config::Config;

@@ -116,7 +116,7 @@ async fn repetition_changes_nothing() {
     site.settle().await;
     assert_eq!(site.text(picture).await, before);
     assert_eq!(site.shown(message).await, "failed");
-    assert!(!site.inbox.replay(EventId(Uuid::nil())).await.unwrap());
+    assert!(!site.inbox.replay(WebhookId(Uuid::nil())).await.unwrap());
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use twinlog::config;
 use twinlog::dev::graph_simulator::samples;
 use twinlog::dev::postgres::{Settings, Shutdown};
 use twinlog::health::Health;
-use twinlog::inbox::{EventId, Inbox, InboxSettings, ReceiveError, Worker};
+use twinlog::inbox::{Inbox, InboxSettings, ReceiveError, WebhookId, Worker};
 use twinlog::provider::cloud::signature;
 use twinlog::provider::cloud::webhook;
 use twinlog::provider::{Callback, ContactIdentity, OpaqueId, UserId, WaId, Wamid};
@@ -73,7 +73,7 @@ impl Site {
         self.stop = Some(stop.drop_guard());
     }
 
-    async fn post(&self, body: &[u8]) -> EventId {
+    async fn post(&self, body: &[u8]) -> WebhookId {
         self.inbox
             .receive(Some(&signature::sign(&secret(), body)), body)
             .await

@@ -44,7 +44,7 @@ pub(super) fn thread_contact(thread: &Members<'_>) -> ContactIdentity {
 }
 
 /// Adds what the envelope says about a person: of the contact with the same id, or of the only contact if the message
-/// names nobody.
+/// names no user.
 pub(super) fn complete(contact: &mut ContactIdentity, people: &[ContactIdentity]) {
     let same = |person: &&ContactIdentity| {
         (person.user_id.is_some() && person.user_id == contact.user_id)
