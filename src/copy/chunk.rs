@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::change::{Key, Relation, Row};
+use crate::change::{Change, Key, Relation, Row};
 use crate::source::Snapshot;
 
 use super::step::CopyStep;
@@ -15,7 +15,8 @@ pub enum Purpose {
     /// Keys that only the Agent DB seems to have (copy, resync): if a key finds no row, its row is deleted there.
     Extras(RequestedKeys),
     /// Parked keys (healing): as for extras. In addition the result must have a change under the requested spelling of
-    /// each key, since the parked entry has that spelling.
+    /// each key, since the parked entry has that spelling; and what the stream did between the fences is part of the
+    /// result, since the stream's changes to a parked key are not written but folded into its entry.
     Parked(RequestedKeys),
     /// Rows that are counted, for whatever reason: for each row that was read, how many rows equal it (none for one that
     /// was asked for and is not there).
@@ -70,10 +71,19 @@ pub struct Chunk {
 /// A chunk that was read completely, on its way to the stream.
 #[derive(Debug)]
 pub struct Delivery {
-    /// The rows and how they were read.
-    pub read: Chunk,
+    /// The rows and how they were read: of one table, or, for parked keys, of several tables under one snapshot.
+    pub reads: Vec<Chunk>,
     /// The progress of the table's copy once the chunk is merged. `None` for parked keys, which belong to no copy.
     pub step: Option<CopyStep>,
+}
+
+/// A chunk merged with the stream's changes between its fences. It takes effect at the high fence.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Rows and deleted keys.
+    pub changes: Vec<Change>,
+    /// Rows that replace those with another spelling of their key, after `changes`.
+    pub respelled: Vec<Change>,
 }
 
 /// Why a chunk has to be read again. Nothing is lost: its rows were not applied.

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::chunk::{Chunk, InvalidChunk, Purpose, RequestedKeys};
+use super::chunk::{Chunk, InvalidChunk, Merged, Purpose, RequestedKeys};
 use super::counted;
 use crate::change::{Change, Key, Operation, Origin, Relation, Row, Xid, overlay};
 
@@ -12,7 +12,7 @@ use crate::change::{Change, Key, Operation, Origin, Relation, Row, Xid, overlay}
 ///
 /// # Errors
 /// The chunk has to be read again.
-pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Vec<Change>, InvalidChunk> {
+pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Merged, InvalidChunk> {
     let Chunk {
         relation,
         snapshot,
@@ -21,11 +21,14 @@ pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Vec<Change>
     } = read;
     let unseen: Vec<&Change> = window
         .iter()
-        .filter(|(xid, _)| !snapshot.sees(*xid))
+        .filter(|(xid, change)| change.relation.id == relation.id && !snapshot.sees(*xid))
         .map(|(_, change)| change)
         .collect();
     if let Purpose::Counts(counts) = &purpose {
-        return Ok(counted::merge(&relation, rows, counts, &unseen));
+        return Ok(Merged {
+            changes: counted::merge(&relation, rows, counts, &unseen),
+            respelled: Vec::new(),
+        });
     }
     let respelled = purpose
         .keys()
@@ -40,7 +43,10 @@ pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Vec<Change>
         return Err(InvalidChunk::OtherSpelling);
     }
     for change in unseen {
-        states.apply(change);
+        match purpose {
+            Purpose::Rows | Purpose::Extras(_) | Purpose::Counts(_) => states.apply(change),
+            Purpose::Parked(_) => states.overtake(change),
+        }
     }
 
     let chunk_change = |key, operation| Change {
@@ -49,9 +55,10 @@ pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Vec<Change>
         operation,
         origin: Origin::Chunk,
     };
-    let mut changes = states.into_changes(&chunk_change);
-    changes.extend(respelled_changes(&purpose, respelled, &chunk_change));
-    Ok(changes)
+    Ok(Merged {
+        changes: states.into_changes(&chunk_change),
+        respelled: respelled_changes(&purpose, respelled, &chunk_change),
+    })
 }
 
 /// The merged state of each key, in the order in which the keys were added.
@@ -107,6 +114,37 @@ impl KeyStates {
                 row,
             } => self.update_with_new_key(old, &change.key, row),
         }
+    }
+
+    /// The same for parked keys, whose changes the stream does not write: the result is the row at the high fence.
+    fn overtake(&mut self, change: &Change) {
+        let (old, row) = match &change.operation {
+            Operation::Insert(row) => (None, Some(row)),
+            Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => (None, None),
+            Operation::Update { old_key, row } => (old_key.as_ref(), Some(row)),
+        };
+        let base = self.rows.get(old.unwrap_or(&change.key)).cloned();
+        let is_asked = base.is_some() || self.rows.contains_key(&change.key);
+        if let Some(old) = old.filter(|old| self.rows.contains_key(*old)) {
+            self.set(old.clone(), None);
+        }
+        if !is_asked {
+            return;
+        }
+        let after = match (row, base.flatten()) {
+            (None, _) => None,
+            (Some(row), _) if row.is_full() => Some(row.clone()),
+            (Some(row), Some(mut base)) => {
+                overlay(&mut base, row.clone());
+                Some(base)
+            }
+            // The row came from a key that was not asked for, and only some of its columns are known: the next attempt.
+            (Some(_), None) => {
+                self.rows.remove(&change.key);
+                return;
+            }
+        };
+        self.set(change.key.clone(), after);
     }
 
     fn update(&mut self, key: &Key, row: &Row) {

@@ -10,7 +10,8 @@
 //! | `window` | the stream's changes between a chunk's fences; holds the proof and the property test |
 //! | `merge` | one chunk and those changes → changes for the Agent DB (pure) |
 //! | `counted` | the same where rows are counted, since no key tells equal ones apart (pure) |
-//! | `reader` | reads chunk after chunk: a table's copy, the healing of keys |
+//! | `reader` | reads chunk after chunk: a table's copy, the healing of counted rows |
+//! | `parked` | reads parked keys of several tables: the healing |
 //! | `compare` | compares both databases: which rows only the Agent DB has |
 //! | `step` | where a copy continues, and the progress that a chunk makes |
 //! | `error` | why a copy was interrupted |
@@ -22,13 +23,15 @@ mod compare;
 mod counted;
 mod error;
 mod merge;
+mod parked;
 mod reader;
 mod registry;
 mod step;
 mod window;
 
-pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Purpose, RequestedKeys, Wanted};
+pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Merged, Purpose, RequestedKeys, Wanted};
 pub use error::CopyError;
+pub use parked::ParkedReader;
 pub use reader::ChunkReader;
 pub use registry::ChunkRegistry;
 pub use step::{CopyPlace, CopyStep};

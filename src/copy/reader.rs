@@ -18,7 +18,7 @@ use super::error::CopyError;
 use super::registry::ChunkRegistry;
 use super::step::{CopyPlace, CopyStep};
 use crate::agent_db::{AgentKeys, AgentRows, CopyPhase};
-use crate::change::{Key, Relation};
+use crate::change::{Key, Relation, Row};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::postgres::Client;
@@ -27,7 +27,7 @@ use crate::source::{ChunkRows, Columns, CountedRows, Fence, Source, SourceTable}
 
 /// First and longest wait before an invalid chunk is read again. Some causes pass in milliseconds (a commit that is not
 /// visible yet), others last for any time (one large transaction).
-const REREAD_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+pub(super) const REREAD_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 
 /// Reads one table's chunks.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ enum NextChunk<'a> {
         /// The page's last key; `None` if the page was empty: the end.
         last: Option<&'a Key>,
     },
-    /// Parked keys, or parked rows.
+    /// Parked rows that are counted.
     Parked { wanted: Wanted<'a> },
 }
 
@@ -173,11 +173,12 @@ impl ChunkReader<'_> {
         }
     }
 
-    /// Reads the present state of what is parked and applies it.
+    /// Counts the rows that equal parked ones, and applies their numbers.
     ///
     /// # Errors
     /// A read failed, or the stream ended.
-    pub async fn heal(&self, wanted: Wanted<'_>) -> Result<(), CopyError> {
+    pub async fn heal_counted(&self, rows: &[Row]) -> Result<(), CopyError> {
+        let wanted = Wanted::Rows(rows);
         Box::pin(self.read_until_valid(NextChunk::Parked { wanted })).await?;
         Ok(())
     }
@@ -186,7 +187,7 @@ impl ChunkReader<'_> {
     async fn read_until_valid(&self, next: NextChunk<'_>) -> Result<Option<CopyStep>, CopyError> {
         let mut attempt = 0;
         loop {
-            let (id, outcome) = self.chunks.register(self.relation.id);
+            let (id, outcome) = self.chunks.register(&[self.relation.id]);
             let delivered = async {
                 self.source.fence(Fence::Low(id)).await?;
                 let delivery = self.read(&next).await?;
@@ -286,12 +287,12 @@ impl ChunkReader<'_> {
     fn counted(&self, read: CountedRows, step: Option<CopyStep>) -> Delivery {
         let (rows, counts) = read.rows.into_iter().unzip();
         Delivery {
-            read: Chunk {
+            reads: vec![Chunk {
                 relation: Arc::clone(self.relation),
                 snapshot: read.snapshot,
                 rows,
                 purpose: Purpose::Counts(counts),
-            },
+            }],
             step,
         }
     }
@@ -316,7 +317,10 @@ impl ChunkReader<'_> {
             rows: chunk.rows,
             purpose,
         };
-        Delivery { read, step }
+        Delivery {
+            reads: vec![read],
+            step,
+        }
     }
 }
 

@@ -20,20 +20,21 @@ pub struct ChunkRegistry(Arc<Mutex<HashMap<ChunkId, OpenChunk>>>);
 
 #[derive(Debug)]
 struct OpenChunk {
-    relation: RelationId,
+    relations: Box<[RelationId]>,
     delivery: Option<Delivery>,
     outcome: oneshot::Sender<ChunkOutcome>,
 }
 
 impl ChunkRegistry {
-    /// Registers a chunk of a table. The receiver gets the outcome, or an error if the stream stops.
-    pub fn register(&self, relation: RelationId) -> (ChunkId, oneshot::Receiver<ChunkOutcome>) {
+    /// Registers a chunk of one table, or of several that are read together. The receiver gets the outcome, or an error if
+    /// the stream stops.
+    pub fn register(&self, relations: &[RelationId]) -> (ChunkId, oneshot::Receiver<ChunkOutcome>) {
         let id = ChunkId(Uuid::new_v4());
         let (outcome, receiver) = oneshot::channel();
         self.lock().insert(
             id,
             OpenChunk {
-                relation,
+                relations: relations.into(),
                 delivery: None,
                 outcome,
             },
@@ -53,10 +54,10 @@ impl ChunkRegistry {
         self.lock().remove(&id);
     }
 
-    /// For the stream's low fence: the table to watch. `None` for a chunk of an earlier run.
+    /// For the stream's low fence: the tables to watch. `None` for a chunk of an earlier run.
     #[must_use]
-    pub fn relation(&self, id: ChunkId) -> Option<RelationId> {
-        self.lock().get(&id).map(|chunk| chunk.relation)
+    pub fn relations(&self, id: ChunkId) -> Option<Box<[RelationId]>> {
+        self.lock().get(&id).map(|chunk| chunk.relations.clone())
     }
 
     /// For the stream's high fence: what was read, and where to send the outcome.

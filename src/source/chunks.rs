@@ -173,32 +173,7 @@ impl Source {
         keys: &[Key],
         columns: Columns,
     ) -> Result<ChunkRows, SourceError> {
-        let key = key_columns(table, relation);
-        let (list, width) = match columns {
-            Columns::All => (column_list(table), table.columns.len()),
-            Columns::Key => (quote_columns("t", relation.key_columns()).join(", "), key.len()),
-        };
-        // `unnest` of several arrays is syntax, not a function: it cannot be named with its schema.
-        let arrays: Vec<_> = (1..=key.len())
-            .map(|index| format!("pg_catalog.unnest(${index}::text[])"))
-            .collect();
-        let names: Vec<_> = (1..=key.len()).map(|index| format!("__twinlog_{index}")).collect();
-        let matches: Vec<_> = key
-            .iter()
-            .zip(&names)
-            .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
-            .collect();
-        let sql = format!(
-            "SELECT {list}, k.__twinlog_asked FROM {} t JOIN ROWS FROM ({}) WITH ORDINALITY AS k({}, __twinlog_asked) ON {} {}",
-            table.from(),
-            arrays.join(", "),
-            names.join(", "),
-            matches.join(" AND "),
-            where_clause(&table.filters(None)),
-        );
-        let wanted: Vec<Vec<String>> = (0..key.len())
-            .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
-            .collect();
+        let KeyQuery { sql, wanted, width } = key_query(table, relation, keys, columns);
         self.read(table, &sql, &wanted, width).await
     }
 
@@ -282,6 +257,54 @@ impl Source {
             finished,
         })
     }
+}
+
+/// A query for the rows that have one of some keys.
+pub(super) struct KeyQuery {
+    pub(super) sql: String,
+    /// The keys, one parameter for each part.
+    pub(super) wanted: Vec<Vec<String>>,
+    /// Columns of a row's image; the position of its key, from one, follows.
+    pub(super) width: usize,
+}
+
+pub(super) fn key_query(table: &SourceTable, relation: &Relation, keys: &[Key], columns: Columns) -> KeyQuery {
+    let key = key_columns(table, relation);
+    let (list, width) = match columns {
+        Columns::All => (column_list(table), table.columns.len()),
+        Columns::Key => (quote_columns("t", relation.key_columns()).join(", "), key.len()),
+    };
+    // `unnest` of several arrays is syntax, not a function: it cannot be named with its schema.
+    let arrays: Vec<_> = (1..=key.len())
+        .map(|index| format!("pg_catalog.unnest(${index}::text[])"))
+        .collect();
+    let names: Vec<_> = (1..=key.len()).map(|index| format!("__twinlog_{index}")).collect();
+    let matches: Vec<_> = key
+        .iter()
+        .zip(&names)
+        .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
+        .collect();
+    let sql = format!(
+        "SELECT {list}, k.__twinlog_asked FROM {} t JOIN ROWS FROM ({}) WITH ORDINALITY AS k({}, __twinlog_asked) ON {} {}",
+        table.from(),
+        arrays.join(", "),
+        names.join(", "),
+        matches.join(" AND "),
+        where_clause(&table.filters(None)),
+    );
+    let wanted = (0..key.len())
+        .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
+        .collect();
+    KeyQuery { sql, wanted, width }
+}
+
+/// A row of a [`KeyQuery`] and the position of the key that found it, from zero.
+pub(super) fn found_row(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Result<(Row, usize), SourceError> {
+    let position = row
+        .get(width)
+        .and_then(|text| text.parse::<usize>().ok()?.checked_sub(1));
+    let position = position.ok_or(SourceError::Incomplete("the key that found a row"))?;
+    Ok((image(row, width), position))
 }
 
 /// A row's image. All its values are slices of one allocation.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `chunks` | a connection that reads chunks of rows and writes fences |
 //! | `counted` | the same for tables whose rows are counted |
+//! | `parked_keys` | rows of several tables by their keys, under one snapshot |
 //! | [`fence`] | the marks in the log, as messages |
 //! | [`snapshot`] | what a snapshot sees |
 //! | `selection` | which tables `sync.tables` selects |
@@ -25,6 +26,7 @@ mod counted;
 mod error;
 pub mod fence;
 mod marks;
+mod parked_keys;
 pub mod publication;
 mod samples;
 mod selection;
@@ -38,6 +40,7 @@ pub use chunks::{ChunkRows, Columns, Source};
 pub use counted::CountedRows;
 pub use error::SourceError;
 pub use fence::{ChunkId, Fence};
+pub use parked_keys::{KeysOfTable, ParkedRows, RowsOfTable};
 pub use samples::{Sample, sample};
 pub use selection::Selection;
 pub use slot_facts::{SlotFacts, end_reader, slot};

@@ -110,6 +110,16 @@ impl ParkedKeys {
         self.by_table.get(table).is_some_and(|keys| keys.contains(key))
     }
 
+    /// Whether a key is parked at all.
+    pub(super) fn any(&self) -> bool {
+        self.by_table.values().any(|keys| !keys.is_empty())
+    }
+
+    /// The parked keys of a table.
+    pub(super) fn keys(&self, table: &TableName) -> impl Iterator<Item = &Key> {
+        self.by_table.get(table).into_iter().flatten()
+    }
+
     /// Whether the segment did anything to entries.
     pub(super) fn has_pending(&self) -> bool {
         !self.pending.is_empty() || !self.cleared.is_empty()

@@ -21,6 +21,8 @@ pub struct Segment {
 pub enum Item {
     /// A row changed.
     Change(Change),
+    /// The present rows of parked keys, read together: they may wait for each other, so they are written together.
+    Heal(Vec<Change>),
     /// Tables were emptied.
     Truncate(Truncate),
     /// A table's new state, such as a copy's progress; written in the transaction of its rows.

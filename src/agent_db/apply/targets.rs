@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Statement};
 use super::sql::{self, Parameter, StatementKind};
 use crate::agent_db::catalog::{self, Target};
 use crate::agent_db::error::AgentError;
-use crate::change::{Identity, Relation, RelationId, RowKey, TableDescription};
+use crate::change::{Identity, Relation, RelationId, RowKey, TableDescription, TableName};
 
 /// A prepared statement of a table.
 #[derive(Debug)]
@@ -85,6 +85,13 @@ impl Targets {
             });
         }
         Ok(self.keep(target))
+    }
+
+    /// How to write a table, as it was resolved last; `None` if it was not.
+    pub(super) fn newest(&self, table: &TableName) -> Option<Arc<Target>> {
+        let versions = self.tables.values().flatten();
+        let of_table = versions.filter(|version| version.target.relation.table == *table);
+        of_table.last().map(|version| Arc::clone(&version.target))
     }
 
     /// Adds a target, or finds an equal one, whose statements stay prepared.

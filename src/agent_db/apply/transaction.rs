@@ -71,7 +71,7 @@ impl Transaction {
         }
         self.flush_parked(segment.lsn).await?;
         let tables = ledger.tables();
-        self.wake_children(&tables).await?;
+        self.wake_waiting(&tables).await?;
         self.save_tables(segment).await?;
         self.ledger.add(&ledger);
         Ok(self.applied(tables))
@@ -91,24 +91,30 @@ impl Transaction {
         Ok(())
     }
 
-    /// Makes parked rows that wait for a parent due as soon as rows of the parent's table are written.
-    async fn wake_children(&mut self, written: &BTreeMap<TableName, Tally>) -> Result<(), AgentError> {
+    /// Makes parked rows due that may wait for rows of their own table, of their parent's or of their children's, soon after
+    /// some of those are written.
+    async fn wake_waiting(&mut self, written: &BTreeMap<TableName, Tally>) -> Result<(), AgentError> {
         let writer = &self.applier.writer;
         let Constraints::Checked(foreign_keys) = &writer.constraints else {
             return Ok(());
         };
-        let children: BTreeSet<&TableName> = foreign_keys
+        if !writer.parked.any() {
+            return Ok(());
+        }
+        let is_written = |table: &TableName| {
+            let tally = written.get(table);
+            tally.is_some_and(|tally| tally.applied + tally.copied + tally.healed > 0)
+        };
+        let linked = foreign_keys
             .pairs()
-            .filter(|&(child, parent)| {
-                writer.parked.count(child) > 0
-                    && written
-                        .get(parent)
-                        .is_some_and(|tally| tally.applied + tally.copied + tally.healed > 0)
-            })
-            .map(|(child, _)| child)
+            .flat_map(|(child, parent)| [(child, parent), (parent, child)]);
+        let waiting: BTreeSet<&TableName> = linked
+            .chain(written.keys().map(|table| (table, table)))
+            .filter(|(waiting, other)| writer.parked.count(waiting) > 0 && is_written(other))
+            .map(|(waiting, _)| waiting)
             .collect();
-        for table in children {
-            entries::wake_children(&writer.session.client, &self.applier.slot, table).await?;
+        for table in waiting {
+            entries::wake_waiting(&writer.session.client, &self.applier.slot, table).await?;
         }
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! | `key` | which of its unique keys tells its rows apart |
 //! | `resolve` | matches a table of the stream with it: what is wrong, or how to write it |
 //! | `foreign_keys` | in which order tables are written |
+//! | `values` | which columns of a table must have values that no other row has |
 //! | `rights` | what the role may do |
 
 mod foreign_keys;
@@ -16,8 +17,10 @@ mod read;
 mod resolve;
 mod rights;
 mod target;
+mod values;
 
-pub(super) use foreign_keys::ForeignKeys;
+pub(super) use foreign_keys::{Action, ForeignKey, ForeignKeys};
 pub(super) use resolve::resolve;
 pub(super) use rights::Rights;
 pub(super) use target::{Column, Target};
+pub(super) use values::UniqueValues;

@@ -28,7 +28,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::chunk::{Chunk, InvalidChunk};
+use super::chunk::{Chunk, InvalidChunk, Merged};
 use super::merge::merge;
 use crate::change::{Change, RelationId, Row, Xid};
 use crate::source::ChunkId;
@@ -42,10 +42,10 @@ const REMEMBERED_TRANSACTIONS: usize = 1 << 17;
 /// be held whole; past this the chunk is invalid, and read again after that transaction.
 const WINDOW_BYTES: usize = 32 << 20;
 
-/// A table's changes between a chunk's fences.
+/// The changes of a chunk's tables between its fences.
 #[derive(Debug)]
 struct Window {
-    relation: RelationId,
+    relations: Box<[RelationId]>,
     changes: Vec<(Xid, Change)>,
     bytes: usize,
     invalid: Option<InvalidChunk>,
@@ -74,11 +74,11 @@ impl Windows {
         self.received += 1;
     }
 
-    /// The stream's low fence of a chunk: collect the table's changes from here on.
-    pub fn open(&mut self, id: ChunkId, relation: RelationId) {
-        self.relations.insert(relation);
+    /// The stream's low fence of a chunk: collect its tables' changes from here on.
+    pub fn open(&mut self, id: ChunkId, relations: &[RelationId]) {
+        self.relations.extend(relations);
         let window = Window {
-            relation,
+            relations: relations.into(),
             changes: Vec::new(),
             bytes: 0,
             invalid: None,
@@ -98,7 +98,7 @@ impl Windows {
         for window in self
             .open
             .values_mut()
-            .filter(|window| window.relation == change.relation.id)
+            .filter(|window| window.relations.contains(&change.relation.id))
         {
             if window.invalid.is_some() {
                 continue;
@@ -113,9 +113,15 @@ impl Windows {
         }
     }
 
+    fn windows_of(&mut self, relation: RelationId) -> impl Iterator<Item = &mut Window> {
+        self.open
+            .values_mut()
+            .filter(move |window| window.relations.contains(&relation))
+    }
+
     /// The stream truncated a table: rows that were read before are not valid.
     pub fn truncated(&mut self, relation: RelationId) {
-        for window in self.open.values_mut().filter(|window| window.relation == relation) {
+        for window in self.windows_of(relation) {
             window.invalid = Some(InvalidChunk::Truncated);
             window.changes = Vec::new();
         }
@@ -123,7 +129,7 @@ impl Windows {
 
     /// The table's columns change here: chunks that are being read have the old columns.
     pub fn relation_changed(&mut self, relation: RelationId) {
-        for window in self.open.values_mut().filter(|window| window.relation == relation) {
+        for window in self.windows_of(relation) {
             window.invalid = Some(InvalidChunk::RelationChanged);
             window.changes = Vec::new();
         }
@@ -134,10 +140,14 @@ impl Windows {
     ///
     /// # Errors
     /// The chunk has to be read again.
-    pub fn close(&mut self, id: ChunkId, read: Option<Chunk>) -> Result<Vec<Change>, InvalidChunk> {
+    pub fn close(&mut self, id: ChunkId, reads: Vec<Chunk>) -> Result<Merged, InvalidChunk> {
         let window = self.open.remove(&id);
-        self.relations = self.open.values().map(|window| window.relation).collect();
-        let (Some(window), Some(read)) = (window, read) else {
+        self.relations = self
+            .open
+            .values()
+            .flat_map(|window| window.relations.iter().copied())
+            .collect();
+        let Some(window) = window.filter(|_| !reads.is_empty()) else {
             return Err(InvalidChunk::Unknown);
         };
         if let Some(invalid) = window.invalid {
@@ -145,10 +155,18 @@ impl Windows {
         }
         let since = usize::try_from(self.received - window.received_before).unwrap_or(usize::MAX);
         let before = self.recent.len().saturating_sub(since);
-        if self.recent.iter().take(before).any(|&xid| !read.snapshot.sees(xid)) {
+        let sees_all = |read: &Chunk| self.recent.iter().take(before).all(|&xid| read.snapshot.sees(xid));
+        // All of them have one snapshot.
+        if !reads.first().is_some_and(sees_all) {
             return Err(InvalidChunk::UnseenBeforeFence);
         }
-        merge(read, &window.changes)
+        let mut merged = Merged::default();
+        for read in reads {
+            let of_table = merge(read, &window.changes)?;
+            merged.changes.extend(of_table.changes);
+            merged.respelled.extend(of_table.respelled);
+        }
+        Ok(merged)
     }
 }
 

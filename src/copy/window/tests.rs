@@ -30,6 +30,13 @@ fn key(id: u8) -> Key {
     Key([Bytes::from(id.to_string())].into())
 }
 
+/// The merge of one table's chunk, all its changes in order.
+fn close(windows: &mut Windows, id: ChunkId, read: Chunk) -> Result<Vec<Change>, InvalidChunk> {
+    let Merged { mut changes, respelled } = windows.close(id, vec![read])?;
+    changes.extend(respelled);
+    Ok(changes)
+}
+
 /// A table as a database holds it.
 type Table = BTreeMap<Key, Row>;
 
@@ -204,7 +211,7 @@ proptest! {
         let mut merged_at = None;
         for time in 0..=changes.len().max(high) {
             if time == low {
-                windows.open(id, TABLE);
+                windows.open(id, &[TABLE]);
             }
             if time == high {
                 let read = Chunk {
@@ -213,7 +220,7 @@ proptest! {
                     rows: at_snapshot.values().cloned().collect(),
                     purpose: Purpose::Rows,
                 };
-                match windows.close(id, Some(read)) {
+                match close(&mut windows, id, read) {
                     Ok(changes) => {
                         for change in changes {
                             parked.remove(&change.key);
@@ -254,7 +261,7 @@ proptest! {
 fn a_window_that_grows_too_large_is_void_and_holds_nothing() {
     let mut windows = Windows::default();
     let id = ChunkId(uuid::Uuid::nil());
-    windows.open(id, TABLE);
+    windows.open(id, &[TABLE]);
     let row = Row([
         text(1),
         ColumnValue::Text(Bytes::from(vec![b'x'; WINDOW_BYTES])),
@@ -275,7 +282,7 @@ fn a_window_that_grows_too_large_is_void_and_holds_nothing() {
         rows: Vec::new(),
         purpose: Purpose::Rows,
     };
-    assert_eq!(windows.close(id, Some(read)), Err(InvalidChunk::WindowOverflow));
+    assert_eq!(close(&mut windows, id, read), Err(InvalidChunk::WindowOverflow));
     assert!(!windows.watches(TABLE));
 }
 
@@ -294,7 +301,7 @@ fn a_row_that_is_found_under_another_spelling_is_renamed_and_never_deleted() {
     let close = |alike: bool, rows: Vec<Row>, change: Option<Operation>| {
         let mut windows = Windows::default();
         let id = ChunkId(uuid::Uuid::new_v4());
-        windows.open(id, TABLE);
+        windows.open(id, &[TABLE]);
         if let Some(operation) = change {
             let change = Change {
                 relation: relation(),
@@ -312,7 +319,7 @@ fn a_row_that_is_found_under_another_spelling_is_renamed_and_never_deleted() {
             rows,
             purpose: parked_keys(vec![spelt("1.0")], found_by, alike),
         };
-        windows.close(id, Some(read))
+        close(&mut windows, id, read)
     };
 
     let changes = close(false, vec![row("1.00")], None).unwrap();
@@ -351,23 +358,24 @@ fn a_row_that_is_found_under_another_spelling_is_renamed_and_never_deleted() {
 #[test]
 fn a_key_that_was_asked_for_and_is_absent_is_deleted_unless_the_stream_brought_it() {
     let ask = |windows: &mut Windows| {
-        windows.close(
+        close(
+            windows,
             ChunkId(uuid::Uuid::nil()),
-            Some(Chunk {
+            Chunk {
                 relation: relation(),
                 snapshot: "5:5:".parse().unwrap(),
                 rows: Vec::new(),
                 purpose: parked_keys(vec![key(1)], Vec::new(), true),
-            }),
+            },
         )
     };
     let mut windows = Windows::default();
-    windows.open(ChunkId(uuid::Uuid::nil()), TABLE);
+    windows.open(ChunkId(uuid::Uuid::nil()), &[TABLE]);
     let changes = ask(&mut windows).unwrap();
     assert_eq!(changes.len(), 1);
     assert_eq!(changes[0].operation, Operation::Delete);
 
-    windows.open(ChunkId(uuid::Uuid::nil()), TABLE);
+    windows.open(ChunkId(uuid::Uuid::nil()), &[TABLE]);
     let row = Row([text(1), text(2), text(3)].into());
     windows.observe(
         Xid(6),

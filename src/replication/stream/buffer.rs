@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::agent_db::Item;
-use crate::change::{Relation, Row, TableName};
+use crate::change::{Change, Relation, Row, TableName};
 use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
 use crate::replication::tables::life::TableEvent;
@@ -96,10 +96,8 @@ impl TransactionBuffer {
     /// Adds an item of the open transaction.
     pub(in crate::replication) fn push(&mut self, item: Item) {
         let bytes = match &item {
-            Item::Change(change) => {
-                // An estimate of the `Change` itself, the box of its key, and their reference counts.
-                160 + change.operation.row().map_or(64, Row::size)
-            }
+            Item::Change(change) => size(change),
+            Item::Heal(changes) => changes.iter().map(size).sum(),
             _ => 64,
         };
         self.bytes += bytes;
@@ -183,6 +181,11 @@ impl TransactionBuffer {
         self.open_taken |= !self.items.is_empty();
         mem::take(&mut self.items)
     }
+}
+
+/// An estimate of a change's memory: of the `Change` itself, the box of its key, their reference counts, and its values.
+fn size(change: &Change) -> usize {
+    160 + change.operation.row().map_or(64, Row::size)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod identities;
 mod joining;
 mod keyless;
 mod kills;
+mod knots;
 mod oracle;
 mod program;
 mod renames;

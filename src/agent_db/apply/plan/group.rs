@@ -173,6 +173,23 @@ impl<'e> Group<'e> {
         Arc::ptr_eq(self.relation, other.relation) && self.purpose == other.purpose && self.kind == other.kind
     }
 
+    /// The group without the rows at some positions; `None` if no row is left.
+    pub(in crate::agent_db::apply) fn without(&self, is_out: impl Fn(usize) -> bool) -> Option<Self> {
+        let rows: Vec<RowWrite<'e>> = self
+            .rows
+            .iter()
+            .enumerate()
+            .filter(|(position, _)| !is_out(*position))
+            .map(|(_, row)| *row)
+            .collect();
+        (!rows.is_empty()).then(|| Self {
+            relation: self.relation,
+            kind: self.kind.clone(),
+            purpose: self.purpose,
+            rows,
+        })
+    }
+
     /// Both halves, in order.
     pub(in crate::agent_db::apply) fn halves(mut self) -> (Self, Self) {
         let second = self.rows.split_off(self.rows.len() / 2);

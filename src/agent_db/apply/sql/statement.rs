@@ -45,10 +45,10 @@ pub(in crate::agent_db::apply) enum StatementKind {
 pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKind) -> StatementText {
     match kind {
         StatementKind::Copy => copy(target),
-        StatementKind::Upsert { only_if_different } => upsert(target, *only_if_different),
+        StatementKind::Upsert { only_if_different } => upsert(target, *only_if_different, 1),
         StatementKind::Partial { present } => update(target, present, KeyUpdate::Keeps),
         StatementKind::Move { present } => update(target, present, KeyUpdate::Moves),
-        StatementKind::Delete => delete(target),
+        StatementKind::Delete => delete(target, 1),
         StatementKind::Insert => counted::insert(target),
         StatementKind::DeleteOne => counted::delete_one(target),
         StatementKind::Count => counted::count(target),
@@ -82,7 +82,8 @@ fn copy(target: &Target) -> StatementText {
     }
 }
 
-fn upsert(target: &Target, only_if_different: bool) -> StatementText {
+/// `first`: the number of its first parameter.
+pub(super) fn upsert(target: &Target, only_if_different: bool, first: usize) -> StatementText {
     let columns = &target.columns;
     let mut sql = format!("INSERT INTO {} AS t (", target.relation.table.quoted());
     list(&mut sql, columns.iter(), |sql, column| sql.push_str(&column.name));
@@ -91,7 +92,7 @@ fn upsert(target: &Target, only_if_different: bool) -> StatementText {
         let _ = write!(sql, "x.c{index}::{}", column.cast);
     });
     let parameters: Vec<Parameter> = (0..columns.len()).map(Parameter::Column).collect();
-    from_unnest(&mut sql, "FROM", columns.len(), false);
+    from_unnest(&mut sql, "FROM", first, columns.len(), false);
     sql.push_str(" ON CONFLICT (");
     list(&mut sql, target.relation.key_positions().iter(), |sql, &key| {
         sql.push_str(&column(target, key).name);
@@ -154,16 +155,17 @@ fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
         let column = column(target, index);
         let _ = write!(sql, "{} = x.c{}::{}", column.name, keys + position, column.cast);
     });
-    from_unnest(&mut sql, "FROM", parameters.len(), true);
+    from_unnest(&mut sql, "FROM", 1, parameters.len(), true);
     where_key(&mut sql, target);
     sql.push_str(" RETURNING x.ord");
     StatementText { sql, parameters }
 }
 
-fn delete(target: &Target) -> StatementText {
+/// `first`: the number of its first parameter.
+pub(super) fn delete(target: &Target, first: usize) -> StatementText {
     let mut sql = format!("DELETE FROM {} AS t", target.relation.table.quoted());
     let keys = target.relation.key_positions().len();
-    from_unnest(&mut sql, "USING", keys, false);
+    from_unnest(&mut sql, "USING", first, keys, false);
     where_key(&mut sql, target);
     StatementText {
         sql,
@@ -172,9 +174,9 @@ fn delete(target: &Target) -> StatementText {
 }
 
 /// `FROM unnest($1::text[], …) AS x(c0, …)`
-fn from_unnest(sql: &mut String, keyword: &str, count: usize, ordinality: bool) {
+pub(super) fn from_unnest(sql: &mut String, keyword: &str, first: usize, count: usize, ordinality: bool) {
     let _ = write!(sql, " {keyword} unnest(");
-    list(sql, 1..=count, |sql, number| {
+    list(sql, first..first + count, |sql, number| {
         let _ = write!(sql, "${number}::text[]");
     });
     sql.push(')');
@@ -190,7 +192,7 @@ fn from_unnest(sql: &mut String, keyword: &str, count: usize, ordinality: bool) 
 
 /// `WHERE t.id OPERATOR(pg_catalog.=) x.c0::bigint AND …`, the key being the first of `x`'s columns. The operator is the
 /// key index's own, by name: with a search path of `pg_catalog` a bare `=` on a `citext` would be that of `text`.
-fn where_key(sql: &mut String, target: &Target) {
+pub(super) fn where_key(sql: &mut String, target: &Target) {
     sql.push_str(" WHERE ");
     for (part, (&key, equals)) in target.relation.key_positions().iter().zip(&target.equals).enumerate() {
         if part > 0 {

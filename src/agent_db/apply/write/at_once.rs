@@ -25,6 +25,10 @@ impl Writer {
                     self.write_plan(&std::mem::take(&mut plan), ledger).await?;
                     self.truncate(truncate, ledger).await?;
                 }
+                Item::Heal(rows) => {
+                    self.write_plan(&std::mem::take(&mut plan), ledger).await?;
+                    self.heal(rows, ledger).await?;
+                }
                 Item::Filtered { relation, count } => ledger.filter(&relation.table, *count),
                 Item::Table(_) => {}
             }

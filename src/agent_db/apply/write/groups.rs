@@ -1,6 +1,7 @@
 //! Writes groups of rows in one round trip, and counts the result for each row.
 
 use super::round_trip::Reply;
+use super::stale::Waiting;
 use super::writer::Writer;
 use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
 use crate::agent_db::apply::plan::{Group, Purpose, RowWrite};
@@ -22,6 +23,39 @@ impl Writer {
     /// Sends the groups' statements in one round trip and counts what they did. Nothing is parked and nothing counts as
     /// healed before all of them have succeeded. `before`, `after`: commands sent around the statements.
     pub(super) async fn write_groups(
+        &mut self,
+        groups: &[Group<'_>],
+        before: &str,
+        after: &str,
+        ledger: &mut Ledger,
+    ) -> Result<(), AgentError> {
+        let waiting = self.waiting(groups).await?;
+        if waiting.is_empty() {
+            return self.write_all_groups(groups, before, after, ledger).await;
+        }
+        let is_waiting = |group, row| waiting.iter().any(|other| other.group == group && other.row == row);
+        let left: Vec<Group<'_>> = groups
+            .iter()
+            .enumerate()
+            .filter_map(|(number, group)| group.without(|row| is_waiting(number, row)))
+            .collect();
+        if !left.is_empty() {
+            self.write_all_groups(&left, before, after, ledger).await?;
+        }
+        for Waiting { group, row, constraint } in &waiting {
+            let Some(group) = groups.get(*group) else { continue };
+            let Some(row) = group.rows.get(*row) else { continue };
+            let reason = ParkReason::still_referenced(constraint);
+            if group.purpose == Purpose::Heal {
+                self.parked.refused(&group.relation.table, row.key, reason);
+            } else {
+                self.park(row.change, &reason, ledger)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_all_groups(
         &mut self,
         groups: &[Group<'_>],
         before: &str,

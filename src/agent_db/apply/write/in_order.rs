@@ -42,6 +42,12 @@ impl Writer {
                     }
                     self.truncate(truncate, ledger).await?;
                 }
+                Item::Heal(rows) => {
+                    if let Some(group) = run.take() {
+                        self.attempt(group, ledger, checks).await?;
+                    }
+                    self.heal(rows, ledger).await?;
+                }
                 Item::Filtered { relation, count } => ledger.filter(&relation.table, *count),
                 Item::Table(_) => {}
             }
@@ -89,7 +95,7 @@ impl Writer {
     }
 
     /// Goes back to a savepoint. This also undoes `SET CONSTRAINTS`.
-    async fn back_to(&self, savepoint: &str) -> Result<(), AgentError> {
+    pub(super) async fn back_to(&self, savepoint: &str) -> Result<(), AgentError> {
         self.session.command(savepoint).await?;
         if self.checks_constraints() {
             self.session.command("SET CONSTRAINTS ALL DEFERRED").await?;

@@ -7,15 +7,21 @@
 //! | `at_once` | one statement for each table and kind |
 //! | `in_order` | exact stream order, under savepoints |
 //! | `groups` | groups of rows, and the result for each row |
+//! | `heal` | parked rows that wait for each other |
+//! | `order` | whether the order of the stream must be kept |
+//! | `stale` | rows that must wait for parked rows that refer to them |
 //! | `round_trip` | their statements, sent together |
 //! | `copy_backoff` | how long a table is written without COPY |
 
 mod at_once;
 mod copy_backoff;
 mod groups;
+mod heal;
 mod in_order;
+mod order;
 mod round_trip;
 mod segment;
+mod stale;
 mod writer;
 
 pub(super) use copy_backoff::CopyBackoff;

@@ -17,6 +17,9 @@ impl Writer {
     pub(in crate::agent_db::apply) async fn write(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
         self.parked.begin_segment();
         self.copy_backoff.next_segment();
+        if self.must_keep_order(segment).await? {
+            return Box::pin(self.replay(segment)).await;
+        }
         let error = loop {
             let mut ledger = Ledger::default();
             match Box::pin(self.at_once(segment, &mut ledger)).await {
@@ -31,6 +34,11 @@ impl Writer {
             }
         };
         tracing::debug!(%error, items = segment.items.len(), "a batch was refused; replaying it in order");
+        Box::pin(self.replay(segment)).await
+    }
+
+    /// Writes a segment in its order.
+    async fn replay(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
         let mut ledger = Ledger::default();
         match Box::pin(self.in_order(segment, &mut ledger, Checks::Deferred)).await {
             Ok(()) => return Ok(ledger),

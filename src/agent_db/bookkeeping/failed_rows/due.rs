@@ -26,6 +26,40 @@ pub struct FailedKey {
 const SYNCHRONISED: &str = "EXISTS (SELECT FROM twinlog.tables t WHERE t.slot = f.slot \
                             AND t.schema_name = f.schema_name AND t.table_name = f.table_name)";
 
+/// Reasons that may be other rows' fault: foreign keys, unique and exclusion constraints, rows whose base is missing.
+const WAITING: &str = "'23001', '23503', '23505', '23P01', 'TW001', 'TW002'";
+
+const LINKED: &str = "
+WITH parked AS (SELECT DISTINCT schema_name, table_name FROM twinlog.failed_rows WHERE slot = $1)
+SELECT cn.nspname AS child_schema, c.relname AS child, pn.nspname AS parent_schema, p.relname AS parent
+FROM pg_catalog.pg_constraint f
+JOIN pg_catalog.pg_class c ON c.oid = f.conrelid
+JOIN pg_catalog.pg_namespace cn ON cn.oid = c.relnamespace
+JOIN pg_catalog.pg_class p ON p.oid = f.confrelid
+JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
+WHERE f.contype = 'f' AND f.conrelid <> f.confrelid
+    AND (cn.nspname, c.relname) IN (SELECT schema_name, table_name FROM parked)
+    AND (pn.nspname, p.relname) IN (SELECT schema_name, table_name FROM parked)";
+
+fn failed_key(row: &tokio_postgres::Row) -> Result<FailedKey, AgentError> {
+    Ok(FailedKey {
+        table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+        key: Key::from_json(row.get("key")).ok_or(AgentError::Unreadable {
+            what: "a failed row's key",
+        })?,
+        row: row
+            .get::<_, Option<&str>>("row_values")
+            .map(|values| {
+                row_values::from_json(values).ok_or(AgentError::Unreadable {
+                    what: "a failed row's values",
+                })
+            })
+            .transpose()?,
+        attempts: row.get("attempts"),
+        reason: row.get("reason"),
+    })
+}
+
 impl Control {
     /// Parked keys of tables that are synchronised and whose time has come, the longest waiting first, at most `limit`.
     ///
@@ -44,26 +78,50 @@ impl Control {
             )
             .await
             .map_err(failed("read the failed rows that are due"))?;
-        rows.iter()
-            .map(|row| {
-                Ok(FailedKey {
-                    table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
-                    key: Key::from_json(row.get("key")).ok_or(AgentError::Unreadable {
-                        what: "a failed row's key",
-                    })?,
-                    row: row
-                        .get::<_, Option<&str>>("row_values")
-                        .map(|values| {
-                            row_values::from_json(values).ok_or(AgentError::Unreadable {
-                                what: "a failed row's values",
-                            })
-                        })
-                        .transpose()?,
-                    attempts: row.get("attempts"),
-                    reason: row.get("reason"),
-                })
-            })
-            .collect()
+        rows.iter().map(failed_key).collect()
+    }
+
+    /// Parked keys of some tables that are not due, but may only wait for other rows, at most `limit`, those first whose last
+    /// attempt was longest ago.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn waiting_failed_rows(&self, tables: &[TableName], limit: u32) -> Result<Vec<FailedKey>, AgentError> {
+        let schemas: Vec<&str> = tables.iter().map(|table| &*table.schema).collect();
+        let names: Vec<&str> = tables.iter().map(|table| &*table.name).collect();
+        let rows = self
+            .client
+            .query(
+                &format!(
+                    "SELECT schema_name, table_name, key, row_values, attempts, reason FROM twinlog.failed_rows f
+                     WHERE slot = $1 AND next_attempt_at > now() AND reason IN ({WAITING})
+                       AND (schema_name, table_name) IN (SELECT s, t FROM unnest($2::text[], $3::text[]) AS x(s, t))
+                     ORDER BY last_attempt_at NULLS FIRST, id LIMIT $4"
+                ),
+                &[&self.slot, &schemas, &names, &i64::from(limit)],
+            )
+            .await
+            .map_err(failed("read the failed rows that wait"))?;
+        rows.iter().map(failed_key).collect()
+    }
+
+    /// The tables with parked rows that a foreign key connects, as pairs.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn linked_failed_tables(&self) -> Result<Vec<(TableName, TableName)>, AgentError> {
+        let rows = self
+            .client
+            .query(LINKED, &[&self.slot])
+            .await
+            .map_err(failed("read the foreign keys of failed rows"))?;
+        let name = |row: &tokio_postgres::Row, schema: &str, table: &str| {
+            TableName::new(row.get::<_, &str>(schema), row.get::<_, &str>(table))
+        };
+        Ok(rows
+            .iter()
+            .map(|row| (name(row, "child_schema", "child"), name(row, "parent_schema", "parent")))
+            .collect())
     }
 
     /// How long until the next parked key is due: `None` where nothing is parked, zero where one is due already.

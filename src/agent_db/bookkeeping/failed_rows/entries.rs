@@ -17,6 +17,8 @@ const MISSING_BASE: &str = "TW001";
 /// A change that nobody refused, parked because its key was: the entry keeps its first reason. It is seen as a reason
 /// only where there was no entry: a parked row moved to this key, or the entry was discarded in the meantime.
 const FOLDED: &str = "TW002";
+/// `foreign_key_violation`, also where we foresee it.
+const FOREIGN_KEY: &str = "23503";
 
 /// Why a row is parked.
 #[derive(Debug, Clone)]
@@ -44,6 +46,24 @@ impl ParkReason {
             code: MISSING_BASE.to_owned(),
             constraint: None,
             message: "the row to update is missing, and the change holds only some of its columns".to_owned(),
+        }
+    }
+
+    /// A foreign key refers to a row that is not there: parked as well, or missing.
+    pub(in crate::agent_db) fn parent_missing(constraint: &str) -> Self {
+        Self {
+            code: FOREIGN_KEY.to_owned(),
+            constraint: Some(constraint.to_owned()),
+            message: "the row that it refers to is parked, or missing in the Agent DB".to_owned(),
+        }
+    }
+
+    /// Parked rows refer to the row that is to go: the database would refuse it, or remove rows that the Site DB keeps.
+    pub(in crate::agent_db) fn still_referenced(constraint: &str) -> Self {
+        Self {
+            code: FOREIGN_KEY.to_owned(),
+            constraint: Some(constraint.to_owned()),
+            message: "a parked row still refers to the row".to_owned(),
         }
     }
 
@@ -317,9 +337,9 @@ pub(in crate::agent_db) async fn clear(client: &Client, slot: &str, table: &Tabl
     Ok(())
 }
 
-/// Makes rows due that a foreign key refused, after rows of the parent's table were written: no more often than every
-/// few seconds, as they may wait for another parent.
-pub(in crate::agent_db) async fn wake_children(
+/// Makes rows of a table due that a foreign key, a unique or an exclusion constraint refused, after rows were written for
+/// which they may wait: no more often than every few seconds, as they may wait for others.
+pub(in crate::agent_db) async fn wake_waiting(
     client: &Client,
     slot: &str,
     table: &TableName,
@@ -327,7 +347,7 @@ pub(in crate::agent_db) async fn wake_children(
     client
         .execute(
             "UPDATE twinlog.failed_rows SET next_attempt_at = clock_timestamp()
-             WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason = '23503'
+             WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason IN ('23001', '23503', '23505', '23P01')
                AND next_attempt_at > clock_timestamp() AND parked_at < now()
                AND coalesce(last_attempt_at, '-infinity') < clock_timestamp() - interval '5 s'",
             &[&slot, &&*table.schema, &&*table.name],

@@ -7,7 +7,7 @@ use tracing::debug;
 
 use crate::agent_db::Item;
 use crate::change::{Change, Identity, Relation, RelationId, TableDescription, TableName};
-use crate::copy::{CopyStep, Delivery, InvalidChunk};
+use crate::copy::{CopyStep, Delivery, InvalidChunk, Merged, Purpose};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
 use crate::replication::error::SyncError;
@@ -60,8 +60,8 @@ impl StreamLoop {
                 self.buffer.count_filtered(&relation);
             }
             Event::Fence(Fence::Low(id)) => {
-                if let Some(relation) = self.chunks.relation(id) {
-                    self.windows.open(id, relation);
+                if let Some(relations) = self.chunks.relations(id) {
+                    self.windows.open(id, &relations);
                 }
             }
             Event::Fence(Fence::High(id)) => self.merge(id).await?,
@@ -109,20 +109,18 @@ impl StreamLoop {
     async fn merge(&mut self, id: ChunkId) -> Result<(), SyncError> {
         let Some((delivery, reader)) = self.chunks.take(id) else {
             // The chunk is of an earlier run, or its reader has withdrawn it: close its window, if there is one.
-            let _ = self.windows.close(id, None);
+            let _ = self.windows.close(id, Vec::new());
             return Ok(());
         };
-        let (read, step) = match delivery {
-            Some(Delivery { read, step }) => (Some(read), step),
-            None => (None, None),
-        };
-        let read_as = read.as_ref().map(|read| Arc::clone(&read.relation));
-        let known = read_as
-            .as_ref()
-            .and_then(|read_as| self.relations.get(&read_as.id).cloned());
-        let outdated = matches!((&known, &read_as), (Some(known), Some(read_as)) if !same_shape(known, read_as));
-        let changes = match self.windows.close(id, read) {
-            Ok(changes) if !outdated => changes,
+        let (reads, step) = delivery.map_or_else(Default::default, |Delivery { reads, step }| (reads, step));
+        let read_as: Vec<_> = reads.iter().map(|read| Arc::clone(&read.relation)).collect();
+        let heals = matches!(reads.first().map(|read| &read.purpose), Some(Purpose::Parked(_)));
+        let outdated = read_as.iter().any(|read_as| {
+            let known = self.relations.get(&read_as.id);
+            known.is_some_and(|known| !same_shape(known, read_as))
+        });
+        let Merged { mut changes, respelled } = match self.windows.close(id, reads) {
+            Ok(merged) if !outdated => merged,
             result => {
                 let invalid = result.err().unwrap_or(InvalidChunk::RelationChanged);
                 debug!(
@@ -135,21 +133,34 @@ impl StreamLoop {
             }
         };
         self.progress.effect();
-        for mut change in changes {
-            if let Some(known) = &known {
-                change.relation = Arc::clone(known);
-            }
+        if heals {
+            self.to_known_relations(&mut changes);
+            self.buffer.push(Item::Heal(std::mem::take(&mut changes)));
+        }
+        changes.extend(respelled);
+        self.to_known_relations(&mut changes);
+        for change in changes {
             self.buffer.push(Item::Change(change));
             if self.buffer.is_full() {
                 self.make_room().await?;
             }
         }
         let event = read_as
+            .first()
             .zip(step)
             .map(|(relation, step)| (relation.table.clone(), self.table_event(step)));
         self.buffer.push_chunk(MergedChunk { event, reader });
         failpoint::reach(failpoint::name::COPY_AFTER_MERGE);
         Ok(())
+    }
+
+    /// Gives changes the shared relations, by which the apply task groups them.
+    fn to_known_relations(&self, changes: &mut [Change]) {
+        for change in changes {
+            if let Some(known) = self.relations.get(&change.relation.id) {
+                change.relation = Arc::clone(known);
+            }
+        }
     }
 
     /// The event of the table that a merged chunk causes.

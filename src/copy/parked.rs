@@ -1,0 +1,84 @@
+//! Reads the rows of parked keys, of all tables whose rows may wait for each other: between one pair of fences and under
+//! one snapshot, so that they are right together at one point of the log.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::chunk::{Chunk, Delivery, InvalidChunk, Purpose, RequestedKeys};
+use super::error::CopyError;
+use super::reader::REREAD_WAIT;
+use super::registry::ChunkRegistry;
+use crate::change::RelationId;
+use crate::failpoint;
+use crate::retry::backoff;
+use crate::source::{Fence, KeysOfTable, ParkedRows, Source};
+
+/// Reads parked keys and has their rows written.
+#[derive(Debug)]
+pub struct ParkedReader<'a> {
+    /// The registry through which chunks are passed to the stream.
+    pub chunks: &'a ChunkRegistry,
+    /// The connection to the Site DB.
+    pub source: &'a Source,
+}
+
+impl ParkedReader<'_> {
+    /// Reads the keys' present rows, and waits until what could be written of them is durable.
+    ///
+    /// # Errors
+    /// A read failed, or the stream ended.
+    pub async fn heal(&self, tables: &[KeysOfTable]) -> Result<(), CopyError> {
+        let relations: Vec<RelationId> = tables.iter().map(|table| table.relation.id).collect();
+        let mut attempt = 0;
+        loop {
+            let (id, outcome) = self.chunks.register(&relations);
+            let delivered = async {
+                self.source.fence(Fence::Low(id)).await?;
+                let rows = self.source.read_parked(tables).await?;
+                failpoint::reach(failpoint::name::HEAL_AFTER_READ);
+                self.chunks.deliver(id, delivery(tables, rows));
+                self.source.fence(Fence::High(id)).await?;
+                Ok::<_, CopyError>(())
+            };
+            if let Err(error) = delivered.await {
+                self.chunks.withdraw(id);
+                return Err(error);
+            }
+            match outcome.await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(InvalidChunk::RelationChanged)) => return Err(relation_changed(tables)),
+                Ok(Err(invalid)) => {
+                    attempt += 1;
+                    debug!(attempt, reason = invalid.as_str(), "parked rows read again");
+                    tokio::time::sleep(backoff(attempt, REREAD_WAIT.0, REREAD_WAIT.1)).await;
+                }
+                Err(_) => return Err(CopyError::StreamEnded),
+            }
+        }
+    }
+}
+
+fn relation_changed(tables: &[KeysOfTable]) -> CopyError {
+    tables.first().map_or(CopyError::StreamEnded, |table| {
+        CopyError::RelationChanged(table.relation.table.clone())
+    })
+}
+
+fn delivery(tables: &[KeysOfTable], read: ParkedRows) -> Delivery {
+    let ParkedRows { snapshot, tables: rows } = read;
+    let reads = tables.iter().zip(rows).map(|(request, rows)| Chunk {
+        relation: Arc::clone(&request.relation),
+        snapshot: snapshot.clone(),
+        rows: rows.rows,
+        purpose: Purpose::Parked(RequestedKeys {
+            keys: request.keys.iter().take(rows.looked_up).cloned().collect(),
+            found_by: rows.found_by,
+            spelled_alike: request.table.spells_keys_alike(&request.relation),
+        }),
+    });
+    Delivery {
+        reads: reads.collect(),
+        step: None,
+    }
+}
