@@ -61,7 +61,7 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
 fn blame_message(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
     let id = attempt.message.id;
     match next {
-        Next::Hold(cause) if sender.message_blame.refused(id, cause.class, Instant::now()) => Next::Failed(cause),
+        Next::HoldNumber(cause) if sender.message_blame.refused(id, cause.class, Instant::now()) => Next::Failed(cause),
         Next::Accepted(_) => {
             sender.message_blame.accepted(id, attempt.claimed_at);
             next
@@ -99,7 +99,7 @@ async fn call(shared: &Shared, sender: &Sender, attempt: &Attempt) -> Answered {
 /// Counts the call's errors by code and class. The message's new status is counted when it is committed.
 fn count(next: &Next) {
     match next {
-        Next::Failed(cause) | Next::Hold(cause) | Next::Pending { cause, .. } => {
+        Next::Failed(cause) | Next::HoldNumber(cause) | Next::Pending { cause, .. } => {
             let label = cause.code.and_then(Code::label).map(i64::from);
             metrics::count_send_error(label, cause.class.as_str());
         }

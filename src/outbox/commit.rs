@@ -198,7 +198,7 @@ async fn commit_once(
             }
             committed
         }
-        Next::Hold(cause) => hold(tx, shared, sender, outcome, cause).await?,
+        Next::HoldNumber(cause) => hold(tx, shared, sender, outcome, cause).await?,
         Next::Unknown(why) => mark_unknown(tx, outcome, why).await?,
     };
     transaction.commit().await?;
@@ -256,7 +256,7 @@ async fn hold(
         consumed: false,
     };
     let committed = put_back(tx, outcome, cause, wait).await?;
-    let hold = accounts::Hold {
+    let hold = accounts::NumberHold {
         code: cause.code.map(Code::number).unwrap_or_default(),
         reason: &storable(&cause.message),
         token_sha256: &sender.token_sha256,
@@ -318,7 +318,7 @@ fn report(sender: &Sender, outcome: &Outcome<'_>, committed: &Committed) {
     let (message_id, conversation_id) = (message.id, message.conversation_id);
     let reached = committed.reached;
     match outcome.next {
-        Next::Hold(cause) => {
+        Next::HoldNumber(cause) => {
             metrics::set_account_degraded(phone_number_id.as_str(), true);
             if committed.held_number {
                 tracing::error!(
@@ -351,5 +351,17 @@ fn report(sender: &Sender, outcome: &Outcome<'_>, committed: &Committed) {
     }
     if let Some(status) = reached {
         metrics::count_message(Direction::Outbound.as_str(), status.as_str());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_message_lets_others_probe_first_and_is_still_tried_now_and_then() {
+        let probe = Duration::from_secs(60);
+        let waits = [0, 1, 2, 3, 4, 100].map(|refused_before| hold_wait(probe, refused_before).as_secs());
+        assert_eq!(waits, [90, 180, 270, 360, 360, 360]);
     }
 }

@@ -29,7 +29,7 @@ pub(super) enum Next {
         cause: Cause,
     },
     /// The number can't send: hold it; the message waits for its release.
-    Hold(Cause),
+    HoldNumber(Cause),
     /// Perhaps it was sent; the text says what went wrong.
     Unknown(&'static str),
 }
@@ -118,7 +118,7 @@ fn after_refusal(refusal: Refusal, tries: Tries, policy: RetryPolicy) -> Next {
         message: refusal.message,
     };
     match refusal.class {
-        ErrorClass::Account | ErrorClass::Permission => Next::Hold(cause),
+        ErrorClass::Account | ErrorClass::Permission => Next::HoldNumber(cause),
         ErrorClass::Throttle(scope) => throttled(scope, retry_after, cause, tries, policy),
         ErrorClass::Transient => try_again(policy.max_attempts, retry_after, cause, tries, policy),
         ErrorClass::Ambiguous => {
@@ -215,7 +215,7 @@ mod tests {
                 ..
             } => "throttle app",
             Next::Pending { consumed: false, .. } => "wait",
-            Next::Hold(_) => "hold",
+            Next::HoldNumber(_) => "hold",
             Next::Unknown(_) => "unknown",
         }
     }

@@ -65,7 +65,7 @@ pub enum ThrottleReach {
 
 /// Why a number is held.
 #[derive(Debug, Clone, Copy)]
-pub struct Hold<'a> {
+pub struct NumberHold<'a> {
     /// Meta's error code.
     pub code: i32,
     /// Meta's error message.
@@ -236,7 +236,7 @@ pub async fn take_probe(tx: &mut Transaction<'_>, account_id: Uuid, interval: Du
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn hold(tx: &mut Transaction<'_>, account_id: Uuid, hold: &Hold<'_>) -> Result<bool, SiteError> {
+pub async fn hold(tx: &mut Transaction<'_>, account_id: Uuid, hold: &NumberHold<'_>) -> Result<bool, SiteError> {
     let newly = sqlx::query(
         "UPDATE public.whatsapp_accounts SET status = 'held', hold_code = $2, hold_reason = $3, held_at = now(), \
          held_token_sha256 = $4, probe_at = now() + make_interval(secs => $5), updated_at = now() \
