@@ -6,6 +6,7 @@
 use crate::change::TableName;
 use crate::lsn::Lsn;
 use crate::postgres::error::session_hint;
+use crate::postgres::sqlstate::is_of_its_table;
 use crate::postgres::{Refusal, SessionError, Side};
 use crate::retry::Disposition;
 
@@ -198,7 +199,16 @@ impl AgentError {
         }
     }
 
-    /// The table that is at fault, if the error concerns one table.
+    /// The table whose own fault this is, and not one of its rows: it can be held, and the other tables go on.
+    #[must_use]
+    pub fn table_fault(&self) -> Option<&TableName> {
+        match self {
+            Self::Refused { refusal, .. } if !is_of_its_table(&refusal.sqlstate) => None,
+            _ => self.table(),
+        }
+    }
+
+    /// The table that is concerned, if it is one.
     #[must_use]
     pub fn table(&self) -> Option<&TableName> {
         match self {
@@ -212,6 +222,7 @@ impl AgentError {
             | Self::ColumnUnfilled { table, .. }
             | Self::NoIndexOnIdentity { table, .. }
             | Self::KeyChanged { table }
+            | Self::KeyEncoding { table }
             | Self::TooManyFailed { table, .. } => Some(table),
             _ => None,
         }

@@ -23,6 +23,7 @@
 //! | `bookkeeping` | the daemon's own tables, one file each |
 //! | `catalog` | what the Agent DB's catalog says about a table |
 //! | `distinct_rows` | the rows that it has of a table without a key, page by page |
+//! | `table_check` | whether a table can be written now |
 //! | `keys` | the keys that the Agent DB has of a table, page by page |
 //!
 //! The driver is `tokio-postgres`, for its pipelining.
@@ -33,14 +34,16 @@ mod catalog;
 mod distinct_rows;
 mod error;
 mod keys;
+mod table_check;
 
-pub use apply::{Applied, Applier, ApplierSettings, Committed, Item, Segment, Transaction};
+pub use apply::{Applied, Applier, ApplierSettings, Committed, Item, PassedOver, Segment, Transaction};
 pub use bookkeeping::{
     Checkpoint, Command, CommandError, CommandKind, CommandState, Control, CopyPhase, DaemonFigures, DaemonReport,
     FailedFilter, FailedKey, FailedRow, Gap, RequestedRetry, Resync, ResyncArguments, ResyncProgress, ResyncedState,
-    ResyncedTable, RetryOutcome, SourceIdentity, StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableRecord,
-    TableRecords, TableState, Tally,
+    ResyncedTable, RetryOutcome, SourceIdentity, StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableMode,
+    TableRecord, TableRecords, TableState, Tally,
 };
 pub use distinct_rows::{AgentRows, AgentRowsPage};
 pub use error::{AgentError, Holder};
 pub use keys::AgentKeys;
+pub use table_check::TableCheck;

@@ -99,6 +99,8 @@ pub enum InvalidChunk {
     RelationChanged,
     /// A row was inserted or changed that may be a requested one with another spelling of its key.
     OtherSpelling,
+    /// The table is held: its copy ends, and begins anew when the table is released.
+    TableHeld,
     /// The fences are of an earlier run, or the reader has withdrawn the chunk.
     Unknown,
 }
@@ -113,6 +115,7 @@ impl InvalidChunk {
             Self::Truncated => "the table was truncated while it was read",
             Self::RelationChanged => "the table's columns changed while it was read",
             Self::OtherSpelling => "a row changed whose key may be a requested one in another spelling",
+            Self::TableHeld => "the table is held",
             Self::Unknown => "the fence is of an earlier run",
         }
     }

@@ -21,6 +21,9 @@ pub enum CopyError {
     /// The table's columns changed; the copy continues after the table is looked up again.
     #[error("the columns of table {0} changed while it was read")]
     RelationChanged(TableName),
+    /// The table was held in the meantime: it is read again when it is released.
+    #[error("table {0} was held while it was read")]
+    TableHeld(TableName),
 }
 
 impl CopyError {
@@ -31,7 +34,17 @@ impl CopyError {
             Self::Source(source) => source.disposition(),
             // Only keys are read from the Agent DB, so no error can be one row's own.
             Self::Agent(source) => not_of_a_row(source.disposition()),
-            Self::StreamEnded | Self::RelationChanged(_) => Disposition::Transient,
+            Self::StreamEnded | Self::RelationChanged(_) | Self::TableHeld(_) => Disposition::Transient,
+        }
+    }
+
+    /// The table whose own fault this is.
+    #[must_use]
+    pub fn table_fault(&self) -> Option<&TableName> {
+        match self {
+            Self::Source(source) => source.table_fault(),
+            Self::Agent(source) => source.table_fault(),
+            Self::StreamEnded | Self::RelationChanged(_) | Self::TableHeld(_) => None,
         }
     }
 
@@ -41,7 +54,7 @@ impl CopyError {
         match self {
             Self::Source(source) => source.hint(),
             Self::Agent(source) => source.hint(),
-            Self::StreamEnded | Self::RelationChanged(_) => None,
+            Self::StreamEnded | Self::RelationChanged(_) | Self::TableHeld(_) => None,
         }
     }
 }

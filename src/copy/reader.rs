@@ -211,6 +211,9 @@ impl ChunkReader<'_> {
                 Ok(Err(InvalidChunk::RelationChanged)) => {
                     return Err(CopyError::RelationChanged(self.relation.table.clone()));
                 }
+                Ok(Err(InvalidChunk::TableHeld)) => {
+                    return Err(CopyError::TableHeld(self.relation.table.clone()));
+                }
                 Ok(Err(invalid)) => {
                     attempt += 1;
                     debug!(table = %self.relation.table, attempt, reason = invalid.as_str(), "chunk read again");

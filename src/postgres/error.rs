@@ -142,6 +142,27 @@ impl SessionError {
     }
 }
 
+/// An error with its causes and its hint, in one line for logs and health.
+#[must_use]
+pub fn explain(error: &dyn std::error::Error, hint: Option<String>) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    if let Some(hint) = hint {
+        text.push_str(" — ");
+        text.push_str(&hint);
+    }
+    // A server's message may contain line breaks; a log record must be one line.
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// For statements that write no row: an error that looks like a row's own needs an operator.
 #[must_use]
 pub fn not_of_a_row(disposition: Disposition) -> Disposition {

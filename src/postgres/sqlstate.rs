@@ -46,9 +46,39 @@ pub fn disposition(sqlstate: &str) -> Disposition {
     }
 }
 
+/// Whether an error of a statement about one table is that table's: a right that lacks, a column that is gone, a lock that
+/// stays. Only what concerns the whole database, or the session, is not; nor is what is one row's own.
+#[must_use]
+pub fn is_of_its_table(sqlstate: &str) -> bool {
+    match sqlstate {
+        _ if disposition(sqlstate) == Disposition::Row => false,
+        // A lock was held too long.
+        "55P03" => true,
+        // Connection, transaction (a read-only one too), login, database, serialisation, resources, the server's end, files.
+        _ => !matches!(
+            sqlstate.get(..2),
+            None | Some("08" | "25" | "28" | "3D" | "40" | "53" | "57" | "58" | "F0")
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_faults_of_the_session_or_the_database_hold_more_than_their_table() {
+        for sqlstate in [
+            "42501", "42P01", "42703", "428C9", "42704", "0A000", "55P03", "55000", "XX000", "XX001", "3F000",
+        ] {
+            assert!(is_of_its_table(sqlstate), "{sqlstate}");
+        }
+        for sqlstate in [
+            "08006", "25006", "40001", "53100", "57014", "57P01", "58030", "22P02", "23505", "",
+        ] {
+            assert!(!is_of_its_table(sqlstate), "{sqlstate}");
+        }
+    }
 
     #[test]
     fn every_class_that_matters_has_its_disposition() {

@@ -1,7 +1,9 @@
 //! Why a run ended, whether waiting helps, and what an operator can do.
 
 use crate::agent_db::AgentError;
+use crate::change::TableName;
 use crate::copy::CopyError;
+use crate::postgres::error::explain;
 use crate::retry::Disposition;
 use crate::source::SourceError;
 use crate::wire::{ServerFault, SlotNameError, WireError};
@@ -47,7 +49,7 @@ pub enum SyncError {
     },
     /// The Site DB's published tables have changed since the start; the next start reads them.
     #[error("table {0} of the Site DB was added, left the publication or changed: restarting the stream with it")]
-    TableChanged(crate::change::TableName),
+    TableChanged(TableName),
     /// The slot belongs to another database of the same cluster.
     #[error(
         "slot {slot} belongs to database {database:?} of the Site DB's cluster, but site.url names another database"
@@ -98,6 +100,28 @@ impl SyncError {
         }
     }
 
+    /// The table whose own fault this is: it can be held, and the other tables go on.
+    #[must_use]
+    pub fn table_fault(&self) -> Option<&TableName> {
+        match self {
+            Self::Source(error) => error.table_fault(),
+            Self::Agent(error) => error.table_fault(),
+            Self::Copy(error) => error.table_fault(),
+            Self::Stream(error) => error.table_fault(),
+            Self::Wire(_)
+            | Self::Migration(_)
+            | Self::SlotName(_)
+            | Self::Gap(_)
+            | Self::WrongPlugin { .. }
+            | Self::TableChanged(_)
+            | Self::SlotElsewhere { .. }
+            | Self::Table(_)
+            | Self::StreamEnded
+            | Self::ApplyEnded
+            | Self::CopyEnded => None,
+        }
+    }
+
     /// The remedy: the statement, setting or command to use.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -131,21 +155,6 @@ impl SyncError {
     /// The error with its causes and its hint, in one line for logs and health.
     #[must_use]
     pub fn explain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let next = error.to_string();
-            if !text.contains(&next) {
-                text.push_str(": ");
-                text.push_str(&next);
-            }
-            cause = error.source();
-        }
-        if let Some(hint) = self.hint() {
-            text.push_str(" — ");
-            text.push_str(&hint);
-        }
-        // A server's message may contain line breaks; a log record must be one line.
-        text.split_whitespace().collect::<Vec<_>>().join(" ")
+        explain(self, self.hint())
     }
 }

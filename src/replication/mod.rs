@@ -16,6 +16,7 @@
 //! | [`copies`] | which tables are copied, for the first time or again |
 //! | [`resync`] | serves the commands of `twinlog resync` |
 //! | [`healing`] | tries parked rows again when they are due |
+//! | [`release`] | releases held tables once the reason is gone |
 //! | [`catalog_watch`] | notices that the Site DB's published tables have changed |
 //! | [`status`] | what the daemon reports about itself: state, positions, delay |
 //! | [`after_error`] | how long to wait after a failed run, and what to log |
@@ -31,6 +32,7 @@ mod continuity;
 mod copies;
 mod error;
 mod healing;
+mod release;
 mod resync;
 mod run;
 mod settings;

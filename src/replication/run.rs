@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::agent_db::Control;
+use crate::change::TableName;
 use crate::copy::{ChunkRegistry, CopyError};
 use crate::health::{Component, Health};
 use crate::shutdown;
@@ -20,6 +21,7 @@ use super::catalog_watch::CatalogWatch;
 use super::copies::Copies;
 use super::error::SyncError;
 use super::healing::Healing;
+use super::release::Release;
 use super::settings::PipelineSettings;
 use super::start::{Start, Started};
 use super::status::monitor::Monitor;
@@ -72,15 +74,18 @@ impl Daemon {
 
     async fn supervise(&self, stop: &CancellationToken) -> Result<(), SyncError> {
         let mut failures = Failures::default();
+        let mut fault: Option<(TableName, String)> = None;
         loop {
             let began = Instant::now();
             self.status.run_began();
-            let error = match Box::pin(self.run_once(stop)).await {
+            let error = match Box::pin(self.run_once(fault.as_ref(), stop)).await {
                 Ok(()) => return Ok(()),
                 Err(_) if stop.is_cancelled() => return Ok(()),
                 Err(error) => error,
             };
             let (reason, setback) = (error.explain(), setback(&error));
+            // The next run holds it, so that the same fault never ends two runs.
+            fault = error.table_fault().map(|table| (table.clone(), reason.clone()));
             let (attempt, is_news) = failures.count(&reason, began.elapsed(), Instant::now());
             self.ended(setback, reason, attempt, is_news);
             if !shutdown::sleep(wait(setback, attempt, self.settings.reconnect), stop).await {
@@ -114,12 +119,13 @@ impl Daemon {
     }
 
     /// One run: everything from the first connection to the first error.
-    async fn run_once(&self, stop: &CancellationToken) -> Result<(), SyncError> {
+    async fn run_once(&self, fault: Option<&(TableName, String)>, stop: &CancellationToken) -> Result<(), SyncError> {
         let start = Start {
             settings: &self.settings,
             selection: &self.selection,
             slot: &self.slot,
             status: &self.status,
+            fault,
         };
         let started = tokio::select! {
             biased;
@@ -137,6 +143,7 @@ impl Daemon {
             result = Box::pin(only_errors(run.copies.run(copy_control, &readers))) => result,
             result = Box::pin(only_errors(run.healing.run(heal_control, &readers))) => result,
             result = Box::pin(only_errors(run.catalog_watch.run(&readers))) => result,
+            result = Box::pin(only_errors(run.release.run(&readers))) => result,
         };
         readers.cancel();
         result
@@ -185,6 +192,12 @@ impl Daemon {
             requests: requests.clone(),
             visibility,
         };
+        let release = Release {
+            settings: Arc::clone(&self.settings),
+            tables: Arc::clone(&tables),
+            states: book.committed(),
+            requests: requests.clone(),
+        };
         let names: HashMap<_, _> = tables.values().map(|table| (table.id, table.table.clone())).collect();
         let catalog_hint = Arc::new(Notify::new());
         let stream = StreamLoop::new(StreamParts {
@@ -214,6 +227,7 @@ impl Daemon {
             copies,
             healing,
             catalog_watch,
+            release,
         }
     }
 }
@@ -224,6 +238,7 @@ struct Run {
     copies: Copies,
     healing: Healing,
     catalog_watch: CatalogWatch,
+    release: Release,
 }
 
 /// Returns only the errors of a reader that are its own. A clean end must not end the run, so that the stream's loop can

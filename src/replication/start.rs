@@ -20,6 +20,7 @@ use crate::change::{Shape, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::migrations;
+use crate::postgres::error::explain;
 use crate::source::publication::{self, Prepared};
 use crate::source::visibility::blockers;
 use crate::source::{self, Selection, SlotFacts, Source};
@@ -59,6 +60,8 @@ pub(super) struct Start<'a> {
     pub(super) selection: &'a Selection,
     pub(super) slot: &'a SlotName,
     pub(super) status: &'a SyncStatus,
+    /// The table whose own fault has ended the last run, and its reason: this run holds it.
+    pub(super) fault: Option<&'a (TableName, String)>,
 }
 
 /// Result of step 1: the connections and the published tables.
@@ -67,6 +70,8 @@ struct Connected {
     control: Control,
     source: Source,
     prepared: Prepared,
+    /// The tables that can't be replicated now, each with the fault and its remedy.
+    held: BTreeMap<TableName, String>,
     replication: ReplicationConnection,
 }
 
@@ -143,10 +148,7 @@ impl Start<'_> {
         let mut applier = Box::pin(Applier::connect(agent, slot, applier_settings)).await?;
         let source = Source::connect(site, "twinlog setup").await?;
         let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
-        for table in prepared.tables.values() {
-            // Report a missing table or a missing right at the start, not at the table's first row.
-            applier.resolve(&table.description()).await?;
-        }
+        let held = Box::pin(self.faults(&mut applier, &prepared)).await?;
         let replication = ReplicationConnection::connect(site, &self.application_name()).await?;
         let control = Control::connect(agent, slot, "twinlog setup").await?;
         Ok(Connected {
@@ -154,8 +156,33 @@ impl Start<'_> {
             control,
             source,
             prepared,
+            held,
             replication,
         })
+    }
+
+    /// Looks every table up in the Agent DB. Returns those that can't be written, each with the fault and its remedy.
+    async fn faults(
+        &self,
+        applier: &mut Applier,
+        prepared: &Prepared,
+    ) -> Result<BTreeMap<TableName, String>, SyncError> {
+        let mut held = BTreeMap::new();
+        for (name, table) in &prepared.tables {
+            match applier.resolve(&table.description()).await {
+                Ok(_) => {}
+                Err(error) if error.table_fault().is_some() => {
+                    held.insert(name.clone(), explain(&error, error.hint()));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some((table, reason)) = self.fault
+            && prepared.tables.contains_key(table)
+        {
+            held.entry(table.clone()).or_insert_with(|| reason.clone());
+        }
+        Ok(held)
     }
 
     async fn check_slot(&self, connected: &mut Connected) -> Result<SlotCheck, SyncError> {
@@ -342,18 +369,21 @@ impl Start<'_> {
             applier,
             control,
             prepared,
+            held,
             ..
         } = connected;
         let shapes = control.shapes().await?;
         let found: BTreeMap<TableName, Shape> = prepared
             .tables
             .iter()
+            .filter(|(name, _)| !held.contains_key(*name))
             .map(|(name, table)| (name.clone(), table.shape()))
             .collect();
         let at_start = AtStart {
             stored: tables.records(),
             shapes: &shapes,
             found: &found,
+            held,
             checkpoint_lost,
         };
         for due in at_start.due() {
@@ -361,7 +391,14 @@ impl Start<'_> {
                 if let Some(why) = due.why {
                     warn!(table = %due.table, event = event.name(), why, "a table's state changed at the start");
                 }
+                let reason = match &event {
+                    TableEvent::Held { reason } => Some(reason.clone()),
+                    _ => None,
+                };
                 if let Some(change) = tables.apply(&due.table, event)? {
+                    if let Some(reason) = reason {
+                        warn!(table = %due.table, %reason, "a table is held: its changes are passed over until the reason is gone, then it is read again");
+                    }
                     applier.write_table(&change).await?;
                 }
             }

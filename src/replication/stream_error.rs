@@ -35,6 +35,15 @@ pub enum StreamError {
 }
 
 impl StreamError {
+    /// The table whose own fault this is.
+    #[must_use]
+    pub const fn table_fault(&self) -> Option<&TableName> {
+        match self {
+            Self::Unidentifiable(table) => Some(table),
+            _ => None,
+        }
+    }
+
     /// The remedy, where an operator has one.
     #[must_use]
     pub(super) fn hint(&self) -> Option<String> {

@@ -100,6 +100,15 @@ impl SourceError {
         }
     }
 
+    /// The table whose own fault this is.
+    #[must_use]
+    pub const fn table_fault(&self) -> Option<&TableName> {
+        match self {
+            Self::KeyEncoding(table) | Self::CannotSelect(table) => Some(table),
+            _ => None,
+        }
+    }
+
     /// The statement or setting to use, if an operator has to act.
     #[must_use]
     pub fn hint(&self) -> Option<String> {

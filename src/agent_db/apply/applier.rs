@@ -12,7 +12,7 @@ use super::session::Session;
 use super::targets::Targets;
 use super::write::{Constraints, CopyBackoff, Writer};
 use crate::agent_db::bookkeeping::{
-    Checkpoint, StoredCheckpoint, TableChange, accounting, checkpoint, lock, shapes, tables,
+    Checkpoint, StoredCheckpoint, TableChange, TableMode, accounting, checkpoint, lock, shapes, tables,
 };
 use crate::agent_db::catalog::{ForeignKeys, Rights};
 use crate::agent_db::error::AgentError;
@@ -84,6 +84,7 @@ impl Applier {
                 parked,
                 constraints,
                 copying: HashSet::new(),
+                held: HashSet::new(),
                 copy_backoff: CopyBackoff::default(),
             },
             slot: slot.to_owned(),
@@ -109,15 +110,9 @@ impl Applier {
         Ok(relation)
     }
 
-    /// Sets whether the table's first copy is reading rows. If so, a partial update whose row is missing is not parked: a
-    /// later chunk brings the row.
-    pub fn set_copying(&mut self, table: &TableName, copying: bool) {
-        let tables = &mut self.writer.copying;
-        if copying {
-            tables.insert(table.clone());
-        } else {
-            tables.remove(table);
-        }
+    /// Says how a table's changes are treated from here on; [`TableMode::Complete`] before the first call.
+    pub fn set_mode(&mut self, table: &TableName, mode: TableMode) {
+        self.writer.set_mode(table, mode);
     }
 
     /// The checkpoint, made durable before it is returned; `None` before the first. An earlier daemon's commit may be

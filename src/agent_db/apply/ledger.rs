@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use strum::VariantArray;
 
-use super::segment::Applied;
+use super::segment::{Applied, PassedOver};
 use crate::agent_db::bookkeeping::Tally;
 use crate::change::{Change, Operation, Origin, TableName};
 use crate::metrics;
@@ -62,10 +62,13 @@ impl Ledger {
     }
 
     /// Counts received changes that are not applied.
-    pub(super) fn filter(&mut self, table: &TableName, changes: u64) {
+    pub(super) fn pass_over(&mut self, table: &TableName, changes: u64, why: PassedOver) {
         let tally = self.of(table, ChangeKind::Any);
         tally.received += changes;
-        tally.filtered += changes;
+        match why {
+            PassedOver::NotSelected => tally.filtered += changes,
+            PassedOver::Held => tally.held += changes,
+        }
     }
 
     /// Adds another ledger's tallies to this one's.
@@ -109,6 +112,7 @@ impl Ledger {
                     ("superseded", tally.superseded),
                     ("filtered", tally.filtered),
                     ("parked", tally.parked),
+                    ("held", tally.held),
                     ("copied", tally.copied),
                     ("healed", tally.healed),
                 ] {

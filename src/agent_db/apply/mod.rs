@@ -31,5 +31,5 @@ mod transaction;
 mod write;
 
 pub use applier::{Applier, ApplierSettings};
-pub use segment::{Applied, Committed, Item, Segment};
+pub use segment::{Applied, Committed, Item, PassedOver, Segment};
 pub use transaction::Transaction;

@@ -27,13 +27,24 @@ pub enum Item {
     Truncate(Truncate),
     /// A table's new state, such as a copy's progress; written in the transaction of its rows.
     Table(TableChange),
-    /// Changes that were received and are not applied (the table's copy has not begun, or it is not selected).
-    Filtered {
+    /// Changes that were received and are not applied.
+    PassedOver {
         /// Their table.
         relation: Arc<Relation>,
         /// How many changes.
         count: u64,
+        /// Why not.
+        why: PassedOver,
     },
+}
+
+/// Why changes are counted, but not applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassedOver {
+    /// The table is not synchronised.
+    NotSelected,
+    /// The table is held. When it is released, it is read again.
+    Held,
 }
 
 /// The result of a segment, in the open transaction.
@@ -43,6 +54,9 @@ pub struct Applied {
     pub tables: BTreeMap<TableName, Tally>,
     /// How many rows of each of these tables are parked now.
     pub parked_now: BTreeMap<TableName, u64>,
+    /// The tables whose own fault showed itself here, each with the fault and its remedy. Nothing of the segment was
+    /// written to them, and nothing will be before [`Transaction::set_mode`](super::Transaction::set_mode) says so.
+    pub held: BTreeMap<TableName, String>,
 }
 
 impl Applied {

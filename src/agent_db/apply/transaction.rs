@@ -10,12 +10,13 @@ use super::segment::{Applied, Committed, Item, Segment};
 use super::write::Constraints;
 use crate::agent_db::bookkeeping::accounting::Accounting;
 use crate::agent_db::bookkeeping::failed_rows::entries;
-use crate::agent_db::bookkeeping::{Checkpoint, TableChange, Tally, checkpoint, tables};
+use crate::agent_db::bookkeeping::{Checkpoint, TableChange, TableMode, Tally, checkpoint, tables};
 use crate::agent_db::error::AgentError;
 use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
+use crate::postgres::error::explain;
 
 /// What is applied and not yet committed. Nothing is sent before the first statement that needs it.
 ///
@@ -43,11 +44,12 @@ impl Applier {
 }
 
 impl Transaction {
-    /// Applies a segment.
+    /// Applies a segment. A fault of one table holds that table: its changes are passed over from this segment on, those
+    /// of the other tables are written, and [`Applied::held`] says why.
     ///
     /// # Errors
-    /// Only transient and systemic ones, and [`AgentError::TooManyFailed`]: the transaction must then be rolled back.
-    /// Nothing is lost, since the source has everything after the last commit. [`AgentError::Aborted`] if an earlier call
+    /// Those of the connection or of the whole database: the transaction must then be rolled back. Nothing is lost, since
+    /// the source has everything after the last commit. [`AgentError::Aborted`] if an earlier call
     /// failed or was dropped half-way.
     pub async fn apply(&mut self, segment: Segment) -> Result<Applied, AgentError> {
         if segment.items.is_empty() && !self.applier.writer.session.is_broken() {
@@ -65,16 +67,56 @@ impl Transaction {
         let writer = &mut self.applier.writer;
         let deferred = writer.checks_constraints();
         writer.session.begin_segment(deferred);
-        let ledger = Box::pin(writer.write(segment)).await?;
-        if let Some(table) = ledger.unbalanced() {
-            return Err(AgentError::Internal(format!("the changes of {table} do not add up")));
-        }
-        self.flush_parked(segment.lsn).await?;
+        let mut held = BTreeMap::new();
+        // Each round holds one more table, so this comes to an end.
+        let ledger = loop {
+            match Box::pin(self.write_segment(segment)).await {
+                Ok(ledger) => break ledger,
+                Err(error) => {
+                    let (table, reason) = Box::pin(self.hold(error)).await?;
+                    held.insert(table, reason);
+                }
+            }
+        };
         let tables = ledger.tables();
         self.wake_waiting(&tables).await?;
         self.save_tables(segment).await?;
         self.ledger.add(&ledger);
-        Ok(self.applied(tables))
+        Ok(Applied {
+            held,
+            ..self.applied(tables)
+        })
+    }
+
+    /// Writes a segment's rows and the entries of those that are parked.
+    async fn write_segment(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
+        let ledger = Box::pin(self.applier.writer.write(segment)).await?;
+        if let Some(table) = ledger.unbalanced() {
+            return Err(AgentError::Internal(format!("the changes of {table} do not add up")));
+        }
+        self.flush_parked(segment.lsn).await?;
+        Ok(ledger)
+    }
+
+    /// Holds the table whose fault this is, and goes back to where the segment began. Returns the table and the reason.
+    ///
+    /// # Errors
+    /// The fault itself, where it is not one table's, or the connection did not survive it.
+    async fn hold(&mut self, fault: AgentError) -> Result<(TableName, String), AgentError> {
+        let fault = fault.for_role(&self.applier.role);
+        let writer = &mut self.applier.writer;
+        let Some(table) = fault
+            .table_fault()
+            .filter(|table| !writer.held.contains(*table))
+            .cloned()
+        else {
+            return Err(fault);
+        };
+        if writer.rewind().await.is_err() {
+            return Err(fault);
+        }
+        writer.set_mode(&table, TableMode::Held);
+        Ok((table, explain(&fault, fault.hint())))
     }
 
     /// Writes the entries of keys that were parked, healed or refused again.
@@ -141,7 +183,11 @@ impl Transaction {
             .keys()
             .map(|table| (table.clone(), parked.count(table)))
             .collect();
-        Applied { tables, parked_now }
+        Applied {
+            tables,
+            parked_now,
+            held: BTreeMap::new(),
+        }
     }
 
     /// As [`Applier::resolve`], within the transaction.
@@ -160,9 +206,9 @@ impl Transaction {
         result
     }
 
-    /// As [`Applier::set_copying`].
-    pub fn set_copying(&mut self, table: &TableName, copying: bool) {
-        self.applier.set_copying(table, copying);
+    /// As [`Applier::set_mode`].
+    pub fn set_mode(&mut self, table: &TableName, mode: TableMode) {
+        self.applier.set_mode(table, mode);
     }
 
     /// As [`Applier::write_table`]; if something was applied already, it is committed together with that.
@@ -176,10 +222,10 @@ impl Transaction {
         self.applier.write_table(change).await
     }
 
-    /// As [`Applier::remember_shape`]; where something was applied already, the shape goes with its commit.
+    /// As [`Applier::remember_shape`]; if something was applied already, it is committed together with that.
     ///
     /// # Errors
-    /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
+    /// The statement or the connection failed; [`AgentError::Aborted`] if an earlier call has failed.
     pub async fn remember_shape(&mut self, table: &TableName, shape: &Shape) -> Result<(), AgentError> {
         if self.applier.writer.session.is_broken() {
             return Err(AgentError::Aborted);

@@ -9,7 +9,7 @@ use super::control::failed;
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
 
-/// Numbers of changes by outcome. Always `received = applied + unchanged + superseded + filtered + parked`.
+/// Numbers of changes by outcome. Always `received = applied + unchanged + superseded + filtered + parked + held`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Changes received from the stream.
@@ -24,6 +24,8 @@ pub struct Tally {
     pub filtered: u64,
     /// Changes kept in `twinlog.failed_rows`.
     pub parked: u64,
+    /// Changes of a table that was held: passed over, and read again when the table is released.
+    pub held: u64,
     /// Rows written or deleted by copies, outside of the sum.
     pub copied: u64,
     /// Parked rows that were applied at last, outside of the sum.
@@ -34,7 +36,7 @@ impl Tally {
     /// Whether every received change has an outcome.
     #[must_use]
     pub const fn balances(&self) -> bool {
-        self.received == self.applied + self.unchanged + self.superseded + self.filtered + self.parked
+        self.received == self.applied + self.unchanged + self.superseded + self.filtered + self.parked + self.held
     }
 
     /// Adds another tally to this one.
@@ -45,6 +47,7 @@ impl Tally {
         self.superseded += other.superseded;
         self.filtered += other.filtered;
         self.parked += other.parked;
+        self.held += other.held;
         self.copied += other.copied;
         self.healed += other.healed;
     }
@@ -52,13 +55,13 @@ impl Tally {
 
 const ADD: &str = "
 INSERT INTO twinlog.accounting AS a
-    (slot, schema_name, table_name, received, applied, unchanged, superseded, filtered, parked, copied, healed)
+    (slot, schema_name, table_name, received, applied, unchanged, superseded, filtered, parked, held, copied, healed)
 SELECT $1, x.* FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
-    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[]) AS x
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[]) AS x
 ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET received = a.received + EXCLUDED.received,
     applied = a.applied + EXCLUDED.applied, unchanged = a.unchanged + EXCLUDED.unchanged,
     superseded = a.superseded + EXCLUDED.superseded, filtered = a.filtered + EXCLUDED.filtered,
-    parked = a.parked + EXCLUDED.parked, copied = a.copied + EXCLUDED.copied, healed = a.healed + EXCLUDED.healed";
+    parked = a.parked + EXCLUDED.parked, held = a.held + EXCLUDED.held, copied = a.copied + EXCLUDED.copied, healed = a.healed + EXCLUDED.healed";
 
 /// Prepares [`Accounting::add`], which nearly every commit needs.
 pub(in crate::agent_db) async fn prepare(client: &Client) -> Result<Statement, AgentError> {
@@ -70,7 +73,7 @@ pub(in crate::agent_db) async fn prepare(client: &Client) -> Result<Statement, A
 pub(in crate::agent_db) struct Accounting {
     schemas: Vec<String>,
     tables: Vec<String>,
-    figures: [Vec<i64>; 8],
+    figures: [Vec<i64>; 9],
 }
 
 impl Accounting {
@@ -86,6 +89,7 @@ impl Accounting {
                 tally.superseded,
                 tally.filtered,
                 tally.parked,
+                tally.held,
                 tally.copied,
                 tally.healed,
             ];

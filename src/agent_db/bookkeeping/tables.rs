@@ -50,6 +50,18 @@ impl TableState {
     }
 }
 
+/// How a table's changes are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableMode {
+    /// The Agent DB has every row: a partial update whose row is missing is parked.
+    Complete,
+    /// A copy is bringing rows that the Agent DB may lack: a partial update whose row is missing is superseded by the chunk
+    /// that will bring the row.
+    LacksRows,
+    /// Changes are counted and passed over.
+    Held,
+}
+
 /// Where in a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString)]
 #[strum(serialize_all = "snake_case")]
@@ -93,7 +105,7 @@ pub struct TableRecord {
     pub started_at: Option<OffsetDateTime>,
     /// When the last whole copy ended, by our clock; `None` where nothing is copied whole.
     pub finished_at: Option<OffsetDateTime>,
-    /// The Site DB's position as of which that copy is right.
+    /// The Site DB's position as of which that copy is right; `None` where changes were passed over since.
     pub copied_at_lsn: Option<Lsn>,
 }
 
@@ -137,6 +149,18 @@ impl TableRecord {
             started_at: None,
             finished_at: None,
             copied_at_lsn: None,
+        }
+    }
+
+    /// How the table's changes are treated in this state.
+    #[must_use]
+    pub const fn mode(&self) -> TableMode {
+        match self.state {
+            TableState::Held => TableMode::Held,
+            TableState::New | TableState::Copying => TableMode::LacksRows,
+            // The copied rows are right as of no position: changes were passed over since.
+            TableState::Resyncing if self.copied_at_lsn.is_none() => TableMode::LacksRows,
+            TableState::Resyncing | TableState::Streaming => TableMode::Complete,
         }
     }
 

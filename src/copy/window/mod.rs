@@ -135,6 +135,14 @@ impl Windows {
         }
     }
 
+    /// The table is held, or was until here: changes of it were passed over.
+    pub fn table_held(&mut self, relation: RelationId) {
+        for window in self.windows_of(relation) {
+            window.invalid = Some(InvalidChunk::TableHeld);
+            window.changes = Vec::new();
+        }
+    }
+
     /// The stream's high fence: merges the rows that were read with the window's changes. The result takes effect at
     /// this place of the stream.
     ///

@@ -22,6 +22,7 @@ use crate::source::{KeysOfTable, Source, SourceTable, Visibility};
 use super::error::SyncError;
 use super::settings::PipelineSettings;
 use super::stream::requests::StreamRequests;
+use super::tables::life::TableEvent;
 
 mod knots;
 mod portions;
@@ -158,7 +159,8 @@ impl Healing {
         stop: &CancellationToken,
     ) -> Result<bool, SyncError> {
         match Box::pin(self.heal(&mut state.source, &keys, stop)).await {
-            Ok(()) => return Ok(true),
+            // A table that is held heals when it is released.
+            Ok(()) | Err(SyncError::Copy(CopyError::TableHeld(_))) => return Ok(true),
             Err(SyncError::Copy(error)) if error.disposition() != Disposition::Transient => {
                 state.source = None;
                 if keys.len() <= 1 {
@@ -172,7 +174,7 @@ impl Healing {
         for (table, keys) in keys {
             let alone = BTreeMap::from([(table.clone(), keys)]);
             match Box::pin(self.heal(&mut state.source, &alone, stop)).await {
-                Ok(()) => {}
+                Ok(()) | Err(SyncError::Copy(CopyError::TableHeld(_))) => {}
                 // The stream does not depend on this read: keep it running, and leave the rows parked.
                 Err(SyncError::Copy(error)) if error.disposition() != Disposition::Transient => {
                     state.source = None;
@@ -203,7 +205,16 @@ impl Healing {
         for (name, failed) in keys {
             // A table that is not synchronised any more.
             let Some(table) = self.tables.get(name) else { continue };
-            let relation = self.requests.resolve(table.description()).await?;
+            let relation = match self.requests.resolve(table.description()).await {
+                Ok(relation) => relation,
+                Err(error) if error.table_fault().is_some() => {
+                    let reason = error.explain();
+                    // Every state accepts this event.
+                    let _ = self.requests.table(name, TableEvent::Held { reason }).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if relation.counts_rows() {
                 let rows: Vec<Row> = failed.iter().filter_map(|failed| failed.row.clone()).collect();
                 counted.push((table, relation, rows));

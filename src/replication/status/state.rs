@@ -75,8 +75,8 @@ pub(in crate::replication) struct SyncFacts {
     pub(in crate::replication) setback: Option<(Setback, String)>,
     /// Why rows may be missing; `None` if none are.
     pub(in crate::replication) gap: Option<String>,
-    /// One table that is held, or whose copy is held, and why.
-    pub(in crate::replication) held_table: Option<String>,
+    /// The tables that are held, or whose copies are held, and why.
+    pub(in crate::replication) held_tables: Option<String>,
     /// At least one table's first copy is unfinished.
     pub(in crate::replication) copying: bool,
 }
@@ -101,7 +101,7 @@ impl SyncFacts {
                 }
             };
         }
-        match (&self.gap, &self.held_table) {
+        match (&self.gap, &self.held_tables) {
             (Some(reason), _) => (SyncState::Gap, Some(reason.clone())),
             (None, Some(reason)) => (SyncState::Held, Some(reason.clone())),
             (None, None) if self.copying => (SyncState::Copying, None),
@@ -142,11 +142,11 @@ mod tests {
             (setback(Setback::RowsMissing), SyncState::Gap, why()),
             (flowing(|_| {}), SyncState::Streaming, None),
             (flowing(|facts| facts.copying = true), SyncState::Copying, None),
-            (flowing(|facts| facts.held_table = why()), SyncState::Held, why()),
+            (flowing(|facts| facts.held_tables = why()), SyncState::Held, why()),
             (
                 flowing(|facts| {
                     facts.gap = why();
-                    facts.held_table = Some("less grave".to_owned());
+                    facts.held_tables = Some("less grave".to_owned());
                     facts.copying = true;
                 }),
                 SyncState::Gap,

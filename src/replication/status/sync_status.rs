@@ -16,6 +16,9 @@ use crate::timestamp::PgTimestamp;
 use super::delay::age;
 use super::state::{Setback, SyncFacts, SyncState};
 
+/// Held tables that are named with their reason in the state's reason, so that it stays readable.
+const MOST_NAMED: usize = 5;
+
 /// Written by the stream and the runs, read by the monitor. Each figure is exact, but two figures may be of slightly
 /// different moments.
 #[derive(Debug, Default)]
@@ -89,7 +92,7 @@ impl SyncStatus {
             facts.flowing = true;
             facts.setback = None;
             facts.copying = tables.values().any(|table| table.state.is_first_copy());
-            facts.held_table = tables.values().find_map(held);
+            facts.held_tables = held_tables(tables);
         });
     }
 
@@ -165,14 +168,29 @@ impl SyncStatus {
     }
 }
 
+/// Which tables, or copies of tables, are held, and why; and how many others there are. `None` if none is.
+fn held_tables(tables: &TableRecords) -> Option<String> {
+    let held: Vec<String> = tables.values().filter_map(held).collect();
+    if held.is_empty() {
+        return None;
+    }
+    let others = tables.len() - held.len();
+    let mut text = held.iter().take(MOST_NAMED).cloned().collect::<Vec<_>>().join("; ");
+    if held.len() > MOST_NAMED {
+        text.push_str(&format!("; and {} more: see twinlog status", held.len() - MOST_NAMED));
+    }
+    text.push_str(&format!("; {others} other table(s) not held"));
+    Some(text)
+}
+
 /// Why the table or its copy is held; `None` if it is not.
 fn held(table: &TableRecord) -> Option<String> {
-    let reason = table.detail.as_ref()?;
+    let reason = || table.detail.clone().unwrap_or_else(|| "no reason is known".to_owned());
     match table.state {
-        TableState::Held => Some(format!("table {} is held: {reason}", table.table)),
-        TableState::New | TableState::Copying | TableState::Resyncing => {
-            Some(format!("the copy of table {} is held: {reason}", table.table))
+        TableState::Held => Some(format!("table {} is held: {}", table.table, reason())),
+        TableState::New | TableState::Copying | TableState::Resyncing if table.detail.is_some() => {
+            Some(format!("the copy of table {} is held: {}", table.table, reason()))
         }
-        TableState::Streaming => None,
+        TableState::New | TableState::Copying | TableState::Resyncing | TableState::Streaming => None,
     }
 }

@@ -15,9 +15,11 @@ use tokio::task::JoinHandle;
 use tracing::{Instrument, Span, warn};
 
 use crate::agent_db::{
-    AgentError, Applied, Applier, Checkpoint, Committed, Item, Segment, SourceIdentity, TableChange, Transaction,
+    AgentError, Applied, Applier, Checkpoint, Committed, Item, Segment, SourceIdentity, TableChange, TableMode,
+    Transaction,
 };
 use crate::change::{Relation, Shape, TableDescription, TableName};
+use crate::copy::InvalidChunk;
 use crate::lsn::Lsn;
 use crate::replication::tables::book::TableBook;
 use crate::replication::tables::life::{TableEvent, TransitionError};
@@ -176,7 +178,7 @@ impl ApplyTask {
     ) {
         let mut transaction = applier.begin();
         for table in self.tables.records().keys() {
-            transaction.set_copying(table, self.tables.is_first_copy(table));
+            transaction.set_mode(table, self.tables.mode(table));
         }
         while let Some(order) = inbox.recv().await {
             let result = match order {
@@ -225,7 +227,9 @@ impl ApplyTask {
 
     async fn apply(&mut self, transaction: &mut Transaction, segment: Segment) -> Result<ApplyReport, AgentError> {
         self.is_open = true;
-        Ok(ApplyReport::Applied(transaction.apply(segment).await?))
+        let applied = transaction.apply(segment).await?;
+        self.hold(transaction, &applied).await?;
+        Ok(ApplyReport::Applied(applied))
     }
 
     async fn commit(
@@ -241,12 +245,13 @@ impl ApplyTask {
         } = batch;
         let changes = self.apply_chunk_events(&mut chunks);
         items.extend(changes.values().cloned().map(Item::Table));
-        transaction
-            .apply(Segment {
-                items,
-                lsn: boundary.end_lsn,
-            })
-            .await?;
+        let segment = Segment {
+            items,
+            lsn: boundary.end_lsn,
+        };
+        let applied = transaction.apply(segment).await?;
+        self.hold(&mut transaction, &applied).await?;
+        let chunks = self.tell_readers_of_held_tables(chunks);
         let checkpoint = Checkpoint {
             identity: self.identity.clone(),
             end_lsn: boundary.end_lsn,
@@ -255,7 +260,7 @@ impl ApplyTask {
         let (applier, committed) = transaction.commit(checkpoint).await?;
         let mut next = applier.begin();
         for table in changes.keys() {
-            next.set_copying(table, self.tables.is_first_copy(table));
+            next.set_mode(table, self.tables.mode(table));
         }
         self.committed();
         let report = ApplyReport::Durable {
@@ -269,17 +274,48 @@ impl ApplyTask {
     /// Applies the chunks' events to their tables. The changes have to be written together with the chunks' rows.
     fn apply_chunk_events(&mut self, chunks: &mut [MergedChunk]) -> BTreeMap<TableName, TableChange> {
         let mut changes = BTreeMap::new();
-        for (table, event) in chunks.iter_mut().filter_map(|chunk| chunk.event.take()) {
-            match self.tables.apply(&table, event) {
+        for chunk in chunks {
+            let (Some(table), Some(event)) = (chunk.tables.first(), chunk.event.take()) else {
+                continue;
+            };
+            match self.tables.apply(table, event) {
                 Ok(Some(change)) => {
-                    changes.insert(table, change);
+                    changes.insert(table.clone(), change);
                 }
                 Ok(None) => {}
+                // Its rows are passed over too.
+                Err(_) if self.tables.mode(table) == TableMode::Held => {}
                 // The table's state changed while this chunk was on its way. Its rows are still correct.
                 Err(refused) => warn!(%table, %refused, "a chunk is applied, but not counted for the table's copy"),
             }
         }
         changes
+    }
+
+    /// Writes the state of the tables whose fault showed itself, in the transaction that passes their changes over.
+    async fn hold(&mut self, transaction: &mut Transaction, applied: &Applied) -> Result<(), AgentError> {
+        for (table, reason) in &applied.held {
+            let event = TableEvent::Held { reason: reason.clone() };
+            // Every state accepts this event.
+            if let Ok(Some(change)) = self.tables.apply(table, event) {
+                transaction.write_table(&change).await?;
+            }
+            log_held(table, reason);
+        }
+        Ok(())
+    }
+
+    /// The rows of a held table's chunk were passed over: its copy has to begin anew. (Parked rows just stay parked.)
+    /// Returns the other chunks.
+    fn tell_readers_of_held_tables(&self, chunks: Vec<MergedChunk>) -> Vec<MergedChunk> {
+        let (held, others) = chunks.into_iter().partition(
+            |chunk| matches!(chunk.tables.as_slice(), [table] if self.tables.mode(table) == TableMode::Held),
+        );
+        for chunk in Vec::<MergedChunk>::into_iter(held) {
+            // A reader that no longer waits has been stopped.
+            let _ = chunk.reader.send(Err(InvalidChunk::TableHeld));
+        }
+        others
     }
 
     async fn checkpoint(
@@ -309,11 +345,18 @@ impl ApplyTask {
         event: TableEvent,
         reply: oneshot::Sender<Result<(), TransitionError>>,
     ) -> Result<(), AgentError> {
+        let held = match &event {
+            TableEvent::Held { reason } => Some(reason.clone()),
+            _ => None,
+        };
         match self.tables.apply(table, event) {
             Ok(change) => {
                 if let Some(change) = change {
+                    if let Some(reason) = held {
+                        log_held(table, &reason);
+                    }
                     transaction.write_table(&change).await?;
-                    transaction.set_copying(table, self.tables.is_first_copy(table));
+                    transaction.set_mode(table, self.tables.mode(table));
                 }
                 self.answer(Unanswered::Table(reply));
             }
@@ -363,6 +406,11 @@ impl ApplyTask {
             }
         }
     }
+}
+
+/// The one log line of a table that is held.
+fn log_held(table: &TableName, reason: &str) {
+    warn!(%table, %reason, "a table is held: its changes are passed over until the reason is gone, then it is read again");
 }
 
 /// Reports why the task ends.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::agent_db::Item;
+use crate::agent_db::{Item, PassedOver};
 use crate::change::{Change, Relation, Row, TableName};
 use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
@@ -25,9 +25,10 @@ pub(in crate::replication) struct Boundary {
 /// A chunk whose rows are among the items.
 #[derive(Debug)]
 pub(in crate::replication) struct MergedChunk {
-    /// The progress of its table's copy, to be committed with the rows. `None` for healed rows, which belong to no
-    /// copy.
-    pub(in crate::replication) event: Option<(TableName, TableEvent)>,
+    /// The tables of its rows; one, if it belongs to a copy.
+    pub(in crate::replication) tables: Vec<TableName>,
+    /// The progress of the table's copy, to be committed with the rows. `None` for healed rows, which belong to no copy.
+    pub(in crate::replication) event: Option<TableEvent>,
     /// The reader, which waits until the rows are durable.
     pub(in crate::replication) reader: oneshot::Sender<ChunkOutcome>,
 }
@@ -106,18 +107,23 @@ impl TransactionBuffer {
         self.items.push(item);
     }
 
-    /// Counts a change of a table that is not synchronised. Consecutive ones of a table share one item.
-    pub(in crate::replication) fn count_filtered(&mut self, relation: &Arc<Relation>) {
-        if let Some(Item::Filtered { relation: last, count }) =
-            self.items.get_mut(self.whole..).and_then(<[_]>::last_mut)
+    /// Counts a change that is not applied. Consecutive ones of a table share one item.
+    pub(in crate::replication) fn pass_over(&mut self, relation: &Arc<Relation>, why: PassedOver) {
+        if let Some(Item::PassedOver {
+            relation: last,
+            count,
+            why: last_why,
+        }) = self.items.get_mut(self.whole..).and_then(<[_]>::last_mut)
             && Arc::ptr_eq(last, relation)
+            && *last_why == why
         {
             *count += 1;
             return;
         }
-        self.push(Item::Filtered {
+        self.push(Item::PassedOver {
             relation: Arc::clone(relation),
             count: 1,
+            why,
         });
     }
 
@@ -214,12 +220,12 @@ mod tests {
     fn what_is_whole_and_what_is_open_are_taken_apart() {
         let mut buffer = TransactionBuffer::new(3, 1 << 20);
         let (ours, other) = (relation("ours"), relation("other"));
-        buffer.count_filtered(&ours);
-        buffer.count_filtered(&ours);
+        buffer.pass_over(&ours, PassedOver::NotSelected);
+        buffer.pass_over(&ours, PassedOver::NotSelected);
         assert!(!buffer.is_full(), "the same thing twice is one item");
         buffer.close_transaction(boundary(10));
-        buffer.count_filtered(&ours);
-        buffer.count_filtered(&other);
+        buffer.pass_over(&ours, PassedOver::NotSelected);
+        buffer.pass_over(&other, PassedOver::NotSelected);
         assert!(buffer.is_full());
         let closed = buffer.take_whole().unwrap();
         assert_eq!(
@@ -227,7 +233,7 @@ mod tests {
             (1, Lsn(10), 1)
         );
         assert!(
-            matches!(closed.items[0], Item::Filtered { count: 2, .. }),
+            matches!(closed.items[0], Item::PassedOver { count: 2, .. }),
             "and never merged over a commit"
         );
         assert!(!buffer.is_full());
@@ -246,7 +252,7 @@ mod tests {
     #[test]
     fn a_transaction_whose_last_item_was_taken_before_its_end_is_committed_all_the_same() {
         let mut buffer = TransactionBuffer::new(1, 1 << 20);
-        buffer.count_filtered(&relation("ours"));
+        buffer.pass_over(&relation("ours"), PassedOver::NotSelected);
         assert!(buffer.take_whole().is_none(), "not before its end");
         assert_eq!(buffer.take_open().len(), 1);
         buffer.close_transaction(boundary(10));
@@ -261,10 +267,14 @@ mod tests {
     #[test]
     fn a_reader_is_told_with_the_commit_of_its_own_transaction() {
         let mut buffer = TransactionBuffer::new(10, 1 << 20);
-        buffer.count_filtered(&relation("ours"));
+        buffer.pass_over(&relation("ours"), PassedOver::NotSelected);
         buffer.close_transaction(boundary(10));
         let (reader, _outcome) = oneshot::channel();
-        buffer.push_chunk(MergedChunk { event: None, reader });
+        buffer.push_chunk(MergedChunk {
+            tables: Vec::new(),
+            event: None,
+            reader,
+        });
         assert!(
             buffer.take_whole().unwrap().chunks.is_empty(),
             "not with the one before"

@@ -9,6 +9,7 @@ use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::copy::CopyError;
 use crate::replication::error::SyncError;
 use crate::replication::tables::life::{TableEvent, TransitionError};
+use crate::source::SourceTable;
 
 /// Capacity of the channel. A few tasks send requests, and each waits for its answer before it sends another.
 const CAPACITY: usize = 16;
@@ -18,6 +19,8 @@ const CAPACITY: usize = 16;
 pub(in crate::replication) enum StreamRequest {
     /// Look up how a table's rows are written in the Agent DB.
     Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
+    /// The reason why the table was held is gone: look it up again, and go on with it.
+    Release(Box<SourceTable>, oneshot::Sender<Result<(), AgentError>>),
     /// Store a fact in the Agent DB. The loop only passes it on to the apply task.
     Store(StoreRequest),
 }
@@ -66,6 +69,17 @@ impl StreamRequests {
     pub(in crate::replication) async fn shape(&self, table: &TableName, shape: Shape) -> Result<(), SyncError> {
         self.ask(|reply| StreamRequest::Store(StoreRequest::Shape(table.clone(), shape, reply)))
             .await
+    }
+
+    /// Releases a held table.
+    ///
+    /// # Errors
+    /// The inner error: it has to stay held, for this reason.
+    pub(in crate::replication) async fn release(
+        &self,
+        table: SourceTable,
+    ) -> Result<Result<(), AgentError>, SyncError> {
+        self.ask(|reply| StreamRequest::Release(Box::new(table), reply)).await
     }
 
     /// Removes the stored gap after a full resync. Returns once that is committed.

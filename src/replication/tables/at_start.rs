@@ -34,6 +34,8 @@ pub(in crate::replication) struct AtStart<'a> {
     pub(in crate::replication) shapes: &'a BTreeMap<TableName, Shape>,
     /// The present shapes of the tables that are published, selected, and writable in the Agent DB.
     pub(in crate::replication) found: &'a BTreeMap<TableName, Shape>,
+    /// The selected tables that can't be replicated now, each with the fault and its remedy. None of them is in `found`.
+    pub(in crate::replication) held: &'a BTreeMap<TableName, String>,
     /// The Agent DB has no checkpoint.
     pub(in crate::replication) checkpoint_lost: bool,
 }
@@ -44,14 +46,21 @@ impl AtStart<'_> {
         let left = self
             .stored
             .keys()
-            .filter(|table| !self.found.contains_key(*table))
+            .filter(|table| !self.found.contains_key(*table) && !self.held.contains_key(*table))
             .map(|table| Due {
                 table: table.clone(),
                 event: Some(TableEvent::LeftPublication),
                 why: Some("it is not published or not selected any more"),
                 shape: None,
             });
-        left.chain(self.found.iter().flat_map(|(table, shape)| self.of(table, shape)))
+        let held = self.held.iter().map(|(table, reason)| Due {
+            table: table.clone(),
+            event: Some(TableEvent::Held { reason: reason.clone() }),
+            why: None,
+            shape: None,
+        });
+        left.chain(held)
+            .chain(self.found.iter().flat_map(|(table, shape)| self.of(table, shape)))
             .collect()
     }
 
@@ -133,6 +142,7 @@ mod tests {
 
     fn due(checkpoint_lost: bool) -> Vec<(String, Option<TableEvent>, bool)> {
         let stored = stored(&[
+            ("broken", TableState::Streaming),
             ("gone", TableState::Streaming),
             ("held", TableState::Held),
             ("held_other", TableState::Held),
@@ -141,6 +151,7 @@ mod tests {
             ("unshaped", TableState::Copying),
         ]);
         let before = shapes(&[("gone", 1), ("held", 2), ("held_other", 6), ("other", 3), ("same", 4)]);
+        let held = BTreeMap::from([(table("broken"), "why".to_owned())]);
         let found = shapes(&[
             ("held", 2),
             ("held_other", 7),
@@ -153,6 +164,7 @@ mod tests {
             stored: &stored,
             shapes: &before,
             found: &found,
+            held: &held,
             checkpoint_lost,
         };
         at_start
@@ -169,6 +181,13 @@ mod tests {
             due(false),
             [
                 row("gone", Some(TableEvent::LeftPublication), false),
+                row(
+                    "broken",
+                    Some(TableEvent::Held {
+                        reason: "why".to_owned(),
+                    }),
+                    false,
+                ),
                 row("held", Some(TableEvent::Released), false),
                 // Read from the beginning, in this run and not in the next one.
                 row("held_other", Some(TableEvent::ShapeOutdated), false),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::agent_db::{TableChange, TableRecord, TableRecords};
+use crate::agent_db::{TableChange, TableMode, TableRecord, TableRecords};
 use crate::change::TableName;
 
 use super::life::{TableEvent, TransitionError, next};
@@ -48,11 +48,9 @@ impl TableBook {
         self.committed.subscribe()
     }
 
-    /// Whether the table's first copy is unfinished, so that rows may be missing in the Agent DB.
-    pub(in crate::replication) fn is_first_copy(&self, table: &TableName) -> bool {
-        self.records
-            .get(table)
-            .is_some_and(|record| record.state.is_first_copy())
+    /// How a table's changes are treated.
+    pub(in crate::replication) fn mode(&self, table: &TableName) -> TableMode {
+        self.records.get(table).map_or(TableMode::Complete, TableRecord::mode)
     }
 
     /// Applies an event. The caller must write the returned change; for a merged chunk, in the transaction that holds
@@ -105,7 +103,7 @@ mod tests {
         let mut book = TableBook::new(Vec::new());
         let seen = book.committed();
         book.apply(&table, TableEvent::SeenFirst).unwrap();
-        assert!(book.is_first_copy(&table));
+        assert_eq!(book.mode(&table), TableMode::LacksRows);
         assert!(seen.borrow().is_empty());
         book.publish();
         assert_eq!(seen.borrow().len(), 1);

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use twinlog::agent_db::TableMode;
 use twinlog::change::{Change, TableName};
 use twinlog::retry::Disposition;
 
@@ -140,14 +141,18 @@ async fn new_rows_take_unique_values_that_other_rows_release() {
 #[tokio::test]
 async fn a_first_copys_chunk_is_copied_and_a_resyncs_is_not() {
     let (mut fixture, t) = Fixture::new(WITNESS).await.with_table("t").await;
-    fixture.transaction().set_copying(&TableName::new("public", "t"), true);
+    fixture
+        .transaction()
+        .set_mode(&TableName::new("public", "t"), TableMode::LacksRows);
     let tally = fixture
         .apply(inserts(&t, 0..MANY).into_iter().map(chunk).collect())
         .await;
     assert_eq!((tally.received, tally.copied), (0, MANY as u64));
     assert_eq!(fixture.lines(WITNESSED).await, ["COPY"]);
     fixture.on_agent("DELETE FROM witness").await;
-    fixture.transaction().set_copying(&TableName::new("public", "t"), false);
+    fixture
+        .transaction()
+        .set_mode(&TableName::new("public", "t"), TableMode::Complete);
     let tally = fixture
         .apply(inserts(&t, 0..2 * MANY).into_iter().map(chunk).collect())
         .await;

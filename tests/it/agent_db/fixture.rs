@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_postgres::Client;
 use twinlog::agent_db::{
-    AgentError, Applied, Applier, ApplierSettings, Checkpoint, Committed, Item, Segment, SourceIdentity, Tally,
-    Transaction,
+    AgentError, Applied, Applier, ApplierSettings, Checkpoint, Committed, Item, Segment, SourceIdentity, TableMode,
+    Tally, Transaction,
 };
 use twinlog::change::{
     Change, ColumnValue, Identity, Key, Operation, Origin, Relation, RelationId, Row, SourceFacts, TableDescription,
@@ -161,6 +161,27 @@ impl Fixture {
         self.next_lsn += 1;
         let lsn = Lsn(self.next_lsn);
         self.transaction().apply(Segment { items, lsn }).await
+    }
+
+    /// Applies what holds the one table that it is about; the reason.
+    pub(super) async fn holds(&mut self, items: Vec<Item>) -> String {
+        let applied = self.try_apply_items(items).await.unwrap();
+        let total = applied.total();
+        assert_eq!(
+            (total.received, total.parked),
+            (total.held, 0),
+            "all is counted, nothing is parked"
+        );
+        let mut held = applied.held.into_values();
+        let reason = held.next().expect("a table is held");
+        assert_eq!(held.next(), None);
+        self.commit().await;
+        reason
+    }
+
+    /// Releases a table that was held.
+    pub(super) fn release(&mut self, relation: &Relation) {
+        self.transaction().set_mode(&relation.table, TableMode::Complete);
     }
 
     /// Applies and commits; the sum over the tables.

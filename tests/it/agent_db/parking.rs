@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use twinlog::agent_db::{AgentError, Control, Item, Tally};
+use twinlog::agent_db::{Control, Item, Tally};
 use twinlog::change::Relation;
-use twinlog::retry::Disposition;
 
 use super::fixture::{Fixture, chunk, delete, insert, rekey, settings, truncate, update};
 
@@ -337,17 +336,17 @@ async fn too_many_refused_rows_hold_the_table_and_lose_nothing() {
     .with_table("t")
     .await;
     let changes = (0..6)
-        .map(|id| insert(&t, &[&id.to_string(), "100", "a", "∅"]))
+        .map(|id| Item::Change(insert(&t, &[&id.to_string(), "100", "a", "∅"])))
         .collect();
-    let error = fixture.try_apply(changes).await.unwrap_err();
-    assert!(matches!(error, AgentError::TooManyFailed { limit: 5, .. }), "{error}");
-    assert_eq!(error.disposition(), Disposition::Systemic);
-    assert!(matches!(
-        fixture.try_apply(vec![insert(&t, &["7", "1", "a", "∅"])]).await,
-        Err(AgentError::Aborted)
-    ));
-    fixture.rollback().await.unwrap();
+    let reason = fixture.holds(changes).await;
+    assert!(reason.contains("more than 5 failed rows"), "{reason}");
     assert!(fixture.parked().await.is_empty());
+    // Held until it is released.
+    let tally = fixture.apply(vec![insert(&t, &["7", "1", "a", "∅"])]).await;
+    assert_eq!((tally.held, tally.applied), (1, 0));
+    fixture.release(&t);
+    let tally = fixture.apply(vec![insert(&t, &["7", "1", "a", "∅"])]).await;
+    assert_eq!((tally.held, tally.applied), (0, 1));
 }
 
 #[tokio::test]
@@ -355,19 +354,16 @@ async fn a_revoked_right_holds_and_never_parks() {
     let (mut fixture, t) = Fixture::without_replica_role(TABLE).await.with_table("t").await;
     let role = format!("plain_{}", fixture.db.agent.name);
     fixture.on_agent(&format!("REVOKE UPDATE ON t FROM {role}")).await;
-    let error = fixture
-        .try_apply(vec![
-            insert(&t, &["1", "100", "a", "∅"]),
-            insert(&t, &["2", "1", "a", "∅"]),
+    let reason = fixture
+        .holds(vec![
+            Item::Change(insert(&t, &["1", "100", "a", "∅"])),
+            Item::Change(insert(&t, &["2", "1", "a", "∅"])),
         ])
-        .await
-        .unwrap_err();
-    assert_eq!(error.disposition(), Disposition::Systemic);
+        .await;
     // The statement is ready to paste.
-    let hint = error.hint().unwrap();
-    let grant = &hint[hint.find("GRANT").unwrap()..=hint.find(';').unwrap()];
+    let grant = &reason[reason.find("GRANT").unwrap()..=reason.find(';').unwrap()];
     fixture.on_agent(grant).await;
-    fixture.rollback().await.unwrap();
+    fixture.release(&t);
     let tally = fixture.apply(vec![insert(&t, &["2", "1", "a", "∅"])]).await;
     assert_eq!((tally.applied, tally.parked), (1, 0));
 }
@@ -377,32 +373,24 @@ async fn a_table_dropped_under_the_daemon_holds_and_never_parks() {
     let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.apply(vec![insert(&t, &["1", "1", "a", "∅"])]).await;
     fixture.on_agent("ALTER TABLE t DROP COLUMN v").await;
-    let error = fixture
-        .try_apply(vec![insert(&t, &["2", "1", "a", "∅"])])
-        .await
-        .unwrap_err();
-    assert_eq!(error.disposition(), Disposition::Systemic);
-    fixture.rollback().await.unwrap();
+    let insert = || vec![Item::Change(insert(&t, &["2", "1", "a", "∅"]))];
+    fixture.holds(insert()).await;
     fixture.on_agent("DROP TABLE t").await;
-    let error = fixture
-        .try_apply(vec![insert(&t, &["2", "1", "a", "∅"])])
-        .await
-        .unwrap_err();
-    assert_eq!(error.disposition(), Disposition::Systemic);
-    assert_eq!(error.table(), Some(&t.table));
+    fixture.release(&t);
+    let reason = fixture.holds(insert()).await;
+    assert!(reason.contains("public.t"), "{reason}");
 }
 
 #[tokio::test]
 async fn a_not_null_column_that_only_the_agent_db_has_holds_and_never_parks() {
     let (mut fixture, t) = Fixture::new(TABLE).await.with_table("t").await;
     fixture.on_agent("ALTER TABLE t ADD COLUMN must int NOT NULL").await;
-    let error = fixture
-        .try_apply(vec![insert(&t, &["2", "1", "a", "∅"])])
-        .await
-        .unwrap_err();
-    assert!(matches!(error, AgentError::ColumnUnfilled { .. }), "{error}");
+    let reason = fixture
+        .holds(vec![Item::Change(insert(&t, &["2", "1", "a", "∅"]))])
+        .await;
+    assert!(reason.contains("column must"), "{reason}");
     // A NULL that the stream sends is the row's fault, so the row is parked.
-    fixture.rollback().await.unwrap();
+    fixture.release(&t);
     fixture
         .on_agent("ALTER TABLE t DROP COLUMN must; ALTER TABLE t ALTER COLUMN n SET NOT NULL")
         .await;

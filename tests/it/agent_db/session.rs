@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use twinlog::agent_db::{
-    AgentError, Applier, CommandError, CommandKind, CommandState, Control, CopyPhase, Item, Resync, ResyncArguments,
-    ResyncedState, ResyncedTable, Segment, TableChange, TableRecord, TableState,
+    AgentError, Applier, CommandError, CommandKind, CommandState, Control, CopyPhase, Item, PassedOver, Resync,
+    ResyncArguments, ResyncedState, ResyncedTable, Segment, TableChange, TableRecord, TableState,
 };
 use twinlog::config::{DatabaseUrl, SslMode};
 use twinlog::dev::postgres::{Cluster, Settings, Shutdown};
@@ -313,9 +313,10 @@ async fn a_copys_progress_is_committed_with_its_rows() {
         .try_apply_items(vec![
             Item::Change(super::fixture::chunk(insert(&t, &["1"]))),
             Item::Table(TableChange::Saved(progress.clone())),
-            Item::Filtered {
+            Item::PassedOver {
                 relation: std::sync::Arc::clone(&t),
                 count: 4,
+                why: PassedOver::NotSelected,
             },
         ])
         .await

@@ -193,7 +193,7 @@ impl Databases {
             .agent
             .query_one(
                 "SELECT coalesce(sum(received), 0)::bigint AS received,
-                        coalesce(sum(applied + unchanged + superseded + filtered + parked), 0)::bigint AS accounted
+                        coalesce(sum(applied + unchanged + superseded + filtered + parked + held), 0)::bigint AS accounted
                  FROM twinlog.accounting",
                 &[],
             )
@@ -206,7 +206,7 @@ impl Databases {
     }
 
     /// Asserts the identity that holds for every transaction: received = applied + unchanged + superseded + filtered +
-    /// parked.
+    /// parked + held.
     pub(crate) async fn assert_balanced(&self) {
         let Accounting { received, accounted } = self.accounting().await;
         assert_eq!(received, accounted, "changes received and accounted for");

@@ -4,6 +4,7 @@ mod basics;
 mod convergence;
 mod copying;
 mod gap;
+mod held;
 mod identities;
 mod joining;
 mod keyless;

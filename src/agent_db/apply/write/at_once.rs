@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::in_order::Checks;
-use super::writer::{Constraints, Writer};
+use super::writer::{Constraints, Writer, pass_over};
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::plan::{Group, Offer, WritePlan};
 use crate::agent_db::apply::segment::{Item, Segment};
@@ -17,6 +17,7 @@ impl Writer {
         let mut plan = WritePlan::default();
         for item in &segment.items {
             match item {
+                Item::Change(change) if self.is_held(&change.relation.table) => pass_over(change, ledger),
                 Item::Change(change) => {
                     ledger.receive(change);
                     self.plan_change(&mut plan, change, ledger).await?;
@@ -29,7 +30,7 @@ impl Writer {
                     self.write_plan(&std::mem::take(&mut plan), ledger).await?;
                     self.heal(rows, ledger).await?;
                 }
-                Item::Filtered { relation, count } => ledger.filter(&relation.table, *count),
+                Item::PassedOver { relation, count, why } => ledger.pass_over(&relation.table, *count, *why),
                 Item::Table(_) => {}
             }
         }

@@ -1,7 +1,7 @@
 //! Writes a segment in exact stream order: consecutive changes of one kind under one savepoint, which is halved until the
 //! refused rows are found.
 
-use super::writer::{CHECK_DEFERRED, Writer};
+use super::writer::{CHECK_DEFERRED, Writer, pass_over};
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::plan::{Group, OrderedRun, Purpose, RowWrite};
 use crate::agent_db::apply::segment::{Item, Segment};
@@ -32,6 +32,7 @@ impl Writer {
         let mut run = OrderedRun::default();
         for item in &segment.items {
             match item {
+                Item::Change(change) if self.is_held(&change.relation.table) => pass_over(change, ledger),
                 Item::Change(change) => {
                     ledger.receive(change);
                     self.run_change(&mut run, change, ledger, checks).await?;
@@ -48,7 +49,7 @@ impl Writer {
                     }
                     self.heal(rows, ledger).await?;
                 }
-                Item::Filtered { relation, count } => ledger.filter(&relation.table, *count),
+                Item::PassedOver { relation, count, why } => ledger.pass_over(&relation.table, *count, *why),
                 Item::Table(_) => {}
             }
         }
@@ -86,7 +87,7 @@ impl Writer {
     }
 
     /// Goes back to where the segment began.
-    pub(super) async fn rewind(&mut self) -> Result<(), AgentError> {
+    pub(in crate::agent_db::apply) async fn rewind(&mut self) -> Result<(), AgentError> {
         self.parked.take_back();
         if !self.session.has_opening() {
             self.back_to("ROLLBACK TO SAVEPOINT segment").await?;

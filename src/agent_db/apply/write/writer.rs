@@ -7,9 +7,11 @@ use super::copy_backoff::CopyBackoff;
 use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
 use crate::agent_db::apply::parked_keys::ParkedKeys;
 use crate::agent_db::apply::plan::moved;
+use crate::agent_db::apply::segment::PassedOver;
 use crate::agent_db::apply::session::Session;
 use crate::agent_db::apply::sql;
 use crate::agent_db::apply::targets::Targets;
+use crate::agent_db::bookkeeping::TableMode;
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
 use crate::agent_db::catalog::{ForeignKeys, Target};
 use crate::agent_db::error::AgentError;
@@ -34,8 +36,10 @@ pub(in crate::agent_db::apply) struct Writer {
     pub targets: Targets,
     pub parked: ParkedKeys,
     pub constraints: Constraints,
-    /// Tables whose first copy is reading rows.
+    /// Tables of which rows may be missing, until their copy has ended.
     pub copying: HashSet<TableName>,
+    /// Tables that are held: their changes are counted and passed over.
+    pub held: HashSet<TableName>,
     pub copy_backoff: CopyBackoff,
 }
 
@@ -43,6 +47,22 @@ impl Writer {
     /// Whether constraints are checked, and may be deferred.
     pub(in crate::agent_db::apply) const fn checks_constraints(&self) -> bool {
         matches!(self.constraints, Constraints::Checked(_))
+    }
+
+    /// Whether the table's changes are passed over.
+    pub(super) fn is_held(&self, table: &TableName) -> bool {
+        !self.held.is_empty() && self.held.contains(table)
+    }
+
+    /// Says how a table's changes are treated from here on.
+    pub(in crate::agent_db::apply) fn set_mode(&mut self, table: &TableName, mode: TableMode) {
+        self.copying.remove(table);
+        self.held.remove(table);
+        match mode {
+            TableMode::Complete => {}
+            TableMode::LacksRows => drop(self.copying.insert(table.clone())),
+            TableMode::Held => drop(self.held.insert(table.clone())),
+        }
     }
 
     /// How to write a relation.
@@ -89,7 +109,11 @@ impl Writer {
     pub(super) async fn truncate(&mut self, truncate: &Truncate, ledger: &mut Ledger) -> Result<(), AgentError> {
         let mut targets = Vec::new();
         for relation in &truncate.relations {
-            targets.push(self.target(relation).await?);
+            if self.is_held(&relation.table) {
+                ledger.pass_over(&relation.table, 1, PassedOver::Held);
+            } else {
+                targets.push(self.target(relation).await?);
+            }
         }
         let Some(first) = targets.first() else {
             return Ok(());
@@ -107,12 +131,20 @@ impl Writer {
             .batch_execute(&sql)
             .await
             .map_err(|source| AgentError::from_driver("truncate", Some(&table), source))?;
-        for relation in &truncate.relations {
+        for target in &targets {
+            let relation = &target.relation;
             self.parked.clear(&relation.table);
             let tally = ledger.of(&relation.table, ChangeKind::Truncate);
             tally.received += 1;
             tally.applied += 1;
         }
         Ok(())
+    }
+}
+
+/// Counts a change of a held table. A row that was read from the Site DB counts for nothing: it is read again.
+pub(super) fn pass_over(change: &Change, ledger: &mut Ledger) {
+    if change.origin == Origin::Stream {
+        ledger.pass_over(&change.relation.table, 1, PassedOver::Held);
     }
 }

@@ -22,9 +22,9 @@ pub struct FailedKey {
     pub reason: String,
 }
 
-/// Keys of a table that is not synchronised any more would stay due for ever, and take the place of others.
+/// Keys of a table that is not synchronised any more, or that is held, would stay due, and take the place of others.
 const SYNCHRONISED: &str = "EXISTS (SELECT FROM twinlog.tables t WHERE t.slot = f.slot \
-                            AND t.schema_name = f.schema_name AND t.table_name = f.table_name)";
+                            AND t.schema_name = f.schema_name AND t.table_name = f.table_name AND t.state <> 'held')";
 
 /// Reasons that may be other rows' fault: foreign keys, unique and exclusion constraints, rows whose base is missing.
 const WAITING: &str = "'23001', '23503', '23505', '23P01', 'TW001', 'TW002'";

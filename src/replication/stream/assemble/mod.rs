@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::agent_db::PassedOver;
 use crate::change::{
     Change, Key, Operation, Origin, Relation, RelationId, Row, RowKey, TableName, Truncate, Xid, overlay,
 };
@@ -32,10 +33,12 @@ pub(in crate::replication) enum Event {
     Change(Change),
     /// A row whose table counts its rows changed: one row is gone, and another one came.
     Replaced([Change; 2]),
-    /// Tables were truncated; and, in the list, tables of the same statement that are not synchronised.
-    Truncate(Truncate, Vec<Arc<Relation>>),
-    /// A change of a table that is not synchronised.
-    Filtered(Arc<Relation>),
+    /// Tables were truncated; and, in the list, tables of the same statement whose changes are only counted.
+    Truncate(Truncate, Vec<(Arc<Relation>, PassedOver)>),
+    /// A change that is only counted.
+    PassedOver(Arc<Relation>, PassedOver),
+    /// A change that does not say which row of the table it is about.
+    Unidentifiable(TableName),
     /// A fence, which a chunk's reader wrote into the log.
     Fence(Fence),
     /// The transaction ends.
@@ -58,6 +61,8 @@ enum StreamRelation {
     Synchronised(Arc<Relation>, RelationMessage),
     /// Synchronised, but not looked up in the Agent DB yet.
     Unresolved,
+    /// The table is held, and must be looked up again before it is released. Its name, and the message.
+    Held(Arc<Relation>, RelationMessage),
     /// Not synchronised: only the name that it had is kept.
     Other(Arc<Relation>),
 }
@@ -108,6 +113,33 @@ impl Assembler {
             .insert(message.id, StreamRelation::Synchronised(relation, message));
     }
 
+    /// The other answer to [`Event::Relation`]: this table can't be looked up, so it is held.
+    pub(in crate::replication) fn unresolved(&mut self, message: RelationMessage, table: TableName) {
+        let relation = name_only(message.id, table);
+        self.relations
+            .insert(message.id, StreamRelation::Held(relation, message));
+    }
+
+    /// Passes a table's changes over until it is looked up again. Returns its relation.
+    pub(in crate::replication) fn hold(&mut self, table: &TableName) -> Option<Arc<Relation>> {
+        self.relations.values_mut().find_map(|relation| match relation {
+            StreamRelation::Synchronised(known, message) if known.table == *table => {
+                let name = name_only(known.id, table.clone());
+                *relation = StreamRelation::Held(Arc::clone(&name), message.clone());
+                Some(name)
+            }
+            _ => None,
+        })
+    }
+
+    /// The message of a table whose changes are passed over.
+    pub(in crate::replication) fn held_message(&self, id: RelationId) -> Option<RelationMessage> {
+        match self.relations.get(&id) {
+            Some(StreamRelation::Held(_, message)) => Some(message.clone()),
+            _ => None,
+        }
+    }
+
     /// The id of the transaction that is being received; `None` between transactions.
     #[must_use]
     pub(in crate::replication) fn open_xid(&self) -> Option<Xid> {
@@ -117,8 +149,15 @@ impl Assembler {
     /// Turns the next message into an event.
     ///
     /// # Errors
-    /// The message breaks the protocol, or a row has no key; the run has to end.
+    /// The message breaks the protocol: the run has to end.
     pub(in crate::replication) fn event_of(&mut self, message: Message) -> Result<Event, StreamError> {
+        match self.understood(message) {
+            Err(StreamError::Unidentifiable(table)) => Ok(Event::Unidentifiable(table)),
+            other => other,
+        }
+    }
+
+    fn understood(&mut self, message: Message) -> Result<Event, StreamError> {
         match message {
             Message::Begin(begin) => {
                 if self.open.is_some() {
@@ -192,7 +231,8 @@ impl Assembler {
     }
 
     fn relation_message(&mut self, message: RelationMessage) -> Event {
-        if let Some(StreamRelation::Synchronised(_, known)) = self.relations.get(&message.id)
+        if let Some(StreamRelation::Synchronised(_, known) | StreamRelation::Held(_, known)) =
+            self.relations.get(&message.id)
             && *known == message
         {
             return Event::Nothing;
@@ -201,14 +241,8 @@ impl Assembler {
             self.relations.insert(message.id, StreamRelation::Unresolved);
             return Event::Relation(message, table);
         }
-        let relation = Relation {
-            id: message.id,
-            table: message.table,
-            columns: Box::default(),
-            key: RowKey::Columns(Box::default()),
-        };
-        self.relations
-            .insert(message.id, StreamRelation::Other(Arc::new(relation)));
+        let relation = name_only(message.id, message.table);
+        self.relations.insert(relation.id, StreamRelation::Other(relation));
         Event::Nothing
     }
 
@@ -218,7 +252,7 @@ impl Assembler {
         let open = self.open.ok_or_else(|| outside(what))?;
         match self.relations.get(&id) {
             Some(StreamRelation::Synchronised(relation, _)) => Ok((!open.done_before).then_some(relation)),
-            Some(StreamRelation::Other(_)) => Ok(None),
+            Some(StreamRelation::Other(_) | StreamRelation::Held(..)) => Ok(None),
             Some(StreamRelation::Unresolved) | None => Err(StreamError::UnknownRelation(id.0)),
         }
     }
@@ -226,7 +260,10 @@ impl Assembler {
     fn skipped(&self, id: RelationId) -> Event {
         match (self.relations.get(&id), self.open) {
             (Some(StreamRelation::Other(relation)), Some(OpenTransaction { done_before: false, .. })) => {
-                Event::Filtered(Arc::clone(relation))
+                Event::PassedOver(Arc::clone(relation), PassedOver::NotSelected)
+            }
+            (Some(StreamRelation::Held(relation, _)), Some(OpenTransaction { done_before: false, .. })) => {
+                Event::PassedOver(Arc::clone(relation), PassedOver::Held)
             }
             _ => Event::Nothing,
         }
@@ -239,8 +276,8 @@ impl Assembler {
             match self.changed(id, "TRUNCATE")? {
                 Some(relation) => relations.push(Arc::clone(relation)),
                 None => {
-                    if let Event::Filtered(relation) = self.skipped(id) {
-                        others.push(relation);
+                    if let Event::PassedOver(relation, why) = self.skipped(id) {
+                        others.push((relation, why));
                     }
                 }
             }
@@ -254,6 +291,16 @@ impl Assembler {
             others,
         ))
     }
+}
+
+/// A relation of which only the name is needed.
+fn name_only(id: RelationId, table: TableName) -> Arc<Relation> {
+    Arc::new(Relation {
+        id,
+        table,
+        columns: Box::default(),
+        key: RowKey::Columns(Box::default()),
+    })
 }
 
 fn outside(what: &'static str) -> StreamError {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use tracing::debug;
 
-use crate::agent_db::Item;
+use crate::agent_db::{Item, PassedOver};
 use crate::change::{Change, Identity, Relation, RelationId, TableDescription, TableName};
 use crate::copy::{CopyStep, Delivery, InvalidChunk, Merged, Purpose};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
+use crate::postgres::error::explain;
 use crate::replication::error::SyncError;
+use crate::replication::stream_error::StreamError;
 use crate::replication::tables::life::TableEvent;
 use crate::source::{ChunkId, Fence};
 
@@ -43,9 +45,9 @@ impl StreamLoop {
             }
             Event::Relation(message, table) => self.relation_message(message, table).await?,
             Event::Truncate(truncate, others) => {
-                for relation in &others {
+                for (relation, why) in &others {
                     self.progress.effect();
-                    self.buffer.count_filtered(relation);
+                    self.buffer.pass_over(relation, *why);
                 }
                 for relation in &truncate.relations {
                     self.windows.truncated(relation.id);
@@ -55,9 +57,17 @@ impl StreamLoop {
                     self.buffer.push(Item::Truncate(truncate));
                 }
             }
-            Event::Filtered(relation) => {
+            Event::PassedOver(relation, why) => {
                 self.progress.effect();
-                self.buffer.count_filtered(&relation);
+                self.buffer.pass_over(&relation, why);
+            }
+            Event::Unidentifiable(table) => {
+                if let Some(relation) = self.assembler.hold(&table) {
+                    self.progress.effect();
+                    self.buffer.pass_over(&relation, PassedOver::Held);
+                }
+                let error = StreamError::Unidentifiable(table.clone());
+                self.hold(&table, explain(&error, error.hint())).await?;
             }
             Event::Fence(Fence::Low(id)) => {
                 if let Some(relations) = self.chunks.relations(id) {
@@ -80,7 +90,8 @@ impl StreamLoop {
         self.buffer.push(Item::Change(change));
     }
 
-    async fn relation_message(&mut self, message: RelationMessage, table: TableName) -> Result<(), SyncError> {
+    /// The table as the message describes it, under the name that it has now.
+    pub(super) fn description(&self, message: &RelationMessage, table: TableName) -> TableDescription {
         let identity = match message.replica_identity {
             ReplicaIdentity::Full => Identity::Full,
             _ => Identity::Columns(
@@ -92,16 +103,27 @@ impl StreamLoop {
                     .collect(),
             ),
         };
-        let description = TableDescription {
+        TableDescription {
             id: message.id,
             table,
             columns: message.columns.iter().map(|column| Arc::clone(&column.name)).collect(),
             identity,
             facts: self.facts.get(&message.id).cloned().unwrap_or_default(),
-        };
-        let resolved = self.resolve(description).await??;
-        let relation = self.canonical(message.id, resolved).await?;
-        self.assembler.resolved(message, relation);
+        }
+    }
+
+    async fn relation_message(&mut self, message: RelationMessage, table: TableName) -> Result<(), SyncError> {
+        match self.resolve(self.description(&message, table.clone())).await? {
+            Ok(resolved) => {
+                let relation = self.canonical(message.id, resolved).await?;
+                self.assembler.resolved(message, relation);
+            }
+            Err(error) if error.table_fault().is_some() => {
+                self.assembler.unresolved(message, table.clone());
+                self.hold(&table, explain(&error, error.hint())).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 
@@ -145,11 +167,12 @@ impl StreamLoop {
                 self.make_room().await?;
             }
         }
-        let event = read_as
-            .first()
-            .zip(step)
-            .map(|(relation, step)| (relation.table.clone(), self.table_event(step)));
-        self.buffer.push_chunk(MergedChunk { event, reader });
+        let chunk = MergedChunk {
+            tables: read_as.iter().map(|relation| relation.table.clone()).collect(),
+            event: step.map(|step| self.table_event(step)),
+            reader,
+        };
+        self.buffer.push_chunk(chunk);
         failpoint::reach(failpoint::name::COPY_AFTER_MERGE);
         Ok(())
     }

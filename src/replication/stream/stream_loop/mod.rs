@@ -8,9 +8,11 @@
 //!
 //! Everything here happens in one task, so that changes, chunks and requests are handled in the order of the log. The
 //! loop waits for the Agent DB only while two batches are unfinished there; meanwhile another task (`wire`) reads the
-//! connection and keeps it alive. What happens with each event is in [`events`].
+//! connection and keeps it alive. What happens with each event is in [`events`], and how
+//! one table is held and released in [`holding`].
 
 mod events;
+mod holding;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -260,10 +262,12 @@ impl StreamLoop {
                 // A reader that no longer waits has been stopped.
                 let _ = reply.send(answer);
             }
-            StreamRequest::Store(request) => {
-                let sent = self.apply.store(request).await;
-                self.check_sent(sent).await?;
+            StreamRequest::Release(table, reply) => {
+                let released = Box::pin(self.release(&table)).await?;
+                // A task that no longer waits has been stopped.
+                let _ = reply.send(released);
             }
+            StreamRequest::Store(request) => self.store(request).await?,
         }
         Ok(())
     }

@@ -59,13 +59,6 @@ pub(in crate::replication) enum TableEvent {
     /// A resync with a condition can never succeed, since the condition is invalid.
     CopyGivenUp,
     /// The table's changes can't be applied, while those of the other tables can.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "no fault of a single table is told from one of the database yet"
-        )
-    )]
     Held {
         /// The fault and its remedy, for operators.
         reason: String,
@@ -172,8 +165,10 @@ pub(in crate::replication) fn next(
             ..reset(record(), Streaming)
         },
 
-        (Some(_), TableEvent::Held { reason }) => TableRecord {
+        (_, TableEvent::Held { reason }) => TableRecord {
             detail: Some(reason),
+            // Changes are passed over from now on.
+            copied_at_lsn: None,
             ..reset(record(), Held)
         },
         (Some(Held), TableEvent::Released) => {

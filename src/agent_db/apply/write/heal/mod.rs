@@ -41,13 +41,13 @@ const ATTEMPTS: usize = 400;
 impl Writer {
     /// Writes rows that were read together because their keys are parked.
     pub(super) async fn heal(&mut self, rows: &[Change], ledger: &mut Ledger) -> Result<(), AgentError> {
+        let mut rows: Vec<&Change> = rows.iter().filter(|row| !self.is_held(&row.relation.table)).collect();
         if rows.is_empty() {
             return Ok(());
         }
         self.session.open().await?;
         // What earlier changes have left to check is not the fault of these rows.
         self.check_deferred().await?;
-        let mut rows: Vec<&Change> = rows.iter().collect();
         if let Constraints::Checked(foreign_keys) = &self.constraints {
             by_depth(&mut rows, foreign_keys);
         }
