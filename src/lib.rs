@@ -42,6 +42,8 @@
 //! - **A webhook, from Meta to the conversation.** [`http`] → [`inbox`] checks the signature and commits the raw event, and
 //!   only then Meta gets its 200 → a worker has [`provider`] read the events → [`site_db`] writes messages, reports and leads.
 //!
+//! "Pitfall P7" in a comment is a known bug of other systems of this field; `tests/it/pitfalls` lists all of them.
+//!
 //! The test `tests/it/architecture` holds the map: who may name whom, which module may use which driver, no circles, the
 //! size of files.
 

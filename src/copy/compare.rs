@@ -1,7 +1,7 @@
-//! Compares both databases, chunk by chunk of their keys: today, which rows only the Agent DB has. What compares whole
-//! rows of a chunk belongs here too.
+//! Compares a chunk of both databases: today, which of some keys of the Agent DB the Site DB does not have. What compares
+//! the whole rows of a chunk belongs here too.
 //!
-//! The Agent DB's keys are read page by page, and each page is looked up in the Site DB. Comparing ranges of keys instead
+//! A chunk here is a page of the Agent DB's keys, which is looked up in the Site DB. Comparing ranges of keys instead
 //! would need the same sort order in both databases; but collations differ between systems, so a key that sorts elsewhere
 //! would be deleted by mistake.
 //!

@@ -1,4 +1,5 @@
-//! The bounds of the public listener on number, time and size, shared by all families of routes.
+//! The bounds of the public listener on number, time and size: all of them, also where only one route has the bound. The
+//! longest body is a key of the configuration, `http.max_body_bytes`.
 
 use std::time::Duration;
 

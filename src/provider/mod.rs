@@ -15,7 +15,7 @@
 //! | [`event`] | what a provider reports on its own: messages, statuses, changes of identity |
 //! | [`ids`] | the ids of our numbers, of messages and of users |
 //! | [`opaque`] | the id of ours that a provider carries with a message and sends back in its statuses |
-//! | [`api_version`] | the version of Meta's API whose format a request is in |
+//! | [`api_version`] | the version of the API that a client's request is written for; today only Meta's has versions |
 //! | [`cloud`] | Meta's Cloud API |
 
 pub mod account;

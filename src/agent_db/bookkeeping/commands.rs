@@ -1,4 +1,5 @@
-//! `twinlog.commands`: what people ask a running daemon to do, and how far it is.
+//! The table `twinlog.commands` of the Agent DB: what an operator asks a running daemon to do (the command line writes the
+//! row, `replication` serves it), and how far it is.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -11,7 +11,7 @@
 //!   cancelled
 //! ```
 //!
-//! An `unknown` message is settled by accept or report, or by a late fail or put back of the same attempt. A report about a
+//! The diagram shows the usual ways; the table has all of them. An `unknown` message is settled by accept or report, or by a late fail or put back of the same attempt. A report about a
 //! message that we believe unsent (pending, cancelled, failed without the provider's id) proves that it was sent.
 //!
 //! | transition | who, when | from | to |
