@@ -10,6 +10,10 @@ use crate::postgres::sqlstate::is_of_its_table;
 use crate::postgres::{Refusal, SessionError, Side};
 use crate::retry::Disposition;
 
+/// The mark by which the error of a statement is known that has found a row other than it was sent: the statement casts it
+/// to a number. So the server itself refuses the row, as it does with every other fault.
+pub(super) const CHANGED: &str = "twinlog: the row was not written as it was sent";
+
 /// Why work on the Agent DB failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +91,26 @@ pub enum AgentError {
     /// The Agent DB's key is not the one that the table's changes were made for.
     #[error("the key of {table} was changed in the Agent DB")]
     KeyChanged { table: TableName },
+    /// Row-level security would hide rows from the daemon's role.
+    #[error("row-level security of {table} applies to the role {role} in the Agent DB")]
+    RowSecurity { table: TableName, role: String },
+    /// Postgres refuses every statement of a kind for the table, whatever the row.
+    #[error("{action} ({table}): {refusal}")]
+    TableRefused {
+        /// What was being done.
+        action: &'static str,
+        table: TableName,
+        /// The server's answer.
+        refusal: Box<Refusal>,
+        /// The role that was refused, where known.
+        role: Option<Box<str>>,
+    },
+    /// A statement wrote another number of rows than it was given: the table was changed since it was looked up.
+    #[error("{table} in the Agent DB was changed while rows were written")]
+    TableChanged { table: TableName },
+    /// A statement wrote fewer rows than it was given, and which is not known: the table's rows have no key.
+    #[error("triggers of {table} in the Agent DB do not let all rows be written")]
+    RowsSwallowed { table: TableName },
     /// So many rows of a table are parked that the table, not the rows, is at fault.
     #[error("{table} has more than {limit} failed rows")]
     TooManyFailed {
@@ -155,10 +179,29 @@ impl AgentError {
         }
     }
 
+    /// For statements on a whole table: a trigger's refusal there is not a row's fault.
+    #[must_use]
+    pub(super) fn of_whole_table(self) -> Self {
+        match self {
+            Self::Refused {
+                action,
+                table: Some(table),
+                refusal,
+                role,
+            } if refusal.may_be_of_a_row() => Self::TableRefused {
+                action,
+                table,
+                refusal,
+                role,
+            },
+            other => other,
+        }
+    }
+
     /// Names the role for the hint.
     #[must_use]
     pub(super) fn for_role(mut self, name: &str) -> Self {
-        if let Self::Refused { role, .. } = &mut self {
+        if let Self::Refused { role, .. } | Self::TableRefused { role, .. } = &mut self {
             *role = Some(name.into());
         }
         self
@@ -173,13 +216,19 @@ impl AgentError {
         }
     }
 
+    /// Whether one row may be at fault, though the SQLSTATE does not say so (see [`Refusal::may_be_of_a_row`]).
+    #[must_use]
+    pub(super) fn may_be_of_a_row(&self) -> bool {
+        matches!(self, Self::Refused { refusal, .. } if refusal.may_be_of_a_row())
+    }
+
     /// Whether to try again, park a row, or hold. The applier parks rows itself and never returns [`Disposition::Row`].
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Session(source) => source.disposition(),
             // With a new connection, tables are resolved again.
-            Self::KeyChanged { .. } => Disposition::Transient,
+            Self::KeyChanged { .. } | Self::TableChanged { .. } => Disposition::Transient,
             Self::Busy { .. } | Self::Aborted => Disposition::Transient,
             Self::Refused { refusal, .. } => refusal.disposition(),
             Self::KeyEncoding { .. }
@@ -191,6 +240,9 @@ impl AgentError {
             | Self::ColumnGenerated { .. }
             | Self::ColumnUnfilled { .. }
             | Self::NoIndexOnIdentity { .. }
+            | Self::RowSecurity { .. }
+            | Self::TableRefused { .. }
+            | Self::RowsSwallowed { .. }
             | Self::TooManyFailed { .. }
             | Self::Backwards { .. }
             | Self::AnotherSource
@@ -223,6 +275,10 @@ impl AgentError {
             | Self::NoIndexOnIdentity { table, .. }
             | Self::KeyChanged { table }
             | Self::KeyEncoding { table }
+            | Self::TableChanged { table }
+            | Self::RowsSwallowed { table }
+            | Self::RowSecurity { table, .. }
+            | Self::TableRefused { table, .. }
             | Self::TooManyFailed { table, .. } => Some(table),
             _ => None,
         }
@@ -241,6 +297,16 @@ impl AgentError {
             Self::Refused {
                 table, refusal, role, ..
             } => return refusal_hint(table.as_ref(), &refusal.sqlstate, role.as_deref()),
+            Self::TableRefused {
+                table, refusal, role, ..
+            } => return refusal_hint(Some(table), &refusal.sqlstate, role.as_deref()),
+            Self::RowsSwallowed { table } => format!(
+                "in the Agent DB: ALTER TABLE {} DISABLE TRIGGER …; for the trigger that returns NULL",
+                table.quoted()
+            ),
+            Self::RowSecurity { role, .. } => {
+                format!("in the Agent DB, as a superuser: ALTER ROLE {} BYPASSRLS;", quote(role))
+            }
             Self::Busy { .. } => {
                 "nothing to do: this daemon is the standby, and takes over when the other one ends".to_owned()
             }
@@ -304,7 +370,7 @@ impl AgentError {
             Self::Unreadable { .. } => {
                 "the schema twinlog was changed by hand or by another version: run twinlog migrate agent".to_owned()
             }
-            Self::KeyChanged { .. } | Self::Aborted | Self::Internal(_) => return None,
+            Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::Aborted | Self::Internal(_) => return None,
         })
     }
 }
@@ -343,6 +409,7 @@ mod tests {
                 message: message.into(),
                 constraint: Some("leads_wa_id_key".into()),
                 column: None,
+                raised_by: crate::postgres::RaisedBy::Server,
             }),
             role: Some("crm daemon".into()),
         }

@@ -13,6 +13,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{SessionError, Side};
+use super::session_settings::SessionKind;
 use super::{session_settings, tls};
 use crate::config::{DatabaseUrl, Host, SslMode};
 
@@ -23,13 +24,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// whose machine died is free about that soon.
 const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Opens a session with either database: with the pinned settings, synchronous commits and our own time-outs. A task runs
-/// the connection and ends with it.
+/// Opens a reading session on either database: pinned settings, an empty search path but for `pg_catalog`, synchronous
+/// commits, time-outs that are ours. The connection's other half runs in a task that ends with it.
 ///
 /// # Errors
 /// The server can't be reached within [`CONNECT_TIMEOUT`], refuses, or TLS can't be set up.
 pub async fn connect(side: Side, url: &DatabaseUrl, application_name: &str) -> Result<Client, SessionError> {
-    open(side, url, application_name, None).await.map(|(client, _)| client)
+    open(side, url, application_name, SessionKind::Reading, None)
+        .await
+        .map(|(client, _)| client)
 }
 
 /// As [`connect`]; `notified` is woken by every NOTIFY that the session listens to, and when the connection ends. The
@@ -41,12 +44,13 @@ pub async fn open(
     side: Side,
     url: &DatabaseUrl,
     application_name: &str,
+    kind: SessionKind,
     notified: Option<Arc<Notify>>,
 ) -> Result<(Client, AbortHandle), SessionError> {
     let attempt = Box::pin(async {
         let (client, connection) = establish(side, url, application_name, notified).await?;
         client
-            .simple_query(&session_settings::statements())
+            .simple_query(&session_settings::statements(kind))
             .await
             .map_err(|source| SessionError::new(side, "pin the session's settings", source))?;
         Ok((client, connection))

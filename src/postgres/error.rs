@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::sqlstate::disposition;
+use super::sqlstate::{disposition, is_of_its_table};
 use super::tls::{self, TlsError};
 use crate::retry::Disposition;
 
@@ -189,6 +189,43 @@ pub fn session_hint(side: Side, sqlstate: &str) -> Option<String> {
     })
 }
 
+/// Who has refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RaisedBy {
+    /// The server, about the statement, the table, the row, or itself.
+    Server,
+    /// The server, about something that a function did: a trigger, a check, a default.
+    WithinFunction,
+    /// A function's own code, which may choose any SQLSTATE. Says nothing about the server.
+    FunctionCode,
+}
+
+/// The server's own functions by which code of a function raises an error, or hands on that of another server. Unlike
+/// messages and contexts, these names are in no language.
+const RAISERS: &[&str] = &[
+    "exec_stmt_raise",
+    "exec_stmt_assert",
+    "PLy_elog_impl",
+    "throw_tcl_error",
+    "dblink_res_error",
+    "pgfdw_report_error",
+];
+
+impl RaisedBy {
+    fn of(error: &tokio_postgres::error::DbError) -> Self {
+        use tokio_postgres::error::Severity;
+        if matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) {
+            // It has ended the session.
+            return Self::Server;
+        }
+        match (error.routine(), error.where_()) {
+            (Some(routine), _) if RAISERS.contains(&routine) => Self::FunctionCode,
+            (_, Some(_)) => Self::WithinFunction,
+            (_, None) => Self::Server,
+        }
+    }
+}
+
 /// A server's refusal of a statement, without row values when displayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
@@ -200,6 +237,8 @@ pub struct Refusal {
     pub constraint: Option<String>,
     /// The column that refused.
     pub column: Option<String>,
+    /// Who has refused.
+    pub raised_by: RaisedBy,
 }
 
 impl Refusal {
@@ -211,13 +250,32 @@ impl Refusal {
             message: db.message().to_owned(),
             constraint: db.constraint().map(str::to_owned),
             column: db.column().map(str::to_owned),
+            raised_by: RaisedBy::of(db),
         })
     }
 
-    /// What its SQLSTATE means.
+    /// What it means: its SQLSTATE's meaning, unless a function chose that.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
-        disposition(&self.sqlstate)
+        match self.raised_by {
+            RaisedBy::FunctionCode => Disposition::Row,
+            RaisedBy::Server | RaisedBy::WithinFunction => disposition(&self.sqlstate),
+        }
+    }
+
+    /// Whether one row may be at fault, though its SQLSTATE does not say so. To be found out: then the same statement is
+    /// accepted for other rows, and for none.
+    #[must_use]
+    pub fn may_be_of_a_row(&self) -> bool {
+        match self.disposition() {
+            Disposition::Row => true,
+            Disposition::Systemic if self.sqlstate.starts_with("XX") => {
+                self.sqlstate == "XX000" && self.raised_by == RaisedBy::WithinFunction
+            }
+            Disposition::Systemic => is_of_its_table(&self.sqlstate),
+            // Another server's connection, that of a function (dblink).
+            Disposition::Transient => self.sqlstate.starts_with("08") && self.raised_by == RaisedBy::WithinFunction,
+        }
     }
 }
 
@@ -254,6 +312,7 @@ mod tests {
                 message: "the server's words".to_owned(),
                 constraint: None,
                 column: None,
+                raised_by: RaisedBy::Server,
             }),
         }
     }
@@ -275,6 +334,37 @@ mod tests {
                 seconds: 15,
             };
             assert!(error.to_string().contains(own), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_functions_code_blames_its_row_whatever_it_calls_the_error() {
+        let refusal = |sqlstate: &str, raised_by| Refusal {
+            sqlstate: sqlstate.to_owned(),
+            message: "the function's words".to_owned(),
+            constraint: None,
+            column: None,
+            raised_by,
+        };
+        for sqlstate in ["P0002", "PT409", "57P01", "40001", "58030", "XX001", "53100"] {
+            let refusal = refusal(sqlstate, RaisedBy::FunctionCode);
+            assert_eq!(refusal.disposition(), Disposition::Row, "{sqlstate}");
+            assert!(!refusal.to_string().contains("words"), "{sqlstate}");
+        }
+        for (sqlstate, raised_by, expected) in [
+            ("42P01", RaisedBy::WithinFunction, true),
+            ("42P01", RaisedBy::Server, true),
+            ("P0003", RaisedBy::WithinFunction, true),
+            ("08001", RaisedBy::WithinFunction, true),
+            ("08006", RaisedBy::Server, false),
+            ("40P01", RaisedBy::WithinFunction, false),
+            ("53100", RaisedBy::WithinFunction, false),
+            ("25006", RaisedBy::Server, false),
+            ("XX000", RaisedBy::Server, false),
+            ("XX000", RaisedBy::WithinFunction, true),
+            ("XX001", RaisedBy::WithinFunction, false),
+        ] {
+            assert_eq!(refusal(sqlstate, raised_by).may_be_of_a_row(), expected, "{sqlstate}");
         }
     }
 

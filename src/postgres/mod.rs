@@ -30,7 +30,7 @@ pub mod sqlx_options;
 pub mod tls;
 
 pub use connect::connect;
-pub use error::{Refusal, SessionError, Side};
+pub use error::{RaisedBy, Refusal, SessionError, Side};
 pub use plain::connect_plain;
 pub use quote::quote_identifier;
 pub use sqlstate::disposition;

@@ -1,15 +1,28 @@
-//! The one list of settings that every session of the daemon pins, against the defaults of role, database and server.
+//! The lists of settings that sessions pin, whatever the role, the database or the server says.
 //!
 //! A value travels from the Site DB to the Agent DB as text (pitfall P28): printed by the replication connection or by a
-//! copy's session, parsed by the Agent DB's. They must print and parse alike, so all of them set [`PINNED`]. What only
-//! one kind of session needs is in a list of its own.
+//! copy's session, parsed by the Agent DB's. All of them must print and parse alike, so all of them take [`PINNED`], and
+//! the server half's sessions as well. What only one kind of session needs stands in a list of its own.
+//!
+//! # What triggers, checks and defaults of the Agent DB see
+//!
+//! They run in the session that writes, and must work as they do for any application that connects with the same role: so
+//! that session ([`SessionKind::Writing`]) keeps the role's own `search_path` and `row_security`, and everything that is
+//! not listed here. What they see pinned is what decides how values are read ([`PINNED`]: `TimeZone` is UTC, `DateStyle`
+//! is ISO; a function that wants another one names it with `SET TimeZone = …`), and the time-outs. `lock_timeout` is 30 s.
+//! `session_replication_role` is `replica` where the role may set it: then only triggers that are enabled as ALWAYS or
+//! REPLICA fire.
+//!
+//! # What is not pinned, and why
+//!
+//! `default_transaction_read_only`: an operator who sets it wants no writes. `synchronous_commit` is only ever raised: a
+//! commit that counts must be on disk. `xmlbinary`, `lc_numeric`, `lc_time`, `default_text_search_config` and the like
+//! change functions, and no type's input or output.
 
 /// A setting's name and value.
 pub type Setting = (&'static str, &'static str);
 
-/// The settings that decide how values, names and types are printed and parsed. Set by every session with either database.
-///
-/// A `search_path` of `pg_catalog` alone makes names within values (`regclass`) come with their schema.
+/// What decides how values are printed and parsed. Taken by every session with either database.
 pub const PINNED: &[Setting] = &[
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, YMD"),
@@ -19,25 +32,54 @@ pub const PINNED: &[Setting] = &[
     ("bytea_output", "hex"),
     ("xmloption", "content"),
     ("lc_monetary", "C"),
+    // With `off`, the word NULL in an array is a text.
+    ("array_nulls", "on"),
     ("standard_conforming_strings", "on"),
+    ("backslash_quote", "safe_encoding"),
     ("quote_all_identifiers", "off"),
-    ("search_path", "pg_catalog"),
 ];
 
-/// In addition, for plain sessions: no time-out of the server ends a session that waits for work; a statement waits for a
-/// lock for at most 30 s; the server too notices a dead peer after about 30 s, and frees its lock; and Postgres raises an
-/// error instead of hiding rows by row-level security (pitfall P31).
-pub(super) const PLAIN: &[Setting] = &[
-    ("row_security", "off"),
+/// Names within values (`regclass`) and types are printed with their schema, and names in our statements mean what they
+/// mean in `pg_catalog`. Not for sessions whose statements fire triggers: see [`SessionKind`].
+pub const SEARCH_PATH: Setting = ("search_path", "pg_catalog");
+
+/// What a plain session is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionKind {
+    /// It reads rows, or reads and writes the daemon's own tables.
+    Reading,
+    /// It writes rows, and fires what the Agent DB has on them. Every statement of it must name its objects, operators and
+    /// types with their schemas: the search path is the role's.
+    Writing,
+}
+
+/// In addition, for reading sessions: names as in [`SEARCH_PATH`]; Postgres raises an error where row-level security would
+/// hide rows (pitfall P31); `= NULL` in a condition means what the standard says.
+const READING: &[Setting] = &[SEARCH_PATH, ("row_security", "off"), ("transform_null_equals", "off")];
+
+/// In addition, for plain sessions of either kind:
+/// - no time-out of the server's ends a session that waits for work, and an error does not end it either;
+/// - a lock is not waited for longer than 30 s;
+/// - a dead peer is noticed after about 30 s on the server's end too (so that a dead daemon's lock is free by then);
+/// - a transaction sees what was committed before each of its statements;
+/// - an index never returns only some of the rows;
+/// - values are put neither into notices nor, with an error, into the server's log.
+const PLAIN: &[Setting] = &[
     ("statement_timeout", "0"),
     ("transaction_timeout", "0"),
     ("lock_timeout", "30s"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
+    ("exit_on_error", "off"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "4"),
     ("tcp_user_timeout", "30s"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_deferrable", "off"),
+    ("gin_fuzzy_search_limit", "0"),
+    ("client_min_messages", "error"),
+    ("log_parameter_max_length_on_error", "0"),
 ];
 
 /// In addition, for the replication connection. The time-outs are off, since a stream is often idle. Warnings are on,
@@ -49,19 +91,31 @@ pub const REPLICATION: &[Setting] = &[
     ("client_min_messages", "warning"),
 ];
 
-/// The statements that pin a plain session's settings, if the server knows them (`transaction_timeout` is new in 17).
-/// `synchronous_commit` is turned on if it is off, since a commit must be on disk; a stricter value stays.
-pub(super) fn statements() -> String {
-    let values: Vec<String> = PINNED
-        .iter()
-        .chain(PLAIN)
-        .map(|(name, value)| format!("('{name}', '{value}')"))
-        .collect();
+/// The statements that pin a plain session's settings.
+pub(super) fn statements(kind: SessionKind) -> String {
+    let of_kind = match kind {
+        SessionKind::Reading => READING,
+        SessionKind::Writing => &[],
+    };
+    format!(
+        "{}; SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+         WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'",
+        pin(PINNED.iter().chain(PLAIN).chain(of_kind))
+    )
+}
+
+/// The statement that pins [`PINNED`] alone.
+#[must_use]
+pub fn pin_values() -> String {
+    pin(PINNED.iter())
+}
+
+/// Sets what the server knows (`transaction_timeout` came with 17).
+fn pin<'a>(settings: impl Iterator<Item = &'a Setting>) -> String {
+    let values: Vec<String> = settings.map(|(name, value)| format!("('{name}', '{value}')")).collect();
     format!(
         "SELECT pg_catalog.set_config(s.name, v.value, false) FROM (VALUES {}) AS v(name, value) \
-         JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) = pg_catalog.lower(v.name); \
-         SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
-         WHERE pg_catalog.current_setting('synchronous_commit') = 'off'",
+         JOIN pg_catalog.pg_settings s ON pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) pg_catalog.lower(v.name)",
         values.join(", ")
     )
 }
@@ -74,9 +128,9 @@ mod tests {
 
     #[test]
     fn each_setting_is_pinned_once_and_needs_no_quoting() {
-        for list in [PLAIN, REPLICATION] {
+        for list in [[PLAIN, READING].concat(), [REPLICATION, &[SEARCH_PATH]].concat()] {
             let mut names = BTreeSet::new();
-            for (name, value) in PINNED.iter().chain(list) {
+            for (name, value) in PINNED.iter().chain(&list) {
                 assert!(names.insert(name.to_lowercase()), "{name} twice");
                 assert!(!name.contains('\'') && !value.contains('\''), "{name}");
             }

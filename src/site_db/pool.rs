@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Acquire, Executor, PgConnection, PgPool, Postgres};
+use sqlx::{Acquire, AssertSqlSafe, Executor, PgConnection, PgPool, Postgres};
 
 use super::SiteError;
 use crate::config::Site;
+use crate::postgres::session_settings::pin_values;
 use crate::postgres::sqlx_options;
 
 /// Connections to the Site DB, shared by everything in this process. Cheap to clone.
@@ -23,7 +24,8 @@ pub struct Transaction<'a>(sqlx::Transaction<'a, Postgres>);
 /// before that.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Settings of each connection, which override the defaults of the role and the database:
+/// Settings of each connection beside those that every session pins, which override the defaults of the role and the
+/// database:
 /// - a statement may take 10 s: after that its caller has given up;
 /// - an idle transaction is ended, because a stalled process would hold row locks that every other server waits for;
 /// - a commit waits for the disk: with `off`, a crash of the Site DB could undo a `sending` after the message was sent;
@@ -47,6 +49,7 @@ impl Pool {
             .test_before_acquire(true)
             .after_connect(|connection, _| {
                 Box::pin(async move {
+                    connection.execute(AssertSqlSafe(pin_values())).await?;
                     connection.execute(SESSION).await?;
                     Ok(())
                 })

@@ -161,6 +161,7 @@ mod tests {
                 message: "the server's words with a 'value'".to_owned(),
                 constraint: None,
                 column: None,
+                raised_by: crate::postgres::RaisedBy::Server,
             }),
         })
     }

@@ -16,7 +16,7 @@ use super::stream::{Feedback, FrameStream};
 use crate::config::DatabaseUrl;
 use crate::lsn::Lsn;
 use crate::postgres::quote_identifier;
-use crate::postgres::session_settings::{PINNED, REPLICATION};
+use crate::postgres::session_settings::{PINNED, REPLICATION, SEARCH_PATH};
 
 /// Longest login. The server's own limit (`authentication_timeout`) is a minute by default.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -261,6 +261,7 @@ async fn log_in(channel: &mut Channel, url: &DatabaseUrl, application_name: &str
         parameters
             .into_iter()
             .chain(PINNED.iter().copied())
+            .chain([SEARCH_PATH])
             .chain(REPLICATION.iter().copied()),
         channel.out(),
     )

@@ -14,7 +14,7 @@ use super::write::{Constraints, CopyBackoff, Writer};
 use crate::agent_db::bookkeeping::{
     Checkpoint, StoredCheckpoint, TableChange, TableMode, accounting, checkpoint, lock, shapes, tables,
 };
-use crate::agent_db::catalog::{ForeignKeys, Rights};
+use crate::agent_db::catalog::Rights;
 use crate::agent_db::error::AgentError;
 use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::config::DatabaseUrl;
@@ -40,8 +40,8 @@ pub struct ApplierSettings {
 pub struct Applier {
     pub(super) writer: Writer,
     pub(super) slot: String,
-    /// The session's role, for hints.
-    pub(super) role: String,
+    /// What the session's role may do.
+    pub(super) rights: Rights,
     /// The last durable checkpoint, if known.
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) save_checkpoint: Statement,
@@ -62,11 +62,7 @@ impl Applier {
         lock::take(client, slot).await?;
         let save_checkpoint = checkpoint::prepare(client).await?;
         let add_accounting = accounting::prepare(client).await?;
-        let constraints = if rights.session_replication_role {
-            Constraints::Silent
-        } else {
-            Constraints::Checked(ForeignKeys::read(client).await?)
-        };
+        let constraints = Constraints::read(client, &rights).await?;
         let mut parked = ParkedKeys::new(
             slot,
             settings.max_failed_rows,
@@ -88,7 +84,7 @@ impl Applier {
                 copy_backoff: CopyBackoff::default(),
             },
             slot: slot.to_owned(),
-            role: rights.role,
+            rights,
             checkpoint: None,
             save_checkpoint,
             add_accounting,
@@ -104,9 +100,7 @@ impl Applier {
         let writer = &mut self.writer;
         let client = &writer.session.client;
         let relation = writer.targets.resolve(client, description).await?;
-        if let Constraints::Checked(foreign_keys) = &mut writer.constraints {
-            *foreign_keys = ForeignKeys::read(client).await?;
-        }
+        writer.constraints = Constraints::read(client, &self.rights).await?;
         Ok(relation)
     }
 

@@ -2,12 +2,17 @@
 //!
 //! BEGIN and SAVEPOINT cost no round trip of their own: they wait here until the next statement is sent. A call that fails
 //! or is dropped half-way leaves the session broken, so that nothing is committed over rows that are not there.
+//!
+//! The search path is the role's own, for the sake of triggers, checks and defaults. So no statement of this connection
+//! relies on it: objects, functions, operators and types are named with their schemas (`OPERATOR(pg_catalog.=)`; an
+//! `unnest` of several arrays is syntax). A test runs them all under a path on which everything has a namesake that fails.
 
 use tokio::task::AbortHandle;
 use tokio_postgres::Client;
 
 use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
+use crate::postgres::session_settings::SessionKind;
 use crate::postgres::{Side, connect};
 
 /// The connection that writes.
@@ -28,7 +33,8 @@ pub(super) struct Session {
 impl Session {
     /// Opens the connection.
     pub(super) async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Self, AgentError> {
-        let (client, connection) = connect::open(Side::Agent, url, application_name, None).await?;
+        let (client, connection) =
+            connect::open(Side::Agent, url, application_name, SessionKind::Writing, None).await?;
         Ok(Self {
             client,
             connection,

@@ -32,6 +32,8 @@ pub(super) struct Targets {
 #[derive(Debug)]
 struct Version {
     target: Arc<Target>,
+    /// The Agent DB's table may have been changed since.
+    doubted: bool,
     statements: HashMap<StatementKind, Arc<Prepared>>,
 }
 
@@ -63,7 +65,7 @@ impl Targets {
             versions
                 .iter()
                 .rev()
-                .find(|version| version.target.relation == *relation)
+                .find(|version| !version.doubted && version.target.relation == *relation)
         }) {
             return Ok(Arc::clone(&known.target));
         }
@@ -94,6 +96,13 @@ impl Targets {
         of_table.last().map(|version| Arc::clone(&version.target))
     }
 
+    /// Has a table looked up again before it is written the next time.
+    pub(super) fn doubt(&mut self, table: &TableName) {
+        for version in self.tables.values_mut().flatten() {
+            version.doubted |= version.target.relation.table == *table;
+        }
+    }
+
     /// Adds a target, or finds an equal one, whose statements stay prepared.
     fn keep(&mut self, target: Target) -> Arc<Target> {
         let id = target.relation.id;
@@ -101,7 +110,8 @@ impl Targets {
             && let Some(position) = versions.iter().position(|version| *version.target == target)
         {
             // It is the newest again: a type in the Agent DB was changed and changed back.
-            let known = versions.remove(position);
+            let mut known = versions.remove(position);
+            known.doubted = false;
             let target = Arc::clone(&known.target);
             versions.push(known);
             return target;
@@ -113,6 +123,7 @@ impl Targets {
         self.versions += 1;
         self.tables.entry(id).or_default().push(Version {
             target: Arc::clone(&target),
+            doubted: false,
             statements: HashMap::new(),
         });
         target

@@ -58,7 +58,7 @@ impl Transaction {
         self.applier.writer.session.begin_call()?;
         let applied = Box::pin(self.apply_segment(&segment))
             .await
-            .map_err(|error| error.for_role(&self.applier.role).of_bookkeeping())?;
+            .map_err(|error| error.for_role(&self.applier.rights.role).of_bookkeeping())?;
         self.applier.writer.session.mend();
         Ok(applied)
     }
@@ -103,7 +103,7 @@ impl Transaction {
     /// # Errors
     /// The fault itself, where it is not one table's, or the connection did not survive it.
     async fn hold(&mut self, fault: AgentError) -> Result<(TableName, String), AgentError> {
-        let fault = fault.for_role(&self.applier.role);
+        let fault = fault.for_role(&self.applier.rights.role);
         let writer = &mut self.applier.writer;
         let Some(table) = fault
             .table_fault()
@@ -273,7 +273,7 @@ impl Transaction {
         self.applier.writer.session.begin_call()?;
         let applied = Box::pin(self.send_commit(&checkpoint))
             .await
-            .map_err(|error| error.for_role(&self.applier.role).of_bookkeeping())?;
+            .map_err(|error| error.for_role(&self.applier.rights.role).of_bookkeeping())?;
         failpoint::reach(failpoint::name::AGENT_AFTER_COMMIT);
         self.applier.writer.session.committed();
         self.applier.checkpoint = Some(checkpoint);

@@ -56,12 +56,12 @@ impl Tally {
 const ADD: &str = "
 INSERT INTO twinlog.accounting AS a
     (slot, schema_name, table_name, received, applied, unchanged, superseded, filtered, parked, held, copied, healed)
-SELECT $1, x.* FROM unnest($2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+SELECT $1, x.* FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[]) AS x
-ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET received = a.received + EXCLUDED.received,
-    applied = a.applied + EXCLUDED.applied, unchanged = a.unchanged + EXCLUDED.unchanged,
-    superseded = a.superseded + EXCLUDED.superseded, filtered = a.filtered + EXCLUDED.filtered,
-    parked = a.parked + EXCLUDED.parked, held = a.held + EXCLUDED.held, copied = a.copied + EXCLUDED.copied, healed = a.healed + EXCLUDED.healed";
+ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET received = a.received OPERATOR(pg_catalog.+) EXCLUDED.received,
+    applied = a.applied OPERATOR(pg_catalog.+) EXCLUDED.applied, unchanged = a.unchanged OPERATOR(pg_catalog.+) EXCLUDED.unchanged,
+    superseded = a.superseded OPERATOR(pg_catalog.+) EXCLUDED.superseded, filtered = a.filtered OPERATOR(pg_catalog.+) EXCLUDED.filtered,
+    parked = a.parked OPERATOR(pg_catalog.+) EXCLUDED.parked, held = a.held OPERATOR(pg_catalog.+) EXCLUDED.held, copied = a.copied OPERATOR(pg_catalog.+) EXCLUDED.copied, healed = a.healed OPERATOR(pg_catalog.+) EXCLUDED.healed";
 
 /// Prepares [`Accounting::add`], which nearly every commit needs.
 pub(in crate::agent_db) async fn prepare(client: &Client) -> Result<Statement, AgentError> {

@@ -64,9 +64,9 @@ INSERT INTO twinlog.checkpoint AS c (slot, publication, system_identifier, timel
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (slot) DO UPDATE SET publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
     timeline = EXCLUDED.timeline, database = EXCLUDED.database, end_lsn = EXCLUDED.end_lsn,
-    source_commit_at = CASE WHEN c.system_identifier = EXCLUDED.system_identifier
+    source_commit_at = CASE WHEN c.system_identifier OPERATOR(pg_catalog.=) EXCLUDED.system_identifier
         THEN coalesce(EXCLUDED.source_commit_at, c.source_commit_at) ELSE EXCLUDED.source_commit_at END,
-    updated_at = clock_timestamp()";
+    updated_at = pg_catalog.clock_timestamp()";
 
 /// Writes the checkpoint, in whatever transaction is open.
 pub(in crate::agent_db) async fn save(
@@ -129,8 +129,10 @@ pub(in crate::agent_db) async fn make_durable(
     slot: &str,
 ) -> Result<Option<StoredCheckpoint>, AgentError> {
     // The session's synchronous_commit is never off (see `connect`), so this returns after the flush.
-    let sql =
-        format!("UPDATE twinlog.checkpoint SET updated_at = clock_timestamp() WHERE slot = $1 RETURNING {COLUMNS}");
+    let sql = format!(
+        "UPDATE twinlog.checkpoint SET updated_at = pg_catalog.clock_timestamp()
+             WHERE slot OPERATOR(pg_catalog.=) $1 RETURNING {COLUMNS}"
+    );
     let row = client
         .query_opt(&sql, &[&slot])
         .await
@@ -142,8 +144,8 @@ pub(in crate::agent_db) async fn make_durable(
 pub(in crate::agent_db) async fn set_gap(client: &Client, slot: &str, reason: &str) -> Result<(), AgentError> {
     client
         .execute(
-            "UPDATE twinlog.checkpoint SET gap_reason = $2, gap_since = clock_timestamp()
-             WHERE slot = $1 AND gap_reason IS NULL",
+            "UPDATE twinlog.checkpoint SET gap_reason = $2, gap_since = pg_catalog.clock_timestamp()
+             WHERE slot OPERATOR(pg_catalog.=) $1 AND gap_reason IS NULL",
             &[&slot, &reason],
         )
         .await
@@ -155,7 +157,7 @@ pub(in crate::agent_db) async fn set_gap(client: &Client, slot: &str, reason: &s
 pub(in crate::agent_db) async fn clear_gap(client: &Client, slot: &str) -> Result<(), AgentError> {
     client
         .execute(
-            "UPDATE twinlog.checkpoint SET gap_reason = NULL, gap_since = NULL WHERE slot = $1",
+            "UPDATE twinlog.checkpoint SET gap_reason = NULL, gap_since = NULL WHERE slot OPERATOR(pg_catalog.=) $1",
             &[&slot],
         )
         .await

@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
+use crate::postgres::session_settings::SessionKind;
 use crate::postgres::{Side, connect};
 
 /// The channel by which a command wakes the daemon.
@@ -35,7 +36,14 @@ impl Control {
     /// The connection's.
     pub async fn connect(url: &DatabaseUrl, slot: &str, application_name: &str) -> Result<Self, AgentError> {
         let notified = Arc::new(Notify::new());
-        let (client, _) = connect::open(Side::Agent, url, application_name, Some(Arc::clone(&notified))).await?;
+        let (client, _) = connect::open(
+            Side::Agent,
+            url,
+            application_name,
+            SessionKind::Reading,
+            Some(Arc::clone(&notified)),
+        )
+        .await?;
         client
             .batch_execute(&format!("LISTEN {CHANNEL}"))
             .await

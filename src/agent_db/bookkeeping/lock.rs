@@ -23,11 +23,13 @@ pub(in crate::agent_db) async fn take(client: &Client, slot: &str) -> Result<(),
     }
     let holder = client
         .query_opt(
-            "SELECT l.pid, coalesce(a.application_name, '') AS application, a.client_addr::text AS address
-             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-               AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
-               AND l.classid::int8 = $1::int4::int8 AND l.objid = pg_catalog.hashtext($2)::bit(32)::int8::oid
+            "SELECT l.pid, coalesce(a.application_name, '') AS application, a.client_addr::pg_catalog.text AS address
+             FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid
+             WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted AND l.objsubid OPERATOR(pg_catalog.=) 2
+               AND l.database OPERATOR(pg_catalog.=)
+                   (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+               AND l.classid::bigint OPERATOR(pg_catalog.=) $1::integer::bigint
+               AND l.objid OPERATOR(pg_catalog.=) pg_catalog.hashtext($2)::bit(32)::bigint::pg_catalog.oid
              LIMIT 1",
             &[&LOCK_CLASS, &slot],
         )

@@ -58,8 +58,9 @@ pub(in crate::agent_db) async fn remember(
     client
         .execute(
             "UPDATE twinlog.tables SET source_oid = $4, source_membership = $5, source_columns = $6,
-                 source_filter = $7, source_marks = $8::text::jsonb
-             WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
+                 source_filter = $7, source_marks = $8::pg_catalog.text::pg_catalog.jsonb
+             WHERE slot OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2
+                 AND table_name OPERATOR(pg_catalog.=) $3",
             &[
                 &slot,
                 &&*table.schema,

@@ -215,7 +215,8 @@ async fn save(client: &Client, slot: &str, record: &TableRecord) -> Result<(), A
 async fn forget(client: &Client, slot: &str, table: &TableName) -> Result<(), AgentError> {
     client
         .execute(
-            "DELETE FROM twinlog.tables WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
+            "DELETE FROM twinlog.tables WHERE slot OPERATOR(pg_catalog.=) $1
+                 AND schema_name OPERATOR(pg_catalog.=) $2 AND table_name OPERATOR(pg_catalog.=) $3",
             &[&slot, &&*table.schema, &&*table.name],
         )
         .await

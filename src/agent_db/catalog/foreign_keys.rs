@@ -61,23 +61,26 @@ impl ForeignKeys {
         let rows = client
             .query(
                 "SELECT f.conname AS name, cn.nspname AS child_schema, c.relname AS child, pn.nspname AS parent_schema,
-                     p.relname AS parent, f.confdeltype::text AS on_delete, f.confupdtype::text AS on_update,
-                     ARRAY(SELECT a.attname::text FROM unnest(f.conkey) WITH ORDINALITY k(attnum, i)
-                         JOIN pg_catalog.pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = k.attnum ORDER BY i)
+                     p.relname AS parent, f.confdeltype::pg_catalog.text AS on_delete, f.confupdtype::pg_catalog.text AS on_update,
+                     ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.unnest(f.conkey) WITH ORDINALITY k(attnum, i)
+                         JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) f.conrelid
+                             AND a.attnum OPERATOR(pg_catalog.=) k.attnum ORDER BY i)
                          AS columns,
-                     ARRAY(SELECT a.attname::text FROM unnest(f.confkey) WITH ORDINALITY k(attnum, i)
-                         JOIN pg_catalog.pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.attnum ORDER BY i)
+                     ARRAY(SELECT a.attname::pg_catalog.text FROM pg_catalog.unnest(f.confkey) WITH ORDINALITY k(attnum, i)
+                         JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) f.confrelid
+                             AND a.attnum OPERATOR(pg_catalog.=) k.attnum ORDER BY i)
                          AS referenced,
-                     ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, o.oprname)
-                         FROM unnest(f.conpfeqop) WITH ORDINALITY k(operator, i)
-                         JOIN pg_catalog.pg_operator o ON o.oid = k.operator
-                         JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace ORDER BY i) AS equals
+                     ARRAY(SELECT pg_catalog.format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+                         FROM pg_catalog.unnest(f.conpfeqop) WITH ORDINALITY k(operator, i)
+                         JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) k.operator
+                         JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace ORDER BY i) AS equals
                  FROM pg_catalog.pg_constraint f
-                 JOIN pg_catalog.pg_class c ON c.oid = f.conrelid
-                 JOIN pg_catalog.pg_namespace cn ON cn.oid = c.relnamespace
-                 JOIN pg_catalog.pg_class p ON p.oid = f.confrelid
-                 JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
-                 WHERE f.contype = 'f' ORDER BY f.conname, f.oid",
+                 JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) f.conrelid
+                 JOIN pg_catalog.pg_namespace cn ON cn.oid OPERATOR(pg_catalog.=) c.relnamespace
+                 JOIN pg_catalog.pg_class p ON p.oid OPERATOR(pg_catalog.=) f.confrelid
+                 JOIN pg_catalog.pg_namespace pn ON pn.oid OPERATOR(pg_catalog.=) p.relnamespace
+                 WHERE f.contype OPERATOR(pg_catalog.=) 'f'
+                 ORDER BY f.conname, f.oid",
                 &[],
             )
             .await

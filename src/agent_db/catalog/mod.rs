@@ -7,10 +7,12 @@
 //! | `read` | what the catalog says about one table |
 //! | `key` | which of its unique keys tells its rows apart |
 //! | `resolve` | matches a table of the stream with it: what is wrong, or how to write it |
+//! | `deferred_triggers` | whether triggers fire with the commit |
 //! | `foreign_keys` | in which order tables are written |
 //! | `values` | which columns of a table must have values that no other row has |
 //! | `rights` | what the role may do |
 
+mod deferred_triggers;
 mod foreign_keys;
 mod key;
 mod read;
@@ -19,6 +21,7 @@ mod rights;
 mod target;
 mod values;
 
+pub(super) use deferred_triggers::has_deferred_triggers;
 pub(super) use foreign_keys::{Action, ForeignKey, ForeignKeys};
 pub(super) use resolve::resolve;
 pub(super) use rights::Rights;

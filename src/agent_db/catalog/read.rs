@@ -4,14 +4,21 @@ use tokio_postgres::{Client, Row};
 
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
+use crate::postgres::quote_identifier;
 
 /// A table as the catalog has it.
 #[derive(Debug)]
 pub(super) struct TableFacts {
     /// Whether its rows are in partitions.
     pub partitioned: bool,
+    /// See [`Target::guarded`](super::target::Target::guarded).
+    pub guarded: bool,
     /// See [`Target::copyable`](super::target::Target::copyable).
     pub copyable: bool,
+    /// Whether row-level security hides rows from this role.
+    pub row_security: bool,
+    /// The session's role.
+    pub role: String,
     /// All columns, in the table's order.
     pub columns: Vec<ColumnFacts>,
     /// Unique indexes that have a place for every row, in the order in which they are taken as the table's key: the
@@ -35,9 +42,12 @@ pub(super) struct UniqueFacts {
 #[derive(Debug)]
 pub(super) struct ColumnFacts {
     pub name: String,
-    /// The base type of a domain, without a length limit.
+    /// The base type of a domain, without a length limit, as it is shown.
     pub base_type: String,
-    /// The base type as a value is stored in it. With its length, but not where an assignment refuses what a cast cuts.
+    /// The same as it stands in a statement, whatever the search path.
+    pub cast: String,
+    /// The base type as a value is stored in it, as it stands in a statement. With its length, but not where an assignment
+    /// refuses what a cast cuts.
     pub stored_type: String,
     /// `GENERATED ALWAYS AS (…)`.
     pub generated: bool,
@@ -58,36 +68,53 @@ pub(super) struct KeyFacts {
     pub operator: String,
 }
 
-/// The table's row in `pg_class`.
-const TABLE: &str = "
-SELECT c.oid, c.relkind::text AS kind,
-    NOT c.relhasrules AND NOT pg_catalog.row_security_active(c.oid)
-        AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = c.oid AND g.tgenabled <> 'D'
+/// The table's row in `pg_class`. `guarded`: triggers that fire in this session, or rules, may write another row than the
+/// one that was sent, or none. Triggers of partitions count as the table's own.
+const TABLE: &str = r#"
+SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
+        SELECT FROM pg_catalog.pg_trigger g WHERE (g.tgrelid OPERATOR(pg_catalog.=) c.oid
+            OR g.tgrelid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT p.relid::pg_catalog.oid
+                FROM pg_catalog.pg_partition_tree(c.oid::pg_catalog.regclass) p)))
+            AND NOT g.tgisinternal
+            AND g.tgenabled OPERATOR(pg_catalog.=) ANY (CASE
+                WHEN pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
+                THEN '{A,R}' ELSE '{A,O}' END::pg_catalog."char"[])
+            -- Bits: 4 insert, 8 delete, 16 update.
+            AND (g.tgtype::integer OPERATOR(pg_catalog.&) 28) OPERATOR(pg_catalog.<>) 0) AS guarded,
+    NOT c.relhasrules AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid OPERATOR(pg_catalog.=) c.oid
+            AND g.tgenabled OPERATOR(pg_catalog.<>) 'D'
             -- Bits: 1 for each row, 2 before, 4 insert.
-            AND g.tgtype::int & 7 = 6) AS copyable
+            AND (g.tgtype::integer OPERATOR(pg_catalog.&) 7) OPERATOR(pg_catalog.=) 6) AS copyable,
+    pg_catalog.row_security_active(c.oid) AS row_security, current_user::pg_catalog.text AS role
 FROM pg_catalog.pg_class c
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND c.relname OPERATOR(pg_catalog.=) $2"#;
 
 /// Columns with the base type of each. A domain's own limit is checked by the assignment to the column.
 const COLUMNS: &str = "
 WITH RECURSIVE base (attnum, type, length) AS (
     SELECT a.attnum, a.atttypid, a.atttypmod FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE a.attrelid OPERATOR(pg_catalog.=) $1 AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT b.attnum, t.typbasetype, t.typtypmod FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd'
+    SELECT b.attnum, t.typbasetype, t.typtypmod FROM base b
+    JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) b.type WHERE t.typtype OPERATOR(pg_catalog.=) 'd'
 )
 SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type,
-       pg_catalog.format_type(b.type, CASE WHEN b.type IN ('varchar'::regtype, 'varchar[]'::regtype, 'bit'::regtype,
-           'bit[]'::regtype, 'varbit'::regtype, 'varbit[]'::regtype) THEN -1 ELSE b.length END) AS stored_type,
-       a.attgenerated <> '' AS generated,
-       a.attidentity = 'a' AS identity_always,
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AS must_be_given,
-       coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l WHERE l.oid = a.attcollation), true)
-           AS deterministic
+       n.nspname AS type_schema, t.typname AS type_name, CASE
+           WHEN n.nspname OPERATOR(pg_catalog.=) 'pg_catalog' AND t.typname OPERATOR(pg_catalog.=) ANY
+               ('{varchar,_varchar,bit,_bit,varbit,_varbit}') THEN -1 ELSE b.length END AS length,
+       pg_catalog.format_type(b.type, b.length) AS with_length,
+       a.attgenerated OPERATOR(pg_catalog.<>) '' AS generated,
+       a.attidentity OPERATOR(pg_catalog.=) 'a' AS identity_always,
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity OPERATOR(pg_catalog.=) '' AS must_be_given,
+       coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l
+           WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation), true) AS deterministic
 FROM pg_catalog.pg_attribute a
-JOIN base b ON b.attnum = a.attnum
-JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
-WHERE a.attrelid = $1
+JOIN base b ON b.attnum OPERATOR(pg_catalog.=) a.attnum
+JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) b.type AND t.typtype OPERATOR(pg_catalog.<>) 'd'
+JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace
+WHERE a.attrelid OPERATOR(pg_catalog.=) $1
 ORDER BY a.attnum";
 
 /// The columns of unique indexes, with the equality operator (strategy 3 of a btree) of each.
@@ -95,16 +122,21 @@ const UNIQUE: &str = "
 SELECT i.indexrelid AS index_id, a.attname AS column_name, n.nspname AS operator_schema, o.oprname AS operator,
     i.indisprimary AS primary_key, i.indimmediate AS immediate, coalesce(c.conname, '') AS constraint_name
 FROM pg_catalog.pg_index i
-LEFT JOIN pg_catalog.pg_constraint c ON c.conindid = i.indexrelid AND c.contype IN ('p', 'u')
-CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) WITH ORDINALITY AS k(attnum, opclass, position)
-JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-JOIN pg_catalog.pg_opclass f ON f.oid = k.opclass
-JOIN pg_catalog.pg_amop m ON m.amopfamily = f.opcfamily AND m.amoplefttype = f.opcintype
-    AND m.amoprighttype = f.opcintype AND m.amopstrategy = 3 AND m.amoppurpose = 's'
-JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr
-JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
-WHERE i.indrelid = $1 AND i.indisunique AND i.indisvalid AND NOT i.indisexclusion
-    AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position <= i.indnkeyatts
+LEFT JOIN pg_catalog.pg_constraint c ON c.conindid OPERATOR(pg_catalog.=) i.indexrelid
+    AND c.contype OPERATOR(pg_catalog.=) ANY ('{p,u}')
+-- Several arrays: this is syntax, and always means the function of pg_catalog.
+CROSS JOIN LATERAL unnest(i.indkey::smallint[], i.indclass::pg_catalog.oid[]) WITH ORDINALITY
+    AS k(attnum, opclass, position)
+JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid
+    AND a.attnum OPERATOR(pg_catalog.=) k.attnum
+JOIN pg_catalog.pg_opclass f ON f.oid OPERATOR(pg_catalog.=) k.opclass
+JOIN pg_catalog.pg_amop m ON m.amopfamily OPERATOR(pg_catalog.=) f.opcfamily
+    AND m.amoplefttype OPERATOR(pg_catalog.=) f.opcintype AND m.amoprighttype OPERATOR(pg_catalog.=) f.opcintype
+    AND m.amopstrategy OPERATOR(pg_catalog.=) 3 AND m.amoppurpose OPERATOR(pg_catalog.=) 's'
+JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) m.amopopr
+JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
+WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND i.indisvalid AND NOT i.indisexclusion
+    AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position OPERATOR(pg_catalog.<=) i.indnkeyatts
 ORDER BY i.indisprimary DESC, i.indexrelid, k.position";
 
 /// Reads the catalog in three queries.
@@ -124,7 +156,10 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
     let unique = client.query(UNIQUE, &[&oid]).await.map_err(failed)?;
     Ok(TableFacts {
         partitioned: kind == "p",
+        guarded: class.get("guarded"),
         copyable: class.get("copyable"),
+        row_security: class.get("row_security"),
+        role: class.get("role"),
         columns: columns.iter().map(ColumnFacts::from_row).collect(),
         unique: UniqueFacts::from_rows(&unique),
     })
@@ -135,12 +170,32 @@ impl ColumnFacts {
         Self {
             name: row.get("name"),
             base_type: row.get("base_type"),
-            stored_type: row.get("stored_type"),
+            cast: qualified(row.get("type_schema"), row.get("type_name")),
+            stored_type: stored(row),
             generated: row.get("generated"),
             identity_always: row.get("identity_always"),
             must_be_given: row.get("must_be_given"),
             deterministic: row.get("deterministic"),
         }
+    }
+}
+
+fn qualified(schema: &str, name: &str) -> String {
+    format!("{}.{}", quote_identifier(schema), quote_identifier(name))
+}
+
+/// A type with its length. Lengths of Postgres' own types are keywords of the grammar (`numeric(10,2)`, `interval second(3)`),
+/// which mean the same under any search path; those of others follow the name in parentheses.
+fn stored(row: &Row) -> String {
+    let (schema, name): (&str, &str) = (row.get("type_schema"), row.get("type_name"));
+    let shown: &str = row.get("with_length");
+    if row.get::<_, i32>("length") < 0 {
+        qualified(schema, name)
+    } else if schema == "pg_catalog" {
+        shown.to_owned()
+    } else {
+        let length = shown.rfind('(').map(|start| shown[start..].trim_end_matches("[]"));
+        format!("{}{}", qualified(schema, name), length.unwrap_or_default())
     }
 }
 

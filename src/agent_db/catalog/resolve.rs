@@ -24,6 +24,12 @@ pub(in crate::agent_db) async fn resolve(
 
 /// The table as it can be written.
 fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target, AgentError> {
+    if facts.row_security {
+        return Err(AgentError::RowSecurity {
+            table: description.table.clone(),
+            role: facts.role.clone(),
+        });
+    }
     let chosen = key::choose(description, &facts.unique)?;
     let (key, equals) = match chosen {
         Some((index, positions)) => {
@@ -46,6 +52,7 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
         columns,
         equals,
         partitioned: facts.partitioned,
+        guarded: facts.guarded,
         copyable: facts.copyable,
     })
 }
@@ -66,7 +73,7 @@ fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &RowKey) 
             }
             Some(column) => columns.push(Column {
                 name: quote_identifier(name),
-                cast: column.base_type.clone(),
+                cast: column.cast.clone(),
                 stored: column.stored_type.clone(),
                 identity_always: column.identity_always,
                 in_key: matches!(key, RowKey::Columns(key) if key.contains(&position)),

@@ -18,15 +18,24 @@ impl Rights {
     /// Tries what is allowed, and sets it.
     pub(in crate::agent_db) async fn probe(client: &Client) -> Result<Self, AgentError> {
         let row = client
-            .query_one("SELECT current_user::text AS role", &[])
+            .query_one("SELECT current_user::pg_catalog.text AS role", &[])
             .await
             .map_err(|source| AgentError::from_driver("probe the role's rights", None, source))?;
-        let session_replication_role = match client.batch_execute("SET session_replication_role = replica").await {
-            Ok(()) => true,
-            // The right is missing, or a pooler does not allow the setting: it can't be used here.
-            Err(error) if error.as_db_error().is_some() => false,
+        match client.batch_execute("SET session_replication_role = replica").await {
+            Ok(()) => {}
+            // Refused by right.
+            Err(error) if error.as_db_error().is_some() => {}
             Err(source) => return Err(AgentError::from_driver("set session_replication_role", None, source)),
-        };
+        }
+        // It may be set on the role or the database, too.
+        let is_replica = client
+            .query_one(
+                "SELECT pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica' AS is_replica",
+                &[],
+            )
+            .await
+            .map_err(|source| AgentError::from_driver("probe the role's rights", None, source))?;
+        let session_replication_role = is_replica.get("is_replica");
         Ok(Self {
             role: row.get("role"),
             session_replication_role,

@@ -15,8 +15,11 @@ pub(in crate::agent_db) struct Target {
     pub equals: Vec<String>,
     /// Whether its rows are in partitions.
     pub partitioned: bool,
-    /// Whether `COPY` has the same effect as INSERT: it does not work with row-level security, and ignores rules. A BEFORE
-    /// STATEMENT trigger may refuse it after its start and before its first row; then the driver mixes up the answers.
+    /// Triggers or rules of the Agent DB may write another row than the one that was sent, or none: what was written is
+    /// looked at.
+    pub guarded: bool,
+    /// Whether `COPY` may be used. It passes by rules, and a BEFORE STATEMENT trigger may refuse it between its being taken
+    /// up and its first row, where the driver loses count of the answers.
     pub copyable: bool,
 }
 

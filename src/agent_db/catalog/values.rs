@@ -18,14 +18,17 @@ pub(in crate::agent_db) struct UniqueValues {
 
 /// Columns to which foreign keys refer are left out.
 const VALUES: &str = "
-SELECT count(*) > 0 AS any,
-    coalesce(array_agg(DISTINCT a.attname::text) FILTER (WHERE NOT a.attnotnull AND a.attgenerated = ''
+SELECT pg_catalog.count(*) OPERATOR(pg_catalog.>) 0 AS any,
+    coalesce(pg_catalog.array_agg(DISTINCT a.attname::pg_catalog.text) FILTER (WHERE NOT a.attnotnull
+        AND a.attgenerated OPERATOR(pg_catalog.=) ''
         AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint f
-            WHERE f.confrelid = i.indrelid AND f.contype = 'f' AND a.attnum = ANY (f.confkey))), '{}') AS nullable
+            WHERE f.confrelid OPERATOR(pg_catalog.=) i.indrelid AND f.contype OPERATOR(pg_catalog.=) 'f'
+                AND a.attnum OPERATOR(pg_catalog.=) ANY (f.confkey))), '{}') AS nullable
 FROM pg_catalog.pg_index i
-CROSS JOIN LATERAL unnest(i.indkey::int2[]) AS k(attnum)
-LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-WHERE i.indrelid = $1::text::regclass AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary AND i.indisvalid
+CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::smallint[]) AS k(attnum)
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid
+    AND a.attnum OPERATOR(pg_catalog.=) k.attnum
+WHERE i.indrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary AND i.indisvalid
     AND i.indimmediate";
 
 impl UniqueValues {

@@ -3,8 +3,10 @@
 mod copied;
 mod fallback;
 mod fixture;
+mod names;
 mod parking;
 mod property;
 mod rows;
 mod session;
+mod triggers;
 mod values;

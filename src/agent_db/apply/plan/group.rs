@@ -48,7 +48,7 @@ pub(in crate::agent_db::apply) struct Group<'e> {
     pub kind: StatementKind,
     /// Why the rows are written.
     pub purpose: Purpose,
-    /// The rows, never none.
+    /// The rows: none only where it is tried whether the statement is accepted at all.
     pub rows: Vec<RowWrite<'e>>,
 }
 
@@ -188,6 +188,16 @@ impl<'e> Group<'e> {
             purpose: self.purpose,
             rows,
         })
+    }
+
+    /// The statement with no rows.
+    pub(in crate::agent_db::apply) fn without_rows(&self) -> Self {
+        Self {
+            relation: self.relation,
+            kind: self.kind.clone(),
+            purpose: self.purpose,
+            rows: Vec::new(),
+        }
     }
 
     /// Both halves, in order.

@@ -10,7 +10,8 @@
 
 use std::fmt::Write;
 
-use super::text::{Parameter, StatementText, list};
+use super::kind::{Parameter, StatementText};
+use super::text::list;
 use crate::agent_db::catalog::Target;
 
 /// Insert rows, each as often as it is given.
@@ -32,8 +33,8 @@ pub(super) fn delete_one(target: &Target) -> StatementText {
     let sql = format!(
         "WITH x AS MATERIALIZED (SELECT {given} AS d FROM {unnest} AS u({names})), \
          v AS MATERIALIZED (SELECT s.*, pg_catalog.row_number() OVER (PARTITION BY s.d) AS i FROM ({stored}) AS s \
-         WHERE (s.d IN (SELECT x.d FROM x)) IS TRUE), \
-         z AS MATERIALIZED (SELECT v.relation, v.place FROM v WHERE ((v.d, v.i) IN \
+         WHERE (s.d OPERATOR(pg_catalog.=) ANY (SELECT x.d FROM x)) IS TRUE), \
+         z AS MATERIALIZED (SELECT v.relation, v.place FROM v WHERE ((v.d, v.i) OPERATOR(pg_catalog.=) ANY \
          (SELECT x.d, pg_catalog.row_number() OVER (PARTITION BY x.d) FROM x)) IS TRUE) \
          DELETE FROM {table} AS t WHERE {is_z}",
         given = given(target),
@@ -57,18 +58,18 @@ pub(super) fn count(target: &Target) -> StatementText {
     // In `g`, a row that is given stands beside those of the table that equal it; only the latter have a place.
     let sql = format!(
         "WITH x AS MATERIALIZED (SELECT {given} AS d, u.n::bigint AS n, {of_u} FROM {unnest} AS u({names}, n)), \
-         v AS MATERIALIZED (SELECT s.* FROM ({stored}) AS s WHERE (s.d IN (SELECT x.d FROM x)) IS TRUE), \
+         v AS MATERIALIZED (SELECT s.* FROM ({stored}) AS s WHERE (s.d OPERATOR(pg_catalog.=) ANY (SELECT x.d FROM x)) IS TRUE), \
          g AS MATERIALIZED (SELECT q.*, pg_catalog.max(q.n) OVER (PARTITION BY q.d) AS wanted, \
          pg_catalog.count(q.place) OVER (PARTITION BY q.d) AS present, \
          pg_catalog.row_number() OVER (PARTITION BY q.d, q.place IS NULL) AS i FROM \
-         (SELECT NULL::oid AS relation, NULL::tid AS place, x.* FROM x \
+         (SELECT NULL::pg_catalog.oid AS relation, NULL::pg_catalog.tid AS place, x.* FROM x \
          UNION ALL SELECT v.relation, v.place, v.d, NULL, {no_values} FROM v) AS q), \
-         z AS MATERIALIZED (SELECT g.relation, g.place FROM g WHERE g.place IS NOT NULL AND g.i > g.wanted), \
+         z AS MATERIALIZED (SELECT g.relation, g.place FROM g WHERE g.place IS NOT NULL AND g.i OPERATOR(pg_catalog.>) g.wanted), \
          gone AS (DELETE FROM {table} AS t WHERE {is_z} RETURNING 1), \
          came AS ({insert} SELECT {values} FROM g \
-         CROSS JOIN LATERAL pg_catalog.generate_series(1, g.wanted - g.present) \
-         WHERE g.place IS NULL AND g.i = 1 RETURNING 1) \
-         SELECT (SELECT pg_catalog.count(*) FROM gone) + (SELECT pg_catalog.count(*) FROM came) AS changed",
+         CROSS JOIN LATERAL pg_catalog.generate_series(1, g.wanted OPERATOR(pg_catalog.-) g.present) \
+         WHERE g.place IS NULL AND g.i OPERATOR(pg_catalog.=) 1 RETURNING 1) \
+         SELECT (SELECT pg_catalog.count(*) FROM gone) OPERATOR(pg_catalog.+) (SELECT pg_catalog.count(*) FROM came) AS changed",
         given = given(target),
         of_u = names("u.", target),
         unnest = unnest(target.columns.len() + 1),
@@ -91,7 +92,7 @@ fn stored(target: &Target) -> String {
         let _ = write!(sql, "t.{}", column.name);
     });
     format!(
-        "SELECT t.tableoid AS relation, t.ctid AS place, ROW({row})::text COLLATE pg_catalog.\"C\" AS d FROM {} AS t",
+        "SELECT t.tableoid AS relation, t.ctid AS place, ROW({row})::pg_catalog.text COLLATE pg_catalog.\"C\" AS d FROM {} AS t",
         table(target)
     )
 }
@@ -102,15 +103,17 @@ fn given(target: &Target) -> String {
     list(&mut row, target.columns.iter().enumerate(), |sql, (index, column)| {
         let _ = write!(sql, "u.c{index}::{}", column.stored);
     });
-    format!("ROW({row})::text COLLATE pg_catalog.\"C\"")
+    format!("ROW({row})::pg_catalog.text COLLATE pg_catalog.\"C\"")
 }
 
 /// Whether a row of the table is one of those in `z`. By its place, so that the table is not read once more; places are
 /// unique within a partition only.
 fn is_z(target: &Target) -> String {
-    let places = "t.ctid = ANY (ARRAY(SELECT z.place FROM z))";
+    let places = "t.ctid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT z.place FROM z))";
     if target.partitioned {
-        format!("{places} AND ((t.tableoid, t.ctid) IN (SELECT z.relation, z.place FROM z)) IS TRUE")
+        format!(
+            "{places} AND ((t.tableoid, t.ctid) OPERATOR(pg_catalog.=) ANY (SELECT z.relation, z.place FROM z)) IS TRUE"
+        )
     } else {
         places.to_owned()
     }
@@ -150,9 +153,15 @@ fn names(before: &str, target: &Target) -> String {
 
 /// `unnest($1::text[], …)`
 fn unnest(parameters: usize) -> String {
-    let mut sql = "unnest(".to_owned();
+    // Of several arrays it is syntax, and cannot be named with its schema; of one it is a function like others.
+    let mut sql = if parameters == 1 {
+        "pg_catalog.unnest("
+    } else {
+        "unnest("
+    }
+    .to_owned();
     list(&mut sql, 1..=parameters, |sql, number| {
-        let _ = write!(sql, "${number}::text[]");
+        let _ = write!(sql, "${number}::pg_catalog.text[]");
     });
     sql.push(')');
     sql

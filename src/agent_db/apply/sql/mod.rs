@@ -2,9 +2,11 @@
 //!
 //! | file | its job |
 //! |---|---|
+//! | `kind` | what statements there are |
 //! | `statement` | the text of a statement for a table |
 //! | `counted` | the same for tables whose rows are counted |
-//! | `text` | what a statement is made of |
+//! | `look` | the statement that looks at what was written |
+//! | `text` | parts of them |
 //! | `together` | statements for rows that wait for each other |
 //! | `array` | one column of many rows as a `text[]` parameter |
 //! | `copy_text` | rows as lines of `COPY … FROM STDIN` |
@@ -12,12 +14,14 @@
 mod array;
 mod copy_text;
 mod counted;
+mod kind;
+mod look;
 mod statement;
 mod text;
 mod together;
 
 pub(super) use array::TextArray;
 pub(super) use copy_text::pieces as copy_pieces;
-pub(super) use statement::{StatementKind, statement, truncate};
-pub(super) use text::Parameter;
+pub(super) use kind::{Parameter, StatementKind};
+pub(super) use statement::{statement, truncate};
 pub(super) use together::{PartKind, missing_parents, referenced, set_null, together};

@@ -7,39 +7,10 @@
 use std::fmt::Write;
 
 use super::counted;
-use super::text::{Parameter, StatementText, list};
+use super::kind::{Parameter, StatementKind, StatementText};
+use super::look::look;
+use super::text::{changed, column, from_unnest, list, same, same_key, where_key};
 use crate::agent_db::catalog::{Column, Target};
-
-/// What a statement does to rows of one table.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(in crate::agent_db::apply) enum StatementKind {
-    /// Insert full images of rows that should be new, by `COPY`: the cheapest way by far, but refused as a whole if one
-    /// key exists already.
-    Copy,
-    /// Insert full images, or overwrite existing rows.
-    Upsert {
-        /// Overwrite only rows that differ: most rows of a chunk are equal already.
-        only_if_different: bool,
-    },
-    /// Set some columns of rows that must exist.
-    Partial {
-        /// Which columns the images hold.
-        present: Box<[bool]>,
-    },
-    /// Set some columns and the key of rows that must exist.
-    Move {
-        /// Which columns the images hold.
-        present: Box<[bool]>,
-    },
-    /// Delete by key.
-    Delete,
-    /// Insert rows that are counted.
-    Insert,
-    /// Delete one row for each that is given, where rows are counted.
-    DeleteOne,
-    /// Make the number of equal rows right, where rows are counted.
-    Count,
-}
 
 /// The statement of a kind for a table.
 pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKind) -> StatementText {
@@ -52,6 +23,7 @@ pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKin
         StatementKind::Insert => counted::insert(target),
         StatementKind::DeleteOne => counted::delete_one(target),
         StatementKind::Count => counted::count(target),
+        StatementKind::Look(written) => look(target, written),
     }
 }
 
@@ -108,14 +80,12 @@ pub(super) fn upsert(target: &Target, only_if_different: bool, first: usize) -> 
         });
         if only_if_different {
             // As text: not every type can be compared (json, point), and equal is not always the same (1.0 and 1.00).
-            sql.push_str(" WHERE (");
-            list(&mut sql, set.iter(), |sql, column| {
-                let _ = write!(sql, "t.{}::text", column.name);
-            });
-            sql.push_str(") IS DISTINCT FROM (");
-            list(&mut sql, set.iter(), |sql, column| {
-                let _ = write!(sql, "EXCLUDED.{}::text", column.name);
-            });
+            sql.push_str(" WHERE NOT (");
+            same(
+                &mut sql,
+                set.iter()
+                    .map(|column| (format!("t.{}", column.name), format!("EXCLUDED.{}", column.name))),
+            );
             sql.push(')');
         }
     }
@@ -156,8 +126,22 @@ fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
         let _ = write!(sql, "{} = x.c{}::{}", column.name, keys + position, column.cast);
     });
     from_unnest(&mut sql, "FROM", 1, parameters.len(), true);
+    let key_parts: Vec<String> = (0..keys).map(|part| format!("x.c{part}")).collect();
     where_key(&mut sql, target);
-    sql.push_str(" RETURNING x.ord");
+    if target.guarded {
+        // A trigger may have moved the row elsewhere.
+        let new_parts: Vec<String> = (target.relation.key_positions().iter().zip(&key_parts))
+            .map(|(key, old)| match set.iter().position(|index| index == key) {
+                Some(position) => format!("x.c{}", keys + position),
+                None => old.clone(),
+            })
+            .collect();
+        sql.push_str(" RETURNING CASE WHEN ");
+        same_key(&mut sql, target, &new_parts);
+        let _ = write!(sql, " THEN x.ord ELSE {} END AS ord", changed("x.ord"));
+    } else {
+        sql.push_str(" RETURNING x.ord");
+    }
     StatementText { sql, parameters }
 }
 
@@ -171,41 +155,6 @@ pub(super) fn delete(target: &Target, first: usize) -> StatementText {
         sql,
         parameters: (0..keys).map(Parameter::KeyPart).collect(),
     }
-}
-
-/// `FROM unnest($1::text[], …) AS x(c0, …)`
-pub(super) fn from_unnest(sql: &mut String, keyword: &str, first: usize, count: usize, ordinality: bool) {
-    let _ = write!(sql, " {keyword} unnest(");
-    list(sql, first..first + count, |sql, number| {
-        let _ = write!(sql, "${number}::text[]");
-    });
-    sql.push(')');
-    if ordinality {
-        sql.push_str(" WITH ORDINALITY");
-    }
-    sql.push_str(" AS x(");
-    list(sql, 0..count, |sql, index| {
-        let _ = write!(sql, "c{index}");
-    });
-    sql.push_str(if ordinality { ", ord)" } else { ")" });
-}
-
-/// `WHERE t.id OPERATOR(pg_catalog.=) x.c0::bigint AND …`, the key being the first of `x`'s columns. The operator is the
-/// key index's own, by name: with a search path of `pg_catalog` a bare `=` on a `citext` would be that of `text`.
-pub(super) fn where_key(sql: &mut String, target: &Target) {
-    sql.push_str(" WHERE ");
-    for (part, (&key, equals)) in target.relation.key_positions().iter().zip(&target.equals).enumerate() {
-        if part > 0 {
-            sql.push_str(" AND ");
-        }
-        let column = column(target, key);
-        let _ = write!(sql, "t.{} {equals} x.c{part}::{}", column.name, column.cast);
-    }
-}
-
-/// A column that [`Target`] guarantees: its constructor checks that keys are positions of columns.
-fn column(target: &Target, index: usize) -> &Column {
-    &target.columns[index]
 }
 
 #[cfg(test)]
@@ -239,6 +188,7 @@ mod tests {
             ],
             equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
             partitioned: false,
+            guarded: false,
             copyable: true,
         }
     }
@@ -253,7 +203,7 @@ mod tests {
         );
         assert_eq!(
             text.sql,
-            r#"INSERT INTO "public"."le""ads" AS t ("name", "id", "shop", "seq") OVERRIDING SYSTEM VALUE SELECT x.c0::character varying, x.c1::bigint, x.c2::public.citext, x.c3::integer FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS x(c0, c1, c2, c3) ON CONFLICT ("shop", "id") DO UPDATE SET "name" = EXCLUDED."name""#
+            r#"INSERT INTO "public"."le""ads" AS t ("name", "id", "shop", "seq") OVERRIDING SYSTEM VALUE SELECT x.c0::character varying, x.c1::bigint, x.c2::public.citext, x.c3::integer FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[]) AS x(c0, c1, c2, c3) ON CONFLICT ("shop", "id") DO UPDATE SET "name" = EXCLUDED."name""#
         );
         assert_eq!(text.parameters, [0, 1, 2, 3].map(Parameter::Column));
     }
@@ -268,7 +218,7 @@ mod tests {
         );
         assert!(
             text.sql.ends_with(
-                r#"DO UPDATE SET "name" = EXCLUDED."name" WHERE (t."name"::text) IS DISTINCT FROM (EXCLUDED."name"::text)"#
+                r#"DO UPDATE SET "name" = EXCLUDED."name" WHERE NOT (coalesce(t."name"::pg_catalog.text COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) EXCLUDED."name"::pg_catalog.text, t."name"::pg_catalog.text IS NULL AND EXCLUDED."name"::pg_catalog.text IS NULL))"#
             ),
             "{}",
             text.sql
@@ -296,7 +246,7 @@ mod tests {
         );
         assert_eq!(
             text.sql,
-            r#"UPDATE "public"."le""ads" AS t SET "shop" = t."shop" FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+            r#"UPDATE "public"."le""ads" AS t SET "shop" = t."shop" FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
         );
     }
 
@@ -310,7 +260,7 @@ mod tests {
         );
         assert_eq!(
             text.sql,
-            r#"UPDATE "public"."le""ads" AS t SET "name" = x.c2::character varying FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS x(c0, c1, c2, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+            r#"UPDATE "public"."le""ads" AS t SET "name" = x.c2::character varying FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, c2, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
         );
         assert_eq!(
             text.parameters,
@@ -328,7 +278,7 @@ mod tests {
         );
         assert_eq!(
             text.sql,
-            r#"UPDATE "public"."le""ads" AS t SET "id" = x.c2::bigint, "shop" = x.c3::public.citext FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) WITH ORDINALITY AS x(c0, c1, c2, c3, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+            r#"UPDATE "public"."le""ads" AS t SET "id" = x.c2::bigint, "shop" = x.c3::public.citext FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, c2, c3, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
         );
     }
 
@@ -347,7 +297,7 @@ mod tests {
         let text = statement(&target(), &StatementKind::Delete);
         assert_eq!(
             text.sql,
-            r#"DELETE FROM "public"."le""ads" AS t USING unnest($1::text[], $2::text[]) AS x(c0, c1) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint"#
+            r#"DELETE FROM "public"."le""ads" AS t USING unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS x(c0, c1) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint"#
         );
     }
 
@@ -359,6 +309,38 @@ mod tests {
         assert_eq!(
             truncate(&[&plain, &partitioned], true),
             r#"TRUNCATE ONLY "public"."le""ads", "public"."le""ads" RESTART IDENTITY"#
+        );
+    }
+
+    #[test]
+    fn where_triggers_may_write_something_else_an_update_and_a_look_fail_at_other_rows() {
+        let mut target = target();
+        target.guarded = true;
+        let present = || [true, true, true, false].into();
+        let changed = "(x.ord::pg_catalog.text OPERATOR(pg_catalog.||) ' twinlog: the row was not written as it was sent')::integer";
+        let text = statement(&target, &StatementKind::Move { present: present() });
+        assert!(
+            text.sql.ends_with(&format!(
+                r#" RETURNING CASE WHEN t."shop" OPERATOR(public.=) x.c4::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c3::bigint THEN x.ord ELSE {changed} END AS ord"#
+            )),
+            "{}",
+            text.sql
+        );
+        let looked = |kind: StatementKind| statement(&target, &kind.look().unwrap());
+        let deleted = looked(StatementKind::Delete);
+        assert_eq!(
+            deleted.sql,
+            format!(
+                r#"SELECT {changed} FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE EXISTS (SELECT FROM "public"."le""ads" t WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint)"#
+            )
+        );
+        assert_eq!(
+            looked(StatementKind::Copy).parameters,
+            [Parameter::KeyPart(0), Parameter::KeyPart(1), Parameter::Column(0)]
+        );
+        assert_eq!(
+            looked(StatementKind::Move { present: present() }).parameters[2..],
+            [Parameter::NewKeyPart(0), Parameter::NewKeyPart(1), Parameter::Column(0)]
         );
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
-use super::statement::{delete, from_unnest, upsert, where_key};
-use super::text::Parameter;
+use super::kind::Parameter;
+use super::statement::{delete, upsert};
+use super::text::{from_unnest, where_key};
 use crate::agent_db::catalog::{ForeignKey, Target};
 use crate::postgres::quote_identifier;
 
@@ -30,7 +31,7 @@ pub(in crate::agent_db::apply) fn together(parts: &[(PartKind, &Target)]) -> (St
         let (comma, union) = if number == 0 { ("", "") } else { (", ", " UNION ALL ") };
         let _ = write!(with, "{comma}w{number} AS ({} RETURNING 1)", text.sql);
         // Read one after the other, so the parts are written in their order.
-        let _ = write!(counts, "{union}SELECT count(*) FROM w{number}");
+        let _ = write!(counts, "{union}SELECT pg_catalog.count(*) FROM w{number}");
     }
     (format!("WITH {with} {counts}"), parameters)
 }
@@ -81,9 +82,13 @@ pub(in crate::agent_db::apply) fn referenced(parent: &Target, child: &Target, ke
         key.parent.quoted(),
         key.child.quoted()
     );
-    let arrays: Vec<String> = (1..=theirs).map(|part| format!("${}::text[]", ours + part)).collect();
+    let arrays: Vec<String> = (1..=theirs)
+        .map(|part| format!("${}::pg_catalog.text[]", ours + part))
+        .collect();
     let names: Vec<String> = (0..theirs).map(|part| format!("k{part}")).collect();
-    let _ = write!(sql, "unnest({}) AS s({}) ON true", arrays.join(", "), names.join(", "));
+    let schema = if theirs == 1 { "pg_catalog." } else { "" };
+    let (arrays, names) = (arrays.join(", "), names.join(", "));
+    let _ = write!(sql, "{schema}unnest({arrays}) AS s({names}) ON true");
     where_key(&mut sql, parent);
     let positions = child.relation.key_positions().iter();
     for (part, (column, equals)) in positions

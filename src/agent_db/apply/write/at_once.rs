@@ -101,7 +101,7 @@ impl Writer {
         match &self.constraints {
             Constraints::Checked(foreign_keys) => sort_by_foreign_keys(&mut groups, foreign_keys, &keys_alike),
             // Unique indexes: a row that goes, or changes a value, must free it before another row takes it.
-            Constraints::Silent => groups.sort_by_key(|group| (!group.deletes(), group.copies())),
+            Constraints::Silent { .. } => groups.sort_by_key(|group| (!group.deletes(), group.copies())),
         }
         if !groups.is_empty() {
             self.write_groups(&groups, "", "", ledger).await?;

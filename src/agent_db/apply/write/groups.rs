@@ -167,6 +167,8 @@ impl Writer {
                 let parked = partial(written).count();
                 ledger.of(table, ChangeKind::Update).applied += total - parked as u64;
             }
+            // Sent behind another group's statement, never as one.
+            StatementKind::Look(_) => {}
             StatementKind::Copy | StatementKind::Upsert { .. } | StatementKind::Insert | StatementKind::Count => {
                 let inserts = group
                     .rows

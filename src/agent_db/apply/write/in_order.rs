@@ -8,7 +8,7 @@ use crate::agent_db::apply::segment::{Item, Segment};
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
 use crate::agent_db::error::AgentError;
 use crate::change::Change;
-use crate::postgres::Refusal;
+use crate::postgres::{RaisedBy, Refusal};
 use crate::retry::Disposition;
 
 /// When deferred constraints are checked.
@@ -117,6 +117,8 @@ impl Writer {
             "RELEASE SAVEPOINT piece".to_owned()
         };
         let mut pieces = vec![group];
+        // The group's statement was accepted with no rows, so what refuses it is some of its rows.
+        let mut is_accepted = false;
         while let Some(piece) = pieces.pop() {
             let mut of_piece = Ledger::default();
             let written = self
@@ -127,11 +129,15 @@ impl Writer {
                     ledger.add(&of_piece);
                     continue;
                 }
-                Err(AgentError::Refused { refusal, .. }) if refusal.disposition() == Disposition::Row => refusal,
+                Err(AgentError::Refused { refusal, .. }) if refusal.may_be_of_a_row() => refusal,
                 Err(error) => return Err(error),
             };
             self.back_to("ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece")
                 .await?;
+            if refusal.disposition() != Disposition::Row && !is_accepted {
+                self.try_without_rows(&piece).await?;
+                is_accepted = true;
+            }
             if let [row] = piece.rows.as_slice() {
                 self.refused(&piece, row, &refusal, ledger)?;
             } else {
@@ -143,6 +149,27 @@ impl Writer {
         Ok(())
     }
 
+    /// Tries a piece's statement with no rows: what is refused then is the table's fault, whatever the row.
+    async fn try_without_rows(&mut self, piece: &Group<'_>) -> Result<(), AgentError> {
+        let none = piece.without_rows();
+        let target = self.target(none.relation).await?;
+        let (before, after) = (
+            "SAVEPOINT piece",
+            "ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece",
+        );
+        match self.send(&[(&none, target)], before, after).await {
+            Err(AgentError::Refused {
+                action, refusal, role, ..
+            }) => Err(AgentError::TableRefused {
+                action,
+                table: none.relation.table.clone(),
+                refusal,
+                role,
+            }),
+            result => result.map(drop),
+        }
+    }
+
     /// A row that the database refuses by itself.
     fn refused(
         &mut self,
@@ -151,7 +178,8 @@ impl Writer {
         refusal: &Refusal,
         ledger: &mut Ledger,
     ) -> Result<(), AgentError> {
-        if let Some(column) = &refusal.column
+        if refusal.raised_by == RaisedBy::Server
+            && let Some(column) = &refusal.column
             && !group.relation.columns.iter().any(|known| **known == **column)
         {
             // A column that the stream does not have: every row is refused, so it is the table's fault.

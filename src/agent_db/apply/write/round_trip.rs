@@ -13,10 +13,9 @@ use crate::agent_db::apply::pipelined::{Call, in_order};
 use crate::agent_db::apply::plan::{Group, RowWrite};
 use crate::agent_db::apply::sql::{Parameter, StatementKind, TextArray, copy_pieces};
 use crate::agent_db::apply::targets::Prepared;
-use crate::agent_db::catalog::Target;
+use crate::agent_db::catalog::{Column, Target};
 use crate::agent_db::error::AgentError;
 use crate::change::{Key, Operation, Row};
-use crate::retry::Disposition;
 
 /// The server's answer to one statement.
 #[derive(Debug)]
@@ -57,11 +56,21 @@ impl Writer {
     ) -> Result<Vec<Reply>, AgentError> {
         let mut parts = Vec::with_capacity(groups.len());
         for (group, target) in groups {
+            let client = &self.session.client;
+            // Rows that no key tells apart can't be found again.
+            let is_looked_at = target.guarded && !group.relation.counts_rows();
+            let look = match group.kind.look().filter(|_| is_looked_at) {
+                Some(kind) => Some(self.targets.prepared(client, target, &kind).await?),
+                None => None,
+            };
             parts.push(Part {
                 group,
-                prepared: self.targets.prepared(&self.session.client, target, &group.kind).await?,
+                prepared: self.targets.prepared(client, target, &group.kind).await?,
+                look,
+                writes_each: target.columns.iter().any(Column::is_settable),
                 rows: group.rows.iter().filter_map(|write| write.row).collect(),
                 keys: group.rows.iter().map(|write| write.key).collect(),
+                new_keys: group.rows.iter().map(|write| &write.change.key).collect(),
                 counts: group.rows.iter().filter_map(count).collect(),
             });
         }
@@ -94,35 +103,50 @@ impl Writer {
         for head in heads.iter().filter(|head| !head.is_empty()) {
             calls.push(Box::pin(command(client, head)));
         }
-        let first = calls.len();
+        // The part that each call is for.
+        let mut of: Vec<Option<&Part<'_>>> = calls.iter().map(|_| None).collect();
         for part in parts {
             calls.push(Box::pin(part.run(client, &copy_started)));
+            of.push(Some(part));
+            if let Some(look) = &part.look {
+                calls.push(Box::pin(part.look(client, look)));
+                of.push(Some(part));
+            }
         }
         if !tail.is_empty() {
             calls.push(Box::pin(command(client, tail)));
+            of.push(None);
         }
         let mut replies = Vec::with_capacity(parts.len());
-        for (position, answer) in in_order(calls).await.into_iter().enumerate() {
-            let part = position.checked_sub(first).and_then(|position| parts.get(position));
+        let mut changed = None;
+        for (part, answer) in of.into_iter().zip(in_order(calls).await) {
             match answer {
-                Ok(reply) if part.is_some() => replies.push(reply),
-                Ok(_) => {}
+                Ok(Reply::Done) => {}
+                Ok(reply) => {
+                    if let Some(part) = part.filter(|part| !part.expects(&reply)) {
+                        changed = Some(&part.group.relation.table);
+                    }
+                    replies.push(reply);
+                }
                 Err(source) if copied.is_some() && !copy_started.load(Ordering::Relaxed) => {
                     self.session.cut();
-                    return Err(AgentError::from_driver("begin a COPY", copied, source));
+                    return Err(AgentError::from_driver("begin a COPY", copied, source).of_whole_table());
                 }
                 // The first error is the cause; later ones only say that the transaction is aborted.
                 Err(source) => {
                     let table = part.map(|part| &part.group.relation.table);
                     let error = AgentError::from_driver("write rows", table, source);
                     if let Some(table) = copied
-                        && error.disposition() == Disposition::Row
+                        && error.may_be_of_a_row()
                     {
                         self.copy_backoff.refused(table);
                     }
                     return Err(error);
                 }
             }
+        }
+        if let Some(table) = changed {
+            return Err(AgentError::TableChanged { table: table.clone() });
         }
         if let Some(table) = copied {
             self.copy_backoff.accepted(table);
@@ -139,8 +163,13 @@ async fn command(client: &Client, sql: &str) -> Result<Reply, tokio_postgres::Er
 struct Part<'e> {
     group: &'e Group<'e>,
     prepared: Arc<Prepared>,
+    /// Sent behind the statement: looks at what it has written.
+    look: Option<Arc<Prepared>>,
+    /// An upsert writes each of its rows: there is a column to overwrite.
+    writes_each: bool,
     rows: Vec<&'e Row>,
     keys: Vec<&'e Key>,
+    new_keys: Vec<&'e Key>,
     /// How many rows equal each of `rows`, where that is to be made right.
     counts: Vec<String>,
 }
@@ -155,15 +184,8 @@ fn count(write: &RowWrite<'_>) -> Option<String> {
 impl Part<'_> {
     /// Runs the statement. `copy_started`: see [`copy`].
     async fn run(&self, client: &Client, copy_started: &AtomicBool) -> Result<Reply, tokio_postgres::Error> {
-        let Prepared { statement, parameters } = &*self.prepared;
-        let parameters = parameters.iter().map(|parameter| match *parameter {
-            Parameter::Column(column) => TextArray::Column {
-                rows: &self.rows,
-                column,
-            },
-            Parameter::KeyPart(part) => TextArray::KeyPart { keys: &self.keys, part },
-            Parameter::Count => TextArray::Texts(&self.counts),
-        });
+        let statement = &self.prepared.statement;
+        let parameters = self.parameters(&self.prepared);
         match self.group.kind {
             StatementKind::Copy => copy(client, statement, &self.rows, copy_started)
                 .await
@@ -186,9 +208,45 @@ impl Part<'_> {
                     .await?;
                 Ok(Reply::Count(changed.iter().map(|rows| rows.unsigned_abs()).sum()))
             }
-            StatementKind::Upsert { .. } | StatementKind::Delete | StatementKind::Insert | StatementKind::DeleteOne => {
-                client.execute_raw(statement, parameters).await.map(Reply::Count)
-            }
+            StatementKind::Upsert { .. }
+            | StatementKind::Delete
+            | StatementKind::Insert
+            | StatementKind::DeleteOne
+            | StatementKind::Look(_) => client.execute_raw(statement, parameters).await.map(Reply::Count),
+        }
+    }
+
+    /// Runs the look, which fails where a row is not as it was sent.
+    async fn look(&self, client: &Client, look: &Prepared) -> Result<Reply, tokio_postgres::Error> {
+        client.execute_raw(&look.statement, self.parameters(look)).await?;
+        Ok(Reply::Done)
+    }
+
+    fn parameters<'p>(&'p self, prepared: &'p Prepared) -> impl ExactSizeIterator<Item = TextArray<'p>> {
+        prepared.parameters.iter().map(|parameter| match *parameter {
+            Parameter::Column(column) => TextArray::Column {
+                rows: &self.rows,
+                column,
+            },
+            Parameter::KeyPart(part) => TextArray::KeyPart { keys: &self.keys, part },
+            Parameter::NewKeyPart(part) => TextArray::KeyPart {
+                keys: &self.new_keys,
+                part,
+            },
+            Parameter::Count => TextArray::Texts(&self.counts),
+        })
+    }
+
+    /// Whether the server has written as many rows as a table without triggers and rules must.
+    fn expects(&self, reply: &Reply) -> bool {
+        let each = match self.group.kind {
+            StatementKind::Copy | StatementKind::Insert => true,
+            StatementKind::Upsert { only_if_different } => self.writes_each && !only_if_different,
+            _ => false,
+        };
+        match reply {
+            Reply::Count(written) if each && self.look.is_none() => *written == self.group.rows.len() as u64,
+            _ => true,
         }
     }
 }

@@ -6,17 +6,34 @@ use super::writer::Writer;
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::segment::Segment;
 use crate::agent_db::error::AgentError;
-use crate::retry::Disposition;
 
-fn is_row_error(error: &AgentError) -> bool {
-    matches!(error, AgentError::Refused { refusal, .. } if refusal.disposition() == Disposition::Row)
-}
+/// How often a segment is begun anew because a table was changed meanwhile. Once for each table would do; who changes tables
+/// faster than this waits for the next connection.
+const MOST_ANEW: u32 = 5;
 
 impl Writer {
-    /// Writes a segment's rows, and parks those that are refused (in memory: the caller flushes the parked keys).
+    /// Writes a segment's rows, and parks those that are refused (in memory: the caller flushes the parked keys). Where a
+    /// table turns out to have been changed in the Agent DB, it is looked up again, and the segment begun anew.
     pub(in crate::agent_db::apply) async fn write(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
         self.parked.begin_segment();
         self.copy_backoff.next_segment();
+        for _ in 0..MOST_ANEW {
+            match Box::pin(self.write_once(segment)).await {
+                Err(AgentError::TableChanged { table }) => {
+                    tracing::info!(%table, "the table was changed in the Agent DB: looking it up again");
+                    self.targets.doubt(&table);
+                    self.rewind().await?;
+                }
+                result => return result,
+            }
+        }
+        match Box::pin(self.write_once(segment)).await {
+            Err(AgentError::TableChanged { table }) => Err(AgentError::RowsSwallowed { table }),
+            result => result,
+        }
+    }
+
+    async fn write_once(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
         if self.must_keep_order(segment).await? {
             return Box::pin(self.replay(segment)).await;
         }
@@ -25,11 +42,11 @@ impl Writer {
             match Box::pin(self.at_once(segment, &mut ledger)).await {
                 Ok(()) => return Ok(ledger),
                 // Each refusal excludes one more table from COPY, so this ends.
-                Err(error) if is_row_error(&error) && self.copy_backoff.take_refused() => {
+                Err(error) if error.may_be_of_a_row() && self.copy_backoff.take_refused() => {
                     tracing::debug!(%error, "a COPY was refused; writing the batch with upserts");
                     self.rewind().await?;
                 }
-                Err(error) if is_row_error(&error) => break error,
+                Err(error) if error.may_be_of_a_row() => break error,
                 Err(error) => return Err(error),
             }
         };
@@ -42,7 +59,7 @@ impl Writer {
         let mut ledger = Ledger::default();
         match Box::pin(self.in_order(segment, &mut ledger, Checks::Deferred)).await {
             Ok(()) => return Ok(ledger),
-            Err(error) if is_row_error(&error) => {}
+            Err(error) if error.may_be_of_a_row() => {}
             Err(error) => return Err(error),
         }
         // A deferred constraint was violated at the segment's end: find the row.

@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use tokio_postgres::Client;
+
 use super::copy_backoff::CopyBackoff;
 use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
 use crate::agent_db::apply::parked_keys::ParkedKeys;
@@ -13,7 +15,7 @@ use crate::agent_db::apply::sql;
 use crate::agent_db::apply::targets::Targets;
 use crate::agent_db::bookkeeping::TableMode;
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
-use crate::agent_db::catalog::{ForeignKeys, Target};
+use crate::agent_db::catalog::{ForeignKeys, Rights, Target, has_deferred_triggers};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Origin, Relation, TableName, Truncate};
 
@@ -23,8 +25,11 @@ pub(super) const CHECK_DEFERRED: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONS
 /// Whether the Agent DB checks its foreign keys and fires its triggers for what the session writes.
 #[derive(Debug)]
 pub(in crate::agent_db::apply) enum Constraints {
-    /// `session_replication_role = replica`: no.
-    Silent,
+    /// `session_replication_role = replica`: no, but for triggers that are enabled as ALWAYS or REPLICA.
+    Silent {
+        /// Some of those are deferred, and would fire with the commit.
+        deferred_triggers: bool,
+    },
     /// Yes: rows are written in the order of the foreign keys.
     Checked(ForeignKeys),
 }
@@ -43,10 +48,26 @@ pub(in crate::agent_db::apply) struct Writer {
     pub copy_backoff: CopyBackoff,
 }
 
+impl Constraints {
+    /// Reads what the catalog says of them, for a session whose role is `replica` or not.
+    pub(in crate::agent_db::apply) async fn read(client: &Client, rights: &Rights) -> Result<Self, AgentError> {
+        Ok(if rights.session_replication_role {
+            Self::Silent {
+                deferred_triggers: has_deferred_triggers(client).await?,
+            }
+        } else {
+            Self::Checked(ForeignKeys::read(client).await?)
+        })
+    }
+}
+
 impl Writer {
     /// Whether constraints are checked, and may be deferred.
     pub(in crate::agent_db::apply) const fn checks_constraints(&self) -> bool {
-        matches!(self.constraints, Constraints::Checked(_))
+        match self.constraints {
+            Constraints::Checked(_) => true,
+            Constraints::Silent { deferred_triggers } => deferred_triggers,
+        }
     }
 
     /// Whether the table's changes are passed over.
@@ -130,7 +151,7 @@ impl Writer {
             .client
             .batch_execute(&sql)
             .await
-            .map_err(|source| AgentError::from_driver("truncate", Some(&table), source))?;
+            .map_err(|source| AgentError::from_driver("truncate", Some(&table), source).of_whole_table())?;
         for target in &targets {
             let relation = &target.relation;
             self.parked.clear(&relation.table);

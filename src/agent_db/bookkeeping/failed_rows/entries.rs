@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::row_values;
 use crate::agent_db::bookkeeping::control::failed;
-use crate::agent_db::error::AgentError;
+use crate::agent_db::error::{AgentError, CHANGED};
 use crate::change::{Coalesced, ColumnValue, Key, Relation, Row, TableName};
 use crate::lsn::Lsn;
 use crate::postgres::Refusal;
@@ -20,6 +20,9 @@ const FOLDED: &str = "TW002";
 /// `foreign_key_violation`, also where we foresee it.
 const FOREIGN_KEY: &str = "23503";
 
+/// A trigger or rule wrote another row than the one that was sent, or none.
+const NOT_AS_SENT: &str = "TW003";
+
 /// Why a row is parked.
 #[derive(Debug, Clone)]
 pub(in crate::agent_db) struct ParkReason {
@@ -31,6 +34,16 @@ pub(in crate::agent_db) struct ParkReason {
 
 impl From<&Refusal> for ParkReason {
     fn from(refusal: &Refusal) -> Self {
+        if refusal.message.contains(CHANGED) {
+            return Self {
+                code: NOT_AS_SENT.to_owned(),
+                constraint: None,
+                message: "a trigger or rule of the Agent DB changed the row or its key, or did not let it be written or \
+                          deleted: disable it for the daemon (ALTER TABLE … DISABLE TRIGGER …), or let the daemon's role \
+                          set session_replication_role"
+                    .to_owned(),
+            };
+        }
         Self {
             code: refusal.sqlstate.clone(),
             constraint: refusal.constraint.clone(),
@@ -82,21 +95,25 @@ impl ParkReason {
 const PARK: &str = "
 INSERT INTO twinlog.failed_rows AS f (slot, schema_name, table_name, key, operation, image, reason, constraint_name,
     message, changes, first_lsn, last_lsn, next_attempt_at, row_values)
-SELECT $1, x.s, x.t, x.k, x.operation, x.image::jsonb, x.reason, x.constraint_name, x.message, x.changes,
-    $11::pg_lsn, $11::pg_lsn,
-    clock_timestamp() + CASE WHEN x.reason IN ('TW001', 'TW002') THEN interval '0' ELSE make_interval(secs => $12::float8) END,
+SELECT $1, x.s, x.t, x.k, x.operation, x.image::pg_catalog.jsonb, x.reason, x.constraint_name, x.message, x.changes,
+    $11::pg_catalog.pg_lsn, $11::pg_catalog.pg_lsn,
+    pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) CASE WHEN x.reason OPERATOR(pg_catalog.=) ANY ('{TW001,TW002}')
+        THEN interval '0' ELSE pg_catalog.make_interval(secs => $12::double precision) END,
     x.row_values
-FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-    $10::bigint[], $13::text[]) AS x(s, t, k, operation, image, reason, constraint_name, message, changes, row_values)
+FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[],
+    $10::bigint[], $13::pg_catalog.text[])
+    AS x(s, t, k, operation, image, reason, constraint_name, message, changes, row_values)
 ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
-    operation = CASE WHEN EXCLUDED.operation = 'partial' AND f.operation = 'upsert' THEN 'upsert'
+    operation = CASE WHEN EXCLUDED.operation OPERATOR(pg_catalog.=) 'partial'
+        AND f.operation OPERATOR(pg_catalog.=) 'upsert' THEN 'upsert'
         ELSE EXCLUDED.operation END,
-    image = CASE WHEN EXCLUDED.operation = 'partial' AND f.operation <> 'delete' THEN f.image || EXCLUDED.image
+    image = CASE WHEN EXCLUDED.operation OPERATOR(pg_catalog.=) 'partial'
+        AND f.operation OPERATOR(pg_catalog.<>) 'delete' THEN f.image OPERATOR(pg_catalog.||) EXCLUDED.image
         ELSE EXCLUDED.image END,
-    reason = CASE WHEN EXCLUDED.reason = 'TW002' THEN f.reason ELSE EXCLUDED.reason END,
-    constraint_name = CASE WHEN EXCLUDED.reason = 'TW002' THEN f.constraint_name ELSE EXCLUDED.constraint_name END,
-    message = CASE WHEN EXCLUDED.reason = 'TW002' THEN f.message ELSE EXCLUDED.message END,
-    changes = f.changes + EXCLUDED.changes,
+    reason = CASE WHEN EXCLUDED.reason OPERATOR(pg_catalog.=) 'TW002' THEN f.reason ELSE EXCLUDED.reason END,
+    constraint_name = CASE WHEN EXCLUDED.reason OPERATOR(pg_catalog.=) 'TW002' THEN f.constraint_name ELSE EXCLUDED.constraint_name END,
+    message = CASE WHEN EXCLUDED.reason OPERATOR(pg_catalog.=) 'TW002' THEN f.message ELSE EXCLUDED.message END,
+    changes = f.changes OPERATOR(pg_catalog.+) EXCLUDED.changes,
     first_lsn = coalesce(f.first_lsn, EXCLUDED.first_lsn),
     last_lsn = coalesce(EXCLUDED.last_lsn, f.last_lsn),
     next_attempt_at = EXCLUDED.next_attempt_at,
@@ -105,12 +122,16 @@ ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
 /// Each attempt waits twice as long as the one before, to the maximum, with jitter over the upper half.
 const REFUSE: &str = "
 UPDATE twinlog.failed_rows f SET reason = x.reason, constraint_name = x.constraint_name, message = x.message,
-    attempts = f.attempts + 1, last_attempt_at = clock_timestamp(),
-    next_attempt_at = clock_timestamp() + make_interval(
-        secs => least($9::float8, $8::float8 * power(2, least(f.attempts, 30))) * (0.5 + random() / 2))
-FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
+    attempts = f.attempts OPERATOR(pg_catalog.+) 1, last_attempt_at = pg_catalog.clock_timestamp(),
+    next_attempt_at = pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(
+        secs => least($9::double precision, $8::double precision OPERATOR(pg_catalog.*)
+            pg_catalog.power(2::double precision, least(f.attempts, 30)::double precision))
+            OPERATOR(pg_catalog.*) (0.5::double precision OPERATOR(pg_catalog.+)
+                (pg_catalog.random() OPERATOR(pg_catalog./) 2::double precision)))
+FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[])
     AS x(s, t, k, reason, constraint_name, message)
-WHERE f.slot = $1 AND f.schema_name = x.s AND f.table_name = x.t AND f.key = x.k";
+WHERE f.slot OPERATOR(pg_catalog.=) $1 AND f.schema_name OPERATOR(pg_catalog.=) x.s
+    AND f.table_name OPERATOR(pg_catalog.=) x.t AND f.key OPERATOR(pg_catalog.=) x.k";
 
 /// Keys as columns of parameters.
 #[derive(Debug, Default)]
@@ -244,8 +265,9 @@ impl Healed {
         }
         client
             .execute(
-                "DELETE FROM twinlog.failed_rows f USING unnest($2::text[], $3::text[], $4::text[]) AS x(s, t, k)
-                 WHERE f.slot = $1 AND f.schema_name = x.s AND f.table_name = x.t AND f.key = x.k",
+                "DELETE FROM twinlog.failed_rows f USING unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[]) AS x(s, t, k)
+                 WHERE f.slot OPERATOR(pg_catalog.=) $1 AND f.schema_name OPERATOR(pg_catalog.=) x.s
+    AND f.table_name OPERATOR(pg_catalog.=) x.t AND f.key OPERATOR(pg_catalog.=) x.k",
                 &[&slot, schemas, tables, keys],
             )
             .await
@@ -309,7 +331,7 @@ impl RefusedAgain {
 pub(in crate::agent_db) async fn keys(client: &Client, slot: &str) -> Result<Vec<(TableName, Key)>, AgentError> {
     let rows = client
         .query(
-            "SELECT schema_name, table_name, key FROM twinlog.failed_rows WHERE slot = $1",
+            "SELECT schema_name, table_name, key FROM twinlog.failed_rows WHERE slot OPERATOR(pg_catalog.=) $1",
             &[&slot],
         )
         .await
@@ -329,7 +351,8 @@ pub(in crate::agent_db) async fn keys(client: &Client, slot: &str) -> Result<Vec
 pub(in crate::agent_db) async fn clear(client: &Client, slot: &str, table: &TableName) -> Result<(), AgentError> {
     client
         .execute(
-            "DELETE FROM twinlog.failed_rows WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
+            "DELETE FROM twinlog.failed_rows WHERE slot OPERATOR(pg_catalog.=) $1
+                 AND schema_name OPERATOR(pg_catalog.=) $2 AND table_name OPERATOR(pg_catalog.=) $3",
             &[&slot, &&*table.schema, &&*table.name],
         )
         .await
@@ -346,10 +369,13 @@ pub(in crate::agent_db) async fn wake_waiting(
 ) -> Result<(), AgentError> {
     client
         .execute(
-            "UPDATE twinlog.failed_rows SET next_attempt_at = clock_timestamp()
-             WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND reason IN ('23001', '23503', '23505', '23P01')
-               AND next_attempt_at > clock_timestamp() AND parked_at < now()
-               AND coalesce(last_attempt_at, '-infinity') < clock_timestamp() - interval '5 s'",
+            "UPDATE twinlog.failed_rows SET next_attempt_at = pg_catalog.clock_timestamp()
+             WHERE slot OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2
+               AND table_name OPERATOR(pg_catalog.=) $3 AND reason OPERATOR(pg_catalog.=) ANY ('{23001,23503,23505,23P01}')
+               AND next_attempt_at OPERATOR(pg_catalog.>) pg_catalog.clock_timestamp()
+               AND parked_at OPERATOR(pg_catalog.<) pg_catalog.now()
+               AND coalesce(last_attempt_at, '-infinity') OPERATOR(pg_catalog.<)
+                   (pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) interval '5 s')",
             &[&slot, &&*table.schema, &&*table.name],
         )
         .await

@@ -117,7 +117,7 @@ impl Writer {
     /// Whether the database would remove or change other rows with a row of the table.
     fn others_go_with(&self, target: &Target) -> bool {
         match &self.constraints {
-            Constraints::Silent => false,
+            Constraints::Silent { .. } => false,
             Constraints::Checked(foreign_keys) => foreign_keys.acts_on_delete(&target.relation.table),
         }
     }
@@ -161,8 +161,8 @@ impl Writer {
                     keys: &part.keys,
                     part: key,
                 },
-                // Only where rows are counted.
-                Parameter::Count => TextArray::KeyPart {
+                // Only for moves, and where rows are counted.
+                Parameter::NewKeyPart(_) | Parameter::Count => TextArray::KeyPart {
                     keys: &part.keys,
                     part: 0,
                 },
@@ -174,6 +174,37 @@ impl Writer {
             .execute_raw(&sql, values)
             .await
             .map_err(|source| AgentError::from_driver("write rows together", None, source))?;
+        for part in parts.iter().filter(|part| part.target.guarded) {
+            self.look_at(part).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the server look whether a part was written as it was sent.
+    async fn look_at(&self, part: &Part<'_>) -> Result<(), AgentError> {
+        let Some(look) = part.group().kind.look() else {
+            return Ok(());
+        };
+        let text = sql::statement(&part.target, &look);
+        let parameters = text.parameters.iter().map(|parameter| match *parameter {
+            Parameter::Column(column) => TextArray::Column {
+                rows: &part.rows,
+                column,
+            },
+            Parameter::KeyPart(key) | Parameter::NewKeyPart(key) => TextArray::KeyPart {
+                keys: &part.keys,
+                part: key,
+            },
+            Parameter::Count => TextArray::Texts(&[]),
+        });
+        let parameters: Vec<TextArray<'_>> = parameters.collect();
+        self.session
+            .client
+            .execute_raw(&text.sql, parameters)
+            .await
+            .map_err(|source| {
+                AgentError::from_driver("write rows together", Some(&part.target.relation.table), source)
+            })?;
         Ok(())
     }
 }
@@ -227,7 +258,9 @@ impl<'e> Part<'e> {
 pub(super) fn tolerated(result: Result<(), AgentError>) -> Result<Option<Refused>, AgentError> {
     match result {
         Ok(()) => Ok(None),
-        Err(AgentError::Refused { refusal, .. }) if refusal.disposition() != Disposition::Transient => {
+        Err(AgentError::Refused { refusal, .. })
+            if refusal.disposition() != Disposition::Transient || refusal.may_be_of_a_row() =>
+        {
             Ok(Some(Refused::by(&refusal)))
         }
         Err(error) => Err(error),

@@ -1,0 +1,93 @@
+//! What statements there are, and of what their parameters are made.
+
+/// What a statement does to rows of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::agent_db::apply) enum StatementKind {
+    /// Insert full images that nothing is known to be in the way of, by `COPY`: the cheapest way by far, and refused as a
+    /// whole where one key is there already.
+    Copy,
+    /// Insert full images, or overwrite what is there.
+    Upsert {
+        /// Overwrite only where something differs: a chunk mostly finds what is there already.
+        only_if_different: bool,
+    },
+    /// Set some columns of rows that must exist.
+    Partial {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
+    /// Set some columns and the key of rows that must exist.
+    Move {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
+    /// Delete by key.
+    Delete,
+    /// Insert rows that are counted.
+    Insert,
+    /// Delete one row for each that is given, where rows are counted.
+    DeleteOne,
+    /// Make the number of equal rows right, where rows are counted.
+    Count,
+    /// Look whether what was just written is there, and fail with [`CHANGED`] where it is not.
+    Look(Written),
+}
+
+/// What a [`StatementKind::Look`] looks for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(in crate::agent_db::apply) enum Written {
+    /// Full images, under their keys.
+    Images,
+    /// Some columns of rows, where a row is there.
+    Partial {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
+    /// The same under the rows' new keys, and no row under the old ones.
+    Moved {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
+    /// No row.
+    Nothing,
+}
+
+impl StatementKind {
+    /// The look at what this has written.
+    pub(in crate::agent_db::apply) fn look(&self) -> Option<Self> {
+        Some(Self::Look(match self {
+            Self::Copy | Self::Upsert { .. } => Written::Images,
+            Self::Partial { present } => Written::Partial {
+                present: present.clone(),
+            },
+            Self::Move { present } => Written::Moved {
+                present: present.clone(),
+            },
+            Self::Delete => Written::Nothing,
+            // Rows that no key tells apart can't be found again.
+            Self::Insert | Self::DeleteOne | Self::Count | Self::Look(_) => return None,
+        }))
+    }
+}
+
+/// What a statement's parameter is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::agent_db::apply) enum Parameter {
+    /// A column of the row images.
+    Column(usize),
+    /// A part of the rows' keys (the old ones for a move).
+    KeyPart(usize),
+    /// A part of the rows' keys after a move.
+    NewKeyPart(usize),
+    /// How many rows equal each of the row images.
+    Count,
+}
+
+/// A statement's text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::agent_db::apply) struct StatementText {
+    /// With `$1`, `$2`, … for the parameters.
+    pub sql: String,
+    /// What each parameter is made of, in order.
+    pub parameters: Vec<Parameter>,
+}
