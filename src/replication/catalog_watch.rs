@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -41,6 +42,8 @@ pub(super) struct CatalogWatch {
     pub(super) selection: Selection,
     pub(super) tables: BTreeMap<TableName, SourceTable>,
     pub(super) requests: StreamRequests,
+    /// See [`super::copies::Copies`].
+    pub(super) fresh_slot: Arc<AtomicBool>,
     /// The Site DB's version, as `server_version_num`.
     pub(super) version: i32,
     /// Notified when the stream describes a table.
@@ -90,10 +93,16 @@ impl CatalogWatch {
     async fn marked(&mut self, now: SourceTable) -> Result<(), SyncError> {
         let (name, shape) = (now.table.clone(), now.shape());
         let known = self.tables.get(&name).map(SourceTable::shape);
-        if let Some(why) = known.and_then(|known| known.doubted_by(&shape)) {
+        let reason = known.and_then(|known| {
+            let outdated = known.outdated_by(&shape).map(|why| (TableEvent::ShapeOutdated, why));
+            outdated.or_else(|| known.doubted_by(&shape).map(|why| (TableEvent::MayDiffer, why)))
+        });
+        if let Some((event, why)) = reason {
             info!(table = %name, why, "a table is read again: its rows may have changed without a word in the log");
+            // From now on, transactions may run that were there before a table became new.
+            self.fresh_slot.store(false, Ordering::Relaxed);
             // A state that does not accept the event is one in which nothing is known to be right yet.
-            let _ = self.requests.table(&name, TableEvent::MayDiffer).await?;
+            let _ = self.requests.table(&name, event).await?;
         }
         // After the event: if the run ends between the two, the next start finds the same difference again.
         self.requests.shape(&name, shape).await?;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -46,8 +47,8 @@ pub(super) struct Copies {
     pub(super) requests: StreamRequests,
     pub(super) status: Arc<SyncStatus>,
     /// The slot was created in this run. Creating a slot waits until all older transactions have ended, so new tables
-    /// need not wait for them again.
-    pub(super) fresh_slot: bool,
+    /// need not wait for them again. The catalog watch clears it when a table becomes new in mid-run.
+    pub(super) fresh_slot: Arc<AtomicBool>,
     pub(super) visibility: Arc<Visibility>,
 }
 
@@ -187,7 +188,7 @@ impl Copies {
         let agent = postgres::connect(Side::Agent, &self.settings.agent, "twinlog copy")
             .await
             .map_err(AgentError::from)?;
-        if record.state == TableState::New && !self.fresh_slot {
+        if record.state == TableState::New && !self.fresh_slot.load(Ordering::Relaxed) {
             let why = "the copy of a new table waits until older transactions of the Site DB have ended";
             wait_for_running_transactions(source.client(), stop, why).await?;
         }

@@ -39,6 +39,19 @@ pub enum SyncError {
     /// Rows may be missing, and nobody has asked for a full resync yet.
     #[error("GAP: {0}; rows may be missing")]
     Gap(GapReason),
+    /// The publication did not exist when a change was made that has to be decoded now: the log can't be read past it.
+    #[error(
+        "publication {publication} of the Site DB did not exist when the next change in the log was made, so slot {slot} can't \
+         be read past it"
+    )]
+    PublicationWasMissing {
+        /// The value of `sync.slot`.
+        slot: String,
+        /// The value of `sync.publication`.
+        publication: String,
+        /// The server's error.
+        source: WireError,
+    },
     /// The slot was created by another tool, with another output plugin.
     #[error("slot {slot} belongs to the output plugin {plugin}, not pgoutput")]
     WrongPlugin {
@@ -92,6 +105,7 @@ impl SyncError {
             Self::TableChanged(_) => Disposition::Transient,
             Self::Stream(_)
             | Self::Gap(_)
+            | Self::PublicationWasMissing { .. }
             | Self::WrongPlugin { .. }
             | Self::SlotElsewhere { .. }
             | Self::SlotName(_)
@@ -112,6 +126,7 @@ impl SyncError {
             | Self::Migration(_)
             | Self::SlotName(_)
             | Self::Gap(_)
+            | Self::PublicationWasMissing { .. }
             | Self::WrongPlugin { .. }
             | Self::TableChanged(_)
             | Self::SlotElsewhere { .. }
@@ -137,6 +152,11 @@ impl SyncError {
                  Site DB as it is now, and deletes rows that only the Agent DB has)"
                     .to_owned(),
             ),
+            Self::PublicationWasMissing { slot, .. } => Some(format!(
+                "the publication was dropped for a while, or created after the slot: on the Site DB: SELECT \
+                 pg_drop_replication_slot('{slot}'); then run: twinlog resync --all (a new slot is created and every table is read \
+                 again)"
+            )),
             Self::WrongPlugin { slot, .. } => Some(format!(
                 "choose another sync.slot, or on the Site DB: SELECT pg_drop_replication_slot('{slot}');"
             )),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -12,9 +13,10 @@ use crate::agent_db::Control;
 use crate::change::TableName;
 use crate::copy::{ChunkRegistry, CopyError};
 use crate::health::{Component, Health};
+use crate::postgres::quote_identifier;
 use crate::shutdown;
 use crate::source::{Selection, Visibility};
-use crate::wire::SlotName;
+use crate::wire::{ServerFault, SlotName};
 
 use super::after_error::{Failures, setback, wait};
 use super::catalog_watch::CatalogWatch;
@@ -30,6 +32,7 @@ use super::status::sync_status::SyncStatus;
 use super::stream::apply_task::ApplyHandle;
 use super::stream::assemble::Assembler;
 use super::stream::buffer::TransactionBuffer;
+use super::stream::described::CatalogColumns;
 use super::stream::requests::StreamRequests;
 use super::stream::stream_loop::{StreamLoop, StreamParts};
 
@@ -81,7 +84,7 @@ impl Daemon {
             let error = match Box::pin(self.run_once(fault.as_ref(), stop)).await {
                 Ok(()) => return Ok(()),
                 Err(_) if stop.is_cancelled() => return Ok(()),
-                Err(error) => error,
+                Err(error) => self.named(error),
             };
             let (reason, setback) = (error.explain(), setback(&error));
             // The next run holds it, so that the same fault never ends two runs.
@@ -91,6 +94,20 @@ impl Daemon {
             if !shutdown::sleep(wait(setback, attempt, self.settings.reconnect), stop).await {
                 return Ok(());
             }
+        }
+    }
+
+    /// Adds the names that the remedy of an error needs.
+    fn named(&self, error: SyncError) -> SyncError {
+        match error {
+            SyncError::Wire(error) if error.fault() == Some(ServerFault::PublicationMissing) => {
+                SyncError::PublicationWasMissing {
+                    slot: self.settings.slot.clone(),
+                    publication: self.settings.publication.clone(),
+                    source: error,
+                }
+            }
+            other => other,
         }
     }
 
@@ -134,6 +151,8 @@ impl Daemon {
         };
         let control = self.control().await?;
         self.status.set_parked(control.failed_counts().await?);
+        self.status
+            .set_narrowed(narrowed(&self.settings.publication, &started.prepared.unsent));
         let run = self.build_run(started);
         // The readers stop before the stream, whose loop then drains what they have sent.
         let readers = stop.child_token();
@@ -175,6 +194,7 @@ impl Daemon {
         let chunks = ChunkRegistry::default();
         let (requests, inbox) = StreamRequests::channel();
         let visibility = Arc::new(Visibility::default());
+        let fresh_slot = Arc::new(AtomicBool::new(fresh_slot));
         let copies = Copies {
             settings: Arc::clone(&self.settings),
             tables: Arc::clone(&tables),
@@ -182,7 +202,7 @@ impl Daemon {
             chunks: chunks.clone(),
             requests: requests.clone(),
             status: Arc::clone(&self.status),
-            fresh_slot,
+            fresh_slot: Arc::clone(&fresh_slot),
             visibility: Arc::clone(&visibility),
         };
         let healing = Healing {
@@ -210,6 +230,7 @@ impl Daemon {
             status: Arc::clone(&self.status),
             buffer: TransactionBuffer::new(self.settings.batch.rows, self.settings.batch.bytes),
             resume_after,
+            columns: CatalogColumns::of(&tables),
             catalog_hint: Arc::clone(&catalog_hint),
             tip,
             facts,
@@ -219,6 +240,7 @@ impl Daemon {
             selection: self.selection.clone(),
             tables: BTreeMap::clone(&tables),
             requests,
+            fresh_slot,
             version: prepared.version,
             hint: catalog_hint,
         };
@@ -239,6 +261,19 @@ struct Run {
     healing: Healing,
     catalog_watch: CatalogWatch,
     release: Release,
+}
+
+/// Why rows may differ because of what the publication does not send. (A TRUNCATE that it does not send is noticed, and the
+/// table read again.)
+fn narrowed(publication: &str, unsent: &[&str]) -> Option<String> {
+    (!unsent.is_empty()).then(|| {
+        format!(
+            "publication {publication} of the Site DB does not send {}, so rows may differ and nothing tells — on the Site DB: \
+             ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
+            unsent.join(" and "),
+            quote_identifier(publication),
+        )
+    })
 }
 
 /// Returns only the errors of a reader that are its own. A clean end must not end the run, so that the stream's loop can

@@ -59,6 +59,7 @@ fn statement(version: i32) -> String {
          pg_catalog.array_agg(a.attname::text ORDER BY a.attnum) AS columns, \
          pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, -1) ORDER BY a.attnum) AS types, \
          pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) AS declared, \
+         pg_catalog.array_agg(a.atttypid ORDER BY a.attnum) AS type_ids, \
          pg_catalog.array_agg(coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l \
          WHERE l.oid = a.attcollation), true) ORDER BY a.attnum) AS deterministic, \
          c.relreplident = 'f' AS identified_by_all, \
@@ -120,6 +121,7 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
         table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
         columns: columns.into_iter().map(Arc::from).collect(),
         types: row.get("types"),
+        type_ids: row.get("type_ids"),
         deterministic: row.get("deterministic"),
         declared: row.get("declared"),
         membership: row.get("membership"),

@@ -188,11 +188,20 @@ impl Source {
     ) -> Result<ChunkRows, SourceError> {
         let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             parameters.iter().map(|value| value as _).collect();
-        self.client
-            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        // The lock comes before the snapshot: a snapshot that is older than a rewrite of the table sees no row of it, and
+        // every key would count as deleted.
+        let begun = self
+            .client
+            .batch_execute(&format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; LOCK TABLE {} IN ACCESS SHARE MODE",
+                table.from()
+            ))
             .await
-            .map_err(failed("read a snapshot"))?;
-        let result = self.read_in_transaction(table, sql, &parameters, width).await;
+            .map_err(failed("read a snapshot"));
+        let result = match begun {
+            Ok(()) => self.read_in_transaction(table, sql, &parameters, width).await,
+            Err(error) => Err(error),
+        };
         let ended = self
             .client
             .batch_execute("COMMIT")
@@ -210,13 +219,18 @@ impl Source {
         parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
         width: usize,
     ) -> Result<ChunkRows, SourceError> {
-        let snapshot: Snapshot = self
+        let row = self
             .client
-            .query_one("SELECT pg_catalog.pg_current_snapshot()::text", &[])
+            .query_one(
+                "SELECT pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.to_regclass($1)::oid AS relation_id",
+                &[&table.table.quoted()],
+            )
             .await
-            .map_err(failed("read a snapshot"))?
-            .get::<_, String>(0)
-            .parse()?;
+            .map_err(failed("read a snapshot"))?;
+        let snapshot: Snapshot = row.get::<_, String>("snapshot").parse()?;
+        if row.get::<_, Option<u32>>("relation_id") != Some(table.id.0) {
+            return Err(SourceError::Replaced(table.table.clone()));
+        }
         let declare = format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}");
         execute_with_operators(&self.client, &table.operators, &declare, parameters)
             .await

@@ -68,6 +68,9 @@ pub enum SourceError {
     /// The role has no right to read the table, which a copy needs.
     #[error("the role may not read table {0} of the Site DB")]
     CannotSelect(TableName),
+    /// Another table has its name now: the catalog watch will notice.
+    #[error("table {0} of the Site DB is another one by now")]
+    Replaced(TableName),
     /// A pattern of `sync.tables` is not a valid glob.
     #[error("sync.tables has an invalid pattern: {0}")]
     Pattern(#[from] globset::Error),
@@ -83,7 +86,7 @@ impl SourceError {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Session(source) => source.disposition(),
-            Self::Stopped => Disposition::Transient,
+            Self::Stopped | Self::Replaced(_) => Disposition::Transient,
             Self::Snapshot(_)
             | Self::Position(_)
             | Self::KeyEncoding(_)
@@ -138,7 +141,9 @@ impl SourceError {
             }
             Self::CannotSelect(table) => format!("on the Site DB: GRANT SELECT ON {} TO <role>;", table.quoted()),
             Self::Pattern(_) => "patterns look like public.* or !public.audit_*".to_owned(),
-            Self::Snapshot(_) | Self::Position(_) | Self::Incomplete(_) | Self::Stopped => return None,
+            Self::Snapshot(_) | Self::Position(_) | Self::Incomplete(_) | Self::Replaced(_) | Self::Stopped => {
+                return None;
+            }
         })
     }
 }

@@ -21,6 +21,8 @@ pub struct Prepared {
     pub tables: BTreeMap<TableName, SourceTable>,
     /// The server's version, as `server_version_num`.
     pub version: i32,
+    /// What the publication does not send, of `inserts`, `updates` and `deletes`.
+    pub unsent: Vec<&'static str>,
 }
 
 /// Checks and creates what the stream needs.
@@ -35,7 +37,12 @@ pub async fn prepare(client: &Client, publication: &str, selection: &Selection) 
     if tables.is_empty() {
         return Err(SourceError::NoTables(selection.patterns()));
     }
-    Ok(Prepared { tables, version })
+    let unsent = unsent(client, publication).await?;
+    Ok(Prepared {
+        tables,
+        version,
+        unsent,
+    })
 }
 
 /// A table of the Site DB that `sync.tables` selects.
@@ -187,6 +194,26 @@ async fn missing<'a>(
         .map(|candidate| &candidate.table)
         .filter(|table| !published.contains(table));
     Ok(Some(missing.collect()))
+}
+
+/// What the publication does not send.
+async fn unsent(client: &Client, publication: &str) -> Result<Vec<&'static str>, SourceError> {
+    let row = client
+        .query_opt(
+            "SELECT pubinsert, pubupdate, pubdelete FROM pg_catalog.pg_publication WHERE pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(failed("look the publication up"))?;
+    let kinds = [
+        ("pubinsert", "inserts"),
+        ("pubupdate", "updates"),
+        ("pubdelete", "deletes"),
+    ];
+    Ok(row.map_or_else(Vec::new, |row| {
+        let unsent = kinds.into_iter().filter(|(column, _)| !row.get::<_, bool>(column));
+        unsent.map(|(_, name)| name).collect()
+    }))
 }
 
 /// What is not any more as [`prepare`] found it.

@@ -18,6 +18,8 @@ pub struct SourceTable {
     pub columns: Vec<Arc<str>>,
     /// Types of the columns, without their modifiers (`numeric`, not `numeric(10,2)`), ready for a cast.
     pub types: Vec<String>,
+    /// OIDs of the columns' types.
+    pub type_ids: Vec<u32>,
     /// For each column, whether its collation is deterministic: only equal texts are equal.
     pub deterministic: Vec<bool>,
     /// Types of the columns as declared, with their modifiers.

@@ -77,6 +77,8 @@ pub(in crate::replication) struct SyncFacts {
     pub(in crate::replication) gap: Option<String>,
     /// The tables that are held, or whose copies are held, and why.
     pub(in crate::replication) held_tables: Option<String>,
+    /// Why rows may differ because of what the publication does not send.
+    pub(in crate::replication) narrowed: Option<String>,
     /// At least one table's first copy is unfinished.
     pub(in crate::replication) copying: bool,
 }
@@ -101,7 +103,7 @@ impl SyncFacts {
                 }
             };
         }
-        match (&self.gap, &self.held_tables) {
+        match (&self.gap, self.held_tables.as_ref().or(self.narrowed.as_ref())) {
             (Some(reason), _) => (SyncState::Gap, Some(reason.clone())),
             (None, Some(reason)) => (SyncState::Held, Some(reason.clone())),
             (None, None) if self.copying => (SyncState::Copying, None),
@@ -143,6 +145,7 @@ mod tests {
             (flowing(|_| {}), SyncState::Streaming, None),
             (flowing(|facts| facts.copying = true), SyncState::Copying, None),
             (flowing(|facts| facts.held_tables = why()), SyncState::Held, why()),
+            (flowing(|facts| facts.narrowed = why()), SyncState::Held, why()),
             (
                 flowing(|facts| {
                     facts.gap = why();

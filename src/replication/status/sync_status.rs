@@ -101,6 +101,11 @@ impl SyncStatus {
         self.update(|facts| facts.gap = reason);
     }
 
+    /// Sets why rows may differ because of what the publication does not send; `None` if it sends everything.
+    pub(in crate::replication) fn set_narrowed(&self, reason: Option<String>) {
+        self.update(|facts| facts.narrowed = reason);
+    }
+
     /// The daemon has ended.
     pub(in crate::replication) fn stopped(&self) {
         self.update(|facts| facts.stopped = true);

@@ -5,6 +5,7 @@
 //! | [`stream_loop`] | the one task that reads the stream, so that everything happens in the order of the log |
 //! | [`assemble`] | messages → events: relations, protocol order, each row's key |
 //! | [`buffer`] | changes that were received and are not given to the apply task yet, divided at commits |
+//! | [`described`] | whether the stream describes a table's columns as the catalog has them |
 //! | [`flow`] | when to tell that the stream flows |
 //! | [`progress`] | what may be acknowledged to the Site DB |
 //! | [`apply_task`] | the task that writes to the Agent DB while the next batch is filled |
@@ -13,6 +14,7 @@
 pub(super) mod apply_task;
 pub(super) mod assemble;
 pub(super) mod buffer;
+pub(super) mod described;
 mod flow;
 pub(super) mod progress;
 pub(super) mod requests;

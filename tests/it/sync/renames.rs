@@ -200,6 +200,30 @@ async fn a_table_that_is_moved_to_another_schema_and_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_renamed_on_both_sides() {
+    survives(
+        &[
+            "INSERT INTO t VALUES (3, 'before')",
+            "ALTER TABLE t RENAME v TO w",
+            "INSERT INTO t VALUES (4, 'after'); UPDATE t SET w = 'after' WHERE id = 1",
+        ],
+        "ALTER TABLE t RENAME v TO w",
+        &["t", "t2"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_renamed_on_both_sides_and_not_touched_after() {
+    survives(
+        &["INSERT INTO t VALUES (3, 'before')", "ALTER TABLE t RENAME v TO w"],
+        "ALTER TABLE t RENAME v TO w",
+        &["t", "t2"],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_gets_another_name_fills_the_table_of_that_name() {
     for published in [Published::ByDefault, Published::AllTables, Published::InSchema] {
         for is_away in [false, true] {
@@ -254,4 +278,31 @@ async fn a_stream_that_is_held_from_its_start_is_not_said_to_flow() {
     )
     .await;
     twins.until_equal(&["t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_swap_their_names_for_a_while() {
+    for is_away in [false, true] {
+        let twins =
+            Twins::new("CREATE TABLE t (id int PRIMARY KEY, a text, b text); CREATE TABLE done (id int PRIMARY KEY)")
+                .await;
+        twins.on_site("INSERT INTO t VALUES (1, 'a', 'b'), (2, 'a', 'b')").await;
+        let mut daemon = twins.start().await;
+        twins.until_equal(&["t"]).await;
+        if is_away {
+            daemon.kill9();
+        }
+        let swap =
+            "BEGIN; ALTER TABLE t RENAME a TO c; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME c TO b; COMMIT";
+        let accident = [
+            swap,
+            "INSERT INTO t VALUES (3, 'first', 'second'); UPDATE t SET a = 'swapped' WHERE id = 1",
+            swap,
+        ];
+        one_by_one(&twins, &accident).await;
+        if is_away {
+            daemon = twins.start().await;
+        }
+        converges(&twins, &daemon, &format!("away: {is_away}"), &["t"]).await;
+    }
 }

@@ -293,3 +293,114 @@ async fn marks_that_an_older_version_did_not_store_are_no_reason_to_read_a_table
         .await;
     assert!(!daemon.output().contains("may differ"), "{}", daemon.output());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_deletes_while_the_publication_sends_no_deletes_and_commits_later() {
+    // GIVEN a daemon that has created its slot in this run, and a transaction that runs on after the publication is itself
+    // again
+    let twins = Twins::private(T.both).await;
+    twins.on_site(T.site).await;
+    let daemon = twins.start().await;
+    twins.until_table("t", "streaming", 1000).await;
+    let publication = format!("ALTER PUBLICATION {}", twins.site.name);
+    let slow = twins.site.connect().await;
+    slow.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    twins.on_site(&format!("{publication} SET (publish = 'insert')")).await;
+    slow.batch_execute("DELETE FROM t WHERE id < 10").await.unwrap();
+    twins
+        .on_site(&format!(
+            "{publication} SET (publish = 'insert, update, delete, truncate')"
+        ))
+        .await;
+
+    // WHEN the change is noticed, THEN the table is not read before that transaction has ended
+    daemon.says("older transactions").await;
+    slow.batch_execute("COMMIT").await.unwrap();
+    twins.until_table("t", "streaming", 991).await;
+    twins.until_equal(&["t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_does_not_send_deletes_is_told() {
+    let (twins, daemon) = T.twins().await;
+    let publication = format!("ALTER PUBLICATION \"{}\" SET", twins.site.name);
+    twins.on_site(&format!("{publication} (publish = 'insert')")).await;
+    daemon.until_state("held").await;
+    let remedy = format!("{publication} (publish = 'insert, update, delete, truncate')");
+    daemon
+        .until_ready(503, &["does not send updates and deletes", &remedy])
+        .await;
+    assert!(twins.fails(&["status"]).await.contains(&remedy));
+    twins.on_site("INSERT INTO t VALUES (5000, 'flows', 1)").await;
+    twins
+        .until_agent("inserts flow", "SELECT count(*) FROM t WHERE id = 5000", "1")
+        .await;
+
+    twins.on_site("DELETE FROM t WHERE id = 5").await;
+    twins.on_site(&remedy).await;
+    daemon.until_state("streaming").await;
+    twins.until_equal(&["t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_was_dropped_for_a_while_is_told_with_the_steps() {
+    // GIVEN a change that was made while there was no publication
+    let (twins, mut daemon) = T.twins().await;
+    let slot = twins.site.name.clone();
+    daemon.kill9();
+    for statement in [
+        "DROP PUBLICATION {publication}",
+        "INSERT INTO t VALUES (5000, 'unpublished', 1)",
+        "CREATE PUBLICATION {publication} FOR TABLE t",
+    ] {
+        twins.on_site(&statement.replace("{publication}", &slot)).await;
+    }
+
+    // WHEN a daemon comes to it, THEN the steps are told
+    let daemon = twins.launch();
+    daemon.until_state("held").await;
+    let drop_slot = format!("SELECT pg_drop_replication_slot('{slot}')");
+    daemon
+        .until_ready(503, &["did not exist when", &drop_slot, "twinlog resync --all"])
+        .await;
+    twins.drop_slot().await;
+    daemon.until_state("gap").await;
+    twins.succeeds(&["resync", "--all"]).await;
+    daemon.until_state("streaming").await;
+    twins.until_equal(&["t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_waits_for_a_rewrite_does_not_take_the_table_for_empty() {
+    // GIVEN a rewrite that is going on
+    let (twins, _daemon) = T.twins().await;
+    let writer = twins.site.connect().await;
+    writer
+        .batch_execute("BEGIN; ALTER TABLE t ALTER v TYPE text USING upper(v)")
+        .await
+        .unwrap();
+    // Every row that is deleted is written down.
+    twins
+        .on_agent(
+            "CREATE TABLE gone (id int); CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN INSERT INTO public.gone VALUES (OLD.id); RETURN OLD; END $$;
+             CREATE TRIGGER note BEFORE DELETE ON t FOR EACH ROW EXECUTE FUNCTION note();
+             ALTER TABLE t ENABLE ALWAYS TRIGGER note",
+        )
+        .await;
+
+    // WHEN a resync waits for it
+    twins.succeeds(&["resync", "t"]).await;
+    twins
+        .until_site(
+            "the resync waits",
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
+            "true",
+        )
+        .await;
+    writer.batch_execute("COMMIT").await.unwrap();
+
+    // THEN nothing is deleted, and the new values come
+    twins.until_equal_within(2 * SOON, &["t"]).await;
+    assert_eq!(twins.agent.value("SELECT count(*) FROM gone").await, "0");
+}

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use time::OffsetDateTime;
-use tracing::debug;
+use tokio::sync::oneshot;
+use tracing::{debug, info};
 
 use crate::agent_db::{Item, PassedOver};
 use crate::change::{Change, Identity, Relation, RelationId, TableDescription, TableName};
@@ -19,6 +20,7 @@ use crate::source::{ChunkId, Fence};
 use super::StreamLoop;
 use crate::replication::stream::assemble::Event;
 use crate::replication::stream::buffer::{Boundary, MergedChunk};
+use crate::replication::stream::requests::StoreRequest;
 
 impl StreamLoop {
     pub(super) async fn event(&mut self, event: Event) -> Result<(), SyncError> {
@@ -116,6 +118,9 @@ impl StreamLoop {
         match self.resolve(self.description(&message, table.clone())).await? {
             Ok(resolved) => {
                 let relation = self.canonical(message.id, resolved).await?;
+                if !self.columns.are_all_in(&message) {
+                    self.may_differ(&table).await?;
+                }
                 self.assembler.resolved(message, relation);
             }
             Err(error) if error.table_fault().is_some() => {
@@ -125,6 +130,17 @@ impl StreamLoop {
             Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    /// The changes that follow lack values that the table has now: reads it again. Decided before they are applied, so that
+    /// it is durable with them.
+    async fn may_differ(&mut self, table: &TableName) -> Result<(), SyncError> {
+        info!(%table, "a table is read again: a column had another name or type when the next changes were made");
+        // Nobody waits for the answer: a state that does not accept the event is one in which nothing is known to be right.
+        let (reply, _) = oneshot::channel();
+        let event = StoreRequest::Table(table.clone(), TableEvent::MayDiffer, reply);
+        let sent = self.apply.store(event).await;
+        self.check_sent(sent).await
     }
 
     /// The high fence of a chunk: merges the chunk's rows into the stream at this place.

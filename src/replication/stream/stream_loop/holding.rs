@@ -35,6 +35,11 @@ impl StreamLoop {
                     let relation = self.canonical(message.id, resolved).await?;
                     self.assembler.resolved(message, relation);
                 }
+                // The stream described the table before its columns became what they are now, and describes it again only
+                // with its next change. A new run has forgotten that description.
+                Err(error) if error.table_fault().is_some() && !self.columns.are_those_of(&message) => {
+                    return Err(SyncError::TableChanged(table.table.clone()));
+                }
                 Err(error) => return Ok(Err(error)),
             }
         }

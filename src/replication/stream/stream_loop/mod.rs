@@ -39,6 +39,7 @@ use crate::wire::{Feedback, Frame, FrameStream};
 use super::apply_task::{ApplyEnded, ApplyHandle, ApplyReport};
 use super::assemble::Assembler;
 use super::buffer::TransactionBuffer;
+use super::described::CatalogColumns;
 use super::flow::Flow;
 use super::progress::Progress;
 use super::requests::StreamRequest;
@@ -62,6 +63,7 @@ pub(in crate::replication) struct StreamParts {
     pub(in crate::replication) resume_after: Lsn,
     /// Where the Site DB's log ended at the start of the run.
     pub(in crate::replication) tip: Lsn,
+    pub(in crate::replication) columns: CatalogColumns,
     /// Wakes the catalog watch.
     pub(in crate::replication) catalog_hint: Arc<Notify>,
     /// What the Site DB's catalog says about the synchronised tables.
@@ -93,6 +95,7 @@ pub(in crate::replication) struct StreamLoop {
     in_flight: VecDeque<Option<PgTimestamp>>,
     idle_checkpoint_at: Instant,
     flow: Flow,
+    columns: CatalogColumns,
     catalog_hint: Arc<Notify>,
 }
 
@@ -112,6 +115,7 @@ impl StreamLoop {
             tip,
             catalog_hint,
             facts,
+            columns,
         } = parts;
         let progress = Progress::resume(resume_after);
         feedback.durable(progress.acknowledgeable());
@@ -133,6 +137,7 @@ impl StreamLoop {
             in_flight: VecDeque::new(),
             idle_checkpoint_at: Instant::now() + IDLE_CHECKPOINT,
             flow: Flow::new(resume_after, tip),
+            columns,
             catalog_hint,
         }
     }
