@@ -3,12 +3,14 @@
 use bytes::Bytes;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
+use super::condition::condition_sql;
 use super::error::AgentError;
 use crate::change::{ColumnValue, Key, Relation, Row};
+use crate::postgres::Condition;
 use crate::postgres::row_text::DistinctRows;
 
 /// Bytes of values after which a page ends early, to limit memory.
-const PAGE_BYTES: usize = 16 << 20;
+const PAGE_BYTES: usize = 4 << 20;
 
 /// One table's distinct rows in the Agent DB.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub struct AgentRows<'a> {
     agent: &'a Client,
     relation: &'a Relation,
     partitioned: bool,
+    /// The condition as SQL.
+    condition: Option<String>,
 }
 
 /// A page of them.
@@ -28,11 +32,20 @@ pub struct AgentRowsPage {
 }
 
 impl<'a> AgentRows<'a> {
-    /// Reads how the table's rows are stored.
+    /// Reads how the table's rows are stored. Where there is a `condition`, only rows are read of which one that equals
+    /// them meets it.
     ///
     /// # Errors
-    /// The statement failed.
-    pub async fn of(agent: &'a Client, relation: &'a Relation) -> Result<Self, AgentError> {
+    /// A statement failed, or the condition names a column that the table does not have here.
+    pub async fn of(
+        agent: &'a Client,
+        relation: &'a Relation,
+        condition: Option<&Condition>,
+    ) -> Result<Self, AgentError> {
+        let condition = match condition {
+            None => None,
+            Some(condition) => Some(condition_sql(agent, relation, condition).await?),
+        };
         let row = agent
             .query_one(
                 "SELECT relkind = 'p' AS partitioned FROM pg_catalog.pg_class WHERE oid = $1::text::regclass",
@@ -44,19 +57,15 @@ impl<'a> AgentRows<'a> {
             agent,
             relation,
             partitioned: row.get("partitioned"),
+            condition,
         })
     }
 
-    /// The page after a place. Where there is a condition: the rows of which one that equals them meets it.
+    /// The page after a place.
     ///
     /// # Errors
     /// A statement failed, or a text is not UTF-8.
-    pub async fn page(
-        &self,
-        after: Option<&Key>,
-        condition: Option<&str>,
-        limit: u32,
-    ) -> Result<AgentRowsPage, AgentError> {
+    pub async fn page(&self, after: Option<&Key>, limit: u32) -> Result<AgentRowsPage, AgentError> {
         let columns: Vec<&str> = self.relation.columns.iter().map(|name| &**name).collect();
         let quoted = self.relation.table.quoted();
         let table = if self.partitioned {
@@ -69,7 +78,7 @@ impl<'a> AgentRows<'a> {
             partitioned: self.partitioned,
             columns: &columns,
             filters: &[],
-            condition,
+            condition: self.condition.as_deref(),
         }
         .page(after.is_some(), u64::from(limit));
         let declare = format!("DECLARE page NO SCROLL CURSOR FOR {query}");

@@ -7,7 +7,7 @@ use crate::change::TableName;
 use crate::lsn::Lsn;
 use crate::postgres::error::session_hint;
 use crate::postgres::sqlstate::is_of_its_table;
-use crate::postgres::{Refusal, SessionError, Side};
+use crate::postgres::{ConditionError, Refusal, SessionError, Side};
 use crate::retry::Disposition;
 
 /// The mark by which the error of a statement is known that has found a row other than it was sent: the statement casts it
@@ -138,6 +138,9 @@ pub enum AgentError {
         /// What it is.
         what: &'static str,
     },
+    /// The condition of a resync is not one for this table.
+    #[error("in the Agent DB: {0}")]
+    Condition(#[from] ConditionError),
     /// A bug in Twinlog, noticed before a commit.
     #[error("internal: {0}")]
     Internal(String),
@@ -247,6 +250,7 @@ impl AgentError {
             | Self::Backwards { .. }
             | Self::AnotherSource
             | Self::Unreadable { .. }
+            | Self::Condition(_)
             | Self::Internal(_) => Disposition::Systemic,
         }
     }
@@ -368,8 +372,9 @@ impl AgentError {
                     .to_owned()
             }
             Self::Unreadable { .. } => {
-                "the schema twinlog was changed by hand or by another version: run twinlog migrate agent".to_owned()
+                "the schema twinlog was changed by hand or by another version: use the version of the daemon".to_owned()
             }
+            Self::Condition(error) => error.hint().to_owned(),
             Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::Aborted | Self::Internal(_) => return None,
         })
     }
@@ -384,7 +389,10 @@ fn refusal_hint(table: Option<&TableName>, sqlstate: &str, role: Option<&str>) -
             "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {of_table} TO {role}; and where \
              row-level security is on, as a superuser: ALTER ROLE {role} BYPASSRLS;"
         ),
-        "42P01" | "3F000" if table.is_none() => "run: twinlog migrate agent".to_owned(),
+        "42P01" | "3F000" if table.is_none() => {
+            "no daemon has worked on this database yet: start twinlog sync, which makes the tables that it needs (schema twinlog)"
+                .to_owned()
+        }
         "42P01" | "42703" | "42804" | "42P10" => {
             "the table was changed in the Agent DB: make it match the Site DB's".to_owned()
         }

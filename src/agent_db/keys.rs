@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use super::condition::condition_sql;
 use super::error::AgentError;
 use crate::change::{Key, Relation};
+use crate::postgres::Condition;
 use crate::postgres::keys::{execute_with_operators, operator_schemas};
 use crate::postgres::quote::{quote_columns, where_clause};
 
@@ -17,14 +19,20 @@ pub struct AgentKeys<'a> {
     types: Vec<String>,
     /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
     operators: Vec<String>,
+    /// The condition on the rows whose keys are read, as SQL.
+    filter: Option<String>,
 }
 
 impl<'a> AgentKeys<'a> {
-    /// Reads how the table's keys are compared.
+    /// Reads how the table's keys are compared. `condition`: only keys of rows that meet it are read.
     ///
     /// # Errors
-    /// A statement failed.
-    pub async fn of(agent: &'a Client, relation: &'a Relation) -> Result<Self, AgentError> {
+    /// A statement failed, or the condition names a column that the table does not have here.
+    pub async fn of(
+        agent: &'a Client,
+        relation: &'a Relation,
+        condition: Option<&Condition>,
+    ) -> Result<Self, AgentError> {
         let table = relation.table.quoted();
         let names: Vec<&str> = relation.key_columns().collect();
         let types = agent
@@ -39,11 +47,16 @@ impl<'a> AgentKeys<'a> {
             .query_one(&format!("SELECT {}", operator_schemas("$1::text::regclass")), &[&table])
             .await
             .map_err(|source| AgentError::from_driver("read the key's operators", Some(&relation.table), source))?;
+        let filter = match condition {
+            None => None,
+            Some(condition) => Some(condition_sql(agent, relation, condition).await?),
+        };
         Ok(Self {
             agent,
             relation,
             types: types.iter().map(|row| row.get(0)).collect(),
             operators: operators.get(0),
+            filter,
         })
     }
 
@@ -51,9 +64,9 @@ impl<'a> AgentKeys<'a> {
     ///
     /// # Errors
     /// A statement failed.
-    pub async fn page(&self, after: Option<&Key>, condition: Option<&str>, limit: u32) -> Result<Vec<Key>, AgentError> {
+    pub async fn page(&self, after: Option<&Key>, limit: u32) -> Result<Vec<Key>, AgentError> {
         let names = quote_columns("t", self.relation.key_columns());
-        let mut filters: Vec<String> = condition.iter().map(|condition| format!("({condition})")).collect();
+        let mut filters: Vec<String> = self.filter.iter().cloned().collect();
         let mut parameters = Vec::new();
         if let Some(after) = after {
             let casts: Vec<_> = self

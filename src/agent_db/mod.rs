@@ -24,6 +24,7 @@
 //! | `catalog` | what the Agent DB's catalog says about a table |
 //! | `distinct_rows` | the rows that it has of a table without a key, page by page |
 //! | `table_check` | whether a table can be written now |
+//! | `condition` | a resync's condition as SQL |
 //! | `keys` | the keys that the Agent DB has of a table, page by page |
 //!
 //! The driver is `tokio-postgres`, for its pipelining.
@@ -31,6 +32,7 @@
 mod apply;
 mod bookkeeping;
 mod catalog;
+mod condition;
 mod distinct_rows;
 mod error;
 mod keys;

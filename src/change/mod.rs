@@ -11,7 +11,7 @@ mod whole_row;
 use std::fmt;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 pub use coalesce::{Coalesced, overlay};
 pub use shape::{Marks, Shape};
@@ -69,6 +69,17 @@ pub enum ColumnValue {
     Text(Bytes),
 }
 
+impl ColumnValue {
+    /// The text, if there is one.
+    #[must_use]
+    pub fn text(&self) -> Option<&[u8]> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Null | Self::Unchanged => None,
+        }
+    }
+}
+
 /// A row image, in the order of its [`Relation`]'s columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row(pub Box<[ColumnValue]>);
@@ -78,6 +89,23 @@ impl Row {
     #[must_use]
     pub fn is_full(&self) -> bool {
         !self.0.contains(&ColumnValue::Unchanged)
+    }
+
+    /// The same row in an allocation of its own. Values of the stream are slices of the buffer that they were read into (a
+    /// megabyte and more), and keep all of it: a row that is kept for long must not.
+    #[must_use]
+    pub fn compact(&self) -> Self {
+        let length = self.0.iter().map(|value| value.text().map_or(0, <[u8]>::len)).sum();
+        let mut buffer = BytesMut::with_capacity(length);
+        let mut compact = |value: &ColumnValue| match value {
+            ColumnValue::Null => ColumnValue::Null,
+            ColumnValue::Unchanged => ColumnValue::Unchanged,
+            ColumnValue::Text(text) => {
+                buffer.extend_from_slice(text);
+                ColumnValue::Text(buffer.split().freeze())
+            }
+        };
+        Self(self.0.iter().map(&mut compact).collect())
     }
 
     /// Bytes held by the values, for limits on memory.
@@ -108,6 +136,18 @@ impl Key {
             .iter()
             .map(|part| String::from_utf8_lossy(part).into_owned())
             .collect()
+    }
+
+    /// The same key in allocations of its own; see [`Row::compact`].
+    #[must_use]
+    pub fn compact(&self) -> Self {
+        Self(self.0.iter().map(|part| Bytes::copy_from_slice(part)).collect())
+    }
+
+    /// Bytes held by the values, for limits on memory.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|part| 32 + part.len()).sum()
     }
 
     /// The values as lossless JSON text (an array of strings), the form in which a key is stored and shown.
@@ -244,6 +284,39 @@ pub struct Change {
     pub operation: Operation,
     /// Decides how the change is counted, and what it does to a parked key.
     pub origin: Origin,
+}
+
+impl Change {
+    /// The same change in allocations of its own; see [`Row::compact`].
+    #[must_use]
+    pub fn compact(&self) -> Self {
+        Self {
+            relation: Arc::clone(&self.relation),
+            key: self.key.compact(),
+            operation: match &self.operation {
+                Operation::Insert(row) => Operation::Insert(row.compact()),
+                Operation::Update { old_key, row } => Operation::Update {
+                    old_key: old_key.as_ref().map(Key::compact),
+                    row: row.compact(),
+                },
+                Operation::Delete => Operation::Delete,
+                Operation::DeleteOne(row) => Operation::DeleteOne(row.compact()),
+                Operation::Count { row, rows } => Operation::Count {
+                    row: row.compact(),
+                    rows: *rows,
+                },
+            },
+            origin: self.origin,
+        }
+    }
+
+    /// About how many bytes of memory it takes, without what its values' buffers hold besides.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        /// The `Change` itself, the boxes of its key and row, and their reference counts.
+        const FIXED: usize = 160;
+        FIXED + self.key.size() + self.operation.row().map_or(0, Row::size)
+    }
 }
 
 /// A TRUNCATE, applied in order with the changes around it.

@@ -151,6 +151,11 @@ async fn retry(control: &Control, arguments: &Retry) -> anyhow::Result<Outcome> 
     if arguments.json {
         let result = json!({ "asked": total, "healed": healed, "refused": refused, "waiting": waiting });
         writeln!(out, "{result}")?;
+    } else if requested.is_empty() && arguments.key.is_some() {
+        writeln!(
+            out,
+            "no row with this key is parked: twinlog failed list shows the keys"
+        )?;
     } else if requested.is_empty() {
         writeln!(out, "no row is parked")?;
     } else {
@@ -164,7 +169,9 @@ async fn retry(control: &Control, arguments: &Retry) -> anyhow::Result<Outcome> 
             writeln!(out, "  why: twinlog failed list")?;
         }
     }
-    Ok(if healed == total {
+    // A key that was named and is not parked is probably misspelled.
+    let found = total > 0 || arguments.key.is_none();
+    Ok(if healed == total && found {
         Outcome::Success
     } else {
         Outcome::Problem

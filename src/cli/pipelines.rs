@@ -26,5 +26,6 @@ pub(super) fn pipeline(config: &Config) -> PipelineSettings {
             retry: (sync.retry_initial, sync.retry_max),
         },
         reconnect: (sync.reconnect_initial, sync.reconnect_max),
+        ready_delay: sync.ready_delay,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -16,20 +16,22 @@ use crate::agent_db::{CommandKind, CommandState, Control, ResyncArguments, Resyn
 use crate::change::TableName;
 use crate::config::{Config, Needs};
 use crate::health::Health;
+use crate::postgres::{Condition, ConditionError};
 use crate::{migrations, replication, shutdown};
 
 /// How often progress is read.
 const TICK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["tables", "all"])))]
 pub(super) struct Arguments {
     /// Tables to read again (schema.table, or a table of public)
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
     tables: Vec<String>,
     /// Every table that is synchronised
     #[arg(long)]
     all: bool,
-    /// Only rows of the Site DB for which this SQL condition holds
+    /// Only rows for which this condition holds: columns compared with literals (= < > IN BETWEEN LIKE IS NULL), AND, OR, NOT,
+    /// now() - interval '…'
     #[arg(long = "where", value_name = "SQL")]
     condition: Option<String>,
     /// Waits until it is done, with progress
@@ -46,6 +48,11 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         agent: true,
         whatsapp: false,
     })?;
+    if let Some(condition) = &arguments.condition {
+        let _: Condition = condition
+            .parse()
+            .map_err(|error: ConditionError| anyhow::anyhow!("--where: {error} — {}", error.hint()))?;
+    }
     migrations::apply_twinlog(&config.agent.url).await?;
     let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog resync").await?;
     let running = daemon_runs(&control).await?;

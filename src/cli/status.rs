@@ -75,6 +75,8 @@ struct Status {
     failed_rows: u64,
     /// When this was read, in seconds since 1970.
     at: i64,
+    #[serde(skip)]
+    ready_delay: Duration,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,8 +97,16 @@ impl Status {
         matches!(self.state.as_str(), "streaming" | "copying")
     }
 
+    /// Whether the Agent DB is further behind than `sync.ready_delay_ms`.
+    fn is_late(&self) -> bool {
+        matches!(&self.report, Some(DaemonFigures::Measured(figures)) if figures.delay_seconds > self.ready_delay.as_secs_f64())
+    }
+
     fn is_healthy(&self) -> bool {
-        self.flows() && self.failed_rows == 0 && self.tables.iter().all(|table| table.detail.is_none())
+        self.flows()
+            && !self.is_late()
+            && self.failed_rows == 0
+            && self.tables.iter().all(|table| table.detail.is_none())
     }
 }
 
@@ -137,6 +147,7 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
             .collect(),
         failed_rows: failed.iter().map(|(_, rows)| rows).sum(),
         at: OffsetDateTime::now_utc().unix_timestamp(),
+        ready_delay: config.sync.ready_delay,
     })
 }
 
@@ -184,6 +195,13 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
             or_dash(figures.and_then(|figures| figures.slot_retained_bytes)),
         )?;
     }
+    if status.flows() && status.is_late() {
+        writeln!(
+            out,
+            "  {BAD}late{BAD:#}: the delay is more than sync.ready_delay_ms = {}",
+            status.ready_delay.as_millis()
+        )?;
+    }
     let mut table = Table::new();
     table
         .load_preset(presets::NOTHING)
@@ -222,6 +240,7 @@ mod tests {
             tables: Vec::new(),
             failed_rows: 0,
             at: 0,
+            ready_delay: Duration::from_secs(10),
         };
         let mut out = anstream::StripStream::new(Vec::new());
         print(&mut out, &status).unwrap();

@@ -77,6 +77,12 @@ pub enum DatabaseUrlError {
     /// `sslmode` asks for TLS, and `host` is a folder.
     #[error("a Unix socket has no TLS: use sslmode=disable or leave it out")]
     TlsOnUnixSocket,
+    /// The drivers would have to agree on which of the hosts is the primary at the moment.
+    #[error("several hosts are not supported: name one, or a DNS name or proxy that leads to the primary")]
+    SeveralHosts,
+    /// One of the three drivers has no channel binding, so it can't be required.
+    #[error("channel_binding=require is not supported: leave it out, and use sslmode=verify-full against impostors")]
+    ChannelBinding,
     /// A parameter that would have no effect.
     #[error("the parameter {0:?} is not supported: leave it out")]
     UnknownParameter(String),
@@ -112,6 +118,10 @@ fn parse_url(text: &str) -> Result<url::Url, DatabaseUrlError> {
     // Otherwise the rest of a password would be taken for a path or a parameter, and be named in an error.
     if tail.contains('@') {
         return Err(DatabaseUrlError::Unescaped);
+    }
+    let after_user = authority.rsplit_once('@').map_or(authority, |(_, address)| address);
+    if after_user.contains(',') {
+        return Err(DatabaseUrlError::SeveralHosts);
     }
     let (user, address) = authority.rsplit_once('@').unwrap_or(("", authority));
     let at = if user.is_empty() { "" } else { "@" };
@@ -154,6 +164,7 @@ impl Parts {
     /// Takes a parameter of the query, which counts more than what comes before the query.
     fn set(&mut self, name: &str, value: String) -> Result<(), DatabaseUrlError> {
         match name {
+            "host" | "port" if value.contains(',') => return Err(DatabaseUrlError::SeveralHosts),
             "host" => self.host = Some(as_host(value)),
             "port" => self.port = value.parse().map_err(|_| DatabaseUrlError::Value("port"))?,
             "user" => self.user = value,
@@ -161,6 +172,9 @@ impl Parts {
             "dbname" => self.database = value,
             "sslmode" => self.sslmode = Some(value.parse().map_err(|_| DatabaseUrlError::SslMode)?),
             "sslrootcert" => self.sslrootcert = Some(value.into()),
+            // Where it can be had, it is used.
+            "channel_binding" if matches!(value.as_str(), "prefer" | "disable") => {}
+            "channel_binding" => return Err(DatabaseUrlError::ChannelBinding),
             // Twinlog sets the name and the time-outs of its connections itself; to ask for them does no harm.
             "application_name" | "connect_timeout" => {}
             other => return Err(DatabaseUrlError::UnknownParameter(other.to_owned())),
@@ -268,6 +282,11 @@ mod tests {
             (Host::Unix("/var/run/postgresql".into()), 5433, SslMode::Disable)
         );
 
+        let url: DatabaseUrl = "postgres://me:a,b@db.example.com/crm?channel_binding=prefer"
+            .parse()
+            .unwrap();
+        assert_eq!(url.host, Host::Tcp("db.example.com".into()));
+
         let url: DatabaseUrl = "postgres:///crm?user=me".parse().unwrap();
         assert_eq!((url.host, url.user.as_str()), (Host::Tcp("localhost".into()), "me"));
 
@@ -300,6 +319,17 @@ mod tests {
         assert_eq!(
             error("postgres://me@host/crm?x=1"),
             DatabaseUrlError::UnknownParameter("x".into())
+        );
+        for several in [
+            "postgres://me:p,w@one,two/crm",
+            "postgres://me@one:5432,two:5433/crm",
+            "postgres://me@/crm?host=one,two",
+        ] {
+            assert_eq!(error(several), DatabaseUrlError::SeveralHosts);
+        }
+        assert_eq!(
+            error("postgres://me@host/crm?channel_binding=require"),
+            DatabaseUrlError::ChannelBinding
         );
         assert_eq!(error("postgres://me:pa?ss@host/crm"), DatabaseUrlError::Unescaped);
         assert_eq!(error("postgres://me:pa/ss@host/crm"), DatabaseUrlError::Unescaped);

@@ -75,6 +75,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.max_failed_rows", ValueKind::Integer),
     ("sync.reconnect_initial_ms", ValueKind::Integer),
     ("sync.reconnect_max_ms", ValueKind::Integer),
+    ("sync.ready_delay_ms", ValueKind::Integer),
     ("http.listen", ValueKind::Text),
     ("http.max_body_bytes", ValueKind::Integer),
     ("http.send_wait_ms", ValueKind::Integer),

@@ -33,6 +33,6 @@ pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Merged, Purpose, Re
 pub use error::CopyError;
 pub use parked::ParkedReader;
 pub use reader::ChunkReader;
-pub use registry::ChunkRegistry;
+pub use registry::{ChunkRegistry, RegisteredChunk};
 pub use step::{CopyPlace, CopyStep};
 pub use window::Windows;

@@ -32,20 +32,14 @@ impl ParkedReader<'_> {
         let relations: Vec<RelationId> = tables.iter().map(|table| table.relation.id).collect();
         let mut attempt = 0;
         loop {
-            let (id, outcome) = self.chunks.register(&relations);
-            let delivered = async {
-                self.source.fence(Fence::Low(id)).await?;
-                let rows = self.source.read_parked(tables).await?;
-                failpoint::reach(failpoint::name::HEAL_AFTER_READ);
-                self.chunks.deliver(id, delivery(tables, rows));
-                self.source.fence(Fence::High(id)).await?;
-                Ok::<_, CopyError>(())
-            };
-            if let Err(error) = delivered.await {
-                self.chunks.withdraw(id);
-                return Err(error);
-            }
-            match outcome.await {
+            let mut chunk = self.chunks.register(&relations);
+            // If any of this fails, the chunk is dropped, and with it the stream's window.
+            self.source.fence(Fence::Low(chunk.id)).await?;
+            let rows = self.source.read_parked(tables).await?;
+            failpoint::reach(failpoint::name::HEAL_AFTER_READ);
+            self.chunks.deliver(chunk.id, delivery(tables, rows));
+            self.source.fence(Fence::High(chunk.id)).await?;
+            match (&mut chunk.outcome).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(InvalidChunk::RelationChanged)) => return Err(relation_changed(tables)),
                 Ok(Err(invalid)) => {

@@ -21,7 +21,7 @@ use crate::agent_db::{AgentKeys, AgentRows, CopyPhase};
 use crate::change::{Key, Relation, Row};
 use crate::failpoint;
 use crate::lsn::Lsn;
-use crate::postgres::Client;
+use crate::postgres::{Client, Condition};
 use crate::retry::backoff;
 use crate::source::{ChunkRows, Columns, CountedRows, Fence, Source, SourceTable};
 
@@ -47,15 +47,15 @@ enum NextChunk<'a> {
     /// The rows after a key.
     Rows {
         after: Option<&'a Key>,
-        condition: Option<&'a str>,
+        condition: Option<&'a Condition>,
         limit: u32,
         after_rows: AfterRows,
     },
     /// Keys of a page that the Site DB did not have a moment ago; or, where rows are counted, a page of rows.
     Extras {
         wanted: Wanted<'a>,
-        /// The page's last key; `None` if the page was empty: the end.
-        last: Option<&'a Key>,
+        /// The progress that the chunk makes if it answers for all that is wanted.
+        step: CopyStep,
     },
     /// Parked rows that are counted.
     Parked { wanted: Wanted<'a> },
@@ -71,6 +71,14 @@ enum AgentPages<'a> {
 /// larger pages are fewer. (The rows' bytes limit a page as well.)
 const COUNTED_PAGE: u32 = 50_000;
 
+/// A chunk that is durable in the Agent DB.
+struct ReadChunk {
+    /// The progress that it made; `None` for parked keys.
+    step: Option<CopyStep>,
+    /// How many of the requested keys it answered for.
+    keys: usize,
+}
+
 /// What follows after the last rows of a copy.
 #[derive(Debug, Clone, Copy)]
 enum AfterRows {
@@ -82,36 +90,39 @@ enum AfterRows {
 
 impl ChunkReader<'_> {
     /// Copies the table, from `from` to the end. `agent`: a session for reading keys of the Agent DB. `limit`: most
-    /// rows of a chunk. `condition`: SQL; only rows that meet it are copied.
+    /// rows of a chunk. `condition`: only rows that meet it are copied.
     ///
     /// # Errors
     /// The copy was interrupted. The chunks that were merged, and the copy's progress, are durable.
     pub async fn copy(
         &self,
         from: CopyPlace,
-        condition: Option<&str>,
+        condition: Option<&Condition>,
         agent: &Client,
         limit: u32,
     ) -> Result<(), CopyError> {
         let (pages, limit) = if self.relation.counts_rows() {
-            let rows = AgentRows::of(agent, self.relation).await?;
+            let rows = AgentRows::of(agent, self.relation, condition).await?;
             (AgentPages::Rows(rows), limit.max(COUNTED_PAGE))
         } else {
-            (AgentPages::Keys(AgentKeys::of(agent, self.relation).await?), limit)
+            (
+                AgentPages::Keys(AgentKeys::of(agent, self.relation, condition).await?),
+                limit,
+            )
         };
         let CopyPlace { phase, last_key } = from;
         if phase == CopyPhase::Extras {
-            return self.remove_extras(last_key, condition, &pages, limit).await;
+            return self.remove_extras(last_key, &pages, limit).await;
         }
         let has_rows = match &pages {
             _ if last_key.is_some() => true,
-            AgentPages::Keys(keys) => !keys.page(None, condition, 1).await?.is_empty(),
-            AgentPages::Rows(rows) => rows.page(None, condition, 1).await?.last.is_some(),
+            AgentPages::Keys(keys) => !keys.page(None, 1).await?.is_empty(),
+            AgentPages::Rows(rows) => rows.page(None, 1).await?.last.is_some(),
         };
         let after_rows = if has_rows { AfterRows::Extras } else { AfterRows::Done };
         self.read_all_rows(last_key, condition, limit, after_rows).await?;
         match after_rows {
-            AfterRows::Extras => self.remove_extras(None, condition, &pages, limit).await,
+            AfterRows::Extras => self.remove_extras(None, &pages, limit).await,
             AfterRows::Done => Ok(()),
         }
     }
@@ -120,7 +131,7 @@ impl ChunkReader<'_> {
     async fn read_all_rows(
         &self,
         mut after: Option<Key>,
-        condition: Option<&str>,
+        condition: Option<&Condition>,
         limit: u32,
         after_rows: AfterRows,
     ) -> Result<(), CopyError> {
@@ -131,7 +142,7 @@ impl ChunkReader<'_> {
                 limit,
                 after_rows,
             };
-            match Box::pin(self.read_until_valid(next)).await? {
+            match Box::pin(self.read_until_valid(next)).await?.step {
                 Some(CopyStep::Chunk { last_key, .. }) => after = last_key.or(after),
                 Some(CopyStep::PhaseFinished { .. } | CopyStep::Finished { .. }) | None => return Ok(()),
             }
@@ -139,30 +150,28 @@ impl ChunkReader<'_> {
     }
 
     /// Deletes the rows after a key that only the Agent DB has, page by page.
-    async fn remove_extras(
-        &self,
-        mut after: Option<Key>,
-        condition: Option<&str>,
-        pages: &AgentPages<'_>,
-        limit: u32,
-    ) -> Result<(), CopyError> {
+    async fn remove_extras(&self, mut after: Option<Key>, pages: &AgentPages<'_>, limit: u32) -> Result<(), CopyError> {
         loop {
             let last = match pages {
                 AgentPages::Keys(keys) => {
-                    let page = keys.page(after.as_ref(), condition, limit).await?;
+                    let page = keys.page(after.as_ref(), limit).await?;
                     let missing = compare::only_in_agent(self.source, self.table, self.relation, &page).await?;
                     // A page without extras needs no chunk. Its place is kept only in memory, so a restart reads it again.
                     if !missing.is_empty() || page.is_empty() {
-                        let (wanted, last) = (Wanted::Keys(&missing), page.last());
-                        Box::pin(self.read_until_valid(NextChunk::Extras { wanted, last })).await?;
+                        let step = step_of_page(page.last());
+                        self.read_all_keys(&missing, |keys| NextChunk::Extras {
+                            wanted: Wanted::Keys(keys),
+                            step: step.clone(),
+                        })
+                        .await?;
                     }
                     page.last().cloned()
                 }
                 AgentPages::Rows(rows) => {
                     // Every page is counted between fences: equal numbers would prove nothing while changes are on their way.
-                    let page = rows.page(after.as_ref(), condition, limit).await?;
-                    let (wanted, last) = (Wanted::Rows(&page.rows), page.last.as_ref());
-                    Box::pin(self.read_until_valid(NextChunk::Extras { wanted, last })).await?;
+                    let page = rows.page(after.as_ref(), limit).await?;
+                    let (wanted, step) = (Wanted::Rows(&page.rows), step_of_page(page.last.as_ref()));
+                    Box::pin(self.read_until_valid(NextChunk::Extras { wanted, step })).await?;
                     page.last
                 }
             };
@@ -183,31 +192,44 @@ impl ChunkReader<'_> {
         Ok(())
     }
 
-    /// Reads a chunk between fences, repeatedly until it is valid, and waits until it is durable. Returns its progress.
-    async fn read_until_valid(&self, next: NextChunk<'_>) -> Result<Option<CopyStep>, CopyError> {
+    /// Reads the rows of some keys, in several chunks if they are too large for one.
+    async fn read_all_keys<'k>(
+        &self,
+        mut keys: &'k [Key],
+        next: impl Fn(&'k [Key]) -> NextChunk<'k>,
+    ) -> Result<(), CopyError> {
+        loop {
+            let read = Box::pin(self.read_until_valid(next(keys))).await?;
+            match keys.get(read.keys..) {
+                Some(rest) if !rest.is_empty() && read.keys > 0 => keys = rest,
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads a chunk between fences, repeatedly until it is valid, and waits until it is durable.
+    async fn read_until_valid(&self, next: NextChunk<'_>) -> Result<ReadChunk, CopyError> {
         let mut attempt = 0;
         loop {
-            let (id, outcome) = self.chunks.register(&[self.relation.id]);
-            let delivered = async {
-                self.source.fence(Fence::Low(id)).await?;
-                let delivery = self.read(&next).await?;
-                let step = delivery.step.clone();
-                failpoint::reach(failpoint::name::COPY_BEFORE_HIGH_FENCE);
-                self.chunks.deliver(id, delivery);
-                let high: Lsn = self.source.fence(Fence::High(id)).await?;
-                debug!(table = %self.relation.table, %high, "chunk read");
-                Ok::<_, CopyError>(step)
-            }
-            .await;
-            let step = match delivered {
-                Ok(step) => step,
-                Err(error) => {
-                    self.chunks.withdraw(id);
-                    return Err(error);
-                }
+            let mut chunk = self.chunks.register(&[self.relation.id]);
+            // If any of this fails, the chunk is dropped, and with it the stream's window.
+            self.source.fence(Fence::Low(chunk.id)).await?;
+            let delivery = self.read(&next).await?;
+            let read = ReadChunk {
+                step: delivery.step.clone(),
+                keys: delivery
+                    .reads
+                    .iter()
+                    .filter_map(|read| read.purpose.keys())
+                    .map(|requested| requested.keys.len())
+                    .sum(),
             };
-            match outcome.await {
-                Ok(Ok(())) => return Ok(step),
+            failpoint::reach(failpoint::name::COPY_BEFORE_HIGH_FENCE);
+            self.chunks.deliver(chunk.id, delivery);
+            let high: Lsn = self.source.fence(Fence::High(chunk.id)).await?;
+            debug!(table = %self.relation.table, %high, "chunk read");
+            match (&mut chunk.outcome).await {
+                Ok(Ok(())) => return Ok(read),
                 Ok(Err(InvalidChunk::RelationChanged)) => {
                     return Err(CopyError::RelationChanged(self.relation.table.clone()));
                 }
@@ -251,19 +273,12 @@ impl ChunkReader<'_> {
                     .read_range(self.table, self.relation, *after, *condition, *limit)
                     .await?;
                 let last = chunk.rows.last().and_then(|row| self.relation.key_of(row));
+                // Kept until the next chunk, so without the row that it was read with.
+                let last = last.map(|key| key.compact());
                 let step = step(chunk.rows.len() as u64, chunk.finished, last, *after_rows);
                 Ok(self.delivery(chunk, Purpose::Rows, Some(step)))
             }
-            NextChunk::Extras { wanted, last } => {
-                let step = match last {
-                    Some(last) => CopyStep::Chunk {
-                        rows: 0,
-                        last_key: Some((*last).clone()),
-                    },
-                    None => CopyStep::Finished { rows: 0 },
-                };
-                self.read_wanted(*wanted, Purpose::Extras, Some(step)).await
-            }
+            NextChunk::Extras { wanted, step } => self.read_wanted(*wanted, Purpose::Extras, Some(step.clone())).await,
             NextChunk::Parked { wanted } => {
                 let delivery = self.read_wanted(*wanted, Purpose::Parked, None).await?;
                 failpoint::reach(failpoint::name::HEAL_AFTER_READ);
@@ -281,6 +296,14 @@ impl ChunkReader<'_> {
         match wanted {
             Wanted::Keys(keys) => {
                 let (chunk, requested) = self.read_keys(keys).await?;
+                let step = match step {
+                    // It answers for some of the keys; the progress comes with the last ones.
+                    Some(_) if requested.keys.len() < keys.len() => Some(CopyStep::Chunk {
+                        rows: 0,
+                        last_key: None,
+                    }),
+                    step => step,
+                };
                 Ok(self.delivery(chunk, purpose(requested), step))
             }
             Wanted::Rows(rows) => Ok(self.counted(self.source.count_rows(self.table, rows.to_vec()).await?, step)),
@@ -305,8 +328,9 @@ impl ChunkReader<'_> {
             .source
             .read_keys(self.table, self.relation, keys, Columns::All)
             .await?;
+        let answered = keys.get(..chunk.answered(keys.len())).unwrap_or(keys);
         let requested = RequestedKeys {
-            keys: keys.to_vec(),
+            keys: answered.to_vec(),
             found_by: std::mem::take(&mut chunk.found_by),
             spelled_alike: self.table.spells_keys_alike(self.relation),
         };
@@ -324,6 +348,17 @@ impl ChunkReader<'_> {
             reads: vec![read],
             step,
         }
+    }
+}
+
+/// The progress that a page of the Agent DB's rows makes. `last`: its last key; `None` if it was empty: the end.
+fn step_of_page(last: Option<&Key>) -> CopyStep {
+    match last {
+        Some(last) => CopyStep::Chunk {
+            rows: 0,
+            last_key: Some(last.compact()),
+        },
+        None => CopyStep::Finished { rows: 0 },
     }
 }
 

@@ -116,6 +116,35 @@ async fn establish(
     }
 }
 
+/// Asks the server to cancel the statement that a session is running. It ends with an error, unless it has ended before.
+///
+/// # Errors
+/// The server can't be reached, or TLS can't be set up.
+pub async fn cancel(client: &Client, url: &DatabaseUrl) -> Result<(), SessionError> {
+    let cancelled = |source| SessionError::new(Side::Site, "cancel a statement", source);
+    let token = client.cancel_token();
+    let asked = async {
+        if url.sslmode == SslMode::Disable {
+            return token.cancel_query(NoTls).await.map_err(cancelled);
+        }
+        let tls = tls::client_config(url.sslmode, url.sslrootcert.as_deref()).map_err(|source| SessionError::Tls {
+            side: Side::Site,
+            server: url.to_string(),
+            source,
+        })?;
+        token.cancel_query(MakeRustlsConnect::new(tls)).await.map_err(cancelled)
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(asked))
+        .await
+        .unwrap_or_else(|_| {
+            Err(SessionError::ConnectTimeout {
+                side: Side::Site,
+                server: url.to_string(),
+                seconds: CONNECT_TIMEOUT.as_secs(),
+            })
+        })
+}
+
 /// Runs a connection to its end. The statement that waits for an answer gets the error, so nothing is logged here.
 async fn drive<S, T>(mut connection: Connection<S, T>, notified: Option<Arc<Notify>>)
 where

@@ -73,6 +73,9 @@ pub enum SessionError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// The connection has ended while nothing was asked of it.
+    #[error("the connection to the {0} has ended")]
+    Ended(Side),
     /// Postgres refused a statement.
     #[error("{action} in the {side}: {refusal}")]
     Refused {
@@ -107,7 +110,7 @@ impl SessionError {
             Self::Connect { source, .. } | Self::Lost { source, .. } => {
                 Refusal::of(source).map_or(Disposition::Transient, |refusal| not_of_a_row(refusal.disposition()))
             }
-            Self::ConnectTimeout { .. } => Disposition::Transient,
+            Self::ConnectTimeout { .. } | Self::Ended(_) => Disposition::Transient,
             Self::Tls { .. } => Disposition::Systemic,
             Self::Refused { refusal, .. } => not_of_a_row(refusal.disposition()),
         }
@@ -126,17 +129,21 @@ impl SessionError {
                 let of_tls = cause
                     .filter(|cause| cause.to_string() == "server does not support TLS")
                     .map(|_| tls::NOT_OFFERED.to_owned());
+                let of_password = cause
+                    .filter(|cause| cause.to_string() == "password missing")
+                    .map(|_| PASSWORD_MISSING_HINT.to_owned());
                 let of_refusal = Refusal::of(source).and_then(|refusal| session_hint(*side, &refusal.sqlstate));
                 Some(
                     of_certificate
                         .or(of_tls)
+                        .or(of_password)
                         .or(of_refusal)
                         .unwrap_or_else(|| UNREACHABLE_HINT.to_owned()),
                 )
             }
             Self::ConnectTimeout { .. } => Some(UNREACHABLE_HINT.to_owned()),
             Self::Tls { source, .. } => Some(source.hint()),
-            Self::Lost { .. } => None,
+            Self::Lost { .. } | Self::Ended(_) => None,
             Self::Refused { side, refusal, .. } => session_hint(*side, &refusal.sqlstate),
         }
     }
@@ -176,6 +183,10 @@ pub fn not_of_a_row(disposition: Disposition) -> Disposition {
 pub const UNREACHABLE_HINT: &str =
     "check the URL, that the server runs and that it accepts this client (pg_hba.conf, firewall)";
 
+/// What to do if the server asks for a password.
+const PASSWORD_MISSING_HINT: &str =
+    "the server asks for a password and the URL has none: postgres://USER:PASSWORD@HOST/DATABASE";
+
 /// The remedy for a SQLSTATE that concerns the session or the server, independent of the statement.
 #[must_use]
 pub fn session_hint(side: Side, sqlstate: &str) -> Option<String> {
@@ -184,7 +195,9 @@ pub fn session_hint(side: Side, sqlstate: &str) -> Option<String> {
         "53300" => format!("raise max_connections in the {side}, or end sessions that are not needed"),
         "28000" | "28P01" => "check role and password in the URL".to_owned(),
         "3D000" => "check the database's name in the URL".to_owned(),
-        "25006" => "the server is a standby or read-only: point the URL at the primary".to_owned(),
+        "25006" => format!(
+            "the {side} takes no writes: it is a standby (then point the URL at the primary), or default_transaction_read_only is on"
+        ),
         _ => return None,
     })
 }

@@ -10,13 +10,16 @@
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what each SQLSTATE means |
 //! | [`quote`] | names in statements |
+//! | [`condition`] | the condition of `resync --where`: parsed, and written anew as SQL |
 //! | [`keys`] | how Postgres compares keys |
 //! | [`row_text`] | rows that no key tells apart, known by their text |
+//! | [`waits`] | what our sessions wait for, and who makes them wait |
 //! | `lsn` | positions as `pg_lsn` |
 //!
 //! Not here: statements for the Site DB (`source`, `site_db`) and the Agent DB (`agent_db`), and the replication connection
 //! (`wire`), which uses the same TLS and the same settings.
 
+pub mod condition;
 pub mod connect;
 pub mod error;
 pub mod keys;
@@ -28,7 +31,9 @@ pub mod session_settings;
 pub mod sqlstate;
 pub mod sqlx_options;
 pub mod tls;
+pub mod waits;
 
+pub use condition::{Condition, ConditionError};
 pub use connect::connect;
 pub use error::{RaisedBy, Refusal, SessionError, Side};
 pub use plain::connect_plain;

@@ -15,7 +15,7 @@ const HELD_RETRY: Duration = Duration::from_secs(2);
 /// Wait before a daemon in standby tries again to take over.
 const STANDBY_RETRY: Duration = Duration::from_secs(1);
 
-/// A run that lasted at least this long resets the backoff.
+/// A run that lasted at least this long resets the backoff; so does one that has committed changes.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 
 /// An error that repeats without change is logged again after this time.
@@ -49,10 +49,11 @@ pub(super) struct Failures {
 }
 
 impl Failures {
-    /// Records that a run failed for this `reason` after it had `lasted` so long. Returns the number of failures in a
-    /// row, and whether this one has to be logged: its reason is new, or was last logged at least [`LOG_AGAIN`] ago.
-    pub(super) fn count(&mut self, reason: &str, lasted: Duration, now: Instant) -> (u32, bool) {
-        if lasted >= GOOD_RUN {
+    /// Records that a run failed for this `reason` after it had `lasted` so long. `progressed`: it has committed changes.
+    /// Returns the number of failures in a row, and whether this one has to be logged: its reason is new, or was last
+    /// logged at least [`LOG_AGAIN`] ago.
+    pub(super) fn count(&mut self, reason: &str, lasted: Duration, progressed: bool, now: Instant) -> (u32, bool) {
+        if lasted >= GOOD_RUN || progressed {
             self.attempt = 0;
         }
         self.attempt = self.attempt.saturating_add(1);
@@ -106,14 +107,23 @@ mod tests {
     fn a_good_run_starts_the_count_anew_and_an_error_that_lasts_is_logged_now_and_then() {
         let (mut failures, start) = (Failures::default(), Instant::now());
         let short = Duration::from_secs(1);
-        assert_eq!(failures.count("a", short, start), (1, true));
-        assert_eq!(failures.count("a", short, start + short), (2, false));
+        assert_eq!(failures.count("a", short, false, start), (1, true));
+        assert_eq!(failures.count("a", short, false, start + short), (2, false));
         assert_eq!(
-            failures.count("b", short, start + short),
+            failures.count("b", short, false, start + short),
             (3, true),
             "another one is news"
         );
-        assert_eq!(failures.count("b", short, start + short + LOG_AGAIN), (4, true));
-        assert_eq!(failures.count("b", GOOD_RUN, start + short + LOG_AGAIN), (1, false));
+        assert_eq!(failures.count("b", short, false, start + short + LOG_AGAIN), (4, true));
+        assert_eq!(
+            failures.count("b", GOOD_RUN, false, start + short + LOG_AGAIN),
+            (1, false)
+        );
+        assert_eq!(failures.count("b", short, false, start + short + LOG_AGAIN), (2, false));
+        assert_eq!(
+            failures.count("b", short, true, start + short + LOG_AGAIN),
+            (1, false),
+            "and so does one that has committed changes"
+        );
     }
 }

@@ -17,11 +17,11 @@ use tracing::{Instrument, Span, info, warn};
 use crate::agent_db::{AgentError, Control, TableRecord, TableRecords, TableState};
 use crate::change::TableName;
 use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace};
-use crate::postgres::{self, Side};
+use crate::postgres::{self, Condition, SessionError, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
 use crate::source::visibility::{Visibility, wait_for_running_transactions};
-use crate::source::{Source, SourceTable};
+use crate::source::{Source, SourceError, SourceTable};
 
 use super::error::SyncError;
 use super::resync::ResyncCommands;
@@ -118,7 +118,7 @@ impl Copies {
                     }
                 }
                 () = control.notified() => if control.is_closed() {
-                    return Err(AgentError::Aborted.into());
+                    return Err(AgentError::from(SessionError::Ended(Side::Agent)).into());
                 },
                 () = tokio::time::sleep(TICK) => {}
             }
@@ -188,11 +188,13 @@ impl Copies {
         let agent = postgres::connect(Side::Agent, &self.settings.agent, "twinlog copy")
             .await
             .map_err(AgentError::from)?;
+        let who = format!("the copy of {}", table.table);
+        let on_wait = &|wait| self.status.set_wait(&who, wait);
         if record.state == TableState::New && !self.fresh_slot.load(Ordering::Relaxed) {
             let why = "the copy of a new table waits until older transactions of the Site DB have ended";
-            wait_for_running_transactions(source.client(), stop, why).await?;
+            wait_for_running_transactions(source.client(), stop, why, on_wait).await?;
         }
-        self.visibility.wait(source.client(), stop).await?;
+        self.visibility.wait(source.client(), stop, on_wait).await?;
         let relation = self.requests.resolve(table.description()).await?;
         let Some((place, condition)) = self.started(table).await? else {
             return Ok(());
@@ -204,7 +206,12 @@ impl Copies {
             table,
             relation: &relation,
         };
-        Box::pin(reader.copy(place, condition.as_deref(), &agent, self.settings.copies.chunk_rows)).await?;
+        let condition = condition
+            .map(|condition| condition.parse::<Condition>())
+            .transpose()
+            .map_err(SourceError::from)
+            .map_err(CopyError::from)?;
+        Box::pin(reader.copy(place, condition.as_ref(), &agent, self.settings.copies.chunk_rows)).await?;
         let rows = self.records().get(&table.table).map(|record| record.rows_copied);
         info!(table = %table.table, rows, "table copied");
         Ok(())

@@ -11,6 +11,7 @@ use crate::agent_db::{
     TableRecords, TableState,
 };
 use crate::change::TableName;
+use crate::postgres::{Condition, ConditionError};
 use crate::source::SourceTable;
 
 use super::error::SyncError;
@@ -65,7 +66,12 @@ impl ResyncCommands {
         command: i64,
         mut resync: Resync,
     ) -> Result<Result<(), String>, SyncError> {
-        let wanted = match self.wanted(&resync.arguments) {
+        let wanted = self.wanted(&resync.arguments).and_then(|wanted| {
+            self.check_condition(&wanted, resync.arguments.condition.as_deref())
+                .map_err(|error| format!("{error}: {}", error.hint()))?;
+            Ok(wanted)
+        });
+        let wanted = match wanted {
             Ok(wanted) => wanted,
             Err(error) => return Ok(Err(error)),
         };
@@ -91,17 +97,30 @@ impl ResyncCommands {
                 claimed.insert(record.table.clone());
             }
         }
-        if all_finished && resync.arguments.is_complete() {
-            self.requests.clear_gap().await?;
-            self.status.set_gap(None);
-        }
+        let is_complete = resync.arguments.is_complete();
         resync.progress.tables = shown;
         control.command_progress(command, &CommandKind::Resync(resync)).await?;
-        if all_finished {
+        if all_finished && is_complete {
+            // The command ends in the same transaction.
+            if self.requests.clear_gap(command).await? {
+                self.status.set_gap(None);
+                info!(command, "resync done");
+            }
+        } else if all_finished {
             info!(command, "resync done");
             control.finish_command(command, Ok(())).await?;
         }
         Ok(Ok(()))
+    }
+
+    /// Whether the condition is one for each of the tables. (Whoever wrote the command may not have checked it.)
+    fn check_condition(&self, tables: &HashSet<TableName>, condition: Option<&str>) -> Result<(), ConditionError> {
+        let Some(condition) = condition else { return Ok(()) };
+        let condition: Condition = condition.parse()?;
+        for table in tables.iter().filter_map(|table| self.tables.get(table)) {
+            table.condition(&condition)?;
+        }
+        Ok(())
     }
 
     /// The tables that a command names.

@@ -80,6 +80,7 @@ impl Daemon {
         let mut fault: Option<(TableName, String)> = None;
         loop {
             let began = Instant::now();
+            let commits = self.status.commits();
             self.status.run_began();
             let error = match Box::pin(self.run_once(fault.as_ref(), stop)).await {
                 Ok(()) => return Ok(()),
@@ -89,7 +90,12 @@ impl Daemon {
             let (reason, setback) = (error.explain(), setback(&error));
             // The next run holds it, so that the same fault never ends two runs.
             fault = error.table_fault().map(|table| (table.clone(), reason.clone()));
-            let (attempt, is_news) = failures.count(&reason, began.elapsed(), Instant::now());
+            let (attempt, is_news) = failures.count(
+                &reason,
+                began.elapsed(),
+                self.status.commits() > commits,
+                Instant::now(),
+            );
             self.ended(setback, reason, attempt, is_news);
             if !shutdown::sleep(wait(setback, attempt, self.settings.reconnect), stop).await {
                 return Ok(());
@@ -210,6 +216,7 @@ impl Daemon {
             tables: Arc::clone(&tables),
             chunks: chunks.clone(),
             requests: requests.clone(),
+            status: Arc::clone(&self.status),
             visibility,
         };
         let release = Release {

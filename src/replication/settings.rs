@@ -30,6 +30,8 @@ pub struct PipelineSettings {
     pub parking: ParkingSettings,
     /// First and longest wait before a stream that was interrupted is tried again.
     pub reconnect: (Duration, Duration),
+    /// The delay beyond which the daemon is not ready.
+    pub ready_delay: Duration,
 }
 
 /// A batch is handed to the Agent DB when it reaches one of these limits.

@@ -4,32 +4,25 @@
 //! The text protocol is used on purpose: it sends a value exactly as its type's output function wrote it, like the
 //! replication stream. (`value::text` differs: it does not pad `char(n)`, and it writes booleans differently.)
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use futures_util::StreamExt;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
+use super::chunk_rows::{CHUNK_BYTES, NOT_UTF8, Read, fetch_rows};
 use super::error::{SourceError, failed};
 use super::fence::{Fence, PREFIX};
 use super::snapshot::Snapshot;
 use super::table::{SourceTable, key_columns};
-use crate::change::{ColumnValue, Key, Relation, Row};
+use crate::change::{Key, Relation, Row};
 use crate::config::DatabaseUrl;
 use crate::lsn::Lsn;
 use crate::postgres::keys::execute_with_operators;
 use crate::postgres::quote::{quote_columns, where_clause};
-use crate::postgres::{self, Side};
-
-/// Rows fetched at a time from the chunk's cursor. These are in memory twice for a moment.
-const FETCH_ROWS: u32 = 2000;
-
-/// Bytes of values after which a chunk ends early, to limit memory. Each copy worker holds one chunk.
-const CHUNK_BYTES: usize = 16 << 20;
-
-/// Replaces a text of the Site DB that is not UTF-8, and that the driver therefore does not return (a database in
-/// `SQL_ASCII` may contain any bytes, pitfall P29). Every Agent DB refuses it like the original text, so only the row
-/// is parked and the table goes on.
-const NOT_UTF8: &[u8] = b"\xff";
+use crate::postgres::{self, Condition, Side};
 
 /// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -52,14 +45,31 @@ pub struct ChunkRows {
     pub rows: Vec<Row>,
     /// For each row of a read by key, the position of the key that found it.
     pub found_by: Vec<usize>,
-    /// Whether no row follows after the last one.
+    /// Whether no row follows after the last one. If not, a read by key has answered only for the keys up to the one that
+    /// found the last row.
     pub finished: bool,
+}
+
+impl ChunkRows {
+    /// How many of the keys of a read by key it answers for; the others have to be read again.
+    #[must_use]
+    pub fn answered(&self, keys: usize) -> usize {
+        if self.finished {
+            keys
+        } else {
+            self.found_by.last().map_or(0, |last| last + 1)
+        }
+    }
 }
 
 /// A session with the Site DB that reads chunks and writes fences.
 #[derive(Debug)]
 pub struct Source {
     client: Client,
+    /// To cancel a statement.
+    url: DatabaseUrl,
+    /// Bytes of the last chunk's rows on average; 0 if none was read. It decides how many rows the next chunk begins with.
+    row_bytes: AtomicUsize,
 }
 
 impl Source {
@@ -87,7 +97,11 @@ impl Source {
             )
             .await
             .map_err(failed("read the database's encoding"))?;
-        Ok(Self { client })
+        Ok(Self {
+            client,
+            url: url.clone(),
+            row_bytes: AtomicUsize::new(0),
+        })
     }
 
     /// The session, for other statements.
@@ -121,11 +135,11 @@ impl Source {
         table: &SourceTable,
         relation: &Relation,
         after: Option<&Key>,
-        condition: Option<&str>,
+        condition: Option<&Condition>,
         limit: u32,
     ) -> Result<ChunkRows, SourceError> {
         let key = key_columns(table, relation);
-        let mut filters = table.filters(condition);
+        let mut filters = table.filters(condition)?;
         let mut parameters = Vec::new();
         if let Some(after) = after {
             let casts: Vec<_> = key
@@ -146,7 +160,9 @@ impl Source {
             order.join(", "),
             u64::from(limit) + 1,
         );
-        let mut chunk = self.read(table, &sql, &parameters, table.columns.len()).await?;
+        let mut chunk = self
+            .read(table, &sql, &parameters, table.columns.len(), CHUNK_BYTES)
+            .await?;
         let keys_are_texts = chunk.rows.iter().all(|row| {
             relation
                 .key_of(row)
@@ -173,8 +189,13 @@ impl Source {
         keys: &[Key],
         columns: Columns,
     ) -> Result<ChunkRows, SourceError> {
-        let KeyQuery { sql, wanted, width } = key_query(table, relation, keys, columns);
-        self.read(table, &sql, &wanted, width).await
+        let KeyQuery { sql, wanted, width } = key_query(table, relation, keys, columns)?;
+        // In the order of the keys, so that a chunk that ends early says which of them it answers for. Keys alone are small.
+        let (order, most_bytes) = match columns {
+            Columns::All => (" ORDER BY k.__twinlog_asked", CHUNK_BYTES),
+            Columns::Key => ("", usize::MAX),
+        };
+        self.read(table, &(sql + order), &wanted, width, most_bytes).await
     }
 
     /// Reads a query's rows under one snapshot, through a cursor: the cursor is declared with the extended protocol,
@@ -185,6 +206,7 @@ impl Source {
         sql: &str,
         parameters: &[P],
         width: usize,
+        most_bytes: usize,
     ) -> Result<ChunkRows, SourceError> {
         let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             parameters.iter().map(|value| value as _).collect();
@@ -199,7 +221,10 @@ impl Source {
             .await
             .map_err(failed("read a snapshot"));
         let result = match begun {
-            Ok(()) => self.read_in_transaction(table, sql, &parameters, width).await,
+            Ok(()) => {
+                self.read_in_transaction(table, sql, &parameters, width, most_bytes)
+                    .await
+            }
             Err(error) => Err(error),
         };
         let ended = self
@@ -218,6 +243,7 @@ impl Source {
         sql: &str,
         parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
         width: usize,
+        most_bytes: usize,
     ) -> Result<ChunkRows, SourceError> {
         let row = self
             .client
@@ -235,41 +261,61 @@ impl Source {
         execute_with_operators(&self.client, &table.operators, &declare, parameters)
             .await
             .map_err(failed("read a chunk"))?;
-        let (mut rows, mut found_by, mut bytes) = (Vec::new(), Vec::new(), 0);
-        let finished = loop {
-            let fetched = self
-                .client
-                .simple_query(&format!("FETCH FORWARD {FETCH_ROWS} FROM chunk"))
+        let mut read = Read::new(width, most_bytes);
+        let row_bytes = self.row_bytes.load(Ordering::Relaxed);
+        let mut ask = fetch_rows(row_bytes, CHUNK_BYTES);
+        while read.is_open() {
+            let before = read.rows.len();
+            self.fetch(ask, &mut read)
                 .await
-                .map_err(failed("read a chunk"))?;
-            let before = rows.len();
-            for message in &fetched {
-                if let SimpleQueryMessage::Row(row) = message {
-                    rows.push(image(row, width));
-                    if row.len() > width {
-                        let ordinal = row.get(width).and_then(|text| text.parse::<usize>().ok());
-                        found_by.push(
-                            ordinal
-                                .and_then(|from_one| from_one.checked_sub(1))
-                                .ok_or(SourceError::Incomplete("the key that found a row"))?,
-                        );
-                    }
-                    bytes += rows.last().map_or(0, Row::size);
-                }
+                .map_err(|error| error.of_row(&table.table))?;
+            if read.rows.len() - before < ask {
+                read.end();
             }
-            if rows.len() - before < FETCH_ROWS as usize {
-                break true;
-            }
-            if bytes >= CHUNK_BYTES {
-                break false;
-            }
-        };
+            ask = fetch_rows(read.average(), most_bytes.saturating_sub(read.bytes));
+        }
+        if !read.rows.is_empty() {
+            self.row_bytes.store(read.average(), Ordering::Relaxed);
+        }
         Ok(ChunkRows {
+            finished: read.is_finished(),
             snapshot,
-            rows,
-            found_by,
-            finished,
+            rows: read.rows,
+            found_by: read.found_by,
         })
+    }
+
+    /// Fetches rows from the chunk's cursor, one after the other, until the chunk is full.
+    async fn fetch(&self, ask: usize, read: &mut Read) -> Result<(), SourceError> {
+        let messages = self
+            .client
+            .simple_query_raw(&format!("FETCH FORWARD {ask} FROM chunk"))
+            .await
+            .map_err(failed("read a chunk"))?;
+        let mut messages = pin!(messages);
+        let (mut came, mut cancelled) = (0, false);
+        loop {
+            let message = match messages.next().await {
+                None => return Ok(()),
+                Some(Ok(message)) => message,
+                // The chunk is complete; what follows was not wanted.
+                Some(Err(_)) if cancelled => return Ok(()),
+                Some(Err(error)) => return Err(failed("read a chunk")(error)),
+            };
+            let SimpleQueryMessage::Row(row) = message else {
+                continue;
+            };
+            came += 1;
+            if read.is_open() {
+                read.take(&row)?;
+            }
+            // Rows behind the end are only received, unless they are many bytes: then the server is asked to stop.
+            if !read.is_open() && !cancelled && (ask - came).saturating_mul(read.average()) > CHUNK_BYTES {
+                cancelled = true;
+                // If that fails, the rows come and are dropped.
+                let _ = postgres::connect::cancel(&self.client, &self.url).await;
+            }
+        }
     }
 }
 
@@ -282,7 +328,12 @@ pub(super) struct KeyQuery {
     pub(super) width: usize,
 }
 
-pub(super) fn key_query(table: &SourceTable, relation: &Relation, keys: &[Key], columns: Columns) -> KeyQuery {
+pub(super) fn key_query(
+    table: &SourceTable,
+    relation: &Relation,
+    keys: &[Key],
+    columns: Columns,
+) -> Result<KeyQuery, SourceError> {
     let key = key_columns(table, relation);
     let (list, width) = match columns {
         Columns::All => (column_list(table), table.columns.len()),
@@ -304,48 +355,12 @@ pub(super) fn key_query(table: &SourceTable, relation: &Relation, keys: &[Key], 
         arrays.join(", "),
         names.join(", "),
         matches.join(" AND "),
-        where_clause(&table.filters(None)),
+        where_clause(&table.filters(None)?),
     );
     let wanted = (0..key.len())
         .map(|part| keys.iter().map(|key| text_of(key.0.get(part))).collect())
         .collect();
-    KeyQuery { sql, wanted, width }
-}
-
-/// A row of a [`KeyQuery`] and the position of the key that found it, from zero.
-pub(super) fn found_row(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Result<(Row, usize), SourceError> {
-    let position = row
-        .get(width)
-        .and_then(|text| text.parse::<usize>().ok()?.checked_sub(1));
-    let position = position.ok_or(SourceError::Incomplete("the key that found a row"))?;
-    Ok((image(row, width), position))
-}
-
-/// A row's image. All its values are slices of one allocation.
-fn image(row: &tokio_postgres::SimpleQueryRow, width: usize) -> Row {
-    let value = |index| match row.try_get(index) {
-        Ok(value) => value.map(str::as_bytes),
-        // The driver fails to decode a value only if it is not UTF-8.
-        Err(_) => Some(NOT_UTF8),
-    };
-    let mut buffer = BytesMut::with_capacity((0..width).map(|index| value(index).map_or(0, <[u8]>::len)).sum());
-    let ends: Vec<Option<usize>> = (0..width)
-        .map(|index| {
-            value(index).map(|value| {
-                buffer.extend_from_slice(value);
-                buffer.len()
-            })
-        })
-        .collect();
-    let buffer: Bytes = buffer.freeze();
-    let mut start = 0;
-    Row(ends
-        .into_iter()
-        .map(|end| match end {
-            None => ColumnValue::Null,
-            Some(end) => ColumnValue::Text(buffer.slice(std::mem::replace(&mut start, end)..end)),
-        })
-        .collect())
+    Ok(KeyQuery { sql, wanted, width })
 }
 
 /// A part of a key as text. Keys are UTF-8, so this loses nothing.
@@ -356,4 +371,21 @@ fn text_of(part: Option<&Bytes>) -> String {
 
 fn column_list(table: &SourceTable) -> String {
     quote_columns("t", table.columns.iter().map(|name| &**name)).join(", ")
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_that_ended_early_answers_for_the_keys_up_to_its_last_row() {
+        let mut chunk = ChunkRows {
+            snapshot: "7:7:".parse().unwrap(),
+            rows: Vec::new(),
+            found_by: vec![0, 3],
+            finished: false,
+        };
+        assert_eq!(chunk.answered(10), 4);
+        chunk.finished = true;
+        assert_eq!(chunk.answered(10), 10);
+    }
 }

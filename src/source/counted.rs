@@ -3,11 +3,13 @@
 //! Rows are compared by their text, see [`row_text`](crate::postgres::row_text). A text from the Agent DB is not cast to
 //! the Site DB's type, which could refuse it: where rows are counted, both databases print a value alike.
 
+use super::chunk_rows::CHUNK_BYTES;
 use super::chunks::Source;
 use super::error::SourceError;
 use super::snapshot::Snapshot;
 use super::table::SourceTable;
 use crate::change::{ColumnValue, Key, Row};
+use crate::postgres::Condition;
 use crate::postgres::quote::where_clause;
 use crate::postgres::row_text::{DistinctRows, row_text};
 
@@ -34,20 +36,23 @@ impl Source {
         &self,
         table: &SourceTable,
         after: Option<&Key>,
-        condition: Option<&str>,
+        condition: Option<&Condition>,
         limit: u32,
     ) -> Result<CountedRows, SourceError> {
         let columns: Vec<&str> = table.columns.iter().map(|name| &**name).collect();
+        let condition = condition.map(|condition| table.condition(condition)).transpose()?;
         let sql = DistinctRows {
             table: &table.from(),
             partitioned: table.partitioned,
             columns: &columns,
-            filters: &table.filters(None),
-            condition,
+            filters: &table.filters(None)?,
+            condition: condition.as_deref(),
         }
         .page(after.is_some(), u64::from(limit) + 1);
         let parameters = after.map(Key::texts).unwrap_or_default();
-        let read = self.read(table, &sql, &parameters, columns.len() + 2).await?;
+        let read = self
+            .read(table, &sql, &parameters, columns.len() + 2, CHUNK_BYTES)
+            .await?;
         let mut finished = read.finished;
         let mut rows = Vec::with_capacity(read.rows.len());
         let mut last = None;
@@ -100,12 +105,13 @@ impl Source {
             names = names.join(", "),
             text = row_text("t", &columns),
             table = table.from(),
-            filters = where_clause(&table.filters(None)),
+            filters = where_clause(&table.filters(None)?),
         );
         let parameters: Vec<Vec<Option<String>>> = (0..columns.len())
             .map(|column| wanted.iter().map(|row| text(row.0.get(column))).collect())
             .collect();
-        let read = self.read(table, &sql, &parameters, 2).await?;
+        // All of it, since a row that is left out would count as none.
+        let read = self.read(table, &sql, &parameters, 2, usize::MAX).await?;
         let mut counts = vec![0; wanted.len()];
         for row in &read.rows {
             let [ColumnValue::Text(asked), count] = &*row.0 else {

@@ -2,7 +2,7 @@
 
 use crate::change::TableName;
 use crate::lsn::ParseLsnError;
-use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
+use crate::postgres::{ConditionError, Refusal, SessionError, Side, quote_identifier};
 use crate::retry::Disposition;
 
 use super::snapshot::ParseSnapshotError;
@@ -22,6 +22,11 @@ pub enum SourceError {
     /// A key is not UTF-8, so it cannot be read and compared.
     #[error("a key of table {0} of the Site DB is not UTF-8")]
     KeyEncoding(TableName),
+    /// The server can't build the text of a row, which would be longer than a gigabyte.
+    #[error(
+        "a row of table {0} of the Site DB is too large: its text has more than 1 GB (a bytea takes twice its size)"
+    )]
+    RowTooLarge(TableName),
     /// The Site DB's answer lacks this.
     #[error("the Site DB's answer lacks {0}")]
     Incomplete(&'static str),
@@ -74,6 +79,9 @@ pub enum SourceError {
     /// A pattern of `sync.tables` is not a valid glob.
     #[error("sync.tables has an invalid pattern: {0}")]
     Pattern(#[from] globset::Error),
+    /// The condition of a resync is not one for this table.
+    #[error(transparent)]
+    Condition(#[from] ConditionError),
     /// The daemon was stopped while it waited.
     #[error("stopped while waiting for transactions of the Site DB to end")]
     Stopped,
@@ -99,7 +107,27 @@ impl SourceError {
             | Self::CannotCreatePublication { .. }
             | Self::CannotExtendPublication { .. }
             | Self::CannotSelect(_)
-            | Self::Pattern(_) => Disposition::Systemic,
+            | Self::Pattern(_)
+            | Self::RowTooLarge(_)
+            | Self::Condition(_) => Disposition::Systemic,
+        }
+    }
+
+    /// The error of reading a row of this table: names it, where the row is more than the server can print.
+    pub(super) fn of_row(self, table: &TableName) -> Self {
+        const TOO_LARGE: [&str; 3] = [
+            "invalid memory alloc request size",
+            "string buffer exceeds maximum allowed length",
+            "out of memory",
+        ];
+        match &self {
+            Self::Session(SessionError::Refused { refusal, .. })
+                if matches!(refusal.sqlstate.as_str(), "XX000" | "54000")
+                    && TOO_LARGE.iter().any(|text| refusal.message.starts_with(text)) =>
+            {
+                Self::RowTooLarge(table.clone())
+            }
+            _ => self,
         }
     }
 
@@ -107,7 +135,7 @@ impl SourceError {
     #[must_use]
     pub const fn table_fault(&self) -> Option<&TableName> {
         match self {
-            Self::KeyEncoding(table) | Self::CannotSelect(table) => Some(table),
+            Self::KeyEncoding(table) | Self::CannotSelect(table) | Self::RowTooLarge(table) => Some(table),
             _ => None,
         }
     }
@@ -126,6 +154,11 @@ impl SourceError {
                 "on the Site DB, whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
                 table.quoted()
             ),
+            Self::RowTooLarge(table) => format!(
+                "on the Site DB, make the value smaller (find it by pg_column_size), or leave its column out: \
+                 ALTER PUBLICATION … SET TABLE {} (the other columns)",
+                table.quoted()
+            ),
             Self::Version(_) => "upgrade the Site DB".to_owned(),
             Self::WalLevel(_) => "on the Site DB: ALTER SYSTEM SET wal_level = logical; then restart it".to_owned(),
             Self::NoReplicationRight(role) => format!(
@@ -141,6 +174,7 @@ impl SourceError {
             }
             Self::CannotSelect(table) => format!("on the Site DB: GRANT SELECT ON {} TO <role>;", table.quoted()),
             Self::Pattern(_) => "patterns look like public.* or !public.audit_*".to_owned(),
+            Self::Condition(error) => error.hint().to_owned(),
             Self::Snapshot(_) | Self::Position(_) | Self::Incomplete(_) | Self::Replaced(_) | Self::Stopped => {
                 return None;
             }

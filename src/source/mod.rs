@@ -2,6 +2,7 @@
 //!
 //! | file | its job |
 //! |---|---|
+//! | `chunk_rows` | a chunk's rows while it is read: their images, and how many more may come |
 //! | `chunks` | a connection that reads chunks of rows and writes fences |
 //! | `counted` | the same for tables whose rows are counted |
 //! | `parked_keys` | rows of several tables by their keys, under one snapshot |
@@ -21,6 +22,7 @@
 //! Not here: the replication connection (`wire`), what chunks are for (`copy`), and when to ask (`replication`).
 
 mod catalog;
+mod chunk_rows;
 mod chunks;
 mod counted;
 mod error;

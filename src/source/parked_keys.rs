@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio_postgres::SimpleQueryMessage;
 
-use super::chunks::{Columns, KeyQuery, Source, found_row, key_query};
+use super::chunk_rows::{fetch_rows, found_row};
+use super::chunks::{Columns, KeyQuery, Source, key_query};
 use super::error::{SourceError, failed};
 use super::snapshot::Snapshot;
 use super::table::SourceTable;
@@ -12,10 +13,7 @@ use crate::change::{Key, Relation, Row};
 use crate::postgres::keys::execute_with_operators;
 
 /// Bytes of values after which no more rows are read: the other keys are for another read.
-const MAX_BYTES: usize = 16 << 20;
-
-/// Rows fetched at a time. These are in memory twice for a moment, and may be large.
-const FETCH_ROWS: usize = 50;
+const MAX_BYTES: usize = 4 << 20;
 
 /// Parked keys of one table.
 #[derive(Debug, Clone)]
@@ -97,18 +95,20 @@ impl Source {
         of_table: &mut RowsOfTable,
     ) -> Result<usize, SourceError> {
         let KeysOfTable { table, relation, keys } = request;
-        let KeyQuery { sql, wanted, width } = key_query(table, relation, keys, Columns::All);
+        let KeyQuery { sql, wanted, width } = key_query(table, relation, keys, Columns::All)?;
         let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = wanted.iter().map(|part| part as _).collect();
         let declare = format!("DECLARE parked NO SCROLL CURSOR FOR {sql} ORDER BY k.__twinlog_asked");
         execute_with_operators(self.client(), &table.operators, &declare, &parameters)
             .await
             .map_err(failed("read parked rows"))?;
-        let mut bytes = 0;
+        let mut bytes: usize = 0;
         loop {
+            let average = bytes.checked_div(of_table.rows.len()).unwrap_or(0);
+            let ask = fetch_rows(average, max_bytes.saturating_sub(bytes));
             let before = of_table.rows.len();
             let fetched = self
                 .client()
-                .simple_query(&format!("FETCH FORWARD {FETCH_ROWS} FROM parked"))
+                .simple_query(&format!("FETCH FORWARD {ask} FROM parked"))
                 .await
                 .map_err(failed("read parked rows"))?;
             for message in &fetched {
@@ -119,7 +119,7 @@ impl Source {
                     of_table.found_by.push(position);
                 }
             }
-            if of_table.rows.len() - before < FETCH_ROWS {
+            if of_table.rows.len() - before < ask {
                 of_table.looked_up = keys.len();
                 break;
             }

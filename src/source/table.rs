@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::change::{Identity, Marks, Relation, RelationId, Shape, SourceFacts, TableDescription, TableName};
 use crate::postgres::keys::is_spelled_one_way;
-use crate::postgres::quote_identifier;
+use crate::postgres::{Condition, ConditionError, quote_identifier};
 
 /// A table of the Site DB, as the publication shows it.
 #[derive(Debug, Clone)]
@@ -83,13 +83,29 @@ impl SourceTable {
     }
 
     /// The conditions that a row must meet: the publication's row filter, and this one.
-    pub(super) fn filters(&self, condition: Option<&str>) -> Vec<String> {
-        self.row_filter
+    ///
+    /// # Errors
+    /// The condition names a column that is not published.
+    pub(super) fn filters(&self, condition: Option<&Condition>) -> Result<Vec<String>, ConditionError> {
+        let condition = condition.map(|condition| self.condition(condition)).transpose()?;
+        Ok(self
+            .row_filter
             .iter()
-            .map(String::as_str)
+            .cloned()
             .chain(condition)
             .map(|filter| format!("({filter})"))
-            .collect()
+            .collect())
+    }
+
+    /// A condition as SQL for this table, whose alias is `t`.
+    ///
+    /// # Errors
+    /// It names a column that is not published.
+    pub fn condition(&self, condition: &Condition) -> Result<String, ConditionError> {
+        condition.to_sql(&self.table, |name| {
+            let at = self.columns.iter().position(|column| **column == *name)?;
+            self.types.get(at).map(String::as_str)
+        })
     }
 
     /// What is stored about the table, to notice after a restart that it has changed.

@@ -6,17 +6,19 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::error::{SourceError, failed};
+use crate::postgres::waits::running_transactions;
 use crate::shutdown;
 
 /// Interval between two checks.
 const CHECK_EVERY: Duration = Duration::from_millis(100);
 
-/// Checks until the wait is logged for the first time (two seconds), and between two log lines (half a minute).
-const LOG_AFTER: u32 = 20;
-const LOG_EVERY: u32 = 300;
+/// Checks until the wait is told for the first time (two seconds), and until it is told again (the same).
+const TELL_EVERY: u32 = 20;
+
+/// Is told what is waited for, and `None` at the end.
+pub type OnWait<'a> = &'a (dyn Fn(Option<String>) + Send + Sync);
 
 /// Lets the first reader of a run wait until snapshots see everything that earlier runs have applied.
 ///
@@ -32,9 +34,14 @@ impl Visibility {
     ///
     /// # Errors
     /// A statement failed, or we were stopped.
-    pub async fn wait(&self, client: &Client, stop: &CancellationToken) -> Result<(), SourceError> {
+    pub async fn wait(
+        &self,
+        client: &Client,
+        stop: &CancellationToken,
+        on_wait: OnWait<'_>,
+    ) -> Result<(), SourceError> {
         self.0
-            .get_or_try_init(|| wait_for_commits(client, stop))
+            .get_or_try_init(|| wait_for_commits(client, stop, on_wait))
             .await
             .map(|_| ())
     }
@@ -42,7 +49,7 @@ impl Visibility {
 
 /// Waits for the commits that wait for a synchronous standby now. Without a synchronous standby there is nothing to
 /// wait for: a commit that an earlier run has streamed is visible long before this run reads rows.
-async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(), SourceError> {
+async fn wait_for_commits(client: &Client, stop: &CancellationToken, on_wait: OnWait<'_>) -> Result<(), SourceError> {
     let row = client
         .query_one(
             "SELECT pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_waits, \
@@ -59,7 +66,7 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
         if awaits_standby {
             let why = "copies and retries of failed rows wait until the Site DB's running transactions have ended, since one of them may wait for a \
                        synchronous standby; to shorten this wait, on the Site DB: GRANT pg_read_all_stats TO the role";
-            wait_for_running_transactions(client, stop, why).await?;
+            wait_for_running_transactions(client, stop, why, on_wait).await?;
         }
         return Ok(());
     }
@@ -74,13 +81,15 @@ async fn wait_for_commits(client: &Client, stop: &CancellationToken) -> Result<(
             .await
             .map_err(failed("look for commits that wait for a standby"))?
             .get(0);
-        let Some(pids) = pids else { return Ok(()) };
+        let Some(pids) = pids else {
+            on_wait(None);
+            return Ok(());
+        };
         checks += 1;
-        if should_log(checks) {
-            warn!(
-                pids,
-                "copies and retries of failed rows wait for commits that wait for a synchronous standby: check that it runs"
-            );
+        if should_tell(checks) {
+            on_wait(Some(format!(
+                "copies and retries of failed rows wait for commits that wait for a synchronous standby (pids {pids}): check that it runs"
+            )));
         }
         if !shutdown::sleep(CHECK_EVERY, stop).await {
             return Err(SourceError::Stopped);
@@ -97,6 +106,7 @@ pub async fn wait_for_running_transactions(
     client: &Client,
     stop: &CancellationToken,
     why: &str,
+    on_wait: OnWait<'_>,
 ) -> Result<(), SourceError> {
     // Take a new transaction id as the limit. A snapshot's xmax would miss running transactions with higher ids.
     let horizon: String = client
@@ -115,12 +125,12 @@ pub async fn wait_for_running_transactions(
             .map_err(failed("read a snapshot"))?
             .get(0);
         if done {
+            on_wait(None);
             return Ok(());
         }
         checks += 1;
-        if should_log(checks) {
-            let pids = blockers(client).await;
-            warn!(pids, "{why}");
+        if should_tell(checks) {
+            on_wait(Some(format!("{why}: {}", blockers(client).await)));
         }
         if !shutdown::sleep(CHECK_EVERY, stop).await {
             return Err(SourceError::Stopped);
@@ -128,23 +138,11 @@ pub async fn wait_for_running_transactions(
     }
 }
 
-fn should_log(checks: u32) -> bool {
-    checks == LOG_AFTER || checks.is_multiple_of(LOG_EVERY)
+fn should_tell(checks: u32) -> bool {
+    checks.is_multiple_of(TELL_EVERY)
 }
 
-/// The processes with the oldest transactions, for a log line; empty if they can't be read.
+/// Who has transactions that run now, prepared ones included, for a log line; empty if that can't be read.
 pub async fn blockers(client: &Client) -> String {
-    let rows = client
-        .query(
-            "SELECT pid::text || coalesce(' (' || application_name || ', ' || state || ')', '') \
-             FROM pg_catalog.pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() \
-             ORDER BY xact_start LIMIT 5",
-            &[],
-        )
-        .await
-        .unwrap_or_default();
-    rows.iter()
-        .filter_map(|row| row.get::<_, Option<String>>(0))
-        .collect::<Vec<_>>()
-        .join(", ")
+    running_transactions(client).await.unwrap_or_default()
 }

@@ -1,5 +1,7 @@
 //! A socket with its buffers: whole messages in, whole messages out.
 
+use std::time::{Duration, Instant};
+
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,6 +20,7 @@ pub(super) struct Channel {
     /// What the connection is doing, for the errors that the server sends.
     pub(super) phase: Phase,
     pub(super) identity: Identity,
+    pub(super) notices: Notices,
 }
 
 impl Channel {
@@ -28,6 +31,7 @@ impl Channel {
             outbox: BytesMut::new(),
             phase: Phase::Login,
             identity,
+            notices: Notices::default(),
         }
     }
 
@@ -82,7 +86,8 @@ impl Channel {
                     return Err(codec::server_error(body.fields(), self.phase, &self.identity));
                 }
                 Some(Answer::Message(Message::NoticeResponse(body))) => {
-                    log_notice(&codec::server_error(body.fields(), self.phase, &self.identity));
+                    self.notices
+                        .log(&codec::server_error(body.fields(), self.phase, &self.identity));
                 }
                 Some(answer) => return Ok(answer),
                 None => {
@@ -99,9 +104,16 @@ impl Channel {
     pub(super) async fn receive_rows(&mut self) -> Result<Vec<Vec<Option<String>>>, WireError> {
         let mut rows = Vec::new();
         let mut failure = None;
+        let mut bytes = 0;
         loop {
             match self.receive().await {
-                Ok(Message::DataRow(row)) => rows.push(codec::row_values(&row)?),
+                Ok(Message::DataRow(row)) => {
+                    bytes += row.buffer().len();
+                    if bytes > codec::MAX_ANSWER {
+                        return Err(WireError::Protocol("an answer to a query is too long".to_owned()));
+                    }
+                    rows.push(codec::row_values(&row)?);
+                }
                 Ok(Message::ReadyForQuery(_)) => return failure.map_or(Ok(rows), Err),
                 Ok(
                     Message::RowDescription(_)
@@ -121,13 +133,59 @@ impl Channel {
     }
 }
 
-/// Logs a notice that the server sent.
-pub(super) fn log_notice(notice: &WireError) {
-    if let WireError::Server(notice) = notice {
-        tracing::warn!(
-            sqlstate = notice.sqlstate,
-            "the source sends a notice: {}",
-            notice.message
-        );
+/// Logs the notices that the server sends, but not a flood of them.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    /// When the present period began.
+    since: Option<Instant>,
+    /// Notices in this period.
+    count: u64,
+}
+
+impl Notices {
+    /// Most notices that are logged in a period, and its length. A server sends a few in a day.
+    const MOST: u64 = 10;
+    const PERIOD: Duration = Duration::from_secs(60);
+
+    /// Logs a notice, unless there were many already.
+    pub(super) fn log(&mut self, notice: &WireError) {
+        let WireError::Server(notice) = notice else { return };
+        let (logs, left_out) = self.count(Instant::now());
+        if left_out > 0 {
+            tracing::warn!(left_out, "the source sent more notices, which were not logged");
+        }
+        if logs {
+            tracing::warn!(
+                sqlstate = notice.sqlstate,
+                "the source sends a notice: {}",
+                notice.message
+            );
+        }
+    }
+
+    /// Counts a notice. Whether it is logged, and how many were left out in the period that has ended with it.
+    fn count(&mut self, now: Instant) -> (bool, u64) {
+        let mut left_out = 0;
+        if self.since.is_none_or(|since| now.duration_since(since) >= Self::PERIOD) {
+            left_out = self.count.saturating_sub(Self::MOST);
+            self.since = Some(now);
+            self.count = 0;
+        }
+        self.count += 1;
+        (self.count <= Self::MOST, left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_notices_is_counted_and_not_logged() {
+        let (mut notices, start) = (Notices::default(), Instant::now());
+        let logged = (0..1000).filter(|_| notices.count(start).0).count();
+        assert_eq!(logged, 10);
+        assert_eq!(notices.count(start + Notices::PERIOD), (true, 990));
+        assert_eq!(notices.count(start + 2 * Notices::PERIOD), (true, 0));
     }
 }

@@ -16,6 +16,8 @@ const HEADER_LEN: usize = 5;
 pub(super) const MAX_STREAM_MESSAGE: usize = 1 << 30;
 /// Longest message outside of the stream: the answers to our queries have some hundred bytes, an error can be long.
 pub(super) const MAX_ANSWER: usize = 16 << 20;
+/// Longest text of an error or a notice that is kept.
+const MAX_TEXT: usize = 2048;
 /// Fixed fields of `XLogData` after its kind: start, end, time.
 const XLOG_DATA_LEN: usize = 24;
 /// Fields of a keepalive after its kind: end, time, flag.
@@ -193,7 +195,7 @@ pub(super) fn server_error(mut fields: ErrorFields<'_>, phase: Phase, identity: 
     loop {
         match fields.next() {
             Ok(Some(field)) => {
-                let value = || String::from_utf8_lossy(field.value_bytes()).into_owned();
+                let value = || text_of(field.value_bytes());
                 match field.type_() {
                     b'C' => error.sqlstate = value(),
                     b'M' => error.message = value(),
@@ -206,6 +208,14 @@ pub(super) fn server_error(mut fields: ErrorFields<'_>, phase: Phase, identity: 
             Ok(None) => return WireError::Server(Box::new(error)),
             Err(error) => return protocol(&error),
         }
+    }
+}
+
+/// A text of a message, cut if it is long: it goes into logs and states.
+fn text_of(value: &[u8]) -> String {
+    match value.get(..MAX_TEXT) {
+        None => String::from_utf8_lossy(value).into_owned(),
+        Some(beginning) => format!("{}… ({} bytes)", String::from_utf8_lossy(beginning), value.len()),
     }
 }
 

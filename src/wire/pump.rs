@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::channel::{Channel, log_notice};
+use super::channel::Channel;
 use super::codec::{self, Frame, StatusUpdate, Streamed};
 use super::error::{Phase, ServerFault, WireError};
 use super::pace::{Capacity, Pace};
@@ -118,7 +118,7 @@ pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration
         pace: Pace::new(capacity, now),
         limits: Limits::from_timeout(timeout),
         frames: Vec::new(),
-        cost: 0,
+        cost: 1,
         received: Lsn::INVALID,
         reported: Lsn::INVALID,
         reported_at: now,
@@ -133,6 +133,7 @@ pub(super) fn start(reactor: Reactor, channel: Channel, timeout: Option<Duration
         close: Some(close),
         closed,
         over: false,
+        owed: 0,
         _abort: abort.drop_guard(),
     };
     let feedback = Feedback {
@@ -177,7 +178,7 @@ struct Pump {
     limits: Limits,
     /// Frames that wait for room. While there are any, nothing is read.
     frames: Vec<Frame>,
-    /// The room that these frames take.
+    /// The room that these frames take; 1 if there are none.
     cost: u32,
     /// The highest position that was received.
     received: Lsn,
@@ -224,7 +225,8 @@ impl Pump {
         self.hand_out_if_room();
         let room = Arc::clone(&self.room);
         loop {
-            let reading = self.frames.is_empty();
+            // Not while the consumer is at work on all that there is room for, as with one very long row.
+            let reading = self.frames.is_empty() && room.available_permits() > 0;
             let mut began = Instant::now();
             if let Some(wait) = self.pace.wait().filter(|_| reading) {
                 // Blocks this thread on purpose: it has no other task, and tokio's timers tick in milliseconds.
@@ -244,6 +246,10 @@ impl Pump {
                 () = sleep_until(deadline) => self.deadline_passed(reading).await?,
                 moved = self.durable.changed(), if self.durable_may_move => self.durable_may_move = moved.is_ok(),
                 () = take_room(&room, self.cost), if !reading => {
+                    if self.frames.is_empty() {
+                        // There is room for the next batch, whatever it will take.
+                        room.add_permits(self.cost as usize);
+                    }
                     self.hand_out();
                     self.heard_at = Instant::now();
                 }
@@ -346,7 +352,7 @@ impl Pump {
     }
 
     /// Handles a message that is not a frame.
-    fn other_message(&self, message: Message) -> Result<(), WireError> {
+    fn other_message(&mut self, message: Message) -> Result<(), WireError> {
         match message {
             Message::ErrorResponse(body) => Err(codec::server_error(
                 body.fields(),
@@ -359,7 +365,7 @@ impl Pump {
                 if notice.fault() == Some(ServerFault::PublicationMissing) {
                     return Err(notice);
                 }
-                log_notice(&notice);
+                self.channel.notices.log(&notice);
                 Ok(())
             }
             Message::ParameterStatus(_) => Ok(()),
@@ -391,10 +397,8 @@ impl Pump {
         // The next batch is probably as long as this one.
         let next = Vec::with_capacity(self.frames.len());
         let frames = std::mem::replace(&mut self.frames, next);
-        let _ = self.batches.send(Ok(FrameBatch {
-            frames,
-            cost: self.cost,
-        }));
+        let cost = std::mem::replace(&mut self.cost, 1);
+        let _ = self.batches.send(Ok(FrameBatch { frames, cost }));
     }
 
     /// Sends the last report and CopyDone, and waits until the server has released the slot.

@@ -11,9 +11,9 @@ use super::error::WireError;
 use super::socket::within;
 use crate::lsn::Lsn;
 
-/// Most bytes of frames that wait for the consumer, not counting the batch that is being read. The daemon applies batches of
-/// about this size, so one waits while one is applied; more would only take memory.
-pub(super) const ROOM: usize = 16 << 20;
+/// Most bytes of frames that wait for the consumer or are being handled by it, not counting the batch that is being read. The
+/// daemon applies batches of at most about this size, so one waits while one is applied; more would only take memory.
+pub(super) const ROOM: usize = 8 << 20;
 /// Longest wait for a stream to close: the pump's own limit for the server, plus a margin.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -30,6 +30,9 @@ pub struct FrameStream {
     pub(super) close: Option<oneshot::Sender<()>>,
     pub(super) closed: oneshot::Receiver<Result<(), WireError>>,
     pub(super) over: bool,
+    /// Room of the batch that was taken last, which is returned when the next one is asked for: until then its frames are
+    /// in memory.
+    pub(super) owed: u32,
     pub(super) _abort: DropGuard,
 }
 
@@ -41,6 +44,7 @@ impl FrameStream {
         if self.over {
             return None;
         }
+        self.room.add_permits(std::mem::take(&mut self.owed) as usize);
         let batch = self.batches.recv().await;
         // The pump reports why it ends. If it could not, the connection is gone.
         self.took(batch.unwrap_or(Err(WireError::Closed)))
@@ -49,7 +53,7 @@ impl FrameStream {
     fn took(&mut self, batch: Result<FrameBatch, WireError>) -> Option<Result<Vec<Frame>, WireError>> {
         Some(match batch {
             Ok(batch) => {
-                self.room.add_permits(batch.cost as usize);
+                self.owed = batch.cost;
                 Ok(batch.frames)
             }
             Err(error) => {

@@ -157,11 +157,12 @@ impl Applier {
         shapes::remember(&self.writer.session.client, &self.slot, table, shape).await
     }
 
-    /// Removes the stored gap, after a full resync.
+    /// Removes the stored gap and ends the full resync after which no row is missing, if every table is read. Returns
+    /// whether that was so.
     ///
     /// # Errors
     /// The statement or the connection failed.
-    pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
-        checkpoint::clear_gap(&self.writer.session.client, &self.slot).await
+    pub async fn clear_gap(&mut self, command: i64) -> Result<bool, AgentError> {
+        checkpoint::clear_gap(&self.writer.session.client, &self.slot, command).await
     }
 }

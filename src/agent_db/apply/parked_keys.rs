@@ -189,8 +189,10 @@ impl ParkedKeys {
                     limit: self.limit,
                 });
             }
+            // Kept as long as it is parked, so without the buffer that it was read into.
+            let key = key.compact();
             keys.insert(key.clone());
-            self.undo.push(Undo::Added(table.clone(), key.clone()));
+            self.undo.push(Undo::Added(table.clone(), key));
         }
         let pending = self
             .pending

@@ -237,11 +237,11 @@ impl Transaction {
     ///
     /// # Errors
     /// The statement or the connection failed; [`AgentError::Aborted`] if an earlier call has failed.
-    pub async fn clear_gap(&mut self) -> Result<(), AgentError> {
+    pub async fn clear_gap(&mut self, command: i64) -> Result<bool, AgentError> {
         if self.applier.writer.session.is_broken() {
             return Err(AgentError::Aborted);
         }
-        self.applier.clear_gap().await
+        self.applier.clear_gap(command).await
     }
 
     /// Commits everything that was applied together with the checkpoint; durable when it returns. Does nothing if

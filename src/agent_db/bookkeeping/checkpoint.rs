@@ -128,11 +128,10 @@ pub(in crate::agent_db) async fn make_durable(
     client: &Client,
     slot: &str,
 ) -> Result<Option<StoredCheckpoint>, AgentError> {
+    // `updated_at` stays: it says up to when the Agent DB had everything, whatever is tried since.
     // The session's synchronous_commit is never off (see `connect`), so this returns after the flush.
-    let sql = format!(
-        "UPDATE twinlog.checkpoint SET updated_at = pg_catalog.clock_timestamp()
-             WHERE slot OPERATOR(pg_catalog.=) $1 RETURNING {COLUMNS}"
-    );
+    let sql =
+        format!("UPDATE twinlog.checkpoint SET slot = slot WHERE slot OPERATOR(pg_catalog.=) $1 RETURNING {COLUMNS}");
     let row = client
         .query_opt(&sql, &[&slot])
         .await
@@ -153,16 +152,29 @@ pub(in crate::agent_db) async fn set_gap(client: &Client, slot: &str, reason: &s
     Ok(())
 }
 
-/// Removes the stored gap, after a full resync.
-pub(in crate::agent_db) async fn clear_gap(client: &Client, slot: &str) -> Result<(), AgentError> {
-    client
+/// Removes the stored gap and ends the full resync that proves that no row is missing, both or neither: one statement, in
+/// whatever transaction is open. It looks itself whether every table is read, so that no memory of a daemon, and no crash
+/// between two statements, can say so falsely. Returns whether it was done.
+pub(in crate::agent_db) async fn clear_gap(client: &Client, slot: &str, command: i64) -> Result<bool, AgentError> {
+    let ended = client
         .execute(
-            "UPDATE twinlog.checkpoint SET gap_reason = NULL, gap_since = NULL WHERE slot OPERATOR(pg_catalog.=) $1",
-            &[&slot],
+            "WITH ended AS (
+                 UPDATE twinlog.commands SET state = 'done', started_at = coalesce(started_at, pg_catalog.now()),
+                     finished_at = pg_catalog.now()
+                 WHERE slot OPERATOR(pg_catalog.=) $1 AND id OPERATOR(pg_catalog.=) $2
+                   AND (state OPERATOR(pg_catalog.=) 'requested' OR state OPERATOR(pg_catalog.=) 'running')
+                   AND NOT EXISTS (SELECT FROM twinlog.tables t WHERE t.slot OPERATOR(pg_catalog.=) $1
+                       AND (t.state OPERATOR(pg_catalog.=) 'new' OR t.state OPERATOR(pg_catalog.=) 'copying'
+                           OR (t.state OPERATOR(pg_catalog.=) 'resyncing' AND t.command_id OPERATOR(pg_catalog.=) $2)))
+                 RETURNING slot
+             )
+             UPDATE twinlog.checkpoint c SET gap_reason = NULL, gap_since = NULL FROM ended
+             WHERE c.slot OPERATOR(pg_catalog.=) ended.slot",
+            &[&slot, &command],
         )
         .await
         .map_err(failed("clear a gap"))?;
-    Ok(())
+    Ok(ended > 0)
 }
 
 impl Control {

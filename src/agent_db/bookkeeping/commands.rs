@@ -190,8 +190,15 @@ pub enum CommandState {
     Failed,
 }
 
+/// Most commands that are served at a time; the others wait.
+const MOST_OPEN: u32 = 100;
+
 /// The columns of [`Command`].
-const COLUMNS: &str = "id, kind, arguments, state, progress, error";
+///
+/// Whoever may write commands must not be able to fill the daemon's memory, so what is too long is not read.
+const COLUMNS: &str = "id, pg_catalog.left(kind, 100) AS kind, state, pg_catalog.left(error, 10000) AS error,
+    CASE WHEN pg_catalog.octet_length(arguments::text) <= 65536 THEN arguments ELSE 'null' END AS arguments,
+    CASE WHEN pg_catalog.octet_length(progress::text) <= 4194304 THEN progress ELSE 'null' END AS progress";
 
 impl Command {
     fn from_row(row: &Row) -> Result<Self, AgentError> {
@@ -218,7 +225,7 @@ impl Control {
             .query(
                 &format!(
                     "SELECT {COLUMNS} FROM twinlog.commands
-                     WHERE slot = $1 AND state IN ('requested', 'running') ORDER BY id"
+                     WHERE slot = $1 AND state IN ('requested', 'running') ORDER BY id LIMIT {MOST_OPEN}"
                 ),
                 &[&self.slot],
             )

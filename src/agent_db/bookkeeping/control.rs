@@ -11,6 +11,7 @@ use tokio_postgres::Client;
 use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::SessionKind;
+use crate::postgres::waits::{Wait, waits};
 use crate::postgres::{Side, connect};
 
 /// The channel by which a command wakes the daemon.
@@ -62,6 +63,14 @@ impl Control {
         if !self.is_closed() {
             self.notified.notified().await;
         }
+    }
+
+    /// Which of our sessions in the Agent DB wait, and for whom.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn waits(&self) -> Result<Vec<Wait>, AgentError> {
+        waits(&self.client).await.map_err(failed("look for sessions that wait"))
     }
 
     /// Whether the connection has ended: open another one.

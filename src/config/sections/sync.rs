@@ -34,6 +34,8 @@ pub struct Sync {
     pub reconnect_initial: Duration,
     /// Longest wait before a reconnect.
     pub reconnect_max: Duration,
+    /// The delay beyond which the daemon is not ready.
+    pub ready_delay: Duration,
 }
 
 pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
@@ -58,6 +60,8 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
     let retry = reader.waits("sync.retry_initial_ms", "sync.retry_max_ms");
     let max_failed_rows = reader.integer("sync.max_failed_rows", 1..=100_000_000);
     let reconnect = reader.waits("sync.reconnect_initial_ms", "sync.reconnect_max_ms");
+    // A monitor that measures once a second can't tell less; a delay of more than a day is never fine.
+    let ready_delay = reader.milliseconds("sync.ready_delay_ms", 1_000..=86_400_000);
     let ((retry_initial, retry_max), (reconnect_initial, reconnect_max)) = (retry?, reconnect?);
     Some(Sync {
         publication: publication?,
@@ -72,6 +76,7 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
         max_failed_rows: max_failed_rows?,
         reconnect_initial,
         reconnect_max,
+        ready_delay: ready_delay?,
     })
 }
 

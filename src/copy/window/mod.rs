@@ -30,7 +30,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::chunk::{Chunk, InvalidChunk, Merged};
 use super::merge::merge;
-use crate::change::{Change, RelationId, Row, Xid};
+use crate::change::{Change, RelationId, Xid};
 use crate::source::ChunkId;
 
 /// Transactions remembered for the check above. A commit stays invisible for microseconds, or, with a synchronous
@@ -38,9 +38,9 @@ use crate::source::ChunkId;
 /// on any server that one decoder can follow.
 const REMEMBERED_TRANSACTIONS: usize = 1 << 17;
 
-/// Bytes of changes that one window may hold. A transaction that rewrites the table inside the window would otherwise
-/// be held whole; past this the chunk is invalid, and read again after that transaction.
-const WINDOW_BYTES: usize = 32 << 20;
+/// Bytes of changes that all windows together may hold. A transaction that rewrites a table inside of its window would
+/// otherwise be held whole; past this the chunk is invalid, and read again after that transaction.
+const WINDOWS_BYTES: usize = 32 << 20;
 
 /// The changes of a chunk's tables between its fences.
 #[derive(Debug)]
@@ -53,12 +53,23 @@ struct Window {
     received_before: u64,
 }
 
+impl Window {
+    /// The chunk has to be read again, so the changes are not needed. Returns the bytes that they took.
+    fn invalidate(&mut self, why: InvalidChunk) -> usize {
+        self.invalid = Some(why);
+        self.changes = Vec::new();
+        std::mem::take(&mut self.bytes)
+    }
+}
+
 /// All open windows, and the ids of recent transactions.
 #[derive(Debug, Default)]
 pub struct Windows {
     open: HashMap<ChunkId, Window>,
     /// The relations of the open windows, so that the check for most changes is one look-up.
     relations: HashSet<RelationId>,
+    /// Bytes of the changes in all windows.
+    bytes: usize,
     recent: VecDeque<Xid>,
     /// Number of transactions received in this run.
     received: u64,
@@ -103,44 +114,66 @@ impl Windows {
             if window.invalid.is_some() {
                 continue;
             }
-            window.bytes += 128 + change.operation.row().map_or(0, Row::size);
-            if window.bytes > WINDOW_BYTES {
-                window.invalid = Some(InvalidChunk::WindowOverflow);
-                window.changes = Vec::new();
+            // Copied, because a change of the stream keeps the whole buffer that it was read into.
+            let change = change.compact();
+            let bytes = change.size();
+            if self.bytes + bytes > WINDOWS_BYTES {
+                self.bytes -= window.invalidate(InvalidChunk::WindowOverflow);
             } else {
-                window.changes.push((xid, change.clone()));
+                self.bytes += bytes;
+                window.bytes += bytes;
+                window.changes.push((xid, change));
             }
         }
     }
 
-    fn windows_of(&mut self, relation: RelationId) -> impl Iterator<Item = &mut Window> {
-        self.open
-            .values_mut()
-            .filter(move |window| window.relations.contains(&relation))
-    }
-
     /// The stream truncated a table: rows that were read before are not valid.
     pub fn truncated(&mut self, relation: RelationId) {
-        for window in self.windows_of(relation) {
-            window.invalid = Some(InvalidChunk::Truncated);
-            window.changes = Vec::new();
+        for window in self
+            .open
+            .values_mut()
+            .filter(|window| window.relations.contains(&relation))
+        {
+            self.bytes -= window.invalidate(InvalidChunk::Truncated);
         }
     }
 
     /// The table's columns change here: chunks that are being read have the old columns.
     pub fn relation_changed(&mut self, relation: RelationId) {
-        for window in self.windows_of(relation) {
-            window.invalid = Some(InvalidChunk::RelationChanged);
-            window.changes = Vec::new();
+        for window in self
+            .open
+            .values_mut()
+            .filter(|window| window.relations.contains(&relation))
+        {
+            self.bytes -= window.invalidate(InvalidChunk::RelationChanged);
         }
     }
 
     /// The table is held, or was until here: changes of it were passed over.
     pub fn table_held(&mut self, relation: RelationId) {
-        for window in self.windows_of(relation) {
-            window.invalid = Some(InvalidChunk::TableHeld);
-            window.changes = Vec::new();
+        for window in self
+            .open
+            .values_mut()
+            .filter(|window| window.relations.contains(&relation))
+        {
+            self.bytes -= window.invalidate(InvalidChunk::TableHeld);
         }
+    }
+
+    /// The chunk was given up: no high fence of it will come.
+    pub fn abandon(&mut self, id: ChunkId) {
+        self.remove(id);
+    }
+
+    fn remove(&mut self, id: ChunkId) -> Option<Window> {
+        let window = self.open.remove(&id)?;
+        self.bytes -= window.bytes;
+        self.relations = self
+            .open
+            .values()
+            .flat_map(|window| window.relations.iter().copied())
+            .collect();
+        Some(window)
     }
 
     /// The stream's high fence: merges the rows that were read with the window's changes. The result takes effect at
@@ -149,13 +182,7 @@ impl Windows {
     /// # Errors
     /// The chunk has to be read again.
     pub fn close(&mut self, id: ChunkId, reads: Vec<Chunk>) -> Result<Merged, InvalidChunk> {
-        let window = self.open.remove(&id);
-        self.relations = self
-            .open
-            .values()
-            .flat_map(|window| window.relations.iter().copied())
-            .collect();
-        let Some(window) = window.filter(|_| !reads.is_empty()) else {
+        let Some(window) = self.remove(id).filter(|_| !reads.is_empty()) else {
             return Err(InvalidChunk::Unknown);
         };
         if let Some(invalid) = window.invalid {

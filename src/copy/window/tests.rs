@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::{ColumnValue, Key, Operation, Origin, Relation, RowKey, TableName, overlay};
+use crate::change::{ColumnValue, Key, Operation, Origin, Relation, Row, RowKey, TableName, overlay};
 use crate::copy::chunk::{Purpose, RequestedKeys};
 use crate::source::Snapshot;
 
@@ -264,7 +264,7 @@ fn a_window_that_grows_too_large_is_void_and_holds_nothing() {
     windows.open(id, &[TABLE]);
     let row = Row([
         text(1),
-        ColumnValue::Text(Bytes::from(vec![b'x'; WINDOW_BYTES])),
+        ColumnValue::Text(Bytes::from(vec![b'x'; WINDOWS_BYTES])),
         ColumnValue::Null,
     ]
     .into());

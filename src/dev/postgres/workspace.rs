@@ -1,12 +1,13 @@
 //! The temporary folder of one cluster: its owner, its lock, and the watchdog that removes it when this process cannot.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
+use nix::fcntl::OFlag;
 use nix::unistd::{Uid, User, geteuid};
 use rand::Rng;
 
@@ -77,13 +78,14 @@ impl Workspace {
     }
 
     fn set_up(path: PathBuf, account: Option<Account>) -> io::Result<Self> {
+        // The sweep looks only at folders that have the file, so it must be locked before it gets that name.
+        let lock = File::create_new(path.join("lock"))?;
+        lock.try_lock()?;
+        std::fs::rename(path.join("lock"), path.join(LOCK))?;
+        // From here on the account's other processes could put links into the folder: as root, nothing is written there.
         if let Some(Account { uid, gid }) = account {
             chown(&path, Some(uid), Some(gid))?;
         }
-        // The sweep looks only at folders that have the file, so it must be locked before it gets that name.
-        let lock = File::create(path.join("lock"))?;
-        lock.try_lock()?;
-        std::fs::rename(path.join("lock"), path.join(LOCK))?;
         let mut watchdog = command(Path::new("sh"), account)
             .args(["-c", WATCHDOG, "twinlog-watchdog"])
             .arg(&path)
@@ -129,13 +131,24 @@ impl Workspace {
     /// Writes a file that only the server's user may read.
     pub(super) fn write(&self, name: &str, contents: &[u8]) -> io::Result<PathBuf> {
         let path = self.path.join(name);
-        let mut file = File::create(&path)?;
-        file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
-        file.write_all(contents)?;
-        if let Some(Account { uid, gid }) = self.account {
-            chown(&path, Some(uid), Some(gid))?;
+        // By a process of that user: it owns the folder, and root would follow a link that it has put there, into a file
+        // that is none of its own.
+        let mut writer = command(Path::new("sh"), self.account)
+            .args(["-c", "umask 077; cat > \"$1\"", "twinlog-write"])
+            .arg(&path)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let written = writer.stdin.take().map_or(Ok(()), |mut pipe| pipe.write_all(contents));
+        let status = writer.wait()?;
+        written?;
+        if status.success() {
+            Ok(path)
+        } else {
+            Err(io::Error::other(format!("{} could not be written", path.display())))
         }
-        Ok(path)
     }
 
     fn tell_watchdog(&self, line: &str) {
@@ -217,7 +230,12 @@ fn sweep(parent: &Path, account: Option<Account>) {
         {
             continue;
         }
-        let Ok(lock) = File::open(path.join(LOCK)) else {
+        // Neither a link nor a pipe without a writer, for which opening would wait.
+        let lock = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+            .open(path.join(LOCK));
+        let Ok(lock) = lock else {
             continue;
         };
         if lock.try_lock().is_ok() {
@@ -229,6 +247,8 @@ fn sweep(parent: &Path, account: Option<Account>) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -239,6 +259,24 @@ mod tests {
         assert!(path.join("file").is_file());
         drop(workspace);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn root_writes_through_no_link_that_the_servers_user_has_put_there() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let secret = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(secret.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let target = secret.path().join("target");
+        std::fs::write(&target, b"of root").unwrap();
+        let workspace = Workspace::create().unwrap();
+        std::os::unix::fs::symlink(&target, workspace.path().join("password")).unwrap();
+
+        assert!(workspace.write("password", b"x").is_err());
+
+        assert_eq!(std::fs::read(&target).unwrap(), b"of root");
+        assert_eq!(target.metadata().unwrap().uid(), 0);
     }
 
     #[test]

@@ -15,12 +15,14 @@ use tracing::{debug, warn};
 use crate::agent_db::{AgentError, Control, FailedKey};
 use crate::change::{Row, TableName};
 use crate::copy::{ChunkReader, ChunkRegistry, CopyError, ParkedReader};
+use crate::postgres::{SessionError, Side};
 use crate::retry::Disposition;
 use crate::shutdown;
 use crate::source::{KeysOfTable, Source, SourceTable, Visibility};
 
 use super::error::SyncError;
 use super::settings::PipelineSettings;
+use super::status::sync_status::SyncStatus;
 use super::stream::requests::StreamRequests;
 use super::tables::life::TableEvent;
 
@@ -52,6 +54,7 @@ pub(super) struct Healing {
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     pub(super) chunks: ChunkRegistry,
     pub(super) requests: StreamRequests,
+    pub(super) status: Arc<SyncStatus>,
     pub(super) visibility: Arc<Visibility>,
 }
 
@@ -68,7 +71,7 @@ impl Healing {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = control.notified() => if control.is_closed() {
-                    return Err(AgentError::Aborted.into());
+                    return Err(AgentError::from(SessionError::Ended(Side::Agent)).into());
                 },
                 () = tokio::time::sleep(wait) => {}
             }
@@ -200,7 +203,8 @@ impl Healing {
                     .map_err(CopyError::from)?,
             ),
         };
-        self.visibility.wait(source.client(), stop).await?;
+        let on_wait = &|wait| self.status.set_wait("healing", wait);
+        self.visibility.wait(source.client(), stop, on_wait).await?;
         let (mut tables, mut counted) = (Vec::new(), Vec::new());
         for (name, failed) in keys {
             // A table that is not synchronised any more.

@@ -17,6 +17,8 @@ pub(in crate::replication) struct Delay {
     samples: VecDeque<(Instant, Lsn)>,
     /// The latest time as of which the Agent DB is known to have everything.
     caught_up_at: Instant,
+    /// Whether this process has seen that itself.
+    is_proved: bool,
 }
 
 impl Delay {
@@ -26,6 +28,14 @@ impl Delay {
         Self {
             samples: VecDeque::new(),
             caught_up_at: now,
+            is_proved: false,
+        }
+    }
+
+    /// The Agent DB had everything at this time, as an earlier daemon has stored. What this process has seen counts more.
+    pub(in crate::replication) const fn resume(&mut self, caught_up_at: Instant) {
+        if !self.is_proved {
+            self.caught_up_at = caught_up_at;
         }
     }
 
@@ -53,6 +63,7 @@ impl Delay {
                 break;
             }
             self.caught_up_at = at;
+            self.is_proved = true;
             self.samples.pop_front();
         }
         let unproved = if self.samples.is_empty() && now.duration_since(self.caught_up_at) < Duration::from_secs(3) {
@@ -89,6 +100,19 @@ mod tests {
         delay.sample(start + 2 * SECOND, Lsn(300));
         assert_eq!(delay.measure(start + 2 * SECOND, Lsn(250), None), SECOND);
         assert_eq!(delay.measure(start + 2 * SECOND, Lsn(300), None), Duration::ZERO);
+    }
+
+    #[test]
+    fn continues_where_an_earlier_daemon_has_stopped() {
+        let start = Instant::now() + 100 * SECOND;
+        let mut delay = Delay::new(start);
+        delay.resume(start - 60 * SECOND);
+        delay.sample(start, Lsn(200));
+        assert_eq!(delay.measure(start, Lsn(100), None), 60 * SECOND);
+        assert_eq!(delay.measure(start, Lsn(200), None), Duration::ZERO);
+        delay.resume(start - 60 * SECOND);
+        delay.sample(start + SECOND, Lsn(300));
+        assert_eq!(delay.measure(start + SECOND, Lsn(200), None), SECOND);
     }
 
     #[test]

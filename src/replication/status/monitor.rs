@@ -17,6 +17,7 @@ use crate::agent_db::{Control, DaemonFigures, DaemonReport, SyncFigures};
 use crate::health::Component;
 use crate::lsn::Lsn;
 use crate::metrics;
+use crate::postgres::waits::waits;
 use crate::postgres::{self, Client, Side};
 use crate::replication::settings::PipelineSettings;
 use crate::shutdown;
@@ -41,6 +42,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// stream that keeps up needs, much shorter than any alert's limit.
 const SETTLE: Duration = Duration::from_millis(250);
 
+/// Seconds that a session of ours waits until it is told. A lock that is held for less delays nothing that matters.
+const WAIT_TOLD_AFTER: i64 = 3;
+
+/// A wait that ends by a time-out of ours and begins again is one wait: so long it is told after it was last seen.
+const WAIT_FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
+
 /// The task that measures and reports, from the daemon's start to its end.
 pub(in crate::replication) struct Monitor {
     settings: Arc<PipelineSettings>,
@@ -52,6 +59,10 @@ pub(in crate::replication) struct Monitor {
     site: Option<Client>,
     agent: Option<Control>,
     delay: Delay,
+    /// Whether it was read what an earlier daemon has stored.
+    is_past_known: bool,
+    /// When a session of ours was last seen waiting, on each side.
+    waited_at: [Option<Instant>; 2],
 }
 
 impl Monitor {
@@ -70,6 +81,8 @@ impl Monitor {
             site: None,
             agent: None,
             delay: Delay::new(Instant::now()),
+            is_past_known: false,
+            waited_at: [None; 2],
         }
     }
 
@@ -93,20 +106,27 @@ impl Monitor {
     }
 
     async fn tick(&mut self) {
+        if !self.is_past_known {
+            self.is_past_known = matches!(timeout(ANSWER_TIMEOUT, self.read_past()).await, Ok(Some(())));
+        }
         let sample = self.measure().await;
+        // A database that does not answer is noticed by the measurement and by the report.
+        let _ = timeout(ANSWER_TIMEOUT, self.look_for_waits()).await;
         let settled = self.status.settled_lsn();
         let delay = self
             .delay
             .measure(Instant::now(), settled, self.status.oldest_unapplied());
         metrics::set_sync_delay(delay);
         if let Some(sample) = &sample {
-            metrics::set_lag_bytes(sample.end.bytes_since(settled));
+            if settled.is_valid() {
+                metrics::set_lag_bytes(sample.end.bytes_since(settled));
+            }
             if let Some(retained) = sample.retained {
                 metrics::set_slot(u64::try_from(retained).unwrap_or(0), sample.headroom);
             }
         }
         let figures = DaemonFigures::Measured(self.figures(sample.as_ref(), settled, delay));
-        self.report_health(json!(figures));
+        self.report_health(json!(figures), delay);
         if !matches!(timeout(ANSWER_TIMEOUT, self.write_report(figures)).await, Ok(Some(()))) {
             self.agent = None;
         }
@@ -153,7 +173,10 @@ impl Monitor {
     fn figures(&self, sample: Option<&Sample>, settled: Lsn, delay: Duration) -> SyncFigures {
         SyncFigures {
             delay_seconds: delay.as_secs_f64(),
-            lag_bytes: sample.map(|sample| sample.end.bytes_since(settled)),
+            // Where nothing is settled yet, there is nothing to compare with.
+            lag_bytes: sample
+                .filter(|_| settled.is_valid())
+                .map(|sample| sample.end.bytes_since(settled)),
             received_lsn: self.status.received_lsn(),
             settled_lsn: settled,
             durable_lsn: self.status.durable_lsn(),
@@ -166,12 +189,27 @@ impl Monitor {
         }
     }
 
-    fn report_health(&self, mut report: Value) {
+    /// The state, and what a person should know about it: its reason, and what is waited for.
+    fn state(&self) -> (SyncState, Option<String>) {
         let (state, reason) = self.status.state();
+        let told: Vec<String> = reason.into_iter().chain(self.status.waits()).collect();
+        (state, (!told.is_empty()).then(|| told.join("; ")))
+    }
+
+    fn report_health(&self, mut report: Value, delay: Duration) {
+        let (state, reason) = self.state();
         if let Some(report) = report.as_object_mut() {
             report.insert("state".to_owned(), json!(state.as_str()));
         }
-        if state.is_healthy() {
+        let is_late = delay > self.settings.ready_delay && state != SyncState::Standby;
+        if state.is_healthy() && is_late {
+            let late = format!(
+                "the Agent DB is {} s behind, more than sync.ready_delay_ms",
+                delay.as_secs()
+            );
+            let reason = reason.map_or_else(|| late.clone(), |reason| format!("{late}: {reason}"));
+            self.health.not_ready(reason, report);
+        } else if state.is_healthy() {
             self.health.ready(report);
         } else {
             self.health
@@ -182,18 +220,10 @@ impl Monitor {
     /// Writes `twinlog.daemon`; `None` if that fails. A daemon in standby does not write: the row belongs to the active
     /// daemon.
     async fn write_report(&mut self, figures: DaemonFigures) -> Option<()> {
-        let (state, reason) = self.status.state();
+        let (state, reason) = self.state();
         if state == SyncState::Standby {
             return Some(());
         }
-        let agent = match &mut self.agent {
-            Some(agent) => agent,
-            none => none.insert(
-                Control::connect(&self.settings.agent, &self.settings.slot, "twinlog monitor")
-                    .await
-                    .ok()?,
-            ),
-        };
         let report = DaemonReport {
             instance: self.instance,
             hostname: nix::unistd::gethostname()
@@ -207,6 +237,65 @@ impl Monitor {
             detail: reason,
             figures,
         };
-        agent.report(&report).await.ok()
+        self.agent().await?.report(&report).await.ok()
+    }
+
+    async fn agent(&mut self) -> Option<&Control> {
+        let agent = match &mut self.agent {
+            Some(agent) => agent,
+            none => none.insert(
+                Control::connect(&self.settings.agent, &self.settings.slot, "twinlog monitor")
+                    .await
+                    .ok()?,
+            ),
+        };
+        Some(agent)
+    }
+
+    /// Reads where an earlier daemon has stopped, so that the first figures of this one are true, though it may not stream
+    /// for a long time.
+    async fn read_past(&mut self) -> Option<()> {
+        let agent = self.agent().await?;
+        let stored = agent.visible_checkpoint().await.ok()?;
+        let daemon = agent.daemon().await.ok()?;
+        let Some(stored) = stored else { return Some(()) };
+        let by_report = daemon.and_then(|daemon| match daemon.report.figures {
+            DaemonFigures::Measured(figures) => {
+                Some(daemon.age + Duration::try_from_secs_f64(figures.delay_seconds).ok()?)
+            }
+            DaemonFigures::None {} => None,
+        });
+        // A daemon that has stopped in order has written everything that it knew of.
+        let by_checkpoint = || Duration::try_from(OffsetDateTime::now_utc() - stored.updated_at).unwrap_or_default();
+        if let Some(caught_up_at) = Instant::now().checked_sub(by_report.unwrap_or_else(by_checkpoint)) {
+            self.delay.resume(caught_up_at);
+        }
+        self.status.resume_at(stored.checkpoint.end_lsn);
+        Some(())
+    }
+
+    /// Tells what our sessions wait for, and who makes them wait.
+    async fn look_for_waits(&mut self) {
+        let on_site = match &self.site {
+            Some(site) => waits(site).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let on_agent = match &self.agent {
+            Some(agent) => agent.waits().await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        for (index, (side, waits)) in [(Side::Site, on_site), (Side::Agent, on_agent)].into_iter().enumerate() {
+            let told = waits.iter().find(|wait| wait.seconds >= WAIT_TOLD_AFTER);
+            if let (Some(wait), Some(waited_at)) = (told, self.waited_at.get_mut(index)) {
+                *waited_at = Some(Instant::now());
+                self.status
+                    .set_wait(&side.to_string(), Some(format!("in the {side}, {wait}")));
+            } else if let Some(waited_at) = self.waited_at.get_mut(index)
+                && waited_at.is_none_or(|at| at.elapsed() > WAIT_FORGOTTEN_AFTER)
+            {
+                *waited_at = None;
+                self.status.set_wait(&side.to_string(), None);
+            }
+        }
     }
 }

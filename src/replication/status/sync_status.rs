@@ -1,11 +1,12 @@
 //! The stream's positions, figures and facts, shared with the monitor, which reports them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tracing::{info, warn};
 
 use crate::agent_db::{Applied, TableRecord, TableRecords, TableState, Tally};
 use crate::change::TableName;
@@ -18,6 +19,9 @@ use super::state::{Setback, SyncFacts, SyncState};
 
 /// Held tables that are named with their reason in the state's reason, so that it stays readable.
 const MOST_NAMED: usize = 5;
+
+/// A run that streams for so long without being held again has shown that the cause of the last one is gone.
+const PROVED_AFTER: Duration = Duration::from_secs(10);
 
 /// Written by the stream and the runs, read by the monitor. Each figure is exact, but two figures may be of slightly
 /// different moments.
@@ -34,6 +38,14 @@ pub(in crate::replication) struct SyncStatus {
     total: Mutex<Tally>,
     /// The facts from which the state is derived.
     facts: Mutex<SyncFacts>,
+    /// What is waited for, by who waits.
+    waits: Mutex<BTreeMap<String, String>>,
+    /// Commits of changes in the Agent DB since the process started.
+    commits: AtomicU64,
+    /// The last run was held while it was streaming, and no commit has shown since that the cause is gone.
+    is_doubtful: AtomicBool,
+    /// When the present run began to stream.
+    flows_since: Mutex<Option<Instant>>,
     /// Notified when the state changes.
     changed: Notify,
 }
@@ -50,6 +62,14 @@ impl SyncStatus {
         self.settled.store(settled.0, Ordering::Release);
     }
 
+    /// The position that an earlier daemon has stored, until the stream has one of its own.
+    pub(in crate::replication) fn resume_at(&self, settled: Lsn) {
+        // Fails if the stream was faster.
+        let _ = self
+            .settled
+            .compare_exchange(0, settled.0, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
     pub(in crate::replication) fn applied(&self, applied: &Applied) {
         let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         // Metrics are counted elsewhere, by operation (`agent_db::apply::ledger`).
@@ -62,6 +82,47 @@ impl SyncStatus {
         }
     }
 
+    /// Something is durable in the Agent DB. `changes`: it has changes, so the stream makes progress.
+    pub(in crate::replication) fn committed(&self, changes: bool) {
+        self.commits.fetch_add(u64::from(changes), Ordering::Relaxed);
+    }
+
+    /// The stream flows in truth: a transaction is through it, or there is none.
+    pub(in crate::replication) fn proved(&self) {
+        self.is_doubtful.store(false, Ordering::Relaxed);
+    }
+
+    /// Commits of changes so far.
+    pub(in crate::replication) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last run was held while it was streaming, and nothing shows yet that the cause is gone.
+    fn is_doubtful(&self) -> bool {
+        self.is_doubtful.load(Ordering::Relaxed)
+    }
+
+    /// Sets what `who` waits for; `None` if it does not wait any more.
+    pub(in crate::replication) fn set_wait(&self, who: &str, what: Option<String>) {
+        let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match &what {
+            Some(what) => waits.insert(who.to_owned(), what.clone()),
+            None => waits.remove(who),
+        };
+        match (before, what) {
+            (None, Some(what)) => warn!("{what}"),
+            (Some(before), None) => info!("waits no longer: {before}"),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+    }
+
+    /// What is waited for; `None` if nothing is.
+    pub(in crate::replication) fn waits(&self) -> Option<String> {
+        let waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits: Vec<&str> = waits.values().map(String::as_str).collect();
+        (!waits.is_empty()).then(|| waits.join("; "))
+    }
+
     pub(in crate::replication) fn parked(&self) -> BTreeMap<TableName, u64> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -72,6 +133,7 @@ impl SyncStatus {
 
     /// A run begins. A setback that an operator has to repair stays visible until the stream flows again.
     pub(in crate::replication) fn run_began(&self) {
+        *self.flows_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.update(|facts| {
             facts.flowing = false;
             facts.setback.take_if(|(setback, _)| *setback == Setback::Temporary);
@@ -80,6 +142,14 @@ impl SyncStatus {
 
     /// The run has ended, or its start failed. Returns whether the state or its reason differs from before.
     pub(in crate::replication) fn run_ended(&self, setback: Setback, reason: String) -> bool {
+        let has_flowed = self
+            .flows_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some();
+        if has_flowed && setback == Setback::NeedsRepair {
+            self.is_doubtful.store(true, Ordering::Relaxed);
+        }
         self.update(|facts| {
             facts.flowing = false;
             facts.setback = Some((setback, reason));
@@ -88,6 +158,17 @@ impl SyncStatus {
 
     /// The stream flows, and its tables are in these states.
     pub(in crate::replication) fn stream_flows(&self, tables: &TableRecords) {
+        let since = {
+            let mut since = self.flows_since.lock().unwrap_or_else(PoisonError::into_inner);
+            *since.get_or_insert_with(Instant::now)
+        };
+        if self.is_doubtful() {
+            if since.elapsed() < PROVED_AFTER {
+                // What held the last run is probably met again: do not say that all is well in between.
+                return;
+            }
+            self.proved();
+        }
         self.update(|facts| {
             facts.flowing = true;
             facts.setback = None;

@@ -159,6 +159,8 @@ impl Drop for ApplyHandle {
 enum Unanswered {
     Table(oneshot::Sender<Result<(), TransitionError>>),
     Done(oneshot::Sender<()>),
+    /// Whether the gap was cleared.
+    Gap(oneshot::Sender<bool>, bool),
 }
 
 struct ApplyTask {
@@ -193,8 +195,8 @@ impl ApplyTask {
                 ApplyOrder::Store(StoreRequest::Shape(table, shape, reply)) => {
                     self.shape(&mut transaction, &table, &shape, reply).await.map(|()| None)
                 }
-                ApplyOrder::Store(StoreRequest::ClearGap(reply)) => {
-                    self.clear_gap(&mut transaction, reply).await.map(|()| None)
+                ApplyOrder::Store(StoreRequest::ClearGap(command, reply)) => {
+                    self.clear_gap(&mut transaction, command, reply).await.map(|()| None)
                 }
                 ApplyOrder::Apply(segment) => self.apply(&mut transaction, segment).await.map(Some),
                 ApplyOrder::Commit(batch) => match self.commit(transaction, batch).await {
@@ -380,9 +382,14 @@ impl ApplyTask {
         Ok(())
     }
 
-    async fn clear_gap(&mut self, transaction: &mut Transaction, reply: oneshot::Sender<()>) -> Result<(), AgentError> {
-        transaction.clear_gap().await?;
-        self.answer(Unanswered::Done(reply));
+    async fn clear_gap(
+        &mut self,
+        transaction: &mut Transaction,
+        command: i64,
+        reply: oneshot::Sender<bool>,
+    ) -> Result<(), AgentError> {
+        let cleared = transaction.clear_gap(command).await?;
+        self.answer(Unanswered::Gap(reply, cleared));
         Ok(())
     }
 
@@ -403,6 +410,7 @@ impl ApplyTask {
             match answer {
                 Unanswered::Table(reply) => drop(reply.send(Ok(()))),
                 Unanswered::Done(reply) => drop(reply.send(())),
+                Unanswered::Gap(reply, cleared) => drop(reply.send(cleared)),
             }
         }
     }

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::agent_db::{Item, PassedOver};
-use crate::change::{Change, Relation, Row, TableName};
+use crate::change::{Change, Relation, TableName};
 use crate::copy::ChunkOutcome;
 use crate::lsn::Lsn;
 use crate::replication::tables::life::TableEvent;
 use crate::timestamp::PgTimestamp;
+
+/// A change of more bytes is wide.
+const WIDE: usize = 1 << 20;
 
 /// The commit of a source transaction that was received completely.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +43,8 @@ pub(in crate::replication) struct TransactionBuffer {
     bytes: usize,
     /// The part of `bytes` that belongs to the open transaction.
     open_bytes: usize,
+    /// One of the items is wide.
+    has_wide: bool,
     max_rows: usize,
     max_bytes: usize,
     items: Vec<Item>,
@@ -81,6 +86,7 @@ impl TransactionBuffer {
             rows: 0,
             bytes: 0,
             open_bytes: 0,
+            has_wide: false,
             max_rows,
             max_bytes,
             items: Vec::new(),
@@ -97,14 +103,30 @@ impl TransactionBuffer {
     /// Adds an item of the open transaction.
     pub(in crate::replication) fn push(&mut self, item: Item) {
         let bytes = match &item {
-            Item::Change(change) => size(change),
-            Item::Heal(changes) => changes.iter().map(size).sum(),
+            Item::Change(change) => change.size(),
+            Item::Heal(changes) => changes.iter().map(Change::size).sum(),
             _ => 64,
         };
+        self.has_wide |= bytes > WIDE;
         self.bytes += bytes;
         self.open_bytes += bytes;
         self.rows += 1;
         self.items.push(item);
+    }
+
+    /// Counts bytes that were received among the items and belong to none of them: changes of other tables, old images.
+    /// The items are slices of the buffers that all of it was read into, and keep those whole.
+    pub(in crate::replication) const fn received_besides(&mut self, bytes: usize) {
+        if !self.items.is_empty() {
+            self.bytes += bytes;
+            self.open_bytes += bytes;
+        }
+    }
+
+    /// The estimate of the memory that the items take.
+    #[must_use]
+    pub(in crate::replication) const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Counts a change that is not applied. Consecutive ones of a table share one item.
@@ -148,7 +170,19 @@ impl TransactionBuffer {
     /// Whether a limit is reached.
     #[must_use]
     pub(in crate::replication) const fn is_full(&self) -> bool {
-        self.rows >= self.max_rows || self.bytes >= self.max_bytes
+        let max_bytes = if self.has_wide {
+            self.max_bytes / 2
+        } else {
+            self.max_bytes
+        };
+        self.rows >= self.max_rows || self.bytes >= max_bytes
+    }
+
+    /// Whether it has a wide row. Such a batch is to be applied alone, while nothing more is read: each copy of the row is
+    /// a large part of the memory that the daemon takes.
+    #[must_use]
+    pub(in crate::replication) const fn is_wide(&self) -> bool {
+        self.has_wide
     }
 
     /// Commit time of the oldest transaction in it, by the Site DB's clock.
@@ -170,6 +204,7 @@ impl TransactionBuffer {
         self.needs_commit = false;
         self.rows = self.items.len();
         self.bytes = self.open_bytes;
+        self.has_wide &= self.open_bytes > WIDE;
         Some(ReadyBatch {
             items,
             boundary,
@@ -184,14 +219,10 @@ impl TransactionBuffer {
         self.rows = 0;
         self.bytes = 0;
         self.open_bytes = 0;
+        self.has_wide = false;
         self.open_taken |= !self.items.is_empty();
         mem::take(&mut self.items)
     }
-}
-
-/// An estimate of a change's memory: of the `Change` itself, the box of its key, their reference counts, and its values.
-fn size(change: &Change) -> usize {
-    160 + change.operation.row().map_or(64, Row::size)
 }
 
 #[cfg(test)]
@@ -239,6 +270,20 @@ mod tests {
         assert!(!buffer.is_full());
         assert!(buffer.take_whole().is_none());
         assert_eq!(buffer.take_open().len(), 2);
+    }
+
+    #[test]
+    fn foreign_changes_between_the_items_count_because_the_items_keep_their_buffers() {
+        let mut buffer = TransactionBuffer::new(100, 1000);
+        buffer.received_besides(5000);
+        assert!(!buffer.is_full(), "nothing is kept yet");
+        buffer.pass_over(&relation("ours"), PassedOver::NotSelected);
+        buffer.received_besides(500);
+        assert!(!buffer.is_full());
+        buffer.received_besides(500);
+        assert!(buffer.is_full());
+        buffer.take_open();
+        assert!(!buffer.is_full());
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub(in crate::replication) enum StoreRequest {
     Table(TableName, TableEvent, oneshot::Sender<Result<(), TransitionError>>),
     /// Store the present shape of a table.
     Shape(TableName, Shape, oneshot::Sender<()>),
-    /// Remove the stored gap: a full resync is done.
-    ClearGap(oneshot::Sender<()>),
+    /// Remove the stored gap and end this command, the full resync after which no row is missing.
+    ClearGap(i64, oneshot::Sender<bool>),
 }
 
 /// The sending end of the channel. Every call fails with [`CopyError::StreamEnded`] once the stream has ended.
@@ -82,9 +82,10 @@ impl StreamRequests {
         self.ask(|reply| StreamRequest::Release(Box::new(table), reply)).await
     }
 
-    /// Removes the stored gap after a full resync. Returns once that is committed.
-    pub(in crate::replication) async fn clear_gap(&self) -> Result<(), SyncError> {
-        self.ask(|reply| StreamRequest::Store(StoreRequest::ClearGap(reply)))
+    /// Removes the stored gap and ends the full resync, if the Agent DB itself says that every table is read. Returns once
+    /// that is committed, and whether it was so.
+    pub(in crate::replication) async fn clear_gap(&self, command: i64) -> Result<bool, SyncError> {
+        self.ask(|reply| StreamRequest::Store(StoreRequest::ClearGap(command, reply)))
             .await
     }
 

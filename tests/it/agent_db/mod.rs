@@ -3,6 +3,7 @@
 mod copied;
 mod fallback;
 mod fixture;
+mod gap;
 mod names;
 mod parking;
 mod property;

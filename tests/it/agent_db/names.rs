@@ -132,7 +132,7 @@ async fn no_statement_of_the_session_that_writes_relies_on_its_search_path() {
             .await;
         assert!(fixture.parked().await.is_empty(), "{role}");
         fixture.applier().set_gap("a reason").await.unwrap();
-        fixture.applier().clear_gap().await.unwrap();
+        fixture.applier().clear_gap(1).await.unwrap();
         fixture.try_apply_items(vec![truncate(&[&many])]).await.unwrap();
         fixture.commit().await;
         // THEN all of it was done

@@ -182,20 +182,6 @@ async fn the_checkpoint_is_the_rows_own_and_only_moves_forward() {
 }
 
 #[tokio::test]
-async fn a_gap_stays_until_it_is_cleared() {
-    let mut fixture = Fixture::new("").await;
-    fixture.applier().initialise_checkpoint(&checkpoint(10)).await.unwrap();
-    fixture.applier().set_gap("the slot was recreated").await.unwrap();
-    fixture.applier().set_gap("something else").await.unwrap();
-    fixture.try_commit(checkpoint(11)).await.unwrap();
-    fixture.applier().initialise_checkpoint(&checkpoint(5)).await.unwrap();
-    let stored = fixture.applier().durable_checkpoint().await.unwrap().unwrap();
-    assert_eq!(stored.gap.unwrap().reason, "the slot was recreated");
-    fixture.applier().clear_gap().await.unwrap();
-    assert_eq!(fixture.applier().durable_checkpoint().await.unwrap().unwrap().gap, None);
-}
-
-#[tokio::test]
 async fn synchronous_commit_is_raised_where_the_database_has_it_off() {
     let fixture = Fixture::new("").await;
     let name = &fixture.db.agent.name;
@@ -391,7 +377,7 @@ async fn a_database_without_the_schema_says_what_to_run() {
         .unwrap_err();
     assert_eq!(error.disposition(), Disposition::Systemic);
     assert!(
-        error.hint().is_some_and(|hint| hint.contains("twinlog migrate agent")),
+        error.hint().is_some_and(|hint| hint.contains("twinlog sync")),
         "{error}"
     );
 }

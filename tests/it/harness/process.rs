@@ -61,6 +61,14 @@ impl Process {
         self.child.id()
     }
 
+    /// The most memory that it has taken so far, in MB (`VmHWM`); `None` where there is no `/proc`.
+    pub(crate) fn peak_mb(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib >> 10)
+    }
+
     /// Everything it has printed so far: the lines of both streams.
     pub(crate) fn output(&self) -> String {
         self.output.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -108,6 +108,75 @@ async fn a_condition_that_is_invalid_sql_fails_only_the_command_with_the_servers
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_condition_can_do_no_more_than_choose_rows_whoever_wrote_it() {
+    // GIVEN a daemon with every right, and a slot that somebody wants to be dropped
+    let (twins, _daemon) = equal(10).await;
+    let victim = format!("{}_victim", twins.site.name);
+    twins
+        .on_site(&format!("SELECT pg_create_physical_replication_slot('{victim}')"))
+        .await;
+
+    // WHEN conditions are written into the table of the commands, past the command line
+    for condition in [
+        format!("pg_drop_replication_slot('{victim}') IS NULL"),
+        format!("id = 1 OR (SELECT pg_drop_replication_slot('{victim}')) IS NULL"),
+        "body::int = 1".to_owned(),
+        "id = 1); DELETE FROM notes; --".to_owned(),
+    ] {
+        let arguments = serde_json::json!({ "tables": ["public.notes"], "where": condition }).to_string();
+        twins
+            .on_agent(&format!(
+                "INSERT INTO twinlog.commands (slot, kind, arguments) VALUES ('{}', 'resync', $j${arguments}$j$); NOTIFY twinlog",
+                twins.site.name
+            ))
+            .await;
+        // THEN each fails with its place, and nothing is done
+        twins
+            .until_agent(
+                "the command fails",
+                "SELECT count(*) FROM twinlog.commands WHERE state NOT IN ('failed')",
+                "0",
+            )
+            .await;
+        let error = twins
+            .agent
+            .value("SELECT error FROM twinlog.commands ORDER BY id DESC LIMIT 1")
+            .await;
+        assert!(error.contains("not understood at character"), "{error}");
+        let output = twins.fails(&["resync", "notes", "--where", &condition]).await;
+        assert!(output.contains("not understood at character"), "{output}");
+    }
+    let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{victim}'");
+    assert_eq!(twins.site.value(&slots).await, "1");
+    twins
+        .on_site(&format!("SELECT pg_drop_replication_slot('{victim}')"))
+        .await;
+    twins.until_equal(&["notes"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_too_long_fails_and_the_next_one_is_served() {
+    let (twins, _daemon) = equal(10).await;
+    twins
+        .on_agent(&format!(
+            "INSERT INTO twinlog.commands (slot, kind, arguments)
+             SELECT '{}', 'resync', jsonb_build_object('all', true, 'where', repeat('x', 100000))",
+            twins.site.name
+        ))
+        .await;
+    twins.succeeds(&["resync", "--all", "--wait"]).await;
+    let first = "SELECT state FROM twinlog.commands ORDER BY id LIMIT 1";
+    assert_eq!(twins.agent.value(first).await, "failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resync_without_tables_names_the_flag_for_all() {
+    let (twins, _daemon) = equal(1).await;
+    let output = twins.fails(&["resync"]).await;
+    assert!(output.contains("--all"), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_resync_runs_by_itself_if_no_daemon_runs_and_a_daemon_continues_after_it() {
     let (twins, daemon) = equal(3000).await;
     daemon.stop().await;

@@ -113,12 +113,18 @@ impl<'e> Group<'e> {
         table: &'e TablePlan<'_>,
         may_copy: impl Fn(Origin) -> bool,
     ) -> Vec<Self> {
+        /// A wider row goes by COPY even alone: it is sent in pieces, where a parameter is in memory three times.
+        const WIDE: usize = 1 << 20;
         let copies = |origin| {
             let new = table
                 .rows
                 .values()
-                .filter(|changes| changes.is_new && changes.last.origin == origin);
-            may_copy(origin) && new.take(FEWEST_TO_COPY).count() == FEWEST_TO_COPY
+                .filter(|changes| changes.is_new && changes.last.origin == origin)
+                .take(FEWEST_TO_COPY);
+            let (count, is_wide) = new.fold((0, false), |(count, is_wide), changes| {
+                (count + 1, is_wide || changes.last.size() > WIDE)
+            });
+            may_copy(origin) && (count == FEWEST_TO_COPY || is_wide)
         };
         let (stream_copies, chunk_copies) = (copies(Origin::Stream), copies(Origin::Chunk));
         let mut groups: Vec<Self> = Vec::new();

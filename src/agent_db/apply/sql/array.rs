@@ -55,6 +55,9 @@ impl<'a> TextArray<'a> {
 impl ToSql for TextArray<'_> {
     fn to_sql(&self, _type: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         let len = self.len();
+        // Reserved at once: a buffer that grows is in memory twice.
+        let bytes: usize = (0..len).map(|index| 4 + self.cell(index).map_or(0, <[u8]>::len)).sum();
+        out.reserve(20 + bytes);
         out.put_i32(1);
         // The server computes the flag itself.
         out.put_i32(1);

@@ -10,32 +10,66 @@ use crate::change::{ColumnValue, Row};
 /// Bytes after which a piece is handed over: several make one COPY, and none is so large that it must be copied again.
 const PIECE: usize = 64 * 1024;
 
-/// The rows' lines, in pieces of about 64 KiB (a longer row makes a longer piece).
+/// The rows' lines, in pieces of about 64 KiB. A piece may end within a line, so that a long row is not in memory twice.
 pub(in crate::agent_db::apply) fn pieces(rows: &[&Row]) -> impl Iterator<Item = Bytes> {
-    let mut rows = rows.iter();
+    let mut lines = Lines {
+        rows: rows.iter(),
+        row: None,
+        column: 0,
+        written: 0,
+    };
     std::iter::from_fn(move || {
         let mut piece = BytesMut::with_capacity(PIECE + PIECE / 8);
-        while piece.len() < PIECE
-            && let Some(row) = rows.next()
-        {
-            put_row(&mut piece, row);
-        }
+        while piece.len() < PIECE && lines.put_next(&mut piece) {}
         (!piece.is_empty()).then(|| piece.freeze())
     })
 }
 
-fn put_row(out: &mut BytesMut, row: &Row) {
-    for (column, value) in row.0.iter().enumerate() {
-        if column > 0 {
+/// The place up to which the lines are written.
+struct Lines<'a> {
+    rows: std::slice::Iter<'a, &'a Row>,
+    /// The row whose line is begun.
+    row: Option<&'a Row>,
+    /// Its next column.
+    column: usize,
+    /// How much of this column's text is written.
+    written: usize,
+}
+
+impl Lines<'_> {
+    /// Writes a value, or a part of a long one. False at the end.
+    fn put_next(&mut self, out: &mut BytesMut) -> bool {
+        let Some(row) = self.row.or_else(|| self.rows.next().copied()) else {
+            return false;
+        };
+        let Some(value) = row.0.get(self.column) else {
+            out.put_u8(b'\n');
+            (self.row, self.column) = (None, 0);
+            return true;
+        };
+        self.row = Some(row);
+        if self.column > 0 && self.written == 0 {
             out.put_u8(b'\t');
         }
         match value {
-            ColumnValue::Text(text) => put_text(out, text),
+            ColumnValue::Text(text) => {
+                let rest = text.get(self.written..).unwrap_or_default();
+                if let Some((part, rest)) = rest.split_at_checked(PIECE)
+                    && !rest.is_empty()
+                {
+                    put_text(out, part);
+                    self.written += PIECE;
+                    return true;
+                }
+                put_text(out, rest);
+            }
             // An unchanged column is never among the rows that may be inserted; see `plan`.
             ColumnValue::Null | ColumnValue::Unchanged => out.put_slice(b"\\N"),
         }
+        self.column += 1;
+        self.written = 0;
+        true
     }
-    out.put_u8(b'\n');
 }
 
 fn put_text(out: &mut BytesMut, mut text: &[u8]) {
@@ -85,14 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn no_row_is_cut_between_pieces() {
+    fn the_pieces_are_the_lines_and_none_is_much_longer_than_the_others() {
         let rows: Vec<Row> = (0..100)
-            .map(|number| Row([ColumnValue::Text(Bytes::from(vec![b'x'; number * 100]))].into()))
+            .map(|number| number * 100)
+            .chain([PIECE, 0, PIECE + 1, 5 * PIECE, 1])
+            .map(|length| Row([ColumnValue::Text(Bytes::from(vec![b'x'; length]))].into()))
             .collect();
         let rows: Vec<&Row> = rows.iter().collect();
         let pieces: Vec<Bytes> = pieces(&rows).collect();
         assert!(pieces.len() > 5);
-        assert!(pieces.iter().all(|piece| piece.ends_with(b"\n")));
+        assert!(pieces.iter().all(|piece| piece.len() < 3 * PIECE));
         assert_eq!(
             pieces.concat(),
             rows.iter().fold(Vec::new(), |mut all, row| {

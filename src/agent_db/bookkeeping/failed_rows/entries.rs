@@ -1,6 +1,7 @@
 //! The entries, written in the same transaction as the rows. A retry reads the row's present state from the Site DB, so
 //! the row image stored here is only for people to see.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use tokio_postgres::Client;
@@ -383,6 +384,19 @@ pub(in crate::agent_db) async fn wake_waiting(
     Ok(())
 }
 
+/// Most bytes of a value that an entry shows. The image is only for people, and jsonb holds no text of 256 MiB.
+const SHOWN: usize = 64 << 10;
+
+/// A value as jsonb can hold it: neither what is not UTF-8 nor NUL, and not too long.
+fn shown(text: &[u8]) -> String {
+    let beginning = text.get(..SHOWN).unwrap_or(text);
+    let mut shown = String::from_utf8_lossy(beginning).replace('\0', "\u{FFFD}");
+    if beginning.len() < text.len() {
+        let _ = write!(shown, "… ({} bytes)", text.len());
+    }
+    shown
+}
+
 /// An image as JSON: column names to texts, NULL as null, unchanged columns left out.
 fn image(relation: &Relation, row: &Row) -> String {
     let columns: serde_json::Map<String, serde_json::Value> = relation
@@ -393,8 +407,7 @@ fn image(relation: &Relation, row: &Row) -> String {
             let value = match value {
                 ColumnValue::Unchanged => return None,
                 ColumnValue::Null => serde_json::Value::Null,
-                // jsonb holds neither what is not UTF-8 nor NUL.
-                ColumnValue::Text(text) => String::from_utf8_lossy(text).replace('\0', "\u{FFFD}").into(),
+                ColumnValue::Text(text) => shown(text).into(),
             };
             Some((name.to_string(), value))
         })

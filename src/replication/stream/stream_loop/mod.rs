@@ -179,10 +179,26 @@ impl StreamLoop {
     }
 
     async fn commit_whole(&mut self) -> Result<(), SyncError> {
+        let is_wide = self.buffer.is_wide();
         if let Some(batch) = self.buffer.take_whole() {
+            if is_wide {
+                self.until_applied().await?;
+            }
             self.in_flight.push_back(batch.commits.first().copied());
             let sent = self.apply.commit(batch).await;
             self.check_sent(sent).await?;
+            if is_wide {
+                self.until_applied().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the apply task has done everything that was handed over.
+    async fn until_applied(&mut self) -> Result<(), SyncError> {
+        while !self.apply.is_idle() {
+            let report = self.apply.report().await;
+            self.handle_report(report)?;
         }
         Ok(())
     }
@@ -198,14 +214,22 @@ impl StreamLoop {
 
     /// Applies the received part of the open transaction, without a commit.
     async fn apply_open(&mut self) -> Result<(), SyncError> {
+        let is_wide = self.buffer.is_wide();
         let items = self.buffer.take_open();
         if items.is_empty() {
             return Ok(());
         }
+        if is_wide {
+            self.until_applied().await?;
+        }
         self.in_flight.push_back(self.open_committed_at);
         let lsn = self.open_lsn;
         let sent = self.apply.apply(Segment { items, lsn }).await;
-        self.check_sent(sent).await
+        self.check_sent(sent).await?;
+        if is_wide {
+            self.until_applied().await?;
+        }
+        Ok(())
     }
 
     /// Turns a failed send into the error with which the apply task ended.
@@ -242,10 +266,12 @@ impl StreamLoop {
                 self.feedback.durable(self.progress.acknowledgeable());
                 self.idle_checkpoint_at = Instant::now() + IDLE_CHECKPOINT;
                 let now = self.status.source_now();
+                let has_changes = !commits.is_empty() || !chunks.is_empty();
                 for commit in commits {
                     metrics::observe_commit_to_apply(age(commit, now));
                 }
                 self.status.applied(&committed.applied);
+                self.status.committed(has_changes);
                 for chunk in chunks {
                     // A reader that no longer waits has been stopped.
                     let _ = chunk.reader.send(Ok(()));
@@ -286,10 +312,14 @@ impl StreamLoop {
 
     async fn handle_frames(&mut self, frames: Vec<Frame>) -> Result<(), SyncError> {
         self.flow.heard();
+        for id in self.chunks.take_withdrawn() {
+            self.windows.abandon(id);
+        }
         for frame in frames {
             match frame {
                 Frame::XLogData { wal_end, payload, .. } => {
                     self.status.received(wal_end);
+                    let (received, before) = (payload.len(), self.buffer.bytes());
                     let message = pgoutput::decode(payload).map_err(StreamError::from)?;
                     if matches!(message, Message::Relation(_)) {
                         // The server describes a table again after any change of its catalog entries.
@@ -297,6 +327,8 @@ impl StreamLoop {
                     }
                     let event = self.assembler.event_of(message)?;
                     self.event(event).await?;
+                    let kept = self.buffer.bytes().saturating_sub(before);
+                    self.buffer.received_besides(received.saturating_sub(kept));
                     if self.buffer.is_full() {
                         self.make_room().await?;
                     }
@@ -332,15 +364,9 @@ impl StreamLoop {
     async fn drain(mut self) -> Result<(), SyncError> {
         let drained = timeout(GRACE.mul_f64(0.7), async {
             self.commit_whole().await?;
-            while !self.apply.is_idle() {
-                let report = self.apply.report().await;
-                self.handle_report(report)?;
-            }
+            self.until_applied().await?;
             self.idle_checkpoint().await?;
-            while !self.apply.is_idle() {
-                let report = self.apply.report().await;
-                self.handle_report(report)?;
-            }
+            self.until_applied().await?;
             Ok::<_, SyncError>(())
         })
         .await;
@@ -369,6 +395,7 @@ impl StreamLoop {
         self.status
             .set_positions(self.progress.acknowledgeable(), settled, oldest);
         if self.flow.is_news(settled) {
+            self.status.proved();
             info!(position = %settled, "the stream flows");
         }
     }

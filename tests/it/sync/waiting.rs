@@ -1,0 +1,143 @@
+//! Waiting costs nothing and raises no error: it is told soon, with what is waited for and who holds it, and readiness goes by
+//! the delay.
+
+use std::time::Duration;
+
+use twinlog::dev::postgres::Settings;
+
+use crate::harness::{Daemon, NOTES, SOON, Twins, eventually};
+
+/// Within this time a wait must be told.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Waits until `twinlog status` exits with a problem and says these words.
+async fn until_told(twins: &Twins, words: &[&str]) {
+    eventually(&format!("status says {words:?}"), TOLD_WITHIN, || async {
+        let (status, output) = twins.run(&["status", "--json"]).await;
+        let told = words.iter().all(|word| output.contains(word));
+        if told && !status.success() {
+            Ok(())
+        } else {
+            Err((status, output))
+        }
+    })
+    .await;
+}
+
+/// A daemon that is late after two seconds.
+async fn impatient(schema: &str) -> (Twins, Daemon) {
+    let twins = Twins::new(schema).await.with("sync.ready_delay_ms = 2000");
+    let daemon = twins.start().await;
+    daemon.until_ready(200, &[]).await;
+    (twins, daemon)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_locked_in_the_agent_db_is_named_with_who_locks_it() {
+    let (twins, daemon) = impatient(NOTES).await;
+    let holder = twins.agent.connect().await;
+    holder
+        .batch_execute("SET application_name = 'somebody'; BEGIN; LOCK TABLE notes")
+        .await
+        .unwrap();
+
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
+
+    until_told(&twins, &["a lock on table public.notes", "somebody"]).await;
+    daemon.until_ready(503, &["behind", "public.notes", "somebody"]).await;
+    daemon.says("waits for a lock on table public.notes").await;
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    twins.until_equal(&["notes"]).await;
+    daemon.until_ready(200, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_locked_in_the_agent_db_is_named_with_who_locks_it() {
+    let (twins, daemon) = impatient(NOTES).await;
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
+    twins.until_equal(&["notes"]).await;
+    let holder = twins.agent.connect().await;
+    holder
+        .batch_execute("SET application_name = 'somebody'; BEGIN; UPDATE notes SET n = 7")
+        .await
+        .unwrap();
+
+    twins.on_site("UPDATE notes SET n = 2").await;
+
+    until_told(&twins, &["waits for", "somebody"]).await;
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    twins.until_equal(&["notes"]).await;
+    daemon.until_ready(200, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_locked_in_the_site_db_is_told_though_nothing_is_late() {
+    let (twins, daemon) = impatient(NOTES).await;
+    let holder = twins.site.connect().await;
+    holder
+        .batch_execute("SET application_name = 'somebody'; BEGIN; LOCK TABLE notes")
+        .await
+        .unwrap();
+
+    twins.succeeds(&["resync", "notes"]).await;
+
+    daemon.says("waits for a lock on table public.notes").await;
+    daemon.says("somebody").await;
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    daemon.says("waits no longer").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_that_the_slot_waits_for_is_named() {
+    let site = Settings::default().parameter("max_prepared_transactions", "5");
+    let twins = Twins::private_with(site, Settings::default(), NOTES).await;
+    let other = twins.site.connect().await;
+    other
+        .batch_execute("BEGIN; INSERT INTO notes VALUES (1, 'a', 1); PREPARE TRANSACTION 'left behind'")
+        .await
+        .unwrap();
+
+    let mut daemon = twins.launch();
+
+    until_told(&twins, &["the prepared transaction 'left behind'", "ROLLBACK PREPARED"]).await;
+    other.batch_execute("COMMIT PREPARED 'left behind'").await.unwrap();
+    daemon.until_flowing().await;
+    twins.until_equal(&["notes"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_held_at_its_start_tells_how_far_it_is_behind() {
+    // GIVEN a daemon that has stopped 100 s ago, and whose slot is another's now
+    let (twins, daemon) = impatient(NOTES).await;
+    daemon.stop().await;
+    twins.drop_slot().await;
+    twins
+        .on_site(&format!(
+            "SELECT pg_create_physical_replication_slot('{}', true); INSERT INTO notes VALUES (1, 'a', 1)",
+            twins.site.name
+        ))
+        .await;
+    twins
+        .on_agent("UPDATE twinlog.checkpoint SET updated_at = updated_at - interval '100 s'")
+        .await;
+
+    // WHEN it starts
+    let _daemon = twins.launch();
+
+    // THEN lag and delay are those since the last one has stopped
+    eventually("lag and delay are true", SOON, || async {
+        let (_, output) = twins.run(&["status", "--json"]).await;
+        let status: serde_json::Value =
+            serde_json::from_str(output.lines().last().unwrap_or_default()).unwrap_or_default();
+        let (delay, lag) = (
+            status["report"]["delay_seconds"].as_f64(),
+            status["report"]["lag_bytes"].as_u64(),
+        );
+        match (delay, lag) {
+            (Some(delay), Some(lag)) if (100.0..200.0).contains(&delay) && lag < 1_000_000 => Ok(()),
+            _ => Err(output),
+        }
+    })
+    .await;
+    twins.drop_slot().await;
+}
