@@ -88,6 +88,16 @@ pub enum AgentError {
         /// The columns of the replica identity.
         columns: Vec<String>,
     },
+    /// Without a key, rows are known by their text, which the Agent DB's type would change.
+    #[error(
+        "table {table} has no key, so its rows are compared as text, but column {column} is {agent} in the Agent DB and {site} in the Site DB"
+    )]
+    TypeDiffers {
+        table: TableName,
+        column: String,
+        site: String,
+        agent: String,
+    },
     /// The Agent DB's key is not the one that the table's changes were made for.
     #[error("the key of {table} was changed in the Agent DB")]
     KeyChanged { table: TableName },
@@ -246,6 +256,7 @@ impl AgentError {
             | Self::RowSecurity { .. }
             | Self::TableRefused { .. }
             | Self::RowsSwallowed { .. }
+            | Self::TypeDiffers { .. }
             | Self::TooManyFailed { .. }
             | Self::Backwards { .. }
             | Self::AnotherSource
@@ -277,8 +288,9 @@ impl AgentError {
             | Self::ColumnGenerated { table, .. }
             | Self::ColumnUnfilled { table, .. }
             | Self::NoIndexOnIdentity { table, .. }
-            | Self::KeyChanged { table }
+            | Self::TypeDiffers { table, .. }
             | Self::KeyEncoding { table }
+            | Self::KeyChanged { table }
             | Self::TableChanged { table }
             | Self::RowsSwallowed { table }
             | Self::RowSecurity { table, .. }
@@ -356,6 +368,13 @@ impl AgentError {
             ),
             Self::ColumnUnfilled { table, column } => format!(
                 "in the Agent DB: ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL; (or SET DEFAULT, or publish the column)",
+                table.quoted(),
+                quote(column)
+            ),
+            Self::TypeDiffers {
+                table, column, site, ..
+            } => format!(
+                "in the Agent DB: ALTER TABLE {} ALTER COLUMN {} TYPE {site};",
                 table.quoted(),
                 quote(column)
             ),

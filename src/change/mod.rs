@@ -4,9 +4,9 @@
 //! I/O, no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
 
 mod coalesce;
+mod row_key;
 mod shape;
 mod table;
-mod whole_row;
 
 use std::fmt;
 use std::sync::Arc;
@@ -210,21 +210,15 @@ impl Relation {
             .filter_map(|&index| self.columns.get(index).map(|name| &**name))
     }
 
-    /// The row's key; `None` if a key column is NULL, unchanged (P22) or absent. Where rows are counted, a digest of all
-    /// values; `None` if one of them is unchanged.
+    /// By what its rows are told apart, as JSON text: the names of the key's columns, or of all columns as `rows`. A parked
+    /// key, and a place in a copy, mean nothing under another one.
     #[must_use]
-    pub fn key_of(&self, row: &Row) -> Option<Key> {
-        let RowKey::Columns(positions) = &self.key else {
-            return whole_row::key_of(row);
-        };
-        positions
-            .iter()
-            .map(|&column| match row.0.get(column) {
-                Some(ColumnValue::Text(text)) => Some(text.clone()),
-                _ => None,
-            })
-            .collect::<Option<_>>()
-            .map(Key)
+    pub fn key_text(&self) -> String {
+        match &self.key {
+            RowKey::Columns(_) => serde_json::to_string(&self.key_columns().collect::<Vec<_>>()),
+            RowKey::WholeRow => serde_json::to_string(&serde_json::json!({ "rows": self.columns })),
+        }
+        .unwrap_or_default()
     }
 }
 

@@ -27,6 +27,8 @@ pub struct SourceFacts {
     pub unique: Vec<Vec<Arc<str>>>,
     /// The columns that are NOT NULL.
     pub not_null: Vec<Arc<str>>,
+    /// The columns with the types in which their values are stored: with their lengths, domains as what they stand for.
+    pub types: Vec<(Arc<str>, String)>,
 }
 
 /// A table's replica identity in the Site DB.
@@ -37,4 +39,15 @@ pub enum Identity {
     /// These positions in the columns (DEFAULT or INDEX). Empty (NOTHING, a DEFAULT without a primary key, an INDEX that was
     /// dropped) where rows are only ever inserted: the source itself refuses the rest.
     Columns(Vec<usize>),
+}
+
+impl Identity {
+    /// Whether nothing identifies old rows, so that rows are only inserted.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        match self {
+            Self::Full => false,
+            Self::Columns(columns) => columns.is_empty(),
+        }
+    }
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::{Global, Outcome};
-use crate::agent_db::{Control, CopyPhase, DaemonFigures, StoredDaemon};
+use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon};
 use crate::config::{Config, Needs};
 use crate::lsn::Lsn;
 use crate::shutdown;
@@ -87,6 +87,8 @@ struct TableStatus {
     rows_copied: i64,
     rows_estimated: Option<i64>,
     failed_rows: u64,
+    /// `all`; or `inserts`, if the table has no replica identity.
+    published: &'static str,
     /// Why its copy is held until an operator removes the cause.
     detail: Option<String>,
 }
@@ -135,6 +137,7 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
             .map(|table| TableStatus {
                 state: table.state.as_str(),
                 phase: table.phase.map(CopyPhase::as_str),
+                published: table.published.as_str(),
                 rows_copied: table.rows_copied,
                 rows_estimated: table.rows_estimated,
                 failed_rows: failed
@@ -214,7 +217,15 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
             row.rows_copied.to_string(),
             row.rows_estimated.map(|rows| rows.to_string()).unwrap_or_default(),
             row.failed_rows.to_string(),
-            row.detail.clone().unwrap_or_default(),
+            row.detail.clone().unwrap_or_else(|| {
+                let inserts = row.published == PublishedChanges::Inserts.as_str();
+                if inserts {
+                    "inserts only: no replica identity"
+                } else {
+                    ""
+                }
+                .to_owned()
+            }),
         ]);
     }
     writeln!(out, "{table}")?;

@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info, warn};
 
-use crate::agent_db::{AgentError, Control, TableRecord, TableRecords, TableState};
-use crate::change::TableName;
+use crate::agent_db::{AgentError, Control, PublishedChanges, TableRecord, TableRecords, TableState};
+use crate::change::{Identity, TableName};
 use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace};
 use crate::postgres::{self, Condition, SessionError, Side};
 use crate::retry::{Disposition, backoff};
@@ -82,6 +82,7 @@ impl Copies {
             requests: self.requests.clone(),
             status: Arc::clone(&self.status),
         };
+        self.look_at_identities().await?;
         let copies = Arc::new(self);
         let permits = Arc::new(Semaphore::new(copies.settings.copies.workers));
         let mut running: HashSet<TableName> = HashSet::new();
@@ -123,6 +124,30 @@ impl Copies {
                 () = tokio::time::sleep(TICK) => {}
             }
         }
+    }
+
+    /// Looks the tables up whose old rows no index identifies. A unique key of the Site DB that came or went is not in the
+    /// log, and may have made one row of several: the table is then read again.
+    async fn look_at_identities(&self) -> Result<(), SyncError> {
+        let records = self.records();
+        for table in self.tables.values() {
+            let names_no_key = table.identity == Identity::Full || table.identity.is_none();
+            let had_none = records
+                .get(&table.table)
+                .is_some_and(|record| record.published == PublishedChanges::Inserts);
+            if names_no_key || had_none {
+                match self.requests.resolve(table.description()).await {
+                    Ok(_) => {}
+                    Err(error) if error.table_fault().is_some() => {
+                        let reason = error.explain();
+                        // Every state accepts this event.
+                        let _ = self.requests.table(&table.table, TableEvent::Held { reason }).await?;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The tables' committed states.

@@ -76,6 +76,10 @@ fn statement(version: i32) -> String {
          AND i.indpred IS NULL AND i.indexprs IS NULL \
          GROUP BY i.indexrelid HAVING pg_catalog.bool_and(k.attnotnull) ORDER BY i.indexrelid) u) AS unique_keys, \
          pg_catalog.array_agg(a.attnotnull ORDER BY a.attnum) AS not_null, \
+         pg_catalog.array_agg((WITH RECURSIVE base (type, length) AS (SELECT a.atttypid, a.atttypmod UNION ALL \
+         SELECT t.typbasetype, t.typtypmod FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd') \
+         SELECT pg_catalog.format_type(b.type, b.length) FROM base b \
+         JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd') ORDER BY a.attnum) AS stored_types, \
          (SELECT pg_catalog.concat_ws(':', b.oid, (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) \
          FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
          (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
@@ -107,8 +111,14 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
     let unique: Vec<Vec<Arc<str>>> = serde_json::from_str(row.get("unique_keys"))
         .map_err(|_| SourceError::Incomplete("the unique keys of a table"))?;
     let not_null: Vec<bool> = row.get("not_null");
+    let stored: Vec<String> = row.get("stored_types");
     let facts = SourceFacts {
         unique,
+        types: columns
+            .iter()
+            .map(|name| Arc::from(name.as_str()))
+            .zip(stored)
+            .collect(),
         not_null: columns
             .iter()
             .zip(not_null)

@@ -233,6 +233,28 @@ impl Transaction {
         self.applier.remember_shape(table, shape).await
     }
 
+    /// How many rows of a table are parked.
+    #[must_use]
+    pub fn parked_rows(&self, table: &TableName) -> u64 {
+        self.applier.writer.parked.count(table)
+    }
+
+    /// Removes the entries of a table's parked rows, after it was decided that the table is read again; where something was
+    /// applied already, that goes with its commit.
+    ///
+    /// # Errors
+    /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
+    pub async fn forget_parked(&mut self, table: &TableName) -> Result<(), AgentError> {
+        let writer = &mut self.applier.writer;
+        writer.session.begin_call()?;
+        writer.parked.begin_segment();
+        writer.parked.clear(table);
+        writer.parked.flush(&writer.session.client, Lsn::default()).await?;
+        writer.session.mend();
+        metrics::set_failed_rows(table, 0);
+        Ok(())
+    }
+
     /// As [`Applier::clear_gap`]; if something was applied already, it is committed together with that.
     ///
     /// # Errors

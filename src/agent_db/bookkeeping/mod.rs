@@ -35,4 +35,4 @@ pub use commands::{
 pub use control::Control;
 pub use daemon::{DaemonFigures, DaemonReport, StoredDaemon, SyncFigures};
 pub use failed_rows::{FailedFilter, FailedKey, FailedRow, RequestedRetry, RetryOutcome};
-pub use tables::{CopyPhase, TableChange, TableMode, TableRecord, TableRecords, TableState};
+pub use tables::{CopyPhase, PublishedChanges, TableChange, TableMode, TableRecord, TableRecords, TableState};

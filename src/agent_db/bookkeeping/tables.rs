@@ -80,6 +80,25 @@ impl CopyPhase {
     }
 }
 
+/// Which changes of a table its Site DB can publish.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
+pub enum PublishedChanges {
+    /// Whatever happens to its rows.
+    #[default]
+    All,
+    /// Inserts alone: it has no replica identity, so the Site DB refuses updates and deletes.
+    Inserts,
+}
+
+impl PublishedChanges {
+    /// As stored and shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
+}
+
 /// A table's row in `twinlog.tables`: what it is doing and how far its copy is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableRecord {
@@ -89,6 +108,11 @@ pub struct TableRecord {
     pub state: TableState,
     /// Where in a copy; `None` while none has begun.
     pub phase: Option<CopyPhase>,
+    /// By what its rows are told apart, as [`Relation::key_text`](crate::change::Relation::key_text) has it; `None` while that
+    /// is not known.
+    pub key: Option<String>,
+    /// Which changes the Site DB can publish.
+    pub published: PublishedChanges,
     /// The last key done in this phase; `None` before the first chunk.
     pub last_key: Option<Key>,
     /// Rows of the Site DB that the running copy, or the last one, has read.
@@ -140,6 +164,8 @@ impl TableRecord {
             table,
             state: TableState::New,
             phase: None,
+            key: None,
+            published: PublishedChanges::All,
             last_key: None,
             rows_copied: 0,
             rows_estimated: None,
@@ -173,17 +199,18 @@ impl TableRecord {
 
 /// The columns of [`TableRecord`].
 const COLUMNS: &str = "schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated, condition, \
-                       command_id, detail, started_at, finished_at, copied_at_lsn";
+                       command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes";
 
 const SAVE: &str = "
 INSERT INTO twinlog.tables (slot, schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated,
-    condition, command_id, detail, started_at, finished_at, copied_at_lsn)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+    condition, command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     state = EXCLUDED.state, phase = EXCLUDED.phase, last_key = EXCLUDED.last_key,
     rows_copied = EXCLUDED.rows_copied, rows_estimated = EXCLUDED.rows_estimated, condition = EXCLUDED.condition,
     command_id = EXCLUDED.command_id, detail = EXCLUDED.detail, started_at = EXCLUDED.started_at,
-    finished_at = EXCLUDED.finished_at, copied_at_lsn = EXCLUDED.copied_at_lsn";
+    finished_at = EXCLUDED.finished_at, copied_at_lsn = EXCLUDED.copied_at_lsn,
+    row_key = EXCLUDED.row_key, published_changes = EXCLUDED.published_changes";
 
 async fn save(client: &Client, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
     client
@@ -204,6 +231,8 @@ async fn save(client: &Client, slot: &str, record: &TableRecord) -> Result<(), A
                 &record.started_at,
                 &record.finished_at,
                 &record.copied_at_lsn,
+                &record.key,
+                &record.published.as_str(),
             ],
         )
         .await
@@ -255,6 +284,11 @@ impl TableRecord {
             detail: row.get("detail"),
             started_at: row.get("started_at"),
             finished_at: row.get("finished_at"),
+            key: row.get("row_key"),
+            published: row
+                .get::<_, &str>("published_changes")
+                .parse()
+                .map_err(|_| unreadable())?,
             copied_at_lsn: row.get("copied_at_lsn"),
         })
     }

@@ -41,7 +41,7 @@ pub(super) fn choose<'f>(
         .or_else(|| usable().next());
     match chosen {
         Some((index, key)) => Ok(Some((index, key.clone()))),
-        None if names_whole_rows(&description.identity) => Ok(None),
+        None if names_whole_rows(&description.identity) && !description.columns.is_empty() => Ok(None),
         None => Err(fault(
             description,
             unique,
@@ -147,6 +147,7 @@ mod tests {
             facts: Arc::new(SourceFacts {
                 unique: site.iter().map(|columns| names(columns)).collect(),
                 not_null: names(&["a", "b", "c"]),
+                types: Vec::new(),
             }),
         };
         choose(&description, agent).map(|chosen| chosen.map(|(_, key)| key))

@@ -6,12 +6,14 @@
 //! | `target` | how to write a table |
 //! | `read` | what the catalog says about one table |
 //! | `key` | which of its unique keys tells its rows apart |
+//! | `alike` | whether two types print a value alike |
 //! | `resolve` | matches a table of the stream with it: what is wrong, or how to write it |
 //! | `deferred_triggers` | whether triggers fire with the commit |
 //! | `foreign_keys` | in which order tables are written |
 //! | `values` | which columns of a table must have values that no other row has |
 //! | `rights` | what the role may do |
 
+mod alike;
 mod deferred_triggers;
 mod foreign_keys;
 mod key;
@@ -25,5 +27,5 @@ pub(super) use deferred_triggers::has_deferred_triggers;
 pub(super) use foreign_keys::{Action, ForeignKey, ForeignKeys};
 pub(super) use resolve::resolve;
 pub(super) use rights::Rights;
-pub(super) use target::{Column, Target};
+pub(super) use target::{Column, Lookup, Target};
 pub(super) use values::UniqueValues;

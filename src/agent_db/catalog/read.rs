@@ -24,6 +24,8 @@ pub(super) struct TableFacts {
     /// Unique indexes that have a place for every row, in the order in which they are taken as the table's key: the
     /// primary key first, then the oldest.
     pub unique: Vec<UniqueFacts>,
+    /// The columns that lead an index of all rows, those of unique indexes first.
+    pub leading: Vec<KeyFacts>,
 }
 
 /// A unique index, neither partial nor over expressions.
@@ -49,6 +51,8 @@ pub(super) struct ColumnFacts {
     /// The base type as a value is stored in it, as it stands in a statement. With its length, but not where an assignment
     /// refuses what a cast cuts.
     pub stored_type: String,
+    /// The base type with its length.
+    pub declared_type: String,
     /// `GENERATED ALWAYS AS (…)`.
     pub generated: bool,
     /// `GENERATED ALWAYS AS IDENTITY`.
@@ -139,7 +143,23 @@ WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisunique AND i.indisvalid AN
     AND i.indpred IS NULL AND i.indexprs IS NULL AND k.position OPERATOR(pg_catalog.<=) i.indnkeyatts
 ORDER BY i.indisprimary DESC, i.indexrelid, k.position";
 
-/// Reads the catalog in three queries.
+/// The first columns of indexes, with the equality operator of each.
+const LEADING: &str = "
+SELECT a.attname AS column_name, n.nspname AS operator_schema, o.oprname AS operator
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid
+    AND a.attnum OPERATOR(pg_catalog.=) i.indkey[0]
+JOIN pg_catalog.pg_opclass f ON f.oid OPERATOR(pg_catalog.=) i.indclass[0]
+JOIN pg_catalog.pg_am am ON am.oid OPERATOR(pg_catalog.=) f.opcmethod AND am.amname OPERATOR(pg_catalog.=) 'btree'
+JOIN pg_catalog.pg_amop m ON m.amopfamily OPERATOR(pg_catalog.=) f.opcfamily
+    AND m.amoplefttype OPERATOR(pg_catalog.=) f.opcintype AND m.amoprighttype OPERATOR(pg_catalog.=) f.opcintype
+    AND m.amopstrategy OPERATOR(pg_catalog.=) 3 AND m.amoppurpose OPERATOR(pg_catalog.=) 's'
+JOIN pg_catalog.pg_operator o ON o.oid OPERATOR(pg_catalog.=) m.amopopr
+JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
+WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisvalid AND i.indpred IS NULL
+ORDER BY i.indisprimary DESC, i.indisunique DESC, i.indexrelid";
+
+/// Reads the catalog in four queries.
 pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFacts, AgentError> {
     let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
     let class = client
@@ -154,6 +174,7 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
     }
     let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
     let unique = client.query(UNIQUE, &[&oid]).await.map_err(failed)?;
+    let leading = client.query(LEADING, &[&oid]).await.map_err(failed)?;
     Ok(TableFacts {
         partitioned: kind == "p",
         guarded: class.get("guarded"),
@@ -162,6 +183,7 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
         role: class.get("role"),
         columns: columns.iter().map(ColumnFacts::from_row).collect(),
         unique: UniqueFacts::from_rows(&unique),
+        leading: leading.iter().map(KeyFacts::from_row).collect(),
     })
 }
 
@@ -172,6 +194,7 @@ impl ColumnFacts {
             base_type: row.get("base_type"),
             cast: qualified(row.get("type_schema"), row.get("type_name")),
             stored_type: stored(row),
+            declared_type: row.get("with_length"),
             generated: row.get("generated"),
             identity_always: row.get("identity_always"),
             must_be_given: row.get("must_be_given"),

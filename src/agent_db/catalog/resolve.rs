@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
+use super::alike::prints_alike;
 use super::key;
 use super::read::{self, ColumnFacts, KeyFacts, TableFacts};
-use super::target::{Column, Target};
+use super::target::{Column, Lookup, Target};
 use crate::agent_db::error::AgentError;
 use crate::change::{Relation, RowKey, TableDescription};
 use crate::postgres::keys::is_spelled_one_way;
@@ -33,8 +34,6 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
     let chosen = key::choose(description, &facts.unique)?;
     let (key, equals) = match chosen {
         Some((index, positions)) => {
-            let operator =
-                |key: &KeyFacts| format!("OPERATOR({}.{})", quote_identifier(&key.operator_schema), key.operator);
             let equals = index.columns.iter().map(operator).collect();
             (RowKey::Columns(positions.into()), equals)
         }
@@ -42,6 +41,10 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
     };
     let columns = columns(description, &facts.columns, &key)?;
     check_unpublished(description, &facts.columns)?;
+    if key == RowKey::WholeRow {
+        check_types(description, &facts.columns)?;
+    }
+    let lookup = (key == RowKey::WholeRow).then(|| lookup(description, facts)).flatten();
     Ok(Target {
         relation: Arc::new(Relation {
             id: description.id,
@@ -51,6 +54,7 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
         }),
         columns,
         equals,
+        lookup,
         partitioned: facts.partitioned,
         guarded: facts.guarded,
         copyable: facts.copyable,
@@ -88,6 +92,41 @@ fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &RowKey) 
         });
     }
     Ok(columns)
+}
+
+fn operator(key: &KeyFacts) -> String {
+    format!("OPERATOR({}.{})", quote_identifier(&key.operator_schema), key.operator)
+}
+
+/// An index by which rows can be looked up. (Not one of arrays: an array of arrays is something else.)
+fn lookup(description: &TableDescription, facts: &TableFacts) -> Option<Lookup> {
+    facts.leading.iter().find_map(|key| {
+        let column = description.columns.iter().position(|name| **name == *key.column)?;
+        let is_array = |facts: &ColumnFacts| facts.name == key.column && facts.base_type.ends_with("[]");
+        let is_array = facts.columns.iter().any(is_array);
+        (!is_array).then(|| Lookup {
+            column,
+            equals: operator(key),
+        })
+    })
+}
+
+/// Where rows are counted they are known by their text, so each column must print what the Site DB's printed.
+fn check_types(description: &TableDescription, facts: &[ColumnFacts]) -> Result<(), AgentError> {
+    for (name, site) in &description.facts.types {
+        let agent = facts.iter().find(|column| *column.name == **name);
+        if let Some(agent) = agent
+            && !prints_alike(site, &agent.declared_type)
+        {
+            return Err(AgentError::TypeDiffers {
+                table: description.table.clone(),
+                column: name.to_string(),
+                site: site.clone(),
+                agent: agent.declared_type.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Columns that are not published must not need a value.

@@ -13,6 +13,8 @@ pub(in crate::agent_db) struct Target {
     pub columns: Vec<Column>,
     /// The equality operator of each key column, `OPERATOR(schema.=)`.
     pub equals: Vec<String>,
+    /// Where rows are counted: an index that narrows down which of them are compared.
+    pub lookup: Option<Lookup>,
     /// Whether its rows are in partitions.
     pub partitioned: bool,
     /// Triggers or rules of the Agent DB may write another row than the one that was sent, or none: what was written is
@@ -38,6 +40,15 @@ pub(in crate::agent_db) struct Column {
     pub in_key: bool,
     /// Whether equal values always have the same spelling.
     pub alike: bool,
+}
+
+/// A column that leads an index. Rows that equal each other have the same value there.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::agent_db) struct Lookup {
+    /// Its position among the columns.
+    pub column: usize,
+    /// The index's equality operator, `OPERATOR(schema.=)`.
+    pub equals: String,
 }
 
 impl Column {

@@ -219,6 +219,16 @@ impl Healing {
                 }
                 Err(error) => return Err(error),
             };
+            let key = relation.key_text();
+            if failed
+                .iter()
+                .any(|failed| failed.row_key.as_ref().is_some_and(|known| *known != key))
+            {
+                warn!(table = %name, "rows were parked under another key than the table has now: the table is read again");
+                // Where the table's state does not accept the event, it is not synchronised any more.
+                let _ = self.requests.table(name, TableEvent::KeyOutdated).await?;
+                continue;
+            }
             if relation.counts_rows() {
                 let rows: Vec<Row> = failed.iter().filter_map(|failed| failed.row.clone()).collect();
                 counted.push((table, relation, rows));

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tracing::{Instrument, Span, warn};
+use tracing::{Instrument, Span, info, warn};
 
 use crate::agent_db::{
-    AgentError, Applied, Applier, Checkpoint, Committed, Item, Segment, SourceIdentity, TableChange, TableMode,
-    Transaction,
+    AgentError, Applied, Applier, Checkpoint, Committed, Item, PublishedChanges, Segment, SourceIdentity, TableChange,
+    TableMode, Transaction,
 };
 use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::copy::InvalidChunk;
@@ -185,9 +185,7 @@ impl ApplyTask {
         while let Some(order) = inbox.recv().await {
             let result = match order {
                 ApplyOrder::Resolve(description, reply) => {
-                    // A reader that no longer waits has been stopped with the run.
-                    let _ = reply.send(transaction.resolve(&description).await);
-                    Ok(None)
+                    self.resolve(&mut transaction, &description, reply).await.map(|()| None)
                 }
                 ApplyOrder::Store(StoreRequest::Table(table, event, reply)) => {
                     self.table(&mut transaction, &table, event, reply).await.map(|()| None)
@@ -225,6 +223,54 @@ impl ApplyTask {
                 Err(error) => return end(&outbox, error),
             }
         }
+    }
+
+    /// Looks a table up, and remembers by what its rows are told apart.
+    async fn resolve(
+        &mut self,
+        transaction: &mut Transaction,
+        description: &TableDescription,
+        reply: oneshot::Sender<Result<Arc<Relation>, AgentError>>,
+    ) -> Result<(), AgentError> {
+        let resolved = transaction.resolve(description).await;
+        if let Ok(relation) = &resolved {
+            let (table, key) = (&relation.table, relation.key_text());
+            let before = self.tables.records().get(table).cloned();
+            let parked = transaction.parked_rows(table) > 0;
+            let published = if description.identity.is_none() {
+                PublishedChanges::Inserts
+            } else {
+                PublishedChanges::All
+            };
+            let chosen = TableEvent::KeyChosen {
+                key: key.clone(),
+                published,
+                parked,
+            };
+            // A table that nothing is stored about yet accepts no event.
+            if let Ok(Some(change)) = self.tables.apply(table, chosen) {
+                transaction.write_table(&change).await?;
+                transaction.set_mode(table, self.tables.mode(table));
+                let known = before.as_ref().and_then(|record| record.key.as_ref());
+                if known.is_some_and(|known| *known != key) && parked {
+                    transaction.forget_parked(table).await?;
+                }
+                if relation.counts_rows() && known != Some(&key) {
+                    info!(%table, "no unique key tells the table's rows apart in both databases: they are counted, so updates and deletes read the Agent DB's whole table; a primary key on both sides is faster");
+                }
+                if published == PublishedChanges::Inserts
+                    && before.as_ref().is_some_and(|record| record.published != published)
+                {
+                    info!(%table, "the table has no replica identity: the Site DB refuses updates and deletes, inserts are replicated (ALTER TABLE … REPLICA IDENTITY FULL allows all)");
+                }
+                if !self.is_open {
+                    self.committed();
+                }
+            }
+        }
+        // A reader that no longer waits has been stopped with the run.
+        let _ = reply.send(resolved);
+        Ok(())
     }
 
     async fn apply(&mut self, transaction: &mut Transaction, segment: Segment) -> Result<ApplyReport, AgentError> {
@@ -351,6 +397,7 @@ impl ApplyTask {
             TableEvent::Held { reason } => Some(reason.clone()),
             _ => None,
         };
+        let outdates_parked = event == TableEvent::KeyOutdated;
         match self.tables.apply(table, event) {
             Ok(change) => {
                 if let Some(change) = change {
@@ -359,6 +406,9 @@ impl ApplyTask {
                     }
                     transaction.write_table(&change).await?;
                     transaction.set_mode(table, self.tables.mode(table));
+                }
+                if outdates_parked {
+                    transaction.forget_parked(table).await?;
                 }
                 self.answer(Unanswered::Table(reply));
             }

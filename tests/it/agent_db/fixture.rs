@@ -278,6 +278,7 @@ pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
             .map(|row| row.get::<_, Vec<&str>>("columns").into_iter().map(Arc::from).collect())
             .collect(),
         not_null: columns.clone(),
+        types: Vec::new(),
     };
     TableDescription {
         id: RelationId(rows.len() as u32),

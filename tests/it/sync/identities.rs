@@ -174,3 +174,58 @@ async fn an_identity_may_change_between_two_updates_and_while_no_daemon_runs() {
     assert_eq!(twins.parked().await, 0);
     twins.assert_balanced().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_rows_are_healed_after_the_identity_has_changed() {
+    let twins = Twins::new(PLACES).await;
+    twins
+        .on_agent("ALTER TABLE places ADD CONSTRAINT few CHECK (n < 100)")
+        .await;
+    twins.on_site(PLACES_ROWS).await;
+    let mut daemon = twins.start().await;
+    twins.until_equal(&["places"]).await;
+    // Parked by place, then by id, then by place again.
+    twins.on_site("UPDATE places SET n = 200 WHERE id IN (1, 2, 3)").await;
+    twins.until_parked(3).await;
+    twins
+        .on_site("ALTER TABLE places REPLICA IDENTITY DEFAULT; UPDATE places SET n = 300 WHERE id IN (3, 4)")
+        .await;
+    twins.until_parked(4).await;
+    daemon.kill9();
+    twins
+        .on_site(
+            "ALTER TABLE places REPLICA IDENTITY USING INDEX places_place; UPDATE places SET n = 400 WHERE id = 5;
+             UPDATE places SET id = 999 WHERE id = 4; DELETE FROM places WHERE id = 1",
+        )
+        .await;
+    daemon.restart().await;
+    twins.until_parked(4).await;
+    twins.on_agent("ALTER TABLE places DROP CONSTRAINT few").await;
+    twins.until_parked(0).await;
+    twins.until_equal(&["places"]).await;
+    twins.assert_balanced().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_index_that_identifies_them_rows_are_inserted_and_nothing_stops() {
+    let twins = Twins::new(&format!("{PLACES}; CREATE TABLE other (id int PRIMARY KEY)")).await;
+    twins.on_site(PLACES_ROWS).await;
+    let mut daemon = twins.start().await;
+    twins.until_equal(&["places"]).await;
+    twins
+        .on_site(
+            "DROP INDEX places_place; INSERT INTO places VALUES (1000, 'p1', 1, NULL); INSERT INTO other VALUES (1)",
+        )
+        .await;
+    // The Agent DB's index has no place for it, until it is dropped there too.
+    twins.until_parked(1).await;
+    twins.on_agent("DROP INDEX places_place").await;
+    twins.until_parked(0).await;
+    twins.until_equal(&["places", "other"]).await;
+    daemon.restart().await;
+    daemon.wait_for_output("the table has no replica identity", SOON).await;
+    twins
+        .on_site("ALTER TABLE places REPLICA IDENTITY FULL; UPDATE places SET n = 2 WHERE place = 'p1'")
+        .await;
+    twins.until_equal(&["places", "other"]).await;
+}

@@ -1,6 +1,6 @@
 //! Tables without any key: rows may be equal, and exactly one of several equal rows changes at a time.
 
-use crate::harness::Twins;
+use crate::harness::{SOON, Twins};
 
 /// Values that are easily taken for each other, or that have no equality at all.
 const READINGS: &str = "
@@ -35,6 +35,8 @@ const READINGS_CHANGES: &str = r#"
 #[tokio::test(flavor = "multi_thread")]
 async fn exactly_one_of_several_equal_rows_changes() {
     let twins = Twins::new(READINGS).await;
+    // Found by an index, where the Agent DB has one.
+    twins.on_agent("CREATE INDEX ON readings (label)").await;
     twins.on_site(READINGS_ROWS).await;
     let mut daemon = twins.start().await;
     twins.until_equal(&["readings"]).await;
@@ -177,12 +179,15 @@ async fn a_table_without_identity_receives_its_inserts() {
             twins.site.name
         ))
         .await;
-    let _daemon = twins.start().await;
+    let mut daemon = twins.start().await;
+    daemon.wait_for_output("the table has no replica identity", SOON).await;
     twins.until_equal(&["log", "keyed"]).await;
     twins
         .on_site("INSERT INTO log SELECT 1, 'new' FROM generate_series(1, 200); INSERT INTO keyed VALUES (100, 'new')")
         .await;
     twins.until_equal(&["log", "keyed"]).await;
+    let shown = twins.succeeds(&["status"]).await;
+    assert_eq!(shown.matches("inserts only").count(), 2, "{shown}");
     twins.on_agent("DELETE FROM log WHERE n = 1").await;
     twins.succeeds(&["resync", "log", "keyed", "--wait"]).await;
     twins.until_equal(&["log", "keyed"]).await;
@@ -208,4 +213,73 @@ async fn a_primary_key_of_the_agent_db_alone_parks_what_it_has_no_place_for() {
         .await;
     twins.until_parked(0).await;
     twins.until_equal(&["loose"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_may_come_and_go() {
+    let twins =
+        Twins::new("CREATE TABLE loose (id int NOT NULL, v text); ALTER TABLE loose REPLICA IDENTITY FULL").await;
+    twins
+        .on_site("INSERT INTO loose VALUES (1, 'a'), (1, 'b'), (1, 'b'), (2, 'c')")
+        .await;
+    let mut daemon = twins.start().await;
+    twins.until_equal(&["loose"]).await;
+    twins
+        .on_site("DELETE FROM loose WHERE v = 'b'; ALTER TABLE loose ADD PRIMARY KEY (id); UPDATE loose SET v = 'aa' WHERE id = 1")
+        .await;
+    twins.until_equal(&["loose"]).await;
+    twins.on_agent("ALTER TABLE loose ADD PRIMARY KEY (id)").await;
+    daemon.restart().await;
+    twins
+        .on_site("INSERT INTO loose VALUES (3, 'd'); UPDATE loose SET id = 4 WHERE id = 2")
+        .await;
+    twins.until_equal(&["loose"]).await;
+
+    twins
+        .on_site("ALTER TABLE loose DROP CONSTRAINT loose_pkey; INSERT INTO loose VALUES (1, 'dup'), (3, 'd')")
+        .await;
+    daemon.restart().await;
+    twins.until_parked(2).await;
+    twins.on_agent("ALTER TABLE loose DROP CONSTRAINT loose_pkey").await;
+    twins.until_parked(0).await;
+    twins.until_equal(&["loose"]).await;
+    twins
+        .on_site("DELETE FROM loose WHERE v = 'dup'; UPDATE loose SET v = 'z' WHERE id = 3")
+        .await;
+    twins.until_equal(&["loose"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_that_would_change_a_row_without_a_key_is_named_with_the_statement() {
+    let twins =
+        Twins::new("CREATE TABLE prices (at date, price numeric); ALTER TABLE prices REPLICA IDENTITY FULL").await;
+    twins
+        .on_agent("ALTER TABLE prices ALTER price TYPE numeric(10,2)")
+        .await;
+    twins
+        .on_site("INSERT INTO prices VALUES ('2024-01-01', 1.234), ('2024-01-01', 1.231)")
+        .await;
+    let mut daemon = twins.launch();
+    let statement = r#"ALTER TABLE "public"."prices" ALTER COLUMN "price" TYPE numeric;"#;
+    daemon.wait_for_output(statement, 2 * SOON).await;
+    twins.on_agent(statement).await;
+    twins.until_equal(&["prices"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_with_a_unique_index_on_what_may_be_null_has_no_key() {
+    let twins = Twins::new("CREATE TABLE half (id int UNIQUE, v text); ALTER TABLE half REPLICA IDENTITY FULL").await;
+    twins
+        .on_site("INSERT INTO half VALUES (1, 'a'), (NULL, 'n'), (NULL, 'n'), (NULL, NULL)")
+        .await;
+    let _daemon = twins.start().await;
+    twins.until_equal(&["half"]).await;
+    twins
+        .on_site(
+            "UPDATE half SET v = 'm' WHERE ctid = (SELECT min(ctid) FROM half WHERE v = 'n'); UPDATE half SET id = 2 WHERE id = 1;
+             INSERT INTO half VALUES (1, 'again'); DELETE FROM half WHERE v = 'n'",
+        )
+        .await;
+    twins.until_equal(&["half"]).await;
+    assert_eq!(twins.parked().await, 0);
 }

@@ -14,12 +14,15 @@ pub(super) const TABLES: &[&str] = &[
     "parents",
     "children",
     "nodes",
+    "places",
+    "bag",
 ];
 
 /// Made on both sides. `docs.big` is stored out of line, so that most updates leave it out of the stream; `codes` has a
 /// second unique index, `swaps` one that is checked at the end of a statement; the
 /// odd one sends whole old rows and has names that need quotes, `made` is identified by another index than its key and has
-/// columns that the database makes; the last three refer to each other and to themselves.
+/// columns that the database makes; then three that refer to each other and to themselves; `places` is identified by an index
+/// under which its primary key changes unnoticed, and now and then by something else, and `bag` has no key at all.
 pub(super) const SCHEMA: &str = "
     CREATE TABLE docs (id bigint PRIMARY KEY, n int NOT NULL, small text, big text);
     ALTER TABLE docs ALTER big SET STORAGE EXTERNAL;
@@ -35,7 +38,13 @@ pub(super) const SCHEMA: &str = "
     ALTER TABLE made REPLICA IDENTITY USING INDEX made_id_code_key;
     CREATE TABLE parents (id int PRIMARY KEY, name text);
     CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, n int);
-    CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes ON DELETE SET NULL)";
+    CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes ON DELETE SET NULL);
+    CREATE TABLE places (id int PRIMARY KEY, place text NOT NULL UNIQUE, n int, big text);
+    ALTER TABLE places ALTER big SET STORAGE EXTERNAL;
+    ALTER TABLE places REPLICA IDENTITY USING INDEX places_place_key;
+    CREATE TABLE bag (n int, label text, x float8, doc json, big text);
+    ALTER TABLE bag ALTER big SET STORAGE EXTERNAL;
+    ALTER TABLE bag REPLICA IDENTITY FULL";
 
 /// Rows that exist before the daemon starts.
 pub(super) const SEED_ROWS: &str = "
@@ -45,7 +54,9 @@ pub(super) const SEED_ROWS: &str = "
     INSERT INTO swaps SELECT i, i FROM generate_series(1, 20) i;
     INSERT INTO parents SELECT i, 'p' || i FROM generate_series(1, 15) i;
     INSERT INTO children SELECT i, 1 + i % 15, 0 FROM generate_series(1, 40) i;
-    INSERT INTO nodes SELECT i, CASE WHEN i % 4 <> 0 THEN 21 - i END FROM generate_series(1, 20) i";
+    INSERT INTO nodes SELECT i, CASE WHEN i % 4 <> 0 THEN 21 - i END FROM generate_series(1, 20) i;
+    INSERT INTO places SELECT i, 'p' || i, 0, repeat(md5(i::text), 80) FROM generate_series(1, 30) i;
+    INSERT INTO bag SELECT i % 5, nullif('l' || i % 3, 'l1'), i % 2, '{\"a\": 1}', NULL FROM generate_series(1, 100) i";
 
 /// Small, so that programs change their own rows again.
 const DOCS: i64 = 60;
@@ -108,7 +119,9 @@ impl Program {
     }
 
     fn statement(&mut self) -> String {
-        match self.below(135) {
+        match self.below(165) {
+            135..150 => self.bag(),
+            150..165 => self.places(),
             120..135 => self.family(),
             100..110 => self.odd(),
             110..120 => self.made(),
@@ -255,6 +268,50 @@ impl Program {
             ),
             6 => format!("DELETE FROM nodes WHERE id IN ({x}, {y})"),
             _ => format!("UPDATE nodes SET up = NULL WHERE id = {x}; DELETE FROM nodes WHERE up = {x}"),
+        }
+    }
+
+    fn places(&mut self) -> String {
+        let (x, y, n) = (self.below(30), self.below(30), self.below(100));
+        match self.below(7) {
+            6 if n < 25 => {
+                let identity = ["DEFAULT", "FULL", "USING INDEX places_place_key"][usize::try_from(y % 3).unwrap_or(0)];
+                format!("ALTER TABLE places REPLICA IDENTITY {identity}")
+            }
+            0 => format!(
+                "INSERT INTO places VALUES ({x}, 'p{y}', {n}, {}) ON CONFLICT DO NOTHING",
+                self.big()
+            ),
+            1 => format!("UPDATE places SET n = n + 1 WHERE id % 5 = {}", x % 5),
+            2 => {
+                format!("UPDATE places SET id = {y} WHERE id = {x} AND NOT EXISTS (SELECT FROM places WHERE id = {y})")
+            }
+            3 => format!(
+                "UPDATE places SET place = 'p{y}' WHERE id = {x} AND NOT EXISTS (SELECT FROM places WHERE place = 'p{y}')"
+            ),
+            4 => format!("UPDATE places SET n = {n}, big = {} WHERE id = {x}", self.big()),
+            _ => format!("DELETE FROM places WHERE id = {x}"),
+        }
+    }
+
+    /// Rows of which several are equal.
+    fn bag(&mut self) -> String {
+        let (n, m, rows) = (self.below(6), self.below(6), 1 + self.below(4));
+        let some = format!("ctid IN (SELECT ctid FROM bag WHERE n = {n} ORDER BY ctid LIMIT {rows})");
+        match self.below(9) {
+            0 => format!("INSERT INTO bag SELECT {n}, NULL, {m}, '[]', NULL FROM generate_series(1, {rows})"),
+            1 => format!(
+                "INSERT INTO bag VALUES ({n}, 'l{m}', 'NaN', '{{\"a\":  {m}}}', {})",
+                self.big()
+            ),
+            2 => format!("INSERT INTO bag SELECT {n}, 'many', '-0', NULL, NULL FROM generate_series(1, 30 * {rows})"),
+            3 => format!("UPDATE bag SET n = {m} WHERE {some}"),
+            4 => format!("UPDATE bag SET label = nullif('l{m}', 'l2'), x = NULL WHERE {some}"),
+            5 => format!("UPDATE bag SET big = {} WHERE {some}", self.big()),
+            6 => format!("UPDATE bag SET x = '-0' WHERE n = {n} AND x = 0"),
+            7 => format!("DELETE FROM bag WHERE {some}"),
+            _ if m == 0 => "TRUNCATE bag".to_owned(),
+            _ => format!("DELETE FROM bag WHERE n = {n} AND label IS NOT NULL"),
         }
     }
 

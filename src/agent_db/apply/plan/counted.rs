@@ -1,6 +1,6 @@
 //! What the changes of equal rows come to, where rows are counted: inserts and deletes cancel each other.
 
-use super::write_plan::Offer;
+use super::offer::Offer;
 use crate::agent_db::apply::sql::StatementKind;
 use crate::change::{Change, Operation, Row};
 

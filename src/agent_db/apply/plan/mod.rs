@@ -19,18 +19,21 @@
 //! | `write_plan` | changes that can be written together, regardless of their order |
 //! | `counted` | what the changes of equal rows come to, where rows are counted |
 //! | `group` | the rows of one statement |
+//! | `offer` | what a plan answers to a change |
 //! | `ordered_run` | neighbours in the stream that one statement can write |
 
 mod counted;
 mod group;
 mod image;
+mod offer;
 mod ordered_run;
 mod write_plan;
 
 pub(super) use group::{Group, Purpose, RowWrite};
 pub(super) use image::moved;
+pub(super) use offer::Offer;
 pub(super) use ordered_run::OrderedRun;
-pub(super) use write_plan::{Offer, WritePlan};
+pub(super) use write_plan::WritePlan;
 
 #[cfg(test)]
 mod tests;

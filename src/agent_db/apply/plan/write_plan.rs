@@ -7,6 +7,7 @@ use indexmap::{IndexMap, map};
 
 use super::counted::CountedRow;
 use super::image::{FoldedChanges, moved};
+use super::offer::Offer;
 use crate::change::{Change, Key, Relation};
 
 /// Changes that can be written together.
@@ -31,19 +32,6 @@ pub(in crate::agent_db::apply) struct TablePlan<'a> {
     /// Rows of a chunk whose key is parked: each may be refused again without harm to the others.
     pub heals: Vec<&'a Change>,
     touched_by_heals: AHashSet<&'a Key>,
-}
-
-/// The result of offering a change to a plan.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::agent_db::apply) enum Offer<'a> {
-    /// It is in the plan.
-    Taken,
-    /// It is in the plan, and this earlier change of the key is now part of it.
-    Folded(&'a Change),
-    /// It and this earlier change of an equal row cancel each other: neither is in the plan.
-    Cancelled(&'a Change),
-    /// Write this table's plan first, then offer the change again.
-    WriteFirst,
 }
 
 impl<'a> WritePlan<'a> {

@@ -4,7 +4,7 @@
 //! text. So `json`, which has no equality, NaN, and 0 and -0 are told apart as they are stored. The values of the stream are
 //! cast to the columns' types first, lengths included where an assignment would round (`numeric(10,2)`).
 //!
-//! Each statement reads the table once, whatever the planner believes about the number of rows: what it compares with is
+//! Each statement reads the table once (or what an index finds: equal rows have equal values in any column of it), whatever the planner believes about the number of rows: what it compares with is
 //! looked up in a hash table, as an `IN` within `IS TRUE` is never made a join. Columns that only the Agent DB has are not
 //! looked at: which of several equal rows is deleted does not matter to the Site DB.
 
@@ -12,7 +12,7 @@ use std::fmt::Write;
 
 use super::kind::{Parameter, StatementText};
 use super::text::list;
-use crate::agent_db::catalog::Target;
+use crate::agent_db::catalog::{Column, Lookup, Target};
 
 /// Insert rows, each as often as it is given.
 pub(super) fn insert(target: &Target) -> StatementText {
@@ -31,7 +31,7 @@ pub(super) fn insert(target: &Target) -> StatementText {
 /// Delete, for each row that is given, one row that equals it.
 pub(super) fn delete_one(target: &Target) -> StatementText {
     let sql = format!(
-        "WITH x AS MATERIALIZED (SELECT {given} AS d FROM {unnest} AS u({names})), \
+        "WITH x AS MATERIALIZED (SELECT {given} AS d, u.* FROM {unnest} AS u({names})), \
          v AS MATERIALIZED (SELECT s.*, pg_catalog.row_number() OVER (PARTITION BY s.d) AS i FROM ({stored}) AS s \
          WHERE (s.d OPERATOR(pg_catalog.=) ANY (SELECT x.d FROM x)) IS TRUE), \
          z AS MATERIALIZED (SELECT v.relation, v.place FROM v WHERE ((v.d, v.i) OPERATOR(pg_catalog.=) ANY \
@@ -91,10 +91,19 @@ fn stored(target: &Target) -> String {
     list(&mut row, target.columns.iter(), |sql, column| {
         let _ = write!(sql, "t.{}", column.name);
     });
-    format!(
+    let mut sql = format!(
         "SELECT t.tableoid AS relation, t.ctid AS place, ROW({row})::pg_catalog.text COLLATE pg_catalog.\"C\" AS d FROM {} AS t",
         table(target)
-    )
+    );
+    if let Some(Lookup { column, equals }) = &target.lookup
+        && let Some(Column { name, cast, .. }) = target.columns.get(*column)
+    {
+        let _ = write!(
+            sql,
+            " WHERE t.{name} {equals} ANY (ARRAY(SELECT x.c{column}::{cast} FROM x)) OR t.{name} IS NULL"
+        );
+    }
+    sql
 }
 
 /// The text that a given row has once it is stored.

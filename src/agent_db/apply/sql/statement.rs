@@ -187,6 +187,7 @@ mod tests {
                 column("seq", "integer", true, false),
             ],
             equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
+            lookup: None,
             partitioned: false,
             guarded: false,
             copyable: true,

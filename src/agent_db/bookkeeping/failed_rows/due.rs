@@ -14,6 +14,9 @@ pub struct FailedKey {
     pub table: TableName,
     /// The key.
     pub key: Key,
+    /// By what the table's rows were told apart, as [`Relation::key_text`](crate::change::Relation::key_text) has it; `None`
+    /// for an entry of a version that did not remember it.
+    pub row_key: Option<String>,
     /// The row's values, where rows are counted: the key is a digest then.
     pub row: Option<Row>,
     /// How often it was tried.
@@ -47,6 +50,7 @@ fn failed_key(row: &tokio_postgres::Row) -> Result<FailedKey, AgentError> {
         key: Key::from_json(row.get("key")).ok_or(AgentError::Unreadable {
             what: "a failed row's key",
         })?,
+        row_key: row.get("row_key"),
         row: row
             .get::<_, Option<&str>>("row_values")
             .map(|values| {
@@ -70,7 +74,7 @@ impl Control {
             .client
             .query(
                 &format!(
-                    "SELECT schema_name, table_name, key, row_values, attempts, reason FROM twinlog.failed_rows f
+                    "SELECT schema_name, table_name, key, row_key, row_values, attempts, reason FROM twinlog.failed_rows f
                      WHERE slot = $1 AND next_attempt_at <= now() AND {SYNCHRONISED}
                      ORDER BY next_attempt_at, id LIMIT $2"
                 ),
@@ -93,7 +97,7 @@ impl Control {
             .client
             .query(
                 &format!(
-                    "SELECT schema_name, table_name, key, row_values, attempts, reason FROM twinlog.failed_rows f
+                    "SELECT schema_name, table_name, key, row_key, row_values, attempts, reason FROM twinlog.failed_rows f
                      WHERE slot = $1 AND next_attempt_at > now() AND reason IN ({WAITING})
                        AND (schema_name, table_name) IN (SELECT s, t FROM unnest($2::text[], $3::text[]) AS x(s, t))
                      ORDER BY last_attempt_at NULLS FIRST, id LIMIT $4"

@@ -95,15 +95,15 @@ impl ParkReason {
 /// They are tried at once; a row that was just refused waits, unless all that it lacks is its base.
 const PARK: &str = "
 INSERT INTO twinlog.failed_rows AS f (slot, schema_name, table_name, key, operation, image, reason, constraint_name,
-    message, changes, first_lsn, last_lsn, next_attempt_at, row_values)
+    message, changes, first_lsn, last_lsn, next_attempt_at, row_values, row_key)
 SELECT $1, x.s, x.t, x.k, x.operation, x.image::pg_catalog.jsonb, x.reason, x.constraint_name, x.message, x.changes,
     $11::pg_catalog.pg_lsn, $11::pg_catalog.pg_lsn,
     pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) CASE WHEN x.reason OPERATOR(pg_catalog.=) ANY ('{TW001,TW002}')
         THEN interval '0' ELSE pg_catalog.make_interval(secs => $12::double precision) END,
-    x.row_values
+    x.row_values, x.row_key
 FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[],
-    $10::bigint[], $13::pg_catalog.text[])
-    AS x(s, t, k, operation, image, reason, constraint_name, message, changes, row_values)
+    $10::bigint[], $13::pg_catalog.text[], $14::pg_catalog.text[])
+    AS x(s, t, k, operation, image, reason, constraint_name, message, changes, row_values, row_key)
 ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
     operation = CASE WHEN EXCLUDED.operation OPERATOR(pg_catalog.=) 'partial'
         AND f.operation OPERATOR(pg_catalog.=) 'upsert' THEN 'upsert'
@@ -118,7 +118,7 @@ ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
     first_lsn = coalesce(f.first_lsn, EXCLUDED.first_lsn),
     last_lsn = coalesce(EXCLUDED.last_lsn, f.last_lsn),
     next_attempt_at = EXCLUDED.next_attempt_at,
-    row_values = EXCLUDED.row_values";
+    row_values = EXCLUDED.row_values, row_key = EXCLUDED.row_key";
 
 /// Each attempt waits twice as long as the one before, to the maximum, with jitter over the upper half.
 const REFUSE: &str = "
@@ -176,6 +176,8 @@ pub(in crate::agent_db) struct Parked {
     changes: Vec<i64>,
     /// The row's values, where rows are counted.
     row_values: Vec<Option<String>>,
+    /// By what the table's rows are told apart.
+    row_keys: Vec<String>,
 }
 
 impl Parked {
@@ -195,6 +197,7 @@ impl Parked {
             Coalesced::Delete => ("delete", "{}".to_owned()),
             Coalesced::Count(row) => ("upsert", image(relation, row)),
         };
+        self.row_keys.push(relation.key_text());
         self.row_values.push(match folded {
             Coalesced::Upsert(row) | Coalesced::Count(row) if relation.counts_rows() => Some(row_values::to_json(row)),
             _ => None,
@@ -240,6 +243,7 @@ impl Parked {
                     &lsn,
                     &retry_initial.as_secs_f64(),
                     &self.row_values,
+                    &self.row_keys,
                 ],
             )
             .await

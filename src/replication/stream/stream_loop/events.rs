@@ -115,6 +115,11 @@ impl StreamLoop {
     }
 
     async fn relation_message(&mut self, message: RelationMessage, table: TableName) -> Result<(), SyncError> {
+        if self.relations.contains_key(&message.id) {
+            // What was received under the old description is applied before anything is decided under the new one.
+            self.commit_whole().await?;
+            self.apply_open().await?;
+        }
         match self.resolve(self.description(&message, table.clone())).await? {
             Ok(resolved) => {
                 let relation = self.canonical(message.id, resolved).await?;

@@ -5,7 +5,7 @@
 
 use time::OffsetDateTime;
 
-use crate::agent_db::{CopyPhase, TableRecord, TableState};
+use crate::agent_db::{CopyPhase, PublishedChanges, TableRecord, TableState};
 use crate::change::TableName;
 use crate::copy::CopyStep;
 use crate::lsn::Lsn;
@@ -21,6 +21,17 @@ pub(in crate::replication) enum TableEvent {
     ShapeOutdated,
     /// Rows may have changed in the Site DB without a word in its log.
     MayDiffer,
+    /// The table was looked up, and its rows are told apart by this key.
+    KeyChosen {
+        /// The key, as [`TableRecord::key`] has it.
+        key: String,
+        /// Which changes the Site DB can publish.
+        published: PublishedChanges,
+        /// Whether rows of it are parked. The caller removes these entries where the key is another one than before.
+        parked: bool,
+    },
+    /// Rows are parked under a key by which the table's rows are not told apart any more. The caller removes the entries.
+    KeyOutdated,
     /// There is no checkpoint, so changes since the table's copy may be missing.
     CheckpointLost,
     /// Rows may be missing, and an operator's `resync --all` lets the stream continue: every table is read again.
@@ -75,6 +86,8 @@ impl TableEvent {
             Self::LeftPublication => "left the publication",
             Self::ShapeOutdated => "shape outdated",
             Self::MayDiffer => "may differ",
+            Self::KeyChosen { .. } => "key chosen",
+            Self::KeyOutdated => "key outdated",
             Self::CheckpointLost => "checkpoint lost",
             Self::GapAccepted { .. } => "gap accepted",
             Self::ResyncAsked { .. } => "resync asked",
@@ -128,6 +141,11 @@ pub(in crate::replication) fn next(
             ..record()
         },
         (Some(_), TableEvent::ShapeOutdated) => reset(record(), New),
+        (Some(_), TableEvent::KeyChosen { key, published, parked }) => {
+            let record = TableRecord { published, ..record() };
+            with_key(record, key, parked)
+        }
+        (Some(_), TableEvent::KeyOutdated) => read_again(record()),
         (Some(Held), TableEvent::CheckpointLost | TableEvent::MayDiffer) => record(),
         (Some(New), TableEvent::CheckpointLost | TableEvent::MayDiffer) => record(),
         (Some(Copying), TableEvent::CheckpointLost | TableEvent::MayDiffer) => reset(record(), New),
@@ -182,6 +200,36 @@ pub(in crate::replication) fn next(
     Ok(Some(after))
 }
 
+/// The record with another key. The table is read again where something was remembered by the old one; and where rows were,
+/// or are, counted, as a key that the Site DB had no more may have made one row of several.
+fn with_key(record: TableRecord, key: String, parked: bool) -> TableRecord {
+    let counts = |key: &str| key.starts_with('{');
+    let (is_other, means_more) = match &record.key {
+        None => (false, false),
+        Some(known) => (*known != key, counts(known) || counts(&key)),
+    };
+    let in_copy = record.phase.is_some();
+    let record = TableRecord {
+        key: Some(key),
+        ..record
+    };
+    if is_other && (parked || in_copy || means_more) {
+        read_again(record)
+    } else {
+        record
+    }
+}
+
+/// The record of a table that has to be read from the beginning.
+fn read_again(record: TableRecord) -> TableRecord {
+    match record.state {
+        TableState::New | TableState::Copying => reset(record, TableState::New),
+        TableState::Streaming | TableState::Resyncing => reset(record, TableState::Resyncing),
+        // Its release reads it again.
+        TableState::Held => record,
+    }
+}
+
 /// The record in another state, with the progress of any copy and its condition removed. The command that waits for the
 /// table stays. The time and position of the last complete copy stay as long as its rows can still be used.
 fn reset(record: TableRecord, state: TableState) -> TableRecord {
@@ -194,6 +242,8 @@ fn reset(record: TableRecord, state: TableState) -> TableRecord {
         command_id: record.command_id,
         finished_at,
         copied_at_lsn,
+        key: record.key,
+        published: record.published,
         ..TableRecord::new(record.table)
     }
 }

@@ -56,6 +56,18 @@ fn held() -> TableEvent {
     }
 }
 
+const ID: &str = r#"["id"]"#;
+const CODE: &str = r#"["code"]"#;
+const ROWS: &str = r#"{"rows":["id","code"]}"#;
+
+fn chosen(key: &str, parked: bool) -> TableEvent {
+    TableEvent::KeyChosen {
+        key: key.to_owned(),
+        published: PublishedChanges::All,
+        parked,
+    }
+}
+
 fn gap() -> TableEvent {
     TableEvent::GapAccepted { command: 6 }
 }
@@ -180,6 +192,33 @@ fn each_state_takes_its_events_and_refuses_the_others() {
 }
 
 #[test]
+fn a_table_is_read_again_under_another_key_where_the_old_one_left_something() {
+    for (before, known, now, parked, expected) in [
+        (streaming(), None, ROWS, true, Streaming),
+        (streaming(), Some(ID), ID, true, Streaming),
+        (streaming(), Some(ID), CODE, false, Streaming),
+        (streaming(), Some(ID), CODE, true, Resyncing),
+        (streaming(), Some(ID), ROWS, false, Resyncing),
+        (streaming(), Some(ROWS), ID, false, Resyncing),
+        (resyncing(None), Some(ID), CODE, false, Resyncing),
+        (copying(), Some(ID), CODE, false, New),
+        (copying(), Some(ID), ID, false, Copying),
+        (held_copied(), Some(ID), CODE, true, Held),
+    ] {
+        let before = before.map(|record| TableRecord {
+            key: known.map(str::to_owned),
+            ..record
+        });
+        let after = next(&table(), before.as_ref(), chosen(now, parked)).unwrap().unwrap();
+        assert_eq!(after.state, expected, "{known:?} {now} {parked} on {before:?}");
+        assert_eq!(after.key.as_deref(), Some(now));
+        if after.state != before.as_ref().unwrap().state {
+            assert_eq!((after.phase, after.last_key), (None, None));
+        }
+    }
+}
+
+#[test]
 fn an_interrupted_copy_goes_on_where_it_was_and_says_why_it_waits() {
     let waits = TableEvent::CopyWaits {
         reason: Some("no right".to_owned()),
@@ -225,6 +264,8 @@ fn event() -> impl Strategy<Value = TableEvent> {
         1 => Just(TableEvent::ShapeOutdated),
         1 => Just(TableEvent::CheckpointLost),
         1 => Just(TableEvent::MayDiffer),
+        1 => Just(TableEvent::KeyOutdated),
+        2 => (0..3_usize, any::<bool>()).prop_map(|(key, parked)| chosen([ID, CODE, ROWS][key], parked)),
         1 => Just(gap()),
         2 => Just(resync(None)),
         2 => Just(resync(Some("n > 0"))),

@@ -1,13 +1,32 @@
-//! The key of a row that only its own values tell apart from others.
+//! A row's key: by columns, or, where only its own values tell it apart from others, a digest of all of them.
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::{ColumnValue, Key, Row};
+use super::{ColumnValue, Key, Relation, Row, RowKey};
+
+impl Relation {
+    /// The row's key; `None` if a key column is NULL, unchanged (P22) or absent. Where rows are counted, a digest of all
+    /// values; `None` if one of them is unchanged.
+    #[must_use]
+    pub fn key_of(&self, row: &Row) -> Option<Key> {
+        let RowKey::Columns(positions) = &self.key else {
+            return whole_row(row);
+        };
+        positions
+            .iter()
+            .map(|&column| match row.0.get(column) {
+                Some(ColumnValue::Text(text)) => Some(text.clone()),
+                _ => None,
+            })
+            .collect::<Option<_>>()
+            .map(Key)
+    }
+}
 
 /// A digest of all values: equal rows have the same key, and it is small whatever the row holds. `None` where a value is
 /// not known.
-pub(super) fn key_of(row: &Row) -> Option<Key> {
+fn whole_row(row: &Row) -> Option<Key> {
     let mut digest = Sha256::new();
     for value in &row.0 {
         match value {
@@ -56,13 +75,13 @@ mod tests {
             row(&[Some("abc")]),
             row(&[]),
         ];
-        let keys: std::collections::BTreeSet<Key> = rows.iter().map(|row| key_of(row).unwrap()).collect();
+        let keys: std::collections::BTreeSet<Key> = rows.iter().map(|row| whole_row(row).unwrap()).collect();
         assert_eq!(keys.len(), rows.len());
-        assert_eq!(key_of(&rows[0]), key_of(&rows[0].clone()));
+        assert_eq!(whole_row(&rows[0]), whole_row(&rows[0].clone()));
     }
 
     #[test]
     fn a_row_with_an_unknown_value_has_none() {
-        assert_eq!(key_of(&Row([ColumnValue::Unchanged].into())), None);
+        assert_eq!(whole_row(&Row([ColumnValue::Unchanged].into())), None);
     }
 }
