@@ -217,13 +217,13 @@ async fn without_the_index_that_identifies_them_rows_are_inserted_and_nothing_st
             "DROP INDEX places_place; INSERT INTO places VALUES (1000, 'p1', 1, NULL); INSERT INTO other VALUES (1)",
         )
         .await;
+    daemon.wait_for_output("the table has no replica identity", SOON).await;
     // The Agent DB's index has no place for it, until it is dropped there too.
     twins.until_parked(1).await;
     twins.on_agent("DROP INDEX places_place").await;
     twins.until_parked(0).await;
     twins.until_equal(&["places", "other"]).await;
     daemon.restart().await;
-    daemon.wait_for_output("the table has no replica identity", SOON).await;
     twins
         .on_site("ALTER TABLE places REPLICA IDENTITY FULL; UPDATE places SET n = 2 WHERE place = 'p1'")
         .await;

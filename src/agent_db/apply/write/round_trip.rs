@@ -71,7 +71,10 @@ impl Writer {
                 rows: group.rows.iter().filter_map(|write| write.row).collect(),
                 keys: group.rows.iter().map(|write| write.key).collect(),
                 new_keys: group.rows.iter().map(|write| &write.change.key).collect(),
-                counts: group.rows.iter().filter_map(count).collect(),
+                counts: match group.kind {
+                    StatementKind::Count => group.rows.iter().filter_map(count).collect(),
+                    _ => Vec::new(),
+                },
             });
         }
         let mut heads = vec![self.session.take_opening(), before];
