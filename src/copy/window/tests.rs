@@ -365,7 +365,11 @@ fn a_key_that_was_asked_for_and_is_absent_is_deleted_unless_the_stream_brought_i
                 relation: relation(),
                 snapshot: "5:5:".parse().unwrap(),
                 rows: Vec::new(),
-                purpose: parked_keys(vec![key(1)], Vec::new(), true),
+                purpose: Purpose::Extras(RequestedKeys {
+                    keys: vec![key(1)],
+                    found_by: Vec::new(),
+                    spelled_alike: true,
+                }),
             },
         )
     };
