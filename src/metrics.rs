@@ -22,6 +22,8 @@ pub const SYNC_ROWS_TOTAL: &str = "twinlog_sync_rows_total";
 pub const FAILED_ROWS: &str = "twinlog_failed_rows";
 /// Attempts to heal parked rows, by result.
 pub const FAILED_ROW_RETRIES_TOTAL: &str = "twinlog_failed_row_retries_total";
+/// What happened to parked rows, by table, event and SQLSTATE.
+pub const FAILED_ROW_EVENTS_TOTAL: &str = "twinlog_failed_row_events_total";
 /// Bytes of WAL that the slot keeps on the Site DB.
 pub const SLOT_RETAINED_BYTES: &str = "twinlog_slot_retained_bytes";
 /// Bytes of WAL until the Site DB removes WAL that the slot needs (`max_slot_wal_keep_size`); -1 without a limit.
@@ -114,6 +116,12 @@ pub const ALL: &[Metric] = &[
         FAILED_ROW_RETRIES_TOTAL,
         &["result"],
         "attempts to heal a parked row, by result (healed, failed)",
+    ),
+    metric(
+        Kind::Counter,
+        FAILED_ROW_EVENTS_TOTAL,
+        &["table", "event", "reason"],
+        "what happened to parked rows, by table, event (parked, folded, healed, refused) and SQLSTATE",
     ),
     metric(
         Kind::Gauge,
@@ -262,6 +270,14 @@ pub fn count_retries(result: &'static str, rows: u64) {
     counter!(FAILED_ROW_RETRIES_TOTAL, "result" => result).increment(rows);
 }
 
+/// Something happened to parked rows of a table that one SQLSTATE (or `TW…`) refused.
+pub fn count_failed_row_events(table: &TableName, event: &'static str, reason: &str, rows: u64) {
+    if rows > 0 {
+        counter!(FAILED_ROW_EVENTS_TOTAL, "table" => table.to_string(), "event" => event, "reason" => reason.to_owned())
+            .increment(rows);
+    }
+}
+
 /// WAL that the slot keeps on the Site DB, and how much more it may keep (`None`: no limit).
 pub fn set_slot(retained_bytes: u64, headroom_bytes: Option<i64>) {
     gauge!(SLOT_RETAINED_BYTES).set(retained_bytes as f64);
@@ -326,6 +342,7 @@ mod tests {
         count_rows(&table, "insert", "applied", 1);
         set_failed_rows(&table, 1);
         count_retries("healed", 1);
+        count_failed_row_events(&table, "parked", "23503", 1);
         set_slot(1, Some(2));
         set_sync_state("streaming", &["streaming", "gap"]);
         set_persistence_gap("unsent", 0);

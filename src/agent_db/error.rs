@@ -122,11 +122,13 @@ pub enum AgentError {
     #[error("triggers of {table} in the Agent DB do not let all rows be written")]
     RowsSwallowed { table: TableName },
     /// So many rows of a table are parked that the table, not the rows, is at fault.
-    #[error("{table} has more than {limit} failed rows")]
+    #[error("{table} has more than {limit} failed rows{}", .fingerprint.as_ref().map(|cause| format!(", most of them for one cause: {cause}")).unwrap_or_default())]
     TooManyFailed {
         table: TableName,
         /// `sync.max_failed_rows`.
         limit: usize,
+        /// What most of them have in common: SQLSTATE, constraint and table.
+        fingerprint: Option<String>,
     },
     /// A checkpoint may only move forward.
     #[error("the checkpoint would move from {from} back to {to}")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_postgres::Statement;
 
 use super::parked_keys::ParkedKeys;
+use super::parking_log::ParkingLog;
 use super::session::Session;
 use super::targets::Targets;
 use super::write::{Constraints, CopyBackoff, Writer};
@@ -46,6 +47,7 @@ pub struct Applier {
     pub(super) checkpoint: Option<Checkpoint>,
     pub(super) save_checkpoint: Statement,
     pub(super) add_accounting: Statement,
+    pub(super) parking_log: ParkingLog,
 }
 
 impl Applier {
@@ -88,6 +90,7 @@ impl Applier {
             checkpoint: None,
             save_checkpoint,
             add_accounting,
+            parking_log: ParkingLog::default(),
         })
     }
 

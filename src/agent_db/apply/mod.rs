@@ -14,6 +14,7 @@
 //! | `sql` | statements and the forms in which rows are sent: pure |
 //! | `targets` | the resolved tables and their prepared statements |
 //! | `parked_keys` | the keys that are parked, and what a segment does to them |
+//! | `parking_log` | what is said about parked rows |
 //! | `ledger` | what became of each change |
 //! | `session` | the connection and the state of its transaction |
 //! | `pipelined` | several statements in one round trip |
@@ -21,6 +22,7 @@
 mod applier;
 mod ledger;
 mod parked_keys;
+mod parking_log;
 mod pipelined;
 mod plan;
 mod segment;

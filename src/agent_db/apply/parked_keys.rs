@@ -12,6 +12,8 @@ use ahash::{AHashMap, AHashSet};
 use indexmap::IndexMap;
 use tokio_postgres::Client;
 
+use super::parking_log::ParkingCounts;
+use crate::agent_db::bookkeeping::failed_rows::Fingerprint;
 use crate::agent_db::bookkeeping::failed_rows::entries::{self, Healed, ParkReason, Parked, RefusedAgain};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Coalesced, ColumnValue, Key, Operation, Relation, TableName};
@@ -27,7 +29,7 @@ pub(super) struct ParkedKeys {
     retry_initial: Duration,
     /// Longest wait between two attempts.
     retry_max: Duration,
-    by_table: AHashMap<TableName, AHashSet<Key>>,
+    by_table: AHashMap<TableName, AHashMap<Key, Arc<Fingerprint>>>,
     /// What the segment did, in order of the keys' first appearance.
     pending: IndexMap<(TableName, Key), Pending>,
     /// Tables that the segment truncated, before what is pending.
@@ -44,15 +46,18 @@ enum Pending {
         changes: i64,
         reason: Option<ParkReason>,
     },
-    Healed,
+    /// With what its rows had in common; `None` for a key that was not parked.
+    Healed(Option<Arc<Fingerprint>>),
     Refused(ParkReason),
 }
 
 #[derive(Debug)]
 enum Undo {
     Added(TableName, Key),
-    Removed(TableName, Key),
-    Cleared(TableName, AHashSet<Key>),
+    Removed(TableName, Key, Arc<Fingerprint>),
+    /// It is parked for another reason now.
+    Changed(TableName, Key, Arc<Fingerprint>),
+    Cleared(TableName, AHashMap<Key, Arc<Fingerprint>>),
 }
 
 impl ParkedKeys {
@@ -76,8 +81,12 @@ impl ParkedKeys {
         self.pending.clear();
         self.cleared.clear();
         self.undo.clear();
-        for (table, key) in keys {
-            self.by_table.entry(table).or_default().insert(key);
+        for (key, fingerprint) in keys {
+            let fingerprint = Arc::new(fingerprint);
+            self.by_table
+                .entry(fingerprint.table.clone())
+                .or_default()
+                .insert(key, fingerprint);
         }
         Ok(())
     }
@@ -96,8 +105,8 @@ impl ParkedKeys {
                 Undo::Added(table, key) => {
                     self.by_table.entry(table).or_default().remove(&key);
                 }
-                Undo::Removed(table, key) => {
-                    self.by_table.entry(table).or_default().insert(key);
+                Undo::Removed(table, key, fingerprint) | Undo::Changed(table, key, fingerprint) => {
+                    self.by_table.entry(table).or_default().insert(key, fingerprint);
                 }
                 Undo::Cleared(table, keys) => {
                     self.by_table.insert(table, keys);
@@ -107,7 +116,7 @@ impl ParkedKeys {
     }
 
     pub(super) fn contains(&self, table: &TableName, key: &Key) -> bool {
-        self.by_table.get(table).is_some_and(|keys| keys.contains(key))
+        self.by_table.get(table).is_some_and(|keys| keys.contains_key(key))
     }
 
     /// Whether a key is parked at all.
@@ -117,7 +126,7 @@ impl ParkedKeys {
 
     /// The parked keys of a table.
     pub(super) fn keys(&self, table: &TableName) -> impl Iterator<Item = &Key> {
-        self.by_table.get(table).into_iter().flatten()
+        self.by_table.get(table).into_iter().flat_map(|keys| keys.keys())
     }
 
     /// Whether the segment did anything to entries.
@@ -182,22 +191,31 @@ impl ParkedKeys {
             return Err(AgentError::KeyEncoding { table: table.clone() });
         }
         let keys = self.by_table.entry(table.clone()).or_default();
-        if !keys.contains(key) {
-            if keys.len() >= self.limit {
-                return Err(AgentError::TooManyFailed {
-                    table: table.clone(),
-                    limit: self.limit,
-                });
-            }
+        let known = keys.get(key);
+        if known.is_none() && keys.len() >= self.limit {
+            return Err(AgentError::TooManyFailed {
+                table: table.clone(),
+                limit: self.limit,
+                fingerprint: most_frequent(keys).map(ToString::to_string),
+            });
+        }
+        let now = match (known, reason) {
+            (Some(known), None) => Arc::clone(known),
+            (None, None) => Arc::new(ParkReason::folded().fingerprint(table)),
+            (_, Some(reason)) => Arc::new(reason.fingerprint(table)),
+        };
+        if known != Some(&now) {
+            self.undo.push(match known {
+                Some(known) => Undo::Changed(table.clone(), key.clone(), Arc::clone(known)),
+                None => Undo::Added(table.clone(), key.clone()),
+            });
             // Kept as long as it is parked, so without the buffer that it was read into.
-            let key = key.compact();
-            keys.insert(key.clone());
-            self.undo.push(Undo::Added(table.clone(), key));
+            keys.insert(key.compact(), now);
         }
         let pending = self
             .pending
             .entry((table.clone(), key.clone()))
-            .or_insert(Pending::Healed);
+            .or_insert(Pending::Healed(None));
         match pending {
             Pending::Parked {
                 relation: known,
@@ -220,7 +238,7 @@ impl ParkedKeys {
                     *known_reason = Some(reason.clone());
                 }
             }
-            Pending::Healed | Pending::Refused(_) => {
+            Pending::Healed(_) | Pending::Refused(_) => {
                 *pending = Pending::Parked {
                     relation: Arc::clone(relation),
                     folded: Coalesced::new(operation),
@@ -234,14 +252,21 @@ impl ParkedKeys {
 
     /// The row is equal to the Site DB's again: the entry is removed.
     pub(super) fn healed(&mut self, table: &TableName, key: &Key) {
-        if self.by_table.get_mut(table).is_some_and(|keys| keys.remove(key)) {
-            self.undo.push(Undo::Removed(table.clone(), key.clone()));
+        let fingerprint = self.by_table.get_mut(table).and_then(|keys| keys.remove(key));
+        if let Some(fingerprint) = &fingerprint {
+            self.undo
+                .push(Undo::Removed(table.clone(), key.clone(), Arc::clone(fingerprint)));
         }
-        self.pending.insert((table.clone(), key.clone()), Pending::Healed);
+        self.pending
+            .insert((table.clone(), key.clone()), Pending::Healed(fingerprint));
     }
 
     /// An attempt to heal was refused: the next one is later.
     pub(super) fn refused(&mut self, table: &TableName, key: &Key, refusal: ParkReason) {
+        if let Some(known) = self.by_table.get_mut(table).and_then(|keys| keys.get_mut(key)) {
+            let before = std::mem::replace(known, Arc::new(refusal.fingerprint(table)));
+            self.undo.push(Undo::Changed(table.clone(), key.clone(), before));
+        }
         match self.pending.entry((table.clone(), key.clone())) {
             indexmap::map::Entry::Occupied(mut known) => {
                 if let Pending::Parked { reason, .. } = known.get_mut() {
@@ -268,11 +293,20 @@ impl ParkedKeys {
     }
 
     /// Writes what the segment did into the open transaction. `lsn`: where the changes stand in the source's log.
-    pub(super) async fn flush(&mut self, client: &Client, lsn: Lsn) -> Result<Flushed, AgentError> {
+    pub(super) async fn flush(&mut self, client: &Client, lsn: Lsn) -> Result<ParkingCounts, AgentError> {
         for table in std::mem::take(&mut self.cleared) {
             entries::clear(client, &self.slot, &table).await?;
         }
         let (mut parked, mut healed, mut refused) = (Parked::default(), Healed::default(), RefusedAgain::default());
+        let mut counts = ParkingCounts::default();
+        let is_new: AHashSet<(&TableName, &Key)> = self
+            .undo
+            .iter()
+            .filter_map(|undo| match undo {
+                Undo::Added(table, key) => Some((table, key)),
+                _ => None,
+            })
+            .collect();
         for ((table, key), pending) in self.pending.drain(..) {
             match pending {
                 Pending::Parked {
@@ -280,9 +314,25 @@ impl ParkedKeys {
                     folded,
                     changes,
                     reason,
-                } => parked.push(&relation, &key, &folded, changes, reason),
-                Pending::Healed => healed.push(&table, &key),
-                Pending::Refused(reason) => refused.push(&table, &key, reason),
+                } => {
+                    if let Some(fingerprint) = self.by_table.get(&table).and_then(|keys| keys.get(&key)) {
+                        let new = i64::from(is_new.contains(&(&table, &key)));
+                        let count = counts.of(fingerprint);
+                        count.parked += new.unsigned_abs();
+                        count.folded += (changes - new).unsigned_abs();
+                    }
+                    parked.push(&relation, &key, &folded, changes, reason);
+                }
+                Pending::Healed(fingerprint) => {
+                    if let Some(fingerprint) = fingerprint {
+                        counts.of(&fingerprint).healed += 1;
+                    }
+                    healed.push(&table, &key);
+                }
+                Pending::Refused(reason) => {
+                    counts.of(&Arc::new(reason.fingerprint(&table))).refused += 1;
+                    refused.push(&table, &key, reason);
+                }
             }
         }
         parked.write(client, &self.slot, lsn, self.retry_initial).await?;
@@ -290,11 +340,20 @@ impl ParkedKeys {
         refused
             .write(client, &self.slot, self.retry_initial, self.retry_max)
             .await?;
-        Ok(Flushed {
-            parked: parked.len(),
-            refused: refused.len(),
-        })
+        Ok(counts)
     }
+}
+
+/// The most frequent cause.
+fn most_frequent(keys: &AHashMap<Key, Arc<Fingerprint>>) -> Option<&Fingerprint> {
+    let mut counts: BTreeMap<&Fingerprint, usize> = BTreeMap::new();
+    for fingerprint in keys.values() {
+        *counts.entry(fingerprint).or_default() += 1;
+    }
+    counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .map(|(fingerprint, _)| fingerprint)
 }
 
 /// Whether all values are UTF-8.
@@ -304,13 +363,4 @@ fn is_text(operation: &Operation) -> bool {
         ColumnValue::Null | ColumnValue::Unchanged => true,
     };
     operation.row().is_none_or(|row| row.0.iter().all(is_text))
-}
-
-/// How many entries a flush has written.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Flushed {
-    /// New or folded.
-    pub parked: usize,
-    /// Tried again, and refused again.
-    pub refused: usize,
 }

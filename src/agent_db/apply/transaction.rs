@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::applier::Applier;
 use super::ledger::Ledger;
+use super::parking_log::ParkingCounts;
 use super::pipelined::{Call, in_order};
 use super::segment::{Applied, Committed, Item, Segment};
 use super::write::Constraints;
@@ -27,8 +29,8 @@ use crate::postgres::error::explain;
 pub struct Transaction {
     applier: Applier,
     ledger: Ledger,
-    /// Attempts to heal that were refused.
-    refused_heals: u64,
+    /// What happened to parked rows.
+    parking: ParkingCounts,
 }
 
 impl Applier {
@@ -38,7 +40,7 @@ impl Applier {
         Transaction {
             applier: self,
             ledger: Ledger::default(),
-            refused_heals: 0,
+            parking: ParkingCounts::default(),
         }
     }
 }
@@ -124,9 +126,10 @@ impl Transaction {
         let writer = &mut self.applier.writer;
         if writer.parked.has_pending() {
             writer.session.open().await?;
-            let flushed = writer.parked.flush(&writer.session.client, lsn).await?;
-            self.refused_heals += flushed.refused as u64;
-            if flushed.parked > 0 {
+            let counts = writer.parked.flush(&writer.session.client, lsn).await?;
+            let total = counts.total();
+            self.parking.add(counts);
+            if total.parked + total.folded > 0 {
                 failpoint::reach(failpoint::name::AGENT_AFTER_PARK);
             }
         }
@@ -300,7 +303,8 @@ impl Transaction {
         self.applier.writer.session.committed();
         self.applier.checkpoint = Some(checkpoint);
         self.ledger.export(&applied);
-        metrics::count_retries("failed", self.refused_heals);
+        metrics::count_retries("failed", self.parking.total().refused);
+        self.applier.parking_log.committed(self.parking, Instant::now());
         let committed = Committed {
             end_lsn,
             applied,

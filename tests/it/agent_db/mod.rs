@@ -4,6 +4,7 @@ mod copied;
 mod fallback;
 mod fixture;
 mod gap;
+mod knots;
 mod names;
 mod parking;
 mod property;

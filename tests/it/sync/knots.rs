@@ -238,3 +238,84 @@ async fn nodes_of_one_table_that_wait_for_each_other_heal_for_a_role_without_pri
 async fn rows_of_several_tables_that_wait_for_each_other_heal_for_a_role_without_privileges() {
     campaign(true).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parking_folding_and_healing_are_told_by_their_cause_and_never_by_a_value() {
+    // GIVEN rows that wait for each other, and one that the Agent DB refuses for a reason of its own
+    let waits = "sync.retry_initial_ms = 60000\nsync.retry_max_ms = 60000";
+    let mut twins = Twins::new("").await.with(waits);
+    twins.agent_is_owner().await;
+    twins.on_both(NODES).await;
+    let daemon = twins.start().await;
+    twins
+        .on_agent("ALTER TABLE node ADD CONSTRAINT no_root CHECK (id <> 'secret-root')")
+        .await;
+    twins
+        .on_site("INSERT INTO node VALUES ('secret-root', NULL, 1); INSERT INTO node VALUES ('secret-leaf', 'secret-root', 2)")
+        .await;
+    twins.until_parked(2).await;
+    twins.on_site("UPDATE node SET u = 3 WHERE id = 'secret-leaf'").await;
+
+    // THEN each cause is told once
+    daemon.says("the Agent DB refused rows").await;
+    daemon.says("no_root").await;
+    daemon.says("node_parent_fkey").await;
+    daemon.says("changes of parked rows are kept").await;
+    let list = twins.fails(&["failed", "list", "--json"]).await;
+    assert!(list.contains(r#""fingerprint":"23514 no_root public.node""#), "{list}");
+    assert!(
+        list.contains(r#""fingerprint":"23503 node_parent_fkey public.node""#),
+        "{list}"
+    );
+
+    // and asking for a key that is not parked is a mistake
+    let unknown = twins
+        .fails(&["failed", "retry", "node", "--key", r#"["nobody"]"#])
+        .await;
+    assert!(unknown.contains("no row with this key is parked"), "{unknown}");
+
+    // WHEN the reason is gone, and all are asked for
+    twins.on_agent("ALTER TABLE node DROP CONSTRAINT no_root").await;
+    let healed = twins.succeeds(&["failed", "retry"]).await;
+    assert!(healed.contains("2 healed"), "{healed}");
+    daemon.says("parked rows are healed").await;
+    let (_, metrics) = daemon.admin("/metrics").await.unwrap();
+    for event in ["parked", "folded", "healed"] {
+        let of_event = format!(r#"twinlog_failed_row_events_total{{table="public.node",event="{event}",reason="235"#);
+        assert!(metrics.contains(&of_event), "{event}: {metrics}");
+    }
+    let output = daemon.output();
+    assert!(!output.contains("secret"), "{output}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_refuses_a_row_at_the_commit_parks_the_row_and_stops_no_other() {
+    // GIVEN a constraint trigger that fires in spite of the session's role, and waits for the commit
+    let twins = Twins::new(
+        "CREATE TABLE notes (id bigint PRIMARY KEY, body text, n int); CREATE TABLE other (id int PRIMARY KEY)",
+    )
+    .await;
+    let _daemon = twins.start().await;
+    let trigger = "
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN IF NEW.n = 13 THEN RAISE unique_violation; END IF; RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER late AFTER INSERT OR UPDATE ON notes DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION refuse();
+        ALTER TABLE notes ENABLE ALWAYS TRIGGER late";
+    twins.on_agent(trigger).await;
+
+    // WHEN it refuses one of several rows
+    twins
+        .on_site("INSERT INTO notes SELECT i, 'x', i FROM generate_series(1, 20) i; INSERT INTO other VALUES (1)")
+        .await;
+
+    // THEN that row is parked, the others are there, and it heals when the trigger is gone
+    twins.until_parked_within(2 * SOON, 1).await;
+    twins
+        .until_agent("the other rows", "SELECT count(*) FROM notes", "19")
+        .await;
+    twins.until_equal(&["other"]).await;
+    twins.on_agent("DROP TRIGGER late ON notes").await;
+    twins.until_parked(0).await;
+    twins.until_equal(&["notes", "other"]).await;
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::fingerprint::Fingerprint;
 use super::row_values;
 use crate::agent_db::bookkeeping::control::failed;
 use crate::agent_db::error::{AgentError, CHANGED};
@@ -81,7 +82,12 @@ impl ParkReason {
         }
     }
 
-    fn folded() -> Self {
+    /// What rows of the table that are refused for this reason have in common.
+    pub(in crate::agent_db) fn fingerprint(&self, table: &TableName) -> Fingerprint {
+        Fingerprint::new(table, &self.code, self.constraint.as_deref())
+    }
+
+    pub(in crate::agent_db) fn folded() -> Self {
         Self {
             code: FOLDED.to_owned(),
             constraint: None,
@@ -333,10 +339,11 @@ impl RefusedAgain {
 }
 
 /// All keys that are parked, as the connection's transaction sees them.
-pub(in crate::agent_db) async fn keys(client: &Client, slot: &str) -> Result<Vec<(TableName, Key)>, AgentError> {
+pub(in crate::agent_db) async fn keys(client: &Client, slot: &str) -> Result<Vec<(Key, Fingerprint)>, AgentError> {
     let rows = client
         .query(
-            "SELECT schema_name, table_name, key FROM twinlog.failed_rows WHERE slot OPERATOR(pg_catalog.=) $1",
+            "SELECT schema_name, table_name, key, reason, constraint_name FROM twinlog.failed_rows
+             WHERE slot OPERATOR(pg_catalog.=) $1",
             &[&slot],
         )
         .await
@@ -347,7 +354,10 @@ pub(in crate::agent_db) async fn keys(client: &Client, slot: &str) -> Result<Vec
             let key = Key::from_json(row.get("key")).ok_or(AgentError::Unreadable {
                 what: "a failed row's key",
             })?;
-            Ok((table, key))
+            Ok((
+                key,
+                Fingerprint::new(&table, row.get("reason"), row.get("constraint_name")),
+            ))
         })
         .collect()
 }

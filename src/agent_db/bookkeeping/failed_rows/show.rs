@@ -1,5 +1,6 @@
 //! What `twinlog failed` does: shows which rows are parked and why, and asks the daemon to try them again now.
 
+use super::fingerprint::Fingerprint;
 use crate::agent_db::bookkeeping::control::{Control, failed};
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
@@ -28,6 +29,8 @@ pub struct FailedRow {
     pub reason: String,
     /// The constraint that refused it, if it was one.
     pub constraint: Option<String>,
+    /// What it has in common with other parked rows: SQLSTATE, constraint (`-` for none) and table.
+    pub fingerprint: String,
     /// The Agent DB's error message.
     pub message: String,
     /// Changes folded into it.
@@ -107,9 +110,16 @@ impl Control {
             .map_err(failed("read the failed rows"))?;
         Ok(rows
             .iter()
-            .map(|row| FailedRow {
+            .map(|row| {
+                (
+                    row,
+                    TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+                )
+            })
+            .map(|(row, table)| FailedRow {
                 id: row.get("id"),
-                table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+                fingerprint: Fingerprint::new(&table, row.get("reason"), row.get("constraint_name")).to_string(),
+                table,
                 key: row.get("key"),
                 operation: row.get("operation"),
                 reason: row.get("reason"),
