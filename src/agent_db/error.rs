@@ -179,7 +179,16 @@ impl std::fmt::Display for Holder {
     }
 }
 
+/// The setting by which [`AgentError::TooManyFailed`] is known again in a stored reason.
+const TOO_MANY_KEY: &str = "sync.max_failed_rows";
+
 impl AgentError {
+    /// Whether a stored reason, the error with its hint, is that of [`AgentError::TooManyFailed`].
+    #[must_use]
+    pub fn is_too_many_failed(reason: &str) -> bool {
+        reason.contains(TOO_MANY_KEY)
+    }
+
     /// Wraps a driver's error. `table`: the table that the statement was for.
     #[must_use]
     pub fn from_driver(action: &'static str, table: Option<&TableName>, source: tokio_postgres::Error) -> Self {
@@ -385,9 +394,9 @@ impl AgentError {
                 table.quoted(),
                 columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
             ),
-            Self::TooManyFailed { table, .. } => format!(
-                "find the common cause with: twinlog failed list {table}; repair it, or raise sync.max_failed_rows"
-            ),
+            Self::TooManyFailed { table, .. } => {
+                format!("find the common cause with: twinlog failed list {table}; repair it, or raise {TOO_MANY_KEY}")
+            }
             Self::Backwards { .. } | Self::AnotherSource => {
                 "the Site DB or the Agent DB was replaced or restored from a backup: run twinlog resync --all"
                     .to_owned()

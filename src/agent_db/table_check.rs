@@ -4,9 +4,9 @@ use tokio_postgres::Client;
 
 use super::catalog;
 use super::error::AgentError;
-use crate::change::TableDescription;
+use crate::change::{TableDescription, TableName};
 use crate::config::DatabaseUrl;
-use crate::postgres::{self, Side};
+use crate::postgres::{self, Side, quote_identifier};
 
 /// A session that looks, and writes nothing.
 #[derive(Debug)]
@@ -39,4 +39,49 @@ impl TableCheck {
         }
         Ok(())
     }
+
+    /// Whether the database still refuses the table's parked rows: tries some of them, each in a transaction that is rolled
+    /// back. False if none is parked that could be tried.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn refuses_parked(&self, slot: &str, table: &TableName) -> Result<bool, AgentError> {
+        let failed = |source| AgentError::from_driver("try a parked row", Some(table), source);
+        let rows = self
+            .0
+            .query(SAMPLE, &[&slot, &&*table.schema, &&*table.name])
+            .await
+            .map_err(failed)?;
+        let mut refused = false;
+        for row in &rows {
+            let columns: Vec<String> = row.get("columns");
+            let columns: Vec<String> = columns.iter().map(|name| quote_identifier(name)).collect();
+            let insert = format!(
+                "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE
+                 SELECT {columns} FROM pg_catalog.jsonb_populate_record(NULL::{table}, (
+                     SELECT image FROM twinlog.failed_rows WHERE id = $1)) ON CONFLICT DO NOTHING",
+                table = table.quoted(),
+                columns = columns.join(", "),
+            );
+            self.0.batch_execute("BEGIN").await.map_err(failed)?;
+            let tried = async {
+                self.0.execute(&insert, &[&row.get::<_, i64>("id")]).await?;
+                self.0.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await
+            }
+            .await;
+            self.0.batch_execute("ROLLBACK").await.map_err(failed)?;
+            match tried {
+                Ok(()) => return Ok(false),
+                Err(source) if source.as_db_error().is_none() => return Err(failed(source)),
+                Err(_) => refused = true,
+            }
+        }
+        Ok(refused)
+    }
 }
+
+/// The newest parked rows of a table that are known as a whole.
+const SAMPLE: &str = "
+SELECT id, ARRAY(SELECT jsonb_object_keys(image)) AS columns FROM twinlog.failed_rows
+WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND operation = 'upsert' AND image <> '{}'
+ORDER BY id DESC LIMIT 5";

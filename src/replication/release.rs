@@ -73,6 +73,10 @@ impl Release {
             };
             for table in held {
                 match session.check(&table.description()).await {
+                    // So many rows were refused that the table was held: reading it again would only refuse them again.
+                    Ok(())
+                        if is_of_too_many(&records, &table.table)
+                            && session.refuses_parked(&self.settings.slot, &table.table).await? => {}
                     Ok(()) => self.release(table, &mut released).await?,
                     Err(error) if error.table_fault().is_some() => self.stays_held(&table.table, &error).await?,
                     Err(error) => return Err(error.into()),
@@ -119,4 +123,10 @@ impl Released {
     fn is_due(&self) -> bool {
         self.at.elapsed() >= backoff(self.times, AGAIN.0, AGAIN.1)
     }
+}
+
+/// Whether a table is held because too many of its rows are parked.
+fn is_of_too_many(records: &TableRecords, table: &TableName) -> bool {
+    let reason = records.get(table).and_then(|record| record.detail.as_deref());
+    reason.is_some_and(AgentError::is_too_many_failed)
 }

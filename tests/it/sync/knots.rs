@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio_postgres::Client;
 
-use crate::harness::{Databases, SOON, Twins, databases, eventually};
+use crate::harness::{Databases, NOTES, SOON, Twins, databases, eventually, holds_for};
 
 /// How long programs run by default.
 const BUDGET: Duration = Duration::from_secs(8);
@@ -318,4 +318,46 @@ async fn a_trigger_that_refuses_a_row_at_the_commit_parks_the_row_and_stops_no_o
     twins.on_agent("DROP TRIGGER late ON notes").await;
     twins.until_parked(0).await;
     twins.until_equal(&["notes", "other"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_refusals_of_one_cause_hold_their_table_until_one_of_its_rows_is_taken() {
+    // GIVEN two tables, one of which refuses all rows
+    let twins = Twins::new(&format!("{NOTES}; CREATE TABLE other (id int PRIMARY KEY)"))
+        .await
+        .with("sync.max_failed_rows = 5\nsync.retry_max_ms = 200");
+    twins
+        .on_agent("ALTER TABLE notes ADD CONSTRAINT none CHECK (n < 0)")
+        .await;
+    let daemon = twins.start().await;
+    twins
+        .on_site("INSERT INTO notes SELECT i, 'a', i FROM generate_series(1, 4) i")
+        .await;
+    twins.until_parked(4).await;
+    twins.until_table("notes", "streaming", 0).await;
+
+    // WHEN more of them are refused than may be parked
+    twins
+        .on_site("INSERT INTO notes SELECT i, 'a', i FROM generate_series(5, 40) i; INSERT INTO other VALUES (1)")
+        .await;
+
+    // THEN the table is held with one alert, and is not read again and again while nothing has changed
+    twins.until_table("notes", "held", 0).await;
+    daemon.says("most of them for one cause: 23514 none public.notes").await;
+    twins.until_equal(&["other"]).await;
+    holds_for("the table is not released", Duration::from_secs(6), || async {
+        let output = daemon.output();
+        if output.contains("a table is released") {
+            Err(output)
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+
+    // and it is released when the cause is gone
+    twins.on_agent("ALTER TABLE notes DROP CONSTRAINT none").await;
+    twins.until_equal(&["notes", "other"]).await;
+    twins.until_parked(0).await;
+    twins.assert_balanced().await;
 }
