@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::agent_db::AgentError;
+use crate::change::TableName;
+use crate::lsn::Lsn;
 use crate::retry::backoff;
 
 use super::error::SyncError;
@@ -68,6 +70,27 @@ impl Failures {
     }
 }
 
+/// Notices a table that ends one run after the other.
+#[derive(Debug, Default)]
+pub(super) struct LoopGuard(Option<(TableName, Lsn)>);
+
+impl LoopGuard {
+    /// The error of a run, or, if the run before ended for the same table at the same position, the one that holds this
+    /// table. `settled`: how far the stream has come.
+    pub(super) fn check(&mut self, error: SyncError, settled: Lsn) -> SyncError {
+        let SyncError::TableChanged(table) = error else {
+            self.0 = None;
+            return error;
+        };
+        let now = Some((table.clone(), settled));
+        if self.0 == now {
+            return SyncError::TableKeepsChanging(table);
+        }
+        self.0 = now;
+        SyncError::TableChanged(table)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::continuity::GapReason;
@@ -101,6 +124,20 @@ mod tests {
             HELD_RETRY,
             "no backoff: a repair takes effect at once"
         );
+    }
+
+    #[test]
+    fn a_table_that_ends_two_runs_at_one_position_is_held() {
+        let mut guard = LoopGuard::default();
+        let changed = |name: &str| SyncError::TableChanged(TableName::new("public", name));
+        let mut holds = |error, position| guard.check(error, Lsn(position)).table_fault().is_some();
+        assert!(!holds(changed("t"), 10));
+        assert!(!holds(changed("t"), 20), "something was written");
+        assert!(!holds(changed("other"), 20));
+        assert!(!holds(changed("t"), 20));
+        assert!(holds(changed("t"), 20));
+        assert!(!holds(SyncError::StreamEnded, 20));
+        assert!(!holds(changed("t"), 20));
     }
 
     #[test]

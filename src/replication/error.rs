@@ -63,6 +63,9 @@ pub enum SyncError {
     /// The Site DB's published tables have changed since the start; the next start reads them.
     #[error("table {0} of the Site DB was added, left the publication or changed: restarting the stream with it")]
     TableChanged(TableName),
+    /// The last resort against a loop: the table ended two runs in a row as changed, and nothing was written between them.
+    #[error("table {0} of the Site DB is found changed at every start, although nothing was written meanwhile")]
+    TableKeepsChanging(TableName),
     /// The slot belongs to another database of the same cluster.
     #[error(
         "slot {slot} belongs to database {database:?} of the Site DB's cluster, but site.url names another database"
@@ -107,6 +110,7 @@ impl SyncError {
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
             | Self::WrongPlugin { .. }
+            | Self::TableKeepsChanging(_)
             | Self::SlotElsewhere { .. }
             | Self::SlotName(_)
             | Self::Table(_) => Disposition::Systemic,
@@ -122,6 +126,7 @@ impl SyncError {
             Self::Agent(error) => error.table_fault(),
             Self::Copy(error) => error.table_fault(),
             Self::Stream(error) => error.table_fault(),
+            Self::TableKeepsChanging(table) => Some(table),
             Self::Wire(_)
             | Self::Migration(_)
             | Self::SlotName(_)
@@ -164,6 +169,7 @@ impl SyncError {
                 "correct site.url (its database is not {database}), or choose another sync.slot"
             )),
             Self::TableChanged(_)
+            | Self::TableKeepsChanging(_)
             | Self::SlotName(_)
             | Self::Table(_)
             | Self::StreamEnded

@@ -18,7 +18,7 @@ use crate::shutdown;
 use crate::source::{Selection, Visibility};
 use crate::wire::{ServerFault, SlotName};
 
-use super::after_error::{Failures, setback, wait};
+use super::after_error::{Failures, LoopGuard, setback, wait};
 use super::catalog_watch::CatalogWatch;
 use super::copies::Copies;
 use super::error::SyncError;
@@ -77,6 +77,7 @@ impl Daemon {
 
     async fn supervise(&self, stop: &CancellationToken) -> Result<(), SyncError> {
         let mut failures = Failures::default();
+        let mut guard = LoopGuard::default();
         let mut fault: Option<(TableName, String)> = None;
         loop {
             let began = Instant::now();
@@ -85,7 +86,7 @@ impl Daemon {
             let error = match Box::pin(self.run_once(fault.as_ref(), stop)).await {
                 Ok(()) => return Ok(()),
                 Err(_) if stop.is_cancelled() => return Ok(()),
-                Err(error) => self.named(error),
+                Err(error) => guard.check(self.named(error), self.status.settled_lsn()),
             };
             let (reason, setback) = (error.explain(), setback(&error));
             // The next run holds it, so that the same fault never ends two runs.
