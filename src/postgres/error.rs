@@ -51,6 +51,14 @@ pub enum SessionError {
         /// How long we waited.
         seconds: u64,
     },
+    /// A pooler between us and the server gives the same server session to several clients.
+    #[error("a connection pooler in transaction or statement mode is between us and the {side} at {server}")]
+    Pooled {
+        /// The database.
+        side: Side,
+        /// The URL without its password.
+        server: String,
+    },
     /// TLS can't be set up (authority file, names).
     #[error("set up TLS for the {side} at {server}")]
     Tls {
@@ -111,7 +119,7 @@ impl SessionError {
                 Refusal::of(source).map_or(Disposition::Transient, |refusal| not_of_a_row(refusal.disposition()))
             }
             Self::ConnectTimeout { .. } | Self::Ended(_) => Disposition::Transient,
-            Self::Tls { .. } => Disposition::Systemic,
+            Self::Tls { .. } | Self::Pooled { .. } => Disposition::Systemic,
             Self::Refused { refusal, .. } => not_of_a_row(refusal.disposition()),
         }
     }
@@ -143,6 +151,10 @@ impl SessionError {
             }
             Self::ConnectTimeout { .. } => Some(UNREACHABLE_HINT.to_owned()),
             Self::Tls { source, .. } => Some(source.hint()),
+            Self::Pooled { .. } => Some(
+                "use the server's own port, or a pool in session mode (PgBouncer: pool_mode = session; Supabase: port 5432)"
+                    .to_owned(),
+            ),
             Self::Lost { .. } | Self::Ended(_) => None,
             Self::Refused { side, refusal, .. } => session_hint(*side, &refusal.sqlstate),
         }

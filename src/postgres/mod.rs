@@ -34,7 +34,7 @@ pub mod tls;
 pub mod waits;
 
 pub use condition::{Condition, ConditionError};
-pub use connect::connect;
+pub use connect::{connect, refuse_pooler};
 pub use error::{RaisedBy, Refusal, SessionError, Side};
 pub use plain::connect_plain;
 pub use quote::quote_identifier;

@@ -17,6 +17,7 @@
 //! | [`resync`] | serves the commands of `twinlog resync` |
 //! | [`healing`] | tries parked rows again when they are due |
 //! | [`release`] | releases held tables once the reason is gone |
+//! | [`agent_watch`] | notices that tables were changed in the Agent DB |
 //! | [`catalog_watch`] | notices that the Site DB's published tables have changed |
 //! | [`status`] | what the daemon reports about itself: state, positions, delay |
 //! | [`after_error`] | how long to wait after a failed run, and what to log |
@@ -27,6 +28,7 @@
 //! reading and merging chunks (`copy`). Nothing here depends on WhatsApp: it replicates any table with a primary key.
 
 mod after_error;
+mod agent_watch;
 mod catalog_watch;
 mod continuity;
 mod copies;

@@ -19,6 +19,7 @@ use crate::source::{Selection, Visibility};
 use crate::wire::{ServerFault, SlotName};
 
 use super::after_error::{Failures, LoopGuard, setback, wait};
+use super::agent_watch::AgentWatch;
 use super::catalog_watch::CatalogWatch;
 use super::copies::Copies;
 use super::error::SyncError;
@@ -164,12 +165,14 @@ impl Daemon {
         // The readers stop before the stream, whose loop then drains what they have sent.
         let readers = stop.child_token();
         let (copy_control, heal_control) = (control, self.control().await?);
+        let watch_control = self.control().await?;
         let result = tokio::select! {
             result = Box::pin(run.stream.run(stop)) => result,
             result = Box::pin(only_errors(run.copies.run(copy_control, &readers))) => result,
             result = Box::pin(only_errors(run.healing.run(heal_control, &readers))) => result,
             result = Box::pin(only_errors(run.catalog_watch.run(&readers))) => result,
             result = Box::pin(only_errors(run.release.run(&readers))) => result,
+            result = Box::pin(only_errors(run.agent_watch.run(watch_control, &readers))) => result,
         };
         readers.cancel();
         result
@@ -220,6 +223,10 @@ impl Daemon {
             status: Arc::clone(&self.status),
             visibility,
         };
+        let agent_watch = AgentWatch {
+            tables: Arc::clone(&tables),
+            requests: requests.clone(),
+        };
         let release = Release {
             settings: Arc::clone(&self.settings),
             tables: Arc::clone(&tables),
@@ -257,6 +264,7 @@ impl Daemon {
             copies,
             healing,
             catalog_watch,
+            agent_watch,
             release,
         }
     }
@@ -268,6 +276,7 @@ struct Run {
     copies: Copies,
     healing: Healing,
     catalog_watch: CatalogWatch,
+    agent_watch: AgentWatch,
     release: Release,
 }
 

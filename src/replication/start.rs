@@ -14,13 +14,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agent_db::{
-    Applier, ApplierSettings, Checkpoint, CommandKind, Control, ResyncProgress, SourceIdentity, StoredCheckpoint,
+    AgentError, Applier, ApplierSettings, Checkpoint, CommandKind, Control, ResyncProgress, SourceIdentity,
+    StoredCheckpoint,
 };
 use crate::change::{Shape, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::migrations;
 use crate::postgres::error::explain;
+use crate::postgres::{Side, refuse_pooler};
 use crate::source::publication::{self, Prepared};
 use crate::source::visibility::blockers;
 use crate::source::{self, Selection, SlotFacts, Source};
@@ -138,6 +140,10 @@ impl Start<'_> {
             parking,
             ..
         } = self.settings;
+        // Before anything else, as even the migrations take a lock.
+        for (side, url) in [(Side::Agent, agent), (Side::Site, site)] {
+            refuse_pooler(side, url).await.map_err(AgentError::from)?;
+        }
         migrations::apply_twinlog(agent).await?;
         let applier_settings = ApplierSettings {
             application_name: "twinlog apply".to_owned(),

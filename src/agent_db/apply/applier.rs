@@ -12,6 +12,7 @@ use super::parking_log::ParkingLog;
 use super::session::Session;
 use super::targets::Targets;
 use super::write::{Constraints, CopyBackoff, Writer};
+use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::bookkeeping::{
     Checkpoint, StoredCheckpoint, TableChange, TableMode, accounting, checkpoint, lock, shapes, tables,
 };
@@ -41,6 +42,8 @@ pub struct ApplierSettings {
 pub struct Applier {
     pub(super) writer: Writer,
     pub(super) slot: String,
+    /// What texts the database can hold.
+    pub(super) encoding: Encoding,
     /// What the session's role may do.
     pub(super) rights: Rights,
     /// The last durable checkpoint, if known.
@@ -65,8 +68,10 @@ impl Applier {
         let save_checkpoint = checkpoint::prepare(client).await?;
         let add_accounting = accounting::prepare(client).await?;
         let constraints = Constraints::read(client, &rights).await?;
+        let encoding = Encoding::read(client).await?;
         let mut parked = ParkedKeys::new(
             slot,
+            encoding,
             settings.max_failed_rows,
             settings.retry_initial,
             settings.retry_max,
@@ -86,6 +91,7 @@ impl Applier {
                 copy_backoff: CopyBackoff::default(),
             },
             slot: slot.to_owned(),
+            encoding,
             rights,
             checkpoint: None,
             save_checkpoint,
@@ -105,6 +111,17 @@ impl Applier {
         let relation = writer.targets.resolve(client, description).await?;
         writer.constraints = Constraints::read(client, &self.rights).await?;
         Ok(relation)
+    }
+
+    /// Has a table looked up again before it is written the next time, because it was changed in the Agent DB.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn agent_changed(&mut self, table: &TableName) -> Result<(), AgentError> {
+        let writer = &mut self.writer;
+        writer.targets.doubt(table);
+        writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
+        Ok(())
     }
 
     /// Says how a table's changes are treated from here on; [`TableMode::Complete`] before the first call.
@@ -141,7 +158,7 @@ impl Applier {
     /// # Errors
     /// The statement or the connection failed.
     pub async fn set_gap(&mut self, reason: &str) -> Result<(), AgentError> {
-        checkpoint::set_gap(&self.writer.session.client, &self.slot, reason).await
+        checkpoint::set_gap(&self.writer.session.client, &self.slot, &self.encoding.shown(reason)).await
     }
 
     /// Writes a table's state. Durable when it returns.
@@ -149,7 +166,13 @@ impl Applier {
     /// # Errors
     /// The statement or the connection failed.
     pub async fn write_table(&mut self, change: &TableChange) -> Result<(), AgentError> {
-        Box::pin(tables::write(&self.writer.session.client, &self.slot, change)).await
+        Box::pin(tables::write(
+            &self.writer.session.client,
+            self.encoding,
+            &self.slot,
+            change,
+        ))
+        .await
     }
 
     /// Stores the shape that a table has when it is copied.

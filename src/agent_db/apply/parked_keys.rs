@@ -13,6 +13,7 @@ use indexmap::IndexMap;
 use tokio_postgres::Client;
 
 use super::parking_log::ParkingCounts;
+use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::bookkeeping::failed_rows::Fingerprint;
 use crate::agent_db::bookkeeping::failed_rows::entries::{self, Healed, ParkReason, Parked, RefusedAgain};
 use crate::agent_db::error::AgentError;
@@ -23,6 +24,8 @@ use crate::lsn::Lsn;
 #[derive(Debug)]
 pub(super) struct ParkedKeys {
     slot: String,
+    /// What texts the database can hold.
+    encoding: Encoding,
     /// If more keys of one table than this are parked, the table itself is taken to be at fault.
     limit: usize,
     /// Wait before the first attempt to heal.
@@ -61,9 +64,16 @@ enum Undo {
 }
 
 impl ParkedKeys {
-    pub(super) fn new(slot: &str, limit: usize, retry_initial: Duration, retry_max: Duration) -> Self {
+    pub(super) fn new(
+        slot: &str,
+        encoding: Encoding,
+        limit: usize,
+        retry_initial: Duration,
+        retry_max: Duration,
+    ) -> Self {
         Self {
             slot: slot.to_owned(),
+            encoding,
             limit,
             retry_initial,
             retry_max,
@@ -297,7 +307,6 @@ impl ParkedKeys {
         for table in std::mem::take(&mut self.cleared) {
             entries::clear(client, &self.slot, &table).await?;
         }
-        let (mut parked, mut healed, mut refused) = (Parked::default(), Healed::default(), RefusedAgain::default());
         let mut counts = ParkingCounts::default();
         let is_new: AHashSet<(&TableName, &Key)> = self
             .undo
@@ -307,6 +316,11 @@ impl ParkedKeys {
                 _ => None,
             })
             .collect();
+        let (mut parked, mut healed, mut refused) = (
+            Parked::new(self.encoding),
+            Healed::new(self.encoding),
+            RefusedAgain::new(self.encoding),
+        );
         for ((table, key), pending) in self.pending.drain(..) {
             match pending {
                 Pending::Parked {

@@ -175,7 +175,13 @@ impl Transaction {
         let session = &mut self.applier.writer.session;
         for change in changes.values() {
             session.open().await?;
-            Box::pin(tables::write(&session.client, &self.applier.slot, change)).await?;
+            Box::pin(tables::write(
+                &session.client,
+                self.applier.encoding,
+                &self.applier.slot,
+                change,
+            ))
+            .await?;
         }
         Ok(())
     }
@@ -212,6 +218,17 @@ impl Transaction {
     /// As [`Applier::set_mode`].
     pub fn set_mode(&mut self, table: &TableName, mode: TableMode) {
         self.applier.set_mode(table, mode);
+    }
+
+    /// As [`Applier::agent_changed`].
+    ///
+    /// # Errors
+    /// The statement's or the connection's; [`AgentError::Aborted`] if an earlier call has failed.
+    pub async fn agent_changed(&mut self, table: &TableName) -> Result<(), AgentError> {
+        if self.applier.writer.session.is_broken() {
+            return Err(AgentError::Aborted);
+        }
+        self.applier.agent_changed(table).await
     }
 
     /// As [`Applier::write_table`]; if something was applied already, it is committed together with that.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 
+use super::encoding::Encoding;
 use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::SessionKind;
@@ -22,6 +23,7 @@ const CHANNEL: &str = "twinlog";
 pub struct Control {
     pub(in crate::agent_db) client: Client,
     pub(in crate::agent_db) slot: String,
+    pub(super) encoding: Encoding,
     notified: Arc<Notify>,
 }
 
@@ -50,6 +52,7 @@ impl Control {
             .await
             .map_err(failed("listen for commands"))?;
         Ok(Self {
+            encoding: Encoding::read(&client).await?,
             client,
             slot: slot.to_owned(),
             notified,

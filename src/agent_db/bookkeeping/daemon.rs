@@ -125,7 +125,7 @@ impl Control {
                     &report.version,
                     &report.started_at,
                     &report.state,
-                    &report.detail,
+                    &report.detail.as_deref().map(|detail| self.encoding.shown(detail)),
                     &figures,
                 ],
             )

@@ -14,19 +14,24 @@
 //! | `commands` | `commands`: what people asked for |
 //! | `daemon` | `daemon`: the daemon's last report |
 //! | `lock` | none: the advisory lock that one daemon holds |
+//! | `agent_marks` | none: whether tables were changed in the Agent DB |
+//! | `encoding` | none: texts that the database can hold |
 //! | `control` | none: the connection for all that is not written beside rows |
 
 pub(super) mod accounting;
+mod agent_marks;
 pub(super) mod checkpoint;
 mod commands;
 mod control;
 mod daemon;
+pub(super) mod encoding;
 pub(super) mod failed_rows;
 pub(super) mod lock;
 pub(super) mod shapes;
 pub(super) mod tables;
 
 pub use accounting::Tally;
+pub use agent_marks::AgentMarks;
 pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
 pub use commands::{
     Command, CommandError, CommandKind, CommandState, Resync, ResyncArguments, ResyncProgress, ResyncedState,

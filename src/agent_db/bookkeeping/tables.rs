@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use tokio_postgres::{Client, Row};
 
 use super::control::{Control, failed};
+use super::encoding::Encoding;
 use crate::agent_db::error::AgentError;
 use crate::change::{Key, TableName};
 use crate::lsn::Lsn;
@@ -212,7 +213,7 @@ ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     finished_at = EXCLUDED.finished_at, copied_at_lsn = EXCLUDED.copied_at_lsn,
     row_key = EXCLUDED.row_key, published_changes = EXCLUDED.published_changes";
 
-async fn save(client: &Client, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
+async fn save(client: &Client, encoding: Encoding, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
     client
         .execute(
             SAVE,
@@ -222,12 +223,12 @@ async fn save(client: &Client, slot: &str, record: &TableRecord) -> Result<(), A
                 &&*record.table.name,
                 &record.state.as_str(),
                 &record.phase.map(CopyPhase::as_str),
-                &record.last_key.as_ref().map(Key::to_json),
+                &record.last_key.as_ref().map(|key| encoding.json(key.to_json())),
                 &record.rows_copied,
                 &record.rows_estimated,
-                &record.condition,
+                &record.condition.as_deref().map(|condition| encoding.shown(condition)),
                 &record.command_id,
-                &record.detail,
+                &record.detail.as_deref().map(|detail| encoding.shown(detail)),
                 &record.started_at,
                 &record.finished_at,
                 &record.copied_at_lsn,
@@ -254,9 +255,14 @@ async fn forget(client: &Client, slot: &str, table: &TableName) -> Result<(), Ag
 }
 
 /// Writes a change, in whatever transaction is open: a copy's progress is committed with its rows.
-pub(in crate::agent_db) async fn write(client: &Client, slot: &str, change: &TableChange) -> Result<(), AgentError> {
+pub(in crate::agent_db) async fn write(
+    client: &Client,
+    encoding: Encoding,
+    slot: &str,
+    change: &TableChange,
+) -> Result<(), AgentError> {
     match change {
-        TableChange::Saved(record) => Box::pin(save(client, slot, record)).await,
+        TableChange::Saved(record) => Box::pin(save(client, encoding, slot, record)).await,
         TableChange::Forgotten(table) => forget(client, slot, table).await,
     }
 }

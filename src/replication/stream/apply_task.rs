@@ -196,6 +196,12 @@ impl ApplyTask {
                 ApplyOrder::Store(StoreRequest::ClearGap(command, reply)) => {
                     self.clear_gap(&mut transaction, command, reply).await.map(|()| None)
                 }
+                ApplyOrder::Store(StoreRequest::AgentChanged(table, reply)) => {
+                    let changed = transaction.agent_changed(&table).await;
+                    // The watch may have been stopped with the run.
+                    let _ = reply.send(());
+                    changed.map(|()| None)
+                }
                 ApplyOrder::Apply(segment) => self.apply(&mut transaction, segment).await.map(Some),
                 ApplyOrder::Commit(batch) => match self.commit(transaction, batch).await {
                     Ok((next, report)) => {

@@ -34,6 +34,8 @@ pub(in crate::replication) enum StoreRequest {
     Shape(TableName, Shape, oneshot::Sender<()>),
     /// Remove the stored gap and end this command, the full resync after which no row is missing.
     ClearGap(i64, oneshot::Sender<bool>),
+    /// A table was changed in the Agent DB: look it up again.
+    AgentChanged(TableName, oneshot::Sender<()>),
 }
 
 /// The sending end of the channel. Every call fails with [`CopyError::StreamEnded`] once the stream has ended.
@@ -86,6 +88,12 @@ impl StreamRequests {
     /// that is committed, and whether it was so.
     pub(in crate::replication) async fn clear_gap(&self, command: i64) -> Result<bool, SyncError> {
         self.ask(|reply| StreamRequest::Store(StoreRequest::ClearGap(command, reply)))
+            .await
+    }
+
+    /// Has a table looked up again before it is written the next time.
+    pub(in crate::replication) async fn agent_changed(&self, table: &TableName) -> Result<(), SyncError> {
+        self.ask(|reply| StreamRequest::Store(StoreRequest::AgentChanged(table.clone(), reply)))
             .await
     }
 

@@ -1,5 +1,6 @@
 //! The daemon end to end: two real databases, the real binary.
 
+mod agent_changes;
 mod basics;
 mod convergence;
 mod copying;
@@ -12,6 +13,7 @@ mod kills;
 mod knots;
 mod memory;
 mod oracle;
+mod pooler;
 mod program;
 mod renames;
 mod resync;

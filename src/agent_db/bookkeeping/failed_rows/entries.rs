@@ -9,6 +9,7 @@ use tokio_postgres::Client;
 use super::fingerprint::Fingerprint;
 use super::row_values;
 use crate::agent_db::bookkeeping::control::failed;
+use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::error::{AgentError, CHANGED};
 use crate::change::{Coalesced, ColumnValue, Key, Relation, Row, TableName};
 use crate::lsn::Lsn;
@@ -141,18 +142,28 @@ WHERE f.slot OPERATOR(pg_catalog.=) $1 AND f.schema_name OPERATOR(pg_catalog.=) 
     AND f.table_name OPERATOR(pg_catalog.=) x.t AND f.key OPERATOR(pg_catalog.=) x.k";
 
 /// Keys as columns of parameters.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Keys {
+    encoding: Encoding,
     schemas: Vec<String>,
     tables: Vec<String>,
     keys: Vec<String>,
 }
 
 impl Keys {
+    const fn new(encoding: Encoding) -> Self {
+        Self {
+            encoding,
+            schemas: Vec::new(),
+            tables: Vec::new(),
+            keys: Vec::new(),
+        }
+    }
+
     fn push(&mut self, table: &TableName, key: &Key) {
         self.schemas.push(table.schema.to_string());
         self.tables.push(table.name.to_string());
-        self.keys.push(key.to_json());
+        self.keys.push(self.encoding.json(key.to_json()));
     }
 }
 
@@ -165,15 +176,21 @@ struct Reasons {
 }
 
 impl Reasons {
-    fn push(&mut self, reason: ParkReason) {
+    fn push(&mut self, reason: ParkReason, encoding: Encoding) {
         self.codes.push(reason.code);
         self.constraints.push(reason.constraint);
-        self.messages.push(reason.message.replace('\0', "\u{FFFD}"));
+        // A function may write a message of any length.
+        let message: String = reason.message.chars().take(MESSAGE).collect();
+        let message = encoding.shown(&message).replace('\0', "?");
+        self.messages.push(message);
     }
 }
 
+/// Longest message that is kept, in characters.
+const MESSAGE: usize = 2000;
+
 /// Changes that are to be parked, one entry a key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::agent_db) struct Parked {
     keys: Keys,
     operations: Vec<&'static str>,
@@ -187,6 +204,19 @@ pub(in crate::agent_db) struct Parked {
 }
 
 impl Parked {
+    /// None yet.
+    pub(in crate::agent_db) fn new(encoding: Encoding) -> Self {
+        Self {
+            keys: Keys::new(encoding),
+            operations: Vec::new(),
+            images: Vec::new(),
+            reasons: Reasons::default(),
+            changes: Vec::new(),
+            row_values: Vec::new(),
+            row_keys: Vec::new(),
+        }
+    }
+
     /// Adds a key with its folded changes. `reason` is `None` where nothing refused them: the entry that is there keeps
     /// its own.
     pub(in crate::agent_db) fn push(
@@ -198,10 +228,10 @@ impl Parked {
         reason: Option<ParkReason>,
     ) {
         let (operation, image) = match folded {
-            Coalesced::Upsert(row) => ("upsert", image(relation, row)),
-            Coalesced::Partial(row) => ("partial", image(relation, row)),
+            Coalesced::Upsert(row) => ("upsert", image(relation, row, self.keys.encoding)),
+            Coalesced::Partial(row) => ("partial", image(relation, row, self.keys.encoding)),
             Coalesced::Delete => ("delete", "{}".to_owned()),
-            Coalesced::Count(row) => ("upsert", image(relation, row)),
+            Coalesced::Count(row) => ("upsert", image(relation, row, self.keys.encoding)),
         };
         self.row_keys.push(relation.key_text());
         self.row_values.push(match folded {
@@ -211,7 +241,8 @@ impl Parked {
         self.keys.push(&relation.table, key);
         self.operations.push(operation);
         self.images.push(image);
-        self.reasons.push(reason.unwrap_or_else(ParkReason::folded));
+        self.reasons
+            .push(reason.unwrap_or_else(ParkReason::folded), self.keys.encoding);
         self.changes.push(changes);
     }
 
@@ -259,10 +290,15 @@ impl Parked {
 }
 
 /// Keys whose rows were applied, so that their entries can be removed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::agent_db) struct Healed(Keys);
 
 impl Healed {
+    /// None yet.
+    pub(in crate::agent_db) const fn new(encoding: Encoding) -> Self {
+        Self(Keys::new(encoding))
+    }
+
     /// Adds a key.
     pub(in crate::agent_db) fn push(&mut self, table: &TableName, key: &Key) {
         self.0.push(table, key);
@@ -270,7 +306,9 @@ impl Healed {
 
     /// Removes the entries.
     pub(in crate::agent_db) async fn write(&self, client: &Client, slot: &str) -> Result<(), AgentError> {
-        let Keys { schemas, tables, keys } = &self.0;
+        let Keys {
+            schemas, tables, keys, ..
+        } = &self.0;
         if keys.is_empty() {
             return Ok(());
         }
@@ -288,17 +326,25 @@ impl Healed {
 }
 
 /// Keys whose attempt to heal was refused.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::agent_db) struct RefusedAgain {
     keys: Keys,
     reasons: Reasons,
 }
 
 impl RefusedAgain {
+    /// None yet.
+    pub(in crate::agent_db) fn new(encoding: Encoding) -> Self {
+        Self {
+            keys: Keys::new(encoding),
+            reasons: Reasons::default(),
+        }
+    }
+
     /// Adds a key with its newest reason.
     pub(in crate::agent_db) fn push(&mut self, table: &TableName, key: &Key, reason: ParkReason) {
         self.keys.push(table, key);
-        self.reasons.push(reason);
+        self.reasons.push(reason, self.keys.encoding);
     }
 
     /// How many keys.
@@ -412,7 +458,7 @@ fn shown(text: &[u8]) -> String {
 }
 
 /// An image as JSON: column names to texts, NULL as null, unchanged columns left out.
-fn image(relation: &Relation, row: &Row) -> String {
+fn image(relation: &Relation, row: &Row, encoding: Encoding) -> String {
     let columns: serde_json::Map<String, serde_json::Value> = relation
         .columns
         .iter()
@@ -421,9 +467,9 @@ fn image(relation: &Relation, row: &Row) -> String {
             let value = match value {
                 ColumnValue::Unchanged => return None,
                 ColumnValue::Null => serde_json::Value::Null,
-                ColumnValue::Text(text) => shown(text).into(),
+                ColumnValue::Text(text) => encoding.shown(&shown(text)).into_owned().into(),
             };
-            Some((name.to_string(), value))
+            Some((encoding.shown(name).into_owned(), value))
         })
         .collect();
     serde_json::Value::Object(columns).to_string()
