@@ -13,7 +13,7 @@ use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::SessionKind;
 use crate::postgres::waits::{Wait, waits};
-use crate::postgres::{Side, connect};
+use crate::postgres::{Side, connect, refuse_pooler};
 
 /// The channel by which a command wakes the daemon.
 const CHANNEL: &str = "twinlog";
@@ -38,6 +38,7 @@ impl Control {
     /// # Errors
     /// The connection's.
     pub async fn connect(url: &DatabaseUrl, slot: &str, application_name: &str) -> Result<Self, AgentError> {
+        refuse_pooler(Side::Agent, url).await?;
         let notified = Arc::new(Notify::new());
         let (client, _) = connect::open(
             Side::Agent,

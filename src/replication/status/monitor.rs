@@ -160,11 +160,11 @@ impl Monitor {
     async fn sample(&mut self) -> Option<Sample> {
         let site = match &mut self.site {
             Some(site) => site,
-            none => none.insert(
-                postgres::connect(Side::Site, &self.settings.site, "twinlog monitor")
-                    .await
-                    .ok()?,
-            ),
+            none => {
+                postgres::refuse_pooler(Side::Site, &self.settings.site).await.ok()?;
+                let site = postgres::connect(Side::Site, &self.settings.site, "twinlog monitor").await;
+                none.insert(site.ok()?)
+            }
         };
         source::sample(site, &self.settings.slot).await.ok()
     }
