@@ -30,6 +30,8 @@ pub const SLOT_RETAINED_BYTES: &str = "twinlog_slot_retained_bytes";
 pub const SLOT_HEADROOM_BYTES: &str = "twinlog_slot_headroom_bytes";
 /// 1 for the daemon's state, 0 for the others.
 pub const SYNC_STATE: &str = "twinlog_sync_state";
+/// Tables by the state that they are in.
+pub const TABLES: &str = "twinlog_tables";
 /// Things that should be in a database and are not, by kind.
 pub const PERSISTENCE_GAP: &str = "twinlog_persistence_gap";
 /// Messages by direction and the status that they reached.
@@ -140,6 +142,12 @@ pub const ALL: &[Metric] = &[
         SYNC_STATE,
         &["state"],
         "1 for the state that the daemon is in, 0 for the others",
+    ),
+    metric(
+        Kind::Gauge,
+        TABLES,
+        &["state"],
+        "tables in each state; a held one is not written until the reason is gone",
     ),
     metric(
         Kind::Gauge,
@@ -291,6 +299,11 @@ pub fn set_sync_state(state: &'static str, all: &[&'static str]) {
     }
 }
 
+/// How many tables are in a state.
+pub fn set_tables(state: &'static str, count: u64) {
+    gauge!(TABLES, "state" => state).set(count as f64);
+}
+
 /// How many things of one kind should be in a database and are not.
 pub fn set_persistence_gap(kind: &'static str, count: u64) {
     gauge!(PERSISTENCE_GAP, "kind" => kind).set(count as f64);
@@ -345,6 +358,7 @@ mod tests {
         count_failed_row_events(&table, "parked", "23503", 1);
         set_slot(1, Some(2));
         set_sync_state("streaming", &["streaming", "gap"]);
+        set_tables("held", 1);
         set_persistence_gap("unsent", 0);
         count_message("outbound", "sent");
         observe_send(Duration::from_millis(200));

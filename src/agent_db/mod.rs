@@ -46,6 +46,6 @@ pub use bookkeeping::{
     SyncFigures, TableChange, TableMode, TableRecord, TableRecords, TableState, Tally,
 };
 pub use distinct_rows::{AgentRows, AgentRowsPage};
-pub use error::{AgentError, Holder};
+pub use error::{AgentError, Holder, MissingColumn};
 pub use keys::AgentKeys;
 pub use table_check::TableCheck;

@@ -29,6 +29,8 @@ pub struct SourceFacts {
     pub not_null: Vec<Arc<str>>,
     /// The columns with the types in which their values are stored: with their lengths, domains as what they stand for.
     pub types: Vec<(Arc<str>, String)>,
+    /// The published columns with the type of each as it is declared.
+    pub declared: Vec<(Arc<str>, String)>,
 }
 
 /// A table's replica identity in the Site DB.

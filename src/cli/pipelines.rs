@@ -13,6 +13,8 @@ pub(super) fn pipeline(config: &Config) -> PipelineSettings {
         slot: sync.slot.clone(),
         publication: sync.publication.clone(),
         tables: sync.tables.clone(),
+        on_unreplicable_table: sync.on_unreplicable_table,
+        on_new_column: sync.on_new_column,
         batch: BatchLimits {
             rows: sync.batch_rows,
             bytes: sync.batch_bytes,

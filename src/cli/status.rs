@@ -12,7 +12,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::{Global, Outcome};
-use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon};
+use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon, TableState};
 use crate::config::{Config, Needs};
 use crate::lsn::Lsn;
 use crate::shutdown;
@@ -108,7 +108,10 @@ impl Status {
         self.flows()
             && !self.is_late()
             && self.failed_rows == 0
-            && self.tables.iter().all(|table| table.detail.is_none())
+            && self
+                .tables
+                .iter()
+                .all(|table| table.detail.is_none() && table.state != TableState::Held.as_str())
     }
 }
 
@@ -229,6 +232,15 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
         ]);
     }
     writeln!(out, "{table}")?;
+    if let Some(DaemonFigures::Measured(figures)) = &status.report
+        && !figures.ignored_tables.is_empty()
+    {
+        let tables = figures.ignored_tables.join(", ");
+        writeln!(
+            out,
+            "  left out, since they can't be replicated (sync.on_unreplicable_table): {tables}"
+        )?;
+    }
     if status.failed_rows > 0 {
         writeln!(out, "  parked rows: twinlog failed list")?;
     }
@@ -271,6 +283,8 @@ mod tests {
             slot_active: None,
             slot_retained_bytes: None,
             slot_headroom_bytes: None,
+            held_tables: 0,
+            ignored_tables: Vec::new(),
             failed_rows: 0,
             changes_received: 0,
         };

@@ -66,6 +66,8 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.publication", ValueKind::Text),
     ("sync.slot", ValueKind::Text),
     ("sync.tables", ValueKind::Texts),
+    ("sync.on_unreplicable_table", ValueKind::Text),
+    ("sync.on_new_column", ValueKind::Text),
     ("sync.batch_rows", ValueKind::Integer),
     ("sync.batch_bytes", ValueKind::Integer),
     ("sync.copy_chunk_rows", ValueKind::Integer),

@@ -33,4 +33,7 @@ pub use database_url::{DatabaseUrl, DatabaseUrlError, Host, SslMode};
 pub use layers::DEFAULTS;
 pub use load::load;
 pub use problem::{ConfigError, Problem};
-pub use sections::{Account, Admin, Agent, ApiToken, Config, Http, Log, LogFormat, Needs, Site, Sync, Whatsapp};
+pub use sections::{
+    Account, Admin, Agent, ApiToken, Config, Http, Log, LogFormat, Needs, OnNewColumn, OnUnreplicableTable, Site, Sync,
+    Whatsapp,
+};

@@ -46,6 +46,9 @@ pub fn disposition(sqlstate: &str) -> Disposition {
     }
 }
 
+/// A lock was not to be had within `lock_timeout`.
+pub const LOCK_NOT_AVAILABLE: &str = "55P03";
+
 /// Whether an error of a statement about one table is that table's: a right that lacks, a column that is gone, a lock that
 /// stays. Only what concerns the whole database, or the session, is not; nor is what is one row's own.
 #[must_use]

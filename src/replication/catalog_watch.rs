@@ -9,20 +9,22 @@
 //! A table that only may differ without a word in the log (`change::Marks`) is read again without an end of the run. What
 //! happens between two looks is seen at the next one, also if it was taken back; until then the table may differ unseen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::agent_db::{TableRecord, TableRecords, TableState};
 use crate::change::TableName;
+use crate::config::OnUnreplicableTable;
 use crate::shutdown;
-use crate::source::publication::{self, CatalogChange};
-use crate::source::{Selection, Source, SourceTable};
+use crate::source::publication::{self, CatalogChange, CatalogLook};
+use crate::source::{Faults, Selection, Source, SourceTable};
 
 use super::error::SyncError;
 use super::settings::PipelineSettings;
@@ -41,6 +43,12 @@ pub(super) struct CatalogWatch {
     pub(super) settings: Arc<PipelineSettings>,
     pub(super) selection: Selection,
     pub(super) tables: BTreeMap<TableName, SourceTable>,
+    /// The tables' states, as they are committed.
+    pub(super) states: watch::Receiver<Arc<TableRecords>>,
+    /// Tables that can't be replicated and are left out.
+    pub(super) ignored: BTreeSet<TableName>,
+    /// Tables that the server has refused to add to the publication.
+    pub(super) refused: BTreeSet<TableName>,
     pub(super) requests: StreamRequests,
     /// See [`super::copies::Copies`].
     pub(super) fresh_slot: Arc<AtomicBool>,
@@ -75,8 +83,11 @@ impl CatalogWatch {
                 self.version,
                 &self.selection,
                 &self.tables,
+                &self.refused,
             );
-            match changed.await? {
+            let CatalogLook { change, faults } = changed.await?;
+            self.hold(faults).await?;
+            match change {
                 Some(CatalogChange::Table(table)) => return Err(SyncError::TableChanged(table)),
                 Some(CatalogChange::Marks(tables)) => {
                     for table in tables {
@@ -85,6 +96,39 @@ impl CatalogWatch {
                 }
                 None => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Holds the tables that can't be replicated any more, and new ones that can't; forgets held ones that are gone.
+    async fn hold(&mut self, faults: Faults) -> Result<(), SyncError> {
+        let records = Arc::clone(&self.states.borrow());
+        let gone = records.values().filter(|record| {
+            record.state == TableState::Held
+                && !self.tables.contains_key(&record.table)
+                && !self.refused.contains(&record.table)
+                && !faults.contains_key(&record.table)
+        });
+        for record in gone {
+            // Every state accepts this event.
+            let _ = self.requests.table(&record.table, TableEvent::LeftPublication).await?;
+        }
+        for (table, reason) in faults {
+            let record = records.get(&table);
+            if record.is_some_and(|record| record.state == TableState::Held && record.detail.as_ref() == Some(&reason))
+            {
+                continue;
+            }
+            let is_left_out = self.settings.on_unreplicable_table == OnUnreplicableTable::Ignore
+                && !record.is_some_and(TableRecord::was_copied);
+            if is_left_out {
+                if self.ignored.insert(table.clone()) {
+                    info!(%table, %reason, "a table is left out (sync.on_unreplicable_table)");
+                }
+                continue;
+            }
+            // Every state accepts this event.
+            let _ = self.requests.table(&table, TableEvent::Held { reason }).await?;
         }
         Ok(())
     }

@@ -100,9 +100,7 @@ impl Copies {
                     let (copies, permits) = (Arc::clone(&copies), Arc::clone(&permits));
                     let (source, stop) = (source.clone(), stop.clone());
                     let copy = async move {
-                        if let Ok(_permit) = permits.acquire().await {
-                            Box::pin(copies.copy_with_retries(&source, &stop)).await;
-                        }
+                        Box::pin(copies.copy_with_retries(&source, &permits, &stop)).await;
                         source.table
                     };
                     tasks.spawn(copy.instrument(Span::current()));
@@ -156,17 +154,22 @@ impl Copies {
     }
 
     /// Copies one table; tries again until it is copied, given up or stopped.
-    async fn copy_with_retries(&self, source: &SourceTable, stop: &CancellationToken) {
+    ///
+    /// Each attempt needs a permit of its own, so that a table that can't be copied keeps no other one from it.
+    async fn copy_with_retries(&self, source: &SourceTable, permits: &Semaphore, stop: &CancellationToken) {
         let mut attempt = 0;
         loop {
+            let Ok(permit) = permits.acquire().await else { return };
             let records = self.records();
             let Some(record) = records.get(&source.table).filter(|record| record.state.is_unfinished()) else {
                 return;
             };
             let error = match Box::pin(self.copy(source, record, stop)).await {
-                Ok(()) | Err(SyncError::Copy(CopyError::StreamEnded)) => return,
+                // A table that is held is copied when it is released.
+                Ok(()) | Err(SyncError::Copy(CopyError::StreamEnded | CopyError::TableHeld(_))) => return,
                 Err(error) => error,
             };
+            drop(permit);
             if stop.is_cancelled() {
                 return;
             }

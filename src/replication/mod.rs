@@ -16,6 +16,7 @@
 //! | [`copies`] | which tables are copied, for the first time or again |
 //! | [`resync`] | serves the commands of `twinlog resync` |
 //! | [`healing`] | tries parked rows again when they are due |
+//! | [`faults`] | which tables can't be replicated at a start |
 //! | [`release`] | releases held tables once the reason is gone |
 //! | [`agent_watch`] | notices that tables were changed in the Agent DB |
 //! | [`catalog_watch`] | notices that the Site DB's published tables have changed |
@@ -33,6 +34,7 @@ mod catalog_watch;
 mod continuity;
 mod copies;
 mod error;
+mod faults;
 mod healing;
 mod release;
 mod resync;

@@ -17,15 +17,15 @@ use crate::change::TableName;
 use crate::postgres::error::explain;
 use crate::retry::backoff;
 use crate::shutdown;
-use crate::source::SourceTable;
+use crate::source::{Selection, Source, SourceTable, publication};
 
 use super::error::SyncError;
 use super::settings::PipelineSettings;
 use super::stream::requests::StreamRequests;
 use super::tables::life::TableEvent;
 
-/// Interval between two looks. A person who has repaired the cause watches for it; a look costs the Agent DB a few
-/// catalog queries for each held table.
+/// Interval between two looks. A person who has repaired the cause watches for it; a look costs the Site DB one
+/// catalog query, and the Agent DB a few for each held table.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// First and longest wait before a table that was held again soon after its release is released once more.
@@ -37,6 +37,7 @@ const GOOD: Duration = Duration::from_secs(120);
 /// What the releases need from the run.
 pub(super) struct Release {
     pub(super) settings: Arc<PipelineSettings>,
+    pub(super) selection: Selection,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     /// The tables' states, as they are committed.
     pub(super) states: watch::Receiver<Arc<TableRecords>>,
@@ -52,7 +53,7 @@ struct Released {
 impl Release {
     /// Looks at the held tables until it is stopped.
     pub(super) async fn run(self, stop: &CancellationToken) -> Result<(), SyncError> {
-        let mut check: Option<TableCheck> = None;
+        let mut check: Option<(Source, TableCheck)> = None;
         let mut released: HashMap<TableName, Released> = HashMap::new();
         while shutdown::sleep(INTERVAL, stop).await {
             let records = Arc::clone(&self.states.borrow());
@@ -60,29 +61,38 @@ impl Release {
                 .values()
                 .filter(|record| record.state == TableState::Held)
                 .filter_map(|record| self.tables.get(&record.table))
-                .filter(|table| released.get(&table.table).is_none_or(Released::is_due))
                 .collect();
             if held.is_empty() {
                 // Most daemons never need the session.
                 check = None;
                 continue;
             }
-            let session = match check.take() {
-                Some(session) => session,
-                None => TableCheck::connect(&self.settings.agent).await?,
+            let (site, session) = match check.take() {
+                Some(sessions) => sessions,
+                None => (
+                    Source::connect(&self.settings.site, "twinlog check").await?,
+                    TableCheck::connect(&self.settings.agent).await?,
+                ),
             };
-            for table in held {
+            let faults = publication::faults(site.client(), &self.settings.publication, &self.selection).await?;
+            // The watch over the catalog says what is wrong with the others.
+            for table in held.into_iter().filter(|table| !faults.contains_key(&table.table)) {
                 match session.check(&table.description()).await {
                     // So many rows were refused that the table was held: reading it again would only refuse them again.
                     Ok(())
                         if is_of_too_many(&records, &table.table)
                             && session.refuses_parked(&self.settings.slot, &table.table).await? => {}
+                    // Held again though nothing was seen: the fault is not in the catalog.
+                    Ok(()) if released.get(&table.table).is_some_and(|released| !released.is_due()) => {}
                     Ok(()) => self.release(table, &mut released).await?,
-                    Err(error) if error.table_fault().is_some() => self.stays_held(&table.table, &error).await?,
+                    Err(error) if error.table_fault().is_some() => {
+                        released.remove(&table.table);
+                        self.stays_held(&table.table, &error).await?;
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
-            check = Some(session);
+            check = Some((site, session));
         }
         Ok(())
     }

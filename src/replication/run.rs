@@ -189,6 +189,7 @@ impl Daemon {
             identity,
             tables: book,
             prepared,
+            ignored,
             resume_after,
             fresh_slot,
             tip,
@@ -227,13 +228,21 @@ impl Daemon {
             tables: Arc::clone(&tables),
             requests: requests.clone(),
         };
+        let states = book.committed();
         let release = Release {
             settings: Arc::clone(&self.settings),
+            selection: self.selection.clone(),
             tables: Arc::clone(&tables),
             states: book.committed(),
             requests: requests.clone(),
         };
-        let names: HashMap<_, _> = tables.values().map(|table| (table.id, table.table.clone())).collect();
+        let names: HashMap<_, _> = tables
+            .values()
+            .filter(|table| !ignored.contains_key(&table.table))
+            .map(|table| (table.id, table.table.clone()))
+            .collect();
+        self.status
+            .set_ignored(ignored.keys().map(ToString::to_string).collect());
         let catalog_hint = Arc::new(Notify::new());
         let stream = StreamLoop::new(StreamParts {
             frames,
@@ -254,6 +263,9 @@ impl Daemon {
             settings: Arc::clone(&self.settings),
             selection: self.selection.clone(),
             tables: BTreeMap::clone(&tables),
+            states,
+            ignored: ignored.into_keys().collect(),
+            refused: prepared.refused,
             requests,
             fresh_slot,
             version: prepared.version,

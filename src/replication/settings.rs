@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::config::DatabaseUrl;
+use crate::config::{DatabaseUrl, OnNewColumn, OnUnreplicableTable};
 
 /// The settings of one pipeline; from the sections `sync`, `site` and `agent` of the configuration.
 #[derive(Debug, Clone)]
@@ -22,6 +22,10 @@ pub struct PipelineSettings {
     pub publication: String,
     /// Glob patterns over the unquoted `schema.table`; the last pattern that matches decides, and `!` excludes.
     pub tables: Vec<String>,
+    /// What happens with a selected table that can't be replicated.
+    pub on_unreplicable_table: OnUnreplicableTable,
+    /// What happens with a column that the Agent DB lacks.
+    pub on_new_column: OnNewColumn,
     /// The size at which a batch is applied without waiting for more.
     pub batch: BatchLimits,
     /// Chunk size and parallelism of the copies.

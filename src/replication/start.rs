@@ -21,15 +21,15 @@ use crate::change::{Shape, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::migrations;
-use crate::postgres::error::explain;
 use crate::postgres::{Side, refuse_pooler};
 use crate::source::publication::{self, Prepared};
 use crate::source::visibility::blockers;
-use crate::source::{self, Selection, SlotFacts, Source};
+use crate::source::{self, Faults, Selection, SlotFacts, Source};
 use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName};
 
 use super::continuity::{self, GapReason, SourceFacts, Verdict, parse_history};
 use super::error::SyncError;
+use super::faults::{self, Unreplicable};
 use super::resync;
 use super::settings::PipelineSettings;
 use super::status::sync_status::SyncStatus;
@@ -46,6 +46,8 @@ pub(super) struct Started {
     pub(super) identity: SourceIdentity,
     pub(super) tables: TableBook,
     pub(super) prepared: Prepared,
+    /// Selected tables that can't be replicated and are left out.
+    pub(super) ignored: Faults,
     pub(super) resume_after: Lsn,
     /// The slot was created by this start.
     pub(super) fresh_slot: bool,
@@ -73,7 +75,7 @@ struct Connected {
     source: Source,
     prepared: Prepared,
     /// The tables that can't be replicated now, each with the fault and its remedy.
-    held: BTreeMap<TableName, String>,
+    faults: Faults,
     replication: ReplicationConnection,
 }
 
@@ -100,7 +102,7 @@ impl Start<'_> {
         let check = Box::pin(self.check_slot(&mut connected)).await?;
         let mut tables = TableBook::new(connected.control.tables().await?);
         let position = Box::pin(self.take_position(&mut connected, &check, &mut tables)).await?;
-        Box::pin(self.register_tables(&mut connected, &mut tables, check.stored.is_none())).await?;
+        let ignored = Box::pin(self.register_tables(&mut connected, &mut tables, check.stored.is_none())).await?;
         let Connected {
             mut applier,
             source,
@@ -124,6 +126,7 @@ impl Start<'_> {
             identity: check.identity,
             tables,
             prepared,
+            ignored,
             resume_after: position.resume_after,
             fresh_slot: position.fresh_slot,
             tip: check.tip,
@@ -154,7 +157,13 @@ impl Start<'_> {
         let mut applier = Box::pin(Applier::connect(agent, slot, applier_settings)).await?;
         let source = Source::connect(site, "twinlog setup").await?;
         let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
-        let held = Box::pin(self.faults(&mut applier, &prepared)).await?;
+        let faults = Box::pin(faults::find(
+            &mut applier,
+            &prepared,
+            self.settings.on_new_column,
+            self.fault,
+        ))
+        .await?;
         let replication = ReplicationConnection::connect(site, &self.application_name()).await?;
         let control = Control::connect(agent, slot, "twinlog setup").await?;
         Ok(Connected {
@@ -162,33 +171,9 @@ impl Start<'_> {
             control,
             source,
             prepared,
-            held,
+            faults,
             replication,
         })
-    }
-
-    /// Looks every table up in the Agent DB. Returns those that can't be written, each with the fault and its remedy.
-    async fn faults(
-        &self,
-        applier: &mut Applier,
-        prepared: &Prepared,
-    ) -> Result<BTreeMap<TableName, String>, SyncError> {
-        let mut held = BTreeMap::new();
-        for (name, table) in &prepared.tables {
-            match applier.resolve(&table.description()).await {
-                Ok(_) => {}
-                Err(error) if error.table_fault().is_some() => {
-                    held.insert(name.clone(), explain(&error, error.hint()));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if let Some((table, reason)) = self.fault
-            && prepared.tables.contains_key(table)
-        {
-            held.entry(table.clone()).or_insert_with(|| reason.clone());
-        }
-        Ok(held)
     }
 
     async fn check_slot(&self, connected: &mut Connected) -> Result<SlotCheck, SyncError> {
@@ -364,32 +349,40 @@ impl Start<'_> {
         }
     }
 
-    /// Stores what happened to the tables since the last run.
+    /// Stores what happened to the tables since the last run. Returns the tables that are left out.
     async fn register_tables(
         &self,
         connected: &mut Connected,
         tables: &mut TableBook,
         checkpoint_lost: bool,
-    ) -> Result<(), SyncError> {
+    ) -> Result<Faults, SyncError> {
         let Connected {
             applier,
             control,
             prepared,
-            held,
+            faults,
             ..
         } = connected;
+        let unreplicable = Unreplicable::new(
+            std::mem::take(faults),
+            self.settings.on_unreplicable_table,
+            tables.records(),
+        );
+        for (table, reason) in &unreplicable.ignored {
+            info!(%table, %reason, "a table is left out (sync.on_unreplicable_table)");
+        }
         let shapes = control.shapes().await?;
         let found: BTreeMap<TableName, Shape> = prepared
             .tables
             .iter()
-            .filter(|(name, _)| !held.contains_key(*name))
+            .filter(|(name, _)| !unreplicable.held.contains_key(*name) && !unreplicable.ignored.contains_key(*name))
             .map(|(name, table)| (name.clone(), table.shape()))
             .collect();
         let at_start = AtStart {
             stored: tables.records(),
             shapes: &shapes,
             found: &found,
-            held,
+            held: &unreplicable.held,
             checkpoint_lost,
         };
         for due in at_start.due() {
@@ -413,7 +406,7 @@ impl Start<'_> {
             }
         }
         tables.publish();
-        Ok(())
+        Ok(unreplicable.ignored)
     }
 
     async fn start_streaming(

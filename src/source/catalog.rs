@@ -112,6 +112,7 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
         .map_err(|_| SourceError::Incomplete("the unique keys of a table"))?;
     let not_null: Vec<bool> = row.get("not_null");
     let stored: Vec<String> = row.get("stored_types");
+    let declared: Vec<String> = row.get("declared");
     let facts = SourceFacts {
         unique,
         types: columns
@@ -124,6 +125,11 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
             .zip(not_null)
             .filter(|(_, not_null)| *not_null)
             .map(|(name, _)| Arc::from(name.as_str()))
+            .collect(),
+        declared: columns
+            .iter()
+            .map(|name| Arc::from(name.as_str()))
+            .zip(declared)
             .collect(),
     };
     Ok(SourceTable {

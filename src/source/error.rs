@@ -42,9 +42,9 @@ pub enum SourceError {
     /// No table matches these patterns of `sync.tables`.
     #[error("no table of the Site DB matches sync.tables = {0:?}")]
     NoTables(Vec<String>),
-    /// Published without a replica identity, the table would refuse the updates and deletes of its own users.
-    #[error("table {0} of the Site DB has no replica identity")]
-    NoReplicaIdentity(TableName),
+    /// Every selected table has a fault of its own: these, with their remedies.
+    #[error("no table of the Site DB can be replicated: {0}")]
+    NoTableReplicable(String),
     /// The publication is missing and the role has no right to create it.
     #[error("publication {publication} does not exist in the Site DB and the role may not create it: {refusal}")]
     CannotCreatePublication {
@@ -55,24 +55,6 @@ pub enum SourceError {
         /// The server's answer.
         refusal: Box<Refusal>,
     },
-    /// The publication lacks tables and the role has no right to add them.
-    #[error(
-        "publication {publication} of the Site DB lacks {} table(s) of sync.tables and the role may not add them: {refusal}",
-        .tables.len()
-    )]
-    CannotExtendPublication {
-        /// `sync.publication`.
-        publication: String,
-        /// The tables that are missing.
-        tables: Vec<TableName>,
-        /// What the owner of the tables has to run.
-        statement: String,
-        /// The server's answer.
-        refusal: Box<Refusal>,
-    },
-    /// The role has no right to read the table, which a copy needs.
-    #[error("the role may not read table {0} of the Site DB")]
-    CannotSelect(TableName),
     /// Another table has its name now: the catalog watch will notice.
     #[error("table {0} of the Site DB is another one by now")]
     Replaced(TableName),
@@ -103,10 +85,8 @@ impl SourceError {
             | Self::WalLevel(_)
             | Self::NoReplicationRight(_)
             | Self::NoTables(_)
-            | Self::NoReplicaIdentity(_)
+            | Self::NoTableReplicable(_)
             | Self::CannotCreatePublication { .. }
-            | Self::CannotExtendPublication { .. }
-            | Self::CannotSelect(_)
             | Self::Pattern(_)
             | Self::RowTooLarge(_)
             | Self::Condition(_) => Disposition::Systemic,
@@ -135,7 +115,7 @@ impl SourceError {
     #[must_use]
     pub const fn table_fault(&self) -> Option<&TableName> {
         match self {
-            Self::KeyEncoding(table) | Self::CannotSelect(table) | Self::RowTooLarge(table) => Some(table),
+            Self::KeyEncoding(table) | Self::RowTooLarge(table) => Some(table),
             _ => None,
         }
     }
@@ -166,18 +146,18 @@ impl SourceError {
                 quote_identifier(role)
             ),
             Self::NoTables(_) => "create the tables (twinlog migrate site) or change sync.tables".to_owned(),
-            Self::NoReplicaIdentity(table) => {
-                format!("on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;", table.quoted())
-            }
-            Self::CannotCreatePublication { statement, .. } | Self::CannotExtendPublication { statement, .. } => {
+            Self::CannotCreatePublication { statement, .. } => {
                 format!("on the Site DB, as the tables' owner: {statement};")
             }
-            Self::CannotSelect(table) => format!("on the Site DB: GRANT SELECT ON {} TO <role>;", table.quoted()),
             Self::Pattern(_) => "patterns look like public.* or !public.audit_*".to_owned(),
             Self::Condition(error) => error.hint().to_owned(),
-            Self::Snapshot(_) | Self::Position(_) | Self::Incomplete(_) | Self::Replaced(_) | Self::Stopped => {
-                return None;
-            }
+            // The remedies are in the message.
+            Self::NoTableReplicable(_)
+            | Self::Snapshot(_)
+            | Self::Position(_)
+            | Self::Incomplete(_)
+            | Self::Replaced(_)
+            | Self::Stopped => return None,
         })
     }
 }

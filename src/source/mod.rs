@@ -11,6 +11,7 @@
 //! | `selection` | which tables `sync.tables` selects |
 //! | `server` | what the server and our role there must allow |
 //! | [`publication`] | the publication: check, create, extend |
+//! | `candidates` | which of the selected tables can be replicated, and why not |
 //! | `catalog` | what the publication sends: tables, columns, types, keys, filters |
 //! | `marks` | traces in the catalog of what the log does not carry |
 //! | `table` | what the daemon knows about a table |
@@ -21,6 +22,7 @@
 //!
 //! Not here: the replication connection (`wire`), what chunks are for (`copy`), and when to ask (`replication`).
 
+mod candidates;
 mod catalog;
 mod chunk_rows;
 mod chunks;
@@ -38,6 +40,7 @@ pub mod snapshot;
 mod table;
 pub mod visibility;
 
+pub use candidates::Faults;
 pub use chunks::{ChunkRows, Columns, Source};
 pub use counted::CountedRows;
 pub use error::SourceError;

@@ -1,24 +1,31 @@
 //! The publication: checks it, and creates or extends it if the role may. An existing publication is used as it is,
 //! with its row filters and column lists.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 use tracing::info;
 
+use super::candidates::{Candidate, Faults, add_statement, candidates};
 use super::catalog::published_tables;
 use super::error::{SourceError, failed};
 use super::selection::Selection;
 use super::server::{check_role, check_server};
 use super::table::SourceTable;
 use crate::change::TableName;
-use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
+use crate::postgres::sqlstate::is_of_its_table;
+use crate::postgres::{SessionError, Side, quote_identifier};
 
 /// The result of [`prepare`]: the Site DB is ready for a stream.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The tables that are synchronised, by name.
+    /// The tables that are published and selected, by name.
     pub tables: BTreeMap<TableName, SourceTable>,
+    /// The selected tables that can't be replicated now, each with the fault and its remedy. A table of `tables` may be
+    /// among them.
+    pub faults: Faults,
+    /// Those of them that the server has refused to add to the publication.
+    pub refused: BTreeSet<TableName>,
     /// The server's version, as `server_version_num`.
     pub version: i32,
     /// What the publication does not send, of `inserts`, `updates` and `deletes`.
@@ -32,168 +39,168 @@ pub struct Prepared {
 pub async fn prepare(client: &Client, publication: &str, selection: &Selection) -> Result<Prepared, SourceError> {
     let version = check_server(client).await?;
     check_role(client).await?;
-    ensure_publication(client, publication, selection).await?;
+    let (faults, refused) = Box::pin(ensure_publication(client, publication, selection)).await?;
     let tables = published_tables(client, publication, version, selection).await?;
     if tables.is_empty() {
-        return Err(SourceError::NoTables(selection.patterns()));
+        return Err(nothing(faults, selection));
     }
     let unsent = unsent(client, publication).await?;
     Ok(Prepared {
         tables,
+        faults,
+        refused,
         version,
         unsent,
     })
 }
 
-/// A table of the Site DB that `sync.tables` selects.
-struct Candidate {
-    table: TableName,
-    /// Whether the stream can identify the row of an update or a delete. In a publication, the Site DB refuses both for a
-    /// table that has none.
-    has_identity: bool,
-    readable: bool,
-}
-
-/// The selected tables that can be published. Not partitions, which are published as part of their root, and not
-/// temporary or unlogged tables.
-async fn candidates(client: &Client, selection: &Selection) -> Result<Vec<Candidate>, SourceError> {
-    let rows = client
-        .query(
-            "SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, \
-             c.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid \
-             AND ((c.relreplident = 'd' AND i.indisprimary) OR (c.relreplident = 'i' AND i.indisreplident))) \
-             AS has_identity, \
-             pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable \
-             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
-             AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
-            &[],
-        )
-        .await
-        .map_err(failed("list the tables"))?;
-    Ok(rows
-        .iter()
-        .map(|row| Candidate {
-            table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
-            has_identity: row.get("has_identity"),
-            readable: row.get("readable"),
-        })
-        .filter(|candidate| selection.takes(&candidate.table))
-        .collect())
-}
-
-/// Creates the publication, or adds the tables that it lacks.
-async fn ensure_publication(client: &Client, publication: &str, selection: &Selection) -> Result<(), SourceError> {
-    let wanted = candidates(client, selection).await?;
-    let missing = missing(client, publication, &wanted).await?;
-    let to_add = |candidate: &&Candidate| match &missing {
-        None => true,
-        Some(missing) => missing.contains(&&candidate.table),
-    };
-    if let Some(candidate) = wanted.iter().filter(to_add).find(|candidate| !candidate.has_identity) {
-        return Err(SourceError::NoReplicaIdentity(candidate.table.clone()));
-    }
-    if let Some(candidate) = wanted.iter().find(|candidate| !candidate.readable) {
-        return Err(SourceError::CannotSelect(candidate.table.clone()));
-    }
-    match missing {
-        None if wanted.is_empty() => Err(SourceError::NoTables(selection.patterns())),
-        None => {
-            let tables: Vec<_> = wanted.iter().map(|candidate| &candidate.table).collect();
-            create(client, publication, &tables).await
-        }
-        Some(missing) if missing.is_empty() => Ok(()),
-        Some(missing) => extend(client, publication, &missing).await,
-    }
-}
-
-async fn create(client: &Client, publication: &str, tables: &[&TableName]) -> Result<(), SourceError> {
-    let statement = format!(
-        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
-        quote_identifier(publication),
-        table_list(tables)
-    );
-    match client.batch_execute(&statement).await {
-        Ok(()) => {
-            info!(publication, tables = tables.len(), "publication created");
-            Ok(())
-        }
-        Err(source) => Err(lacking_right(source, |refusal| SourceError::CannotCreatePublication {
-            publication: publication.to_owned(),
-            statement,
-            refusal,
-        })),
-    }
-}
-
-async fn extend(client: &Client, publication: &str, missing: &[&TableName]) -> Result<(), SourceError> {
-    let statement = format!(
-        "ALTER PUBLICATION {} ADD TABLE {}",
-        quote_identifier(publication),
-        table_list(missing)
-    );
-    match client.batch_execute(&statement).await {
-        Ok(()) => {
-            info!(publication, tables = missing.len(), "publication extended");
-            Ok(())
-        }
-        Err(source) => Err(lacking_right(source, |refusal| SourceError::CannotExtendPublication {
-            publication: publication.to_owned(),
-            tables: missing.iter().map(|&table| table.clone()).collect(),
-            statement,
-            refusal,
-        })),
-    }
-}
-
-fn table_list(tables: &[&TableName]) -> String {
-    tables.iter().map(|table| table.quoted()).collect::<Vec<_>>().join(", ")
-}
-
-/// Which of the wanted tables the publication lacks; `None` if there is no publication.
-async fn missing<'a>(
+/// Creates the publication, or adds the tables that it lacks. Returns the selected tables that can't be replicated,
+/// and which of them the server has refused to add.
+async fn ensure_publication(
     client: &Client,
     publication: &str,
-    wanted: &'a [Candidate],
-) -> Result<Option<Vec<&'a TableName>>, SourceError> {
-    let existing = client
-        .query_opt(
-            "SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1",
-            &[&publication],
-        )
-        .await
-        .map_err(failed("look the publication up"))?;
-    match existing.map(|row| row.get::<_, bool>(0)) {
-        None => return Ok(None),
-        Some(true) => return Ok(Some(Vec::new())),
-        Some(false) => {}
+    selection: &Selection,
+) -> Result<(Faults, BTreeSet<TableName>), SourceError> {
+    let wanted = candidates(client, publication, selection).await?;
+    let (mut faults, mut lacking) = (Faults::new(), Vec::new());
+    let mut refused = BTreeSet::new();
+    for candidate in &wanted {
+        match candidate.fault(selection) {
+            Some(fault) => drop(faults.insert(candidate.table.clone(), fault)),
+            None if candidate.lacks() => lacking.push(candidate),
+            None => {}
+        }
     }
-    let published: HashSet<TableName> = client
-        .query(
-            // A partition counts as its root. A root without partitions is not in pg_publication_tables, only in
-            // pg_publication_rel.
-            "SELECT n.nspname::text AS schema_name, c.relname::text AS table_name \
-             FROM pg_catalog.pg_publication_tables p \
-             JOIN pg_catalog.pg_namespace pn ON pn.nspname = p.schemaname \
-             JOIN pg_catalog.pg_class pc ON pc.relname = p.tablename AND pc.relnamespace = pn.oid \
-             JOIN pg_catalog.pg_class c ON c.oid = coalesce(pg_catalog.pg_partition_root(pc.oid), pc.oid) \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1 \
-             UNION SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication p \
-             JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid \
-             JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
-            &[&publication],
+    if wanted.is_empty() || wanted.iter().all(|candidate| candidate.published.is_none()) && lacking.is_empty() {
+        return Err(nothing(faults, selection));
+    }
+    if wanted.iter().any(|candidate| candidate.published.is_none()) {
+        let left_out = Box::pin(create(client, publication, &lacking)).await?;
+        for candidate in left_out {
+            let fault = candidate.not_ours_to_add(publication, "", selection);
+            faults.insert(candidate.table.clone(), fault);
+        }
+    } else {
+        for (candidate, why) in Box::pin(extend(client, publication, &lacking)).await? {
+            let fault = candidate.not_ours_to_add(publication, &why, selection);
+            faults.insert(candidate.table.clone(), fault);
+            refused.insert(candidate.table.clone());
+        }
+    }
+    Ok((faults, refused))
+}
+
+/// Why there is nothing to replicate.
+fn nothing(faults: Faults, selection: &Selection) -> SourceError {
+    if faults.is_empty() {
+        SourceError::NoTables(selection.patterns())
+    } else {
+        SourceError::NoTableReplicable(faults.into_values().collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// Creates the publication for all tables, or, if the role does not own all of them, for those that it owns. Returns the
+/// others.
+async fn create<'a>(
+    client: &Client,
+    publication: &str,
+    candidates: &[&'a Candidate],
+) -> Result<Vec<&'a Candidate>, SourceError> {
+    let statement = |candidates: &[&Candidate]| {
+        format!(
+            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+            quote_identifier(publication),
+            candidates
+                .iter()
+                .map(|candidate| candidate.table.quoted())
+                .collect::<Vec<_>>()
+                .join(", ")
         )
-        .await
-        .map_err(failed("list the publication's tables"))?
-        .iter()
-        .map(|row| TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")))
-        .collect();
-    let missing = wanted
-        .iter()
-        .map(|candidate| &candidate.table)
-        .filter(|table| !published.contains(table));
-    Ok(Some(missing.collect()))
+    };
+    let (owned, others): (Vec<_>, Vec<_>) = candidates.iter().copied().partition(|candidate| candidate.is_owned());
+    // None is ours: the server says what is missing.
+    let (ours, others) = if owned.is_empty() {
+        (candidates.to_vec(), Vec::new())
+    } else {
+        (owned, others)
+    };
+    match client.batch_execute(&statement(&ours)).await {
+        Ok(()) => {
+            info!(publication, tables = ours.len(), "publication created");
+            Ok(others)
+        }
+        Err(source) => match SessionError::new(Side::Site, "create the publication", source) {
+            SessionError::Refused { refusal, .. } if refusal.sqlstate == "42501" => {
+                Err(SourceError::CannotCreatePublication {
+                    publication: publication.to_owned(),
+                    statement: statement(candidates),
+                    refusal,
+                })
+            }
+            other => Err(other.into()),
+        },
+    }
+}
+
+/// Adds the tables that the publication lacks, each by itself: one that can't be added must not keep the others out.
+/// Returns those, and what the server has said, if it was asked.
+async fn extend<'a>(
+    client: &Client,
+    publication: &str,
+    lacking: &[&'a Candidate],
+) -> Result<Vec<(&'a Candidate, String)>, SourceError> {
+    let (mut left_out, mut added) = (Vec::new(), 0);
+    for &candidate in lacking {
+        if !candidate.is_owned() {
+            left_out.push((candidate, String::new()));
+            continue;
+        }
+        match client
+            .batch_execute(&add_statement(publication, &candidate.table))
+            .await
+        {
+            Ok(()) => added += 1,
+            Err(source) => match SessionError::new(Side::Site, "extend the publication", source) {
+                SessionError::Refused { refusal, .. } if is_of_its_table(&refusal.sqlstate) => {
+                    left_out.push((candidate, format!(": {refusal}")));
+                }
+                other => return Err(other.into()),
+            },
+        }
+    }
+    if added > 0 {
+        info!(publication, tables = added, "publication extended");
+    }
+    Ok(left_out)
+}
+
+/// The selected tables that can't be replicated, by the catalog alone.
+fn faults_of(wanted: &[Candidate], publication: &str, selection: &Selection) -> Faults {
+    let faults = wanted.iter().filter_map(|candidate| {
+        let fault = candidate.fault(selection).or_else(|| {
+            (candidate.lacks() && !candidate.is_owned()).then(|| candidate.not_ours_to_add(publication, "", selection))
+        });
+        Some((candidate.table.clone(), fault?))
+    });
+    faults.collect()
+}
+
+/// The selected tables that can't be replicated now, each with the fault and its remedy.
+///
+/// # Errors
+/// A statement failed.
+pub async fn faults(client: &Client, publication: &str, selection: &Selection) -> Result<Faults, SourceError> {
+    let wanted = candidates(client, publication, selection).await?;
+    Ok(faults_of(&wanted, publication, selection))
+}
+
+/// The catalog, compared with what was found before.
+#[derive(Debug)]
+pub struct CatalogLook {
+    /// What has changed; `None` if nothing has.
+    pub change: Option<CatalogChange>,
+    /// The selected tables that can't be replicated now.
+    pub faults: Faults,
 }
 
 /// What the publication does not send.
@@ -225,8 +232,8 @@ pub enum CatalogChange {
     Marks(Vec<SourceTable>),
 }
 
-/// Compares the catalog with what was found before; `None` if nothing has changed. A new table that `prepare` would
-/// refuse is ignored, so that it does not stop the stream of the other tables.
+/// Compares the catalog with what was found before. A new table that can't be replicated is
+/// no change (see [`faults`]), nor is one that [`prepare`] was `refused` to add.
 ///
 /// # Errors
 /// A statement failed.
@@ -236,33 +243,40 @@ pub async fn changed(
     version: i32,
     selection: &Selection,
     known: &BTreeMap<TableName, SourceTable>,
-) -> Result<Option<CatalogChange>, SourceError> {
+    refused: &BTreeSet<TableName>,
+) -> Result<CatalogLook, SourceError> {
     let published = published_tables(client, publication, version, selection).await?;
+    let wanted = candidates(client, publication, selection).await?;
+    Ok(CatalogLook {
+        change: change(published, &wanted, selection, known, refused),
+        faults: faults_of(&wanted, publication, selection),
+    })
+}
+
+fn change(
+    published: BTreeMap<TableName, SourceTable>,
+    wanted: &[Candidate],
+    selection: &Selection,
+    known: &BTreeMap<TableName, SourceTable>,
+    refused: &BTreeSet<TableName>,
+) -> Option<CatalogChange> {
     let gone = known.keys().find(|table| !published.contains_key(*table));
     let other = published
         .iter()
         .find(|(name, table)| known.get(*name).is_none_or(|known| !known.same_as(table)))
         .map(|(name, _)| name);
-    if let Some(table) = gone.or(other) {
-        return Ok(Some(CatalogChange::Table(table.clone())));
-    }
-    let mut wanted = candidates(client, selection).await?;
-    wanted.retain(|candidate| candidate.has_identity && candidate.readable);
-    let missing = missing(client, publication, &wanted).await?;
-    if let Some(table) = missing.and_then(|missing| missing.first().map(|&table| table.clone())) {
-        return Ok(Some(CatalogChange::Table(table)));
+    let addable = wanted.iter().find(|candidate| {
+        candidate.lacks()
+            && candidate.is_owned()
+            && candidate.fault(selection).is_none()
+            && !refused.contains(&candidate.table)
+    });
+    if let Some(table) = gone.or(other).or(addable.map(|candidate| &candidate.table)) {
+        return Some(CatalogChange::Table(table.clone()));
     }
     let marked: Vec<SourceTable> = published
         .into_values()
         .filter(|table| known.get(&table.table).is_some_and(|known| known.marks != table.marks))
         .collect();
-    Ok((!marked.is_empty()).then_some(CatalogChange::Marks(marked)))
-}
-
-/// If the role lacks the right, makes the error that contains the statement for the owner; other errors are kept.
-fn lacking_right(source: tokio_postgres::Error, explain: impl FnOnce(Box<Refusal>) -> SourceError) -> SourceError {
-    match SessionError::new(Side::Site, "prepare the publication", source) {
-        SessionError::Refused { refusal, .. } if refusal.sqlstate == "42501" => explain(refusal),
-        other => other.into(),
-    }
+    (!marked.is_empty()).then_some(CatalogChange::Marks(marked))
 }

@@ -49,6 +49,26 @@ impl Selection {
                 .is_some_and(|pattern| pattern.takes)
     }
 
+    /// The patterns as they are configured, extended so that they leave a table out; as TOML.
+    #[must_use]
+    pub fn without(&self, table: &TableName) -> String {
+        let mut patterns = self.patterns();
+        // The last pattern that matches decides. What has a meaning in a glob stands for itself in brackets.
+        let name: String = table
+            .to_string()
+            .chars()
+            .map(|c| {
+                if "*?[]{}!\\".contains(c) {
+                    format!("[{c}]")
+                } else {
+                    c.to_string()
+                }
+            })
+            .collect();
+        patterns.push(format!("!{name}"));
+        format!("{patterns:?}")
+    }
+
     /// The patterns as they were configured.
     #[must_use]
     pub fn patterns(&self) -> Vec<String> {
@@ -79,5 +99,9 @@ mod tests {
         );
         assert!(Selection::new(&["a[".into()]).is_err());
         assert_eq!(selection.patterns(), patterns);
+        assert_eq!(
+            selection.without(&TableName::new("crm", "leads")),
+            r#"["public.*", "!public.audit_*", "public.audit_keep", "crm.leads", "!crm.leads"]"#
+        );
     }
 }

@@ -17,7 +17,7 @@ use crate::agent_db::bookkeeping::{
     Checkpoint, StoredCheckpoint, TableChange, TableMode, accounting, checkpoint, lock, shapes, tables,
 };
 use crate::agent_db::catalog::Rights;
-use crate::agent_db::error::AgentError;
+use crate::agent_db::error::{AgentError, MissingColumn, add_columns};
 use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::config::DatabaseUrl;
 use crate::metrics;
@@ -89,6 +89,7 @@ impl Applier {
                 copying: HashSet::new(),
                 held: HashSet::new(),
                 copy_backoff: CopyBackoff::default(),
+                locked_rows: None,
             },
             slot: slot.to_owned(),
             encoding,
@@ -122,6 +123,20 @@ impl Applier {
         writer.targets.doubt(table);
         writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
         Ok(())
+    }
+
+    /// Adds columns as the Site DB declares them, nullable and without a default.
+    ///
+    /// # Errors
+    /// The statement or the connection failed.
+    pub async fn add_columns(&mut self, table: &TableName, columns: &[MissingColumn]) -> Result<(), AgentError> {
+        let sql = format!("ALTER TABLE {} {}", table.quoted(), add_columns(columns));
+        self.writer
+            .session
+            .client
+            .batch_execute(&sql)
+            .await
+            .map_err(|source| AgentError::from_driver("add columns", Some(table), source))
     }
 
     /// Says how a table's changes are treated from here on; [`TableMode::Complete`] before the first call.

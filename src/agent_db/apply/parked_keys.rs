@@ -316,11 +316,10 @@ impl ParkedKeys {
                 _ => None,
             })
             .collect();
-        let (mut parked, mut healed, mut refused) = (
-            Parked::new(self.encoding),
-            Healed::new(self.encoding),
-            RefusedAgain::new(self.encoding),
-        );
+        let encoding = self.encoding;
+        // In the order of their first appearance, which is that of the entries' ids.
+        let mut parked: IndexMap<TableName, Parked> = IndexMap::new();
+        let (mut healed, mut refused) = (Healed::new(encoding), RefusedAgain::new(encoding));
         for ((table, key), pending) in self.pending.drain(..) {
             match pending {
                 Pending::Parked {
@@ -335,7 +334,10 @@ impl ParkedKeys {
                         count.parked += new.unsigned_abs();
                         count.folded += (changes - new).unsigned_abs();
                     }
-                    parked.push(&relation, &key, &folded, changes, reason);
+                    parked
+                        .entry(table)
+                        .or_insert_with(|| Parked::new(encoding))
+                        .push(&relation, &key, &folded, changes, reason);
                 }
                 Pending::Healed(fingerprint) => {
                     if let Some(fingerprint) = fingerprint {
@@ -349,7 +351,12 @@ impl ParkedKeys {
                 }
             }
         }
-        parked.write(client, &self.slot, lsn, self.retry_initial).await?;
+        for (table, entries) in &parked {
+            entries
+                .write(client, &self.slot, lsn, self.retry_initial)
+                .await
+                .map_err(|error| error.of_parking(table))?;
+        }
         healed.write(client, &self.slot).await?;
         refused
             .write(client, &self.slot, self.retry_initial, self.retry_max)

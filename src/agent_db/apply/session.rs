@@ -7,6 +7,8 @@
 //! relies on it: objects, functions, operators and types are named with their schemas (`OPERATOR(pg_catalog.=)`; an
 //! `unnest` of several arrays is syntax). A test runs them all under a path on which everything has a namesake that fails.
 
+use std::time::Duration;
+
 use tokio::task::AbortHandle;
 use tokio_postgres::Client;
 
@@ -14,6 +16,10 @@ use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::SessionKind;
 use crate::postgres::{Side, connect};
+
+/// How long a statement waits for a lock. All tables wait meanwhile, so it is short: then the table is held, or the row
+/// parked.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The connection that writes.
 #[derive(Debug)]
@@ -48,9 +54,12 @@ impl Session {
     pub(super) async fn configure(&self) -> Result<(), AgentError> {
         // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
         self.client
-            .batch_execute("SET plan_cache_mode = force_generic_plan")
+            .batch_execute(&format!(
+                "SET plan_cache_mode = force_generic_plan; SET lock_timeout = {}",
+                LOCK_TIMEOUT.as_millis()
+            ))
             .await
-            .map_err(|source| AgentError::from_driver("set plan_cache_mode", None, source))?;
+            .map_err(|source| AgentError::from_driver("set up the session for writing", None, source))?;
         // Lets the server notice during a long statement that the daemon has gone, and free the slot's lock. Not every
         // platform can (PostgreSQL 14 on macOS): there it notices after the statement.
         match self

@@ -147,10 +147,9 @@ impl Targets {
             return Ok(Arc::clone(known));
         }
         let text = sql::statement(target, kind);
-        let statement = client
-            .prepare(&text.sql)
-            .await
-            .map_err(|source| AgentError::from_driver("prepare a statement", Some(&target.relation.table), source))?;
+        let statement = client.prepare(&text.sql).await.map_err(|source| {
+            AgentError::from_driver("prepare a statement", Some(&target.relation.table), source).whatever_the_row()
+        })?;
         let prepared = Arc::new(Prepared {
             statement,
             parameters: text.parameters,

@@ -65,6 +65,12 @@ pub struct SyncFigures {
     pub slot_retained_bytes: Option<i64>,
     /// Log that may still be written before the slot is lost; `None` without a limit, or where it is not known.
     pub slot_headroom_bytes: Option<i64>,
+    /// Tables that are held, of which `twinlog.tables` has the reasons.
+    #[serde(default)]
+    pub held_tables: u64,
+    /// Selected tables that can't be replicated and are left out (`sync.on_unreplicable_table`).
+    #[serde(default)]
+    pub ignored_tables: Vec<String>,
     /// Rows that are parked.
     pub failed_rows: u64,
     /// Changes that the stream has brought since the process started.

@@ -15,7 +15,7 @@ use crate::change::{Key, TableName};
 use crate::lsn::Lsn;
 
 /// What a table is doing. `replication::tables` says which state follows on which.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum TableState {
     /// Nothing is copied.

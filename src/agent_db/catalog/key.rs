@@ -145,6 +145,7 @@ mod tests {
             columns: names(&["a", "b", "c", "d"]),
             identity,
             facts: Arc::new(SourceFacts {
+                declared: Vec::new(),
                 unique: site.iter().map(|columns| names(columns)).collect(),
                 not_null: names(&["a", "b", "c"]),
                 types: Vec::new(),

@@ -90,7 +90,12 @@ SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
             AND g.tgenabled OPERATOR(pg_catalog.<>) 'D'
             -- Bits: 1 for each row, 2 before, 4 insert.
             AND (g.tgtype::integer OPERATOR(pg_catalog.&) 7) OPERATOR(pg_catalog.=) 6) AS copyable,
-    pg_catalog.row_security_active(c.oid) AS row_security, current_user::pg_catalog.text AS role
+    pg_catalog.row_security_active(c.oid) AS row_security, current_user::pg_catalog.text AS role,
+    ARRAY(SELECT x.lacking FROM (VALUES ('USAGE', pg_catalog.has_schema_privilege(n.oid, 'USAGE')),
+        ('SELECT', pg_catalog.has_any_column_privilege(c.oid, 'SELECT')),
+        ('INSERT', pg_catalog.has_any_column_privilege(c.oid, 'INSERT')),
+        ('UPDATE', pg_catalog.has_any_column_privilege(c.oid, 'UPDATE')),
+        ('DELETE', pg_catalog.has_table_privilege(c.oid, 'DELETE'))) AS x(lacking, has) WHERE NOT x.has) AS lacking
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND c.relname OPERATOR(pg_catalog.=) $2"#;
@@ -171,6 +176,19 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
     let kind: &str = class.get("kind");
     if !matches!(kind, "r" | "p") {
         return Err(AgentError::NotATable { table: table.clone() });
+    }
+    let role: String = class.get("role");
+    let lacking: Vec<String> = class.get("lacking");
+    if !lacking.is_empty() {
+        let rights = ["USAGE", "SELECT", "INSERT", "UPDATE", "DELETE"];
+        return Err(AgentError::NotPermitted {
+            table: table.clone(),
+            role,
+            rights: rights
+                .into_iter()
+                .filter(|right| lacking.iter().any(|lacking| lacking == right))
+                .collect(),
+        });
     }
     let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
     let unique = client.query(UNIQUE, &[&oid]).await.map_err(failed)?;

@@ -9,7 +9,7 @@ use super::alike::prints_alike;
 use super::key;
 use super::read::{self, ColumnFacts, KeyFacts, TableFacts};
 use super::target::{Column, Lookup, Target};
-use crate::agent_db::error::AgentError;
+use crate::agent_db::error::{AgentError, MissingColumn};
 use crate::change::{Relation, RowKey, TableDescription};
 use crate::postgres::keys::is_spelled_one_way;
 use crate::postgres::quote_identifier;
@@ -68,7 +68,14 @@ fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &RowKey) 
     let mut columns = Vec::new();
     for (position, name) in description.columns.iter().enumerate() {
         match facts.iter().find(|column| *column.name == **name) {
-            None => missing.push(name.to_string()),
+            None => missing.push(MissingColumn {
+                name: name.to_string(),
+                declared: description
+                    .facts
+                    .declared
+                    .iter()
+                    .find_map(|(declared, kind)| (declared == name).then(|| kind.clone())),
+            }),
             Some(column) if column.generated => {
                 return Err(AgentError::ColumnGenerated {
                     table: table.clone(),

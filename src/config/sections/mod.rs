@@ -11,7 +11,7 @@ pub use auth::ApiToken;
 pub use databases::{Agent, Site};
 pub use listeners::{Admin, Http};
 pub use log::{Log, LogFormat};
-pub use sync::Sync;
+pub use sync::{OnNewColumn, OnUnreplicableTable, Sync};
 pub use whatsapp::{Account, Whatsapp};
 
 use super::reader::ValueReader;

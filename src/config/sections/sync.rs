@@ -7,6 +7,26 @@ use crate::config::reader::ValueReader;
 /// The longest name of anything in Postgres (NAMEDATALEN - 1).
 const MAX_NAME_BYTES: usize = 63;
 
+/// `sync.on_unreplicable_table`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnUnreplicableTable {
+    /// Show it as held.
+    Hold,
+    /// Leave it out, unless it was replicated before.
+    Ignore,
+}
+
+/// `sync.on_new_column`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnNewColumn {
+    /// Hold the table until the column is there.
+    Hold,
+    /// Add it with the Site DB's type.
+    Add,
+}
+
 /// What the daemon replicates, and how.
 #[derive(Debug, Clone)]
 pub struct Sync {
@@ -16,6 +36,10 @@ pub struct Sync {
     pub slot: String,
     /// Glob patterns over the unquoted `schema.table`, at least one; those that begin with `!` exclude tables.
     pub tables: Vec<String>,
+    /// What happens with a selected table that can't be replicated.
+    pub on_unreplicable_table: OnUnreplicableTable,
+    /// What happens with a column that the Agent DB lacks.
+    pub on_new_column: OnNewColumn,
     /// Most changes of a batch.
     pub batch_rows: usize,
     /// Most bytes of a batch.
@@ -51,6 +75,8 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
     });
     let slot = slot(reader);
     let tables = tables(reader);
+    let on_unreplicable_table = one_of(reader, "sync.on_unreplicable_table", "hold or ignore");
+    let on_new_column = one_of(reader, "sync.on_new_column", "hold or add");
     // A million rows of a kilobyte each are a gigabyte, the upper limit of batch_bytes.
     let batch_rows = reader.integer("sync.batch_rows", 1..=1_000_000);
     let batch_bytes = reader.integer("sync.batch_bytes", 65_536..=1_073_741_824);
@@ -67,6 +93,8 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
         publication: publication?,
         slot: slot?,
         tables: tables?,
+        on_unreplicable_table: on_unreplicable_table?,
+        on_new_column: on_new_column?,
         batch_rows: batch_rows?,
         batch_bytes: batch_bytes?,
         copy_chunk_rows: copy_chunk_rows?,
@@ -78,6 +106,14 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
         reconnect_max,
         ready_delay: ready_delay?,
     })
+}
+
+fn one_of<T: std::str::FromStr>(reader: &mut ValueReader<'_>, key: &str, values: &str) -> Option<T> {
+    let text = reader.text(key)?;
+    match text.parse() {
+        Ok(value) => Some(value),
+        Err(_) => reader.wrong(key, format!("{text:?} is not known"), format!("use {values}")),
+    }
 }
 
 /// Postgres's rule for slots (`ReplicationSlotValidateName`), stricter than for other names.

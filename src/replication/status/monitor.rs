@@ -184,6 +184,8 @@ impl Monitor {
             slot_active: sample.map(|sample| sample.active),
             slot_retained_bytes: sample.and_then(|sample| sample.retained),
             slot_headroom_bytes: sample.and_then(|sample| sample.headroom),
+            held_tables: self.status.held_tables(),
+            ignored_tables: self.status.ignored(),
             failed_rows: self.status.parked().values().sum::<u64>(),
             changes_received: self.status.total().received,
         }

@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::agent_db::{Applied, TableRecord, TableRecords, TableState, Tally};
+use strum::VariantArray;
+
 use crate::change::TableName;
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -36,6 +38,10 @@ pub(in crate::replication) struct SyncStatus {
     clock_offset: AtomicI64,
     parked: Mutex<BTreeMap<TableName, u64>>,
     total: Mutex<Tally>,
+    /// Selected tables that can't be replicated and are left out.
+    ignored: Mutex<Vec<String>>,
+    /// Held tables.
+    held: AtomicU64,
     /// The facts from which the state is derived.
     facts: Mutex<SyncFacts>,
     /// What is waited for, by who waits.
@@ -156,8 +162,28 @@ impl SyncStatus {
         })
     }
 
+    /// Sets the tables that are left out.
+    pub(in crate::replication) fn set_ignored(&self, tables: Vec<String>) {
+        *self.ignored.lock().unwrap_or_else(PoisonError::into_inner) = tables;
+    }
+
+    pub(in crate::replication) fn ignored(&self) -> Vec<String> {
+        self.ignored.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(in crate::replication) fn held_tables(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// The stream flows, and its tables are in these states.
     pub(in crate::replication) fn stream_flows(&self, tables: &TableRecords) {
+        for state in TableState::VARIANTS {
+            let count = tables.values().filter(|record| record.state == *state).count() as u64;
+            metrics::set_tables(state.as_str(), count);
+            if *state == TableState::Held {
+                self.held.store(count, Ordering::Relaxed);
+            }
+        }
         let since = {
             let mut since = self.flows_since.lock().unwrap_or_else(PoisonError::into_inner);
             *since.get_or_insert_with(Instant::now)

@@ -72,7 +72,7 @@ async fn every_missing_right_on_the_site_db_is_named_one_after_another() {
         .await;
     daemon.relaunch_with("");
     let statement = format!("ALTER PUBLICATION \"{publication}\" ADD TABLE \"public\".\"later\"");
-    held(&mut daemon, &["lacks 1 table(s)", &statement]).await;
+    held(&mut daemon, &["is not in publication", &statement]).await;
     twins.on_site(&statement).await;
     streams(&twins, &daemon, &["notes", "later"]).await;
 }

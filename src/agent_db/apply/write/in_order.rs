@@ -8,8 +8,12 @@ use crate::agent_db::apply::segment::{Item, Segment};
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
 use crate::agent_db::error::AgentError;
 use crate::change::Change;
+use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
 use crate::postgres::{RaisedBy, Refusal};
 use crate::retry::Disposition;
+
+/// Locked rows of a segment that are parked; with more, their table is held.
+const MOST_LOCKED_ROWS: u32 = 20;
 
 /// When deferred constraints are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,16 +133,18 @@ impl Writer {
                     ledger.add(&of_piece);
                     continue;
                 }
+                Err(AgentError::Refused { refusal, .. }) if self.parks_locked_rows(&refusal) => refusal,
                 Err(AgentError::Refused { refusal, .. }) if refusal.may_be_of_a_row() => refusal,
                 Err(error) => return Err(error),
             };
             self.back_to("ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece")
                 .await?;
-            if refusal.disposition() != Disposition::Row && !is_accepted {
+            if refusal.disposition() != Disposition::Row && !self.parks_locked_rows(&refusal) && !is_accepted {
                 self.try_without_rows(&piece).await?;
                 is_accepted = true;
             }
             if let [row] = piece.rows.as_slice() {
+                self.count_locked_row(&piece, &refusal)?;
                 self.refused(&piece, row, &refusal, ledger)?;
             } else {
                 let (first, second) = piece.halves();
@@ -168,6 +174,27 @@ impl Writer {
             }),
             result => result.map(drop),
         }
+    }
+
+    /// Whether the refusal is one row's because it is locked.
+    fn parks_locked_rows(&self, refusal: &Refusal) -> bool {
+        self.locked_rows.is_some() && refusal.sqlstate == LOCK_NOT_AVAILABLE
+    }
+
+    /// Counts a row that is parked because it is locked. Each costs a wait: with too many, the table is held instead.
+    fn count_locked_row(&mut self, group: &Group<'_>, refusal: &Refusal) -> Result<(), AgentError> {
+        if refusal.sqlstate != LOCK_NOT_AVAILABLE {
+            return Ok(());
+        }
+        let rows = self.locked_rows.get_or_insert_default();
+        *rows += 1;
+        if *rows <= MOST_LOCKED_ROWS {
+            return Ok(());
+        }
+        Err(AgentError::RowsLocked {
+            table: group.relation.table.clone(),
+            limit: MOST_LOCKED_ROWS,
+        })
     }
 
     /// A row that the database refuses by itself.

@@ -46,6 +46,8 @@ pub(in crate::agent_db::apply) struct Writer {
     /// Tables that are held: their changes are counted and passed over.
     pub held: HashSet<TableName>,
     pub copy_backoff: CopyBackoff,
+    /// While rows that are locked are parked: how many were in this segment.
+    pub locked_rows: Option<u32>,
 }
 
 impl Constraints {

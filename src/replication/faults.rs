@@ -1,0 +1,104 @@
+//! Which tables can't be replicated at the start of a run, and what `sync.on_unreplicable_table` and `sync.on_new_column`
+//! say about them.
+
+use tracing::{info, warn};
+
+use crate::agent_db::{AgentError, Applier, TableRecords};
+use crate::change::TableName;
+use crate::config::{OnNewColumn, OnUnreplicableTable};
+use crate::postgres::error::explain;
+use crate::source::publication::Prepared;
+use crate::source::{Faults, SourceTable};
+
+use super::error::SyncError;
+
+/// Tables of a start that can't be replicated, each with the fault and its remedy.
+#[derive(Debug, Default)]
+pub(super) struct Unreplicable {
+    /// Their changes are passed over until the fault is gone.
+    pub(super) held: Faults,
+    /// They are left out.
+    pub(super) ignored: Faults,
+}
+
+/// Looks every table up in the Agent DB; adds columns that it lacks, if that is wanted. Returns the tables that can't be
+/// written, and those that can't be read. `fault`: the table whose own fault has ended the last run, and its reason.
+pub(super) async fn find(
+    applier: &mut Applier,
+    prepared: &Prepared,
+    on_new_column: OnNewColumn,
+    fault: Option<&(TableName, String)>,
+) -> Result<Faults, SyncError> {
+    let mut faults = prepared.faults.clone();
+    for (name, table) in prepared
+        .tables
+        .iter()
+        .filter(|(name, _)| !prepared.faults.contains_key(*name))
+    {
+        match Box::pin(resolve(applier, table, on_new_column)).await {
+            Ok(()) => {}
+            Err(error) if error.table_fault().is_some() => {
+                faults.insert(name.clone(), explain(&error, error.hint()));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some((table, reason)) = fault
+        && prepared.tables.contains_key(table)
+    {
+        faults.entry(table.clone()).or_insert_with(|| reason.clone());
+    }
+    Ok(faults)
+}
+
+/// Looks a table up in the Agent DB.
+async fn resolve(applier: &mut Applier, table: &SourceTable, on_new_column: OnNewColumn) -> Result<(), AgentError> {
+    let Err(error) = applier.resolve(&table.description()).await else {
+        return Ok(());
+    };
+    let AgentError::ColumnMissing { columns, .. } = &error else {
+        return Err(error);
+    };
+    if on_new_column != OnNewColumn::Add || columns.iter().any(|column| column.declared.is_none()) {
+        return Err(error);
+    }
+    if let Err(refused) = applier.add_columns(&table.table, columns).await {
+        if refused.table_fault().is_none() {
+            return Err(refused);
+        }
+        warn!(table = %table.table, %refused, "the columns that the Agent DB lacks can't be added");
+        return Err(error);
+    }
+    let names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
+    info!(table = %table.table, columns = names.join(", "), "columns added in the Agent DB");
+    applier.resolve(&table.description()).await.map(|_| ())
+}
+
+impl Unreplicable {
+    /// What becomes of the tables: one that was replicated before is always held. Pure.
+    pub(super) fn new(faults: Faults, policy: OnUnreplicableTable, stored: &TableRecords) -> Self {
+        let (ignored, held) = faults.into_iter().partition(|(table, _)| {
+            policy == OnUnreplicableTable::Ignore && !stored.get(table).is_some_and(|record| record.was_copied())
+        });
+        Self { held, ignored }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent_db::TableRecord;
+
+    #[test]
+    fn a_table_that_was_copied_is_never_left_out() {
+        let (copied, new) = (TableName::new("public", "copied"), TableName::new("public", "new"));
+        let mut record = TableRecord::new(copied.clone());
+        record.finished_at = Some(time::OffsetDateTime::UNIX_EPOCH);
+        let stored = TableRecords::from([(copied.clone(), record)]);
+        let faults = || Faults::from([(copied.clone(), "why".to_owned()), (new.clone(), "why".to_owned())]);
+        let both = Unreplicable::new(faults(), OnUnreplicableTable::Hold, &stored);
+        assert_eq!((both.held.len(), both.ignored.len()), (2, 0));
+        let one = Unreplicable::new(faults(), OnUnreplicableTable::Ignore, &stored);
+        assert!(one.held.contains_key(&copied) && one.ignored.contains_key(&new));
+    }
+}

@@ -1,0 +1,192 @@
+//! The tables that `sync.tables` selects, and for each whether it can be replicated: the fault and its remedy if not. One
+//! table's fault never keeps the others out of the publication.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use super::error::{SourceError, failed};
+use super::selection::Selection;
+use crate::change::TableName;
+use crate::postgres::quote_identifier;
+
+/// A table of the Site DB that `sync.tables` selects.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    pub(super) table: TableName,
+    /// Whether the stream can identify the row of an update or a delete. In a publication, the Site DB refuses both for a
+    /// table that has none.
+    has_identity: bool,
+    /// Whether the role may read the table.
+    readable: bool,
+    /// Whether the role may use the schema.
+    schema_usable: bool,
+    /// Whether row-level security hides rows from the role.
+    hides_rows: bool,
+    /// Whether the role owns the table, and so may add it to a publication.
+    owned: bool,
+    /// The owner's name.
+    owner: String,
+    /// The extension that made the table, if one did.
+    extension: Option<String>,
+    /// Our role's name.
+    role: String,
+    /// Whether the publication has it. [`None`] if there is no publication.
+    pub(super) published: Option<bool>,
+}
+
+/// Tables with the fault of each and its remedy.
+pub type Faults = BTreeMap<TableName, String>;
+
+/// The selected tables that can be published. Not partitions, which are published as part of their root, and not
+/// temporary or unlogged tables.
+pub(super) async fn candidates(
+    client: &Client,
+    publication: &str,
+    selection: &Selection,
+) -> Result<Vec<Candidate>, SourceError> {
+    let rows = client
+        .query(
+            // A partition counts as its root. A root without partitions is not in pg_publication_tables, only in
+            // pg_publication_rel.
+            "WITH published AS MATERIALIZED ( \
+             SELECT coalesce(pg_catalog.pg_partition_root(vc.oid), vc.oid) AS oid FROM pg_catalog.pg_publication_tables v \
+             JOIN pg_catalog.pg_namespace vn ON vn.nspname = v.schemaname \
+             JOIN pg_catalog.pg_class vc ON vc.relname = v.tablename AND vc.relnamespace = vn.oid WHERE v.pubname = $1 \
+             UNION SELECT r.prrelid FROM pg_catalog.pg_publication_rel r \
+             JOIN pg_catalog.pg_publication rp ON rp.oid = r.prpubid WHERE rp.pubname = $1) \
+             SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, \
+             c.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid \
+             AND ((c.relreplident = 'd' AND i.indisprimary) OR (c.relreplident = 'i' AND i.indisreplident))) \
+             AS has_identity, \
+             pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable, \
+             pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usable, \
+             pg_catalog.row_security_active(c.oid) AS hides_rows, \
+             pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned, \
+             pg_catalog.pg_get_userbyid(c.relowner)::text AS owner, \
+             (SELECT x.extname::text FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension x ON x.oid = d.refobjid \
+             WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e' \
+             AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass LIMIT 1) AS extension, \
+             current_user::text AS role, \
+             (SELECT b.puballtables OR c.oid IN (SELECT p.oid FROM published p) FROM pg_catalog.pg_publication b \
+             WHERE b.pubname = $1) AS published \
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
+             AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
+            &[&publication],
+        )
+        .await
+        .map_err(failed("list the tables"))?;
+    Ok(rows
+        .iter()
+        .map(|row| Candidate {
+            table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+            has_identity: row.get("has_identity"),
+            readable: row.get("readable"),
+            schema_usable: row.get("schema_usable"),
+            hides_rows: row.get("hides_rows"),
+            owned: row.get("owned"),
+            owner: row.get("owner"),
+            extension: row.get("extension"),
+            role: row.get("role"),
+            published: row.get("published"),
+        })
+        .filter(|candidate| selection.takes(&candidate.table))
+        .collect())
+}
+
+impl Candidate {
+    /// Whether the publication would have to be extended by it.
+    pub(super) fn lacks(&self) -> bool {
+        self.published != Some(true)
+    }
+
+    /// Why the table can't be replicated, and the remedy; `None` if it can. Whether the role may add it to the publication
+    /// is another question.
+    pub(super) fn fault(&self, selection: &Selection) -> Option<String> {
+        let (table, role) = (self.table.quoted(), quote_identifier(&self.role));
+        let (fault, remedy) = if self.lacks() && !self.has_identity {
+            (
+                format!(
+                    "table {} of the Site DB has no replica identity (a primary key is one), so its updates and deletes can't be \
+                     replicated",
+                    self.table
+                ),
+                format!("on the Site DB: ALTER TABLE {table} REPLICA IDENTITY FULL; (or ADD PRIMARY KEY (…))"),
+            )
+        } else if !self.schema_usable {
+            let schema = quote_identifier(&self.table.schema);
+            (
+                format!(
+                    "the role {} may not use the schema of table {} of the Site DB",
+                    self.role, self.table
+                ),
+                format!("on the Site DB: GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON {table} TO {role};"),
+            )
+        } else if !self.readable {
+            (
+                format!(
+                    "the role {} may not read table {} of the Site DB",
+                    self.role, self.table
+                ),
+                format!("on the Site DB: GRANT SELECT ON {table} TO {role};"),
+            )
+        } else if self.hides_rows {
+            (
+                format!(
+                    "row-level security of table {} of the Site DB hides rows from the role {}",
+                    self.table, self.role
+                ),
+                format!("on the Site DB, as a superuser: ALTER ROLE {role} BYPASSRLS;"),
+            )
+        } else {
+            return None;
+        };
+        Some(self.with_alternative(&fault, &remedy, selection))
+    }
+
+    /// Why the table is not in the publication, though it could be replicated, and the remedy.
+    pub(super) fn not_ours_to_add(&self, publication: &str, why: &str, selection: &Selection) -> String {
+        let statement = add_statement(publication, &self.table);
+        let whose = if self.owned {
+            String::new()
+        } else {
+            format!(" (the table's owner is {})", self.owner)
+        };
+        let fault = format!(
+            "table {} is not in publication {publication} of the Site DB, and the role {} may not add it{whose}{why}",
+            self.table, self.role
+        );
+        self.with_alternative(
+            &fault,
+            &format!("on the Site DB, as the owner of both: {statement};"),
+            selection,
+        )
+    }
+
+    /// Whether adding it needs no other right than the role has.
+    pub(super) const fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    fn with_alternative(&self, fault: &str, remedy: &str, selection: &Selection) -> String {
+        let of_extension = self
+            .extension
+            .as_ref()
+            .map(|extension| format!(" (it belongs to the extension {extension})"))
+            .unwrap_or_default();
+        format!(
+            "{fault}{of_extension} — {remedy} or leave it out: sync.tables = {}",
+            selection.without(&self.table)
+        )
+    }
+}
+
+/// The statement that adds a table to a publication.
+pub(super) fn add_statement(publication: &str, table: &TableName) -> String {
+    format!(
+        "ALTER PUBLICATION {} ADD TABLE {}",
+        quote_identifier(publication),
+        table.quoted()
+    )
+}
