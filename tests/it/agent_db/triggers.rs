@@ -88,7 +88,7 @@ async fn a_trigger_sees_the_search_path_of_its_role_and_utc() {
     fixture.apply(vec![insert(&t, &["1", "a", "b"])]).await;
     assert_eq!(
         fixture.lines("SELECT seen FROM seen").await,
-        [r#"("elsewhere, public",UTC,on,30s)"#]
+        [r#"("elsewhere, public",UTC,on,3s)"#]
     );
 }
 

@@ -29,7 +29,7 @@ pub(in crate::agent_db::apply) enum StatementKind {
     DeleteOne,
     /// Make the number of equal rows right, where rows are counted.
     Count,
-    /// Look whether what was just written is there, and fail with [`CHANGED`] where it is not.
+    /// Look whether what was just written is there, and fail with `agent_db::error::CHANGED` where it is not.
     Look(Written),
 }
 
