@@ -9,7 +9,7 @@
 //! They run in the session that writes, and must work as they do for any application that connects with the same role: so
 //! that session ([`SessionKind::Writing`]) keeps the role's own `search_path` and `row_security`, and everything that is
 //! not listed here. What they see pinned is what decides how values are read ([`PINNED`]: `TimeZone` is UTC, `DateStyle`
-//! is ISO; a function that wants another one names it with `SET TimeZone = …`), and the time-outs. `lock_timeout` is 30 s.
+//! is ISO; a function that wants another one names it with `SET TimeZone = …`), and the time-outs. `lock_timeout` is 3 s.
 //! `session_replication_role` is `replica` where the role may set it: then only triggers that are enabled as ALWAYS or
 //! REPLICA fire.
 //!
