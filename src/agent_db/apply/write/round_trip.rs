@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
+use indexmap::IndexSet;
 use tokio_postgres::{Client, Statement};
 
 use super::writer::Writer;
@@ -15,7 +16,7 @@ use crate::agent_db::apply::sql::{Parameter, StatementKind, TextArray, copy_piec
 use crate::agent_db::apply::targets::Prepared;
 use crate::agent_db::catalog::{Column, Target};
 use crate::agent_db::error::AgentError;
-use crate::change::{Key, Operation, Row};
+use crate::change::{Key, Operation, Row, TableName};
 
 /// The server's answer to one statement.
 #[derive(Debug)]
@@ -47,7 +48,8 @@ impl Reply {
 }
 
 impl Writer {
-    /// `before`, the groups' statements, `after`: one round trip, and one more for each COPY. One reply for each group.
+    /// `before`, the groups' statements, `after`: one round trip, one more for each COPY, and one to lock their tables. One
+    /// reply for each group.
     pub(super) async fn send(
         &mut self,
         groups: &[(&Group<'_>, Arc<Target>)],
@@ -78,6 +80,10 @@ impl Writer {
             });
         }
         let mut heads = vec![self.session.take_opening(), before];
+        if groups.iter().any(|(group, _)| group.copies()) {
+            self.lock_copied(&heads, groups).await?;
+            heads.clear();
+        }
         let mut replies = Vec::with_capacity(groups.len());
         let mut rest = parts.as_slice();
         loop {
@@ -92,6 +98,30 @@ impl Writer {
                 return Ok(replies);
             }
         }
+    }
+
+    /// Takes the locks that the COPYs will need: one that can't be had is found here, as a COPY that the server does not
+    /// start costs the connection (see [`copy`]). Partitions are locked by their rows, after the start.
+    async fn lock_copied(&self, heads: &[&str], groups: &[(&Group<'_>, Arc<Target>)]) -> Result<(), AgentError> {
+        let client = &self.session.client;
+        let tables: IndexSet<&TableName> = groups
+            .iter()
+            .filter(|(group, _)| group.copies())
+            .map(|(group, _)| &group.relation.table)
+            .collect();
+        let lock = |table: &TableName| format!("LOCK TABLE ONLY {} IN ROW EXCLUSIVE MODE", table.quoted());
+        let locks: Vec<String> = tables.iter().map(|table| lock(table)).collect();
+        let heads = heads.iter().copied().filter(|head| !head.is_empty());
+        let of = heads.clone().map(|_| None).chain(tables.iter().copied().map(Some));
+        let mut calls: Vec<Call<'_, Result<Reply, tokio_postgres::Error>>> = Vec::new();
+        for statement in heads.chain(locks.iter().map(String::as_str)) {
+            calls.push(Box::pin(command(client, statement)));
+        }
+        for (table, answer) in of.zip(in_order(calls).await) {
+            // The first error is the cause; later ones only say that the transaction is aborted.
+            answer.map_err(|source| AgentError::from_driver("lock a table", table, source).of_whole_table())?;
+        }
+        Ok(())
     }
 
     /// One round trip: `heads`, the parts' statements, `tail`.
