@@ -1,4 +1,5 @@
-//! Postgres's own subscription and Twinlog apply the same random programs: all three databases are equal.
+//! Postgres's own subscription and Twinlog apply the same random programs: all three databases are equal. (But for tables
+//! that its own can't apply: rows without a key that hold `json`, and an identity that the subscriber's table has not.)
 
 use twinlog::dev::postgres::Settings;
 
@@ -8,16 +9,29 @@ use crate::harness::{Database, SOON, Twins, eventually_equal, private_databases,
 /// Transactions of the program.
 const TRANSACTIONS: u32 = 400;
 
-/// Subscribes a third database to the publication with Postgres's own subscription, and waits for its copy.
+/// The tables that the built-in subscription can apply.
+fn common() -> Vec<&'static str> {
+    let only_ours = ["places", "bag"];
+    let tables = TABLES.iter().copied();
+    tables.filter(|table| !only_ours.contains(table)).collect()
+}
+
+/// Subscribes a third database to the common tables with Postgres's own subscription, and waits for its copy.
 async fn subscribe(third: &Database, twins: &Twins) {
     third.run(SCHEMA).await;
     // The subscription checks this constraint after each row; the statement broke it only for a moment.
     third.run("ALTER TABLE swaps DROP CONSTRAINT swaps_place_key").await;
-    let (cluster, publication) = (&twins.site.cluster, &twins.site.name);
+    twins
+        .on_site(&format!(
+            "CREATE PUBLICATION oracle FOR TABLE {} WITH (publish_via_partition_root = true)",
+            common().join(", ")
+        ))
+        .await;
+    let (cluster, database) = (&twins.site.cluster, &twins.site.name);
     third
         .run(&format!(
-            "CREATE SUBSCRIPTION oracle CONNECTION 'host=127.0.0.1 port={} dbname={publication} user=postgres password={}'
-             PUBLICATION {publication}",
+            "CREATE SUBSCRIPTION oracle CONNECTION 'host=127.0.0.1 port={} dbname={database} user=postgres password={}'
+             PUBLICATION oracle",
             cluster.port(),
             cluster.password(),
         ))
@@ -67,7 +81,7 @@ async fn the_built_in_subscription_and_ours_give_the_same_rows() {
 
     // THEN all three are equal
     twins.until_equal_within(2 * SOON, TABLES).await;
-    until_equal(&third, &twins.agent, TABLES, 2 * SOON).await;
+    until_equal(&third, &twins.agent, &common(), 2 * SOON).await;
     assert_eq!(twins.parked().await, 0);
     twins.assert_balanced().await;
     unsubscribe(&third).await;
