@@ -209,8 +209,8 @@ async fn program(databases: Databases, seed: u64, web: bool) {
         eventually(&statement, SOON, || twins.agent.batch_execute(&statement)).await;
     }
     eprintln!("seed {seed}: {} row(s) parked", twins.parked().await);
-    twins.until_equal_within(2 * SOON, tables).await;
-    twins.until_parked_within(SOON, 0).await;
+    twins.until_equal_within(6 * SOON, tables).await;
+    twins.until_parked_within(3 * SOON, 0).await;
     twins.until_equal(tables).await;
     twins.assert_balanced().await;
 }
