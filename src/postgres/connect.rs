@@ -55,6 +55,15 @@ pub async fn open(
             .map_err(|source| SessionError::new(side, "pin the session's settings", source))?;
         Ok((client, connection))
     });
+    in_time(side, url, attempt).await
+}
+
+/// Ends an attempt to connect that takes longer than [`CONNECT_TIMEOUT`].
+async fn in_time<T>(
+    side: Side,
+    url: &DatabaseUrl,
+    attempt: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
     tokio::time::timeout(CONNECT_TIMEOUT, attempt)
         .await
         .unwrap_or_else(|_| {
@@ -105,15 +114,7 @@ pub async fn refuse_pooler(side: Side, url: &DatabaseUrl) -> Result<(), SessionE
         }
         Ok(())
     });
-    tokio::time::timeout(CONNECT_TIMEOUT, attempt)
-        .await
-        .unwrap_or_else(|_| {
-            Err(SessionError::ConnectTimeout {
-                side,
-                server: url.to_string(),
-                seconds: CONNECT_TIMEOUT.as_secs(),
-            })
-        })
+    in_time(side, url, attempt).await
 }
 
 /// The server process that answers: its id, and when it began, as servers behind one address may use the same ids.

@@ -215,13 +215,18 @@ impl AgentError {
     /// For statements on a whole table: a trigger's refusal there is not a row's fault.
     #[must_use]
     pub(super) fn of_whole_table(self) -> Self {
+        self.into_table_refused(Refusal::may_be_of_a_row)
+    }
+
+    /// The refusal as the fault of its table, where it is one.
+    fn into_table_refused(self, is_of_its_table: impl FnOnce(&Refusal) -> bool) -> Self {
         match self {
             Self::Refused {
                 action,
                 table: Some(table),
                 refusal,
                 role,
-            } if refusal.may_be_of_a_row() => Self::TableRefused {
+            } if is_of_its_table(&refusal) => Self::TableRefused {
                 action,
                 table,
                 refusal,
@@ -243,22 +248,9 @@ impl AgentError {
     /// For a statement that was refused before any row was sent: if not the session's, the fault is the table's.
     #[must_use]
     pub(super) fn whatever_the_row(self) -> Self {
-        match self {
-            Self::Refused {
-                action,
-                table: Some(table),
-                refusal,
-                role,
-            } if is_of_its_table(&refusal.sqlstate) || refusal.disposition() == Disposition::Row => {
-                Self::TableRefused {
-                    action,
-                    table,
-                    refusal,
-                    role,
-                }
-            }
-            other => other,
-        }
+        self.into_table_refused(|refusal| {
+            is_of_its_table(&refusal.sqlstate) || refusal.disposition() == Disposition::Row
+        })
     }
 
     /// For the statement that parks a table's rows: a value that `twinlog.failed_rows` refuses is that table's.

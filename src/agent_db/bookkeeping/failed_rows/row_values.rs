@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::change::{ColumnValue, Row};
 
 /// A JSON array of texts and nulls.
@@ -15,18 +16,7 @@ pub(super) fn to_json(row: &Row) -> String {
             ColumnValue::Null | ColumnValue::Unchanged => None,
         })
         .collect();
-    let json = serde_json::to_string(&values).unwrap_or_default();
-    let mut ascii = String::with_capacity(json.len());
-    for character in json.chars() {
-        if character.is_ascii() {
-            ascii.push(character);
-        } else {
-            for unit in character.encode_utf16(&mut [0; 2]) {
-                ascii.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    ascii
+    Encoding::Limited.json(serde_json::to_string(&values).unwrap_or_default())
 }
 
 /// Parses what [`to_json`] wrote; `None` if it is anything else.
