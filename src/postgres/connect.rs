@@ -59,7 +59,7 @@ pub async fn open(
 }
 
 /// Ends an attempt to connect that takes longer than [`CONNECT_TIMEOUT`].
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     side: Side,
     url: &DatabaseUrl,
     attempt: impl Future<Output = Result<T, SessionError>>,
@@ -75,66 +75,7 @@ async fn in_time<T>(
         })
 }
 
-/// How long the second session of [`refuse_pooler`] waits for its answer. A pool in session mode whose only server session
-/// is ours gives it none.
-const SECOND_SESSION: Duration = Duration::from_secs(3);
-
-/// How often both sessions are asked for their processes.
-const ROUNDS: u32 = 4;
-
-/// Makes sure that a session keeps its server process, before anything of a session is changed: settings and locks of ours
-/// would else reach other clients of a pool. While a first session is idle, a second one must not get the same process,
-/// nor the first one another.
-///
-/// # Errors
-/// [`SessionError::Pooled`]; the first session can't be opened.
-pub async fn refuse_pooler(side: Side, url: &DatabaseUrl) -> Result<(), SessionError> {
-    let attempt = Box::pin(async {
-        let (first, _) = establish(side, url, "twinlog check", None).await?;
-        let own = process(side, &first).await?;
-        let second = async {
-            let (second, _) = establish(side, url, "twinlog check", None).await?;
-            let mut other = process(side, &second).await?;
-            // Where other clients use the pool too, a process may be taken by one of them between two questions.
-            for _ in 1..ROUNDS {
-                if other == own || process(side, &first).await? != own {
-                    return Ok::<_, SessionError>(true);
-                }
-                other = process(side, &second).await?;
-            }
-            Ok(other == own)
-        };
-        // Where there is no second session (a limit), only the first one can be looked at.
-        let shared = tokio::time::timeout(SECOND_SESSION, second).await;
-        if matches!(shared, Ok(Ok(true))) || process(side, &first).await? != own {
-            return Err(SessionError::Pooled {
-                side,
-                server: url.to_string(),
-            });
-        }
-        Ok(())
-    });
-    in_time(side, url, attempt).await
-}
-
-/// The server process that answers: its id, and when it began, as servers behind one address may use the same ids.
-async fn process(side: Side, client: &Client) -> Result<String, SessionError> {
-    let messages = client
-        .simple_query(
-            "SELECT pg_catalog.concat(pg_catalog.pg_backend_pid(), ' ', pg_catalog.pg_postmaster_start_time())",
-        )
-        .await
-        .map_err(|source| SessionError::new(side, "ask for the server process", source))?;
-    Ok(messages
-        .iter()
-        .find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        })
-        .unwrap_or_default())
-}
-
-async fn establish(
+pub(super) async fn establish(
     side: Side,
     url: &DatabaseUrl,
     application_name: &str,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`connect()`] | opens a session with pinned settings |
 //! | [`plain`] | opens a session on a throwaway cluster, with nothing pinned |
+//! | `pooler` | refuses a connection pooler in transaction mode |
 //! | [`session_settings`] | the one list of settings that every session pins |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
 //! | [`sqlx_options()`] | the same for sqlx |
@@ -25,6 +26,7 @@ pub mod error;
 pub mod keys;
 mod lsn;
 pub mod plain;
+mod pooler;
 pub mod quote;
 pub mod row_text;
 pub mod session_settings;
@@ -34,9 +36,10 @@ pub mod tls;
 pub mod waits;
 
 pub use condition::{Condition, ConditionError};
-pub use connect::{connect, refuse_pooler};
+pub use connect::connect;
 pub use error::{RaisedBy, Refusal, SessionError, Side};
 pub use plain::connect_plain;
+pub use pooler::refuse_pooler;
 pub use quote::quote_identifier;
 pub use sqlstate::disposition;
 pub use sqlx_options::sqlx_options;

@@ -144,9 +144,8 @@ impl Start<'_> {
             ..
         } = self.settings;
         // Before anything else, as even the migrations take a lock.
-        for (side, url) in [(Side::Agent, agent), (Side::Site, site)] {
-            refuse_pooler(side, url).await.map_err(AgentError::from)?;
-        }
+        let (of_agent, of_site) = tokio::join!(refuse_pooler(Side::Agent, agent), refuse_pooler(Side::Site, site));
+        of_agent.and(of_site).map_err(AgentError::from)?;
         migrations::apply_twinlog(agent).await?;
         let applier_settings = ApplierSettings {
             application_name: "twinlog apply".to_owned(),
