@@ -6,7 +6,7 @@
 //! ```text
 //! main → cli ─→ http ─→ outbox, inbox ─→ realtime ─→ provider, site_db ─→ postgres
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ source, agent_db ─→ postgres ─→ change
-//! everyone may use: config, failpoint, health, lsn, metrics, retry, shutdown, timestamp
+//! everyone may use: config, failpoint, group_commit, health, lsn, metrics, retry, shutdown, timestamp
 //! ```
 //!
 //! | half | module | its job |
@@ -54,6 +54,7 @@ pub mod config;
 pub mod copy;
 pub mod dev;
 pub mod failpoint;
+pub mod group_commit;
 pub mod health;
 pub mod http;
 pub mod inbox;

@@ -60,7 +60,7 @@ async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Re
         }
     };
     let claimed = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
-    match state.inbox.receive(claimed, &body).await {
+    match state.inbox.receive(claimed, body.clone()).await {
         Ok(_) => StatusCode::OK.into_response(),
         Err(ReceiveError::Forged(error)) => {
             tracing::warn!(hint = error.hint(), bytes = body.len(), "WEBHOOK: refused: {error}");
@@ -71,17 +71,25 @@ async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Re
                 None,
             )
         }
+        Err(ReceiveError::Busy) => {
+            tracing::error!("WEBHOOK: too many events wait to be stored; Meta will send this one again");
+            refused_for_now()
+        }
         Err(ReceiveError::NotStored(error)) => not_stored(&error),
     }
 }
 
-/// Answers 503, after which Meta sends the event again, for up to seven days.
 fn not_stored(error: &SiteError) -> Response {
     tracing::error!(
         sqlstate = error.sqlstate(),
         hint = error.hint(),
         "WEBHOOK: an event was not stored, Meta will send it again: {error}"
     );
+    refused_for_now()
+}
+
+/// 503, after which Meta sends the event again, for up to seven days.
+fn refused_for_now() -> Response {
     answer::plain_error(
         StatusCode::SERVICE_UNAVAILABLE,
         "storage_unavailable",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Acquire, AssertSqlSafe, Executor, PgConnection, PgPool, Postgres};
+use sqlx::{Acquire, AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres};
 
 use super::SiteError;
 use crate::config::Site;
@@ -23,6 +23,10 @@ pub struct Transaction<'a>(sqlx::Transaction<'a, Postgres>);
 /// How long a request waits for a connection: Meta's clients give up after 5 s at the earliest, and must hear from us
 /// before that.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A connection that was used within this time is not tested before its next use. If it broke since, the statement fails
+/// as it would if the connection broke a moment later.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// Settings of each connection beside those that every session pins, which override the defaults of the role and the
 /// database:
@@ -46,7 +50,16 @@ impl Pool {
             // Idle connections are closed before a firewall drops them silently.
             .idle_timeout(Duration::from_secs(120))
             .max_lifetime(Duration::from_secs(1800))
-            .test_before_acquire(true)
+            // The test is a round trip, which every request would pay: see `before_acquire`.
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_FOR {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .after_connect(|connection, _| {
                 Box::pin(async move {
                     connection.execute(AssertSqlSafe(pin_values())).await?;

@@ -7,7 +7,6 @@
 //! ```
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use sqlx::FromRow;
 use std::time::Duration;
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
@@ -69,18 +68,38 @@ pub struct Backlog {
     pub failed: i64,
 }
 
-/// Stores a webhook and returns its id.
+/// A webhook to be stored.
+#[derive(Debug, Clone, Copy)]
+pub struct NewWebhook<'a> {
+    /// The bytes that Meta signed.
+    pub body: &'a [u8],
+    /// Their hash (hex).
+    pub body_sha256: &'a str,
+}
+
+/// Stores webhooks, in the order in which they were received, and returns their ids. One statement, and committed.
+///
+/// `received_at` decides the order of a person's messages (`whatsapp_messages.created_at`). A webhook that was received
+/// after another one's 200 has a later `now()`; those of one statement follow each other by a microsecond, which is less
+/// than a row takes to be written.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn insert(pool: &Pool, body: &[u8]) -> Result<Uuid, SiteError> {
-    Ok(
-        sqlx::query_scalar("INSERT INTO public.webhook_events (body, body_sha256) VALUES ($1, $2) RETURNING id")
-            .bind(body)
-            .bind(hex::encode(Sha256::digest(body)))
-            .fetch_one(&pool.0)
-            .await?,
+pub async fn insert(pool: &Pool, webhooks: &[NewWebhook<'_>]) -> Result<Vec<Uuid>, SiteError> {
+    // Time-ordered, so that the index grows at its end.
+    let ids: Vec<Uuid> = webhooks.iter().map(|_| Uuid::now_v7()).collect();
+    sqlx::query(
+        "INSERT INTO public.webhook_events (id, body, body_sha256, received_at, next_attempt_at)
+         SELECT id, body, sum, at, at
+           FROM (SELECT id, body, sum, now() + (number - 1) * interval '1 microsecond' AS at
+                   FROM unnest($1::uuid[], $2::bytea[], $3::text[]) WITH ORDINALITY AS given(id, body, sum, number)) AS new",
     )
+    .bind(&ids)
+    .bind(webhooks.iter().map(|webhook| webhook.body).collect::<Vec<_>>())
+    .bind(webhooks.iter().map(|webhook| webhook.body_sha256).collect::<Vec<_>>())
+    .execute(&pool.0)
+    .await?;
+    Ok(ids)
 }
 
 /// Makes a webhook due again, whether it failed or succeeded before. False if there is no such webhook.

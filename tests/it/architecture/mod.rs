@@ -17,6 +17,7 @@ use sources::{named_modules, sources, uses_crate};
 const SHARED: &[&str] = &[
     "config",
     "failpoint",
+    "group_commit",
     "health",
     "lsn",
     "metrics",
@@ -84,6 +85,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("metrics", &["change"]),
     ("config", &[]),
     ("failpoint", &[]),
+    ("group_commit", &[]),
     ("health", &[]),
     ("lsn", &[]),
     ("retry", &[]),

@@ -84,7 +84,7 @@ async fn a_database_that_dies_again_and_again_loses_no_event_and_doubles_none() 
         // As Meta does: repeat until the answer is 200. An event without a 200 may be stored as well.
         eventually("the event is taken", SOON, || async {
             site.inbox
-                .receive(Some(&signature::sign(&secret(), &body)), &body)
+                .receive(Some(&signature::sign(&secret(), &body)), Bytes::copy_from_slice(&body))
                 .await
         })
         .await;

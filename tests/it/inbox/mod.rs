@@ -7,6 +7,7 @@ mod receiving;
 mod reports;
 
 use crate::harness::{Databases, SOON, databases, eventually, eventually_equal, private_databases};
+use bytes::Bytes;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -75,7 +76,7 @@ impl Site {
 
     async fn post(&self, body: &[u8]) -> WebhookId {
         self.inbox
-            .receive(Some(&signature::sign(&secret(), body)), body)
+            .receive(Some(&signature::sign(&secret(), body)), Bytes::copy_from_slice(body))
             .await
             .unwrap()
     }
