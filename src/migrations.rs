@@ -21,7 +21,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use crate::config::DatabaseUrl;
 use crate::postgres::error::{UNREACHABLE_HINT, not_of_a_row, session_hint};
-use crate::postgres::{Side, disposition, quote_identifier, sqlx_options, tls};
+use crate::postgres::{SessionError, Side, disposition, quote_identifier, refuse_pooler, sqlx_options, tls};
 use crate::retry::Disposition;
 
 /// Migrations that belong together.
@@ -97,6 +97,9 @@ pub enum MigrationError {
         #[source]
         source: sqlx::Error,
     },
+    /// A pooler gives the same server session to several clients: the migrations' lock would stay with one of them.
+    #[error(transparent)]
+    Pooled(Box<SessionError>),
     /// A query of the catalog or of the applied migrations failed.
     #[error("read the applied migrations of the {side}")]
     Read {
@@ -139,7 +142,7 @@ impl MigrationError {
                 MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error,
                 _ => return Disposition::Systemic,
             },
-            Self::Rights { .. } => return Disposition::Systemic,
+            Self::Rights { .. } | Self::Pooled(_) => return Disposition::Systemic,
         };
         sqlstate(source).map_or(Disposition::Transient, |code| not_of_a_row(disposition(&code)))
     }
@@ -150,6 +153,7 @@ impl MigrationError {
         match self {
             Self::Connect { side, source, .. } => Some(connect_hint(*side, source)),
             Self::Read { .. } => None,
+            Self::Pooled(error) => error.hint(),
             Self::Rights { grants, .. } => Some(format!("run as the database's owner: {}", grants.join("; "))),
             Self::Migrate { source, .. } => migrate_hint(source).map(str::to_owned),
         }
@@ -213,6 +217,10 @@ pub async fn apply_twinlog(url: &DatabaseUrl) -> Result<Applied, MigrationError>
 /// # Errors
 /// The database can't be reached, rights are missing, or a migration fails (and is rolled back).
 pub async fn apply(url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationError> {
+    // Other errors of the question come again with the connection itself.
+    if let Err(error @ SessionError::Pooled { .. }) = refuse_pooler(set.side(), url).await {
+        return Err(MigrationError::Pooled(Box::new(error)));
+    }
     let connect = sqlx_options(url, "twinlog migrate");
     let mut connection = connect.connect().await.map_err(|source| MigrationError::Connect {
         side: set.side(),

@@ -151,10 +151,7 @@ impl SessionError {
             }
             Self::ConnectTimeout { .. } => Some(UNREACHABLE_HINT.to_owned()),
             Self::Tls { source, .. } => Some(source.hint()),
-            Self::Pooled { .. } => Some(
-                "use the server's own port, or a pool in session mode (PgBouncer: pool_mode = session; Supabase: port 5432)"
-                    .to_owned(),
-            ),
+            Self::Pooled { .. } => Some(POOLER_HINT.to_owned()),
             Self::Lost { .. } | Self::Ended(_) => None,
             Self::Refused { side, refusal, .. } => session_hint(*side, &refusal.sqlstate),
         }
@@ -190,6 +187,10 @@ pub fn not_of_a_row(disposition: Disposition) -> Disposition {
         other => other,
     }
 }
+
+/// The remedy for a pooler that shares server sessions.
+pub const POOLER_HINT: &str =
+    "use the server's own port, or a pool in session mode (PgBouncer: pool_mode = session; Supabase: port 5432)";
 
 /// What to check if no server answers.
 pub const UNREACHABLE_HINT: &str =

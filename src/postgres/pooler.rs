@@ -1,7 +1,7 @@
 //! Refuses a connection pooler in transaction mode, before anything of a session is changed.
 
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
@@ -21,8 +21,12 @@ const ROUNDS: u32 = 4;
 /// a start, and each question costs two more and ten round trips.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// When which server (with user and database) was last found to keep its sessions.
-static KEEPS_SESSIONS: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new(Mutex::default);
+/// When a server (with user and database) was last found to keep its sessions. Who asks holds the inner lock, so that others
+/// who want to know the same wait for its answer.
+type Answer = Arc<tokio::sync::Mutex<Option<Instant>>>;
+
+/// One entry for each URL of the configuration.
+static ANSWERS: LazyLock<Mutex<HashMap<String, Answer>>> = LazyLock::new(Mutex::default);
 
 /// Makes sure that a session keeps its server process, before anything of a session is changed: settings and locks of ours
 /// would else reach other clients of a pool. While a first session is idle, a second one must not get the same process,
@@ -31,16 +35,16 @@ static KEEPS_SESSIONS: LazyLock<Mutex<HashMap<String, Instant>>> = LazyLock::new
 /// # Errors
 /// [`SessionError::Pooled`]; the first session can't be opened.
 pub async fn refuse_pooler(side: Side, url: &DatabaseUrl) -> Result<(), SessionError> {
-    let server = url.to_string();
-    let known = || KEEPS_SESSIONS.lock().unwrap_or_else(PoisonError::into_inner);
-    if known()
-        .get(&server)
-        .is_some_and(|asked| asked.elapsed() < ASKED_AGAIN_AFTER)
-    {
+    let answer = {
+        let mut answers = ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(answers.entry(url.to_string()).or_default())
+    };
+    let mut keeps_sessions = answer.lock().await;
+    if keeps_sessions.is_some_and(|asked| asked.elapsed() < ASKED_AGAIN_AFTER) {
         return Ok(());
     }
     ask_for_pooler(side, url).await?;
-    known().insert(server, Instant::now());
+    *keeps_sessions = Some(Instant::now());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::postgres::disposition;
+use crate::postgres::error::POOLER_HINT;
 use crate::retry::Disposition;
 
 /// A statement on the Site DB did not succeed.
@@ -20,6 +21,9 @@ pub enum SiteError {
         #[source]
         source: sqlx::Error,
     },
+    /// A pooler gives the same server session to several clients: settings of ours would reach them.
+    #[error("a connection pooler in transaction or statement mode is between us and the Site DB")]
+    Pooled,
     /// A row is not of the shape that this version expects.
     #[error("the Site DB's tables are not as this version expects them")]
     Shape(#[source] sqlx::Error),
@@ -69,7 +73,7 @@ impl SiteError {
         match self {
             Self::Unreachable(_) | Self::Stopped => Disposition::Transient,
             Self::Refused { sqlstate, .. } => disposition(sqlstate),
-            Self::Shape(_) | Self::Vanished(_) => Disposition::Systemic,
+            Self::Shape(_) | Self::Vanished(_) | Self::Pooled => Disposition::Systemic,
             Self::Value(_) | Self::Anonymous => Disposition::Row,
         }
     }
@@ -127,6 +131,7 @@ impl SiteError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Unreachable(_) => Some("check that Postgres runs, and [site] url"),
+            Self::Pooled => Some(POOLER_HINT),
             Self::Shape(_) => Some("run: twinlog migrate site"),
             Self::Value(_) | Self::Anonymous | Self::Vanished(_) | Self::Stopped => None,
             Self::Refused { sqlstate, .. } => match sqlstate.as_str() {

@@ -1,18 +1,23 @@
 //! Connections to the Site DB: the pool, and a transaction that other rooms can hold without knowing the driver.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Acquire, AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres};
+use tokio_util::sync::CancellationToken;
 
 use super::SiteError;
-use crate::config::Site;
+use crate::config::{DatabaseUrl, Site};
 use crate::postgres::session_settings::pin_values;
-use crate::postgres::sqlx_options;
+use crate::postgres::{SessionError, Side, refuse_pooler, sqlx_options};
 
 /// Connections to the Site DB, shared by everything in this process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pool(pub(super) PgPool);
+pub struct Pool(pub(super) PgPool, SharedSessions);
+
+/// Cancelled once a pooler was found that shares the server's sessions between clients.
+type SharedSessions = CancellationToken;
 
 /// A transaction, or a savepoint inside one. Dropped before [`commit`](Self::commit), it is rolled back.
 ///
@@ -40,10 +45,27 @@ const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
      set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
      ELSE current_setting('synchronous_commit') END, false)";
 
+/// How long a new connection waits to be told whether a pooler is in the way. The question goes on afterwards, and the
+/// next connection hears its answer.
+const POOLER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Whether a pooler shares the server's sessions between clients.
+async fn shares_sessions(url: Arc<DatabaseUrl>) -> bool {
+    let asked = tokio::spawn(async move { refuse_pooler(Side::Site, &url).await });
+    // Where it can't be asked (no connection is left for it), this connection works all the same.
+    matches!(
+        tokio::time::timeout(POOLER_TIMEOUT, asked).await,
+        Ok(Ok(Err(SessionError::Pooled { .. })))
+    )
+}
+
 impl Pool {
     /// A pool that connects at its first use, so that the server starts even if the Site DB is down.
     #[must_use]
     pub fn connect(site: &Site) -> Self {
+        let url = Arc::new(site.url.clone());
+        let shared = SharedSessions::new();
+        let found = shared.clone();
         let pool = PgPoolOptions::new()
             .max_connections(site.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -60,15 +82,21 @@ impl Pool {
                     Ok(true)
                 })
             })
-            .after_connect(|connection, _| {
+            .after_connect(move |connection, _| {
+                let (url, found) = (Arc::clone(&url), found.clone());
                 Box::pin(async move {
+                    // Before anything of the session is changed.
+                    if shares_sessions(url).await {
+                        found.cancel();
+                        return Err(sqlx::Error::PoolClosed);
+                    }
                     connection.execute(AssertSqlSafe(pin_values())).await?;
                     connection.execute(SESSION).await?;
                     Ok(())
                 })
             })
             .connect_lazy_with(sqlx_options(&site.url, "twinlog serve"));
-        Self(pool)
+        Self(pool, shared)
     }
 
     /// Begins a transaction.
@@ -77,6 +105,14 @@ impl Pool {
     /// No connection could be opened or became free in time.
     pub async fn begin(&self) -> Result<Transaction<'static>, SiteError> {
         Ok(Transaction(self.0.begin().await?))
+    }
+
+    /// Waits until a pooler is found that shares the server's sessions, and closes the pool for good: nothing may run on
+    /// them.
+    pub(super) async fn closed_for_shared_sessions(&self) {
+        self.1.cancelled().await;
+        // It is closed at once; who waits for the result waits for the connections that are still being opened.
+        drop(self.0.close());
     }
 
     /// Refuses new work, and returns when all connections are closed.

@@ -22,6 +22,13 @@ static PROBE: LazyLock<String> = LazyLock::new(|| {
 /// # Errors
 /// See [`SiteError`]; its hint says what to do.
 pub async fn check(pool: &Pool) -> Result<(), SiteError> {
-    sqlx::query(PROBE.as_str()).fetch_optional(&pool.0).await?;
-    messages::check_writable(pool).await
+    let probed = async {
+        sqlx::query(PROBE.as_str()).fetch_optional(&pool.0).await?;
+        messages::check_writable(pool).await
+    };
+    tokio::select! {
+        biased;
+        () = pool.closed_for_shared_sessions() => Err(SiteError::Pooled),
+        probed = probed => probed,
+    }
 }

@@ -15,6 +15,7 @@
 //! | `tables` | whether both sides are equal, and what the daemon's own tables say |
 //! | `process`, `config_file` | the built binary: starts it, reads its output, ends it |
 //! | `proxy` | a network that can fail |
+//! | `pooler` | PgBouncer before a database |
 //! | `tls` | certificates for servers |
 //! | `background` | writers and readers in the background |
 //! | `wait` | polls with a deadline: the only place where tests wait |
@@ -26,6 +27,7 @@
 mod background;
 mod config_file;
 mod databases;
+mod pooler;
 mod process;
 mod proxy;
 mod tables;
@@ -36,6 +38,7 @@ mod wait;
 pub(crate) use background::{Background, Rounds, pace};
 pub(crate) use config_file::ConfigFile;
 pub(crate) use databases::{Database, Databases, databases, private_databases};
+pub(crate) use pooler::Pooler;
 pub(crate) use process::Process;
 pub(crate) use proxy::{Direction, Proxy};
 pub(crate) use tables::{Accounting, assert_same_table, differing_tables, until_equal};

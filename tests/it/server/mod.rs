@@ -16,6 +16,7 @@ mod in_process;
 mod observed;
 mod outages;
 mod plain_route;
+mod pooler;
 mod several;
 mod webhooks;
 mod world;
