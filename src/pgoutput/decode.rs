@@ -114,6 +114,17 @@ pub fn decode(payload: Bytes) -> Result<Message, DecodeError> {
     }
 }
 
+/// The relation whose row a payload inserts, updates or deletes; `None` for any other payload. Reads no value, so it takes
+/// values in binary form too.
+#[must_use]
+pub fn changed_relation(payload: &[u8]) -> Option<RelationId> {
+    let (b'I' | b'U' | b'D', rest) = payload.split_first()? else {
+        return None;
+    };
+    let id = rest.first_chunk::<RELATION_ID>()?;
+    Some(RelationId(u32::from_be_bytes(*id)))
+}
+
 fn insert(reader: &mut PayloadReader<'_>) -> Result<Insert, DecodeError> {
     let relation = reader.relation_id()?;
     match reader.u8()? {

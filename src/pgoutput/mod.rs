@@ -25,7 +25,7 @@ mod message;
 mod tests;
 
 pub use crate::timestamp::PgTimestamp;
-pub use decode::{DecodeError, decode};
+pub use decode::{DecodeError, changed_relation, decode};
 pub use message::{
     Begin, Column, Commit, Delete, Insert, LogicalMessage, Message, OldTuple, Origin, RelationMessage, ReplicaIdentity,
     Truncate, TypeMessage, Update,

@@ -65,6 +65,17 @@ pub fn is_of_its_table(sqlstate: &str) -> bool {
     }
 }
 
+/// Whether the server can't build the text of a row, as it would be longer than a gigabyte.
+#[must_use]
+pub fn is_row_too_large(sqlstate: &str, message: &str) -> bool {
+    const TOO_LARGE: [&str; 3] = [
+        "invalid memory alloc request size",
+        "string buffer exceeds maximum allowed length",
+        "out of memory",
+    ];
+    matches!(sqlstate, "XX000" | "54000") && TOO_LARGE.iter().any(|text| message.starts_with(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

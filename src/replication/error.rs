@@ -3,6 +3,7 @@
 use crate::agent_db::AgentError;
 use crate::change::TableName;
 use crate::copy::CopyError;
+use crate::lsn::Lsn;
 use crate::postgres::error::explain;
 use crate::retry::Disposition;
 use crate::source::SourceError;
@@ -79,6 +80,24 @@ pub enum SyncError {
     /// At the start, a table's stored state did not fit what happened to the table.
     #[error(transparent)]
     Table(#[from] TransitionError),
+    /// The server can't send a row of a transaction as text. The next run passes over what the log has up to that
+    /// transaction, and has its tables read again.
+    #[error(
+        "the Site DB can't send a row of its log, whose text has more than 1 GB (a bytea takes twice its size): its transaction \
+         is passed over, and its tables are read again"
+    )]
+    RowTooLarge {
+        /// The position of the transaction's commit record.
+        commit: Lsn,
+        /// The server's error.
+        source: WireError,
+    },
+    /// A transaction with a row that can't be sent as text was passed over.
+    #[error("a transaction with a row that is too large to be sent was passed over: its tables are read again")]
+    PassedOver,
+    /// The server can't send a row in any form.
+    #[error("the Site DB can't send a row of its log, which has more than 1 GB in any form")]
+    NeverSent(#[source] WireError),
     /// The server ended the stream, as it does when it shuts down.
     #[error("the Site DB ended the stream")]
     StreamEnded,
@@ -113,8 +132,13 @@ impl SyncError {
             | Self::TableKeepsChanging(_)
             | Self::SlotElsewhere { .. }
             | Self::SlotName(_)
+            | Self::NeverSent(_)
             | Self::Table(_) => Disposition::Systemic,
-            Self::StreamEnded | Self::ApplyEnded | Self::CopyEnded => Disposition::Transient,
+            Self::RowTooLarge { .. }
+            | Self::PassedOver
+            | Self::StreamEnded
+            | Self::ApplyEnded
+            | Self::CopyEnded => Disposition::Transient,
         }
     }
 
@@ -136,6 +160,9 @@ impl SyncError {
             | Self::TableChanged(_)
             | Self::SlotElsewhere { .. }
             | Self::Table(_)
+            | Self::RowTooLarge { .. }
+            | Self::PassedOver
+            | Self::NeverSent(_)
             | Self::StreamEnded
             | Self::ApplyEnded
             | Self::CopyEnded => None,
@@ -168,10 +195,17 @@ impl SyncError {
             Self::SlotElsewhere { database, .. } => Some(format!(
                 "correct site.url (its database is not {database}), or choose another sync.slot"
             )),
+            Self::NeverSent(_) => Some(
+                "give the log up to here: on the Site DB: SELECT pg_replication_slot_advance('<sync.slot>', \
+                 pg_current_wal_lsn()); then run: twinlog resync --all (every table is read again)"
+                    .to_owned(),
+            ),
             Self::TableChanged(_)
             | Self::TableKeepsChanging(_)
             | Self::SlotName(_)
             | Self::Table(_)
+            | Self::RowTooLarge { .. }
+            | Self::PassedOver
             | Self::StreamEnded
             | Self::ApplyEnded
             | Self::CopyEnded => None,

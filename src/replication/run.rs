@@ -13,10 +13,11 @@ use crate::agent_db::Control;
 use crate::change::TableName;
 use crate::copy::{ChunkRegistry, CopyError};
 use crate::health::{Component, Health};
+use crate::lsn::Lsn;
 use crate::postgres::quote_identifier;
 use crate::shutdown;
 use crate::source::{Selection, Visibility};
-use crate::wire::{ServerFault, SlotName};
+use crate::wire::{ServerFault, SlotName, ValueForm};
 
 use super::after_error::{Failures, LoopGuard, setback, wait};
 use super::agent_watch::AgentWatch;
@@ -80,11 +81,12 @@ impl Daemon {
         let mut failures = Failures::default();
         let mut guard = LoopGuard::default();
         let mut fault: Option<(TableName, String)> = None;
+        let mut pass_until = None;
         loop {
             let began = Instant::now();
             let commits = self.status.commits();
             self.status.run_began();
-            let error = match Box::pin(self.run_once(fault.as_ref(), stop)).await {
+            let error = match Box::pin(self.run_once(fault.as_ref(), pass_until, stop)).await {
                 Ok(()) => return Ok(()),
                 Err(_) if stop.is_cancelled() => return Ok(()),
                 Err(error) => guard.check(self.named(error), self.status.settled_lsn()),
@@ -92,6 +94,11 @@ impl Daemon {
             let (reason, setback) = (error.explain(), setback(&error));
             // The next run holds it, so that the same fault never ends two runs.
             fault = error.table_fault().map(|table| (table.clone(), reason.clone()));
+            pass_until = match &error {
+                SyncError::RowTooLarge { commit, .. } => Some(*commit),
+                SyncError::PassedOver => None,
+                _ => pass_until,
+            };
             let (attempt, is_news) = failures.count(
                 &reason,
                 began.elapsed(),
@@ -144,13 +151,19 @@ impl Daemon {
     }
 
     /// One run: everything from the first connection to the first error.
-    async fn run_once(&self, fault: Option<&(TableName, String)>, stop: &CancellationToken) -> Result<(), SyncError> {
+    async fn run_once(
+        &self,
+        fault: Option<&(TableName, String)>,
+        pass_until: Option<Lsn>,
+        stop: &CancellationToken,
+    ) -> Result<(), SyncError> {
         let start = Start {
             settings: &self.settings,
             selection: &self.selection,
             slot: &self.slot,
             status: &self.status,
             fault,
+            form: pass_until.map_or(ValueForm::Text, |_| ValueForm::Binary),
         };
         let started = tokio::select! {
             biased;
@@ -161,7 +174,7 @@ impl Daemon {
         self.status.set_parked(control.failed_counts().await?);
         self.status
             .set_narrowed(narrowed(&self.settings.publication, &started.prepared.unsent));
-        let run = self.build_run(started);
+        let run = self.build_run(started, pass_until);
         // The readers stop before the stream, whose loop then drains what they have sent.
         let readers = stop.child_token();
         let (copy_control, heal_control) = (control, self.control().await?);
@@ -183,7 +196,7 @@ impl Daemon {
     }
 
     /// Builds the tasks of a run and the channels between them.
-    fn build_run(&self, started: Started) -> Run {
+    fn build_run(&self, started: Started, pass_until: Option<Lsn>) -> Run {
         let Started {
             applier,
             identity,
@@ -258,6 +271,7 @@ impl Daemon {
             catalog_hint: Arc::clone(&catalog_hint),
             tip,
             facts,
+            pass_until,
         });
         let catalog_watch = CatalogWatch {
             settings: Arc::clone(&self.settings),

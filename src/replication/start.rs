@@ -25,7 +25,7 @@ use crate::postgres::{Side, refuse_pooler};
 use crate::source::publication::{self, Prepared};
 use crate::source::visibility::blockers;
 use crate::source::{self, Faults, Selection, SlotFacts, Source};
-use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName};
+use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName, ValueForm};
 
 use super::continuity::{self, GapReason, SourceFacts, Verdict, parse_history};
 use super::error::SyncError;
@@ -66,6 +66,8 @@ pub(super) struct Start<'a> {
     pub(super) status: &'a SyncStatus,
     /// The table whose own fault has ended the last run, and its reason: this run holds it.
     pub(super) fault: Option<&'a (TableName, String)>,
+    /// How the stream sends values.
+    pub(super) form: ValueForm,
 }
 
 /// Result of step 1: the connections and the published tables.
@@ -418,7 +420,7 @@ impl Start<'_> {
     ) -> Result<(FrameStream, Feedback), SyncError> {
         let publications = [self.settings.publication.clone()];
         let stream = match replication
-            .start_replication(self.slot, resume_after, &publications)
+            .start_replication_as(self.slot, resume_after, &publications, self.form)
             .await
         {
             Ok(stream) => stream,

@@ -245,18 +245,7 @@ impl Source {
         width: usize,
         most_bytes: usize,
     ) -> Result<ChunkRows, SourceError> {
-        let row = self
-            .client
-            .query_one(
-                "SELECT pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.to_regclass($1)::oid AS relation_id",
-                &[&table.table.quoted()],
-            )
-            .await
-            .map_err(failed("read a snapshot"))?;
-        let snapshot: Snapshot = row.get::<_, String>("snapshot").parse()?;
-        if row.get::<_, Option<u32>>("relation_id") != Some(table.id.0) {
-            return Err(SourceError::Replaced(table.table.clone()));
-        }
+        let snapshot = self.snapshot_of(table).await?;
         let declare = format!("DECLARE chunk NO SCROLL CURSOR FOR {sql}");
         execute_with_operators(&self.client, &table.operators, &declare, parameters)
             .await
@@ -283,6 +272,24 @@ impl Source {
             rows: read.rows,
             found_by: read.found_by,
         })
+    }
+
+    /// The transaction's snapshot, if the table is still the same one.
+    ///
+    /// The answer must not live longer: it is a slice of the driver's buffer, which could not be used again for the rows.
+    async fn snapshot_of(&self, table: &SourceTable) -> Result<Snapshot, SourceError> {
+        let row = self
+            .client
+            .query_one(
+                "SELECT pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.to_regclass($1)::oid AS relation_id",
+                &[&table.table.quoted()],
+            )
+            .await
+            .map_err(failed("read a snapshot"))?;
+        if row.get::<_, Option<u32>>("relation_id") != Some(table.id.0) {
+            return Err(SourceError::Replaced(table.table.clone()));
+        }
+        Ok(row.get::<_, String>("snapshot").parse()?)
     }
 
     /// Fetches rows from the chunk's cursor, one after the other, until the chunk is full.

@@ -2,6 +2,7 @@
 
 use crate::change::TableName;
 use crate::lsn::ParseLsnError;
+use crate::postgres::sqlstate::is_row_too_large;
 use crate::postgres::{ConditionError, Refusal, SessionError, Side, quote_identifier};
 use crate::retry::Disposition;
 
@@ -95,15 +96,9 @@ impl SourceError {
 
     /// The error of reading a row of this table: names it, where the row is more than the server can print.
     pub(super) fn of_row(self, table: &TableName) -> Self {
-        const TOO_LARGE: [&str; 3] = [
-            "invalid memory alloc request size",
-            "string buffer exceeds maximum allowed length",
-            "out of memory",
-        ];
         match &self {
             Self::Session(SessionError::Refused { refusal, .. })
-                if matches!(refusal.sqlstate.as_str(), "XX000" | "54000")
-                    && TOO_LARGE.iter().any(|text| refusal.message.starts_with(text)) =>
+                if is_row_too_large(&refusal.sqlstate, &refusal.message) =>
             {
                 Self::RowTooLarge(table.clone())
             }

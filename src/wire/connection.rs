@@ -166,10 +166,24 @@ impl ReplicationConnection {
     /// # Errors
     /// The slot is missing, in use, or invalidated ([`WireError::fault`] tells), or the connection broke.
     pub async fn start_replication(
+        self,
+        slot: &SlotName,
+        start: Lsn,
+        publications: &[String],
+    ) -> Result<(FrameStream, Feedback), WireError> {
+        Box::pin(self.start_replication_as(slot, start, publications, ValueForm::Text)).await
+    }
+
+    /// As [`Self::start_replication`]; `form`: how values are sent.
+    ///
+    /// # Errors
+    /// As [`Self::start_replication`].
+    pub async fn start_replication_as(
         mut self,
         slot: &SlotName,
         start: Lsn,
         publications: &[String],
+        form: ValueForm,
     ) -> Result<(FrameStream, Feedback), WireError> {
         let timeout = self.wal_sender_timeout().await?;
         if major(&self.server_version) >= 17 {
@@ -182,7 +196,7 @@ impl ReplicationConnection {
             // is, the Agent DB refuses that row only (pitfall P29).
             self.simple_query("SET client_encoding = 'SQL_ASCII'").await?;
         }
-        let command = start_command(slot, start, publications);
+        let command = start_command(slot, start, publications, form);
         self.channel.phase = Phase::Start;
         frontend::query(&command, self.channel.out()).map_err(|error| codec::protocol(&error))?;
         let started = async {
@@ -232,14 +246,27 @@ fn major(version: &str) -> u32 {
 }
 
 /// `START_REPLICATION` with its options. Names are quoted twice: as identifiers in a list, and the list as a literal.
-fn start_command(slot: &SlotName, start: Lsn, publications: &[String]) -> String {
+fn start_command(slot: &SlotName, start: Lsn, publications: &[String], form: ValueForm) -> String {
     let names: Vec<_> = publications.iter().map(|name| quote_identifier(name)).collect();
     format!(
-        "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{}', messages 'true')",
+        "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{}', messages 'true'{})",
         quote_identifier(slot.as_str()),
         // The replication grammar has no backslash escapes: it is enough to double the quotes.
         names.join(",").replace('\'', "''"),
+        match form {
+            ValueForm::Text => "",
+            ValueForm::Binary => ", binary 'true'",
+        },
     )
+}
+
+/// How the stream sends values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueForm {
+    /// As their types print them.
+    Text,
+    /// As their types send them. A `bytea` takes half of the bytes that its text takes.
+    Binary,
 }
 
 /// What a server reports about itself after the login.
@@ -311,7 +338,7 @@ mod tests {
         let slot: SlotName = "twinlog".parse().unwrap();
         let publications = ["plain".to_owned(), "it's \"odd\", really".to_owned()];
         assert_eq!(
-            start_command(&slot, Lsn(0x16_B374_D848), &publications),
+            start_command(&slot, Lsn(0x16_B374_D848), &publications, ValueForm::Text),
             "START_REPLICATION SLOT \"twinlog\" LOGICAL 16/B374D848 (proto_version '1', publication_names \
              '\"plain\",\"it''s \"\"odd\"\", really\"', messages 'true')"
         );

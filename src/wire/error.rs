@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::postgres::error::not_of_a_row;
+use crate::postgres::sqlstate::is_row_too_large;
 use crate::postgres::tls::{self, TlsError};
 use crate::postgres::{self, quote_identifier};
 use crate::retry::Disposition;
@@ -74,6 +75,8 @@ pub enum ServerFault {
     PublicationMissing,
     /// The command waited for a lock or an open transaction longer than its limit.
     LockTimeout,
+    /// The server can't send a row, as its message would be longer than a gigabyte.
+    RowTooLarge,
 }
 
 /// Why there is no replication connection, or why it ended.
@@ -158,6 +161,7 @@ impl ServerError {
                 ServerFault::WalLevel
             }
             ("55000", Phase::Start | Phase::Stream) => ServerFault::SlotInvalidated,
+            (code, Phase::Stream) if is_row_too_large(code, &self.message) => ServerFault::RowTooLarge,
             _ => return None,
         })
     }
@@ -208,6 +212,9 @@ impl ServerError {
             ServerFault::NoFreeSlot => {
                 "drop a slot that is not needed, or ALTER SYSTEM SET max_replication_slots = 20 and restart the server"
                     .to_owned()
+            }
+            ServerFault::RowTooLarge => {
+                "make the row smaller, or leave its large column out of the publication".to_owned()
             }
             ServerFault::PublicationMissing => {
                 "CREATE PUBLICATION … FOR TABLE …; a slot that is older than its publication must be dropped and created again"

@@ -53,7 +53,7 @@ mod stream;
 
 pub use crate::timestamp::PgTimestamp;
 pub use codec::Frame;
-pub use connection::{CreatedSlot, ReplicationConnection};
+pub use connection::{CreatedSlot, ReplicationConnection, ValueForm};
 pub use error::{Phase, ServerError, ServerFault, WireError};
 pub use slot::{SlotName, SlotNameError, SystemIdentity};
 pub use stream::{Feedback, FrameStream};

@@ -304,6 +304,22 @@ fn malformed_messages_are_typed_errors() {
 }
 
 #[test]
+fn the_relation_of_a_change_is_known_without_its_values() {
+    for (hex, expected) in [
+        ("49000040014e00016200000001ab", Some(0x4001)),
+        ("55000040024b", Some(0x4002)),
+        ("4400004003", Some(0x4003)),
+        ("44000040", None),
+        ("49", None),
+        ("", None),
+        ("420000000001532380000303c202e935e5000002dd", None),
+        ("5400000002030000400f00004012", None),
+    ] {
+        assert_eq!(changed_relation(&bytes(hex)), expected.map(RelationId), "{hex}");
+    }
+}
+
+#[test]
 fn every_prefix_of_a_message_is_an_error() {
     for hex in [
         "420000000001532380000303c202e935e5000002dd",

@@ -1,5 +1,6 @@
 //! The built binary as a child process: starts it, reads its output, ends it.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::future::ready;
 use std::io::{BufRead, BufReader, Read};
@@ -39,7 +40,7 @@ impl Process {
 
     /// Starts it with these variables in addition to this process's environment.
     pub(crate) fn start_with(config: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_twinlog"))
+        let mut child = Command::new(binary())
             .args(arguments)
             .env("TWINLOG_CONFIG", config)
             .envs(environment.iter().copied())
@@ -144,6 +145,11 @@ impl Process {
             Err(Said(output))
         }
     }
+}
+
+/// The binary to test: `TWINLOG_TEST_BINARY`, as to measure a release build, or the one that was built for the tests.
+fn binary() -> OsString {
+    std::env::var_os("TWINLOG_TEST_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_twinlog").into())
 }
 
 impl Drop for Process {

@@ -20,6 +20,7 @@ mod resync;
 mod setup;
 mod spelling;
 mod systemic;
+mod too_large;
 mod unlogged;
 mod unseen;
 mod waiting;

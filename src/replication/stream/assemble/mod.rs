@@ -257,6 +257,17 @@ impl Assembler {
         }
     }
 
+    /// A change whose row is not read: it is counted like one of a table that is held.
+    ///
+    /// # Errors
+    /// The change breaks the protocol: the run has to end.
+    pub(in crate::replication) fn passed_over(&self, id: RelationId) -> Result<Event, StreamError> {
+        Ok(match self.changed(id, "a change")? {
+            Some(relation) => Event::PassedOver(Arc::clone(relation), PassedOver::Held),
+            None => self.skipped(id),
+        })
+    }
+
     fn skipped(&self, id: RelationId) -> Event {
         match (self.relations.get(&id), self.open) {
             (Some(StreamRelation::Other(relation)), Some(OpenTransaction { done_before: false, .. })) => {

@@ -124,7 +124,8 @@ impl StreamLoop {
             Ok(resolved) => {
                 let relation = self.canonical(message.id, resolved).await?;
                 if !self.columns.are_all_in(&message) {
-                    self.may_differ(&table).await?;
+                    let why = "a column had another name or type when the next changes were made";
+                    self.may_differ(&table, why).await?;
                 }
                 self.assembler.resolved(message, relation);
             }
@@ -137,10 +138,10 @@ impl StreamLoop {
         Ok(())
     }
 
-    /// The changes that follow lack values that the table has now: reads it again. Decided before they are applied, so that
-    /// it is durable with them.
-    async fn may_differ(&mut self, table: &TableName) -> Result<(), SyncError> {
-        info!(%table, "a table is read again: a column had another name or type when the next changes were made");
+    /// The changes that follow lack values that the table has now, or are passed over: reads the table again. Decided before
+    /// they are applied, so that it is durable with them.
+    pub(super) async fn may_differ(&mut self, table: &TableName, why: &str) -> Result<(), SyncError> {
+        info!(%table, "a table is read again: {why}");
         // Nobody waits for the answer: a state that does not accept the event is one in which nothing is known to be right.
         let (reply, _) = oneshot::channel();
         let event = StoreRequest::Table(table.clone(), TableEvent::MayDiffer, reply);

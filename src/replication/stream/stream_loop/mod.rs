@@ -8,11 +8,12 @@
 //!
 //! Everything here happens in one task, so that changes, chunks and requests are handled in the order of the log. The
 //! loop waits for the Agent DB only while two batches are unfinished there; meanwhile another task (`wire`) reads the
-//! connection and keeps it alive. What happens with each event is in [`events`], and how
-//! one table is held and released in [`holding`].
+//! connection and keeps it alive. What happens with each event is in [`events`], how one table is held and released in
+//! [`holding`], and how the stream gets past a row that can't be sent in [`passing`].
 
 mod events;
 mod holding;
+mod passing;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use super::described::CatalogColumns;
 use super::flow::Flow;
 use super::progress::Progress;
 use super::requests::StreamRequest;
+use passing::Passing;
 
 /// Shortest interval between two checkpoints of an idle stream. Each costs the Agent DB one small commit, and allows
 /// the Site DB to remove WAL: some megabytes in this time, if the server is busy with tables that are not published. (A
@@ -68,6 +70,8 @@ pub(in crate::replication) struct StreamParts {
     pub(in crate::replication) catalog_hint: Arc<Notify>,
     /// What the Site DB's catalog says about the synchronised tables.
     pub(in crate::replication) facts: HashMap<RelationId, Arc<SourceFacts>>,
+    /// The stream sends values in binary form: all transactions up to this commit record are passed over.
+    pub(in crate::replication) pass_until: Option<Lsn>,
 }
 
 /// The stream's loop and its state, for one run.
@@ -97,6 +101,7 @@ pub(in crate::replication) struct StreamLoop {
     flow: Flow,
     columns: CatalogColumns,
     catalog_hint: Arc<Notify>,
+    passing: Option<Passing>,
 }
 
 impl StreamLoop {
@@ -116,6 +121,7 @@ impl StreamLoop {
             catalog_hint,
             facts,
             columns,
+            pass_until,
         } = parts;
         let progress = Progress::resume(resume_after);
         feedback.durable(progress.acknowledgeable());
@@ -139,6 +145,7 @@ impl StreamLoop {
             flow: Flow::new(resume_after, tip),
             columns,
             catalog_hint,
+            passing: pass_until.map(Passing::new),
         }
     }
 
@@ -160,7 +167,8 @@ impl StreamLoop {
                 Some(request) = self.requests.recv() => self.handle_request(request).await?,
                 // PRIORITY 4: the stream.
                 frames = self.frames.next() => match frames {
-                    Some(frames) => self.handle_frames(frames?).await?,
+                    Some(Ok(frames)) => self.handle_frames(frames).await?,
+                    Some(Err(error)) => return Err(self.ended_by(error)),
                     None => return Err(SyncError::StreamEnded),
                 },
                 // PRIORITY 5: the checkpoint of an idle stream.
@@ -320,6 +328,12 @@ impl StreamLoop {
                 Frame::XLogData { wal_end, payload, .. } => {
                     self.status.received(wal_end);
                     let (received, before) = (payload.len(), self.buffer.bytes());
+                    if self.passing.is_some()
+                        && let Some(id) = pgoutput::changed_relation(&payload)
+                    {
+                        self.pass_change(id).await?;
+                        continue;
+                    }
                     let message = pgoutput::decode(payload).map_err(StreamError::from)?;
                     if matches!(message, Message::Relation(_)) {
                         // The server describes a table again after any change of its catalog entries.
@@ -327,6 +341,9 @@ impl StreamLoop {
                     }
                     let event = self.assembler.event_of(message)?;
                     self.event(event).await?;
+                    if self.passing.is_some() {
+                        self.end_passing().await?;
+                    }
                     let kept = self.buffer.bytes().saturating_sub(before);
                     self.buffer.received_besides(received.saturating_sub(kept));
                     if self.buffer.is_full() {
