@@ -9,6 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::printable::one_line;
 use super::{Global, Outcome};
 use crate::agent_db::{Control, FailedFilter, RetryOutcome};
 use crate::change::TableName;
@@ -104,16 +105,19 @@ async fn show(control: &Control, arguments: &List) -> anyhow::Result<Outcome> {
             "message",
         ]);
         for row in &rows {
-            table.add_row([
-                row.table.to_string(),
-                row.key.clone(),
-                row.operation.clone(),
-                row.reason.clone(),
-                row.constraint.clone().unwrap_or_default(),
-                row.changes.to_string(),
-                row.attempts.to_string(),
-                row.message.clone(),
-            ]);
+            table.add_row(
+                [
+                    row.table.to_string(),
+                    row.key.clone(),
+                    row.operation.clone(),
+                    row.reason.clone(),
+                    row.constraint.clone().unwrap_or_default(),
+                    row.changes.to_string(),
+                    row.attempts.to_string(),
+                    row.message.clone(),
+                ]
+                .map(|text| one_line(&text).into_owned()),
+            );
         }
         writeln!(out, "{table}")?;
         if rows.len() == arguments.limit as usize {

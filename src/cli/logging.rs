@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::printable::{Colours, OneLine};
 use crate::config::LogFormat;
 use crate::postgres::DRIVER_LOG_TARGET;
 
@@ -28,11 +29,23 @@ where
     // At `debug` the driver prints the parameters of every statement, and those are rows. A second filter, because in `filter`
     // a longer directive of the operator's would override ours.
     let no_values = filter_fn(|line| *line.level() <= Level::WARN || !line.target().starts_with(DRIVER_LOG_TARGET));
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer();
     let lines = match format {
-        LogFormat::Text => lines.with_ansi(has_colour()).boxed(),
-        // Fields at the top level, where a query looks for them.
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => {
+            let (ansi, colours) = match has_colour() {
+                true => (true, Colours::Pass),
+                false => (false, Colours::Escaped),
+            };
+            let writer = OneLine { inner: writer, colours };
+            lines.with_writer(writer).with_ansi(ansi).boxed()
+        }
+        // Fields at the top level, where a query looks for them. JSON has escapes of its own.
+        LogFormat::Json => lines
+            .with_writer(writer)
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .boxed(),
     };
     tracing_subscriber::registry()
         .with(lines)

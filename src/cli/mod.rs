@@ -11,7 +11,7 @@
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
 //! | `migrate`, `status`, `resync`, `failed`, `simulate` | the commands of these names |
 //! | `pipelines` | the configuration → the daemon's pipelines |
-//! | `global`, `outcome`, `logging`, `report` | options, results, log lines and errors of all commands |
+//! | `global`, `outcome`, `logging`, `report`, `printable` | options, results, log lines and errors of all commands |
 //!
 //! Exit codes: 0 success, 1 a problem was found or the work failed, 2 wrong usage or configuration.
 
@@ -26,6 +26,7 @@ mod logging;
 mod migrate;
 mod outcome;
 mod pipelines;
+mod printable;
 mod report;
 mod resync;
 mod simulate;

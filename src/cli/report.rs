@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
 
+use super::printable::one_line;
 use crate::agent_db::AgentError;
 use crate::config::ConfigError;
 use crate::dev::postgres::ClusterError;
@@ -22,7 +23,7 @@ pub(super) fn error(error: &anyhow::Error) {
 }
 
 fn write_error(out: &mut impl Write, error: &anyhow::Error) -> std::io::Result<()> {
-    writeln!(out, "{ERROR}error{ERROR:#}: {error}")?;
+    writeln!(out, "{ERROR}error{ERROR:#}: {}", lines(&error.to_string()))?;
     if let Some(ConfigError::Invalid(problems)) = error.downcast_ref() {
         for problem in problems {
             writeln!(out, "  {KEY}{}{KEY:#} {}", problem.key, problem.what)?;
@@ -34,14 +35,20 @@ fn write_error(out: &mut impl Write, error: &anyhow::Error) -> std::io::Result<(
         let text = cause.to_string();
         // Some crates repeat their cause in their own message.
         if !last.contains(&text) {
-            writeln!(out, "  because: {text}")?;
+            writeln!(out, "  because: {}", lines(&text))?;
         }
         last = text;
     }
     if let Some(hint) = hint(error) {
-        writeln!(out, "{HINT}hint{HINT:#}: {hint}")?;
+        writeln!(out, "{HINT}hint{HINT:#}: {}", lines(&hint))?;
     }
     Ok(())
+}
+
+/// A text whose line breaks are its own, and which has nothing else that a terminal obeys.
+fn lines(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(one_line).collect();
+    lines.join("\n")
 }
 
 /// The hint of the first error in the chain that has one.

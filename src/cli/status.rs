@@ -11,6 +11,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::printable::one_line;
 use super::{Global, Outcome};
 use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon, TableState};
 use crate::config::{Config, Needs};
@@ -184,7 +185,7 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
     writeln!(out, "slot {}: {style}{}{style:#}", status.slot, status.state)?;
     for (name, reason) in [("detail", &status.detail), ("gap", &status.gap)] {
         if let Some(reason) = reason {
-            writeln!(out, "  {name}: {reason}")?;
+            writeln!(out, "  {name}: {}", one_line(reason))?;
         }
     }
     if let Some(report) = &status.report {
@@ -215,20 +216,23 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
     table.set_header(["table", "state", "copied", "of about", "failed rows", ""]);
     for row in &status.tables {
         table.add_row([
-            row.table.clone(),
+            one_line(&row.table).into_owned(),
             row.state.to_owned(),
             row.rows_copied.to_string(),
             row.rows_estimated.map(|rows| rows.to_string()).unwrap_or_default(),
             row.failed_rows.to_string(),
-            row.detail.clone().unwrap_or_else(|| {
-                let inserts = row.published == PublishedChanges::Inserts.as_str();
-                if inserts {
-                    "inserts only: no replica identity"
-                } else {
-                    ""
-                }
-                .to_owned()
-            }),
+            row.detail
+                .as_deref()
+                .map(|detail| one_line(detail).into_owned())
+                .unwrap_or_else(|| {
+                    let inserts = row.published == PublishedChanges::Inserts.as_str();
+                    if inserts {
+                        "inserts only: no replica identity"
+                    } else {
+                        ""
+                    }
+                    .to_owned()
+                }),
         ]);
     }
     writeln!(out, "{table}")?;
@@ -236,6 +240,7 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
         && !figures.ignored_tables.is_empty()
     {
         let tables = figures.ignored_tables.join(", ");
+        let tables = one_line(&tables);
         writeln!(
             out,
             "  left out, since they can't be replicated (sync.on_unreplicable_table): {tables}"

@@ -134,11 +134,9 @@ impl SyncError {
             | Self::SlotName(_)
             | Self::NeverSent(_)
             | Self::Table(_) => Disposition::Systemic,
-            Self::RowTooLarge { .. }
-            | Self::PassedOver
-            | Self::StreamEnded
-            | Self::ApplyEnded
-            | Self::CopyEnded => Disposition::Transient,
+            Self::RowTooLarge { .. } | Self::PassedOver | Self::StreamEnded | Self::ApplyEnded | Self::CopyEnded => {
+                Disposition::Transient
+            }
         }
     }
 

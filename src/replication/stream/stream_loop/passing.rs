@@ -53,7 +53,10 @@ impl StreamLoop {
 
     /// Ends the run once the last transaction that has to be passed over is durable: the next one reads text again.
     pub(super) async fn end_passing(&mut self) -> Result<(), SyncError> {
-        let is_over = self.passing.as_ref().is_some_and(|passing| self.open_lsn >= passing.until);
+        let is_over = self
+            .passing
+            .as_ref()
+            .is_some_and(|passing| self.open_lsn >= passing.until);
         if !is_over || self.assembler.open_xid().is_some() {
             return Ok(());
         }
