@@ -13,6 +13,7 @@ pub(super) fn pipeline(config: &Config) -> PipelineSettings {
         slot: sync.slot.clone(),
         publication: sync.publication.clone(),
         tables: sync.tables.clone(),
+        shared_tables: sync.shared_tables.clone(),
         on_unreplicable_table: sync.on_unreplicable_table,
         on_new_column: sync.on_new_column,
         batch: BatchLimits {

@@ -66,6 +66,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.publication", ValueKind::Text),
     ("sync.slot", ValueKind::Text),
     ("sync.tables", ValueKind::Texts),
+    ("sync.shared_tables", ValueKind::Texts),
     ("sync.on_unreplicable_table", ValueKind::Text),
     ("sync.on_new_column", ValueKind::Text),
     ("sync.batch_rows", ValueKind::Integer),

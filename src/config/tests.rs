@@ -192,6 +192,11 @@ fn each_bad_value_is_one_problem_under_its_key() {
             "sync.tables[1]",
             "has no schema",
         ),
+        (
+            "sync.shared_tables = [\"leads\"]",
+            "sync.shared_tables[0]",
+            "has no schema",
+        ),
         ("sync.tables = [3]", "sync.tables[0]", "must be a text"),
         ("sync.batch_rows = -1", "sync.batch_rows", "out of range"),
         ("sync.retry_initial_ms = 0", "sync.retry_initial_ms", "out of range"),

@@ -32,7 +32,7 @@ mod window;
 pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Merged, Purpose, RequestedKeys, Wanted};
 pub use error::CopyError;
 pub use parked::ParkedReader;
-pub use reader::ChunkReader;
+pub use reader::{ChunkReader, ForeignRows};
 pub use registry::{ChunkRegistry, RegisteredChunk};
 pub use step::{CopyPlace, CopyStep};
 pub use window::Windows;

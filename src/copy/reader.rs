@@ -40,6 +40,17 @@ pub struct ChunkReader<'a> {
     pub table: &'a SourceTable,
     /// The same table as the Agent DB's writer knows it.
     pub relation: &'a Arc<Relation>,
+    /// What becomes of rows that only the Agent DB has.
+    pub foreign_rows: ForeignRows,
+}
+
+/// What a copy does with rows that only the Agent DB has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForeignRows {
+    /// It deletes them.
+    Delete,
+    /// It leaves them: another pipeline may have written them.
+    Keep,
 }
 
 /// The next chunk to read.
@@ -112,9 +123,13 @@ impl ChunkReader<'_> {
         };
         let CopyPlace { phase, last_key } = from;
         if phase == CopyPhase::Extras {
+            if self.foreign_rows == ForeignRows::Keep {
+                return self.finish().await;
+            }
             return self.remove_extras(last_key, &pages, limit).await;
         }
         let has_rows = match &pages {
+            _ if self.foreign_rows == ForeignRows::Keep => false,
             _ if last_key.is_some() => true,
             AgentPages::Keys(keys) => !keys.page(None, 1).await?.is_empty(),
             AgentPages::Rows(rows) => rows.page(None, 1).await?.last.is_some(),
@@ -147,6 +162,15 @@ impl ChunkReader<'_> {
                 Some(CopyStep::PhaseFinished { .. } | CopyStep::Finished { .. }) | None => return Ok(()),
             }
         }
+    }
+
+    /// Ends a copy that had already begun to look for rows that only the Agent DB has.
+    async fn finish(&self) -> Result<(), CopyError> {
+        self.read_all_keys(&[], |keys| NextChunk::Extras {
+            wanted: Wanted::Keys(keys),
+            step: step_of_page(None),
+        })
+        .await
     }
 
     /// Deletes the rows after a key that only the Agent DB has, page by page.

@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info, warn};
 
-use crate::agent_db::{AgentError, Control, PublishedChanges, TableRecord, TableRecords, TableState};
+use crate::agent_db::{AgentError, Control, PublishedChanges, TableRecord, TableRecords, TableSettings, TableState};
 use crate::change::{Identity, TableName};
-use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace};
+use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace, ForeignRows};
 use crate::postgres::{self, Condition, SessionError, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
@@ -50,6 +50,8 @@ pub(super) struct Copies {
     /// need not wait for them again. The catalog watch clears it when a table becomes new in mid-run.
     pub(super) fresh_slot: Arc<AtomicBool>,
     pub(super) visibility: Arc<Visibility>,
+    /// Says which tables another pipeline writes as well.
+    pub(super) shared: Arc<dyn TableSettings>,
 }
 
 /// What to do about a copy that failed.
@@ -233,6 +235,11 @@ impl Copies {
             source: &source,
             table,
             relation: &relation,
+            foreign_rows: if self.shared.is_shared(&table.table) {
+                ForeignRows::Keep
+            } else {
+                ForeignRows::Delete
+            },
         };
         let condition = condition
             .map(|condition| condition.parse::<Condition>())

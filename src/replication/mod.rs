@@ -16,6 +16,7 @@
 //! | [`copies`] | which tables are copied, for the first time or again |
 //! | [`resync`] | serves the commands of `twinlog resync` |
 //! | [`healing`] | tries parked rows again when they are due |
+//! | [`claims`] | which tables are this pipeline's to write |
 //! | [`faults`] | which tables can't be replicated at a start |
 //! | [`release`] | releases held tables once the reason is gone |
 //! | [`agent_watch`] | notices that tables were changed in the Agent DB |
@@ -31,6 +32,7 @@
 mod after_error;
 mod agent_watch;
 mod catalog_watch;
+mod claims;
 mod continuity;
 mod copies;
 mod error;

@@ -12,13 +12,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::agent_db::{AgentError, TableCheck, TableRecords, TableState};
+use crate::agent_db::{AgentError, Pipeline, TableCheck, TableRecords, TableState};
 use crate::change::TableName;
 use crate::postgres::error::explain;
 use crate::retry::backoff;
 use crate::shutdown;
 use crate::source::{Selection, Source, SourceTable, publication};
 
+use super::claims;
 use super::error::SyncError;
 use super::settings::PipelineSettings;
 use super::stream::requests::StreamRequests;
@@ -42,6 +43,10 @@ pub(super) struct Release {
     /// The tables' states, as they are committed.
     pub(super) states: watch::Receiver<Arc<TableRecords>>,
     pub(super) requests: StreamRequests,
+    /// For whom tables are claimed.
+    pub(super) pipeline: Pipeline,
+    /// The Site DB's version, as `server_version_num`.
+    pub(super) version: i32,
 }
 
 /// When a table was released, and how often in quick succession.
@@ -71,9 +76,13 @@ impl Release {
                 Some(sessions) => sessions,
                 None => (
                     Source::connect(&self.settings.site, "twinlog check").await?,
-                    TableCheck::connect(&self.settings.agent).await?,
+                    TableCheck::connect(&self.settings.agent, self.pipeline.clone()).await?,
                 ),
             };
+            let slots = session.other_claiming_slots().await?;
+            for slot in claims::gone(&site, slots, self.version).await? {
+                claims::log_taken_over(&slot, session.remove_abandoned_claims(&slot).await?);
+            }
             let faults = publication::faults(site.client(), &self.settings.publication, &self.selection).await?;
             // The watch over the catalog says what is wrong with the others.
             for table in held.into_iter().filter(|table| !faults.contains_key(&table.table)) {

@@ -208,6 +208,7 @@ impl Daemon {
             tip,
             frames,
             feedback,
+            pipeline,
         } = started;
         let facts = prepared
             .tables
@@ -228,6 +229,7 @@ impl Daemon {
             status: Arc::clone(&self.status),
             fresh_slot: Arc::clone(&fresh_slot),
             visibility: Arc::clone(&visibility),
+            shared: Arc::clone(&pipeline.tables),
         };
         let healing = Healing {
             settings: Arc::clone(&self.settings),
@@ -242,12 +244,15 @@ impl Daemon {
             requests: requests.clone(),
         };
         let states = book.committed();
+        let settings = Arc::clone(&pipeline.tables);
         let release = Release {
             settings: Arc::clone(&self.settings),
             selection: self.selection.clone(),
             tables: Arc::clone(&tables),
             states: book.committed(),
             requests: requests.clone(),
+            pipeline,
+            version: prepared.version,
         };
         let names: HashMap<_, _> = tables
             .values()
@@ -272,6 +277,7 @@ impl Daemon {
             tip,
             facts,
             pass_until,
+            settings,
         });
         let catalog_watch = CatalogWatch {
             settings: Arc::clone(&self.settings),

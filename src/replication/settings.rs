@@ -22,6 +22,8 @@ pub struct PipelineSettings {
     pub publication: String,
     /// Glob patterns over the unquoted `schema.table`; the last pattern that matches decides, and `!` excludes.
     pub tables: Vec<String>,
+    /// Patterns for those of them that another pipeline may write as well.
+    pub shared_tables: Vec<String>,
     /// What happens with a selected table that can't be replicated.
     pub on_unreplicable_table: OnUnreplicableTable,
     /// What happens with a column that the Agent DB lacks.

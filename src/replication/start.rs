@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agent_db::{
-    AgentError, Applier, ApplierSettings, Checkpoint, CommandKind, Control, ResyncProgress, SourceIdentity,
+    AgentError, Applier, ApplierSettings, Checkpoint, CommandKind, Control, Pipeline, ResyncProgress, SourceIdentity,
     StoredCheckpoint,
 };
 use crate::change::{Shape, TableName};
@@ -27,6 +27,7 @@ use crate::source::visibility::blockers;
 use crate::source::{self, Faults, Selection, SlotFacts, Source};
 use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName, ValueForm};
 
+use super::claims;
 use super::continuity::{self, GapReason, SourceFacts, Verdict, parse_history};
 use super::error::SyncError;
 use super::faults::{self, Unreplicable};
@@ -55,6 +56,8 @@ pub(super) struct Started {
     pub(super) tip: Lsn,
     pub(super) frames: FrameStream,
     pub(super) feedback: Feedback,
+    /// For whom tables are claimed.
+    pub(super) pipeline: Pipeline,
 }
 
 /// The input of a start.
@@ -79,6 +82,7 @@ struct Connected {
     /// The tables that can't be replicated now, each with the fault and its remedy.
     faults: Faults,
     replication: ReplicationConnection,
+    pipeline: Pipeline,
 }
 
 /// Result of step 2: how to start, and the facts that this follows from.
@@ -110,6 +114,7 @@ impl Start<'_> {
             source,
             prepared,
             replication,
+            pipeline,
             ..
         } = connected;
         let streaming = self.start_streaming(
@@ -134,6 +139,7 @@ impl Start<'_> {
             tip: check.tip,
             frames,
             feedback,
+            pipeline,
         })
     }
 
@@ -158,6 +164,14 @@ impl Start<'_> {
         let mut applier = Box::pin(Applier::connect(agent, slot, applier_settings)).await?;
         let source = Source::connect(site, "twinlog setup").await?;
         let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
+        let mut replication = ReplicationConnection::connect(site, &self.application_name()).await?;
+        let system = replication.identify_system().await?;
+        let pipeline = claims::pipeline(self.settings, system.system_identifier)?;
+        applier.claim_for(pipeline.clone());
+        let slots = applier.other_claiming_slots().await?;
+        for slot in claims::gone(&source, slots, prepared.version).await? {
+            claims::log_taken_over(&slot, applier.remove_abandoned_claims(&slot).await?);
+        }
         let faults = Box::pin(faults::find(
             &mut applier,
             &prepared,
@@ -165,7 +179,6 @@ impl Start<'_> {
             self.fault,
         ))
         .await?;
-        let replication = ReplicationConnection::connect(site, &self.application_name()).await?;
         let control = Control::connect(agent, slot, "twinlog setup").await?;
         Ok(Connected {
             applier,
@@ -174,6 +187,7 @@ impl Start<'_> {
             prepared,
             faults,
             replication,
+            pipeline,
         })
     }
 
@@ -379,6 +393,10 @@ impl Start<'_> {
             .filter(|(name, _)| !unreplicable.held.contains_key(*name) && !unreplicable.ignored.contains_key(*name))
             .map(|(name, table)| (name.clone(), table.shape()))
             .collect();
+        let selected = prepared.tables.keys().chain(unreplicable.held.keys());
+        applier
+            .settle_claims(selected.filter(|table| !unreplicable.ignored.contains_key(*table)))
+            .await?;
         let at_start = AtStart {
             stored: tables.records(),
             shapes: &shapes,

@@ -12,9 +12,10 @@ use super::parking_log::ParkingLog;
 use super::session::Session;
 use super::targets::Targets;
 use super::write::{Constraints, CopyBackoff, Writer};
+use crate::agent_db::bookkeeping::claims::{self, Claimed};
 use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::bookkeeping::{
-    Checkpoint, StoredCheckpoint, TableChange, TableMode, accounting, checkpoint, lock, shapes, tables,
+    Checkpoint, Pipeline, StoredCheckpoint, TableChange, TableMode, accounting, checkpoint, lock, shapes, tables,
 };
 use crate::agent_db::catalog::Rights;
 use crate::agent_db::error::{AgentError, MissingColumn, add_columns};
@@ -42,6 +43,9 @@ pub struct ApplierSettings {
 pub struct Applier {
     pub(super) writer: Writer,
     pub(super) slot: String,
+    /// For whom tables are claimed before they are written; `None`: for nobody.
+    pipeline: Option<Pipeline>,
+    url: DatabaseUrl,
     /// What texts the database can hold.
     pub(super) encoding: Encoding,
     /// What the session's role may do.
@@ -92,6 +96,8 @@ impl Applier {
                 locked_rows: None,
             },
             slot: slot.to_owned(),
+            pipeline: None,
+            url: url.clone(),
             encoding,
             rights,
             checkpoint: None,
@@ -101,7 +107,57 @@ impl Applier {
         })
     }
 
-    /// Matches a table of the stream with the Agent DB's. The same description gives the same relation as long as the
+    /// From now on, a table is claimed for this pipeline before it is resolved, so before it is written.
+    pub fn claim_for(&mut self, pipeline: Pipeline) {
+        self.pipeline = Some(pipeline);
+    }
+
+    /// The other slots of the pipeline's source for which tables are claimed.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn other_claiming_slots(&self) -> Result<Vec<String>, AgentError> {
+        match &self.pipeline {
+            Some(pipeline) => pipeline.other_slots(&self.writer.session.client).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes the claims of a slot that does not exist any more, unless its daemon runs. Returns how many there were.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn remove_abandoned_claims(&self, slot: &str) -> Result<u64, AgentError> {
+        claims::remove_abandoned(&self.writer.session.client, slot).await
+    }
+
+    /// Gives the claims of all other tables back.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn settle_claims<'t>(&self, tables: impl Iterator<Item = &'t TableName>) -> Result<(), AgentError> {
+        match &self.pipeline {
+            Some(pipeline) => pipeline.settle(&self.writer.session.client, tables).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes sure that the table is this pipeline's to write.
+    async fn claim(&self, table: &TableName) -> Result<(), AgentError> {
+        let Some(pipeline) = &self.pipeline else {
+            return Ok(());
+        };
+        match pipeline.look(&self.writer.session.client, table).await? {
+            Claimed::Ours => Ok(()),
+            Claimed::Free => pipeline.take(&self.url, table).await,
+            Claimed::Other(claim) => Err(AgentError::Claimed {
+                table: table.clone(),
+                claim,
+            }),
+        }
+    }
+
+    /// Matches a table of the stream with the Agent DB's, and claims it. The same description gives the same relation as long as the
     /// Agent DB's table stays the same.
     ///
     /// # Errors
@@ -109,16 +165,31 @@ impl Applier {
     pub async fn resolve(&mut self, description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
         let writer = &mut self.writer;
         let client = &writer.session.client;
-        let relation = writer.targets.resolve(client, description).await?;
-        writer.constraints = Constraints::read(client, &self.rights).await?;
+        let resolved = writer.targets.resolve(client, description).await;
+        let relation = match (&self.pipeline, resolved) {
+            (Some(pipeline), Err(error)) => return Err(pipeline.named(error)),
+            (_, resolved) => resolved?,
+        };
+        if let Some(pipeline) = &self.pipeline
+            && relation.counts_rows()
+            && pipeline.tables.is_shared(&relation.table)
+        {
+            return Err(AgentError::SharedWithoutKey {
+                table: relation.table.clone(),
+            });
+        }
+        self.claim(&relation.table).await?;
+        let writer = &mut self.writer;
+        writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
         Ok(relation)
     }
 
     /// Has a table looked up again before it is written the next time, because it was changed in the Agent DB.
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// [`AgentError::Claimed`]: it is not this pipeline's to write any more. Otherwise the statement's or the connection's.
     pub async fn agent_changed(&mut self, table: &TableName) -> Result<(), AgentError> {
+        self.claim(table).await?;
         let writer = &mut self.writer;
         writer.targets.doubt(table);
         writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;

@@ -8,7 +8,8 @@ use crate::change::TableName;
 
 /// Each catalog row that decides how a table is written has in `xmin` the transaction that wrote it: the table itself (with
 /// its rights and row-level security), columns, defaults, constraints of its own and those that refer to it, indexes,
-/// triggers, rules, policies, partitions; the types of its columns with their values and checks; the schema. What the role may do is asked as such.
+/// triggers, rules, policies, partitions; the types of its columns with their values and checks; the schema. What the role may do is asked as such, and who
+/// has claimed the table.
 /// Statistics are written in place and change nothing here.
 const MARKS: &str = "
 SELECT n.nspname AS schema_name, c.relname AS table_name, concat_ws(' ', c.oid, c.xmin, n.xmin,
@@ -31,7 +32,9 @@ SELECT n.nspname AS schema_name, c.relname AS table_name, concat_ws(' ', c.oid, 
     ) AS m(id, mark)),
     row_security_active(c.oid), has_table_privilege(c.oid, 'SELECT'), has_table_privilege(c.oid, 'INSERT'),
     has_table_privilege(c.oid, 'UPDATE'), has_table_privilege(c.oid, 'DELETE'),
-    has_table_privilege(c.oid, 'TRUNCATE')) AS mark
+    has_table_privilege(c.oid, 'TRUNCATE'),
+    (SELECT string_agg(concat_ws(':', k.slot, k.xmin), ',' ORDER BY k.slot) FROM twinlog.claims k
+        WHERE k.relation = c.oid)) AS mark
 FROM unnest($1::text[], $2::text[]) AS x(s, t)
 JOIN pg_namespace n ON n.nspname = x.s
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.t";

@@ -13,6 +13,11 @@ use crate::lsn::Lsn;
 /// A daemon writes a report every second, or three time-outs later; one that has not for this long is not running.
 const SILENT: Duration = Duration::from_secs(10);
 
+/// Whether a daemon is not running whose last report is this old, in seconds.
+pub(super) fn is_silent_after(age_seconds: f64) -> bool {
+    age_seconds > SILENT.as_secs_f64()
+}
+
 /// The daemon's report on itself, for `twinlog status`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DaemonReport {

@@ -5,7 +5,10 @@ use tokio_postgres::Client;
 use crate::agent_db::error::{AgentError, Holder};
 
 /// First half of the advisory lock's key ("twin" in ASCII); the second is a hash of the slot's name.
-const LOCK_CLASS: i32 = 0x7477_696E;
+pub(super) const CLASS: i32 = 0x7477_696E;
+
+/// Takes the lock of slot $2 until the end of the transaction; false if a daemon has it. $1: [`CLASS`].
+pub(super) const TRY_IN_TRANSACTION: &str = "pg_catalog.pg_try_advisory_xact_lock($1, pg_catalog.hashtext($2))";
 
 /// Takes the slot's lock, or says who has it.
 pub(in crate::agent_db) async fn take(client: &Client, slot: &str) -> Result<(), AgentError> {
@@ -13,7 +16,7 @@ pub(in crate::agent_db) async fn take(client: &Client, slot: &str) -> Result<(),
     let locked: bool = client
         .query_one(
             "SELECT pg_catalog.pg_try_advisory_lock($1, pg_catalog.hashtext($2)) AS locked",
-            &[&LOCK_CLASS, &slot],
+            &[&CLASS, &slot],
         )
         .await
         .map_err(failed)?
@@ -31,7 +34,7 @@ pub(in crate::agent_db) async fn take(client: &Client, slot: &str) -> Result<(),
                AND l.classid::bigint OPERATOR(pg_catalog.=) $1::integer::bigint
                AND l.objid OPERATOR(pg_catalog.=) pg_catalog.hashtext($2)::bit(32)::bigint::pg_catalog.oid
              LIMIT 1",
-            &[&LOCK_CLASS, &slot],
+            &[&CLASS, &slot],
         )
         .await
         .map_err(failed)?

@@ -11,6 +11,7 @@
 //! | `shapes` | `tables`, columns `source_…`: what the table was when its copy began |
 //! | `failed_rows` | `failed_rows`: the rows that were refused |
 //! | `accounting` | `accounting`: what became of the changes |
+//! | `claims` | `claims`: which pipeline writes which table |
 //! | `commands` | `commands`: what people asked for |
 //! | `daemon` | `daemon`: the daemon's last report |
 //! | `lock` | none: the advisory lock that one daemon holds |
@@ -21,6 +22,7 @@
 pub(super) mod accounting;
 mod agent_marks;
 pub(super) mod checkpoint;
+pub(super) mod claims;
 mod commands;
 mod control;
 mod daemon;
@@ -33,6 +35,7 @@ pub(super) mod tables;
 pub use accounting::Tally;
 pub use agent_marks::AgentMarks;
 pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
+pub use claims::{Pipeline, TableSettings};
 pub use commands::{
     Command, CommandError, CommandKind, CommandState, Resync, ResyncArguments, ResyncProgress, ResyncedState,
     ResyncedTable,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use time::OffsetDateTime;
 use tokio_postgres::{Client, Row};
 
+use super::claims;
 use super::control::{Control, failed};
 use super::encoding::Encoding;
 use crate::agent_db::error::AgentError;
@@ -263,7 +264,10 @@ pub(in crate::agent_db) async fn write(
 ) -> Result<(), AgentError> {
     match change {
         TableChange::Saved(record) => Box::pin(save(client, encoding, slot, record)).await,
-        TableChange::Forgotten(table) => forget(client, slot, table).await,
+        TableChange::Forgotten(table) => {
+            claims::give_back(client, slot, table).await?;
+            forget(client, slot, table).await
+        }
     }
 }
 

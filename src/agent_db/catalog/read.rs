@@ -175,7 +175,10 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
     let oid: u32 = class.get("oid");
     let kind: &str = class.get("kind");
     if !matches!(kind, "r" | "p") {
-        return Err(AgentError::NotATable { table: table.clone() });
+        return Err(AgentError::NotATable {
+            table: table.clone(),
+            without: None,
+        });
     }
     let role: String = class.get("role");
     let lacking: Vec<String> = class.get("lacking");

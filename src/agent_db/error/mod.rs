@@ -5,11 +5,13 @@
 
 mod holder;
 mod missing_column;
+mod other_claim;
 mod refusal_hint;
 
 pub use holder::Holder;
 pub use missing_column::MissingColumn;
 pub(super) use missing_column::add_columns;
+pub use other_claim::{OtherClaim, OtherDaemon};
 use refusal_hint::refusal_hint;
 
 use crate::change::TableName;
@@ -57,7 +59,21 @@ pub enum AgentError {
     KeyEncoding { table: TableName },
     /// It is a view, a foreign table or something else that can't be upserted into by key.
     #[error("{table} in the Agent DB is not a table")]
-    NotATable { table: TableName },
+    NotATable {
+        table: TableName,
+        /// `sync.tables`, extended so that they leave it out, where they are known.
+        without: Option<String>,
+    },
+    /// Another pipeline writes the table.
+    #[error("table {table} of the Agent DB is written by another pipeline: {claim}")]
+    Claimed {
+        table: TableName,
+        /// Whose it is.
+        claim: Box<OtherClaim>,
+    },
+    /// Rows without a key can't be told from those of another pipeline.
+    #[error("table {table} has no key, so it can't be shared with another pipeline")]
+    SharedWithoutKey { table: TableName },
     /// Rows can't be matched without a primary key.
     #[error("table {table} has no primary key in the Agent DB")]
     NoPrimaryKey {
@@ -292,6 +308,8 @@ impl AgentError {
             Self::KeyEncoding { .. }
             | Self::TableMissing { .. }
             | Self::NotATable { .. }
+            | Self::Claimed { .. }
+            | Self::SharedWithoutKey { .. }
             | Self::NoPrimaryKey { .. }
             | Self::DeferrablePrimaryKey { .. }
             | Self::ColumnMissing { .. }
@@ -329,7 +347,9 @@ impl AgentError {
         match self {
             Self::Refused { table, .. } => table.as_ref(),
             Self::TableMissing { table }
-            | Self::NotATable { table }
+            | Self::NotATable { table, .. }
+            | Self::Claimed { table, .. }
+            | Self::SharedWithoutKey { table }
             | Self::NoPrimaryKey { table, .. }
             | Self::DeferrablePrimaryKey { table, .. }
             | Self::ColumnMissing { table, .. }
@@ -381,9 +401,15 @@ impl AgentError {
                 "create it as in the Site DB: pg_dump --schema-only --no-owner --table='{}' SITE_URL | psql AGENT_URL",
                 table.quoted()
             ),
-            Self::NotATable { table } => {
-                format!("leave it out of the synchronised tables (sync.tables = [\"!{table}\"]), or make it a table")
-            }
+            Self::NotATable { table, without } => match without {
+                Some(without) => format!("make it a table, or leave it out: sync.tables = {without}"),
+                None => format!("make it a table, or add \"!{table}\" to sync.tables"),
+            },
+            Self::Claimed { claim, .. } => claim.hint(),
+            Self::SharedWithoutKey { table } => format!(
+                "on both sides: ALTER TABLE {} ADD PRIMARY KEY (…); or take it out of sync.shared_tables",
+                table.quoted()
+            ),
             Self::NoPrimaryKey { table, suggested } => format!(
                 "in the Agent DB: ALTER TABLE {} ADD PRIMARY KEY ({});",
                 table.quoted(),

@@ -36,6 +36,8 @@ pub struct Sync {
     pub slot: String,
     /// Glob patterns over the unquoted `schema.table`, at least one; those that begin with `!` exclude tables.
     pub tables: Vec<String>,
+    /// Such patterns for those of them that another pipeline may write as well; may be empty.
+    pub shared_tables: Vec<String>,
     /// What happens with a selected table that can't be replicated.
     pub on_unreplicable_table: OnUnreplicableTable,
     /// What happens with a column that the Agent DB lacks.
@@ -75,6 +77,7 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
     });
     let slot = slot(reader);
     let tables = tables(reader);
+    let shared_tables = patterns(reader, "sync.shared_tables");
     let on_unreplicable_table = one_of(reader, "sync.on_unreplicable_table", "hold or ignore");
     let on_new_column = one_of(reader, "sync.on_new_column", "hold or add");
     // A million rows of a kilobyte each are a gigabyte, the upper limit of batch_bytes.
@@ -93,6 +96,7 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
         publication: publication?,
         slot: slot?,
         tables: tables?,
+        shared_tables: shared_tables?,
         on_unreplicable_table: on_unreplicable_table?,
         on_new_column: on_new_column?,
         batch_rows: batch_rows?,
@@ -132,6 +136,14 @@ fn slot(reader: &mut ValueReader<'_>) -> Option<String> {
 
 fn tables(reader: &mut ValueReader<'_>) -> Option<Vec<String>> {
     let key = "sync.tables";
+    let patterns = patterns(reader, key)?;
+    if patterns.iter().all(|pattern| pattern.starts_with('!')) {
+        return reader.wrong(key, "selects no table", "name at least one, as in [\"public.*\"]");
+    }
+    Some(patterns)
+}
+
+fn patterns(reader: &mut ValueReader<'_>, key: &str) -> Option<Vec<String>> {
     let mut patterns = Vec::new();
     let mut valid = true;
     for (index, value) in reader.list(key)?.iter().enumerate() {
@@ -158,9 +170,6 @@ fn tables(reader: &mut ValueReader<'_>) -> Option<Vec<String>> {
             );
         }
         patterns.push(pattern);
-    }
-    if patterns.iter().all(|pattern| pattern.starts_with('!')) && valid {
-        return reader.wrong(key, "selects no table", "name at least one, as in [\"public.*\"]");
     }
     valid.then_some(patterns)
 }

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use crate::agent_db::{AgentError, Control, FailedKey};
 use crate::change::{Row, TableName};
-use crate::copy::{ChunkReader, ChunkRegistry, CopyError, ParkedReader};
+use crate::copy::{ChunkReader, ChunkRegistry, CopyError, ForeignRows, ParkedReader};
 use crate::postgres::{SessionError, Side};
 use crate::retry::Disposition;
 use crate::shutdown;
@@ -251,6 +251,8 @@ impl Healing {
         // Nothing can refer to a row without a key, but it may refer to others.
         for (table, relation, rows) in &counted {
             let reader = ChunkReader {
+                // Healing asks for keys, and looks for no others.
+                foreign_rows: ForeignRows::Keep,
                 chunks: &self.chunks,
                 source,
                 table,

@@ -21,12 +21,14 @@ use crate::agent_db::{
 use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::copy::InvalidChunk;
 use crate::lsn::Lsn;
+use crate::postgres::error::explain;
 use crate::replication::tables::book::TableBook;
 use crate::replication::tables::life::{TableEvent, TransitionError};
 use crate::timestamp::PgTimestamp;
 
 use super::buffer::{MergedChunk, ReadyBatch};
 use super::requests::StoreRequest;
+use super::unanswered::Unanswered;
 
 /// An order of the stream's loop to this task.
 enum ApplyOrder {
@@ -155,14 +157,6 @@ impl Drop for ApplyHandle {
     }
 }
 
-/// A reply that is sent with the next commit.
-enum Unanswered {
-    Table(oneshot::Sender<Result<(), TransitionError>>),
-    Done(oneshot::Sender<()>),
-    /// Whether the gap was cleared.
-    Gap(oneshot::Sender<bool>, bool),
-}
-
 struct ApplyTask {
     identity: SourceIdentity,
     tables: TableBook,
@@ -197,10 +191,7 @@ impl ApplyTask {
                     self.clear_gap(&mut transaction, command, reply).await.map(|()| None)
                 }
                 ApplyOrder::Store(StoreRequest::AgentChanged(table, reply)) => {
-                    let changed = transaction.agent_changed(&table).await;
-                    // The watch may have been stopped with the run.
-                    let _ = reply.send(());
-                    changed.map(|()| None)
+                    self.agent_changed(&mut transaction, &table, reply).await.map(|()| None)
                 }
                 ApplyOrder::Apply(segment) => self.apply(&mut transaction, segment).await.map(Some),
                 ApplyOrder::Commit(batch) => match self.commit(transaction, batch).await {
@@ -276,6 +267,28 @@ impl ApplyTask {
         }
         // A reader that no longer waits has been stopped with the run.
         let _ = reply.send(resolved);
+        Ok(())
+    }
+
+    /// A table was changed in the Agent DB: it is looked up again; held, where it is another pipeline's now.
+    async fn agent_changed(
+        &mut self,
+        transaction: &mut Transaction,
+        table: &TableName,
+        reply: oneshot::Sender<()>,
+    ) -> Result<(), AgentError> {
+        match transaction.agent_changed(table).await {
+            Err(error @ AgentError::Claimed { .. }) => {
+                let event = TableEvent::Held {
+                    reason: explain(&error, error.hint()),
+                };
+                let (ignored, _) = oneshot::channel();
+                self.table(transaction, table, event, ignored).await?;
+            }
+            other => other?,
+        }
+        // The watch may have been stopped with the run.
+        let _ = reply.send(());
         Ok(())
     }
 
@@ -462,12 +475,7 @@ impl ApplyTask {
         self.is_open = false;
         self.tables.publish();
         for answer in self.unanswered.drain(..) {
-            // The sender may have been stopped with the run.
-            match answer {
-                Unanswered::Table(reply) => drop(reply.send(Ok(()))),
-                Unanswered::Done(reply) => drop(reply.send(())),
-                Unanswered::Gap(reply, cleared) => drop(reply.send(cleared)),
-            }
+            answer.send();
         }
     }
 }

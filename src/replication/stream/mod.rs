@@ -9,6 +9,7 @@
 //! | [`flow`] | when to tell that the stream flows |
 //! | [`progress`] | what may be acknowledged to the Site DB |
 //! | [`apply_task`] | the task that writes to the Agent DB while the next batch is filled |
+//! | [`unanswered`] | replies that wait for a commit |
 //! | [`requests`] | requests of the copies and the healing to the stream's loop |
 
 pub(super) mod apply_task;
@@ -19,3 +20,4 @@ mod flow;
 pub(super) mod progress;
 pub(super) mod requests;
 pub(super) mod stream_loop;
+mod unanswered;

@@ -2,6 +2,7 @@
 
 mod agent_changes;
 mod basics;
+mod claims;
 mod convergence;
 mod copying;
 mod gap;

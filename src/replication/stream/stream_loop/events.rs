@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::agent_db::{Item, PassedOver};
-use crate::change::{Change, Identity, Relation, RelationId, TableDescription, TableName};
+use crate::change::{Change, Identity, Relation, RelationId, TableDescription, TableName, Truncate};
 use crate::copy::{CopyStep, Delivery, InvalidChunk, Merged, Purpose};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
@@ -46,7 +46,7 @@ impl StreamLoop {
                 self.open_committed_at = None;
             }
             Event::Relation(message, table) => self.relation_message(message, table).await?,
-            Event::Truncate(truncate, others) => {
+            Event::Truncate(mut truncate, others) => {
                 for (relation, why) in &others {
                     self.progress.effect();
                     self.buffer.pass_over(relation, *why);
@@ -54,6 +54,7 @@ impl StreamLoop {
                 for relation in &truncate.relations {
                     self.windows.truncated(relation.id);
                 }
+                self.pass_shared_over(&mut truncate);
                 if !truncate.relations.is_empty() {
                     self.progress.effect();
                     self.buffer.push(Item::Truncate(truncate));
@@ -80,6 +81,20 @@ impl StreamLoop {
             Event::Nothing => {}
         }
         Ok(())
+    }
+
+    /// Takes the tables out of a TRUNCATE that another pipeline writes as well: it would delete the other's rows.
+    fn pass_shared_over(&mut self, truncate: &mut Truncate) {
+        let is_shared = |relation: &Arc<Relation>| self.settings.is_shared(&relation.table);
+        let shared: Vec<_> = truncate
+            .relations
+            .extract_if(.., |relation| is_shared(relation))
+            .collect();
+        for relation in shared {
+            warn!(table = %relation.table, "a TRUNCATE of a table of sync.shared_tables is not applied: the Agent DB keeps the rows that were there before it");
+            self.progress.effect();
+            self.buffer.pass_over(&relation, PassedOver::NotSelected);
+        }
     }
 
     fn change(&mut self, change: Change) {

@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::agent_db::{AgentError, Segment};
+use crate::agent_db::{AgentError, Segment, TableSettings};
 use crate::change::{Relation, RelationId, SourceFacts, TableDescription};
 use crate::copy::{ChunkRegistry, Windows};
 use crate::lsn::Lsn;
@@ -72,6 +72,8 @@ pub(in crate::replication) struct StreamParts {
     pub(in crate::replication) facts: HashMap<RelationId, Arc<SourceFacts>>,
     /// The stream sends values in binary form: all transactions up to this commit record are passed over.
     pub(in crate::replication) pass_until: Option<Lsn>,
+    /// What the configuration says about tables.
+    pub(in crate::replication) settings: Arc<dyn TableSettings>,
 }
 
 /// The stream's loop and its state, for one run.
@@ -102,6 +104,7 @@ pub(in crate::replication) struct StreamLoop {
     columns: CatalogColumns,
     catalog_hint: Arc<Notify>,
     passing: Option<Passing>,
+    settings: Arc<dyn TableSettings>,
 }
 
 impl StreamLoop {
@@ -122,6 +125,7 @@ impl StreamLoop {
             facts,
             columns,
             pass_until,
+            settings,
         } = parts;
         let progress = Progress::resume(resume_after);
         feedback.durable(progress.acknowledgeable());
@@ -146,6 +150,7 @@ impl StreamLoop {
             columns,
             catalog_hint,
             passing: pass_until.map(Passing::new),
+            settings,
         }
     }
 
