@@ -5,7 +5,7 @@
 //! ```text
 //! POST /webhook ─→ Inbox::receive: signature → raw webhook committed, with others that came in → 200
 //!                          │ wakes
-//!                  Worker: claim a webhook → its events, in portions → commit → metrics, log
+//!                  Worker: claim webhooks → their events, together → commit → metrics, log
 //! ```
 //!
 //! Two steps, because Meta never sends a webhook again that was answered with 200. The first step is a signature check
@@ -20,7 +20,9 @@
 //! |---|---|
 //! | `receiving` | the webhooks of many requests, stored in one statement |
 //! | `worker` | the loops: claim webhooks, retry after transient errors, count the backlog |
-//! | `webhook` | one webhook, from its claim to its last commit |
+//! | `batch` | many webhooks in one transaction, by a few statements; the order of the locks |
+//! | `order` | when each event was received: the order of a person's messages |
+//! | `webhook` | what a webhook says; one that is processed alone |
 //! | `portion` | some events of a webhook in one transaction; each event can fail alone |
 //! | `messages` | a message: a user's, ours from the phone, one of the history |
 //! | `statuses` | a report about a message of ours |
@@ -28,8 +30,10 @@
 //! | `failures` | why an event could not be stored |
 
 mod account_events;
+mod batch;
 mod failures;
 mod messages;
+mod order;
 mod portion;
 mod receiving;
 mod statuses;
@@ -66,7 +70,7 @@ pub struct InboxSettings {
     pub pipeline: &'static str,
     /// The provider whose webhooks come in.
     pub callback: Callback,
-    /// Webhooks that are processed at the same time; each needs one connection.
+    /// Batches of webhooks that are processed at the same time; each needs one connection.
     pub concurrency: usize,
     /// How often to look for webhooks that other processes received, and for due retries.
     pub poll: Duration,
@@ -85,7 +89,7 @@ impl InboxSettings {
         Self {
             pipeline: "whatsapp",
             callback,
-            // Meta posts concurrently, and a webhook costs some round trips to the Site DB.
+            // A batch of webhooks costs a dozen round trips to the Site DB, so several are on their way.
             concurrency: 4,
             poll: Duration::from_secs(1),
             retry_initial: Duration::from_millis(200),

@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, HashMap};
 use uuid::Uuid;
 
 use super::failures::{self, Failure};
-use super::messages::Counted;
+use super::messages::{Counted, Kept};
+use super::order::TimedEvent;
 use super::{account_events, messages, statuses};
-use crate::provider::event::{Content, Event};
+use crate::provider::event::Content;
 use crate::provider::{ContactIdentity, PhoneNumberId, Wamid};
 use crate::site_db::accounts::{self, Seen};
+use crate::site_db::conversations::{self, Touch};
 use crate::site_db::{SiteError, Transaction, leads, locks};
 
 /// What a portion does, once it is committed.
@@ -39,12 +41,11 @@ enum Refused {
 /// An event that was stored.
 struct Stored {
     account_id: Uuid,
-    /// What it counts as, if it is news.
-    counted: Option<Counted>,
+    kept: Kept,
 }
 
 /// Stores events; the first of them is the webhook's event number `first`.
-pub(super) async fn store(tx: &mut Transaction<'_>, first: usize, events: &[Event]) -> Result<Effects, SiteError> {
+pub(super) async fn store(tx: &mut Transaction<'_>, first: usize, events: &[TimedEvent]) -> Result<Effects, SiteError> {
     let mut whole = tx.savepoint().await?;
     match Box::pin(store_events(&mut whole, first, events, Refused::EndsAll)).await {
         Ok(effects) => {
@@ -62,13 +63,15 @@ pub(super) async fn store(tx: &mut Transaction<'_>, first: usize, events: &[Even
 async fn store_events(
     tx: &mut Transaction<'_>,
     first: usize,
-    events: &[Event],
+    events: &[TimedEvent],
     refused: Refused,
 ) -> Result<Effects, SiteError> {
     let mut effects = Effects::default();
     let mut accounts: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
+    let mut touches: Vec<(Uuid, Touch)> = Vec::new();
     lock_all(tx, events).await?;
-    for (index, event) in (first..).zip(events) {
+    for (index, timed) in (first..).zip(events) {
+        let event = &timed.event;
         if let Content::Malformed(why) = event.content {
             effects.failures.push(Failure::of_event(index, &event.field, why));
             continue;
@@ -79,10 +82,10 @@ async fn store_events(
         };
         let known = accounts.get(number).copied();
         let stored = match refused {
-            Refused::EndsAll => Box::pin(store_event(tx, known, number, event)).await,
+            Refused::EndsAll => Box::pin(store_event(tx, known, number, timed)).await,
             Refused::FailsAlone => {
                 let mut savepoint = tx.savepoint().await?;
-                let stored = Box::pin(store_event(&mut savepoint, known, number, event)).await;
+                let stored = Box::pin(store_event(&mut savepoint, known, number, timed)).await;
                 match &stored {
                     Ok(_) => savepoint.commit().await?,
                     Err(_) => savepoint.rollback().await?,
@@ -91,12 +94,13 @@ async fn store_events(
             }
         };
         match stored {
-            Ok(Stored { account_id, counted }) => {
+            Ok(Stored { account_id, kept }) => {
                 accounts.insert(number, account_id);
-                if event.is_real() && counted.is_some() {
+                if event.is_real() && kept.counted.is_some() {
                     effects.real.insert(account_id, number.clone());
                 }
-                effects.counted.extend(counted);
+                effects.counted.extend(kept.counted);
+                touches.extend(kept.touch);
             }
             Err(error) => match failures::of_row(&error) {
                 Some(reason) if refused == Refused::FailsAlone => {
@@ -106,19 +110,19 @@ async fn store_events(
             },
         }
     }
-    // In the order of the ids, so that two workers never wait for each other in a circle.
-    for &account_id in effects.real.keys() {
-        accounts::touch(tx, account_id).await?;
-    }
+    let numbers: Vec<Uuid> = effects.real.keys().copied().collect();
+    accounts::touch(tx, &numbers).await?;
+    // Last, and all at once: see the order of the locks in `batch`.
+    conversations::touch_all(tx, &touches).await?;
     Ok(effects)
 }
 
 /// Takes every lock that the portion needs, before it touches a row.
-async fn lock_all(tx: &mut Transaction<'_>, events: &[Event]) -> Result<(), SiteError> {
+async fn lock_all(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(), SiteError> {
     let mut wamids: Vec<&Wamid> = Vec::with_capacity(events.len());
     let mut groups: Vec<&str> = Vec::new();
     let mut contacts: Vec<ContactIdentity> = Vec::new();
-    for event in events {
+    for TimedEvent { event, .. } in events {
         match &event.content {
             Content::Message(message) | Content::Echo(message) | Content::History { message, .. } => {
                 wamids.push(&message.wamid);
@@ -154,8 +158,9 @@ async fn store_event(
     tx: &mut Transaction<'_>,
     account_id: Option<Uuid>,
     number: &PhoneNumberId,
-    event: &Event,
+    TimedEvent { event, received_at }: &TimedEvent,
 ) -> Result<Stored, SiteError> {
+    let received_at = *received_at;
     let account_id = match account_id {
         Some(id) => id,
         None => {
@@ -167,26 +172,24 @@ async fn store_event(
             accounts::find_or_make(tx, &seen).await?
         }
     };
-    let counted = match &event.content {
-        Content::Message(message) => messages::inbound(tx, account_id, message).await?,
-        Content::Echo(message) => messages::echo(tx, account_id, message).await?,
+    let counted = |counted| Kept { counted, touch: None };
+    let kept = match &event.content {
+        Content::Message(message) => messages::inbound(tx, account_id, message, received_at).await?,
+        Content::Echo(message) => messages::echo(tx, account_id, message, received_at).await?,
         Content::History {
             message,
             direction,
             status,
-        } => {
-            messages::history(tx, account_id, message, *direction, status.as_ref()).await?;
-            None
-        }
-        Content::Status(status) => statuses::report(tx, account_id, status).await?,
+        } => messages::history(tx, account_id, message, *direction, status.as_ref(), received_at).await?,
+        Content::Status(status) => counted(statuses::report(tx, &[(account_id, status)]).await?.pop().flatten()),
         Content::UserIdChanged { previous, current } => {
             leads::change_user_id(tx, previous, current).await?;
-            None
+            counted(None)
         }
         Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {
             account_events::note(event);
-            None
+            counted(None)
         }
     };
-    Ok(Stored { account_id, counted })
+    Ok(Stored { account_id, kept })
 }

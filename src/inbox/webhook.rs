@@ -1,4 +1,4 @@
-//! Processes one webhook, from its claim to its last commit. Its events are committed in portions.
+//! One webhook: what it says, and how it is processed alone. Its events are committed in portions.
 //!
 //! Portions, because one webhook may have a thousand events: each takes locks (see [`crate::site_db::locks`]) and
 //! perhaps a savepoint, and Postgres's shared lock table and its snapshots are made for some dozens per transaction. If
@@ -10,18 +10,31 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::failures::{self, Failure};
+use super::order::{self, TimedEvent};
 use super::portion::{self, Effects};
 use crate::failpoint;
 use crate::metrics;
 use crate::provider::Callback;
-use crate::site_db::webhook_events::{self, Finished};
-use crate::site_db::{Pool, SiteError};
+use crate::site_db::webhook_events::{self, ClaimedWebhook, Finished};
+use crate::site_db::{Pool, SiteError, Transaction};
 
 /// Events in a transaction: below the 64 subtransactions that Postgres keeps in memory per session.
 const PORTION: usize = 50;
 
 /// After a portion that is not the last, the webhook stays with its worker this long before another may claim it.
 const LEASE: Duration = Duration::from_secs(30);
+
+/// A webhook that is being processed.
+#[derive(Debug)]
+pub(super) struct Webhook {
+    pub(super) id: Uuid,
+    /// Attempts before this one.
+    pub(super) attempts: i32,
+    /// What it says; empty if it could not be read.
+    pub(super) events: Vec<TimedEvent>,
+    /// Why it could not be read.
+    pub(super) unreadable: Option<Failure>,
+}
 
 /// The result of processing one webhook.
 #[derive(Debug)]
@@ -34,43 +47,49 @@ pub(super) struct Processed {
     pub(super) failures: Vec<Failure>,
 }
 
-/// The webhook that is being processed, and how often it was tried before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Claim {
-    pub(super) webhook_id: Uuid,
-    pub(super) attempts: i32,
+impl Webhook {
+    /// Reads what a webhook says.
+    pub(super) fn read(callback: &Callback, claimed: ClaimedWebhook) -> Self {
+        let (events, unreadable) = match callback.events(&claimed.body) {
+            Ok(events) => (order::timed(claimed.received_at, events), None),
+            Err(error) => (Vec::new(), Some(Failure::of_webhook(error.to_string()))),
+        };
+        Self {
+            id: claimed.id,
+            attempts: claimed.attempts,
+            events,
+            unreadable,
+        }
+    }
 }
 
-/// Claims a webhook and processes it; `None` if none is due. Sets `claim` to the webhook, for the caller to use on failure.
-pub(super) async fn next(
-    pool: &Pool,
-    callback: &Callback,
-    claim: &mut Option<Claim>,
-) -> Result<Option<Processed>, SiteError> {
-    let mut tx = pool.begin().await?;
-    let Some(webhook) = webhook_events::claim(&mut tx).await? else {
-        return Ok(None);
-    };
-    *claim = Some(Claim {
-        webhook_id: webhook.id,
-        attempts: webhook.attempts,
-    });
-    let events = callback.events(&webhook.body);
-    drop(webhook.body);
-    let mut processed = Processed {
-        webhook_id: webhook.id,
-        real: 0,
-        protocol: 0,
-        failures: Vec::new(),
-    };
-    let events = events.unwrap_or_else(|error| {
-        processed.failures.push(Failure::of_webhook(error.to_string()));
-        Vec::new()
-    });
-    processed.real = events.iter().filter(|event| event.is_real()).count();
-    processed.protocol = events.len() - processed.real;
+impl Processed {
+    /// The result of a webhook whose events have all been stored.
+    pub(super) fn of(webhook: &Webhook) -> Self {
+        let real = webhook.events.iter().filter(|timed| timed.event.is_real()).count();
+        Self {
+            webhook_id: webhook.id,
+            real,
+            protocol: webhook.events.len() - real,
+            failures: webhook.unreadable.iter().cloned().collect(),
+        }
+    }
 
-    let mut portions = events.chunks(PORTION).peekable();
+    /// What its row keeps of it.
+    pub(super) fn finished(&self) -> Finished {
+        Finished {
+            id: self.webhook_id,
+            real: self.real,
+            protocol: self.protocol,
+            failures: failures::to_json(&self.failures),
+        }
+    }
+}
+
+/// Processes a webhook that `tx` has claimed.
+pub(super) async fn process(mut tx: Transaction<'_>, pool: &Pool, webhook: &Webhook) -> Result<Processed, SiteError> {
+    let mut processed = Processed::of(webhook);
+    let mut portions = webhook.events.chunks(PORTION).peekable();
     let mut done = 0;
     loop {
         // A webhook without events still has one (empty) portion, which finishes it.
@@ -80,13 +99,7 @@ pub(super) async fn next(
         done += portion.len();
         processed.failures.extend_from_slice(&effects.failures);
         if last {
-            let failures = failures::to_json(&processed.failures);
-            let finished = Finished {
-                real: processed.real,
-                protocol: processed.protocol,
-                failures: failures.as_ref(),
-            };
-            webhook_events::finish(&mut tx, webhook.id, &finished).await?;
+            webhook_events::finish(&mut tx, &[processed.finished()]).await?;
         } else {
             webhook_events::postpone(&mut tx, webhook.id, LEASE).await?;
         }
@@ -94,14 +107,14 @@ pub(super) async fn next(
         tx.commit().await?;
         count(&effects);
         if last {
-            return Ok(Some(processed));
+            return Ok(processed);
         }
         tx = pool.begin().await?;
     }
 }
 
-/// Counts a committed portion in the metrics.
-fn count(effects: &Effects) {
+/// Counts in the metrics what was committed.
+pub(super) fn count(effects: &Effects) {
     for counted in &effects.counted {
         metrics::count_message(counted.direction.as_str(), counted.status.as_str());
     }

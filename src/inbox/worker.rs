@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::webhook::{self, Claim, Processed};
+use super::batch::{self, Claim, Claims};
+use super::webhook::Processed;
 use super::{Inbox, failures};
 use crate::health::Component;
 use crate::site_db::{SiteError, accounts, webhook_events};
@@ -64,26 +65,30 @@ impl Worker {
             // Registered before the claim, so that a webhook that arrives between the two is not missed.
             let arrived = self.inbox.arrived.notified();
             let started = Instant::now();
-            let mut claim = None;
-            // A panic must cost one attempt of one webhook, not the worker.
-            let outcome = AssertUnwindSafe(Box::pin(webhook::next(
+            let mut claims = Claims::default();
+            // A panic must cost one attempt of these webhooks, not the worker.
+            let outcome = AssertUnwindSafe(Box::pin(batch::next(
                 &self.inbox.pool,
                 &self.inbox.settings.callback,
-                &mut claim,
+                &mut claims,
             )))
             .catch_unwind()
             .await
             .map_err(|_| "a panic".to_owned())
             .and_then(|outcome| outcome.map_err(|error| error.summary()));
+            self.report(&claims.processed, started.elapsed());
             match outcome {
-                Ok(Some(processed)) => {
+                Ok(()) if !claims.webhooks.is_empty() => {
                     failures = 0;
-                    self.recovered(Some(processed.webhook_id));
-                    self.report(&processed, started.elapsed());
+                    self.recovered(&claims.webhooks);
+                    if claims.full {
+                        // The others may have found nothing before these came.
+                        self.inbox.arrived.notify_one();
+                    }
                 }
-                Ok(None) => {
+                Ok(()) => {
                     failures = 0;
-                    self.recovered(None);
+                    self.recovered(&[]);
                     tokio::select! {
                         biased;
                         () = stop.cancelled() => return,
@@ -93,7 +98,7 @@ impl Worker {
                 }
                 Err(reason) => {
                     failures = failures.saturating_add(1);
-                    self.postpone(claim, &reason).await;
+                    self.postpone(&claims.webhooks, &reason).await;
                     let wait = retry::backoff(failures, self.inbox.settings.retry_initial, self.inbox.settings.poll);
                     if !shutdown::sleep(wait, stop).await {
                         return;
@@ -103,49 +108,66 @@ impl Worker {
         }
     }
 
-    /// Delays a failed webhook, so that it does not block the others.
-    async fn postpone(&self, claim: Option<Claim>, reason: &str) {
-        let attempt = claim.map_or(1, |claim| claim.attempts.saturating_add(1));
+    /// Delays failed webhooks, so that they do not block the others. Each is tried alone from now on.
+    async fn postpone(&self, claims: &[Claim], reason: &str) {
+        let attempt = (claims.iter().map(|claim| claim.attempts))
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1);
         let first = {
             let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-            failing.len() < MAX_FAILING && failing.insert(claim.map(|claim| claim.webhook_id))
+            let mut insert = |webhook| failing.len() < MAX_FAILING && failing.insert(webhook);
+            if claims.is_empty() {
+                insert(None)
+            } else {
+                // Each of them, not only the first.
+                claims.iter().filter(|claim| insert(Some(claim.webhook_id))).count() > 0
+            }
         };
         if first {
             tracing::error!(
                 severity = "CRITICAL",
-                event_id = claim.map(|claim| claim.webhook_id.to_string()),
+                event_id = claims.first().map(|claim| claim.webhook_id.to_string()),
+                webhooks = claims.len(),
                 attempt,
                 error = reason,
                 "PERSISTENCE: webhook events are kept but cannot be processed now; they are tried again"
             );
         }
-        let Some(Claim { webhook_id, .. }) = claim else {
-            // The claim itself failed: nothing can be processed. (One failing webhook does not make the inbox unready.)
+        if claims.is_empty() {
+            // The claim itself failed: nothing can be processed. (Failing webhooks do not make the inbox unready.)
             self.health.not_ready(
                 format!("webhook events cannot be processed: {reason}"),
                 serde_json::Value::Null,
             );
             return;
-        };
+        }
         let attempt = u32::try_from(attempt).unwrap_or(1);
         let wait = retry::backoff(
             attempt,
             self.inbox.settings.retry_initial,
             self.inbox.settings.retry_max,
         );
-        // If this fails too, the webhook stays due at once, which does no harm.
-        let _ = webhook_events::retry_later(&self.inbox.pool, webhook_id, wait).await;
+        // If this fails too, the webhooks stay due at once, which does no harm.
+        let ids: Vec<Uuid> = claims.iter().map(|claim| claim.webhook_id).collect();
+        let _ = webhook_events::retry_later(&self.inbox.pool, &ids, wait).await;
     }
 
-    fn recovered(&self, webhook_id: Option<Uuid>) {
+    /// The claim succeeded, and so did these webhooks.
+    fn recovered(&self, claims: &[Claim]) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.is_empty() {
             return;
         }
-        let claims = failing.remove(&None);
-        if claims || (webhook_id.is_some() && failing.remove(&webhook_id)) {
+        let claimed = failing.remove(&None);
+        let recovered: Vec<&Claim> = claims
+            .iter()
+            .filter(|claim| failing.remove(&Some(claim.webhook_id)))
+            .collect();
+        if claimed || !recovered.is_empty() {
             tracing::info!(
-                event_id = webhook_id.map(|id| id.to_string()),
+                event_id = recovered.first().map(|claim| claim.webhook_id.to_string()),
+                webhooks = recovered.len(),
                 "PERSISTENCE: webhook events can be processed again"
             );
         }
@@ -183,30 +205,36 @@ impl Worker {
         }
     }
 
-    /// Logs one line for a webhook, and counts its events in the metrics.
-    fn report(&self, processed: &Processed, took: Duration) {
+    /// Logs one line for the webhooks of a batch, one for each that failed, and counts their events in the metrics.
+    fn report(&self, processed: &[Processed], took: Duration) {
+        let Some(first) = processed.first() else { return };
+        let sum = |of: fn(&Processed) -> usize| processed.iter().map(of).sum::<usize>();
+        let (real, protocol) = (sum(|one| one.real), sum(|one| one.protocol));
         let count = |events: usize| u64::try_from(events).unwrap_or(u64::MAX);
-        metrics::count_webhook_events("real", count(processed.real));
-        metrics::count_webhook_events("protocol", count(processed.protocol));
+        metrics::count_webhook_events("real", count(real));
+        metrics::count_webhook_events("protocol", count(protocol));
         let pipeline = self.inbox.settings.pipeline;
         tracing::info!(
             pipeline,
-            event_id = %processed.webhook_id,
-            real = processed.real,
-            protocol = processed.protocol,
-            failed = processed.failures.len(),
+            event_id = %first.webhook_id,
+            webhooks = processed.len(),
+            real,
+            protocol,
+            failed = sum(|one| one.failures.len()),
             took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             "WEBHOOK: processed"
         );
-        if let Some(failures) = failures::to_json(&processed.failures) {
-            tracing::error!(
-                severity = "CRITICAL",
-                pipeline,
-                event_id = %processed.webhook_id,
-                failed = processed.failures.len(),
-                %failures,
-                "PERSISTENCE: parts of a webhook could not be stored; the event is kept and can be replayed"
-            );
+        for one in processed {
+            if let Some(failures) = failures::to_json(&one.failures) {
+                tracing::error!(
+                    severity = "CRITICAL",
+                    pipeline,
+                    event_id = %one.webhook_id,
+                    failed = one.failures.len(),
+                    %failures,
+                    "PERSISTENCE: parts of a webhook could not be stored; the event is kept and can be replayed"
+                );
+            }
         }
     }
 }

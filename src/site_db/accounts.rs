@@ -308,15 +308,27 @@ pub async fn throttle(
     Ok(())
 }
 
-/// Sets the time of the number's last message of a person to now.
+/// Sets the time of these numbers' last message of a person to now. A time less than a second old stays: the row is one for
+/// all conversations of a number, and every batch would wait for the one before it.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn touch(tx: &mut Transaction<'_>, account_id: Uuid) -> Result<(), SiteError> {
-    sqlx::query("UPDATE public.whatsapp_accounts SET last_real_message_at = clock_timestamp() WHERE id = $1")
-        .bind(account_id)
-        .execute(tx.connection())
-        .await?;
+pub async fn touch(tx: &mut Transaction<'_>, account_ids: &[Uuid]) -> Result<(), SiteError> {
+    if account_ids.is_empty() {
+        return Ok(());
+    }
+    // Locked in one order, so that two batches never wait for each other in a circle.
+    sqlx::query(
+        "WITH due AS (
+             SELECT id FROM public.whatsapp_accounts
+              WHERE id = ANY($1) AND coalesce(last_real_message_at < clock_timestamp() - interval '1 second', true)
+              ORDER BY id FOR NO KEY UPDATE
+         )
+         UPDATE public.whatsapp_accounts AS a SET last_real_message_at = clock_timestamp() FROM due WHERE a.id = due.id",
+    )
+    .bind(account_ids)
+    .execute(tx.connection())
+    .await?;
     Ok(())
 }
 

@@ -1,10 +1,14 @@
 //! `conversations`: the messages between a lead (a person or a group) and one of our numbers. Every message belongs to a
 //! conversation, which is found or created together with its lead.
 
+use std::collections::{BTreeMap, HashMap};
+
+use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{SiteError, Transaction, leads};
+use super::leads::{self, LookedUp};
+use super::{SiteError, Transaction};
 use crate::provider::ContactIdentity;
 use crate::provider::event::Direction;
 
@@ -29,6 +33,34 @@ const ATTEMPTS: usize = 3;
 pub async fn link(tx: &mut Transaction<'_>, account_id: Uuid, contact: &ContactIdentity) -> Result<Link, SiteError> {
     let lead_id = leads::find_or_make(tx, contact).await?;
     of_lead(tx, account_id, lead_id).await
+}
+
+/// The same for many people, each with the number that it is about; the links are in the same order. The caller has locked
+/// the contacts that `looked_up` has not settled (see [`super::locks`]).
+///
+/// # Errors
+/// As for [`link`].
+pub async fn link_all(
+    tx: &mut Transaction<'_>,
+    wanted: &[(Uuid, &ContactIdentity)],
+    looked_up: &LookedUp<'_>,
+) -> Result<Vec<Link>, SiteError> {
+    let contacts: Vec<&ContactIdentity> = wanted.iter().map(|(_, contact)| *contact).collect();
+    let lead_ids = leads::find_or_make_all(tx, &contacts, looked_up).await?;
+    let pairs: Vec<(Uuid, Uuid)> = (wanted.iter().zip(lead_ids))
+        .map(|((account_id, _), lead_id)| (*account_id, lead_id))
+        .collect();
+    let conversations = of_leads(tx, &pairs).await?;
+    pairs
+        .into_iter()
+        .map(|pair| {
+            let conversation_id = *conversations.get(&pair).ok_or(SiteError::Vanished("conversations"))?;
+            Ok(Link {
+                lead_id: pair.1,
+                conversation_id,
+            })
+        })
+        .collect()
 }
 
 /// The same for a group, by Meta's id.
@@ -60,33 +92,52 @@ pub async fn with_lead(tx: &mut Transaction<'_>, account_id: Uuid, lead_id: Uuid
 }
 
 async fn of_lead(tx: &mut Transaction<'_>, account_id: Uuid, lead_id: Uuid) -> Result<Link, SiteError> {
-    let link = |conversation_id| Link {
+    let conversations = of_leads(tx, &[(account_id, lead_id)]).await?;
+    let conversation_id = *conversations
+        .get(&(account_id, lead_id))
+        .ok_or(SiteError::Vanished("conversations"))?;
+    Ok(Link {
         lead_id,
         conversation_id,
-    };
-    for _ in 0..ATTEMPTS {
-        let found: Option<Uuid> =
-            sqlx::query_scalar("SELECT id FROM public.conversations WHERE account_id = $1 AND lead_id = $2")
-                .bind(account_id)
-                .bind(lead_id)
-                .fetch_optional(tx.connection())
-                .await?;
-        if let Some(id) = found {
-            return Ok(link(id));
-        }
-        let inserted: Option<Uuid> = sqlx::query_scalar(
-            "INSERT INTO public.conversations (account_id, lead_id) VALUES ($1, $2)
-             ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING id",
-        )
-        .bind(account_id)
-        .bind(lead_id)
-        .fetch_optional(tx.connection())
-        .await?;
-        if let Some(id) = inserted {
-            return Ok(link(id));
-        }
+    })
+}
+
+/// Finds or creates the conversations of these numbers and leads.
+async fn of_leads(tx: &mut Transaction<'_>, pairs: &[(Uuid, Uuid)]) -> Result<HashMap<(Uuid, Uuid), Uuid>, SiteError> {
+    #[derive(FromRow)]
+    struct Row {
+        account_id: Uuid,
+        lead_id: Uuid,
+        id: Uuid,
     }
-    Err(SiteError::Vanished("conversations"))
+    let mut known = HashMap::new();
+    for _ in 0..ATTEMPTS {
+        let missing: Vec<&(Uuid, Uuid)> = pairs.iter().filter(|pair| !known.contains_key(*pair)).collect();
+        if missing.is_empty() {
+            break;
+        }
+        // One that another program inserts in this moment is found at the next attempt.
+        let rows: Vec<Row> = sqlx::query_as(
+            "WITH wanted AS (
+                 SELECT DISTINCT account_id, lead_id FROM unnest($1::uuid[], $2::uuid[]) AS given(account_id, lead_id)
+             ), found AS (
+                 SELECT account_id, lead_id, c.id FROM wanted JOIN public.conversations c USING (account_id, lead_id)
+             ), made AS (
+                 INSERT INTO public.conversations (account_id, lead_id)
+                 SELECT account_id, lead_id FROM wanted w
+                  WHERE NOT EXISTS (SELECT FROM found f WHERE f.account_id = w.account_id AND f.lead_id = w.lead_id)
+                  ORDER BY account_id, lead_id
+                 ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING account_id, lead_id, id
+             )
+             SELECT account_id, lead_id, id FROM found UNION ALL SELECT account_id, lead_id, id FROM made",
+        )
+        .bind(missing.iter().map(|pair| pair.0).collect::<Vec<_>>())
+        .bind(missing.iter().map(|pair| pair.1).collect::<Vec<_>>())
+        .fetch_all(tx.connection())
+        .await?;
+        known.extend(rows.into_iter().map(|row| ((row.account_id, row.lead_id), row.id)));
+    }
+    Ok(known)
 }
 
 /// Updates a conversation's times after a client's message was stored in it.
@@ -115,25 +166,55 @@ pub struct Touch {
     pub unread: bool,
 }
 
-/// Moves a conversation's times forward, never back. The message's own time counts, but never a time in the future.
+/// Moves the times of conversations forward, never back, and counts what is unread. A message's own time counts, but never
+/// a time in the future. A conversation may be there several times.
+///
+/// The rows are locked in the order of their ids, so that two batches never wait for each other in a circle.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn touch(tx: &mut Transaction<'_>, conversation_id: Uuid, touch: Touch) -> Result<(), SiteError> {
+pub async fn touch_all(tx: &mut Transaction<'_>, touches: &[(Uuid, Touch)]) -> Result<(), SiteError> {
+    #[derive(Default)]
+    struct Sum {
+        inbound: Option<OffsetDateTime>,
+        outbound: Option<OffsetDateTime>,
+        unread: i32,
+    }
+    if touches.is_empty() {
+        return Ok(());
+    }
+    let mut sums: BTreeMap<Uuid, Sum> = BTreeMap::new();
+    for (conversation_id, touch) in touches {
+        let sum = sums.entry(*conversation_id).or_default();
+        let at = touch.at.unwrap_or_else(OffsetDateTime::now_utc);
+        let latest = match touch.direction {
+            Direction::Inbound => &mut sum.inbound,
+            Direction::Outbound => &mut sum.outbound,
+        };
+        *latest = (*latest).max(Some(at));
+        sum.unread = sum.unread.saturating_add(i32::from(touch.unread));
+    }
     sqlx::query(
-        "UPDATE public.conversations SET
-             last_inbound_at  = CASE WHEN $2 THEN last_inbound_at ELSE greatest(last_inbound_at, t.at) END,
-             last_outbound_at = CASE WHEN $2 THEN greatest(last_outbound_at, t.at) ELSE last_outbound_at END,
-             last_message_at  = greatest(last_message_at, t.at),
-             unread_count     = unread_count + $4::int,
+        "WITH locked AS (
+             SELECT id FROM public.conversations WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE
+         )
+         UPDATE public.conversations AS c SET
+             last_inbound_at  = greatest(c.last_inbound_at, t.inbound),
+             last_outbound_at = greatest(c.last_outbound_at, t.outbound),
+             last_message_at  = greatest(c.last_message_at, t.inbound, t.outbound),
+             unread_count     = c.unread_count + t.unread,
              updated_at       = now()
-            FROM (SELECT least(coalesce($3, clock_timestamp()), clock_timestamp()) AS at) AS t
-           WHERE id = $1",
+            FROM locked JOIN (
+                SELECT id, unread, CASE WHEN inbound IS NOT NULL THEN least(inbound, clock_timestamp()) END AS inbound,
+                       CASE WHEN outbound IS NOT NULL THEN least(outbound, clock_timestamp()) END AS outbound
+                  FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::integer[])
+                    AS given(id, inbound, outbound, unread)) AS t USING (id)
+           WHERE c.id = locked.id",
     )
-    .bind(conversation_id)
-    .bind(touch.direction == Direction::Outbound)
-    .bind(touch.at)
-    .bind(touch.unread)
+    .bind(sums.keys().copied().collect::<Vec<_>>())
+    .bind(sums.values().map(|sum| sum.inbound).collect::<Vec<_>>())
+    .bind(sums.values().map(|sum| sum.outbound).collect::<Vec<_>>())
+    .bind(sums.values().map(|sum| sum.unread).collect::<Vec<_>>())
     .execute(tx.connection())
     .await?;
     Ok(())

@@ -38,28 +38,6 @@ pub(super) fn of_messages(from: &str, kind: NotificationKind, detail: &str, only
     )
 }
 
-/// Notifies of a user's message.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn inbound_message(
-    tx: &mut Transaction<'_>,
-    account_id: Uuid,
-    conversation_id: Uuid,
-    message_id: Uuid,
-) -> Result<(), SiteError> {
-    sqlx::query(
-        "INSERT INTO public.notifications (kind, account_id, conversation_id, message_id) VALUES ($1, $2, $3, $4)",
-    )
-    .bind(NotificationKind::InboundMessage)
-    .bind(account_id)
-    .bind(conversation_id)
-    .bind(message_id)
-    .execute(tx.connection())
-    .await?;
-    Ok(())
-}
-
 /// Notifies that Meta refuses to send for a number; `detail` is Meta's reason.
 pub(super) async fn account_held(tx: &mut Transaction<'_>, account_id: Uuid, detail: &str) -> Result<(), SiteError> {
     sqlx::query("INSERT INTO public.notifications (kind, account_id, detail) VALUES ($1, $2, $3)")

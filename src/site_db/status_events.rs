@@ -8,12 +8,17 @@
 //!
 //! How reports change the message's row: see [`messages`].
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sqlx::FromRow;
+use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::locks::lock;
-use super::messages::{self, MessageStatus, News, Problem, ProblemClass, ReportedStep};
+use super::messages::{
+    self, Locked, LockedReport, MessageStatus, News, Problem, ProblemClass, ReportKey, ReportedStep,
+};
 use super::{SiteError, Transaction};
 use crate::provider::callback::class_of_stored_code;
 use crate::provider::event::StatusReport;
@@ -32,55 +37,152 @@ pub struct Recorded {
     pub second_send: bool,
 }
 
-/// Stores a report and applies it to its message. The caller has locked the wamid in this transaction, together with all
-/// other locks that it needs (see [`super::locks`]).
+/// Stores reports, each with the number that it is for, and applies them to their messages, in this order. The caller has
+/// locked the wamids in this transaction, together with all other locks that it needs (see [`super::locks`]).
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn record(tx: &mut Transaction<'_>, account_id: Uuid, status: &StatusReport) -> Result<Recorded, SiteError> {
-    let found = messages::find_reported(tx, account_id, &status.wamid, status.opaque_id()).await?;
-    let message_id = found.map(|found| found.id);
-    let second_send = found.is_some_and(|found| found.second_send);
-    let problem = status.refusal.as_ref().map(|refusal| Problem {
+pub async fn record(tx: &mut Transaction<'_>, reports: &[(Uuid, &StatusReport)]) -> Result<Vec<Recorded>, SiteError> {
+    if reports.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys: Vec<ReportKey<'_>> = reports
+        .iter()
+        .map(|(account_id, report)| ReportKey {
+            account_id: *account_id,
+            wamid: &report.wamid,
+            returned_id: report.opaque_id(),
+        })
+        .collect();
+    let found = messages::find_reported(tx, &keys).await?;
+    let ids: BTreeSet<Uuid> = found.iter().flatten().copied().collect();
+    let locked = messages::lock_rows(tx, &ids.into_iter().collect::<Vec<_>>()).await?;
+    let mut recorded: Vec<Recorded> = (reports.iter().zip(found))
+        .map(|((_, report), found)| {
+            let message = found.and_then(|id| locked.get(&id));
+            let other = |wamid: &Wamid| *wamid != report.wamid;
+            Recorded {
+                message_id: message.and(found),
+                new: false,
+                changed_to: None,
+                second_send: message.and_then(Locked::wamid).is_some_and(other),
+            }
+        })
+        .collect();
+    insert(tx, reports, &mut recorded).await?;
+
+    let counted: Vec<usize> = (0..recorded.len())
+        .filter(|&at| {
+            recorded
+                .get(at)
+                .is_some_and(|one| one.message_id.is_some() && !one.second_send)
+        })
+        .collect();
+    let steps: Vec<LockedReport<'_>> = counted
+        .iter()
+        .filter_map(|&at| {
+            let (_, report) = reports.get(at)?;
+            Some(LockedReport {
+                message_id: recorded.get(at)?.message_id?,
+                wamid: &report.wamid,
+                step: ReportedStep::of(&report.status, report.at, problem(report)),
+            })
+        })
+        .collect();
+    let shown = messages::apply_reports(tx, &locked, &steps).await?;
+    for (at, changed_to) in counted.into_iter().zip(shown) {
+        if let Some(one) = recorded.get_mut(at) {
+            one.changed_to = changed_to;
+        }
+    }
+    Ok(recorded)
+}
+
+fn problem(report: &StatusReport) -> Option<Problem> {
+    report.refusal.as_ref().map(|refusal| Problem {
         code: refusal.code.map(Code::number),
         class: ProblemClass::Refused(refusal.class),
         message: refusal.message.clone(),
-    });
-    // If Meta repeats the report of an orphan whose message is known by now, the orphan is adopted here.
-    let inserted: Option<bool> = sqlx::query_scalar(
-        "INSERT INTO public.message_status_events AS e
-             (account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload, provider_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-         ON CONFLICT (wamid, status, recipient, provider_at)
-             DO UPDATE SET message_id = excluded.message_id
-             WHERE e.message_id IS NULL AND excluded.message_id IS NOT NULL
-         RETURNING xmax = 0",
-    )
-    .bind(account_id)
-    .bind(message_id)
-    .bind(&status.wamid)
-    .bind(&status.status)
-    .bind(&status.recipient)
-    .bind(&status.opaque)
-    .bind(problem.as_ref().and_then(|problem| problem.code))
-    .bind(problem.as_ref().map(|problem| problem.message.as_str()))
-    .bind(&status.raw)
-    .bind(status.at)
-    .fetch_optional(tx.connection())
-    .await?;
-    let changed_to = match message_id {
-        Some(id) if !second_send => {
-            let step = ReportedStep::of(&status.status, status.at, problem);
-            messages::apply_steps(tx, id, &status.wamid, &[step], News::Told).await?
-        }
-        _ => None,
-    };
-    Ok(Recorded {
-        message_id,
-        new: inserted == Some(true),
-        changed_to,
-        second_send,
     })
+}
+
+/// Stores the reports that are not there yet, and sets [`Recorded::new`] of these.
+async fn insert(
+    tx: &mut Transaction<'_>,
+    reports: &[(Uuid, &StatusReport)],
+    recorded: &mut [Recorded],
+) -> Result<(), SiteError> {
+    #[derive(FromRow)]
+    struct Row {
+        number: i64,
+        new: bool,
+    }
+    // A report that is there several times is stored once, with its message if one of them knows it.
+    let mut once: BTreeMap<(&Wamid, &str, &str, OffsetDateTime), usize> = BTreeMap::new();
+    for (at, (_, report)) in reports.iter().enumerate() {
+        let key = (
+            &report.wamid,
+            report.status.as_str(),
+            report.recipient.as_str(),
+            report.at,
+        );
+        let first = once.entry(key).or_insert(at);
+        let knows = |at: usize| recorded.get(at).is_some_and(|one| one.message_id.is_some());
+        if !knows(*first) && knows(at) {
+            *first = at;
+        }
+    }
+    let rows: Vec<(usize, Uuid, &StatusReport, Option<Uuid>)> = once
+        .into_values()
+        .filter_map(|at| {
+            let (account_id, report) = reports.get(at)?;
+            Some((at, *account_id, *report, recorded.get(at)?.message_id))
+        })
+        .collect();
+    let problems: Vec<Option<Problem>> = rows.iter().map(|(_, _, report, _)| problem(report)).collect();
+    macro_rules! each {
+        ($value:expr) => {
+            rows.iter().map($value).collect::<Vec<_>>()
+        };
+    }
+    // If Meta repeats the report of an orphan whose message is known by now, the orphan is adopted here.
+    let stored: Vec<Row> = sqlx::query_as(
+        "WITH given AS (
+             SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[],
+                 $8::integer[], $9::text[], $10::jsonb[], $11::timestamptz[])
+               AS g(number, account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload,
+                 provider_at)
+         ), stored AS (
+             INSERT INTO public.message_status_events AS e
+                 (account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload, provider_at)
+             SELECT account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload, provider_at
+               FROM given ORDER BY wamid, status, recipient, provider_at
+             ON CONFLICT (wamid, status, recipient, provider_at)
+                 DO UPDATE SET message_id = excluded.message_id
+                 WHERE e.message_id IS NULL AND excluded.message_id IS NOT NULL
+             RETURNING wamid, status, recipient, provider_at, xmax = 0 AS new
+         )
+         SELECT number, new FROM stored JOIN given USING (wamid, status, recipient, provider_at)",
+    )
+    .bind(each!(|row| i64::try_from(row.0).unwrap_or(i64::MAX)))
+    .bind(each!(|row| row.1))
+    .bind(each!(|row| row.3))
+    .bind(each!(|row| &row.2.wamid))
+    .bind(each!(|row| &row.2.status))
+    .bind(each!(|row| row.2.recipient.as_str()))
+    .bind(each!(|row| row.2.opaque.as_deref()))
+    .bind(problems.iter().map(|problem| problem.as_ref().and_then(|problem| problem.code)).collect::<Vec<_>>())
+    .bind(problems.iter().map(|problem| problem.as_ref().map(|problem| problem.message.as_str())).collect::<Vec<_>>())
+    .bind(each!(|row| Json(&row.2.raw)))
+    .bind(each!(|row| row.2.at))
+    .fetch_all(tx.connection())
+    .await?;
+    for row in stored {
+        if let Some(one) = usize::try_from(row.number).ok().and_then(|at| recorded.get_mut(at)) {
+            one.new = row.new;
+        }
+    }
+    Ok(())
 }
 
 /// What Meta's answer to a send says.

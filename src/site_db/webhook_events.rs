@@ -10,6 +10,7 @@ use serde_json::Value;
 use sqlx::FromRow;
 use std::time::Duration;
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Pool, SiteError, Transaction};
@@ -46,17 +47,30 @@ pub struct ClaimedWebhook {
     pub body: Vec<u8>,
     /// Attempts before this one.
     pub attempts: i32,
+    /// When it was committed.
+    pub received_at: OffsetDateTime,
+}
+
+/// How much one claim may bring.
+#[derive(Debug, Clone, Copy)]
+pub struct ClaimLimit {
+    /// Most webhooks.
+    pub webhooks: u32,
+    /// Most bytes of their bodies; a single webhook may be longer.
+    pub bytes: u32,
 }
 
 /// The result for a webhook whose events have all been tried.
-#[derive(Debug, Clone, Copy)]
-pub struct Finished<'a> {
+#[derive(Debug, Clone)]
+pub struct Finished {
+    /// The webhook.
+    pub id: Uuid,
     /// Events that are messages of people.
     pub real: usize,
     /// All other events (statuses, notices, account events).
     pub protocol: usize,
     /// The events that could not be stored, and why; `None` if all were stored.
-    pub failures: Option<&'a Value>,
+    pub failures: Option<Value>,
 }
 
 /// Webhooks that are not processed.
@@ -118,17 +132,42 @@ pub async fn reset(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
     Ok(done.rows_affected() > 0)
 }
 
-/// Locks and returns the webhook that has been due for the longest time and that no other worker has locked.
+/// Locks and returns the webhooks that have been due for the longest time and that no other worker has locked, in the order
+/// in which they were received. Further ones may be locked until the end of the transaction, and are not returned.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn claim(tx: &mut Transaction<'_>) -> Result<Option<ClaimedWebhook>, SiteError> {
+pub async fn claim(tx: &mut Transaction<'_>, limit: ClaimLimit) -> Result<Vec<ClaimedWebhook>, SiteError> {
+    // A body's length is known without reading it. What is too much stays unread.
     Ok(sqlx::query_as(
-        "SELECT id, body, attempts FROM public.webhook_events
-          WHERE state = 'received' AND next_attempt_at <= now()
-          ORDER BY next_attempt_at LIMIT 1 FOR UPDATE SKIP LOCKED",
+        "WITH due AS (
+             SELECT id, body, attempts, received_at, next_attempt_at FROM public.webhook_events
+              WHERE state = 'received' AND next_attempt_at <= now()
+              ORDER BY next_attempt_at LIMIT $1 FOR UPDATE SKIP LOCKED
+         ), counted AS (
+             SELECT *, sum(octet_length(body)) OVER places AS bytes, row_number() OVER places AS place
+               FROM due WINDOW places AS (ORDER BY next_attempt_at, id)
+         )
+         SELECT id, body, attempts, received_at FROM counted WHERE bytes <= $2 OR place = 1 ORDER BY place",
     )
-    .fetch_optional(tx.connection())
+    .bind(i64::from(limit.webhooks))
+    .bind(i64::from(limit.bytes))
+    .fetch_all(tx.connection())
+    .await?)
+}
+
+/// Locks these webhooks again, after their transaction was rolled back. Returns those that are still to be processed and
+/// that no other worker has locked.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn claim_again(tx: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Uuid>, SiteError> {
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM public.webhook_events WHERE id = ANY($1) AND state = 'received' AND next_attempt_at <= now()
+          ORDER BY id FOR UPDATE SKIP LOCKED",
+    )
+    .bind(ids)
+    .fetch_all(tx.connection())
     .await?)
 }
 
@@ -145,41 +184,52 @@ pub async fn postpone(tx: &mut Transaction<'_>, id: Uuid, wait: Duration) -> Res
     Ok(())
 }
 
-/// Sets the time of a webhook's next attempt, after an attempt that failed as a whole.
+/// Sets the time of the next attempt of these webhooks, after an attempt that failed as a whole.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn retry_later(pool: &Pool, id: Uuid, wait: Duration) -> Result<(), SiteError> {
+pub async fn retry_later(pool: &Pool, ids: &[Uuid], wait: Duration) -> Result<(), SiteError> {
     sqlx::query(
-        "UPDATE public.webhook_events SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
-          WHERE id = $1 AND state = 'received'",
+        "WITH failed AS (
+             SELECT id FROM public.webhook_events WHERE id = ANY($1) AND state = 'received' ORDER BY id FOR UPDATE
+         )
+         UPDATE public.webhook_events AS e SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
+           FROM failed WHERE e.id = failed.id",
     )
-    .bind(id)
+    .bind(ids)
     .bind(wait.as_secs_f64())
     .execute(&pool.0)
     .await?;
     Ok(())
 }
 
-/// Marks a webhook whose events have all been tried as processed or failed.
+/// Marks webhooks whose events have all been tried as processed or failed. The caller has locked them.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn finish(tx: &mut Transaction<'_>, id: Uuid, finished: &Finished<'_>) -> Result<(), SiteError> {
-    let state = match finished.failures {
+pub async fn finish(tx: &mut Transaction<'_>, finished: &[Finished]) -> Result<(), SiteError> {
+    let state = |finished: &Finished| match finished.failures {
         Some(_) => WebhookState::Failed,
         None => WebhookState::Processed,
     };
+    let count = |events: usize| i32::try_from(events).unwrap_or(i32::MAX);
+    macro_rules! each {
+        ($value:expr) => {
+            finished.iter().map($value).collect::<Vec<_>>()
+        };
+    }
     sqlx::query(
-        "UPDATE public.webhook_events SET state = $2, attempts = attempts + 1, real_events = $3, protocol_events = $4,
-                failures = $5, processed_at = clock_timestamp()
-          WHERE id = $1",
+        "UPDATE public.webhook_events AS e SET state = f.state, attempts = e.attempts + 1, real_events = f.real_events,
+                protocol_events = f.protocol_events, failures = f.failures, processed_at = clock_timestamp()
+           FROM unnest($1::uuid[], $2::text[], $3::integer[], $4::integer[], $5::jsonb[])
+             AS f(id, state, real_events, protocol_events, failures)
+          WHERE e.id = f.id",
     )
-    .bind(id)
-    .bind(state)
-    .bind(i32::try_from(finished.real).unwrap_or(i32::MAX))
-    .bind(i32::try_from(finished.protocol).unwrap_or(i32::MAX))
-    .bind(finished.failures)
+    .bind(each!(|one| one.id))
+    .bind(each!(state))
+    .bind(each!(|one| count(one.real)))
+    .bind(each!(|one| count(one.protocol)))
+    .bind(each!(|one| one.failures.as_ref()))
     .execute(tx.connection())
     .await?;
     Ok(())

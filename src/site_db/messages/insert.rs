@@ -1,15 +1,19 @@
 //! How a message begins: a client's as `pending`, a person's as `received`, one that was written on the phone as
 //! `accepted`.
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use serde_json::Value;
+use sqlx::types::Json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::status::MessageStatus;
 use crate::provider::event::Direction;
 use crate::provider::{ApiVersion, Wamid};
+use crate::site_db::notifications::{self, NotificationKind};
 use crate::site_db::{SiteError, Transaction};
 
 /// A message that a client wants sent.
@@ -47,9 +51,9 @@ pub struct PendingMessage<'a> {
     pub api_version: Option<&'a ApiVersion>,
 }
 
-/// Where a message of a webhook belongs, and how it begins.
+/// A message of a webhook: where it belongs, how it begins, and what it says.
 #[derive(Debug, Clone, Copy)]
-pub struct Origin {
+pub struct NewSaid<'a> {
     /// The row of the number that it is from or to.
     pub account_id: Uuid,
     /// `conversations.id`.
@@ -58,8 +62,12 @@ pub struct Origin {
     pub lead_id: Uuid,
     /// Whether a user or we wrote it.
     pub direction: Direction,
-    /// When it appears in the conversation; `None`: now.
-    pub created_at: Option<OffsetDateTime>,
+    /// When it appears in the conversation.
+    pub created_at: OffsetDateTime,
+    /// Whether a person is to be notified of it.
+    pub announced: bool,
+    /// What it says.
+    pub said: Said<'a>,
 }
 
 /// What a message of a webhook says.
@@ -112,44 +120,75 @@ pub async fn insert(tx: &mut Transaction<'_>, row: &PendingMessage<'_>) -> Resul
     Ok(inserted.rows_affected() > 0)
 }
 
-/// Stores a message of a webhook: as `received`, or as `accepted` if we wrote it. `None` if it is stored already.
+static INSERT_SAID: LazyLock<String> = LazyLock::new(|| {
+    let announced = Some("id IN (SELECT id FROM said WHERE announced)");
+    let notifications = notifications::of_messages("new", NotificationKind::InboundMessage, "NULL", announced);
+    // In one order, so that two batches with the same messages never wait for each other in a circle.
+    format!(
+        "WITH said AS (
+             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[], $8::text[],
+                 $9::jsonb[], $10::text[], $11::text[], $12::text[], $13::timestamptz[], $14::timestamptz[],
+                 $15::timestamptz[], $16::boolean[])
+               AS given(id, account_id, conversation_id, lead_id, direction, status, type, body, payload, wamid, recipient,
+                 context_wamid, created_at, provider_at, received_at, announced)
+         ), new AS (
+             INSERT INTO public.whatsapp_messages
+                 (id, account_id, conversation_id, lead_id, direction, status, type, body, payload, wamid, recipient,
+                  context_wamid, created_at, provider_at, received_at)
+             SELECT id, account_id, conversation_id, lead_id, direction, status, type, body, payload, wamid, recipient,
+                    context_wamid, created_at, provider_at, received_at
+               FROM said ORDER BY account_id, direction, wamid, created_at
+             ON CONFLICT (account_id, direction, wamid) DO NOTHING
+             RETURNING id, account_id, conversation_id
+         ), notified AS ({notifications})
+         SELECT id FROM new"
+    )
+});
+
+/// Stores messages of webhooks, as `received`, or as `accepted` if we wrote them, with the notifications of those that are
+/// announced. Returns the id of each; `None` for one that is stored already. Two with the same wamid are one message.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn insert_said(
-    tx: &mut Transaction<'_>,
-    origin: &Origin,
-    said: &Said<'_>,
-) -> Result<Option<Uuid>, SiteError> {
-    let outbound = origin.direction == Direction::Outbound;
-    let status = if outbound {
-        MessageStatus::Accepted
-    } else {
-        MessageStatus::Received
+pub async fn insert_said(tx: &mut Transaction<'_>, new: &[NewSaid<'_>]) -> Result<Vec<Option<Uuid>>, SiteError> {
+    if new.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Time-ordered, so that the index grows at its end.
+    let ids: Vec<Uuid> = new.iter().map(|_| Uuid::now_v7()).collect();
+    let status = |direction| match direction {
+        Direction::Outbound => MessageStatus::Accepted,
+        Direction::Inbound => MessageStatus::Received,
     };
-    Ok(sqlx::query_scalar(
-        "INSERT INTO public.whatsapp_messages
-             (account_id, conversation_id, lead_id, direction, status, type, body, payload, wamid, recipient, context_wamid,
-              created_at, provider_at, received_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, coalesce($12, clock_timestamp()), $13,
-                 CASE WHEN $14 THEN NULL ELSE clock_timestamp() END)
-         ON CONFLICT (account_id, direction, wamid) DO NOTHING
-         RETURNING id",
-    )
-    .bind(origin.account_id)
-    .bind(origin.conversation_id)
-    .bind(origin.lead_id)
-    .bind(origin.direction)
-    .bind(status)
-    .bind(said.kind)
-    .bind(said.text)
-    .bind(said.payload)
-    .bind(said.wamid)
-    .bind(said.recipient.filter(|_| outbound))
-    .bind(said.context)
-    .bind(origin.created_at)
-    .bind(said.at)
-    .bind(outbound)
-    .fetch_optional(tx.connection())
-    .await?)
+    macro_rules! each {
+        ($value:expr) => {
+            new.iter().map($value).collect::<Vec<_>>()
+        };
+    }
+    let inserted: Vec<Uuid> = sqlx::query_scalar(INSERT_SAID.as_str())
+        .bind(&ids)
+        .bind(each!(|new| new.account_id))
+        .bind(each!(|new| new.conversation_id))
+        .bind(each!(|new| new.lead_id))
+        .bind(each!(|new| new.direction))
+        .bind(each!(|new| status(new.direction)))
+        .bind(each!(|new| new.said.kind))
+        .bind(each!(|new| new.said.text))
+        .bind(each!(|new| Json(new.said.payload)))
+        .bind(each!(|new| new.said.wamid))
+        .bind(each!(|new| new
+            .said
+            .recipient
+            .filter(|_| new.direction == Direction::Outbound)))
+        .bind(each!(|new| new.said.context))
+        .bind(each!(|new| new.created_at))
+        .bind(each!(|new| new.said.at))
+        .bind(each!(
+            |new| (new.direction == Direction::Inbound).then_some(new.created_at)
+        ))
+        .bind(each!(|new| new.announced))
+        .fetch_all(tx.connection())
+        .await?;
+    let inserted: HashSet<Uuid> = inserted.into_iter().collect();
+    Ok(ids.into_iter().map(|id| inserted.contains(&id).then_some(id)).collect())
 }

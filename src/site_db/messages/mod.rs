@@ -36,13 +36,13 @@ pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.whatsapp_messages", "api
 
 pub use claim::{Claimed, claim, claim_probe, sweep_abandoned, sweep_expired};
 pub use fold::ReportedStep;
-pub use insert::{Origin, PendingMessage, Said, insert, insert_said};
+pub use insert::{NewSaid, PendingMessage, Said, insert, insert_said};
 pub use outcomes::{AttemptKey, Ended, News, Wait, apply_steps, cancel_waiting, failed, lost, put_back, revive};
 pub use problem::{Problem, ProblemClass};
 pub use read::{Gaps, Known, MessageRow, Standing, find, find_by_client_id, gaps, standing};
 pub use status::MessageStatus;
 
 pub(super) use claim::make_released_due;
-pub(super) use outcomes::{accepted, lock_row};
-pub(super) use read::find_reported;
+pub(super) use outcomes::{Locked, LockedReport, accepted, apply_reports, lock_row, lock_rows};
+pub(super) use read::{ReportKey, find_reported};
 pub(super) use write::check_writable;

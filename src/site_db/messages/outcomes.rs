@@ -3,6 +3,7 @@
 //! Each changes one message or many, and returns those that it changed; the others had another status already (see
 //! [`transition`]).
 
+use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -99,6 +100,13 @@ pub async fn lost(
     change_one(tx, &LOSE, ended.into()).await
 }
 
+impl Locked {
+    /// The provider's id of the message, once known.
+    pub(in crate::site_db) const fn wamid(&self) -> Option<&Wamid> {
+        self.state.wamid.as_ref()
+    }
+}
+
 impl From<Ended> for Change {
     fn from(ended: Ended) -> Self {
         Self {
@@ -169,6 +177,55 @@ pub async fn apply_steps(
     Ok(shown)
 }
 
+/// A report about a message whose row is locked.
+#[derive(Debug, Clone)]
+pub(in crate::site_db) struct LockedReport<'a> {
+    pub(in crate::site_db) message_id: Uuid,
+    pub(in crate::site_db) wamid: &'a Wamid,
+    pub(in crate::site_db) step: ReportedStep,
+}
+
+/// Applies reports to the rows of `locked`, in the order of the reports; writes the rows that change, in one statement.
+/// Returns, for each report, the new status of its message, if the report changed it.
+///
+/// # Errors
+/// See [`SiteError`].
+pub(in crate::site_db) async fn apply_reports(
+    tx: &mut Transaction<'_>,
+    locked: &HashMap<Uuid, Locked>,
+    reports: &[LockedReport<'_>],
+) -> Result<Vec<Option<MessageStatus>>, SiteError> {
+    let mut after: HashMap<Uuid, MessageState> = HashMap::new();
+    let mut shown = Vec::with_capacity(reports.len());
+    for report in reports {
+        let Some(before) = locked.get(&report.message_id) else {
+            shown.push(None);
+            continue;
+        };
+        let state = after.entry(report.message_id).or_insert_with(|| before.state.clone());
+        let status = state.status;
+        state.fold(Some(report.wamid), &report.step);
+        shown.push((state.status != status).then_some(state.status));
+    }
+    let changes: Vec<Change> = after
+        .into_iter()
+        .filter_map(|(id, state)| {
+            let before = &locked.get(&id)?.state;
+            let failed = state.status == MessageStatus::Failed && before.status != MessageStatus::Failed;
+            (state != *before).then(|| Change {
+                id,
+                notify: failed,
+                folded: Some(state),
+                ..Change::default()
+            })
+        })
+        .collect();
+    if !changes.is_empty() {
+        REPORT.execute(tx.connection(), &changes).await?;
+    }
+    Ok(shown)
+}
+
 /// Cancels a message that was not sent, because its client stops waiting. Returns false if it is too late: an attempt is
 /// under way, or the message is settled.
 ///
@@ -207,15 +264,33 @@ pub(in crate::site_db) struct Locked {
 
 /// Locks a message's row and reads what reports change; `None` if there is no such message of ours.
 pub(in crate::site_db) async fn lock_row(tx: &mut Transaction<'_>, id: Uuid) -> Result<Option<Locked>, SiteError> {
-    let state: Option<MessageState> = sqlx::query_as(
-        "SELECT status, wamid, error_code, error_class, error_message, accepted_at, held_at, sent_at, delivered_at,
+    Ok(lock_rows(tx, &[id]).await?.remove(&id))
+}
+
+/// The same for many messages; the rows are locked in the order of their ids.
+pub(in crate::site_db) async fn lock_rows(
+    tx: &mut Transaction<'_>,
+    ids: &[Uuid],
+) -> Result<HashMap<Uuid, Locked>, SiteError> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        id: Uuid,
+        #[sqlx(flatten)]
+        state: MessageState,
+    }
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT id, status, wamid, error_code, error_class, error_message, accepted_at, held_at, sent_at, delivered_at,
                 read_at, played_at, failed_at
-           FROM public.whatsapp_messages WHERE id = $1 AND direction = 'outbound' FOR UPDATE",
+           FROM public.whatsapp_messages WHERE id = ANY($1) AND direction = 'outbound' ORDER BY id FOR UPDATE",
     )
-    .bind(id)
-    .fetch_optional(tx.connection())
+    .bind(ids)
+    .fetch_all(tx.connection())
     .await?;
-    Ok(state.map(|state| Locked { id, state }))
+    let locked = |Row { id, state }| (id, Locked { id, state });
+    Ok(rows.into_iter().map(locked).collect())
 }
 
 /// The row after the steps, and the status that it shows then, if it is another one.

@@ -104,12 +104,13 @@ pub struct Gaps {
     pub unsent: i64,
 }
 
-/// The message of ours that a report is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::site_db) struct ReportTarget {
-    pub(in crate::site_db) id: Uuid,
-    /// The report carries our id, but the row has another wamid: Meta took the message twice.
-    pub(in crate::site_db) second_send: bool,
+/// What a report says about the message that it is about.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::site_db) struct ReportKey<'a> {
+    pub(in crate::site_db) account_id: Uuid,
+    pub(in crate::site_db) wamid: &'a Wamid,
+    /// Our own id, which the report returns.
+    pub(in crate::site_db) returned_id: Option<OpaqueId>,
 }
 
 /// The message that was submitted with this client id.
@@ -171,39 +172,32 @@ pub async fn gaps(pool: &Pool) -> Result<Gaps, SiteError> {
     .await?)
 }
 
-/// The message that a report is about, found by wamid, else by our own id that the report returns; then its row is locked.
+/// The messages that reports are about, in the order of the reports: found by wamid, else by our own id that the report
+/// returns.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub(in crate::site_db) async fn find_reported(
     tx: &mut Transaction<'_>,
-    account_id: Uuid,
-    wamid: &Wamid,
-    returned_id: Option<OpaqueId>,
-) -> Result<Option<ReportTarget>, SiteError> {
-    let by_wamid: Option<Uuid> = sqlx::query_scalar(
-        "SELECT id FROM public.whatsapp_messages WHERE account_id = $1 AND direction = 'outbound' AND wamid = $2",
+    reports: &[ReportKey<'_>],
+) -> Result<Vec<Option<Uuid>>, SiteError> {
+    Ok(sqlx::query_scalar(
+        "SELECT coalesce(
+                (SELECT id FROM public.whatsapp_messages m
+                  WHERE m.account_id = c.account_id AND m.direction = 'outbound' AND m.wamid = c.wamid),
+                (SELECT id FROM public.whatsapp_messages m
+                  WHERE m.id = c.returned_id AND m.account_id = c.account_id AND m.direction = 'outbound'))
+           FROM unnest($1::uuid[], $2::text[], $3::uuid[]) WITH ORDINALITY AS c(account_id, wamid, returned_id, number)
+          ORDER BY number",
     )
-    .bind(account_id)
-    .bind(wamid)
-    .fetch_optional(tx.connection())
-    .await?;
-    if let Some(id) = by_wamid {
-        return Ok(Some(ReportTarget { id, second_send: false }));
-    }
-    let Some(returned_id) = returned_id else {
-        return Ok(None);
-    };
-    let has_wamid: Option<bool> = sqlx::query_scalar(
-        "SELECT wamid IS NOT NULL FROM public.whatsapp_messages \
-         WHERE id = $1 AND account_id = $2 AND direction = 'outbound' FOR UPDATE",
+    .bind(reports.iter().map(|report| report.account_id).collect::<Vec<_>>())
+    .bind(reports.iter().map(|report| report.wamid).collect::<Vec<_>>())
+    .bind(
+        reports
+            .iter()
+            .map(|report| report.returned_id.map(|id| id.0))
+            .collect::<Vec<_>>(),
     )
-    .bind(returned_id.0)
-    .bind(account_id)
-    .fetch_optional(tx.connection())
-    .await?;
-    Ok(has_wamid.map(|second_send| ReportTarget {
-        id: returned_id.0,
-        second_send,
-    }))
+    .fetch_all(tx.connection())
+    .await?)
 }

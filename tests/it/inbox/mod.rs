@@ -1,5 +1,6 @@
 //! The inbox on a real Site DB: what is stored and processed. Repetition, disorder and faults do not change the result.
 
+mod batches;
 mod faults;
 mod messages;
 mod people;

@@ -119,8 +119,10 @@ async fn an_outcome_waits_for_a_report_that_is_being_committed() {
     let report = report_of(status("wamid.race", "delivered", 1));
     let mut reporting = site.pool.begin().await.unwrap();
     lock(&mut reporting, [&report.wamid], []).await.unwrap();
-    let recorded = statuses::record(&mut reporting, account_id, &report).await.unwrap();
-    assert_eq!(recorded.message_id, None);
+    let recorded = statuses::record(&mut reporting, &[(account_id, &report)])
+        .await
+        .unwrap();
+    assert_eq!(recorded[0].message_id, None);
 
     let mut outcome = site.pool.begin().await.unwrap();
     let wamid = report.wamid.clone();

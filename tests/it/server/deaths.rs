@@ -1,9 +1,10 @@
 //! A server that dies before or after each commit, as by `kill -9`, and another one that takes over.
 
+use twinlog::dev::graph_simulator::{Settings, WebhookSettings};
 use twinlog::failpoint::name;
 
 use super::*;
-use crate::harness::{ConfigFile, Process};
+use crate::harness::{ConfigFile, Process, databases};
 
 /// A message is sent through a server that dies at the failpoint; then another one runs, and the client asks again.
 /// Returns the world, the second server and the message's id.
@@ -97,6 +98,46 @@ async fn a_death_around_a_webhook_loses_and_doubles_no_message() {
         assert_eq!(world.count("true").await, 1);
         server.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_between_the_commit_of_many_webhooks_and_their_answers_loses_and_doubles_no_message() {
+    let settings = Settings {
+        webhooks: WebhookSettings {
+            batch: 1,
+            concurrency: 30,
+            ..WebhookSettings::default()
+        },
+        ..prompt()
+    };
+    let world = World::with(databases().await, settings).await;
+    let mut doomed = Binary::dying_at(&world, name::WEBHOOK_AFTER_COMMIT).await;
+    // Held back, so that they come at once.
+    world.meta.pause_webhooks(true);
+    for number in 0..60 {
+        let from = format!("165055500{:02}", number % 20);
+        world.meta.inbound(Inbound::text(NUMBER, &from, "hello?")).await;
+    }
+    world.meta.pause_webhooks(false);
+    doomed.dies().await;
+    let server = world.serve().await;
+    eventually_equal("events that Meta has no 200 for", SOON, 0, async || {
+        world.meta.pending()
+    })
+    .await;
+    let waiting = "SELECT count(*) FROM webhook_events WHERE state <> 'processed'";
+    world.db.until_site("all events are processed", waiting, "0").await;
+    assert_eq!(world.count("true").await, 60);
+    let repeated: i64 = world
+        .db
+        .site
+        .value("SELECT count(*) FROM webhook_events")
+        .await
+        .parse()
+        .unwrap();
+    // What was committed and not answered came again.
+    assert!(repeated > 60, "{repeated}");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,9 +3,19 @@
 //! A person is found first by the business-scoped user id, then by the number (WhatsApp's, then the one dialled). An id
 //! that the lead lacks is stored if no other lead has it. Two leads are never merged here: only a person can decide that.
 //! An existing name is kept, since a person may have corrected it.
+//!
+//! | file | its job |
+//! |---|---|
+//! | `mod` | one person, or one group, at a time; what is learnt |
+//! | `many` | many people in a few statements |
+
+mod many;
+
+pub use many::{LookedUp, find_or_make_all, look_up};
 
 use serde_json::Value;
 use sqlx::FromRow;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::locks::{group_key, lock, lock_keys};
@@ -66,7 +76,7 @@ pub async fn find_or_make(tx: &mut Transaction<'_>, contact: &ContactIdentity) -
     for _ in 0..ATTEMPTS {
         if let Some(lead) = find(tx, contact).await? {
             if has_news(&lead, contact) {
-                learn(tx, lead.id, contact).await?;
+                learn(tx, &[(lead.id, contact)]).await?;
             }
             return Ok(lead.id);
         }
@@ -154,47 +164,80 @@ pub async fn learn_recipient(
         .execute(tx.connection())
         .await?;
     }
-    learn(tx, lead_id, known).await
+    learn(tx, &[(lead_id, known)]).await
 }
 
-/// Stores the recipient's user id from a status report: without it, the reply of a user who hides the number would create
-/// a second lead. Changes nothing if the message's lead has another number (in a group, the recipient is not the lead) or
-/// already has a user id.
+/// Stores the recipients' user ids from status reports, each with the report's message: without it, the reply of a user who
+/// hides the number would create a second lead. Changes nothing if the message's lead has another number (in a group, the
+/// recipient is not the lead) or already has a user id. The caller has locked the contacts (see [`super::locks`]).
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn learn_from_report(
+pub async fn learn_from_reports(
     tx: &mut Transaction<'_>,
-    message_id: Uuid,
-    contact: &ContactIdentity,
+    reports: &[(Uuid, &ContactIdentity)],
 ) -> Result<(), SiteError> {
-    let (Some(wa_id), Some(_)) = (&contact.wa_id, &contact.user_id) else {
-        return Ok(());
-    };
-    let lead_id: Option<Uuid> = sqlx::query_scalar(
-        "SELECT l.id FROM public.whatsapp_messages m JOIN public.leads l ON l.id = m.lead_id
-          WHERE m.id = $1 AND l.user_id IS NULL AND l.wa_id = $2",
-    )
-    .bind(message_id)
-    .bind(wa_id)
-    .fetch_optional(tx.connection())
-    .await?;
-    match lead_id {
-        Some(lead_id) => learn_recipient(tx, lead_id, None, contact).await,
-        None => Ok(()),
+    #[derive(FromRow)]
+    struct Lacking {
+        number: i64,
+        lead_id: Uuid,
     }
+    let reports: Vec<_> = reports
+        .iter()
+        .filter(|(_, contact)| contact.wa_id.is_some() && contact.user_id.is_some())
+        .collect();
+    if reports.is_empty() {
+        return Ok(());
+    }
+    let lacking: Vec<Lacking> = sqlx::query_as(
+        "SELECT DISTINCT ON (l.id) c.number, l.id AS lead_id
+           FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS c(message_id, wa_id, number)
+           JOIN public.whatsapp_messages m ON m.id = c.message_id JOIN public.leads l ON l.id = m.lead_id
+          WHERE l.user_id IS NULL AND l.wa_id = c.wa_id ORDER BY l.id, c.number",
+    )
+    .bind(reports.iter().map(|(message_id, _)| *message_id).collect::<Vec<_>>())
+    .bind(
+        reports
+            .iter()
+            .map(|(_, contact)| contact.wa_id.as_ref())
+            .collect::<Vec<_>>(),
+    )
+    .fetch_all(tx.connection())
+    .await?;
+    let known: Vec<(Uuid, &ContactIdentity)> = lacking
+        .iter()
+        .filter_map(|row| {
+            let at = usize::try_from(row.number - 1).ok()?;
+            Some((row.lead_id, reports.get(at)?.1))
+        })
+        .collect();
+    learn(tx, &known).await
 }
 
-/// Stores the advertisement that the lead came from; a later one is ignored.
+/// Stores the advertisements that leads came from; a later one of a lead is ignored.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn set_referral(tx: &mut Transaction<'_>, lead_id: Uuid, referral: &Value) -> Result<(), SiteError> {
-    sqlx::query("UPDATE public.leads SET referral = $2, updated_at = now() WHERE id = $1 AND referral IS NULL")
-        .bind(lead_id)
-        .bind(referral)
-        .execute(tx.connection())
-        .await?;
+pub async fn set_referrals(tx: &mut Transaction<'_>, referrals: &[(Uuid, &Value)]) -> Result<(), SiteError> {
+    if referrals.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE public.leads AS l SET referral = c.referral, updated_at = now()
+           FROM (SELECT DISTINCT ON (id) id, referral
+                   FROM unnest($1::uuid[], $2::jsonb[]) WITH ORDINALITY AS given(id, referral, number)
+                  ORDER BY id, number) AS c
+          WHERE l.id = c.id AND l.referral IS NULL",
+    )
+    .bind(referrals.iter().map(|(lead_id, _)| *lead_id).collect::<Vec<_>>())
+    .bind(
+        referrals
+            .iter()
+            .map(|(_, referral)| Json(*referral))
+            .collect::<Vec<_>>(),
+    )
+    .execute(tx.connection())
+    .await?;
     Ok(())
 }
 
@@ -253,22 +296,27 @@ fn has_news(lead: &Lead, contact: &ContactIdentity) -> bool {
         || (contact.username.is_some() && lead.username != contact.username)
 }
 
-/// Fills empty columns, with ids that no other lead has. The user name comes from Meta, so the newest value counts.
-async fn learn(tx: &mut Transaction<'_>, lead_id: Uuid, contact: &ContactIdentity) -> Result<(), SiteError> {
+/// Fills empty columns of these leads, with ids that no other lead has. The user name comes from Meta, so the newest value
+/// counts. Each lead may be there once.
+async fn learn(tx: &mut Transaction<'_>, known: &[(Uuid, &ContactIdentity)]) -> Result<(), SiteError> {
+    if known.is_empty() {
+        return Ok(());
+    }
     sqlx::query(
-        "UPDATE public.leads SET
-             wa_id    = coalesce(wa_id, CASE WHEN NOT EXISTS (SELECT FROM public.leads o WHERE o.wa_id = $2) THEN $2 END),
-             user_id  = coalesce(user_id, CASE WHEN NOT EXISTS (SELECT FROM public.leads o WHERE o.user_id = $3) THEN $3 END),
-             name     = coalesce(name, $4),
-             username = coalesce($5, username),
+        "UPDATE public.leads AS l SET
+             wa_id    = coalesce(l.wa_id, CASE WHEN NOT EXISTS (SELECT FROM public.leads o WHERE o.wa_id = c.wa_id) THEN c.wa_id END),
+             user_id  = coalesce(l.user_id, CASE WHEN NOT EXISTS (SELECT FROM public.leads o WHERE o.user_id = c.user_id) THEN c.user_id END),
+             name     = coalesce(l.name, c.name),
+             username = coalesce(c.username, l.username),
              updated_at = now()
-           WHERE id = $1",
+            FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[]) AS c(id, wa_id, user_id, name, username)
+           WHERE l.id = c.id",
     )
-    .bind(lead_id)
-    .bind(contact.wa_id.as_ref())
-    .bind(contact.user_id.as_ref())
-    .bind(contact.name.as_deref())
-    .bind(contact.username.as_deref())
+    .bind(known.iter().map(|(lead_id, _)| *lead_id).collect::<Vec<_>>())
+    .bind(known.iter().map(|(_, contact)| contact.wa_id.as_ref()).collect::<Vec<_>>())
+    .bind(known.iter().map(|(_, contact)| contact.user_id.as_ref()).collect::<Vec<_>>())
+    .bind(known.iter().map(|(_, contact)| contact.name.as_deref()).collect::<Vec<_>>())
+    .bind(known.iter().map(|(_, contact)| contact.username.as_deref()).collect::<Vec<_>>())
     .execute(tx.connection())
     .await?;
     Ok(())

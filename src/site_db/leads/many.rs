@@ -1,0 +1,233 @@
+//! The leads of many people at once: a few statements for any number of contacts.
+//!
+//! Nearly every contact of a batch is a known person of whom nothing is new: one look-up for all, without a lock. The others
+//! are locked by the caller and settled together. Contacts that share one id and differ in the other are looked up one after
+//! the other, as the second must find what the first has stored.
+
+use std::collections::{HashMap, HashSet};
+
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::{Lead, find_or_make, has_news, learn};
+use crate::provider::{ContactIdentity, UserId, WaId};
+use crate::site_db::{SiteError, Transaction};
+
+/// The leads of many people, as far as there are any: see [`look_up`].
+#[derive(Debug)]
+pub struct LookedUp<'a> {
+    found: HashMap<Ids<'a>, Found>,
+}
+
+/// A contact's lead.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    lead_id: Uuid,
+    /// Whether the contact has something that the lead lacks.
+    has_news: bool,
+}
+
+impl LookedUp<'_> {
+    /// The contact's lead, if there is one that has all that the contact says.
+    #[must_use]
+    pub fn settled(&self, contact: &ContactIdentity) -> Option<Uuid> {
+        let found = self.found.get(&ids_of(contact))?;
+        (!found.has_news).then_some(found.lead_id)
+    }
+
+    /// Whether the contact has something that its lead lacks.
+    #[must_use]
+    pub fn has_news(&self, contact: &ContactIdentity) -> bool {
+        self.found.get(&ids_of(contact)).is_some_and(|found| found.has_news)
+    }
+}
+
+/// The ids by which a contact is found.
+type Ids<'a> = (Option<&'a UserId>, Option<&'a WaId>);
+
+fn ids_of(contact: &ContactIdentity) -> Ids<'_> {
+    (contact.user_id.as_ref(), contact.wa_id.as_ref())
+}
+
+/// Looks up the leads of many people in one statement. Locks and writes nothing, so that batches with the same people can
+/// run at the same time: nearly always there is nothing to learn about a person.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn look_up<'a>(
+    tx: &mut Transaction<'_>,
+    contacts: &[&'a ContactIdentity],
+) -> Result<LookedUp<'a>, SiteError> {
+    #[derive(FromRow)]
+    struct Row {
+        number: i64,
+        #[sqlx(flatten)]
+        lead: Lead,
+    }
+    let mut of: HashMap<Ids<'a>, Vec<&'a ContactIdentity>> = HashMap::new();
+    for contact in contacts.iter().filter(|contact| contact.is_known()) {
+        of.entry(ids_of(contact)).or_default().push(contact);
+    }
+    let mut looked_up = LookedUp { found: HashMap::new() };
+    if of.is_empty() {
+        return Ok(looked_up);
+    }
+    let ids: Vec<Ids<'a>> = of.keys().copied().collect();
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT w.number, l.id, l.wa_id, l.user_id, l.name, l.username
+           FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(user_id, wa_id, number) CROSS JOIN LATERAL (
+             SELECT * FROM (
+                 SELECT 1 AS rank, l.* FROM public.leads l WHERE l.user_id = w.user_id
+                 UNION ALL SELECT 2, l.* FROM public.leads l WHERE l.wa_id = w.wa_id
+                 UNION ALL SELECT CASE WHEN l.wa_id IS NULL THEN 4 ELSE 3 END, l.* FROM public.leads l
+                            WHERE l.phone IN (w.wa_id, '+' || w.wa_id)
+             ) AS candidates ORDER BY rank, created_at, id LIMIT 1) AS l",
+    )
+    .bind(ids.iter().map(|ids| ids.0).collect::<Vec<_>>())
+    .bind(ids.iter().map(|ids| ids.1).collect::<Vec<_>>())
+    .fetch_all(tx.connection())
+    .await?;
+    for Row { number, lead } in rows {
+        let Some(ids) = usize::try_from(number - 1).ok().and_then(|at| ids.get(at)) else {
+            continue;
+        };
+        let said = of.get(ids).map(Vec::as_slice).unwrap_or_default();
+        let found = Found {
+            lead_id: lead.id,
+            has_news: said.iter().any(|contact| has_news(&lead, contact)),
+        };
+        looked_up.found.insert(*ids, found);
+    }
+    Ok(looked_up)
+}
+
+/// Finds or creates the leads of many people; the leads are in the order of the contacts. The people that [`look_up`] has not
+/// settled take three statements together, and those that other contacts are mixed up with take those of [`find_or_make`], one
+/// after the other. The caller has locked the contacts that are not settled (see [`crate::site_db::locks`]).
+///
+/// # Errors
+/// As for [`find_or_make`].
+pub async fn find_or_make_all(
+    tx: &mut Transaction<'_>,
+    contacts: &[&ContactIdentity],
+    looked_up: &LookedUp<'_>,
+) -> Result<Vec<Uuid>, SiteError> {
+    if contacts.iter().any(|contact| !contact.is_known()) {
+        return Err(SiteError::Anonymous);
+    }
+    let open: Vec<&ContactIdentity> = contacts
+        .iter()
+        .copied()
+        .filter(|contact| looked_up.settled(contact).is_none())
+        .collect();
+    let people = people_apart(&open);
+    let made = settle(tx, &people).await?;
+    let mut leads = Vec::with_capacity(contacts.len());
+    for contact in contacts {
+        leads.push(
+            match looked_up
+                .settled(contact)
+                .or_else(|| made.get(&ids_of(contact)).copied())
+            {
+                Some(lead_id) => lead_id,
+                None => find_or_make(tx, contact).await?,
+            },
+        );
+    }
+    Ok(leads)
+}
+
+/// One contact for each person of whom all contacts have the same ids, with what all of them say. Left out are those that
+/// share one id and differ in the other: the second must find what the first has inserted.
+fn people_apart(contacts: &[&ContactIdentity]) -> Vec<ContactIdentity> {
+    let mut order: Vec<Ids<'_>> = Vec::new();
+    let mut people: HashMap<Ids<'_>, ContactIdentity> = HashMap::new();
+    let mut of_user_id: HashMap<&UserId, HashSet<Ids<'_>>> = HashMap::new();
+    let mut of_wa_id: HashMap<&WaId, HashSet<Ids<'_>>> = HashMap::new();
+    for contact in contacts {
+        let ids = ids_of(contact);
+        if let Some(user_id) = ids.0 {
+            of_user_id.entry(user_id).or_default().insert(ids);
+        }
+        if let Some(wa_id) = ids.1 {
+            of_wa_id.entry(wa_id).or_default().insert(ids);
+        }
+        match people.get_mut(&ids) {
+            Some(person) => {
+                person.name = person.name.take().or_else(|| contact.name.clone());
+                person.username = contact.username.clone().or_else(|| person.username.take());
+            }
+            None => {
+                order.push(ids);
+                people.insert(ids, (*contact).clone());
+            }
+        }
+    }
+    let apart = |(user_id, wa_id): Ids<'_>| {
+        user_id.is_none_or(|id| of_user_id.get(id).is_none_or(|all| all.len() == 1))
+            && wa_id.is_none_or(|id| of_wa_id.get(id).is_none_or(|all| all.len() == 1))
+    };
+    order
+        .into_iter()
+        .filter(|ids| apart(*ids))
+        .filter_map(|ids| people.remove(&ids))
+        .collect()
+}
+
+/// Inserts the leads of those people who have none, and stores what the others' leads lack; returns them by their ids. Missing
+/// is whoever is the same person as another one here, or gets a lead from another program in this moment.
+async fn settle<'a>(
+    tx: &mut Transaction<'_>,
+    people: &'a [ContactIdentity],
+) -> Result<HashMap<Ids<'a>, Uuid>, SiteError> {
+    if people.is_empty() {
+        return Ok(HashMap::new());
+    }
+    // Again, now that the contacts are locked: another batch may have inserted some of them before it gave the lock free.
+    let looked_up = look_up(tx, &people.iter().collect::<Vec<_>>()).await?;
+    let (mut settled, mut news, mut new) = (HashMap::new(), Vec::new(), Vec::new());
+    let mut taught: HashSet<Uuid> = HashSet::new();
+    for person in people {
+        match looked_up.found.get(&ids_of(person)) {
+            Some(found) if !found.has_news => drop(settled.insert(ids_of(person), found.lead_id)),
+            Some(found) if taught.insert(found.lead_id) => news.push((found.lead_id, person)),
+            Some(_) => {}
+            None => new.push((Uuid::new_v4(), person)),
+        }
+    }
+    learn(tx, &news).await?;
+    settled.extend(news.into_iter().map(|(lead_id, person)| (ids_of(person), lead_id)));
+    let made = insert(tx, &new).await?;
+    let made = new.into_iter().filter(|(id, _)| made.contains(id));
+    settled.extend(made.map(|(id, person)| (ids_of(person), id)));
+    Ok(settled)
+}
+
+/// Inserts leads, and returns the ids of those that no other program has inserted in this moment.
+async fn insert(tx: &mut Transaction<'_>, new: &[(Uuid, &ContactIdentity)]) -> Result<HashSet<Uuid>, SiteError> {
+    if new.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let made: Vec<Uuid> = sqlx::query_scalar(
+        "INSERT INTO public.leads (id, wa_id, user_id, name, username)
+         SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[])
+             AS new(id, wa_id, user_id, name, username) ORDER BY wa_id, user_id
+         ON CONFLICT DO NOTHING RETURNING id",
+    )
+    .bind(new.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind(new.iter().map(|(_, person)| person.wa_id.as_ref()).collect::<Vec<_>>())
+    .bind(
+        new.iter()
+            .map(|(_, person)| person.user_id.as_ref())
+            .collect::<Vec<_>>(),
+    )
+    .bind(new.iter().map(|(_, person)| person.name.as_deref()).collect::<Vec<_>>())
+    .bind(
+        new.iter()
+            .map(|(_, person)| person.username.as_deref())
+            .collect::<Vec<_>>(),
+    )
+    .fetch_all(tx.connection())
+    .await?;
+    Ok(made.into_iter().collect())
+}
