@@ -33,14 +33,20 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 /// as it would if the connection broke a moment later.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
+/// How long the first statement of a transaction may take, with the wait for a connection: it tests a connection that was
+/// not tested. Nothing is written before it, so the caller knows that nothing is stored.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(4);
+
 /// Settings of each connection beside those that every session pins, which override the defaults of the role and the
 /// database:
 /// - a statement may take 10 s: after that its caller has given up;
 /// - an idle transaction is ended, because a stalled process would hold row locks that every other server waits for;
 /// - a commit waits for the disk: with `off`, a crash of the Site DB could undo a `sending` after the message was sent;
+/// - rows are found by indexes: a plan that was made while a table was small, and reads it all, would be kept while it grows;
 /// - no notices, because the driver logs them and a trigger of the CRM may put a row's values into one.
 const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
      set_config('client_min_messages', 'error', false), \
+     set_config('enable_seqscan', 'off', false), \
      set_config('idle_in_transaction_session_timeout', '30s', false), \
      set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
      ELSE current_setting('synchronous_commit') END, false)";
@@ -102,9 +108,10 @@ impl Pool {
     /// Begins a transaction.
     ///
     /// # Errors
-    /// No connection could be opened or became free in time.
+    /// No connection could be opened or became free in time, or the Site DB is silent.
     pub async fn begin(&self) -> Result<Transaction<'static>, SiteError> {
-        Ok(Transaction(self.0.begin().await?))
+        let began = tokio::time::timeout(BEGIN_TIMEOUT, self.0.begin()).await;
+        Ok(Transaction(began.unwrap_or(Err(sqlx::Error::PoolTimedOut))?))
     }
 
     /// Waits until a pooler is found that shares the server's sessions, and closes the pool for good: nothing may run on

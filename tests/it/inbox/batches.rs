@@ -234,7 +234,9 @@ async fn a_restart_in_the_middle_of_a_batch_loses_and_doubles_nothing() {
     assert!(posted.iter().all(Result::is_ok));
     site.work();
     let processed = "SELECT count(*) > 0 FROM webhook_events WHERE state = 'processed'";
-    site.db.until_site("the first batch is processed", processed, "true").await;
+    site.db
+        .until_site("the first batch is processed", processed, "true")
+        .await;
     site.db.site.cluster.restart(Shutdown::Immediate).await.unwrap();
     site.db.site.reconnect().await;
     site.settle().await;

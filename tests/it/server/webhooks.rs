@@ -65,3 +65,30 @@ async fn an_answer_finds_the_conversation_of_what_it_answers() {
     .await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_of_events_and_senders_with_the_same_people_do_not_wait_in_a_circle() {
+    // GIVEN people who write while we write to them, and statuses that report their ids
+    let (world, server) = World::served().await;
+    let (world, server) = (Arc::new(world), Arc::new(server));
+    let mut talks = tokio::task::JoinSet::new();
+    for number in 0..120 {
+        let (world, server) = (Arc::clone(&world), Arc::clone(&server));
+        talks.spawn(async move {
+            let user = format!("165055500{:02}", number % 6);
+            let body = json!({"to": user, "text": format!("{number}")});
+            let sent = server.plain(&body).await;
+            world.meta.inbound(Inbound::text(NUMBER, &user, "and you?")).await;
+            sent.status
+        });
+    }
+    let statuses = talks.join_all().await;
+    assert!(statuses.iter().all(|status| *status < 300), "{statuses:?}");
+    world.until_count(120, "status = 'delivered'").await;
+    world.until_count(120, "status = 'received'").await;
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(world.db.site.value(deadlocks).await, "0");
+    assert_eq!(world.db.site.value("SELECT count(*) FROM leads").await, "6");
+    world.nothing_lost_or_doubled().await;
+    Arc::into_inner(server).unwrap().stop().await;
+}
