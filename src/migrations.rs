@@ -21,6 +21,7 @@ use sqlx::{ConnectOptions, Connection};
 
 use crate::config::DatabaseUrl;
 use crate::postgres::error::{UNREACHABLE_HINT, not_of_a_row, session_hint};
+use crate::postgres::sqlstate::READ_ONLY;
 use crate::postgres::{SessionError, Side, disposition, quote_identifier, refuse_pooler, sqlx_options, tls};
 use crate::retry::Disposition;
 
@@ -145,6 +146,33 @@ impl MigrationError {
             Self::Rights { .. } | Self::Pooled(_) => return Disposition::Systemic,
         };
         sqlstate(source).map_or(Disposition::Transient, |code| not_of_a_row(disposition(&code)))
+    }
+
+    /// Whether the database takes no writes.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        match self {
+            Self::Migrate { source, .. } => match source.as_ref() {
+                MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                    sqlstate(error).as_deref() == Some(READ_ONLY)
+                }
+                _ => false,
+            },
+            Self::Connect { source, .. } | Self::Read { source, .. } => sqlstate(source).as_deref() == Some(READ_ONLY),
+            Self::Rights { .. } | Self::Pooled(_) => false,
+        }
+    }
+
+    /// The database that could not be migrated.
+    #[must_use]
+    pub const fn side(&self) -> Option<Side> {
+        match self {
+            Self::Connect { side, .. }
+            | Self::Read { side, .. }
+            | Self::Rights { side, .. }
+            | Self::Migrate { side, .. } => Some(*side),
+            Self::Pooled(_) => None,
+        }
     }
 
     /// What an operator can do.

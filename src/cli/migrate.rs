@@ -7,8 +7,11 @@ use clap::{Args, ValueEnum};
 use super::global::Global;
 use super::outcome::Outcome;
 use super::report;
-use crate::config::Needs;
+use crate::config::{Config, Needs};
 use crate::migrations::{Applied, MigrationError, Set, apply_agent, apply_site};
+use crate::postgres::Side;
+use crate::postgres::diagnosis::{are_swapped, read_only_remedy};
+use crate::replication::SyncError;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -36,24 +39,44 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         agent,
         whatsapp: false,
     })?;
+    if Box::pin(are_swapped(&config.site.url, &config.agent.url)).await == Some(true) {
+        return Err(SyncError::UrlsSwapped.into());
+    }
     // The second database is tried even if the first fails: one run shows everything that is missing.
     let mut done = Vec::new();
     let mut outcome = Outcome::Success;
-    let mut note = |result: Result<Vec<Applied>, MigrationError>| match result {
-        Ok(sets) => done.extend(sets),
-        Err(error) => {
-            outcome = Outcome::Problem;
-            report::error(&error.into());
-        }
-    };
+    let mut results = Vec::new();
     if site {
-        note(apply_site(&config.site.url).await);
+        results.push(apply_site(&config.site.url).await);
     }
     if agent {
-        note(apply_agent(&config.agent.url).await);
+        results.push(apply_agent(&config.agent.url).await);
+    }
+    for result in results {
+        match result {
+            Ok(sets) => done.extend(sets),
+            Err(error) => {
+                outcome = Outcome::Problem;
+                report::error(&with_remedy(&config, error).await);
+            }
+        }
     }
     print(&done, arguments.json)?;
     Ok(outcome)
+}
+
+/// Names the setting that makes a database read-only.
+async fn with_remedy(config: &Config, error: MigrationError) -> anyhow::Error {
+    let remedy = match error.side().filter(|_| error.is_read_only()) {
+        Some(Side::Site) => Box::pin(read_only_remedy(Side::Site, &config.site.url)).await,
+        Some(Side::Agent) => Box::pin(read_only_remedy(Side::Agent, &config.agent.url)).await,
+        None => None,
+    };
+    let error = anyhow::Error::from(error);
+    match remedy {
+        Some(remedy) => error.context(remedy),
+        None => error,
+    }
 }
 
 fn print(done: &[Applied], json: bool) -> anyhow::Result<()> {

@@ -153,10 +153,10 @@ async fn follow(
                     arguments.json,
                     &json!({ "command": id, "state": "done", "progress": progress }),
                     || {
-                        format!(
-                            "resync {id} done: {} row(s) read, the Agent DB has them all",
-                            progress.rows()
-                        )
+                        let changed = progress
+                            .changed()
+                            .map_or_else(String::new, |rows| format!(", {rows} changed in the Agent DB"));
+                        format!("resync {id} done: {} row(s) read{changed}", progress.rows())
                     },
                 )?;
                 return Ok(Outcome::Success);

@@ -16,6 +16,8 @@ use super::{Global, Outcome};
 use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon, TableState};
 use crate::config::{Config, Needs};
 use crate::lsn::Lsn;
+use crate::postgres::diagnosis::are_swapped;
+use crate::replication::SyncError;
 use crate::shutdown;
 
 #[derive(Debug, Args)]
@@ -36,7 +38,13 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     })?;
     let stop = shutdown::on_signal().context("listen for signals")?;
     loop {
-        let status = read(&config).await?;
+        let status = match read(&config).await {
+            Ok(status) => status,
+            Err(_) if Box::pin(are_swapped(&config.site.url, &config.agent.url)).await == Some(true) => {
+                return Err(SyncError::UrlsSwapped.into());
+            }
+            Err(error) => return Err(error),
+        };
         let mut out = anstream::stdout().lock();
         if arguments.json {
             writeln!(out, "{}", serde_json::to_string(&status)?)?;

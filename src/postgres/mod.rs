@@ -22,6 +22,7 @@
 
 pub mod condition;
 pub mod connect;
+pub mod diagnosis;
 pub mod error;
 pub mod keys;
 mod lsn;

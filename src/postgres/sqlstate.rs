@@ -7,6 +7,9 @@
 
 use crate::retry::Disposition;
 
+/// A statement that writes, in a database or a session that takes no writes.
+pub const READ_ONLY: &str = "25006";
+
 /// What a SQLSTATE means for the statement's work.
 #[must_use]
 pub fn disposition(sqlstate: &str) -> Disposition {

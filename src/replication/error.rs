@@ -4,7 +4,9 @@ use crate::agent_db::AgentError;
 use crate::change::TableName;
 use crate::copy::CopyError;
 use crate::lsn::Lsn;
+use crate::postgres::diagnosis::SWAPPED_HINT;
 use crate::postgres::error::explain;
+use crate::postgres::sqlstate::READ_ONLY;
 use crate::retry::Disposition;
 use crate::source::SourceError;
 use crate::wire::{ServerFault, SlotNameError, WireError};
@@ -53,6 +55,9 @@ pub enum SyncError {
         /// The server's error.
         source: WireError,
     },
+    /// `site.url` and `agent.url` are exchanged. Nothing was written.
+    #[error("site.url and agent.url look swapped: the database of site.url is the one that a daemon has written")]
+    UrlsSwapped,
     /// The slot was created by another tool, with another output plugin.
     #[error("slot {slot} belongs to the output plugin {plugin}, not pgoutput")]
     WrongPlugin {
@@ -129,6 +134,7 @@ impl SyncError {
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
             | Self::WrongPlugin { .. }
+            | Self::UrlsSwapped
             | Self::TableKeepsChanging(_)
             | Self::SlotElsewhere { .. }
             | Self::SlotName(_)
@@ -137,6 +143,18 @@ impl SyncError {
             Self::RowTooLarge { .. } | Self::PassedOver | Self::StreamEnded | Self::ApplyEnded | Self::CopyEnded => {
                 Disposition::Transient
             }
+        }
+    }
+
+    /// Whether the Agent DB takes no writes.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        match self {
+            Self::Agent(AgentError::Refused { refusal, .. } | AgentError::TableRefused { refusal, .. }) => {
+                refusal.sqlstate == READ_ONLY
+            }
+            Self::Migration(error) => error.is_read_only(),
+            _ => false,
         }
     }
 
@@ -155,6 +173,7 @@ impl SyncError {
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
             | Self::WrongPlugin { .. }
+            | Self::UrlsSwapped
             | Self::TableChanged(_)
             | Self::SlotElsewhere { .. }
             | Self::Table(_)
@@ -190,6 +209,7 @@ impl SyncError {
             Self::WrongPlugin { slot, .. } => Some(format!(
                 "choose another sync.slot, or on the Site DB: SELECT pg_drop_replication_slot('{slot}');"
             )),
+            Self::UrlsSwapped => Some(SWAPPED_HINT.to_owned()),
             Self::SlotElsewhere { database, .. } => Some(format!(
                 "correct site.url (its database is not {database}), or choose another sync.slot"
             )),

@@ -75,13 +75,14 @@ impl ResyncCommands {
             Ok(wanted) => wanted,
             Err(error) => return Ok(Err(error)),
         };
+        let copied = control.copied_rows().await?;
         let mut all_finished = true;
         let mut shown = Vec::new();
         for record in records.values().filter(|record| wanted.contains(&record.table)) {
-            let table = progress_of(command, &resync.progress, record);
+            let copied = copied.get(&record.table).copied().unwrap_or(0);
+            let mut table = progress_of(command, &resync.progress, record, copied);
             let finished = table.state == ResyncedState::Streaming;
             all_finished &= finished;
-            shown.push(table);
             // A copy that is already running does not count, since it began before the command: wait for its end, then
             // read the table again.
             let free = !claimed.contains(&record.table) && !running.contains(&record.table);
@@ -92,10 +93,12 @@ impl ResyncCommands {
                 };
                 // If the state has changed meanwhile and does not accept the event, the next step sees the new state.
                 let _ = self.requests.table(&record.table, event).await?;
+                table.copied_before = Some(copied);
             }
             if !finished {
                 claimed.insert(record.table.clone());
             }
+            shown.push(table);
         }
         let is_complete = resync.arguments.is_complete();
         resync.progress.tables = shown;
@@ -159,13 +162,22 @@ pub(super) fn complete_resync(command: Command) -> Option<(i64, Resync)> {
 }
 
 /// A table in a command's progress. Once it is read for this command it counts as done, even if a later command reads
-/// it again.
-fn progress_of(command: i64, before: &ResyncProgress, record: &TableRecord) -> ResyncedTable {
+/// it again. `copied`: rows that copies have changed in the table so far.
+fn progress_of(command: i64, before: &ResyncProgress, record: &TableRecord, copied: i64) -> ResyncedTable {
     let before = before.table(&record.table);
     let is_ours = record.command_id == Some(command);
     let is_finished = before.is_some_and(|before| before.state == ResyncedState::Streaming)
         || (is_ours && record.state == TableState::Streaming);
+    let copied_before = before.and_then(|before| before.copied_before);
+    let changed = before.and_then(|before| before.changed);
     ResyncedTable {
+        changed: if is_finished {
+            changed.or(copied_before.map(|before| copied - before))
+        } else {
+            None
+        },
+        // A first copy that is under way, or a resync after a gap, began no earlier than the command is first seen.
+        copied_before: copied_before.or(Some(copied)),
         table: record.table.to_string(),
         state: match record.state {
             _ if is_finished => ResyncedState::Streaming,

@@ -14,7 +14,9 @@ use crate::change::TableName;
 use crate::copy::{ChunkRegistry, CopyError};
 use crate::health::{Component, Health};
 use crate::lsn::Lsn;
-use crate::postgres::quote_identifier;
+use crate::postgres::diagnosis::{are_swapped, read_only_remedy};
+use crate::postgres::error::explain;
+use crate::postgres::{Side, quote_identifier};
 use crate::shutdown;
 use crate::source::{Selection, Visibility};
 use crate::wire::{ServerFault, SlotName, ValueForm};
@@ -82,16 +84,22 @@ impl Daemon {
         let mut guard = LoopGuard::default();
         let mut fault: Option<(TableName, String)> = None;
         let mut pass_until = None;
+        let mut may_be_swapped = true;
         loop {
             let began = Instant::now();
             let commits = self.status.commits();
             self.status.run_began();
-            let error = match Box::pin(self.run_once(fault.as_ref(), pass_until, stop)).await {
+            let run = async {
+                // Before anything is written.
+                may_be_swapped = may_be_swapped && self.check_urls().await?;
+                Box::pin(self.run_once(fault.as_ref(), pass_until, stop)).await
+            };
+            let error = match Box::pin(run).await {
                 Ok(()) => return Ok(()),
                 Err(_) if stop.is_cancelled() => return Ok(()),
                 Err(error) => guard.check(self.named(error), self.status.settled_lsn()),
             };
-            let (reason, setback) = (error.explain(), setback(&error));
+            let (reason, setback) = (self.explain(&error).await, setback(&error));
             // The next run holds it, so that the same fault never ends two runs.
             fault = error.table_fault().map(|table| (table.clone(), reason.clone()));
             pass_until = match &error {
@@ -110,6 +118,27 @@ impl Daemon {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether it is still to be found out if the two URLs are swapped.
+    ///
+    /// # Errors
+    /// They are.
+    async fn check_urls(&self) -> Result<bool, SyncError> {
+        match Box::pin(are_swapped(&self.settings.site, &self.settings.agent)).await {
+            Some(true) => Err(SyncError::UrlsSwapped),
+            found => Ok(found.is_none()),
+        }
+    }
+
+    /// The error with its causes and its remedy, in one line.
+    async fn explain(&self, error: &SyncError) -> String {
+        if error.is_read_only()
+            && let Some(remedy) = Box::pin(read_only_remedy(Side::Agent, &self.settings.agent)).await
+        {
+            return explain(error, Some(remedy));
+        }
+        error.explain()
     }
 
     /// Adds the names that the remedy of an error needs.

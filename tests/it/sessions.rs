@@ -4,11 +4,12 @@
 use std::io::Write;
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
 use tempfile::NamedTempFile;
 use twinlog::config::DatabaseUrl;
 use twinlog::dev::postgres::{Cluster, Settings};
-use twinlog::postgres::session_settings::PINNED;
+use twinlog::postgres::connect::open;
+use twinlog::postgres::session_settings::{PINNED, SessionKind, pin_values};
 use twinlog::postgres::{Side, connect, sqlx_options};
 use twinlog::wire::ReplicationConnection;
 
@@ -34,13 +35,69 @@ async fn every_session_prints_and_parses_values_under_the_one_list_of_settings()
                 .await;
         }
     }
-    // WHEN the daemon opens its three kinds of sessions
+    // WHEN the daemon opens its kinds of sessions, and the server its own
     let site = connect(Side::Site, &db.site.database_url(), "test").await.unwrap();
     let agent = connect(Side::Agent, &db.agent.database_url(), "test").await.unwrap();
     let mut stream = ReplicationConnection::connect(&db.site.database_url(), "test")
         .await
         .unwrap();
-    // THEN each has every pinned setting
+    let (writer, _) = open(
+        Side::Agent,
+        &db.agent.database_url(),
+        "test",
+        SessionKind::Writing,
+        None,
+    )
+    .await
+    .unwrap();
+    let mut sqlx = sqlx_options(&db.site.database_url(), "test").connect().await.unwrap();
+    sqlx.execute(AssertSqlSafe(pin_values())).await.unwrap();
+    // THEN each has every pinned setting, as the server itself says
+    let names: Vec<String> = PINNED
+        .iter()
+        .map(|(name, _)| format!("'{}'", name.to_lowercase()))
+        .collect();
+    let settings = format!(
+        "SELECT string_agg(name || '=' || setting, ' ' ORDER BY name) FROM pg_catalog.pg_settings WHERE lower(name) IN ({})",
+        names.join(", ")
+    );
+    let of_site: String = site.query_one(&settings, &[]).await.unwrap().get(0);
+    assert_eq!(of_site.matches('=').count(), PINNED.len(), "{of_site}");
+    let of_agent: String = agent.query_one(&settings, &[]).await.unwrap().get(0);
+    let of_writer: String = writer.query_one(&settings, &[]).await.unwrap().get(0);
+    let of_stream = stream
+        .simple_query(&settings)
+        .await
+        .unwrap()
+        .remove(0)
+        .remove(0)
+        .unwrap();
+    let of_sqlx: String = sqlx::query_scalar(AssertSqlSafe(settings))
+        .fetch_one(&mut sqlx)
+        .await
+        .unwrap();
+    for (session, found) in [
+        ("reading, Agent DB", of_agent),
+        ("writing", of_writer),
+        ("replication", of_stream),
+        ("sqlx", of_sqlx),
+    ] {
+        assert_eq!(found, of_site, "{session}");
+    }
+    // and names mean those of pg_catalog where rows are read, and what they mean to the role where triggers fire.
+    let path = "SHOW search_path";
+    for (session, client, expected) in [
+        ("reading, Site DB", &site, "pg_catalog"),
+        ("reading, Agent DB", &agent, "pg_catalog"),
+        ("writing", &writer, "public"),
+    ] {
+        let shown: String = client.query_one(path, &[]).await.unwrap().get(0);
+        assert_eq!(shown, expected, "{session}");
+    }
+    assert_eq!(
+        stream.simple_query(path).await.unwrap(),
+        [[Some("pg_catalog".to_owned())]]
+    );
     for &(name, value) in PINNED {
         let show = format!("SHOW {name}");
         for (session, client) in [("site", &site), ("agent", &agent)] {

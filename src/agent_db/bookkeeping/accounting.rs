@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
-use super::control::failed;
+use super::control::{Control, failed};
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
 
@@ -50,6 +50,25 @@ impl Tally {
         self.held += other.held;
         self.copied += other.copied;
         self.healed += other.healed;
+    }
+}
+
+impl Control {
+    /// How many rows copies have written or deleted, by table.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn copied_rows(&self) -> Result<BTreeMap<TableName, i64>, AgentError> {
+        let rows = self
+            .client
+            .query(
+                "SELECT schema_name, table_name, copied FROM twinlog.accounting WHERE slot = $1",
+                &[&self.slot],
+            )
+            .await
+            .map_err(failed("read the accounting"))?;
+        let table = |row: &Row| TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name"));
+        Ok(rows.iter().map(|row| (table(row), row.get("copied"))).collect())
     }
 }
 

@@ -63,6 +63,12 @@ impl ResyncProgress {
         self.tables.iter().find(|shown| shown.table == name)
     }
 
+    /// Rows changed in the Agent DB, over all tables; `None` if that is not known of one.
+    #[must_use]
+    pub fn changed(&self) -> Option<i64> {
+        self.tables.iter().map(|table| table.changed).sum()
+    }
+
     /// Rows read so far, over all tables.
     #[must_use]
     pub fn rows(&self) -> i64 {
@@ -79,6 +85,12 @@ pub struct ResyncedTable {
     pub state: ResyncedState,
     /// Rows read for this command so far.
     pub rows: i64,
+    /// Rows that were written or deleted for it in the Agent DB; `None` while it is not finished, or where that is not known.
+    #[serde(default)]
+    pub changed: Option<i64>,
+    /// What the accounting had counted as copied for the table when the reading began.
+    #[serde(default)]
+    pub copied_before: Option<i64>,
     /// Rows that the table has, by the statistics of the Site DB.
     pub estimated: Option<i64>,
 }
@@ -323,6 +335,8 @@ mod tests {
             },
             progress: ResyncProgress {
                 tables: vec![ResyncedTable {
+                    changed: None,
+                    copied_before: None,
                     table: "public.t".to_owned(),
                     state: ResyncedState::Waiting,
                     rows: 7,

@@ -337,6 +337,8 @@ async fn a_command_wakes_the_daemon_and_tells_how_it_went() {
     assert_eq!((open.len(), open[0].id), (1, id));
     assert_eq!(open[0].kind, Ok(CommandKind::Resync(resync.clone())));
     resync.progress.tables.push(ResyncedTable {
+        changed: None,
+        copied_before: None,
         table: "public.t".to_owned(),
         state: ResyncedState::Resyncing,
         rows: 1,

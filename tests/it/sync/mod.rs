@@ -21,6 +21,7 @@ mod resync;
 mod setup;
 mod spelling;
 mod systemic;
+mod told;
 mod too_large;
 mod unlogged;
 mod unseen;
