@@ -8,12 +8,20 @@ use super::error::AgentError;
 use crate::change::Relation;
 use crate::postgres::Condition;
 
-/// A condition as SQL, with the types of its columns in the Agent DB.
-pub(super) async fn condition_sql(
+/// The condition of a read as SQL, if it has one.
+pub(super) async fn optional_condition_sql(
     agent: &Client,
     relation: &Relation,
-    condition: &Condition,
-) -> Result<String, AgentError> {
+    condition: Option<&Condition>,
+) -> Result<Option<String>, AgentError> {
+    match condition {
+        None => Ok(None),
+        Some(condition) => condition_sql(agent, relation, condition).await.map(Some),
+    }
+}
+
+/// A condition as SQL, with the types of its columns in the Agent DB.
+async fn condition_sql(agent: &Client, relation: &Relation, condition: &Condition) -> Result<String, AgentError> {
     let types = agent
         .query(
             "SELECT a.attname::text AS name, pg_catalog.format_type(a.atttypid, -1) AS type FROM pg_catalog.pg_attribute a \

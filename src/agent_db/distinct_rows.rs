@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
-use super::condition::condition_sql;
+use super::condition::optional_condition_sql;
 use super::error::AgentError;
 use crate::change::{ColumnValue, Key, Relation, Row};
 use crate::postgres::Condition;
@@ -42,10 +42,7 @@ impl<'a> AgentRows<'a> {
         relation: &'a Relation,
         condition: Option<&Condition>,
     ) -> Result<Self, AgentError> {
-        let condition = match condition {
-            None => None,
-            Some(condition) => Some(condition_sql(agent, relation, condition).await?),
-        };
+        let condition = optional_condition_sql(agent, relation, condition).await?;
         let row = agent
             .query_one(
                 "SELECT relkind = 'p' AS partitioned FROM pg_catalog.pg_class WHERE oid = $1::text::regclass",

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
-use super::condition::condition_sql;
+use super::condition::optional_condition_sql;
 use super::error::AgentError;
 use crate::change::{Key, Relation};
 use crate::postgres::Condition;
@@ -47,10 +47,7 @@ impl<'a> AgentKeys<'a> {
             .query_one(&format!("SELECT {}", operator_schemas("$1::text::regclass")), &[&table])
             .await
             .map_err(|source| AgentError::from_driver("read the key's operators", Some(&relation.table), source))?;
-        let filter = match condition {
-            None => None,
-            Some(condition) => Some(condition_sql(agent, relation, condition).await?),
-        };
+        let filter = optional_condition_sql(agent, relation, condition).await?;
         Ok(Self {
             agent,
             relation,

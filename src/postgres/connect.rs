@@ -58,6 +58,41 @@ pub async fn open(
     in_time(side, url, attempt).await
 }
 
+/// Cuts a connection some seconds after this was dropped together with its client. A client that is dropped closes its
+/// connection only after the last answer, and a server could send that for ever.
+#[derive(Debug)]
+pub struct CutLater(AbortHandle);
+
+/// How long a connection may take to close.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+
+impl Drop for CutLater {
+    fn drop(&mut self) {
+        // Without a runtime, the connection's task has ended already.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let connection = self.0.clone();
+            runtime.spawn(async move {
+                tokio::time::sleep(CLOSE_GRACE).await;
+                connection.abort();
+            });
+        }
+    }
+}
+
+/// As [`connect`], with what cuts the connection when both are dropped.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_bounded(
+    side: Side,
+    url: &DatabaseUrl,
+    application_name: &str,
+) -> Result<(Client, CutLater), SessionError> {
+    open(side, url, application_name, SessionKind::Reading, None)
+        .await
+        .map(|(client, connection)| (client, CutLater(connection)))
+}
+
 /// Ends an attempt to connect that takes longer than [`CONNECT_TIMEOUT`].
 pub(super) async fn in_time<T>(
     side: Side,

@@ -273,9 +273,9 @@ impl Refusal {
     pub fn of(error: &tokio_postgres::Error) -> Option<Self> {
         error.as_db_error().map(|db| Self {
             sqlstate: db.code().code().to_owned(),
-            message: db.message().to_owned(),
-            constraint: db.constraint().map(str::to_owned),
-            column: db.column().map(str::to_owned),
+            message: beginning(db.message()),
+            constraint: db.constraint().map(beginning),
+            column: db.column().map(beginning),
             raised_by: RaisedBy::of(db),
         })
     }
@@ -302,6 +302,18 @@ impl Refusal {
             // Another server's connection, that of a function (dblink).
             Disposition::Transient => self.sqlstate.starts_with("08") && self.raised_by == RaisedBy::WithinFunction,
         }
+    }
+}
+
+/// Longest text of an error that is kept: a function may raise any, and it goes into states and tables of ours.
+const MAX_TEXT: usize = 2048;
+
+/// A text of the server, cut if it is long.
+fn beginning(text: &str) -> String {
+    let end = text.floor_char_boundary(MAX_TEXT);
+    match text.get(..end) {
+        Some(beginning) if end < text.len() => format!("{beginning}… ({} bytes)", text.len()),
+        _ => text.to_owned(),
     }
 }
 
@@ -341,6 +353,14 @@ mod tests {
                 raised_by: RaisedBy::Server,
             }),
         }
+    }
+
+    #[test]
+    fn a_long_text_of_the_server_is_cut() {
+        assert_eq!(beginning("é"), "é");
+        let long = "é".repeat(5000);
+        let cut = beginning(&long);
+        assert!(cut.len() < MAX_TEXT + 30 && cut.ends_with("… (10000 bytes)"), "{cut}");
     }
 
     #[test]

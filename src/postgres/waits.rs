@@ -28,7 +28,8 @@ impl std::fmt::Display for Wait {
     }
 }
 
-/// Sessions of this role and database that wait for a lock or for a synchronous standby.
+/// Sessions of this role and database that wait for a lock or for a synchronous standby. Not those of commands: whoever
+/// runs one sees it wait.
 const WAITS: &str = "
 SELECT a.pid, a.application_name::text AS session, a.wait_event::text AS event,
     (SELECT pg_catalog.concat_ws('.', n.nspname, c.relname) FROM pg_catalog.pg_locks l
@@ -38,7 +39,7 @@ SELECT a.pid, a.application_name::text AS session, a.wait_event::text AS event,
     coalesce(extract(epoch FROM pg_catalog.clock_timestamp() - a.state_change), 0)::bigint AS seconds
 FROM pg_catalog.pg_stat_activity a
 WHERE a.datname = pg_catalog.current_database() AND a.usename = current_user AND a.pid <> pg_catalog.pg_backend_pid()
-  AND a.application_name LIKE 'twinlog %'
+  AND a.application_name LIKE 'twinlog %' AND a.application_name NOT IN ('twinlog status', 'twinlog failed', 'twinlog resync')
   AND (a.wait_event_type = 'Lock' OR a.wait_event = 'SyncRep')
 ORDER BY a.state_change LIMIT 3";
 

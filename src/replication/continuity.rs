@@ -14,7 +14,7 @@ use crate::source::SlotFacts;
 
 /// What the Site DB says about its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SourceFacts {
+pub(super) struct SourceLog {
     /// The cluster, timeline, database, slot and publication that are read now.
     pub(super) identity: SourceIdentity,
     /// The end of its WAL now.
@@ -126,7 +126,7 @@ pub(super) enum Verdict {
 
 /// Decides how to start, from the slot, the stored checkpoint and the Site DB's log. Pure.
 #[must_use]
-pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source: &SourceFacts) -> Verdict {
+pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>, source: &SourceLog) -> Verdict {
     if let Some(slot) = slot
         && slot.plugin != "pgoutput"
     {
@@ -159,7 +159,7 @@ fn first_start(slot: Option<&SlotFacts>, identity: &SourceIdentity) -> Verdict {
 }
 
 /// A gap because the Site DB's log is not the checkpoint's log, or ends before the checkpoint.
-fn gap_in_log(stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
+fn gap_in_log(stored: &StoredCheckpoint, source: &SourceLog) -> Option<GapReason> {
     let (was, is) = (&stored.checkpoint.identity, &source.identity);
     let checkpoint = stored.checkpoint.end_lsn;
     if was.system_identifier != is.system_identifier {
@@ -190,7 +190,7 @@ fn gap_in_log(stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReas
 }
 
 /// A gap because the slot cannot continue where the checkpoint ends.
-fn gap_at_slot(slot: Option<&SlotFacts>, stored: &StoredCheckpoint, source: &SourceFacts) -> Option<GapReason> {
+fn gap_at_slot(slot: Option<&SlotFacts>, stored: &StoredCheckpoint, source: &SourceLog) -> Option<GapReason> {
     let checkpoint = stored.checkpoint.end_lsn;
     let Some(slot) = slot else {
         return Some(GapReason::SlotMissing);
@@ -242,8 +242,8 @@ mod tests {
         }
     }
 
-    fn source() -> SourceFacts {
-        SourceFacts {
+    fn source() -> SourceLog {
+        SourceLog {
             identity: identity(),
             wal_end: Lsn(500),
             history: Vec::new(),
@@ -322,7 +322,7 @@ mod tests {
         };
         assert!(is_gap(&judge(Some(&invalidated), Some(&stored(100)), &source())));
 
-        let change = |change: fn(&mut SourceFacts)| {
+        let change = |change: fn(&mut SourceLog)| {
             let mut source = source();
             change(&mut source);
             judge(Some(&slot(60)), Some(&stored(100)), &source)

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info, warn};
@@ -95,16 +95,21 @@ impl Copies {
             commands.serve(&control, &copies.records(), &running).await?;
             let records = copies.records();
             for record in records.values().filter(|record| record.state.is_unfinished()) {
-                let Some(source) = copies.tables.get(&record.table) else {
+                if !copies.tables.contains_key(&record.table) {
                     continue;
-                };
+                }
                 if running.insert(record.table.clone()) {
                     let (copies, permits) = (Arc::clone(&copies), Arc::clone(&permits));
-                    let (source, stop) = (source.clone(), stop.clone());
+                    let (table, stop) = (record.table.clone(), stop.clone());
                     let copy = async move {
-                        Box::pin(copies.copy_with_retries(&source, &permits, &stop)).await;
-                        source.table
+                        if let Ok(permit) = permits.acquire().await
+                            && let Some(source) = copies.tables.get(&table)
+                        {
+                            Box::pin(copies.copy_with_retries(source, &permits, permit, &stop)).await;
+                        }
+                        table
                     };
+                    // There may be thousands, so each takes little until it has its permit.
                     tasks.spawn(copy.instrument(Span::current()));
                 }
             }
@@ -158,10 +163,15 @@ impl Copies {
     /// Copies one table; tries again until it is copied, given up or stopped.
     ///
     /// Each attempt needs a permit of its own, so that a table that can't be copied keeps no other one from it.
-    async fn copy_with_retries(&self, source: &SourceTable, permits: &Semaphore, stop: &CancellationToken) {
-        let mut attempt = 0;
+    async fn copy_with_retries<'p>(
+        &self,
+        source: &SourceTable,
+        permits: &'p Semaphore,
+        first: SemaphorePermit<'p>,
+        stop: &CancellationToken,
+    ) {
+        let (mut attempt, mut permit) = (0, first);
         loop {
-            let Ok(permit) = permits.acquire().await else { return };
             let records = self.records();
             let Some(record) = records.get(&source.table).filter(|record| record.state.is_unfinished()) else {
                 return;
@@ -182,6 +192,10 @@ impl Copies {
             }
             if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
                 return;
+            }
+            match permits.acquire().await {
+                Ok(next) => permit = next,
+                Err(_) => return,
             }
         }
     }

@@ -30,15 +30,19 @@ pub(super) async fn find(
     fault: Option<&(TableName, String)>,
 ) -> Result<Faults, SyncError> {
     let mut faults = prepared.faults.clone();
-    for (name, table) in prepared
+    let tables: Vec<&SourceTable> = prepared
         .tables
-        .iter()
-        .filter(|(name, _)| !prepared.faults.contains_key(*name))
-    {
-        match Box::pin(resolve(applier, table, on_new_column)).await {
+        .values()
+        .filter(|table| !prepared.faults.contains_key(&table.table))
+        .collect();
+    let descriptions: Vec<_> = tables.iter().map(|table| table.description()).collect();
+    let resolved = Box::pin(applier.resolve_all(&descriptions)).await?;
+    for (table, resolved) in tables.into_iter().zip(resolved) {
+        let Err(error) = resolved else { continue };
+        match Box::pin(with_new_columns(applier, table, on_new_column, error)).await {
             Ok(()) => {}
             Err(error) if error.table_fault().is_some() => {
-                faults.insert(name.clone(), explain(&error, error.hint()));
+                faults.insert(table.table.clone(), explain(&error, error.hint()));
             }
             Err(error) => return Err(error.into()),
         }
@@ -51,11 +55,13 @@ pub(super) async fn find(
     Ok(faults)
 }
 
-/// Looks a table up in the Agent DB.
-async fn resolve(applier: &mut Applier, table: &SourceTable, on_new_column: OnNewColumn) -> Result<(), AgentError> {
-    let Err(error) = applier.resolve(&table.description()).await else {
-        return Ok(());
-    };
+/// Adds the columns that the Agent DB lacks, if that is what is wrong with the table and is wanted, and looks it up again.
+async fn with_new_columns(
+    applier: &mut Applier,
+    table: &SourceTable,
+    on_new_column: OnNewColumn,
+    error: AgentError,
+) -> Result<(), AgentError> {
     let AgentError::ColumnMissing { columns, .. } = &error else {
         return Err(error);
     };

@@ -28,7 +28,7 @@ use crate::source::{self, Faults, Selection, SlotFacts, Source};
 use crate::wire::{Feedback, FrameStream, ReplicationConnection, ServerFault, SlotName, ValueForm};
 
 use super::claims;
-use super::continuity::{self, GapReason, SourceFacts, Verdict, parse_history};
+use super::continuity::{self, GapReason, SourceLog, Verdict, parse_history};
 use super::error::SyncError;
 use super::faults::{self, Unreplicable};
 use super::resync;
@@ -222,7 +222,7 @@ impl Start<'_> {
                 .map(parse_history)
                 .unwrap_or_default();
         }
-        let facts = SourceFacts {
+        let facts = SourceLog {
             identity: identity.clone(),
             wal_end: system.position,
             history,

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use super::error::{SourceError, failed};
+use super::bounded;
+use super::error::SourceError;
 use super::selection::Selection;
 use crate::change::TableName;
 use crate::postgres::quote_identifier;
@@ -45,8 +46,8 @@ pub(super) async fn candidates(
     publication: &str,
     selection: &Selection,
 ) -> Result<Vec<Candidate>, SourceError> {
-    let rows = client
-        .query(
+    bounded::rows(
+            client,
             // A partition counts as its root. A root without partitions is not in pg_publication_tables, only in
             // pg_publication_rel.
             "WITH published AS MATERIALIZED ( \
@@ -74,25 +75,25 @@ pub(super) async fn candidates(
              WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
              AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
             &[&publication],
+            "list the tables",
+            |row| Ok(Some(candidate(row)).filter(|candidate| selection.takes(&candidate.table))),
         )
         .await
-        .map_err(failed("list the tables"))?;
-    Ok(rows
-        .iter()
-        .map(|row| Candidate {
-            table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
-            has_identity: row.get("has_identity"),
-            readable: row.get("readable"),
-            schema_usable: row.get("schema_usable"),
-            hides_rows: row.get("hides_rows"),
-            owned: row.get("owned"),
-            owner: row.get("owner"),
-            extension: row.get("extension"),
-            role: row.get("role"),
-            published: row.get("published"),
-        })
-        .filter(|candidate| selection.takes(&candidate.table))
-        .collect())
+}
+
+fn candidate(row: &Row) -> Candidate {
+    Candidate {
+        table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+        has_identity: row.get("has_identity"),
+        readable: row.get("readable"),
+        schema_usable: row.get("schema_usable"),
+        hides_rows: row.get("hides_rows"),
+        owned: row.get("owned"),
+        owner: row.get("owner"),
+        extension: row.get("extension"),
+        role: row.get("role"),
+        published: row.get("published"),
+    }
 }
 
 impl Candidate {

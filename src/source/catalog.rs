@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tokio_postgres::{Client, Row};
 
-use super::error::{SourceError, failed};
+use super::bounded;
+use super::error::SourceError;
 use super::marks;
 use super::selection::Selection;
 use super::table::SourceTable;
@@ -22,15 +23,10 @@ pub(super) async fn published_tables(
     version: i32,
     selection: &Selection,
 ) -> Result<BTreeMap<TableName, SourceTable>, SourceError> {
-    let rows = client
-        .query(&statement(version), &[&publication])
-        .await
-        .map_err(failed("read the publication's tables"))?;
-    rows.iter()
-        .map(source_table)
-        .filter(|table| table.as_ref().map_or(true, |table| selection.takes(&table.table)))
-        .map(|table| table.map(|table| (table.table.clone(), table)))
-        .collect()
+    let (sql, action) = (statement(version), "read the publication's tables");
+    let read = |row: &Row| source_table(row).map(|table| selection.takes(&table.table).then_some(table));
+    let tables = bounded::rows(client, &sql, &[&publication], action, read).await?;
+    Ok(tables.into_iter().map(|table| (table.table.clone(), table)).collect())
 }
 
 /// The query for the server's version: column lists, row filters and publications of whole schemas came with 15; since

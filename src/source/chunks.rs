@@ -20,6 +20,7 @@ use super::table::{SourceTable, key_columns};
 use crate::change::{Key, Relation, Row};
 use crate::config::DatabaseUrl;
 use crate::lsn::Lsn;
+use crate::postgres::connect::{CutLater, connect_bounded};
 use crate::postgres::keys::execute_with_operators;
 use crate::postgres::quote::{quote_columns, where_clause};
 use crate::postgres::{self, Condition, Side};
@@ -66,6 +67,7 @@ impl ChunkRows {
 #[derive(Debug)]
 pub struct Source {
     client: Client,
+    _cut: CutLater,
     /// To cancel a statement.
     url: DatabaseUrl,
     /// Bytes of the last chunk's rows on average; 0 if none was read. It decides how many rows the next chunk begins with.
@@ -79,7 +81,7 @@ impl Source {
     /// # Errors
     /// The connection failed, or the server refused a setting.
     pub async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Self, SourceError> {
-        let client = postgres::connect(Side::Site, url, application_name).await?;
+        let (client, cut) = connect_bounded(Side::Site, url, application_name).await?;
         client
             .batch_execute(&format!(
                 "SET row_security = off; SET statement_timeout = {}; SET synchronous_commit = local; \
@@ -99,6 +101,7 @@ impl Source {
             .map_err(failed("read the database's encoding"))?;
         Ok(Self {
             client,
+            _cut: cut,
             url: url.clone(),
             row_bytes: AtomicUsize::new(0),
         })

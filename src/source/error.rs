@@ -28,6 +28,9 @@ pub enum SourceError {
         "a row of table {0} of the Site DB is too large: its text has more than 1 GB (a bytea takes twice its size)"
     )]
     RowTooLarge(TableName),
+    /// The Site DB's answer has more bytes than any catalog has.
+    #[error("the Site DB's answer to the query to {0} is longer than the catalog of any database")]
+    AnswerTooLong(&'static str),
     /// The Site DB's answer lacks this.
     #[error("the Site DB's answer lacks {0}")]
     Incomplete(&'static str),
@@ -82,6 +85,7 @@ impl SourceError {
             | Self::Position(_)
             | Self::KeyEncoding(_)
             | Self::Incomplete(_)
+            | Self::AnswerTooLong(_)
             | Self::Version(_)
             | Self::WalLevel(_)
             | Self::NoReplicationRight(_)
@@ -151,6 +155,7 @@ impl SourceError {
             | Self::Snapshot(_)
             | Self::Position(_)
             | Self::Incomplete(_)
+            | Self::AnswerTooLong(_)
             | Self::Replaced(_)
             | Self::Stopped => return None,
         })

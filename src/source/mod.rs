@@ -22,6 +22,7 @@
 //!
 //! Not here: the replication connection (`wire`), what chunks are for (`copy`), and when to ask (`replication`).
 
+mod bounded;
 mod candidates;
 mod catalog;
 mod chunk_rows;

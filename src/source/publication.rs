@@ -124,7 +124,7 @@ async fn create<'a>(
     } else {
         (owned, others)
     };
-    match client.batch_execute(&statement(&ours)).await {
+    match create_in_parts(client, publication, &ours, statement).await {
         Ok(()) => {
             info!(publication, tables = ours.len(), "publication created");
             Ok(others)
@@ -140,6 +140,31 @@ async fn create<'a>(
             other => Err(other.into()),
         },
     }
+}
+
+/// Most tables of one statement. Each is locked until its end, and a server has room for some thousand locks (64 for each of
+/// its connections by default).
+const TABLES_AT_ONCE: usize = 500;
+
+/// Creates the publication with the first tables, and adds the others. If that is interrupted, the next start adds the rest.
+async fn create_in_parts(
+    client: &Client,
+    publication: &str,
+    tables: &[&Candidate],
+    create: impl Fn(&[&Candidate]) -> String,
+) -> Result<(), tokio_postgres::Error> {
+    let (first, rest) = tables.split_at(tables.len().min(TABLES_AT_ONCE));
+    client.batch_execute(&create(first)).await?;
+    for some in rest.chunks(TABLES_AT_ONCE) {
+        let names: Vec<String> = some.iter().map(|candidate| candidate.table.quoted()).collect();
+        let statement = format!(
+            "ALTER PUBLICATION {} ADD TABLE {}",
+            quote_identifier(publication),
+            names.join(", ")
+        );
+        client.batch_execute(&statement).await?;
+    }
+    Ok(())
 }
 
 /// Adds the tables that the publication lacks, each by itself: one that can't be added must not keep the others out.

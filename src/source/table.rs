@@ -104,7 +104,13 @@ impl SourceTable {
     pub fn condition(&self, condition: &Condition) -> Result<String, ConditionError> {
         condition.to_sql(&self.table, |name| {
             let at = self.columns.iter().position(|column| **column == *name)?;
-            self.types.get(at).map(String::as_str)
+            let (kind, declared) = (self.types.get(at)?, self.declared.get(at)?);
+            // A literal is not read as a domain: its check may be any function of its owner's, and would run with our rights.
+            let stored = self.facts.types.iter().find(|(column, _)| **column == *name);
+            let base = stored
+                .filter(|(_, stored)| stored != declared)
+                .map(|(_, stored)| &**stored);
+            Some(base.unwrap_or(kind))
         })
     }
 

@@ -184,6 +184,21 @@ impl Applier {
         Ok(relation)
     }
 
+    /// As [`Applier::resolve`] for many tables: what each is, or what is wrong with it.
+    ///
+    /// # Errors
+    /// The connection's, or that of a query that is not about one table.
+    pub async fn resolve_all(
+        &mut self,
+        descriptions: &[TableDescription],
+    ) -> Result<Vec<Result<Arc<Relation>, AgentError>>, AgentError> {
+        let writer = &mut self.writer;
+        let client = &writer.session.client;
+        let resolved = writer.targets.resolve_all(client, descriptions).await;
+        writer.constraints = Constraints::read(client, &self.rights).await?;
+        Ok(resolved)
+    }
+
     /// Has a table looked up again before it is written the next time, because it was changed in the Agent DB.
     ///
     /// # Errors

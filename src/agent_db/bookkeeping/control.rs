@@ -12,7 +12,6 @@ use super::encoding::Encoding;
 use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::SessionKind;
-use crate::postgres::waits::{Wait, waits};
 use crate::postgres::{Side, connect, refuse_pooler};
 
 /// The channel by which a command wakes the daemon.
@@ -69,12 +68,16 @@ impl Control {
         }
     }
 
-    /// Which of our sessions in the Agent DB wait, and for whom.
+    /// Lets commits return before they are on disk, or at a standby: for reports that are written again a second later, and
+    /// must tell that a standby is waited for.
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn waits(&self) -> Result<Vec<Wait>, AgentError> {
-        waits(&self.client).await.map_err(failed("look for sessions that wait"))
+    pub async fn commit_without_waiting(&self) -> Result<(), AgentError> {
+        self.client
+            .batch_execute("SET synchronous_commit = off")
+            .await
+            .map_err(failed("set up the session for reports"))
     }
 
     /// Whether the connection has ended: open another one.

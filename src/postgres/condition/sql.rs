@@ -69,11 +69,21 @@ fn test_of(column: &str, kind: &str, test: &Test) -> String {
         Test::Between(least, most) => format!("{column} BETWEEN {} AND {}", value(least, kind), value(most, kind)),
         Test::Like { pattern, any_case } => {
             let word = if *any_case { "ILIKE" } else { "LIKE" };
-            format!("{column}::pg_catalog.text {word} {}", literal(pattern))
+            format!("{} {word} {}", text_of(column, kind), literal(pattern))
         }
         Test::IsNull => format!("{column} IS NULL"),
         Test::Is(true) => format!("{column} IS TRUE"),
         Test::Is(false) => format!("{column} IS FALSE"),
+    }
+}
+
+/// A column's text. A type of somebody's own may have a cast to text that is any function of his: it would run with the
+/// daemon's rights. What the type prints needs no cast. (Types that are named with a schema are not Postgres' own.)
+fn text_of(column: &str, kind: &str) -> String {
+    if kind.contains(['.', '"']) {
+        format!("CASE WHEN {column} IS DISTINCT FROM NULL THEN pg_catalog.concat({column}) END")
+    } else {
+        format!("{column}::pg_catalog.text")
     }
 }
 

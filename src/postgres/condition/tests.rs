@@ -39,6 +39,10 @@ fn a_condition_is_written_anew_with_quoted_columns_and_literals_of_their_types()
         ),
         ("name LIKE 'a%'", r#"(t."name"::pg_catalog.text LIKE 'a%')"#),
         ("name NOT ILIKE 'a%'", r#"(NOT (t."name"::pg_catalog.text ILIKE 'a%'))"#),
+        (
+            "mood LIKE 'a%'",
+            r#"(CASE WHEN t."mood" IS DISTINCT FROM NULL THEN pg_catalog.concat(t."mood") END LIKE 'a%')"#,
+        ),
         ("name IS NOT NULL", r#"(NOT (t."name" IS NULL))"#),
         ("active IS NOT TRUE", r#"(NOT (t."active" IS TRUE))"#),
         ("active = true", r#"(t."active" = 'true'::boolean)"#),

@@ -17,7 +17,8 @@ use crate::agent_db::{Control, DaemonFigures, DaemonReport, SyncFigures};
 use crate::health::Component;
 use crate::lsn::Lsn;
 use crate::metrics;
-use crate::postgres::waits::waits;
+use crate::postgres::connect::{CutLater, connect_bounded};
+use crate::postgres::waits::{Wait, waits};
 use crate::postgres::{self, Client, Side};
 use crate::replication::settings::PipelineSettings;
 use crate::shutdown;
@@ -56,8 +57,10 @@ pub(in crate::replication) struct Monitor {
     /// Random id of this process, to tell it from earlier daemons.
     instance: Uuid,
     started_at: OffsetDateTime,
-    site: Option<Client>,
+    site: Option<(Client, CutLater)>,
     agent: Option<Control>,
+    /// Asks the Agent DB who waits. Not the session of the reports, which may wait itself.
+    agent_watch: Option<(Client, CutLater)>,
     delay: Delay,
     /// Whether it was read what an earlier daemon has stored.
     is_past_known: bool,
@@ -80,6 +83,7 @@ impl Monitor {
             started_at: OffsetDateTime::now_utc(),
             site: None,
             agent: None,
+            agent_watch: None,
             delay: Delay::new(Instant::now()),
             is_past_known: false,
             waited_at: [None; 2],
@@ -162,11 +166,11 @@ impl Monitor {
             Some(site) => site,
             none => {
                 postgres::refuse_pooler(Side::Site, &self.settings.site).await.ok()?;
-                let site = postgres::connect(Side::Site, &self.settings.site, "twinlog monitor").await;
+                let site = connect_bounded(Side::Site, &self.settings.site, "twinlog monitor").await;
                 none.insert(site.ok()?)
             }
         };
-        source::sample(site, &self.settings.slot).await.ok()
+        source::sample(&site.0, &self.settings.slot).await.ok()
     }
 
     /// The figures in health and in `twinlog.daemon`.
@@ -245,11 +249,12 @@ impl Monitor {
     async fn agent(&mut self) -> Option<&Control> {
         let agent = match &mut self.agent {
             Some(agent) => agent,
-            none => none.insert(
-                Control::connect(&self.settings.agent, &self.settings.slot, "twinlog monitor")
-                    .await
-                    .ok()?,
-            ),
+            none => {
+                let agent = Control::connect(&self.settings.agent, &self.settings.slot, "twinlog monitor").await;
+                let agent = agent.ok()?;
+                agent.commit_without_waiting().await.ok()?;
+                none.insert(agent)
+            }
         };
         Some(agent)
     }
@@ -276,16 +281,29 @@ impl Monitor {
         Some(())
     }
 
+    /// Our sessions in the Agent DB that wait; `None` if it does not answer.
+    async fn waits_on_agent(&mut self) -> Option<Vec<Wait>> {
+        // The session of the reports has refused a pooler.
+        if self.agent_watch.is_none() && self.is_past_known {
+            let watch = connect_bounded(Side::Agent, &self.settings.agent, "twinlog watch").await;
+            self.agent_watch = Some(watch.ok()?);
+        }
+        match &self.agent_watch {
+            Some((client, _)) => waits(client).await.ok(),
+            None => Some(Vec::new()),
+        }
+    }
+
     /// Tells what our sessions wait for, and who makes them wait.
     async fn look_for_waits(&mut self) {
         let on_site = match &self.site {
-            Some(site) => waits(site).await.unwrap_or_default(),
+            Some((site, _)) => waits(site).await.unwrap_or_default(),
             None => Vec::new(),
         };
-        let on_agent = match &self.agent {
-            Some(agent) => agent.waits().await.unwrap_or_default(),
-            None => Vec::new(),
-        };
+        let on_agent = self.waits_on_agent().await.unwrap_or_else(|| {
+            self.agent_watch = None;
+            Vec::new()
+        });
         for (index, (side, waits)) in [(Side::Site, on_site), (Side::Agent, on_agent)].into_iter().enumerate() {
             let told = waits.iter().find(|wait| wait.seconds >= WAIT_TOLD_AFTER);
             if let (Some(wait), Some(waited_at)) = (told, self.waited_at.get_mut(index)) {

@@ -5,6 +5,20 @@
 
 use crate::harness::{Daemon, SOON, Twins, eventually_is};
 
+/// Databases with tables of these names on both sides.
+async fn twins_with(tables: &[&str]) -> Twins {
+    let schema: Vec<String> = tables
+        .iter()
+        .map(|table| format!("CREATE TABLE {table} (id int PRIMARY KEY, v text);"))
+        .collect();
+    Twins::new(&schema.concat()).await
+}
+
+/// A statement that inserts rows with texts of so many bytes.
+fn insert(table: &str, rows: u32, bytes: u64) -> String {
+    format!("INSERT INTO {table} SELECT i, repeat('v', {bytes}) FROM generate_series(1, {rows}) i;")
+}
+
 /// What the daemon may take besides two copies of the largest row.
 const MOST_MB: u64 = 150;
 
@@ -56,19 +70,15 @@ async fn fail_a_resync(twins: &Twins, daemon: &Daemon) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_is_bounded_by_bytes_whatever_its_rows_are() {
     // GIVEN tables of rows that are wide, rather wide, and narrow but for some in the middle
-    let twins = Twins::new(
-        "CREATE TABLE wide (id int PRIMARY KEY, v text);
-         CREATE TABLE rather (id int PRIMARY KEY, v text);
-         CREATE TABLE mixed (id int PRIMARY KEY, v text)",
-    )
-    .await;
+    let twins = twins_with(&["wide", "rather", "mixed"]).await;
     let (wide, rather) = (rows(40, 320), rows(800, 2000));
     twins
         .on_site(&format!(
-            "INSERT INTO wide SELECT i, repeat('w', 4000000) FROM generate_series(1, {wide}) i;
-             INSERT INTO rather SELECT i, repeat('r', 200000) FROM generate_series(1, {rather}) i;
+            "{}{}
              INSERT INTO mixed SELECT i, repeat('m', CASE WHEN i BETWEEN 3000 AND 3040 THEN 4000000 ELSE 10 END)
-                 FROM generate_series(1, 9000) i"
+                 FROM generate_series(1, 9000) i",
+            insert("wide", wide, 4_000_000),
+            insert("rather", rather, 200_000)
         ))
         .await;
 
@@ -87,14 +97,8 @@ async fn a_copy_is_bounded_by_bytes_whatever_its_rows_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_failed_leaves_no_window_behind() {
     // GIVEN a resync whose chunk can't be read, and which is tried again later
-    let twins = Twins::new(
-        "CREATE TABLE notes (id int PRIMARY KEY, v text);
-         CREATE TABLE big (id int PRIMARY KEY, v text)",
-    )
-    .await;
-    twins
-        .on_site("INSERT INTO notes SELECT i, 'v' FROM generate_series(1, 700) i")
-        .await;
+    let twins = twins_with(&["notes", "big"]).await;
+    twins.on_site(&insert("notes", 700, 1)).await;
     let daemon = twins.start().await;
     until_same_size(&twins, "notes").await;
     fail_a_resync(&twins, &daemon).await;
@@ -118,7 +122,7 @@ async fn a_copy_that_failed_leaves_no_window_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_other_tables_are_not_kept_for_the_few_of_ours_among_them() {
-    let twins = Twins::new("CREATE TABLE notes (id int PRIMARY KEY, v text)").await;
+    let twins = twins_with(&["notes"]).await;
     twins
         .on_site(&format!(
             "CREATE TABLE foreign_rows (id int PRIMARY KEY, v text);
@@ -152,25 +156,17 @@ async fn changes_of_other_tables_are_not_kept_for_the_few_of_ours_among_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_huge_transaction_and_wide_rows_in_the_stream_are_bounded() {
-    let twins = Twins::new(
-        "CREATE TABLE narrow (id int PRIMARY KEY, v text);
-         CREATE TABLE wide (id int PRIMARY KEY, v text)",
-    )
-    .await;
+    let twins = twins_with(&["narrow", "wide"]).await;
     let daemon = twins.start().await;
 
     let narrow = rows(400_000, 4_000_000);
-    twins
-        .on_site(&format!(
-            "INSERT INTO narrow SELECT i, repeat('n', 100) FROM generate_series(1, {narrow}) i"
-        ))
-        .await;
+    twins.on_site(&insert("narrow", narrow, 100)).await;
     until_same_size(&twins, "narrow").await;
     assert_bounded(&daemon, 0, "a huge transaction");
 
     let wide = rows(60, 320);
     for statement in [
-        format!("INSERT INTO wide SELECT i, repeat('w', 4000000) FROM generate_series(1, {wide}) i"),
+        insert("wide", wide, 4_000_000),
         "UPDATE wide SET v = v || 'x'".to_owned(),
     ] {
         twins.on_site(&statement).await;
@@ -181,20 +177,51 @@ async fn one_huge_transaction_and_wide_rows_in_the_stream_are_bounded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_very_wide_row_is_copied_and_streamed_alone() {
-    let twins = Twins::new(
-        "CREATE TABLE copied (id int PRIMARY KEY, v text);
-         CREATE TABLE streamed (id int PRIMARY KEY, v text)",
-    )
-    .await;
+    let twins = twins_with(&["copied", "streamed"]).await;
     let mb = u64::from(rows(60, 200));
-    let insert =
-        |table: &str| format!("INSERT INTO {table} SELECT i, repeat('w', {mb} * 1000000) FROM generate_series(1, 4) i");
-    twins.on_site(&insert("copied")).await;
+    twins.on_site(&insert("copied", 4, mb * 1_000_000)).await;
 
     let daemon = twins.start().await;
     until_same_size(&twins, "copied").await;
     assert_bounded(&daemon, mb, "very wide rows, copied");
-    twins.on_site(&insert("streamed")).await;
+    twins.on_site(&insert("streamed", 4, mb * 1_000_000)).await;
     until_same_size(&twins, "streamed").await;
     assert_bounded(&daemon, mb, "very wide rows, streamed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_rows_without_a_key_and_many_parked_rows_with_large_keys_are_bounded() {
+    // GIVEN large rows that no key tells apart, and rows with large keys that the Agent DB refuses
+    let twins = Twins::new(
+        "CREATE TABLE plain (v text); ALTER TABLE plain REPLICA IDENTITY FULL;
+         CREATE TABLE refused (k text PRIMARY KEY, n int)",
+    )
+    .await;
+    twins.on_agent("ALTER TABLE refused ADD CHECK (n < 0)").await;
+    let (plain, refused) = (rows(40, 320), rows(1500, 9000));
+    twins
+        .on_site(&format!(
+            "INSERT INTO plain SELECT i || repeat('p', 1000000) FROM generate_series(1, {plain}) i"
+        ))
+        .await;
+
+    // WHEN they are copied, and then changed one by one
+    let daemon = twins.start().await;
+    until_same_size(&twins, "plain").await;
+    assert_bounded(&daemon, 1, "first copy of large rows without a key");
+    twins
+        .on_site(&format!(
+            "INSERT INTO refused SELECT i || repeat('k', 2500), 1 FROM generate_series(1, {refused}) i;
+             UPDATE plain SET v = v || 'x'"
+        ))
+        .await;
+    until_same_size(&twins, "plain").await;
+    twins.until_parked_within(8 * SOON, i64::from(refused)).await;
+
+    // THEN neither has taken more
+    assert_bounded(
+        &daemon,
+        1,
+        "parked rows with large keys, updates of large rows without a key",
+    );
 }

@@ -141,3 +141,48 @@ async fn a_daemon_that_is_held_at_its_start_tells_how_far_it_is_behind() {
     .await;
     twins.drop_slot().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_a_commit_waits_for_is_told_and_so_is_a_lock_on_our_own_tables() {
+    // GIVEN an Agent DB whose synchronous standby is missing
+    let twins = Twins::private(NOTES).await.with("sync.ready_delay_ms = 2000");
+    let daemon = twins.start().await;
+    daemon.until_ready(200, &[]).await;
+    let reload = "SELECT pg_reload_conf()";
+    twins
+        .agent
+        .connect()
+        .await
+        .batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        .await
+        .unwrap();
+    twins.agent.value(reload).await;
+
+    // WHEN a row is to be committed there
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
+
+    // THEN status and readiness say what it waits for
+    until_told(&twins, &["a synchronous standby"]).await;
+    daemon.until_ready(503, &["a synchronous standby"]).await;
+    let agent = twins.agent.connect().await;
+    agent
+        .batch_execute("ALTER SYSTEM RESET synchronous_standby_names")
+        .await
+        .unwrap();
+    agent.batch_execute(reload).await.unwrap();
+    twins.until_equal(&["notes"]).await;
+    daemon.until_ready(200, &[]).await;
+
+    // WHEN somebody locks the daemon's own tables
+    agent
+        .batch_execute("SET application_name = 'somebody'; BEGIN; LOCK TABLE twinlog.checkpoint, twinlog.daemon")
+        .await
+        .unwrap();
+    twins.on_site("INSERT INTO notes VALUES (2, 'b', 2)").await;
+
+    // THEN he is named
+    daemon.until_ready(503, &["a lock on table twinlog.", "somebody"]).await;
+    agent.batch_execute("ROLLBACK").await.unwrap();
+    twins.until_equal(&["notes"]).await;
+    daemon.until_ready(200, &[]).await;
+}

@@ -3,7 +3,7 @@
 //! It has state but does no I/O: where it needs the Agent DB (for its primary keys) it returns [`Event::Relation`], and
 //! the caller answers with [`Assembler::resolved`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::agent_db::PassedOver;
@@ -76,11 +76,21 @@ struct OpenTransaction {
     done_before: bool,
 }
 
+/// Tables that are not synchronised and are counted under their own names. A publication may have any number of them, and
+/// each name is a label of the metrics and a row of the accounting; further ones are counted together.
+const MOST_OTHERS: usize = 1000;
+
 /// The state that is needed to understand the next message: the relations and the open transaction.
 pub(in crate::replication) struct Assembler {
     resume_after: Lsn,
     name_now: Box<dyn Fn(RelationId) -> Option<TableName> + Send>,
     relations: HashMap<RelationId, StreamRelation>,
+    /// How many of the relations are not synchronised.
+    others: usize,
+    /// Further ones, of which not even the name is kept.
+    unnamed: HashSet<RelationId>,
+    /// What all of those are.
+    any_other: StreamRelation,
     open: Option<OpenTransaction>,
 }
 
@@ -103,6 +113,9 @@ impl Assembler {
             resume_after,
             name_now: Box::new(name_now),
             relations: HashMap::new(),
+            others: 0,
+            unnamed: HashSet::new(),
+            any_other: StreamRelation::Other(name_only(RelationId(0), TableName::new("*", "*"))),
             open: None,
         }
     }
@@ -241,16 +254,36 @@ impl Assembler {
             self.relations.insert(message.id, StreamRelation::Unresolved);
             return Event::Relation(message, table);
         }
-        let relation = name_only(message.id, message.table);
-        self.relations.insert(relation.id, StreamRelation::Other(relation));
+        self.other(message);
         Event::Nothing
+    }
+
+    /// A table that is not synchronised, or not any more.
+    fn other(&mut self, message: RelationMessage) {
+        let known = self.relations.remove(&message.id);
+        if matches!(known, Some(StreamRelation::Other(_))) {
+            self.others -= 1;
+        }
+        if self.others < MOST_OTHERS {
+            self.others += 1;
+            let relation = name_only(message.id, message.table);
+            self.relations.insert(relation.id, StreamRelation::Other(relation));
+        } else {
+            self.unnamed.insert(message.id);
+        }
+    }
+
+    /// What the stream has said of a relation last.
+    fn relation(&self, id: RelationId) -> Option<&StreamRelation> {
+        let is_unnamed = || self.unnamed.contains(&id).then_some(&self.any_other);
+        self.relations.get(&id).or_else(is_unnamed)
     }
 
     /// The relation of a change that has to be applied; `None` if the table is not synchronised or the change is durable
     /// already.
     fn changed(&self, id: RelationId, what: &'static str) -> Result<Option<&Arc<Relation>>, StreamError> {
         let open = self.open.ok_or_else(|| outside(what))?;
-        match self.relations.get(&id) {
+        match self.relation(id) {
             Some(StreamRelation::Synchronised(relation, _)) => Ok((!open.done_before).then_some(relation)),
             Some(StreamRelation::Other(_) | StreamRelation::Held(..)) => Ok(None),
             Some(StreamRelation::Unresolved) | None => Err(StreamError::UnknownRelation(id.0)),
@@ -269,7 +302,7 @@ impl Assembler {
     }
 
     fn skipped(&self, id: RelationId) -> Event {
-        match (self.relations.get(&id), self.open) {
+        match (self.relation(id), self.open) {
             (Some(StreamRelation::Other(relation)), Some(OpenTransaction { done_before: false, .. })) => {
                 Event::PassedOver(Arc::clone(relation), PassedOver::NotSelected)
             }

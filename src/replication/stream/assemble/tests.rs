@@ -78,6 +78,38 @@ fn resolve(assembler: &mut Assembler) {
 }
 
 #[test]
+fn any_number_of_other_tables_is_counted_under_a_thousand_names() {
+    let mut assembler = assembler(0);
+    assembler.event_of(begin(100)).unwrap();
+    let names: std::collections::BTreeSet<String> = (1000..201_000)
+        .map(|id| {
+            let message = RelationMessage {
+                id: RelationId(id),
+                ..relation_message(&format!("other_{id}"))
+            };
+            // Twice, as after a change of the table.
+            for message in [message.clone(), message] {
+                assembler.event_of(Message::Relation(message)).unwrap();
+            }
+            let insert = Message::Insert(Insert {
+                relation: RelationId(id),
+                row: row([text("1"), text("x")]),
+            });
+            match assembler.event_of(insert).unwrap() {
+                Event::PassedOver(relation, PassedOver::NotSelected) => relation.table.to_string(),
+                other => panic!("{other:?}"),
+            }
+        })
+        .collect();
+    assert_eq!(names.len(), MOST_OTHERS + 1);
+    assert!(names.contains("*.*") && names.contains("public.other_1000"));
+    assert_eq!(assembler.relations.len(), MOST_OTHERS);
+    // Ours is known all the same.
+    resolve(&mut assembler);
+    assert!(matches!(assembler.event_of(insert("1")).unwrap(), Event::Change(_)));
+}
+
+#[test]
 fn what_was_durable_before_is_left_out_by_its_commit_and_not_by_its_rows() {
     let mut assembler = assembler(200);
     // Sent again although its end is the checkpoint.
