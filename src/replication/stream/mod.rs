@@ -7,6 +7,7 @@
 //! | [`buffer`] | changes that were received and are not given to the apply task yet, divided at commits |
 //! | [`described`] | whether the stream describes a table's columns as the catalog has them |
 //! | [`flow`] | when to tell that the stream flows |
+//! | [`passed`] | which transactions a stream passes over: those with a row that can't be sent |
 //! | [`progress`] | what may be acknowledged to the Site DB |
 //! | [`apply_task`] | the task that writes to the Agent DB while the next batch is filled |
 //! | [`unanswered`] | replies that wait for a commit |
@@ -17,6 +18,7 @@ pub(super) mod assemble;
 pub(super) mod buffer;
 pub(super) mod described;
 mod flow;
+mod passed;
 pub(super) mod progress;
 pub(super) mod requests;
 pub(super) mod stream_loop;

@@ -2,12 +2,12 @@
 
 mod agent_changes;
 mod basics;
+mod bounds;
 mod claims;
 mod convergence;
 mod copying;
 mod gap;
 mod held;
-mod hostile;
 mod identities;
 mod joining;
 mod keyless;

@@ -42,9 +42,9 @@ use super::assemble::Assembler;
 use super::buffer::TransactionBuffer;
 use super::described::CatalogColumns;
 use super::flow::Flow;
+use super::passed::Passing;
 use super::progress::Progress;
 use super::requests::StreamRequest;
-use passing::Passing;
 
 /// Shortest interval between two checkpoints of an idle stream. Each costs the Agent DB one small commit, and allows
 /// the Site DB to remove WAL: some megabytes in this time, if the server is busy with tables that are not published. (A

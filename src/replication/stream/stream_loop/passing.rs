@@ -5,8 +5,6 @@
 //! pass as text): the changes are counted and passed over, and each of their tables is read again. So only the table with
 //! the large row waits, until its copy can read it.
 
-use std::collections::HashSet;
-
 use super::StreamLoop;
 use crate::agent_db::PassedOver;
 use crate::change::RelationId;
@@ -15,30 +13,11 @@ use crate::replication::error::SyncError;
 use crate::replication::stream::assemble::Event;
 use crate::wire::{ServerFault, WireError};
 
-/// A stream that passes over what it sends.
-#[derive(Debug)]
-pub(super) struct Passing {
-    /// The position of the commit record of the last transaction to pass over.
-    until: Lsn,
-    /// The tables that are to be read again because of it.
-    tables: HashSet<RelationId>,
-}
-
-impl Passing {
-    /// Passes over all transactions whose commit record is not after `until`.
-    pub(super) fn new(until: Lsn) -> Self {
-        Self {
-            until,
-            tables: HashSet::new(),
-        }
-    }
-}
-
 impl StreamLoop {
     /// Counts a change whose row is not read, and has its table read again.
     pub(super) async fn pass_change(&mut self, id: RelationId) -> Result<(), SyncError> {
         let event = self.assembler.passed_over(id)?;
-        let is_first = self.passing.as_mut().is_some_and(|passing| passing.tables.insert(id));
+        let is_first = self.passing.as_mut().is_some_and(|passing| passing.meets(id));
         if let Event::PassedOver(relation, PassedOver::Held) = &event {
             // Chunks that are being read lack the change.
             self.windows.table_held(relation.id);
@@ -56,7 +35,7 @@ impl StreamLoop {
         let is_over = self
             .passing
             .as_ref()
-            .is_some_and(|passing| self.open_lsn >= passing.until);
+            .is_some_and(|passing| passing.is_over_at(self.open_lsn));
         if !is_over || self.assembler.open_xid().is_some() {
             return Ok(());
         }
