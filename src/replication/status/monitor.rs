@@ -114,8 +114,7 @@ impl Monitor {
             self.is_past_known = matches!(timeout(ANSWER_TIMEOUT, self.read_past()).await, Ok(Some(())));
         }
         let sample = self.measure().await;
-        // A database that does not answer is noticed by the measurement and by the report.
-        let _ = timeout(ANSWER_TIMEOUT, self.look_for_waits()).await;
+        self.look_for_waits().await;
         let settled = self.status.settled_lsn();
         let delay = self
             .delay
@@ -294,28 +293,33 @@ impl Monitor {
         }
     }
 
-    /// Tells what our sessions wait for, and who makes them wait.
+    /// Tells what our sessions wait for, and who makes them wait. A database that does not answer says nothing about the other.
     async fn look_for_waits(&mut self) {
-        let on_site = match &self.site {
-            Some((site, _)) => waits(site).await.unwrap_or_default(),
-            None => Vec::new(),
-        };
-        let on_agent = self.waits_on_agent().await.unwrap_or_else(|| {
-            self.agent_watch = None;
-            Vec::new()
-        });
-        for (index, (side, waits)) in [(Side::Site, on_site), (Side::Agent, on_agent)].into_iter().enumerate() {
-            let told = waits.iter().find(|wait| wait.seconds >= WAIT_TOLD_AFTER);
-            if let (Some(wait), Some(waited_at)) = (told, self.waited_at.get_mut(index)) {
-                *waited_at = Some(Instant::now());
-                self.status
-                    .set_wait(&side.to_string(), Some(format!("in the {side}, {wait}")));
-            } else if let Some(waited_at) = self.waited_at.get_mut(index)
-                && waited_at.is_none_or(|at| at.elapsed() > WAIT_FORGOTTEN_AFTER)
-            {
-                *waited_at = None;
-                self.status.set_wait(&side.to_string(), None);
+        if let Some((site, _)) = &self.site
+            && let Ok(waits) = timeout(ANSWER_TIMEOUT, waits(site)).await
+        {
+            self.tell_waits(0, Side::Site, &waits.unwrap_or_default());
+        }
+        if let Ok(waits) = timeout(ANSWER_TIMEOUT, self.waits_on_agent()).await {
+            if waits.is_none() {
+                self.agent_watch = None;
             }
+            self.tell_waits(1, Side::Agent, &waits.unwrap_or_default());
+        }
+    }
+
+    /// Tells the wait of a side that lasts longest, or that there is none any more. `index`: its place in `waited_at`.
+    fn tell_waits(&mut self, index: usize, side: Side, waits: &[Wait]) {
+        let Some(waited_at) = self.waited_at.get_mut(index) else {
+            return;
+        };
+        if let Some(wait) = waits.iter().find(|wait| wait.seconds >= WAIT_TOLD_AFTER) {
+            *waited_at = Some(Instant::now());
+            self.status
+                .set_wait(&side.to_string(), Some(format!("in the {side}, {wait}")));
+        } else if waited_at.is_none_or(|at| at.elapsed() > WAIT_FORGOTTEN_AFTER) {
+            *waited_at = None;
+            self.status.set_wait(&side.to_string(), None);
         }
     }
 }
