@@ -62,7 +62,7 @@ pub struct MessageRow {
     pub response_status: Option<i32>,
     /// Body of Meta's last answer.
     pub response: Option<String>,
-    /// When the request was committed, or the person's message stored; for history, when it was written.
+    /// When the request, or the webhook with the person's message, was committed; for history, when it was written.
     pub created_at: OffsetDateTime,
     /// When the last attempt began.
     pub sending_at: Option<OffsetDateTime>,
