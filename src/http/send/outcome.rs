@@ -27,8 +27,10 @@ pub(super) fn known(message: &MessageRow) -> Response {
     };
     match message.status {
         Accepted | Held | Sent | Delivered | Read | Played => stored(true).unwrap_or_else(|| echoed(message)),
-        // If it failed after Meta had accepted it, the stored answer to the send is Meta's acceptance.
+        // If it failed after Meta had accepted it, the stored answer to the send is Meta's acceptance; if that answer was
+        // lost, the report of the failure has the wamid.
         Failed => stored(true)
+            .or_else(|| message.wamid.is_some().then(|| echoed(message)))
             .or_else(|| stored(false))
             .unwrap_or_else(|| refused(message)),
         Cancelled => cancelled(message),
