@@ -5,6 +5,9 @@
 //!
 //! - `pgbench`: commits a second of single rows, by `pgbench` on as many connections as the server has, over the same proxy;
 //! - `webhooks`: signed webhooks of keep-alive clients, each committed before its 200;
+//! - `taken`: messages over the plain API, each committed before its answer, going out meanwhile;
+//! - `out`: the same messages until the last one has arrived at Meta, from one number with a limit of 1,000 a second; `p50` and
+//!   `p99` then at half of that, from the request to the arrival. Checked: each message arrived once, each person's in order;
 //! - `events`: webhooks that wait in the database, turned into messages; from the first that is processed to the last.
 //!
 //! Rates are in items a second; `p50` and `p99` in ms, from the request to its answer. CPU time is that of the server's process
@@ -18,11 +21,11 @@
 mod load;
 
 use anyhow::Result;
-use load::{Options, World, events, pgbench, webhooks};
+use load::{Options, World, events, pgbench, sends, webhooks};
 use twinlog::dev::postgres::{Cluster, Settings};
 
 /// What is measured, in this order.
-const PARTS: &[&str] = &["pgbench", "webhooks", "events"];
+const PARTS: &[&str] = &["pgbench", "webhooks", "events", "taken", "out"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -51,6 +54,8 @@ async fn main() -> Result<()> {
             let figures = match part {
                 "pgbench" => pgbench::measure(&world)?,
                 "webhooks" => webhooks::measure(&world).await?,
+                "taken" => sends::taken(&world).await?,
+                "out" => sends::out(&world).await?,
                 _ => events::measure(&world).await?,
             };
             println!("{part:<10} {:>8} {figures}", delay.as_millis());

@@ -6,6 +6,7 @@ pub(crate) mod events;
 mod meta;
 pub(crate) mod pgbench;
 mod process;
+pub(crate) mod sends;
 pub(crate) mod webhooks;
 
 use std::fmt;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::commit::{self, COMMIT_RESERVE, Outcome};
+use super::commit::{self, COMMIT_RESERVE};
 use super::outcome::{self, Next, Tries};
+use super::outcome_writer::Outcome;
 use super::shared::{LEASE_SLACK, Sender, Shared};
 use crate::failpoint;
 use crate::metrics;
-use crate::provider::{Accepted, Answer, Answered, Code, OpaqueId, Response, Sending};
+use crate::provider::{Accepted, Answer, Answered, Code, OpaqueId, Response, Sending, WaId};
 use crate::shutdown;
 use crate::site_db::messages::Claimed;
 use crate::site_db::{SiteError, leads, storable};
@@ -19,21 +20,21 @@ use crate::site_db::{SiteError, leads, storable};
 #[derive(Debug)]
 pub(super) struct Attempt {
     pub(super) message: Claimed,
-    pub(super) account_id: Uuid,
     /// Whether the number is held and this message tests if it can send again.
     pub(super) probe: bool,
     pub(super) claimed_at: Instant,
 }
 
 /// Calls the provider once and commits the outcome.
-pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt) {
+pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, mut attempt: Attempt) {
     failpoint::reach(failpoint::name::SEND_AFTER_SENDING);
-    let message = &attempt.message;
     let Answered { answer, response } = call(shared, sender, &attempt).await;
     failpoint::reach(failpoint::name::SEND_BEFORE_OUTCOME);
+    // The outcome may wait for the Site DB; the body need not.
+    attempt.message.request = None;
     let tries = Tries {
-        attempt: u32::try_from(message.attempt).unwrap_or(1),
-        uncounted: u32::try_from(message.uncounted).unwrap_or(0),
+        attempt: u32::try_from(attempt.message.attempt).unwrap_or(1),
+        uncounted: u32::try_from(attempt.message.uncounted).unwrap_or(0),
     };
     let next = blame_message(outcome::next(answer, tries, shared.settings.retry), sender, &attempt);
     count(&next);
@@ -41,18 +42,18 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, attempt: Attempt)
         body: storable(&response.body),
         ..response
     });
-    let outcome = Outcome {
-        message,
-        account_id: attempt.account_id,
+    let outcome = Arc::new(Outcome {
+        message: attempt.message,
         probe: attempt.probe,
-        next: &next,
-        response: response.as_ref(),
-    };
+        next,
+        response,
+    });
     commit::until_stored(shared, sender, &outcome).await;
     failpoint::reach(failpoint::name::SEND_AFTER_OUTCOME);
-    shared.waiters.committed(message.id);
-    if let Next::Accepted(accepted) = &next {
-        learn_recipient(shared, message, accepted).await;
+    sender.ended(&outcome);
+    shared.waiters.committed(outcome.message.id);
+    if let Next::Accepted(accepted) = &outcome.next {
+        learn_recipient(shared, &outcome.message, accepted).await;
     }
 }
 
@@ -108,15 +109,24 @@ fn count(next: &Next) {
     }
 }
 
-/// Stores the recipient's WhatsApp ids in the lead. A failure is only logged: the next inbound message has the ids too.
+/// Stores the recipient's WhatsApp ids in the lead, if they are news. A failure is only logged: the next inbound message has
+/// the ids too.
 async fn learn_recipient(shared: &Shared, message: &Claimed, accepted: &Accepted) {
-    let known = &accepted.recipient;
-    if known.wa_id == accepted.dialled && known.user_id.is_none() {
+    if !is_news(message, accepted) {
         return;
     }
     if let Err(error) = store_recipient(shared, message.lead_id, accepted).await {
         tracing::warn!(lead_id = %message.lead_id, sqlstate = error.sqlstate(), "the lead's WhatsApp id was not stored: {error}");
     }
+}
+
+/// Whether the answer names an id that the lead lacked when the message was claimed, or another number than the one dialled.
+fn is_news(message: &Claimed, accepted: &Accepted) -> bool {
+    let known = &accepted.recipient;
+    let (wa_id, user_id) = (message.lead_wa_id.as_deref(), message.lead_user_id.as_deref());
+    let dialled = accepted.dialled.as_ref().map(WaId::as_str);
+    let renumbered = known.wa_id.is_some() && known.wa_id != accepted.dialled && wa_id == dialled;
+    renumbered || (wa_id.is_none() && known.wa_id.is_some()) || (user_id.is_none() && known.user_id.is_some())
 }
 
 async fn store_recipient(shared: &Shared, lead_id: Uuid, accepted: &Accepted) -> Result<(), SiteError> {

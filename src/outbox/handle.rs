@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::settings::OutboxSettings;
 use super::shared::Shared;
@@ -75,21 +74,23 @@ impl Outbox {
     ///
     /// # Errors
     /// The Site DB can't be asked.
-    pub async fn wait(&self, id: Uuid, patience: Duration) -> Result<Option<MessageRow>, SiteError> {
-        self.0.wait(id, patience).await
+    pub async fn wait(&self, submitted: Submitted, patience: Duration) -> Result<Option<MessageRow>, Arc<SiteError>> {
+        self.0.wait(submitted, patience).await
     }
 
-    /// Waits like [`Outbox::wait`], for a client that treats the message as failed after `patience`: a message that is
-    /// not being sent by then is cancelled atomically; if an attempt is under way, waits for its end.
+    /// Waits for a client that treats the message as failed after the time that it named ([`NewMessage::send_within`], which
+    /// counts for each message of the same conversation that is before it as well): a message that is not being sent by then
+    /// is cancelled atomically; if an attempt is under way, waits for its end. A message whose number is held is cancelled at
+    /// once.
     ///
     /// Goes on even if the caller's future is dropped, so that the message is not sent after its client gave up.
     ///
     /// # Errors
     /// The Site DB can't be asked: the message may be cancelled or not.
-    pub async fn wait_or_cancel(&self, id: Uuid, patience: Duration) -> Result<Option<Delivered>, SiteError> {
+    pub async fn wait_or_cancel(&self, submitted: Submitted) -> Result<Option<Delivered>, Arc<SiteError>> {
         let shared = Arc::clone(&self.0);
-        let waiting = tokio::spawn(async move { shared.wait_or_cancel(id, patience).await });
+        let waiting = tokio::spawn(async move { shared.wait_or_cancel(submitted).await });
         // If the task panicked or the runtime shuts down, `send_by` still keeps the message from being sent late.
-        waiting.await.unwrap_or_else(|_| Err(SiteError::Stopped))
+        waiting.await.unwrap_or_else(|_| Err(Arc::new(SiteError::Stopped)))
     }
 }

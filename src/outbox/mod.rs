@@ -1,11 +1,15 @@
 //! Outbound messages: submit, claim, rate-limit, send, commit the outcome, wake the waiting clients.
 //!
 //! ```text
-//! submit ─ commit pending ─ wake
-//!                             └ number task: lease → gate → rate limit → claim (commit sending)
+//! submit ─ commit pending ─ queue
+//!                             └ number task: lease, rate → claim (commit sending)
 //!                                 └ attempt: call the provider → commit outcome → wake waiters
 //! sweeper: expired leases → unknown; clients that left → cancelled; gap metrics
 //! ```
+//!
+//! **Round trips.** Each commit is shared: what comes while one is on its way to the Site DB goes with the next one, and
+//! nobody waits for company. A message that is submitted alone pays two round trips before the provider is called (stored,
+//! claimed), whatever the load; its outcome pays five more, which its client waits for and other messages do not.
 //!
 //! **The promise.** No message is sent before its status `sending` is committed, and a message is tried again only if it
 //! was certainly not sent. [`MessageStatus`](crate::site_db::MessageStatus) says what sets each status,
@@ -30,21 +34,31 @@
 //! | `handle` | what the rest of the server calls: submit, wait |
 //! | `settings` | an outbox's settings: its numbers, time-outs, limits for retries |
 //! | `submit` | from a client's request to a committed `pending` row |
-//! | `number` | one number's task: lease, rate, claims |
+//! | `batches` | the statements that many submissions, and many waiting clients, share |
+//! | `number` | one number's task: its lease and state, and when to claim |
+//! | `queue` | what is due, as far as memory knows; pure |
+//! | `rate` | how many calls may be made now; pure |
+//! | `claims` | one claim: commit `sending`, start the attempts |
 //! | `attempt` | one call of the provider |
 //! | `outcome` | what an answer means: one pure function |
 //! | `message_blame` | whether a message or its account is to blame for a refusal; in memory |
-//! | `commit` | commits the outcome, repeating until the Site DB takes it |
+//! | `outcome_writer` | writes the outcomes of many attempts in one transaction |
+//! | `commit` | commits an outcome, repeating until the Site DB takes it |
 //! | `wait` | a client that waits for its message |
 //! | `sweeper` | settles the messages of processes that died, measures the gaps |
 //! | `shared` | state that all these tasks share |
 
 mod attempt;
+mod batches;
+mod claims;
 mod commit;
 mod handle;
 mod message_blame;
 mod number;
 mod outcome;
+mod outcome_writer;
+mod queue;
+mod rate;
 mod settings;
 mod shared;
 mod submit;
@@ -54,5 +68,6 @@ mod wait;
 pub use handle::Outbox;
 pub use outcome::RetryPolicy;
 pub use settings::{AccountSettings, OutboxSettings};
+pub use shared::Hold;
 pub use submit::{NewMessage, SubmitError, Submitted};
 pub use wait::Delivered;

@@ -1,49 +1,64 @@
-//! One number's task: holds its lease, keeps to its rate, claims what is due and starts the attempts.
+//! One number's task: holds its lease, keeps to its rate, and starts claims while something is due.
+//!
+//! Before the provider is called, a message that is submitted here pays two round trips to the Site DB: the one that stores
+//! it and the one that claims it. The lease and the state of the number are asked for beside that, every [`POLL`].
 
-use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::attempt;
+use super::claims::{Ask, ClaimEnd, ClaimTask};
+use super::rate::Rate;
 use super::shared::{Sender, Shared};
 use crate::metrics;
 use crate::retry::backoff;
-use crate::shutdown;
-use crate::site_db::accounts::{self, AccountStatus};
-use crate::site_db::messages::{self, Claimed};
+use crate::site_db::accounts::{self, AccountStatus, Gate};
 use crate::site_db::{SiteError, number_leases};
 
-/// How often a number looks for work without a wake-up: rows that other processes stored, and rows whose wait is over.
+/// How often a number asks for its lease, its state, and whether messages are due that are not known here: those that
+/// other processes stored, and those whose wait is over.
 const POLL: Duration = Duration::from_millis(500);
 /// How long the lease of a number lasts without renewal. After a process died, nothing is sent for its number until the
 /// lease expires. If a live process renews too late, two may send for a moment: a burst beyond the rate, nothing worse.
 const LEASE: Duration = Duration::from_secs(6);
 /// The lease is renewed three times in its life, so that two failures in a row do no harm.
 const RENEW: Duration = Duration::from_secs(2);
+/// Nothing is claimed any more when the lease was renewed this long ago: a claim takes its time too.
+const LEASE_TRUSTED: Duration = Duration::from_secs(4);
 /// Pause after giving the lease up because our token was refused. Other processes, which may have a newer token, look
 /// for free leases every [`POLL`].
 const PAUSE_AFTER_GIVE_UP: Duration = Duration::from_secs(2);
 /// Most messages that one statement claims. All are sent at once, so no lease expires before its message is sent.
-const CLAIM: u32 = 16;
+const CLAIM: usize = 256;
+/// Claims under way: while one is on its way to the Site DB, what is stored meanwhile need not wait for it.
+const CLAIMS: usize = 2;
 /// Bounds on a number's concurrent attempts. A call takes 0.2 to 1 s, so a number at 80 messages a second has up to 80
 /// under way; each costs a task and its body.
-const IN_FLIGHT: (usize, usize) = (16, 256);
+const IN_FLIGHT: (usize, usize) = (16, 1024);
 /// First and longest wait after an error of the Site DB.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long asking for the lease and the state may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a round of claiming found.
-enum Round {
-    /// Claimed as many as it wanted: there may be more.
-    Busy,
-    /// Nothing to do for this long, unless woken.
-    Idle(Duration),
+/// What the Site DB says about the number.
+struct Standing {
+    /// Whether this process has the lease.
+    leased: bool,
+    gate: Gate,
 }
+
+/// What the tasks of a number report to it.
+enum Report {
+    Standing(Result<Standing, SiteError>, Renewed),
+    Claim(ClaimEnd),
+}
+
+/// Whether the lease was asked for, and when.
+type Renewed = Option<Instant>;
 
 struct NumberTask {
     shared: Arc<Shared>,
@@ -51,240 +66,292 @@ struct NumberTask {
     /// Identifies this task as the lease's owner.
     owner: Uuid,
     renewed: Option<Instant>,
-    limiter: DefaultDirectRateLimiter,
-    /// Allowances taken from the limiter and not used yet.
-    allowances: u32,
-    /// How many to claim next: grows while claims come back full, so that an idle number wastes no allowance.
-    wanted: u32,
+    /// The number's state when it was asked for last, and when that was.
+    gate: Option<(Gate, Instant)>,
+    was_held: bool,
+    rate: Arc<Mutex<Rate>>,
     slots: Arc<Semaphore>,
     running: TaskTracker,
-    was_held: bool,
+    reports: (mpsc::UnboundedSender<Report>, mpsc::UnboundedReceiver<Report>),
+    asking: bool,
+    ask_at: Instant,
+    claims: usize,
+    /// Errors of the Site DB in a row, and until when nothing is asked because of them.
+    failures: u32,
+    paused_until: Instant,
 }
 
 /// Sends for a number until the stop, then waits for the attempts under way.
 pub(super) async fn run(shared: Arc<Shared>, sender: Arc<Sender>) {
-    let per_second = NonZeroU32::new(sender.messages_per_second).unwrap_or(NonZeroU32::MIN);
-    // Meta counts per second, so a burst on top of the steady rate must be small compared with the rate.
-    let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
-    let in_flight = usize::try_from(per_second.get())
+    let in_flight = usize::try_from(sender.messages_per_second)
         .unwrap_or(usize::MAX)
         .clamp(IN_FLIGHT.0, IN_FLIGHT.1);
     let mut task = NumberTask {
         owner: Uuid::new_v4(),
         renewed: None,
-        limiter: RateLimiter::direct(Quota::per_second(per_second).allow_burst(burst)),
-        allowances: 0,
-        wanted: 1,
+        gate: None,
+        was_held: false,
+        rate: Arc::new(Mutex::new(Rate::new(sender.messages_per_second))),
         slots: Arc::new(Semaphore::new(in_flight)),
         running: TaskTracker::new(),
-        was_held: false,
+        reports: mpsc::unbounded_channel(),
+        asking: false,
+        ask_at: Instant::now(),
+        claims: 0,
+        failures: 0,
+        paused_until: Instant::now(),
         shared,
         sender,
     };
     task.work().await;
     task.running.close();
     task.running.wait().await;
-    if task.renewed.is_some() {
-        let given_up = number_leases::give_up(&task.shared.pool, task.sender.phone_number_id(), task.owner);
-        // The lease ends by itself; this only saves the next process the wait.
-        let _ = tokio::time::timeout(Duration::from_secs(1), given_up).await;
-    }
+    // Also if the last answer about the lease was not read any more. The lease ends by itself; this only saves the next
+    // process the wait.
+    let given_up = number_leases::give_up(&task.shared.pool, task.sender.phone_number_id(), task.owner);
+    let _ = tokio::time::timeout(Duration::from_secs(1), given_up).await;
 }
 
 impl NumberTask {
     async fn work(&mut self) {
-        let pipeline = self.shared.settings.pipeline;
         let stop = self.shared.stop.clone();
         let sender = Arc::clone(&self.sender);
-        let phone_number_id = sender.phone_number_id();
-        let mut failures = 0_u32;
         while !stop.is_cancelled() {
-            let round = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                round = self.round() => round,
-            };
-            let wait = match round {
-                Ok(round) => {
-                    if failures > 0 {
-                        tracing::info!(pipeline, %phone_number_id, failures, "PERSISTENCE: the outbox reaches the Site DB again");
-                        failures = 0;
-                    }
-                    match round {
-                        Round::Busy => continue,
-                        Round::Idle(wait) => wait,
-                    }
-                }
-                Err(error) => {
-                    if failures == 0 {
-                        tracing::error!(
-                            pipeline,
-                            %phone_number_id,
-                            sqlstate = error.sqlstate(),
-                            hint = error.hint(),
-                            "PERSISTENCE: the outbox can't claim messages: {error}"
-                        );
-                    }
-                    failures += 1;
-                    backoff(failures, RETRY.0, RETRY.1)
-                }
-            };
+            self.start_what_is_due();
+            let next = self.next_time();
             tokio::select! {
-                () = stop.cancelled() => break,
-                () = sender.wake.notified(), if failures == 0 => {}
-                () = tokio::time::sleep(wait) => {}
+                biased;
+                () = stop.cancelled() => return,
+                Some(report) = self.reports.1.recv() => self.take(report),
+                () = sender.wake.notified() => {}
+                () = tokio::time::sleep_until(next) => {}
             }
         }
     }
 
-    /// Claims what is due and starts its attempts. May be cancelled at any await: [`NumberTask::start`] runs the claim
-    /// and the start of the attempts in a task that is not cancelled.
-    async fn round(&mut self) -> Result<Round, SiteError> {
-        let account_id = self.sender.account_id(&self.shared.pool).await?;
-        if !self.hold_lease().await? {
-            return Ok(Round::Idle(POLL));
+    /// When something is due without a wake-up.
+    fn next_time(&self) -> Instant {
+        let now = Instant::now();
+        let ask_at = if self.asking {
+            now + POLL
+        } else {
+            self.ask_at.max(self.paused_until)
+        };
+        if self.claims < CLAIMS
+            && self.may_send(now)
+            && self.sender.queue().has_work()
+            && self.slots.available_permits() > 0
+        {
+            ask_at.min(self.rate().next(now).max(now + Duration::from_millis(1)))
+        } else {
+            ask_at
         }
-        let gate = accounts::gate(&self.shared.pool, account_id).await?;
+    }
+
+    fn start_what_is_due(&mut self) {
+        let now = Instant::now();
+        if self.sender.take_ask() {
+            self.ask_at = now;
+        }
+        if now < self.paused_until {
+            return;
+        }
+        if !self.asking && now >= self.ask_at {
+            self.ask(now);
+        }
+        while self.claims < CLAIMS && self.may_send(now) && self.start_claim(now) {}
+    }
+
+    /// Whether this process has the lease and the number may send.
+    fn may_send(&self, now: Instant) -> bool {
+        let leased = self.renewed.is_some_and(|renewed| now < renewed + LEASE_TRUSTED);
+        leased
+            && self.gate.as_ref().is_some_and(|(gate, asked)| {
+                let throttled = Duration::try_from_secs_f64(gate.throttled_seconds).unwrap_or_default();
+                gate.status == AccountStatus::Active && now >= *asked + throttled
+            })
+    }
+
+    /// Asks for the lease, if it is to be renewed, and for the number's state.
+    fn ask(&mut self, now: Instant) {
+        self.asking = true;
+        self.ask_at = now + POLL;
+        let renew = self.renewed.is_none_or(|renewed| now >= renewed + RENEW);
+        let is_new = self.renewed.is_none();
+        let (shared, sender, owner) = (Arc::clone(&self.shared), Arc::clone(&self.sender), self.owner);
+        let reports = self.reports.0.clone();
+        self.running.spawn(async move {
+            let asked = ask(&shared, &sender, owner, renew, is_new);
+            let standing = tokio::time::timeout(ASK_TIMEOUT, asked)
+                .await
+                .unwrap_or(Err(SiteError::timed_out()));
+            // The number's task has ended: nobody needs it.
+            let _ = reports.send(Report::Standing(standing, renew.then_some(now)));
+        });
+    }
+
+    /// Starts a claim, if something is due and the rate and the slots allow one. Returns whether it did.
+    fn start_claim(&mut self, now: Instant) -> bool {
+        let Some(account_id) = self.sender.known_account_id() else {
+            return false;
+        };
+        let free = self.slots.available_permits().min(CLAIM);
+        let mut queue = self.sender.queue();
+        if free == 0 || !queue.has_work() {
+            return false;
+        }
+        let reserved = self.rate().reserve(free, now);
+        if reserved == 0 {
+            return false;
+        }
+        let ask = if queue.take_scan() {
+            Ask::Scan(reserved)
+        } else {
+            Ask::These(queue.take(reserved))
+        };
+        drop(queue);
+        let wanted = match &ask {
+            Ask::These(candidates) => candidates.len(),
+            Ask::Scan(_) | Ask::Probe(_) => reserved,
+        };
+        self.rate().settle(0, reserved - wanted, now);
+        wanted > 0 && self.spawn_claim(account_id, wanted, ask)
+    }
+
+    /// Sends one message of a held number, if that is due: alone, so that one message is refused, not many.
+    fn start_probe(&mut self, now: Instant) {
+        let Some(account_id) = self.sender.known_account_id() else {
+            return;
+        };
+        let idle = self.claims == 0 && self.slots.available_permits() > 0 && self.sender.is_idle();
+        if idle && self.rate().reserve(1, now) == 1 {
+            self.spawn_claim(account_id, 1, Ask::Probe(self.shared.settings.hold_probe));
+        }
+    }
+
+    /// The rate has reserved `wanted` calls. Returns true.
+    fn spawn_claim(&mut self, account_id: Uuid, wanted: usize, ask: Ask) -> bool {
+        let places = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let Ok(slots) = Arc::clone(&self.slots).try_acquire_many_owned(places) else {
+            // Never: only this task takes slots, and it has looked.
+            return false;
+        };
+        let claim = ClaimTask {
+            shared: Arc::clone(&self.shared),
+            sender: Arc::clone(&self.sender),
+            rate: Arc::clone(&self.rate),
+            running: self.running.clone(),
+            account_id,
+            slots,
+            ask,
+        };
+        self.claims += 1;
+        let reports = self.reports.0.clone();
+        self.running.spawn(async move {
+            // The number's task has ended: nobody needs it.
+            let _ = reports.send(Report::Claim(claim.run().await));
+        });
+        true
+    }
+
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Claim(end) => {
+                self.claims -= 1;
+                if let Some(error) = end.error {
+                    self.sender.queue().forget();
+                    self.failed(&error);
+                }
+            }
+            Report::Standing(standing, renewed) => {
+                self.asking = false;
+                match standing {
+                    Ok(standing) => {
+                        self.recovered();
+                        self.stands(standing, renewed);
+                    }
+                    Err(error) => self.failed(&error),
+                }
+            }
+        }
+    }
+
+    fn stands(&mut self, standing: Standing, renewed: Renewed) {
+        let now = Instant::now();
+        let Standing { leased, gate } = standing;
         let held = gate.status == AccountStatus::Held;
+        let probe_due = held && gate.probe_seconds <= 0.0;
+        self.sender.tell_hold(&gate);
+        if !leased {
+            self.renewed = None;
+            // Another process sends for the number.
+            self.sender.queue().forget();
+            return;
+        }
+        self.renewed = renewed.or(self.renewed);
         metrics::set_account_degraded(self.sender.phone_number_id().as_str(), held);
-        if held && !self.was_held {
-            return self.give_lease_up().await;
+        if gate.is_waiting {
+            self.sender.queue().ask_for_scan();
         }
-        self.was_held = held;
-        if gate.throttled_seconds > 0.0 {
-            let left = Duration::try_from_secs_f64(gate.throttled_seconds).unwrap_or(POLL);
-            return Ok(Round::Idle(left.min(POLL)));
+        let newly_held = held && !std::mem::replace(&mut self.was_held, held);
+        self.gate = Some((gate, now));
+        if newly_held {
+            self.give_lease_up(now);
+        } else if probe_due {
+            self.start_probe(now);
         }
-        if held {
-            return self.send_probe(account_id, gate.probe_due).await;
-        }
-        self.send_due(account_id).await
     }
 
     /// The number has just been held. Our token may be at fault: lets a process with another token try.
-    async fn give_lease_up(&mut self) -> Result<Round, SiteError> {
-        self.was_held = true;
+    fn give_lease_up(&mut self, now: Instant) {
         self.renewed = None;
-        number_leases::give_up(&self.shared.pool, self.sender.phone_number_id(), self.owner).await?;
-        shutdown::sleep(PAUSE_AFTER_GIVE_UP, &self.shared.stop).await;
-        Ok(Round::Busy)
-    }
-
-    /// Sends one message of a held number, if that is due: alone, so that one message is refused, not sixteen.
-    async fn send_probe(&mut self, account_id: Uuid, due: bool) -> Result<Round, SiteError> {
-        if due && self.running.is_empty() {
-            self.take_allowances(1).await;
-            let claimed = self.start(account_id, 1, Some(self.shared.settings.hold_probe)).await?;
-            self.allowances -= claimed.min(self.allowances);
-        }
-        Ok(Round::Idle(POLL))
-    }
-
-    /// Claims as many due messages as the rate and the free slots allow.
-    async fn send_due(&mut self, account_id: Uuid) -> Result<Round, SiteError> {
-        let free = u32::try_from(self.slots.available_permits()).unwrap_or(u32::MAX);
-        if free == 0 {
-            // Every attempt that ends wakes us.
-            return Ok(Round::Idle(POLL));
-        }
-        let wanted = self.wanted.min(free).min(CLAIM);
-        self.take_allowances(wanted).await;
-        let limit = self.allowances.min(wanted);
-        let claimed = self.start(account_id, limit, None).await?;
-        // One allowance is kept for the next message; more would be a burst that the limiter does not know of.
-        self.allowances = self.allowances.saturating_sub(claimed).min(1);
-        if claimed == limit {
-            self.wanted = (self.wanted * 2).min(CLAIM);
-            Ok(Round::Busy)
-        } else {
-            self.wanted = 1;
-            Ok(Round::Idle(POLL))
-        }
-    }
-
-    /// Takes the lease, or renews it every [`RENEW`]. Returns whether this task holds it.
-    async fn hold_lease(&mut self) -> Result<bool, SiteError> {
-        if self.renewed.is_some_and(|renewed| renewed.elapsed() < RENEW) {
-            return Ok(true);
-        }
-        let asked = Instant::now();
-        let held = number_leases::take(&self.shared.pool, self.sender.phone_number_id(), self.owner, LEASE).await?;
-        if held && self.renewed.is_none() {
-            // The lease is new: the process that had it before may have held the number for another token than ours.
-            self.sender.register(&self.shared.pool).await?;
-        }
-        self.renewed = held.then_some(asked);
-        Ok(held)
-    }
-
-    /// Waits until at least one message may be sent, and takes up to `wanted` allowances if they are available now.
-    async fn take_allowances(&mut self, wanted: u32) {
-        if self.allowances == 0 {
-            self.limiter.until_ready().await;
-            self.allowances = 1;
-        }
-        while self.allowances < wanted && self.limiter.check().is_ok() {
-            self.allowances += 1;
-        }
-    }
-
-    /// Claims up to `limit` messages and starts their attempts. In a task of its own, so that a stop can't come between
-    /// the two and leave claimed messages without an attempt.
-    async fn start(&self, account_id: Uuid, limit: u32, probe: Option<Duration>) -> Result<u32, SiteError> {
-        let shared = Arc::clone(&self.shared);
-        let sender = Arc::clone(&self.sender);
-        let slots = Arc::clone(&self.slots);
-        let running = self.running.clone();
-        let claiming = self.running.spawn(async move {
-            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-            let claimed_at = Instant::now();
-            let claimed = claim(&shared, account_id, limit, probe).await?;
-            let count = u32::try_from(claimed.len()).unwrap_or(u32::MAX);
-            for message in claimed {
-                // Never fails: `limit` is at most the number of free slots, and only this task takes slots.
-                let slot = Arc::clone(&slots).try_acquire_owned().ok();
-                let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
-                let attempt = attempt::Attempt {
-                    message,
-                    account_id,
-                    probe: probe.is_some(),
-                    claimed_at,
-                };
-                running.spawn(async move {
-                    attempt::run(&shared, &sender, attempt).await;
-                    drop(slot);
-                    // The number's task may wait for a free slot, or for the next message of this conversation.
-                    sender.wake.notify_one();
-                });
-            }
-            Ok(count)
+        self.ask_at = now + PAUSE_AFTER_GIVE_UP;
+        let (shared, sender, owner) = (Arc::clone(&self.shared), Arc::clone(&self.sender), self.owner);
+        self.running.spawn(async move {
+            let given_up = number_leases::give_up(&shared.pool, sender.phone_number_id(), owner);
+            // If it fails, the lease ends by itself.
+            let _ = tokio::time::timeout(PAUSE_AFTER_GIVE_UP / 2, given_up).await;
         });
-        // The task does not panic; when the runtime shuts down, the count does not matter.
-        claiming.await.unwrap_or(Ok(0))
+    }
+
+    fn failed(&mut self, error: &SiteError) {
+        let phone_number_id = self.sender.phone_number_id();
+        if self.failures == 0 {
+            tracing::error!(
+                pipeline = self.shared.settings.pipeline,
+                %phone_number_id,
+                sqlstate = error.sqlstate(),
+                hint = error.hint(),
+                "PERSISTENCE: the outbox can't claim messages: {error}"
+            );
+        }
+        self.failures += 1;
+        self.paused_until = Instant::now() + backoff(self.failures, RETRY.0, RETRY.1);
+        self.ask_at = self.paused_until;
+    }
+
+    fn recovered(&mut self) {
+        if self.failures > 0 {
+            let phone_number_id = self.sender.phone_number_id();
+            let (pipeline, failures) = (self.shared.settings.pipeline, self.failures);
+            tracing::info!(pipeline, %phone_number_id, failures, "PERSISTENCE: the outbox reaches the Site DB again");
+            self.failures = 0;
+        }
+    }
+
+    fn rate(&self) -> std::sync::MutexGuard<'_, Rate> {
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Claims up to `limit` due messages. With `probe` (the interval), claims for a held number: only if a probe is due, and
-/// sets the time of the next one.
-async fn claim(
-    shared: &Shared,
-    account_id: Uuid,
-    limit: usize,
-    probe: Option<Duration>,
-) -> Result<Vec<Claimed>, SiteError> {
-    let Some(interval) = probe else {
-        return messages::claim(&shared.pool, account_id, limit, shared.lease()).await;
-    };
-    let mut transaction = shared.pool.begin().await?;
-    if !accounts::take_probe(&mut transaction, account_id, interval).await? {
-        return Ok(Vec::new());
+/// Takes or renews the lease, if that is asked for, and asks for the number's state.
+async fn ask(shared: &Shared, sender: &Sender, owner: Uuid, renew: bool, is_new: bool) -> Result<Standing, SiteError> {
+    let account_id = sender.account_id(&shared.pool).await?;
+    let leased = !renew || number_leases::take(&shared.pool, sender.phone_number_id(), owner, LEASE).await?;
+    if leased && is_new {
+        // The process that had the lease before may have held the number for another token than ours.
+        sender.register(&shared.pool).await?;
     }
-    let claimed = messages::claim_probe(&mut transaction, account_id, limit, shared.lease()).await?;
-    if claimed.is_empty() {
-        // Nothing to send: undo `take_probe`, so that the probe stays due.
-        transaction.rollback().await?;
-    } else {
-        transaction.commit().await?;
-    }
-    Ok(claimed)
+    let gate = accounts::gate(&shared.pool, account_id).await?;
+    Ok(Standing { leased, gate })
 }

@@ -1,29 +1,66 @@
 //! State that all tasks of an outbox share.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::batches::{MessageReader, SubmissionWriter};
 use super::message_blame::MessageBlame;
+use super::outcome::Next;
+use super::outcome_writer::{Committed, Outcome, OutcomeWriter, WamidIs};
+use super::queue::{Candidate, SendQueue};
 use super::settings::{AccountSettings, OutboxSettings};
+use crate::group_commit::{Bounds, GroupCommit, GroupError};
 use crate::provider::{self, PhoneNumberId};
 use crate::realtime::Waiters;
+use crate::site_db::accounts::{AccountStatus, Gate};
+use crate::site_db::messages::{MessageRow, StoredMessage};
 use crate::site_db::{Pool, SiteError, accounts};
 
 /// A claim's lease is the send's time-out plus this; when it expires, any process may set the message `unknown`. Long
 /// enough for a restart of the Site DB while the outcome waits to be committed, short enough for a person to wait.
 pub(super) const LEASE_SLACK: Duration = Duration::from_secs(20);
 
+/// Outcomes that are committed together. The queue is bounded by the attempts under way. Each acceptance is an entry in
+/// Postgres's lock table, so a batch is not larger.
+const OUTCOMES: Bounds = Bounds {
+    writers: 3,
+    batch_items: 128,
+    batch_bytes: 1 << 20,
+    queue_items: usize::MAX,
+    queue_bytes: usize::MAX,
+};
+/// Messages that are stored together: few enough that one statement takes milliseconds. As many may wait as requests may.
+const SUBMISSIONS: Bounds = Bounds {
+    writers: 3,
+    batch_items: 128,
+    batch_bytes: 4 << 20,
+    queue_items: 4096,
+    queue_bytes: 32 << 20,
+};
+/// Messages that are read together for their waiting clients.
+const READS: Bounds = Bounds {
+    writers: 2,
+    batch_items: 256,
+    batch_bytes: usize::MAX,
+    queue_items: 4096,
+    queue_bytes: usize::MAX,
+};
+
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) pool: Pool,
+    /// Stores what clients submit.
+    pub(super) submissions: GroupCommit<SubmissionWriter>,
+    /// Reads messages for their waiting clients.
+    reads: GroupCommit<MessageReader>,
     pub(super) settings: OutboxSettings,
     pub(super) senders: HashMap<PhoneNumberId, Arc<Sender>>,
     /// The requests that wait for a message; told after each commit.
@@ -31,6 +68,17 @@ pub(super) struct Shared {
     /// Messages that the provider accepted and whose outcome the Site DB has not taken yet.
     pub(super) unrecorded: AtomicU64,
     pub(super) stop: CancellationToken,
+}
+
+/// Why a number is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hold {
+    /// The provider's error code.
+    pub code: i32,
+    /// The provider's reason.
+    pub reason: String,
+    /// A message is due that tests if the number can send again.
+    pub(super) probe_due: bool,
 }
 
 /// A configured number.
@@ -43,8 +91,16 @@ pub(super) struct Sender {
     pub(super) token_sha256: String,
     /// Its row in `whatsapp_accounts`; set after the first successful query.
     id: OnceCell<Uuid>,
+    /// What is known here of its messages.
+    queue: Mutex<SendQueue>,
     /// Notified when there may be something to send.
     pub(super) wake: Notify,
+    /// Set when the number's state may have changed: its task asks for it at once.
+    ask: AtomicBool,
+    /// Why the number is held, for clients that wait; as it was known last.
+    hold: watch::Sender<Option<Hold>>,
+    /// Commits its outcomes together; made with the first one.
+    outcomes: OnceLock<GroupCommit<OutcomeWriter>>,
     pub(super) message_blame: MessageBlame,
 }
 
@@ -54,14 +110,26 @@ impl Shared {
             let sender = Sender::new(account.clone());
             (sender.phone_number_id().clone(), Arc::new(sender))
         });
+        let submissions = GroupCommit::new(SubmissionWriter { pool: pool.clone() }, SUBMISSIONS);
+        let reads = GroupCommit::new(MessageReader { pool: pool.clone() }, READS);
         Self {
             pool,
+            submissions,
+            reads,
             senders: senders.collect(),
             settings,
             waiters: Waiters::default(),
             unrecorded: AtomicU64::new(0),
             stop,
         }
+    }
+
+    /// A message by its id, read together with others.
+    pub(super) async fn find(&self, id: Uuid) -> Result<Option<MessageRow>, Arc<SiteError>> {
+        self.reads.commit(id).await.map_err(|error| match error {
+            GroupError::Failed(error) => error,
+            GroupError::Full | GroupError::Abandoned => Arc::new(SiteError::Stopped),
+        })
     }
 
     /// How long a claimed message belongs to the process that claimed it.
@@ -78,13 +146,97 @@ impl Sender {
             waba_id: settings.waba_id,
             messages_per_second: settings.messages_per_second,
             id: OnceCell::new(),
+            queue: Mutex::default(),
             wake: Notify::new(),
+            ask: AtomicBool::new(false),
+            hold: watch::Sender::new(None),
+            outcomes: OnceLock::new(),
             message_blame: MessageBlame::default(),
         }
     }
 
     pub(super) const fn phone_number_id(&self) -> &PhoneNumberId {
         self.account.phone_number_id()
+    }
+
+    pub(super) fn queue(&self) -> MutexGuard<'_, SendQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message was stored: wakes the number's task.
+    pub(super) fn stored(&self, stored: &StoredMessage) {
+        self.queue().push(Candidate {
+            conversation_id: stored.conversation_id,
+            id: stored.id,
+        });
+        self.wake.notify_one();
+    }
+
+    /// An attempt's outcome is stored: the next message of its conversation may be sent.
+    pub(super) fn ended(&self, outcome: &Outcome) {
+        self.queue().ended(outcome.message.conversation_id);
+        let changes_number = outcome.probe || matches!(outcome.next, Next::HoldNumber(_) | Next::Pending { .. });
+        if changes_number {
+            self.ask.store(true, Ordering::Relaxed);
+        }
+        self.wake.notify_one();
+    }
+
+    /// Whether the number's state is to be asked for at once; a second call says no.
+    pub(super) fn take_ask(&self) -> bool {
+        self.ask.swap(false, Ordering::Relaxed)
+    }
+
+    /// The Site DB has told the number's state: tells those who wait if it is held, and by what.
+    pub(super) fn tell_hold(&self, gate: &Gate) {
+        let hold = (gate.status == AccountStatus::Held).then(|| Hold {
+            code: gate.hold_code.unwrap_or_default(),
+            reason: gate.hold_reason.clone().unwrap_or_default(),
+            probe_due: gate.probe_seconds <= 0.0,
+        });
+        self.hold.send_if_modified(|known| {
+            let changed = *known != hold;
+            *known = hold;
+            changed
+        });
+    }
+
+    /// Why the number is held; changes are told.
+    pub(super) fn hold(&self) -> watch::Receiver<Option<Hold>> {
+        self.hold.subscribe()
+    }
+
+    /// Whether none of its messages is being claimed or sent here.
+    pub(super) fn is_idle(&self) -> bool {
+        self.queue().is_idle()
+    }
+
+    /// Commits an outcome together with others.
+    pub(super) async fn commit_outcome(
+        &self,
+        shared: &Shared,
+        outcome: Arc<Outcome>,
+        wamid: WamidIs,
+    ) -> Result<Committed, Arc<SiteError>> {
+        let account_id = self.account_id(&shared.pool).await.map_err(Arc::new)?;
+        let group = self.outcomes.get_or_init(|| {
+            let writer = OutcomeWriter {
+                pool: shared.pool.clone(),
+                account_id,
+                token_sha256: self.token_sha256.clone(),
+                hold_probe: shared.settings.hold_probe,
+            };
+            GroupCommit::new(writer, OUTCOMES)
+        });
+        group.commit((outcome, wamid)).await.map_err(|error| match error {
+            GroupError::Failed(error) => error,
+            GroupError::Full | GroupError::Abandoned => Arc::new(SiteError::Stopped),
+        })
+    }
+
+    /// The id of the number's row, once it is known.
+    pub(super) fn known_account_id(&self) -> Option<Uuid> {
+        self.id.get().copied()
     }
 
     /// The id of the number's row, which is inserted if it is missing.

@@ -1,16 +1,21 @@
 //! From a client's request to a committed `pending` row.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::shared::Shared;
+use super::shared::{Sender, Shared};
 use crate::failpoint;
+use crate::group_commit::GroupError;
 use crate::metrics;
 use crate::provider::{ApiVersion, Direction, Outbound, PhoneNumberId};
-use crate::site_db::messages::{self, Known, ProblemClass};
+use crate::realtime::{Changed, Ticket};
+use crate::site_db::messages::{
+    self, Addressee, Known, MessageRow, ProblemClass, SendWithin, StoredMessage, Submission, SubmitResult,
+};
 use crate::site_db::{MessageStatus, SiteError, conversations, storable};
 
 /// A message that a client wants sent. Validated: it is committed and sent as it is here.
@@ -35,12 +40,26 @@ pub struct NewMessage {
 }
 
 /// A message that is committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Submitted {
     /// `whatsapp_messages.id`.
     pub id: Uuid,
+    /// The number that sends it.
+    pub phone_number_id: PhoneNumberId,
+    /// The row that it has just become; `None`: the client had submitted it before, with the same client id.
+    pub fresh: Option<Box<MessageRow>>,
+    /// How long its client waits; `None`: no limit.
+    pub(super) send_within: Option<Duration>,
+    /// Registered before anybody could send it, so that no outcome is missed.
+    pub(super) waiting: (Ticket, Changed),
+}
+
+impl Submitted {
     /// Whether the client had submitted it before, with the same client id.
-    pub duplicate: bool,
+    #[must_use]
+    pub const fn is_duplicate(&self) -> bool {
+        self.fresh.is_none()
+    }
 }
 
 /// Why nothing was stored.
@@ -58,13 +77,25 @@ pub enum SubmitError {
         /// The message that was submitted with this client id.
         id: Uuid,
     },
+    /// Too many messages wait to be stored.
+    #[error("too many messages wait to be stored")]
+    Overloaded,
     /// The Site DB could not store it.
     #[error("store the message")]
-    Site(#[from] SiteError),
+    Site(#[source] Arc<SiteError>),
+}
+
+impl From<SiteError> for SubmitError {
+    fn from(error: SiteError) -> Self {
+        Self::Site(Arc::new(error))
+    }
 }
 
 /// Attempts at a submission whose client id is taken when the row is inserted, but not found when it is looked up.
 const ATTEMPTS: usize = 3;
+/// Longest time that a client of the Graph-compatible route waits behind others of the same conversation, before its own
+/// message is sent. With a call's time-out and the lease's slack below the time that a request may take.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submitted, SubmitError> {
     let sender = shared
@@ -72,24 +103,73 @@ pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submi
         .get(&message.phone_number_id)
         .ok_or(SubmitError::UnknownNumber)?;
     let account_id = sender.account_id(&shared.pool).await?;
-    let fingerprint = fingerprint(&message);
+    let submission = Arc::new(submission(&message, account_id));
     for _ in 0..ATTEMPTS {
-        if let Some(client_id) = &message.client_id
-            && let Some(known) = messages::find_by_client_id(&shared.pool, &message.client_name, client_id).await?
-        {
-            let submitted = known_already(shared, &message, &fingerprint, &known).await?;
-            sender.wake.notify_one();
-            return Ok(submitted);
-        }
-        if let Some(id) = store(shared, account_id, &message, &fingerprint).await? {
-            failpoint::reach(failpoint::name::SEND_AFTER_PENDING);
-            metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Pending.as_str());
-            sender.wake.notify_one();
-            return Ok(Submitted { id, duplicate: false });
-        }
+        let result = match shared.submissions.commit(Arc::clone(&submission)).await {
+            Ok(result) => result,
+            Err(GroupError::Full) => return Err(SubmitError::Overloaded),
+            Err(GroupError::Failed(error)) => return Err(SubmitError::Site(error)),
+            Err(GroupError::Abandoned) => return Err(SiteError::Stopped.into()),
+        };
+        let stored = match result {
+            SubmitResult::Stored(stored) => stored,
+            SubmitResult::UnknownLead => return Err(SubmitError::UnknownLead),
+            SubmitResult::Known(known) => return known_already(shared, sender, &message, &submission, &known).await,
+            SubmitResult::NotStored => match store(shared, &submission).await? {
+                Some(stored) => stored,
+                None => continue,
+            },
+        };
+        failpoint::reach(failpoint::name::SEND_AFTER_PENDING);
+        metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Pending.as_str());
+        let row = MessageRow::submitted(&submission, &stored, message.phone_number_id.clone());
+        let waiting = register(shared, stored.id);
+        sender.stored(&stored);
+        return Ok(Submitted {
+            id: stored.id,
+            phone_number_id: message.phone_number_id,
+            fresh: Some(Box::new(row)),
+            send_within: stored.send_within,
+            waiting,
+        });
     }
     // Taken but not found, three times: something deletes the rows as fast as they are inserted.
-    Err(SubmitError::Site(SiteError::Vanished("whatsapp_messages")))
+    Err(SiteError::Vanished("whatsapp_messages").into())
+}
+
+fn register(shared: &Shared, id: Uuid) -> (Ticket, Changed) {
+    let ticket = shared.waiters.register(id);
+    let changed = ticket.changed();
+    (ticket, changed)
+}
+
+fn submission(message: &NewMessage, account_id: Uuid) -> Submission {
+    let outbound = &message.outbound;
+    let addressee = match (message.lead_id, &outbound.contact) {
+        (Some(lead_id), _) => Addressee::Lead(lead_id),
+        (None, Some(contact)) => Addressee::Person(contact.clone()),
+        (None, None) => Addressee::Group(outbound.recipient.clone()),
+    };
+    Submission {
+        // Time-ordered: the index grows at its end, and messages of one process with equal `created_at` keep their order.
+        id: Uuid::now_v7(),
+        account_id,
+        addressee,
+        kind: outbound.kind.clone(),
+        body: outbound.text.as_deref().map(storable),
+        request: message.request.clone(),
+        recipient: outbound.recipient.clone(),
+        context: outbound.context.clone(),
+        client_name: message.client_name.clone(),
+        client_id: message.client_id.clone(),
+        request_sha256: fingerprint(message),
+        client_opaque: outbound.client_opaque.as_deref().map(storable),
+        send_within: message.send_within.map(|each| SendWithin {
+            each,
+            at_most: each.max(LONGEST_WAIT),
+        }),
+        api_version: message.api_version.clone(),
+    }
 }
 
 /// A hash of everything that decides what is sent, from which number, and for which lead. A client id stands for one
@@ -113,70 +193,51 @@ fn fingerprint(message: &NewMessage) -> String {
 /// its client stopped waiting, makes it due again.
 async fn known_already(
     shared: &Shared,
+    sender: &Sender,
     message: &NewMessage,
-    fingerprint: &str,
+    submission: &Submission,
     known: &Known,
 ) -> Result<Submitted, SubmitError> {
-    if known.request_sha256.as_deref() != Some(fingerprint) {
+    if known.request_sha256.as_ref() != Some(&submission.request_sha256) {
         return Err(SubmitError::ClientIdReused { id: known.id });
     }
+    let waiting = register(shared, known.id);
     if known.status == MessageStatus::Cancelled
         && known.error_class.as_deref() == Some(ProblemClass::WaitElapsed.as_str())
     {
         // Changes nothing if another request of the same client has revived it in the meantime.
         messages::revive(&shared.pool, known.id, message.send_within).await?;
+        sender.queue().ask_for_scan();
     }
+    sender.wake.notify_one();
     Ok(Submitted {
         id: known.id,
-        duplicate: true,
+        phone_number_id: message.phone_number_id.clone(),
+        fresh: None,
+        send_within: message.send_within,
+        waiting,
     })
 }
 
-/// Commits the row and returns its id. `None`: the client id was taken in the meantime, and nothing is stored.
-async fn store(
-    shared: &Shared,
-    account_id: Uuid,
-    message: &NewMessage,
-    fingerprint: &str,
-) -> Result<Option<Uuid>, SubmitError> {
-    let outbound = &message.outbound;
+/// Commits one row, step by step: for the rare cases that the statement for many leaves out. `None`: the client id was taken
+/// in the meantime, and nothing is stored.
+async fn store(shared: &Shared, submission: &Submission) -> Result<Option<StoredMessage>, SubmitError> {
     let mut transaction = shared.pool.begin().await?;
-    let link = match (message.lead_id, &outbound.contact) {
-        (Some(lead_id), _) => conversations::with_lead(&mut transaction, account_id, lead_id)
+    let account_id = submission.account_id;
+    let link = match &submission.addressee {
+        Addressee::Lead(lead_id) => conversations::with_lead(&mut transaction, account_id, *lead_id)
             .await?
             .ok_or(SubmitError::UnknownLead)?,
-        (None, Some(contact)) => conversations::link(&mut transaction, account_id, contact).await?,
-        (None, None) => conversations::link_group(&mut transaction, account_id, &outbound.recipient).await?,
+        Addressee::Person(contact) => conversations::link(&mut transaction, account_id, contact).await?,
+        Addressee::Group(group_id) => conversations::link_group(&mut transaction, account_id, group_id).await?,
     };
-    // Time-ordered: the index grows at its end, and messages of one process with equal `created_at` keep their order.
-    let id = Uuid::now_v7();
-    let inserted = messages::insert(
-        &mut transaction,
-        &messages::PendingMessage {
-            id,
-            account_id,
-            conversation_id: link.conversation_id,
-            lead_id: link.lead_id,
-            kind: &outbound.kind,
-            body: outbound.text.as_deref().map(storable).as_deref(),
-            request: &message.request,
-            recipient: &outbound.recipient,
-            context: outbound.context.as_ref(),
-            client_name: &message.client_name,
-            client_id: message.client_id.as_deref(),
-            request_sha256: fingerprint,
-            client_opaque: outbound.client_opaque.as_deref().map(storable).as_deref(),
-            send_within: message.send_within,
-            api_version: message.api_version.as_ref(),
-        },
-    )
-    .await?;
-    if !inserted {
+    // Before the message: see `site_db::locks` for the order.
+    conversations::touch_outbound(&mut transaction, link.conversation_id).await?;
+    let Some(stored) = messages::insert(&mut transaction, submission, link).await? else {
         // Also removes a lead or conversation that was inserted for this message.
         transaction.rollback().await?;
         return Ok(None);
-    }
-    conversations::touch_outbound(&mut transaction, link.conversation_id).await?;
+    };
     transaction.commit().await?;
-    Ok(Some(id))
+    Ok(Some(stored))
 }

@@ -1,13 +1,16 @@
 //! Waiting for a message: until it is settled, or until its client's patience ends and it is cancelled.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::shared::Shared;
+use super::shared::{Hold, Shared};
+use super::submit::Submitted;
 use crate::metrics;
-use crate::provider::Direction;
+use crate::provider::{Direction, ErrorClass};
 use crate::retry::Disposition;
 use crate::site_db::messages::{self, MessageRow};
 use crate::site_db::{MessageStatus, SiteError};
@@ -23,22 +26,58 @@ pub enum Delivered {
     Known(Box<MessageRow>),
     /// It was not sent in time and is cancelled: it will never be sent.
     Cancelled(Box<MessageRow>),
+    /// Its number is held, so it was cancelled at once: it will never be sent.
+    Held(Box<MessageRow>, Hold),
+}
+
+/// What a client waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// The message is settled.
+    Settled,
+    /// The same; or its number is held, and no probe of it is due.
+    SettledOrHeld,
 }
 
 impl Shared {
     /// See [`Outbox::wait`](super::Outbox::wait).
-    pub(super) async fn wait(&self, id: Uuid, patience: Duration) -> Result<Option<MessageRow>, SiteError> {
+    pub(super) async fn wait(
+        &self,
+        submitted: Submitted,
+        patience: Duration,
+    ) -> Result<Option<MessageRow>, Arc<SiteError>> {
+        let hold = self.hold_of(&submitted);
+        self.wait_until(submitted, patience, Until::Settled, hold).await
+    }
+
+    fn hold_of(&self, submitted: &Submitted) -> Option<watch::Receiver<Option<Hold>>> {
+        let sender = self.senders.get(&submitted.phone_number_id)?;
+        Some(sender.hold())
+    }
+
+    async fn wait_until(
+        &self,
+        submitted: Submitted,
+        patience: Duration,
+        until: Until,
+        mut hold: Option<watch::Receiver<Option<Hold>>>,
+    ) -> Result<Option<MessageRow>, Arc<SiteError>> {
         let deadline = Instant::now() + patience;
-        let ticket = self.waiters.register(id);
+        let id = submitted.id;
+        // Registered before the message could be sent, so that no outcome is missed.
+        let (ticket, mut changed) = submitted.waiting;
+        let mut known = submitted.fresh.map(|row| *row);
         loop {
-            // Registered before the query, so that an outcome committed between the two is not missed.
-            let changed = ticket.changed();
-            let found = messages::find(&self.pool, id).await;
+            let found = match known.take() {
+                Some(row) => Ok(Some(row)),
+                None => self.find(id).await,
+            };
             let stopping = self.stop.is_cancelled();
             match &found {
                 Ok(None) => return found,
                 Ok(Some(message)) if message.status.is_settled() => return found,
                 Ok(Some(message)) if stopping && message.status == MessageStatus::Pending => return found,
+                Ok(Some(message)) if until == Until::SettledOrHeld && is_held(message, &hold) => return found,
                 Ok(Some(_)) => {}
                 Err(error) if error.disposition() != Disposition::Transient => return found,
                 Err(_) => {}
@@ -49,15 +88,23 @@ impl Shared {
             // If another process sends it, or a status webhook settles it, nothing here is notified: query now and then.
             tokio::select! {
                 () = changed => {}
+                () = hold_changes(&mut hold) => {}
                 () = tokio::time::sleep(QUERY_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
                 () = self.stop.cancelled(), if !stopping => {}
             }
+            // Registered before the query, so that an outcome committed between the two is not missed.
+            changed = ticket.changed();
         }
     }
 
-    pub(super) async fn wait_or_cancel(&self, id: Uuid, patience: Duration) -> Result<Option<Delivered>, SiteError> {
-        let Some(message) = self.wait(id, patience).await? else {
+    pub(super) async fn wait_or_cancel(&self, submitted: Submitted) -> Result<Option<Delivered>, Arc<SiteError>> {
+        let (id, hold) = (submitted.id, self.hold_of(&submitted));
+        let patience = submitted.send_within.unwrap_or_default();
+        let waited = self
+            .wait_until(submitted, patience, Until::SettledOrHeld, hold.clone())
+            .await?;
+        let Some(message) = waited else {
             return Ok(None);
         };
         if message.status == MessageStatus::Cancelled {
@@ -72,8 +119,8 @@ impl Shared {
             if messages::cancel_waiting(&self.pool, id).await? {
                 metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Cancelled.as_str());
                 self.waiters.committed(id);
-                let message = messages::find(&self.pool, id).await?;
-                return Ok(message.map(|message| Delivered::Cancelled(Box::new(message))));
+                let message = self.find(id).await?;
+                return Ok(message.map(|message| cancelled(message, hold)));
             }
             let left = last.saturating_duration_since(Instant::now());
             let Some(message) = self.wait_while_sending(id, left).await? else {
@@ -88,12 +135,12 @@ impl Shared {
     }
 
     /// Waits until the message is anything but `sending`.
-    async fn wait_while_sending(&self, id: Uuid, patience: Duration) -> Result<Option<MessageRow>, SiteError> {
+    async fn wait_while_sending(&self, id: Uuid, patience: Duration) -> Result<Option<MessageRow>, Arc<SiteError>> {
         let deadline = Instant::now() + patience;
         let ticket = self.waiters.register(id);
         loop {
             let changed = ticket.changed();
-            let found = messages::find(&self.pool, id).await?;
+            let found = self.find(id).await?;
             let sending = found
                 .as_ref()
                 .is_some_and(|message| message.status == MessageStatus::Sending);
@@ -106,5 +153,35 @@ impl Shared {
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }
+    }
+}
+
+/// Whether the message waits for a held number, and is not needed to test it: the provider has refused it, or the number is
+/// held and no probe is due.
+fn is_held(message: &MessageRow, hold: &Option<watch::Receiver<Option<Hold>>>) -> bool {
+    let refused = message.error_class.as_deref() == Some(ErrorClass::Account.as_str());
+    let held = || {
+        hold.as_ref()
+            .is_some_and(|hold| hold.borrow().as_ref().is_some_and(|hold| !hold.probe_due))
+    };
+    message.status == MessageStatus::Pending && (refused || held())
+}
+
+/// Ends when the number is held or released, or a probe is due or refused.
+async fn hold_changes(hold: &mut Option<watch::Receiver<Option<Hold>>>) {
+    let changed = match hold {
+        Some(hold) => hold.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending().await
+    }
+}
+
+fn cancelled(message: MessageRow, hold: Option<watch::Receiver<Option<Hold>>>) -> Delivered {
+    let message = Box::new(message);
+    match hold.and_then(|hold| hold.borrow().clone()) {
+        Some(hold) => Delivered::Held(message, hold),
+        None => Delivered::Cancelled(message),
     }
 }

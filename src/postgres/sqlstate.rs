@@ -9,6 +9,8 @@ use crate::retry::Disposition;
 
 /// A statement that writes, in a database or a session that takes no writes.
 pub const READ_ONLY: &str = "25006";
+/// Postgres ended one of the transactions that waited for each other in a circle: nothing of it is stored.
+pub const DEADLOCK: &str = "40P01";
 
 /// What a SQLSTATE means for the statement's work.
 #[must_use]

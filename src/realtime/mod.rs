@@ -22,4 +22,4 @@
 pub mod other_processes;
 mod waiters;
 
-pub use waiters::{Ticket, Waiters};
+pub use waiters::{Changed, Ticket, Waiters};

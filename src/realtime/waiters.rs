@@ -1,10 +1,11 @@
 //! The messages that requests of this process wait for, and waking these requests after a commit.
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use uuid::Uuid;
 
 /// By message: how many requests wait, and what wakes them.
@@ -21,6 +22,9 @@ pub struct Ticket {
     notify: Arc<Notify>,
     all: Arc<Mutex<All>>,
 }
+
+/// Ends when the message was changed.
+pub type Changed = Pin<Box<OwnedNotified>>;
 
 impl Waiters {
     /// Registers one more waiter of a message.
@@ -54,7 +58,8 @@ impl Waiters {
 
 impl Ticket {
     /// Ends when [`Waiters::committed`] is called after this call, whether or not it is polled already.
-    pub fn changed(&self) -> impl Future<Output = ()> + use<> {
+    #[must_use]
+    pub fn changed(&self) -> Changed {
         let mut changed = Box::pin(Arc::clone(&self.notify).notified_owned());
         changed.as_mut().enable();
         changed

@@ -46,14 +46,20 @@ pub struct Registered {
 pub struct Gate {
     /// Held: nothing is sent but a probe now and then.
     pub status: AccountStatus,
-    /// Held, and a probe is due.
-    pub probe_due: bool,
+    /// Held: the next probe is due in this many seconds; 0 or less: now.
+    pub probe_seconds: f64,
     /// Throttled for this many more seconds; 0 or less: not throttled.
     pub throttled_seconds: f64,
+    /// A message is due; perhaps behind another one of its conversation.
+    pub is_waiting: bool,
+    /// Held: Meta's error code.
+    pub hold_code: Option<i32>,
+    /// Held: Meta's error message.
+    pub hold_reason: Option<String>,
 }
 
 /// How far a throttle reaches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ThrottleReach {
     /// The number alone.
     Number,
@@ -109,12 +115,14 @@ pub struct LastRealMessage {
 
 /// A statement that ends the hold of the number that the condition `held` selects, and makes its waiting messages due.
 fn release_where(held: &str) -> String {
+    let (waiting, made_due) = messages::made_due_by_release(&format!(
+        "SELECT id FROM public.whatsapp_accounts WHERE status = 'held' AND {held}"
+    ));
     format!(
-        "WITH released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL, \
-           held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
-           WHERE status = 'held' AND {held} RETURNING id), {} \
-         SELECT id FROM released",
-        messages::make_released_due()
+        "WITH {waiting}, released AS (UPDATE public.whatsapp_accounts SET status = 'active', hold_code = NULL, \
+           hold_reason = NULL, held_at = NULL, probe_at = NULL, held_token_sha256 = NULL, updated_at = now() \
+           WHERE (SELECT count(*) FROM waiting) >= 0 AND status = 'held' AND {held} RETURNING id), {made_due} \
+         SELECT id FROM released"
     )
 }
 
@@ -205,8 +213,10 @@ pub async fn find_or_make(tx: &mut Transaction<'_>, seen: &Seen<'_>) -> Result<U
 /// See [`SiteError`].
 pub async fn gate(pool: &Pool, account_id: Uuid) -> Result<Gate, SiteError> {
     Ok(sqlx::query_as(
-        "SELECT status, status = 'held' AND coalesce(probe_at <= now(), true) AS probe_due, \
-         coalesce(extract(epoch FROM throttled_until - now()), 0)::float8 AS throttled_seconds \
+        "SELECT status, coalesce(extract(epoch FROM probe_at - now()), 0)::float8 AS probe_seconds, \
+         coalesce(extract(epoch FROM throttled_until - now()), 0)::float8 AS throttled_seconds, hold_code, hold_reason, \
+         EXISTS (SELECT FROM public.whatsapp_messages WHERE account_id = $1 AND status = 'pending' \
+           AND coalesce(next_attempt_at <= now(), true) AND coalesce(send_by > now(), true)) AS is_waiting \
          FROM public.whatsapp_accounts WHERE id = $1",
     )
     .bind(account_id)
@@ -391,7 +401,7 @@ mod tests {
     fn a_release_makes_due_what_the_hold_kept_waiting_in_the_same_statement() {
         let release = RELEASE.as_str();
         assert!(
-            release.contains("WHERE status = 'held' AND id = $1 RETURNING id), moved AS (UPDATE"),
+            release.contains("AND status = 'held' AND id = $1 RETURNING id), moved AS (UPDATE"),
             "{release}"
         );
         assert!(release.ends_with("SELECT id FROM released"), "{release}");

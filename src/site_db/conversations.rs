@@ -140,6 +140,31 @@ async fn of_leads(tx: &mut Transaction<'_>, pairs: &[(Uuid, Uuid)]) -> Result<Ha
     Ok(known)
 }
 
+/// Members of the `WITH` that stores submissions: `of_conversation` says for each row of `fresh` its lead and its
+/// conversation (`input_id`, `lead_id`, `conversation_id`), which is made where it is missing. The conversations' times are
+/// those of the statement. Rows are left out whose conversation another transaction is inserting.
+///
+/// New ones are inserted before the others are locked, as everywhere: see [`locks`](super::locks).
+pub(super) fn of_submissions() -> String {
+    "addressed AS MATERIALIZED (SELECT l.input_id, i.account_id, l.lead_id, c.id AS conversation_id \
+       FROM of_lead l JOIN fresh i ON i.id = l.input_id LEFT JOIN LATERAL ( \
+         SELECT c.id FROM public.conversations c WHERE c.account_id = i.account_id AND c.lead_id = l.lead_id LIMIT 1) c ON true), \
+     made_conversations AS (INSERT INTO public.conversations (account_id, lead_id, last_outbound_at, last_message_at) \
+       SELECT DISTINCT a.account_id, a.lead_id, now(), now() FROM addressed a WHERE a.conversation_id IS NULL \
+       ORDER BY a.account_id, a.lead_id \
+       ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING id, account_id, lead_id), \
+     held_conversations AS MATERIALIZED (SELECT c.id FROM public.conversations c, (SELECT count(*) FROM made_conversations) AS made \
+       WHERE made.count >= 0 AND c.id = ANY (ARRAY(SELECT a.conversation_id FROM addressed a)) \
+       ORDER BY c.id FOR NO KEY UPDATE OF c), \
+     touched AS (UPDATE public.conversations c SET last_outbound_at = now(), last_message_at = now(), updated_at = now() \
+       WHERE c.id = ANY (ARRAY(SELECT h.id FROM held_conversations h))), \
+     of_conversation AS MATERIALIZED (SELECT a.input_id, a.lead_id, a.conversation_id FROM addressed a \
+         JOIN held_conversations h ON h.id = a.conversation_id \
+       UNION ALL SELECT a.input_id, a.lead_id, m.id FROM addressed a \
+         JOIN made_conversations m ON m.account_id = a.account_id AND m.lead_id = a.lead_id WHERE a.conversation_id IS NULL)"
+        .to_owned()
+}
+
 /// Updates a conversation's times after a client's message was stored in it.
 ///
 /// # Errors

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::postgres::disposition;
 use crate::postgres::error::POOLER_HINT;
+use crate::postgres::{DEADLOCK, disposition};
 use crate::retry::Disposition;
 
 /// A statement on the Site DB did not succeed.
@@ -76,6 +76,13 @@ impl SiteError {
             Self::Shape(_) | Self::Vanished(_) | Self::Pooled => Disposition::Systemic,
             Self::Value(_) | Self::Anonymous => Disposition::Row,
         }
+    }
+
+    /// Whether the transaction was ended because it waited for others in a circle: nothing is stored, and it may be tried again
+    /// at once.
+    #[must_use]
+    pub fn is_deadlock(&self) -> bool {
+        self.sqlstate() == DEADLOCK
     }
 
     /// The SQLSTATE, where Postgres answered.

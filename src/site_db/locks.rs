@@ -7,6 +7,18 @@
 //!
 //! The locks of one call are taken in the order of their keys, so two calls never wait for each other in a circle. A
 //! transaction that needs several takes them in one call, before it touches a row.
+//!
+//! **One order for everything that is locked**, so that no two transactions of ours wait for each other in a circle
+//! (SQLSTATE 40P01), and within a table the order of the ids:
+//!
+//! 1. these locks;
+//! 2. rows of `leads`, new and old;
+//! 3. new rows of `conversations`, by number and lead;
+//! 4. for what clients submit: rows of `conversations`, then new messages by client id, and nothing more;
+//! 5. for what the provider says: rows of `whatsapp_messages`, then of `whatsapp_accounts`, then of `conversations`.
+//!
+//! Claims wait for nobody. A row that refers to another locks that one too (`FOR KEY SHARE`), which waits only where a column of
+//! its unique indexes is being changed: a lead's number or user id, a message's wamid.
 
 use super::{SiteError, Transaction};
 use crate::provider::{ContactIdentity, Wamid};
@@ -43,6 +55,18 @@ pub async fn lock_all<'a>(
     }
     keys.extend(groups.into_iter().map(group_key));
     lock_keys(tx, &keys).await
+}
+
+/// A query for a `WITH` that locks the people of `rows`, by the two columns with their ids, as [`lock`] does. Its one row
+/// counts the keys: who must hold the locks first reads it.
+pub(super) fn lock_missing(rows: &str, user_id: &str, wa_id: &str) -> String {
+    // `count` of the function's result, so that the planner cannot leave the call out.
+    format!(
+        "SELECT count(pg_advisory_xact_lock(key)::text) AS keys FROM ( \
+           SELECT DISTINCT hashtextextended('lead:' || name, 0) AS key \
+           FROM {rows} AS r CROSS JOIN LATERAL unnest(ARRAY[r.{user_id}, r.{wa_id}]) AS name \
+           WHERE name IS NOT NULL ORDER BY key) AS keys"
+    )
 }
 
 /// The key of a group's lead.

@@ -18,6 +18,7 @@
 //! | [`locks`] | advisory locks on things that have no row yet |
 //! | `schema` | checks that all these tables are there |
 //! | `pool` | [`Pool`] and [`Transaction`] |
+//! | `connect` | which statements are prepared on new connections |
 //! | `column` | our enums and ids as `text` columns |
 //! | `error` | [`SiteError`] |
 //!
@@ -27,6 +28,7 @@
 
 pub mod accounts;
 mod column;
+mod connect;
 pub mod conversations;
 mod error;
 pub mod leads;

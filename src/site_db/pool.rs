@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{Acquire, AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres};
+use sqlx::{Acquire, AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres, SqlSafeStr};
 use tokio_util::sync::CancellationToken;
 
 use super::SiteError;
@@ -66,9 +66,9 @@ async fn shares_sessions(url: Arc<DatabaseUrl>) -> bool {
 }
 
 impl Pool {
-    /// A pool that connects at its first use, so that the server starts even if the Site DB is down.
-    #[must_use]
-    pub fn connect(site: &Site) -> Self {
+    /// A pool that connects at its first use, so that the server starts even if the Site DB is down. `prepared` are statements
+    /// that are prepared on each new connection.
+    pub(super) fn connect_with(site: &Site, prepared: fn() -> [&'static str; 3]) -> Self {
         let url = Arc::new(site.url.clone());
         let shared = SharedSessions::new();
         let found = shared.clone();
@@ -98,6 +98,10 @@ impl Pool {
                     }
                     connection.execute(AssertSqlSafe(pin_values())).await?;
                     connection.execute(SESSION).await?;
+                    for statement in prepared() {
+                        // Fails while the schema is not migrated: then the statement's own use says so.
+                        let _ = connection.prepare(statement.into_sql_str()).await;
+                    }
                     Ok(())
                 })
             })

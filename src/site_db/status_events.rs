@@ -8,7 +8,7 @@
 //!
 //! How reports change the message's row: see [`messages`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::FromRow;
 use sqlx::types::Json;
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::locks::lock;
 use super::messages::{
-    self, Locked, LockedReport, MessageStatus, News, Problem, ProblemClass, ReportKey, ReportedStep,
+    self, Locked, LockedReport, MessageStatus, News, Problem, ProblemClass, ReportKey, ReportedStep, Taken,
 };
 use super::{SiteError, Transaction};
 use crate::provider::callback::class_of_stored_code;
@@ -188,6 +188,8 @@ async fn insert(
 /// What Meta's answer to a send says.
 #[derive(Debug, Clone, Copy)]
 pub struct Acceptance<'a> {
+    /// The message that was sent.
+    pub message_id: Uuid,
     /// Meta's id of the message; `None` for the impossible case that another message has it already.
     pub wamid: Option<&'a Wamid>,
     /// Whether Meta delivers it now.
@@ -196,30 +198,46 @@ pub struct Acceptance<'a> {
     pub response: Option<&'a Response>,
 }
 
-/// Writes to a message's row that Meta accepted it: stores the wamid, raises the status (never lowers it: a report may
-/// have been faster than the answer), and adopts the orphans with this wamid. Returns the message's new status, if it
-/// changed.
+/// Writes to the messages' rows that Meta accepted them: stores the wamids, raises the statuses (never lowers one: a report
+/// may have been faster than the answer), and adopts the orphans with these wamids. Returns the new status of each message
+/// that has another one now.
 ///
-/// To be called in the transaction that writes the rest of the outcome, before anything else in it.
+/// To be called in the transaction that writes the rest of the outcomes, before anything else in it.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn accept(
     tx: &mut Transaction<'_>,
-    message_id: Uuid,
-    acceptance: &Acceptance<'_>,
-) -> Result<Option<MessageStatus>, SiteError> {
-    let mut steps = vec![ReportedStep::accepted(acceptance.status, OffsetDateTime::now_utc())];
-    if let Some(wamid) = acceptance.wamid {
-        lock(tx, [wamid], []).await?;
-    }
-    let Some(locked) = messages::lock_row(tx, message_id).await? else {
-        return Ok(None);
+    acceptances: &[Acceptance<'_>],
+) -> Result<HashMap<Uuid, MessageStatus>, SiteError> {
+    lock(tx, acceptances.iter().filter_map(|one| one.wamid), []).await?;
+    let ids: Vec<Uuid> = acceptances.iter().map(|one| one.message_id).collect();
+    let locked = messages::lock_rows(tx, &ids).await?;
+    let known: Vec<_> = acceptances
+        .iter()
+        .filter_map(|one| Some((one.message_id, one.wamid?)))
+        .collect();
+    let mut adopted = adopt(tx, &known).await?;
+    let by_id: HashMap<Uuid, &Acceptance<'_>> = acceptances.iter().map(|one| (one.message_id, one)).collect();
+    let answered = OffsetDateTime::now_utc();
+    let taken = |locked: Locked| {
+        let acceptance = by_id.get(&locked.id())?;
+        let mut steps = vec![ReportedStep::accepted(acceptance.status, answered)];
+        steps.extend(adopted.remove(&locked.id()).unwrap_or_default());
+        Some(Taken {
+            locked,
+            wamid: acceptance.wamid,
+            steps,
+            response: acceptance.response,
+        })
     };
-    if let Some(wamid) = acceptance.wamid {
-        steps.extend(adopt(tx, message_id, wamid).await?);
-    }
-    messages::accepted(tx, &locked, acceptance.wamid, &steps, acceptance.response).await
+    let taken: Vec<Taken<'_>> = locked.into_values().filter_map(taken).collect();
+    let shown = messages::accepted(tx, &taken).await?;
+    Ok(taken
+        .iter()
+        .zip(shown)
+        .filter_map(|(taken, shown)| Some((taken.locked.id(), shown?)))
+        .collect())
 }
 
 /// Applies the reports that came before the message's wamid was known. Returns the message's new status, if it changed.
@@ -232,36 +250,47 @@ pub async fn adopt_orphans(
     wamid: &Wamid,
 ) -> Result<Option<MessageStatus>, SiteError> {
     lock(tx, [wamid], []).await?;
-    let steps = adopt(tx, message_id, wamid).await?;
+    let steps = adopt(tx, &[(message_id, wamid)])
+        .await?
+        .remove(&message_id)
+        .unwrap_or_default();
     messages::apply_steps(tx, message_id, wamid, &steps, News::Told).await
 }
 
-/// Assigns the orphans with this wamid to the message, and returns the steps that they report.
-async fn adopt(tx: &mut Transaction<'_>, message_id: Uuid, wamid: &Wamid) -> Result<Vec<ReportedStep>, SiteError> {
+/// Assigns the orphans with these wamids to the messages, and returns the steps that they report, by message.
+async fn adopt(
+    tx: &mut Transaction<'_>,
+    messages: &[(Uuid, &Wamid)],
+) -> Result<HashMap<Uuid, Vec<ReportedStep>>, SiteError> {
     #[derive(FromRow)]
     struct Orphan {
+        message_id: Uuid,
         status: ReportedStatus,
         provider_at: OffsetDateTime,
         error_code: Option<i32>,
         error_message: Option<String>,
     }
+    let (ids, wamids): (Vec<Uuid>, Vec<&str>) = messages.iter().map(|(id, wamid)| (*id, wamid.as_str())).unzip();
+    // The array of wamids once more, so that the orphans are found by their index.
     let orphans: Vec<Orphan> = sqlx::query_as(
-        "UPDATE public.message_status_events SET message_id = $1
-          WHERE wamid = $2 AND message_id IS NULL
-            AND account_id = (SELECT account_id FROM public.whatsapp_messages WHERE id = $1)
-         RETURNING status, provider_at, error_code, error_message",
+        "UPDATE public.message_status_events AS e SET message_id = m.id
+           FROM unnest($1::uuid[], $2::text[]) AS k(id, wamid) JOIN public.whatsapp_messages m ON m.id = k.id
+          WHERE e.wamid = ANY ($2) AND e.wamid = k.wamid AND e.message_id IS NULL AND e.account_id = m.account_id
+         RETURNING m.id AS message_id, e.status, e.provider_at, e.error_code, e.error_message",
     )
-    .bind(message_id)
-    .bind(wamid)
+    .bind(ids)
+    .bind(wamids)
     .fetch_all(tx.connection())
     .await?;
-    let step = |orphan: Orphan| {
+    let mut steps: HashMap<Uuid, Vec<ReportedStep>> = HashMap::new();
+    for orphan in orphans {
         let problem = orphan.error_code.map(|code| Problem {
             code: Some(code),
             class: ProblemClass::Refused(class_of_stored_code(code)),
             message: orphan.error_message.unwrap_or_default(),
         });
-        ReportedStep::of(&orphan.status, orphan.provider_at, problem)
-    };
-    Ok(orphans.into_iter().map(step).collect())
+        let step = ReportedStep::of(&orphan.status, orphan.provider_at, problem);
+        steps.entry(orphan.message_id).or_default().push(step);
+    }
+    Ok(steps)
 }

@@ -1,5 +1,6 @@
 //! `POST /v1/messages`: reads a request, stores the message, and waits for it if the caller asks for that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -62,12 +63,7 @@ async fn take(state: &State, client: &str, request: SendRequest) -> Result<Respo
     let body = Bytes::from(graph_body(&request, recipient).to_string());
     let outbound = outbound(&body, &request.content.kind).map_err(RequestError::into_response)?;
     let Ok(_place) = state.waiting_sends.try_acquire() else {
-        return Err(answer::plain_error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "overloaded",
-            "too many requests wait; nothing was stored or sent; try again",
-            None,
-        ));
+        return Err(overloaded());
     };
     let submitted = state
         .outbox
@@ -119,9 +115,19 @@ fn outbound(body: &[u8], kind: &str) -> Result<Outbound, RequestError> {
     }
 }
 
+fn overloaded() -> Response {
+    answer::plain_error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "overloaded",
+        "too many requests wait; nothing was stored or sent; try again",
+        None,
+    )
+}
+
 fn not_submitted(error: &SubmitError) -> Response {
     match error {
         SubmitError::Site(error) => answer::plain_unavailable(error),
+        SubmitError::Overloaded => overloaded(),
         SubmitError::UnknownNumber => RequestError::field("phone_number_id", error.to_string()).into_response(),
         SubmitError::UnknownLead => RequestError::field("lead_id", "there is no such lead").into_response(),
         SubmitError::ClientIdReused { id } => answer::about(
@@ -137,14 +143,16 @@ fn not_submitted(error: &SubmitError) -> Response {
 }
 
 /// The message's current state, after the wait that the caller asked for.
-async fn taken(state: &State, submitted: Submitted, wait: Option<Duration>) -> Response {
-    let found = match wait {
-        Some(patience) => state.outbox.wait(submitted.id, patience).await,
-        None => messages::find(&state.pool, submitted.id).await,
+async fn taken(state: &State, mut submitted: Submitted, wait: Option<Duration>) -> Response {
+    let (id, duplicate) = (submitted.id, submitted.is_duplicate());
+    let found = match (wait, submitted.fresh.take_if(|_| wait.is_none())) {
+        (Some(patience), _) => state.outbox.wait(submitted, patience).await,
+        (None, Some(row)) => Ok(Some(*row)),
+        (None, None) => messages::find(&state.pool, id).await.map_err(Arc::new),
     };
     let Ok(Some(message)) = found else {
         // The message is committed and will be sent; only its state is not known now.
-        let shown = json!({"id": submitted.id, "status": "pending", "duplicate": submitted.duplicate});
+        let shown = json!({"id": id, "status": "pending", "duplicate": duplicate});
         return (StatusCode::ACCEPTED, Json(shown)).into_response();
     };
     let status = if message.status.is_settled() {
@@ -153,7 +161,7 @@ async fn taken(state: &State, submitted: Submitted, wait: Option<Duration>) -> R
         StatusCode::ACCEPTED
     };
     let mut shown = show::message(&message);
-    if submitted.duplicate {
+    if duplicate {
         shown["duplicate"] = json!(true);
     }
     (status, Json(shown)).into_response()

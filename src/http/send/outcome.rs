@@ -6,6 +6,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::http::answer;
+use crate::outbox::Hold;
 use crate::provider::cloud::GraphError;
 use crate::site_db::MessageStatus;
 use crate::site_db::messages::{MessageRow, ProblemClass};
@@ -85,11 +86,32 @@ pub(super) fn cancelled(message: &MessageRow) -> Response {
     answer::graph_error(StatusCode::SERVICE_UNAVAILABLE, &error)
 }
 
-/// The answer if it is not known whether the message was sent.
-pub(super) fn unknown(id: Uuid, why: &str) -> Response {
-    let error = GraphError::new(131_000, "Something went wrong").with_details(format!(
-        "It is not known whether the message {id} was sent: {why}. It is recorded and settled by its status webhook. Asking \
-         again with the same Idempotency-Key is safe; sending it anew may duplicate it."
+/// The answer for a message that will not be sent because its number is held: Meta's own answer to it if there is one, else
+/// the reason for which Meta refuses the number's messages, as Meta would say it.
+pub(super) fn held(message: &MessageRow, hold: &Hold) -> Response {
+    let refusal = |body: &&String| GraphError::from_body(body.as_bytes()).is_some();
+    if let (Some(status), Some(body)) = (message.response_status, message.response.as_ref().filter(refusal))
+        && let Ok(status) = u16::try_from(status)
+    {
+        return answer::passed(status, None, body.clone());
+    }
+    let error = GraphError::repeated(i64::from(hold.code), &hold.reason).with_details(format!(
+        "Meta refuses to send for this number. The message {} was not sent and will not be sent later",
+        message.id
     ));
-    answer::graph_error(StatusCode::GATEWAY_TIMEOUT, &error)
+    let status = match hold.code {
+        0 | 190 => StatusCode::UNAUTHORIZED,
+        10 | 200..=299 | 368 | 131_005 | 131_031 => StatusCode::FORBIDDEN,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    answer::graph_error(status, &error)
+}
+
+/// The answer if it is not known whether the message was sent. A status and a code that no client repeats by itself.
+pub(super) fn unknown(id: Uuid, why: &str) -> Response {
+    let error = GraphError::new(100, "Invalid parameter").with_details(format!(
+        "It is not known whether the message {id} was sent: {why}. It is recorded and settled by its status webhook. Do not send \
+         it anew: the same request gets this answer, or the message's own once it is known, and sends nothing for 15 minutes."
+    ));
+    answer::graph_error(StatusCode::CONFLICT, &error)
 }

@@ -4,12 +4,11 @@ use axum::body::Bytes;
 use axum::extract::{Path, Request as HttpRequest, State as Extract};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::Response;
-use uuid::Uuid;
 
 use super::outcome;
 use crate::http::state::State;
 use crate::http::{answer, auth, client_id, forward, limits};
-use crate::outbox::{Delivered, NewMessage, SubmitError};
+use crate::outbox::{Delivered, NewMessage, SubmitError, Submitted};
 use crate::provider::cloud::GraphError;
 use crate::provider::cloud::client::PassedCall;
 use crate::provider::cloud::send::{self, Request};
@@ -49,11 +48,7 @@ pub(super) async fn send(
         Err(error) => return bad_request(&error),
     };
     let Ok(_place) = state.waiting_sends.try_acquire() else {
-        return answer::graph_error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &GraphError::new(2, "Service temporarily unavailable")
-                .with_details("too many requests wait; nothing was stored or sent; try again"),
-        );
+        return overloaded();
     };
     let submitted = state
         .outbox
@@ -69,16 +64,18 @@ pub(super) async fn send(
         })
         .await;
     match submitted {
-        Ok(submitted) => answer::about(submitted.id, settled(&state, submitted.id).await),
+        Ok(submitted) => answer::about(submitted.id, settled(&state, submitted).await),
         Err(error) => not_submitted(&error),
     }
 }
 
 /// Waits for the message, and answers as Meta would.
-async fn settled(state: &State, id: Uuid) -> Response {
-    match state.outbox.wait_or_cancel(id, state.settings.send_wait).await {
+async fn settled(state: &State, submitted: Submitted) -> Response {
+    let id = submitted.id;
+    match state.outbox.wait_or_cancel(submitted).await {
         Ok(Some(Delivered::Known(message))) => outcome::known(&message),
         Ok(Some(Delivered::Cancelled(message))) => outcome::cancelled(&message),
+        Ok(Some(Delivered::Held(message, hold))) => outcome::held(&message, &hold),
         Ok(None) => outcome::unknown(id, "its row was deleted"),
         Err(error) => {
             answer::log_unavailable(&error);
@@ -95,11 +92,20 @@ fn not_submitted(error: &SubmitError) -> Response {
             answer::about(*id, answer::graph_error(StatusCode::CONFLICT, &error))
         }
         SubmitError::Site(error) => answer::graph_unavailable(error),
+        SubmitError::Overloaded => overloaded(),
         // Neither can happen: the number was checked, and no lead was named.
         SubmitError::UnknownNumber | SubmitError::UnknownLead => {
             bad_request(&GraphError::new(100, "Invalid parameter").with_details(error.to_string()))
         }
     }
+}
+
+fn overloaded() -> Response {
+    answer::graph_error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &GraphError::new(2, "Service temporarily unavailable")
+            .with_details("too many requests wait; nothing was stored or sent; try again"),
+    )
 }
 
 fn unknown_number() -> Response {

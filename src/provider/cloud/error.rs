@@ -87,6 +87,16 @@ impl GraphError {
         }
     }
 
+    /// An error that Meta gave before, by its code and message.
+    #[must_use]
+    pub fn repeated(code: i64, message: &str) -> Self {
+        Self {
+            raw: json!({"message": message, "type": "OAuthException", "code": code}),
+            message: message.to_owned(),
+            ..Self::new(code, message)
+        }
+    }
+
     /// The same with `error_data.details`.
     #[must_use]
     pub fn with_details(mut self, details: impl Into<String>) -> Self {

@@ -18,7 +18,7 @@ use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::locks::{group_key, lock, lock_keys};
+use super::locks::{group_key, lock, lock_keys, lock_missing};
 use super::{Pool, SiteError, Transaction};
 use crate::provider::{ContactIdentity, UserId, WaId};
 
@@ -103,7 +103,7 @@ pub async fn find_or_make(tx: &mut Transaction<'_>, contact: &ContactIdentity) -
 /// # Errors
 /// See [`SiteError`].
 pub(super) async fn find_or_make_group(tx: &mut Transaction<'_>, group_id: &str) -> Result<Uuid, SiteError> {
-    let phone = format!("group:{group_id}");
+    let phone = group_phone(group_id);
     lock_keys(tx, &[group_key(group_id)]).await?;
     let found: Option<Uuid> =
         sqlx::query_scalar("SELECT id FROM public.leads WHERE phone = $1 ORDER BY created_at, id LIMIT 1")
@@ -119,6 +119,46 @@ pub(super) async fn find_or_make_group(tx: &mut Transaction<'_>, group_id: &str)
                 .await?,
         ),
     }
+}
+
+/// What stands in `phone` for a group.
+pub(super) fn group_phone(group_id: &str) -> String {
+    format!("group:{group_id}")
+}
+
+/// Members of the `WITH` that stores submissions: `found` and `of_lead` say which lead each row of `fresh` is for
+/// (`input_id`, `lead_id`). A person without a lead gets one; the person is locked while it is inserted. Rows are left out
+/// whose lead lacks an id of theirs (`learns`), whose group has no lead, or whose lead is being inserted by another
+/// transaction.
+///
+/// The leads that are there are locked in the order of their ids, before any conversation: a new message refers to its
+/// lead, and waits if the lead's number is being changed.
+pub(super) fn of_submissions() -> String {
+    let locked = lock_missing("missing", "user_id", "wa_id");
+    format!(
+        "found AS MATERIALIZED (SELECT i.id AS input_id, l.* FROM fresh i CROSS JOIN LATERAL ( \
+           SELECT c.id AS lead_id, i.lead_id IS NULL AND ((c.wa_id IS NULL AND i.wa_id IS NOT NULL) \
+               OR (c.user_id IS NULL AND i.user_id IS NOT NULL)) AS learns FROM ( \
+             SELECT 0 AS rank, l.* FROM public.leads l WHERE l.id = i.lead_id \
+             UNION ALL SELECT 1, l.* FROM public.leads l WHERE i.lead_id IS NULL AND l.user_id = i.user_id \
+             UNION ALL SELECT 2, l.* FROM public.leads l WHERE i.lead_id IS NULL AND l.wa_id = i.wa_id \
+             UNION ALL SELECT CASE WHEN l.wa_id IS NULL THEN 4 ELSE 3 END, l.* FROM public.leads l \
+               WHERE i.lead_id IS NULL AND l.phone IN (i.wa_id, '+' || i.wa_id, i.group_phone) \
+           ) AS c ORDER BY c.rank, c.created_at, c.id LIMIT 1) AS l), \
+         missing AS MATERIALIZED (SELECT i.id AS input_id, i.wa_id, i.user_id FROM fresh i \
+           WHERE i.lead_id IS NULL AND i.group_phone IS NULL AND coalesce(i.user_id, i.wa_id) IS NOT NULL \
+             AND NOT EXISTS (SELECT FROM found f WHERE f.input_id = i.id)), \
+         locked AS MATERIALIZED ({locked}), \
+         made_leads AS (INSERT INTO public.leads (wa_id, user_id) \
+           SELECT DISTINCT m.wa_id, m.user_id FROM missing m, locked WHERE locked.keys >= 0 \
+           ON CONFLICT DO NOTHING RETURNING id, wa_id, user_id), \
+         held_leads AS MATERIALIZED (SELECT l.id FROM public.leads l, locked WHERE locked.keys >= 0 \
+             AND l.id = ANY (ARRAY(SELECT f.lead_id FROM found f WHERE NOT f.learns)) ORDER BY l.id FOR KEY SHARE OF l), \
+         of_lead AS MATERIALIZED (SELECT f.input_id, f.lead_id FROM found f JOIN held_leads h ON h.id = f.lead_id \
+           WHERE NOT f.learns \
+           UNION ALL SELECT m.input_id, l.id FROM missing m \
+             JOIN made_leads l ON coalesce(l.user_id, l.wa_id) = coalesce(m.user_id, m.wa_id))"
+    )
 }
 
 /// Stores the recipient's ids from the answer to a send: WhatsApp's own number, if it differs from the one dialled (Brazil,

@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
-use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::types::Json;
@@ -11,45 +10,12 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::status::MessageStatus;
+use super::submit::{StoredMessage, Submission};
+use crate::provider::Wamid;
 use crate::provider::event::Direction;
-use crate::provider::{ApiVersion, Wamid};
+use crate::site_db::conversations::Link;
 use crate::site_db::notifications::{self, NotificationKind};
 use crate::site_db::{SiteError, Transaction};
-
-/// A message that a client wants sent.
-#[derive(Debug)]
-pub struct PendingMessage<'a> {
-    /// Also the opaque id that Meta will echo.
-    pub id: Uuid,
-    /// The row of the number that sends it.
-    pub account_id: Uuid,
-    /// `conversations.id`.
-    pub conversation_id: Uuid,
-    /// `leads.id` of the person or the group.
-    pub lead_id: Uuid,
-    /// Meta's name of the type.
-    pub kind: &'a str,
-    /// The text that a person sees.
-    pub body: Option<&'a str>,
-    /// The request, byte for byte.
-    pub request: &'a [u8],
-    /// The recipient as the client wrote it.
-    pub recipient: &'a str,
-    /// The quoted message.
-    pub context: Option<&'a Wamid>,
-    /// The name of the client's API token.
-    pub client_name: &'a str,
-    /// The client's id for this message, unique per `client_name`.
-    pub client_id: Option<&'a str>,
-    /// Hash (hex) of the request: the same client id with another hash is an error.
-    pub request_sha256: &'a str,
-    /// The client's own `biz_opaque_callback_data`.
-    pub client_opaque: Option<&'a str>,
-    /// Send it within this time or not at all.
-    pub send_within: Option<Duration>,
-    /// The Graph API version that the client asked for.
-    pub api_version: Option<&'a ApiVersion>,
-}
 
 /// A message of a webhook: where it belongs, how it begins, and what it says.
 #[derive(Debug, Clone, Copy)]
@@ -89,35 +55,48 @@ pub struct Said<'a> {
     pub at: Option<OffsetDateTime>,
 }
 
-/// Stores a client's message as `pending`. Returns false, and stores nothing, if the client id is taken.
+/// Stores a client's message as `pending`, in a transaction that has found or made its lead and conversation. `None`, and
+/// nothing is stored: the client id is taken.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn insert(tx: &mut Transaction<'_>, row: &PendingMessage<'_>) -> Result<bool, SiteError> {
-    let inserted = sqlx::query(
+pub async fn insert(
+    tx: &mut Transaction<'_>,
+    submission: &Submission,
+    link: Link,
+) -> Result<Option<StoredMessage>, SiteError> {
+    let within = submission.send_within.map(|within| within.each);
+    let created_at = sqlx::query_scalar(
         "INSERT INTO public.whatsapp_messages (id, account_id, conversation_id, lead_id, direction, status, type, body, \
          request, recipient, context_wamid, client_name, client_id, request_sha256, client_opaque, next_attempt_at, \
          send_by, api_version) VALUES ($1, $2, $3, $4, 'outbound', 'pending', $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-         now(), now() + make_interval(secs => $14), $15) ON CONFLICT (client_name, client_id) DO NOTHING",
+         now(), now() + make_interval(secs => $14), $15) ON CONFLICT (client_name, client_id) DO NOTHING \
+         RETURNING created_at",
     )
-    .bind(row.id)
-    .bind(row.account_id)
-    .bind(row.conversation_id)
-    .bind(row.lead_id)
-    .bind(row.kind)
-    .bind(row.body)
-    .bind(row.request)
-    .bind(row.recipient)
-    .bind(row.context)
-    .bind(row.client_name)
-    .bind(row.client_id)
-    .bind(row.request_sha256)
-    .bind(row.client_opaque)
-    .bind(row.send_within.map(|within| within.as_secs_f64()))
-    .bind(row.api_version)
-    .execute(tx.connection())
+    .bind(submission.id)
+    .bind(submission.account_id)
+    .bind(link.conversation_id)
+    .bind(link.lead_id)
+    .bind(&submission.kind)
+    .bind(&submission.body)
+    .bind(&*submission.request)
+    .bind(&submission.recipient)
+    .bind(&submission.context)
+    .bind(&submission.client_name)
+    .bind(&submission.client_id)
+    .bind(&submission.request_sha256)
+    .bind(&submission.client_opaque)
+    .bind(within.map(|within| within.as_secs_f64()))
+    .bind(&submission.api_version)
+    .fetch_optional(tx.connection())
     .await?;
-    Ok(inserted.rows_affected() > 0)
+    Ok(created_at.map(|created_at| StoredMessage {
+        id: submission.id,
+        conversation_id: link.conversation_id,
+        lead_id: link.lead_id,
+        created_at,
+        send_within: within,
+    }))
 }
 
 static INSERT_SAID: LazyLock<String> = LazyLock::new(|| {

@@ -1,8 +1,8 @@
 //! `whatsapp_messages`: how messages begin, every way in which they change, and how they are found.
 //!
 //! ```text
-//! insert ─→ row ─→ claim ─→ (the provider is called) ─→ outcomes
-//!                    ╰──────────── transition, write ────────────╯
+//! submit, insert ─→ row ─→ claim ─→ (the provider is called) ─→ outcomes
+//!                            ╰──────────── transition, write ────────────╯
 //! ```
 //!
 //! Every change is one of a fixed list of transitions, written by one statement builder; nothing else in the program
@@ -16,7 +16,8 @@
 //! | `fold` | how the steps that the provider reports change a row; pure |
 //! | `problem` | why a message failed or waits, as a row keeps it |
 //! | `write` | a transition becomes a statement, and runs |
-//! | `insert` | how a message begins |
+//! | `submit` | clients' messages are stored, many at a time |
+//! | `insert` | how a message begins: one at a time, in steps |
 //! | `claim` | due messages claimed, expired and abandoned ones swept |
 //! | `outcomes` | what the provider's answers and reports change |
 //! | `read` | found, shown, counted |
@@ -28,21 +29,29 @@ mod outcomes;
 mod problem;
 mod read;
 mod status;
+mod submit;
 pub(crate) mod transition;
 mod write;
 
 /// The table and its newest column, for the check of the schema.
 pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.whatsapp_messages", "api_version");
 
-pub use claim::{Claimed, claim, claim_probe, sweep_abandoned, sweep_expired};
+pub use claim::{Claim, Claimed, Wanted, claim, claim_probe, give_back, sweep_abandoned, sweep_expired};
 pub use fold::ReportedStep;
-pub use insert::{NewSaid, PendingMessage, Said, insert, insert_said};
+pub use insert::{NewSaid, Said, insert, insert_said};
 pub use outcomes::{AttemptKey, Ended, News, Wait, apply_steps, cancel_waiting, failed, lost, put_back, revive};
 pub use problem::{Problem, ProblemClass};
-pub use read::{Gaps, Known, MessageRow, Standing, find, find_by_client_id, gaps, standing};
+pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, standing};
 pub use status::MessageStatus;
+pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};
 
-pub(super) use claim::make_released_due;
-pub(super) use outcomes::{Locked, LockedReport, accepted, apply_reports, lock_row, lock_rows};
+pub(super) use claim::made_due_by_release;
+pub(super) use outcomes::{Locked, LockedReport, Taken, accepted, apply_reports, lock_rows};
 pub(super) use read::{ReportKey, find_reported};
 pub(super) use write::check_writable;
+
+/// The statements that a message waits for before the provider is called. They are prepared on each new connection: else the
+/// first messages on it would wait for that, which takes round trips of its own.
+pub(super) fn before_a_call() -> [&'static str; 3] {
+    [&submit::SUBMIT, &claim::CLAIM_THESE, &claim::CLAIM_DUE]
+}

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::fold::{MessageState, ReportedStep};
-use super::problem::{Problem, ProblemClass};
+use super::problem::Problem;
 use super::status::MessageStatus;
 use super::transition;
 use super::write::{Change, Statement};
@@ -54,53 +55,43 @@ pub struct Ended {
     pub response: Option<Response>,
 }
 
-/// The message failed finally: writes that and a notification. Returns false if the row had changed and was left alone.
+/// The messages failed finally: writes that and a notification of each. Returns those that it changed; the others had
+/// changed before and were left alone.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn failed(tx: &mut Transaction<'_>, ended: Ended) -> Result<bool, SiteError> {
-    change_one(tx, &FAIL, ended.into()).await
+pub async fn failed(tx: &mut Transaction<'_>, ended: Vec<Ended>) -> Result<Vec<Uuid>, SiteError> {
+    change(tx, &FAIL, ended.into_iter().map(Change::from).collect()).await
 }
 
-/// Certainly nothing was sent: makes the message wait for another attempt. Returns false if the row had changed and was
-/// left alone.
+/// Certainly nothing was sent: makes the messages wait for another attempt. Returns those that it changed; the others had
+/// changed before and were left alone.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn put_back(tx: &mut Transaction<'_>, ended: Ended, wait: Wait) -> Result<bool, SiteError> {
-    let change = Change {
+pub async fn put_back(tx: &mut Transaction<'_>, ended: Vec<(Ended, Wait)>) -> Result<Vec<Uuid>, SiteError> {
+    let waiting = |(ended, wait): (Ended, Wait)| Change {
         wait: wait.after,
         consumed: wait.consumed,
         ..ended.into()
     };
-    change_one(tx, &PUT_BACK, change).await
+    change(tx, &PUT_BACK, ended.into_iter().map(waiting).collect()).await
 }
 
-/// It is not known whether the message was sent: writes that and a notification. Returns false if the row had changed and
-/// was left alone.
+/// It is not known whether the messages were sent: writes that and a notification of each. Returns those that it changed;
+/// the others had changed before and were left alone.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn lost(
-    tx: &mut Transaction<'_>,
-    attempt: AttemptKey,
-    why: &str,
-    response: Option<Response>,
-) -> Result<bool, SiteError> {
-    let problem = Problem {
-        code: None,
-        class: ProblemClass::OutcomeUnknown,
-        message: why.to_owned(),
-    };
-    let ended = Ended {
-        attempt,
-        problem,
-        response,
-    };
-    change_one(tx, &LOSE, ended.into()).await
+pub async fn lost(tx: &mut Transaction<'_>, ended: Vec<Ended>) -> Result<Vec<Uuid>, SiteError> {
+    change(tx, &LOSE, ended.into_iter().map(Change::from).collect()).await
 }
 
 impl Locked {
+    pub(in crate::site_db) const fn id(&self) -> Uuid {
+        self.id
+    }
+
     /// The provider's id of the message, once known.
     pub(in crate::site_db) const fn wamid(&self) -> Option<&Wamid> {
         self.state.wamid.as_ref()
@@ -119,31 +110,46 @@ impl From<Ended> for Change {
     }
 }
 
-async fn change_one(
+async fn change(
     tx: &mut Transaction<'_>,
     statement: &'static Statement,
-    change: Change,
-) -> Result<bool, SiteError> {
-    Ok(!statement.execute(tx.connection(), &[change]).await?.is_empty())
+    changes: Vec<Change>,
+) -> Result<Vec<Uuid>, SiteError> {
+    let moved = statement.execute(tx.connection(), &changes).await?;
+    Ok(moved.into_iter().map(|row| row.id).collect())
 }
 
-/// The provider has the message: applies its answer and the reports that were faster than the answer. Returns the row's
-/// new status, if it changed; a new `failed` also writes a notification.
-///
-/// Without a wamid only the status is written: for the case, which should be impossible, that another row has it already.
+/// A message that the provider has.
+#[derive(Debug)]
+pub(in crate::site_db) struct Taken<'a> {
+    /// Its row, locked by this transaction.
+    pub(in crate::site_db) locked: Locked,
+    /// `None`: another row has it already, which should be impossible; then only the status is written.
+    pub(in crate::site_db) wamid: Option<&'a Wamid>,
+    /// The answer, and the reports that were faster than the answer.
+    pub(in crate::site_db) steps: Vec<ReportedStep>,
+    /// The HTTP response, for the row.
+    pub(in crate::site_db) response: Option<&'a Response>,
+}
+
+/// The provider has these messages: applies its answers and the reports that were faster. Returns the new status of each, if
+/// it changed; a new `failed` also writes a notification.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub(in crate::site_db) async fn accepted(
     tx: &mut Transaction<'_>,
-    locked: &Locked,
-    wamid: Option<&Wamid>,
-    steps: &[ReportedStep],
-    response: Option<&Response>,
-) -> Result<Option<MessageStatus>, SiteError> {
-    let (mut change, shown) = folded(locked, wamid, steps, News::Told);
-    change.response = response.cloned();
-    ACCEPT.execute(tx.connection(), &[change]).await?;
+    taken: &[Taken<'_>],
+) -> Result<Vec<Option<MessageStatus>>, SiteError> {
+    let (changes, shown): (Vec<Change>, Vec<_>) = taken
+        .iter()
+        .map(|taken| {
+            let (mut change, shown) = folded(&taken.locked, taken.wamid, &taken.steps, News::Told);
+            change.response = taken.response.cloned();
+            (change, shown)
+        })
+        .unzip();
+    ACCEPT.execute(tx.connection(), &changes).await?;
     Ok(shown)
 }
 
@@ -167,7 +173,7 @@ pub async fn apply_steps(
     steps: &[ReportedStep],
     news: News,
 ) -> Result<Option<MessageStatus>, SiteError> {
-    let Some(locked) = lock_row(tx, message_id).await? else {
+    let Some(locked) = lock_rows(tx, &[message_id]).await?.remove(&message_id) else {
         return Ok(None);
     };
     let (change, shown) = folded(&locked, Some(wamid), steps, news);
@@ -256,32 +262,23 @@ pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>) -> Res
 }
 
 /// A message of ours whose row this transaction has locked.
-#[derive(Debug)]
+#[derive(Debug, FromRow)]
 pub(in crate::site_db) struct Locked {
     id: Uuid,
+    #[sqlx(flatten)]
     state: MessageState,
 }
 
-/// Locks a message's row and reads what reports change; `None` if there is no such message of ours.
-pub(in crate::site_db) async fn lock_row(tx: &mut Transaction<'_>, id: Uuid) -> Result<Option<Locked>, SiteError> {
-    Ok(lock_rows(tx, &[id]).await?.remove(&id))
-}
-
-/// The same for many messages; the rows are locked in the order of their ids.
+/// Locks rows of messages, in the order of their ids, and reads what reports change. Messages that are not ours are left
+/// out.
 pub(in crate::site_db) async fn lock_rows(
     tx: &mut Transaction<'_>,
     ids: &[Uuid],
 ) -> Result<HashMap<Uuid, Locked>, SiteError> {
-    #[derive(sqlx::FromRow)]
-    struct Row {
-        id: Uuid,
-        #[sqlx(flatten)]
-        state: MessageState,
-    }
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows: Vec<Row> = sqlx::query_as(
+    let rows: Vec<Locked> = sqlx::query_as(
         "SELECT id, status, wamid, error_code, error_class, error_message, accepted_at, held_at, sent_at, delivered_at,
                 read_at, played_at, failed_at
            FROM public.whatsapp_messages WHERE id = ANY($1) AND direction = 'outbound' ORDER BY id FOR UPDATE",
@@ -289,8 +286,7 @@ pub(in crate::site_db) async fn lock_rows(
     .bind(ids)
     .fetch_all(tx.connection())
     .await?;
-    let locked = |Row { id, state }| (id, Locked { id, state });
-    Ok(rows.into_iter().map(locked).collect())
+    Ok(rows.into_iter().map(|locked| (locked.id, locked)).collect())
 }
 
 /// The row after the steps, and the status that it shows then, if it is another one.

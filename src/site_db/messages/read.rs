@@ -5,22 +5,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::status::MessageStatus;
+use super::submit::{StoredMessage, Submission};
 use crate::provider::event::Direction;
 use crate::provider::{OpaqueId, PhoneNumberId, Wamid};
 use crate::site_db::{Pool, SiteError, Transaction};
-
-/// The message that was submitted with a client id.
-#[derive(Debug, Clone, FromRow)]
-pub struct Known {
-    /// `whatsapp_messages.id`.
-    pub id: Uuid,
-    /// Hash (hex) of the request; `None` for a row that another program wrote.
-    pub request_sha256: Option<String>,
-    /// The current status.
-    pub status: MessageStatus,
-    /// For a cancelled one, the reason: see [`ProblemClass`](super::ProblemClass).
-    pub error_class: Option<String>,
-}
 
 /// A row of `whatsapp_messages`, as the API shows it.
 #[derive(Debug, Clone, FromRow)]
@@ -86,6 +74,44 @@ pub struct MessageRow {
     pub cancelled_at: Option<OffsetDateTime>,
 }
 
+impl MessageRow {
+    /// The row that a submission has just become.
+    #[must_use]
+    pub fn submitted(submission: &Submission, stored: &StoredMessage, phone_number_id: PhoneNumberId) -> Self {
+        Self {
+            id: stored.id,
+            phone_number_id,
+            conversation_id: stored.conversation_id,
+            lead_id: stored.lead_id,
+            direction: Direction::Outbound,
+            status: MessageStatus::Pending,
+            kind: submission.kind.clone(),
+            wamid: None,
+            recipient: Some(submission.recipient.clone()),
+            client_name: Some(submission.client_name.clone()),
+            client_id: submission.client_id.clone(),
+            attempt: 0,
+            next_attempt_at: Some(stored.created_at),
+            error_code: None,
+            error_class: None,
+            error_message: None,
+            response_status: None,
+            response: None,
+            created_at: stored.created_at,
+            sending_at: None,
+            accepted_at: None,
+            held_at: None,
+            sent_at: None,
+            delivered_at: None,
+            read_at: None,
+            played_at: None,
+            failed_at: None,
+            unknown_at: None,
+            cancelled_at: None,
+        }
+    }
+}
+
 /// A message and its status.
 #[derive(Debug, Clone, Copy, FromRow)]
 pub struct Standing {
@@ -113,35 +139,28 @@ pub(in crate::site_db) struct ReportKey<'a> {
     pub(in crate::site_db) returned_id: Option<OpaqueId>,
 }
 
-/// The message that was submitted with this client id.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn find_by_client_id(pool: &Pool, client_name: &str, client_id: &str) -> Result<Option<Known>, SiteError> {
-    Ok(sqlx::query_as(
-        "SELECT id, request_sha256, status, error_class FROM public.whatsapp_messages \
-         WHERE client_name = $1 AND client_id = $2",
-    )
-    .bind(client_name)
-    .bind(client_id)
-    .fetch_optional(&pool.0)
-    .await?)
-}
-
 /// A message by its id.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn find(pool: &Pool, id: Uuid) -> Result<Option<MessageRow>, SiteError> {
+    Ok(find_many(pool, &[id]).await?.pop())
+}
+
+/// Messages by their ids, in no order.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn find_many(pool: &Pool, ids: &[Uuid]) -> Result<Vec<MessageRow>, SiteError> {
     Ok(sqlx::query_as(
         "SELECT m.id, a.phone_number_id, m.conversation_id, m.lead_id, m.direction, m.status, m.type, m.wamid, \
          m.recipient, m.client_name, m.client_id, m.attempt, m.next_attempt_at, m.error_code, m.error_class, m.error_message, \
          m.response_status, m.response, m.created_at, m.sending_at, m.accepted_at, m.held_at, m.sent_at, \
          m.delivered_at, m.read_at, m.played_at, m.failed_at, m.unknown_at, m.cancelled_at \
-         FROM public.whatsapp_messages m JOIN public.whatsapp_accounts a ON a.id = m.account_id WHERE m.id = $1",
+         FROM public.whatsapp_messages m JOIN public.whatsapp_accounts a ON a.id = m.account_id WHERE m.id = ANY ($1)",
     )
-    .bind(id)
-    .fetch_optional(&pool.0)
+    .bind(ids)
+    .fetch_all(&pool.0)
     .await?)
 }
 

@@ -26,6 +26,7 @@
 //! | [`REVIVE`] | outbox, when the same client asks again | cancelled | pending |
 //! | [`MAKE_DUE`] | outbox, when the number is released | pending | pending, due now |
 //! | [`REPORT`] | inbox, from the provider's reports | any outbound | as reported |
+//! | [`GIVE_BACK`] | outbox, when the answer to its claim was lost | sending | pending |
 //!
 //! **What an outcome may overwrite.** A report often arrives before the answer to the send. So an outcome counts only for
 //! a row that still carries this attempt's lease and is `sending` or, after the lease has expired, `unknown`. An
@@ -68,7 +69,7 @@ pub(crate) enum To {
 /// A condition on the row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Only {
-    /// None. For [`CANCEL`] by the sweeper and for [`EXPIRE`], the rows were chosen and locked by the same statement.
+    /// None. For [`CANCEL`] by the sweeper, [`EXPIRE`] and [`GIVE_BACK`], the rows were chosen and locked by the same statement.
     Any,
     /// The row still carries the lease of this attempt.
     LeaseHeld,
@@ -226,7 +227,8 @@ const REPORTED: &[Write] = &[
     Write::Given("failed_at", Input::FailedAt),
 ];
 
-/// Begins the next attempt, under a new lease. The lease's length is `$3` of the statement that chooses the rows.
+/// Begins the next attempt, under a new lease. The statement that chooses the rows gives the lease's length (`$3`) and its
+/// owner (`$4`): all messages of a claim have the same.
 pub(crate) const CLAIM: Transition = Transition {
     name: "claim",
     from: &[Pending],
@@ -234,9 +236,23 @@ pub(crate) const CLAIM: Transition = Transition {
     only: Only::Any,
     writes: &[&[
         Write::Computed("attempt", "m.attempt + 1", &[]),
-        Write::Computed("lease_owner", "gen_random_uuid()", &[]),
+        Write::Computed("lease_owner", "$4", &[]),
         Write::Computed("lease_until", "now() + make_interval(secs => $3)", &[]),
         Write::Now("sending_at"),
+    ]],
+    notifies: Notifies::Nothing,
+};
+
+/// The claim's answer was lost, so the provider was not called: as if it had not been claimed.
+pub(crate) const GIVE_BACK: Transition = Transition {
+    name: "give back",
+    from: &[Sending],
+    to: To::Status(Pending),
+    only: Only::Any,
+    writes: &[&[
+        Write::Computed("attempt", "m.attempt - 1", &[]),
+        Write::Clear("lease_owner"),
+        Write::Clear("lease_until"),
     ]],
     notifies: Notifies::Nothing,
 };
@@ -375,8 +391,8 @@ pub(crate) const REPORT: Transition = Transition {
 
 /// All of them, in the order of the table above.
 #[cfg(test)]
-pub(super) const ALL: [&Transition; 10] = [
-    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &MAKE_DUE, &REPORT,
+pub(super) const ALL: [&Transition; 11] = [
+    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &MAKE_DUE, &REPORT, &GIVE_BACK,
 ];
 
 #[cfg(test)]

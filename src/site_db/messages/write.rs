@@ -57,7 +57,7 @@ impl Statement {
         let inputs = transition.inputs();
         Self {
             name: transition.name,
-            text: with_moved(&named_rows(&inputs), transition, "id, status"),
+            text: with_moved(&inputs, transition, "id, status"),
             inputs,
         }
     }
@@ -99,27 +99,33 @@ fn named_rows(inputs: &[Input]) -> String {
     format!("unnest({}) AS c({})", arrays.join(", "), names.join(", "))
 }
 
-/// A whole statement: changes the rows of `source`, a table `c` with their ids, and returns `columns` of each.
-fn with_moved(source: &str, transition: &Transition, columns: &str) -> String {
-    format!("WITH {} SELECT {columns} FROM moved", moved(source, transition))
+/// A whole statement over rows that the caller names; returns `columns` of each row that it changed. The rows are locked in
+/// the order of their ids, so that no two statements wait for each other in a circle.
+fn with_moved(inputs: &[Input], transition: &Transition, columns: &str) -> String {
+    let moved = moved(&named_rows(inputs), "held", transition);
+    format!(
+        "WITH held AS MATERIALIZED (SELECT h.id FROM public.whatsapp_messages h WHERE h.id = ANY ($1) ORDER BY h.id \
+         FOR NO KEY UPDATE), {moved} SELECT {columns} FROM moved"
+    )
 }
 
 /// The same for rows that `query` chooses and locks; it returns their ids, and its parameters are the statement's.
 pub(super) fn chosen(query: &str, transition: &Transition, columns: &str) -> String {
-    let moved = moved("chosen AS c", transition);
-    format!("WITH chosen AS ({query}), {moved} SELECT {columns} FROM moved")
+    let moved = moved("chosen AS c", "chosen", transition);
+    format!("WITH chosen AS MATERIALIZED ({query}), {moved} SELECT {columns} FROM moved")
 }
 
-/// `moved`, the changed rows, and their notifications, as members of a `WITH`.
-pub(super) fn moved(source: &str, transition: &Transition) -> String {
-    let mut text = format!("moved AS ({})", update(source, transition));
+/// `moved`, the changed rows, and their notifications, as members of a `WITH`. `source` is a table `c` with the rows' ids;
+/// `locked` a member with the ids of rows that the statement has locked.
+pub(super) fn moved(source: &str, locked: &str, transition: &Transition) -> String {
+    let mut text = format!("moved AS ({})", update(source, locked, transition));
     if let Some(insert) = notification(transition.notifies) {
         text.push_str(&format!(", notified AS ({insert})"));
     }
     text
 }
 
-fn update(source: &str, transition: &Transition) -> String {
+fn update(source: &str, locked: &str, transition: &Transition) -> String {
     let status = match transition.to {
         To::Status(status) => format!("'{status}'"),
         To::Folded => "c.status".to_owned(),
@@ -143,11 +149,13 @@ fn update(source: &str, transition: &Transition) -> String {
     } else {
         ""
     };
+    // An array of the ids, so that the rows are found by the primary key whatever the planner believes of the tables' sizes.
     // Inside `coalesce`, so that the planner takes the primary key: it would believe a partial index on these statuses to be
     // nearly empty, as it is most of the time, and read a whole backlog for each statement.
     format!(
         "UPDATE public.whatsapp_messages AS m SET status = {status}, {}, updated_at = now() FROM {source} \
-         WHERE m.id = c.id AND coalesce(m.status IN ({}), false){only} RETURNING m.*{marked}",
+         WHERE m.id = c.id AND m.id = ANY (ARRAY(SELECT l.id FROM {locked} AS l)) \
+         AND coalesce(m.status IN ({}), false){only} RETURNING m.*{marked}",
         writes.join(", "),
         from.join(", ")
     )
@@ -244,13 +252,15 @@ mod tests {
     fn a_transition_becomes_one_statement_over_many_rows() {
         assert_eq!(
             Statement::new(&transition::FAIL).text,
-            "WITH moved AS (UPDATE public.whatsapp_messages AS m SET status = 'failed', failed_at = now(), \
+            "WITH held AS MATERIALIZED (SELECT h.id FROM public.whatsapp_messages h WHERE h.id = ANY ($1) ORDER BY h.id \
+             FOR NO KEY UPDATE), moved AS (UPDATE public.whatsapp_messages AS m SET status = 'failed', failed_at = now(), \
              error_code = c.error_code, error_class = c.error_class, error_message = c.error_message, \
              response_status = c.response_status, response = c.response, lease_owner = NULL, lease_until = NULL, \
              next_attempt_at = NULL, updated_at = now() \
              FROM unnest($1::uuid[], $2::uuid[], $3::integer[], $4::text[], $5::text[], $6::integer[], $7::text[]) \
              AS c(id, lease_owner, error_code, error_class, error_message, response_status, response) \
-             WHERE m.id = c.id AND coalesce(m.status IN ('sending', 'unknown'), false) \
+             WHERE m.id = c.id AND m.id = ANY (ARRAY(SELECT l.id FROM held AS l)) \
+             AND coalesce(m.status IN ('sending', 'unknown'), false) \
              AND m.lease_owner = c.lease_owner RETURNING m.*), \
              notified AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
              SELECT 'message_failed', account_id, conversation_id, id, error_message FROM moved) \
@@ -262,10 +272,11 @@ mod tests {
     fn a_query_may_choose_the_rows() {
         assert_eq!(
             chosen("SELECT 1", &transition::EXPIRE, "id"),
-            "WITH chosen AS (SELECT 1), moved AS (UPDATE public.whatsapp_messages AS m SET status = 'unknown', \
+            "WITH chosen AS MATERIALIZED (SELECT 1), moved AS (UPDATE public.whatsapp_messages AS m SET status = 'unknown', \
              unknown_at = now(), error_class = 'unknown', \
              error_message = 'the process that sent it did not record an outcome', updated_at = now() \
-             FROM chosen AS c WHERE m.id = c.id AND coalesce(m.status IN ('sending'), false) RETURNING m.*), \
+             FROM chosen AS c WHERE m.id = c.id AND m.id = ANY (ARRAY(SELECT l.id FROM chosen AS l)) \
+             AND coalesce(m.status IN ('sending'), false) RETURNING m.*), \
              notified AS (INSERT INTO public.notifications (kind, account_id, conversation_id, message_id, detail) \
              SELECT 'message_unknown', account_id, conversation_id, id, NULL FROM moved) SELECT id FROM moved"
         );

@@ -85,11 +85,13 @@ async fn reports_that_come_too_early_wait_for_their_message() {
 /// Records the outcome of a send that Meta accepted, as the outbox does.
 async fn accept(tx: &mut Transaction<'_>, message: Uuid, wamid: &Wamid) -> Option<MessageStatus> {
     let acceptance = Acceptance {
+        message_id: message,
         wamid: Some(wamid),
         status: AcceptedStatus::Delivering,
         response: None,
     };
-    statuses::accept(tx, message, &acceptance).await.unwrap()
+    let mut shown = statuses::accept(tx, &[acceptance]).await.unwrap();
+    shown.remove(&message)
 }
 
 /// Waits until a session waits for the lock on a wamid.

@@ -190,7 +190,7 @@ async fn the_log_tells_the_story_without_bodies_numbers_or_tokens() {
     let handshake = server.http.get(server.config.http(handshake)).send().await.unwrap();
     assert_eq!(handshake.status(), 403);
     world.meta.expire_token(NUMBER).unwrap();
-    assert_eq!(send(&server, text("a-secret-body")).await, 503);
+    assert_eq!(send(&server, text("a-secret-body")).await, 401);
     server.process.terminate();
     assert!(server.process.wait(SOON).await.success());
 

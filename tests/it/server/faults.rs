@@ -15,11 +15,11 @@ async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
         world.meta.pause_webhooks(true);
         world.fault_once(fault);
         let lost = server.graph_with(&text("perhaps"), Some("k")).await;
-        assert_eq!((lost.status, lost.code()), (504, 131_000), "{fault:?} {lost:?}");
+        assert_eq!((lost.status, lost.code()), (409, 100), "{fault:?} {lost:?}");
         let id = lost.id();
         assert_eq!(world.status(&id).await, "unknown", "{fault:?}");
         // A repeated request with the same key sends nothing.
-        assert_eq!(server.graph_with(&text("perhaps"), Some("k")).await.status, 504);
+        assert_eq!(server.graph_with(&text("perhaps"), Some("k")).await.status, 409);
         // An unknown message does not block the conversation.
         assert_eq!(server.graph(&text("next")).await.status, 200, "{fault:?}");
 
@@ -34,13 +34,62 @@ async fn a_lost_answer_is_unknown_until_the_status_settles_it() {
     }
 }
 
+/// A client that repeats whatever is not a success, five times at most. Returns the last answer.
+async fn stubborn(server: &Server, body: &Value) -> in_process::Answer {
+    let mut answer = server.graph(body).await;
+    for _ in 0..4 {
+        if answer.status == 200 {
+            break;
+        }
+        answer = server.graph(body).await;
+    }
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_repeats_its_request_reaches_the_person_once() {
+    let (world, server) = World::served().await;
+    for (number, fault) in (1..).zip([
+        Fault::AcceptThenHang,
+        Fault::AcceptThenReset,
+        Fault::AcceptThenBadGateway,
+        Fault::AcceptThenServerError,
+    ]) {
+        world.meta.pause_webhooks(true);
+        world.fault_once(fault);
+        let body = text(&format!("only once {number}"));
+        let lost = stubborn(&server, &body).await;
+        assert_eq!(lost.status, 409, "{fault:?} {lost:?}");
+        // Another text is another message.
+        assert_eq!(server.graph(&text(&format!("other {number}"))).await.status, 200);
+        world.meta.pause_webhooks(false);
+        world.is_sent(&lost.id()).await;
+        // The repeat gets the answer that was lost.
+        let found = stubborn(&server, &body).await;
+        assert_eq!((found.status, found.id()), (200, lost.id()), "{fault:?}");
+        assert_eq!(world.accepted(), number * 2, "{fault:?}");
+    }
+    // An equal text is another message again when the loss is long past, and whenever none was lost.
+    world
+        .db
+        .on_site("UPDATE whatsapp_messages SET unknown_at = unknown_at - interval '1 hour'")
+        .await;
+    let before = world.accepted();
+    for body in ["only once 1", "other 1", "other 1"] {
+        assert_eq!(server.graph(&text(body)).await.status, 200);
+    }
+    assert_eq!(world.accepted(), before + 3);
+    world.nothing_lost_or_doubled().await;
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_loss_before_acceptance_is_unknown_as_well_and_is_not_sent_again() {
     for fault in [Fault::ServerError, Fault::ResetUnaccepted] {
         let (world, server) = World::served().await;
         world.fault_once(fault);
         let lost = server.graph(&text("perhaps")).await;
-        assert_eq!(lost.status, 504, "{fault:?}");
+        assert_eq!(lost.status, 409, "{fault:?}");
         assert_eq!(server.graph(&text("next")).await.status, 200);
         assert_eq!(world.status(&lost.id()).await, "unknown");
         assert_eq!(world.accepted(), 1);

@@ -7,6 +7,7 @@
 //! | `binary` | the real binary, which may die |
 //! | the others | tests |
 
+mod batches;
 mod binary;
 mod deaths;
 mod faults;

@@ -157,7 +157,7 @@ impl Person {
                     let wamid = body["messages"][0]["id"].as_str().unwrap().to_owned();
                     return wanted(key, id, Some(wamid));
                 }
-                Some((504, id, _)) => {
+                Some((409, id, _)) => {
                     told_unknown += 1;
                     if told_unknown == TOLD_UNKNOWN {
                         return wanted(key, id, None);

@@ -76,6 +76,7 @@ fn the_table_of_transitions() {
                 .to_owned(),
             "make due | pending | pending | Class(\"account\") | next_attempt_at | Nothing".to_owned(),
             format!("report | {outbound} | as reported | Any | {reported} {problem} | MarkedFailure"),
+            "give back | sending | pending | Any | attempt lease_owner lease_until | Nothing".to_owned(),
         ]
     );
 }
