@@ -183,6 +183,9 @@ async fn two_senders_and_the_inbox_at_the_same_people_refuse_lose_and_double_not
     world.until_accepted(200).await;
     world.until_count(0, "status IN ('pending', 'sending')").await;
     world.until_count(100, "direction = 'inbound'").await;
+    // Nobody waited for another in a circle.
+    let deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+    assert_eq!(world.db.site.value(deadlocks).await, "0");
     world.nothing_lost_or_doubled().await;
     for server in [one, two] {
         Arc::into_inner(server).unwrap().stop().await;
