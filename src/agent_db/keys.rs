@@ -15,6 +15,8 @@ use crate::postgres::quote::{quote_columns, where_clause};
 pub struct AgentKeys<'a> {
     agent: &'a Client,
     relation: &'a Relation,
+    /// The table as it stands in FROM: not the rows of tables that inherit from it.
+    table: String,
     /// Types of the key's columns, for casts.
     types: Vec<String>,
     /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
@@ -44,13 +46,21 @@ impl<'a> AgentKeys<'a> {
             .await
             .map_err(|source| AgentError::from_driver("read the key's types", Some(&relation.table), source))?;
         let operators = agent
-            .query_one(&format!("SELECT {}", operator_schemas("$1::text::regclass")), &[&table])
+            .query_one(
+                &format!(
+                    "SELECT {}, (SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = $1::text::regclass) AS partitioned",
+                    operator_schemas("$1::text::regclass")
+                ),
+                &[&table],
+            )
             .await
             .map_err(|source| AgentError::from_driver("read the key's operators", Some(&relation.table), source))?;
         let filter = optional_condition_sql(agent, relation, condition).await?;
+        let partitioned: bool = operators.get("partitioned");
         Ok(Self {
             agent,
             relation,
+            table: if partitioned { table } else { format!("ONLY {table}") },
             types: types.iter().map(|row| row.get(0)).collect(),
             operators: operators.get(0),
             filter,
@@ -77,7 +87,7 @@ impl<'a> AgentKeys<'a> {
         }
         let sql = format!(
             "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",
-            self.relation.table.quoted(),
+            self.table,
             where_clause(&filters),
             list = names.join(", "),
         );

@@ -40,10 +40,11 @@ mod table_check;
 
 pub use apply::{Applied, Applier, ApplierSettings, Committed, Item, PassedOver, Segment, Transaction};
 pub use bookkeeping::{
-    AgentMarks, Checkpoint, Command, CommandError, CommandKind, CommandState, Control, CopyPhase, DaemonFigures,
-    DaemonReport, FailedFilter, FailedKey, FailedRow, Gap, Pipeline, PublishedChanges, RequestedRetry, Resync,
-    ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable, RetryOutcome, SourceIdentity, StoredCheckpoint,
-    StoredDaemon, SyncFigures, TableChange, TableMode, TableRecord, TableRecords, TableSettings, TableState, Tally,
+    AgentMark, AgentMarks, Checkpoint, Command, CommandError, CommandKind, CommandState, Control, CopyPhase,
+    DaemonFigures, DaemonReport, FailedFilter, FailedKey, FailedRow, Gap, Pipeline, PublishedChanges, RequestedRetry,
+    Resync, ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable, RetryOutcome, SourceIdentity,
+    StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableMode, TableRecord, TableRecords, TableSettings,
+    TableState, Tally,
 };
 pub use distinct_rows::{AgentRows, AgentRowsPage};
 pub use error::{AgentError, Holder, MissingColumn, OtherClaim, OtherDaemon};

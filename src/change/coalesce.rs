@@ -26,6 +26,8 @@ impl Coalesced {
             Operation::Update { row, .. } => Self::Partial(row),
             Operation::Delete => Self::Delete,
             Operation::DeleteOne(row) | Operation::Count { row, .. } => Self::Count(row),
+            // Its parts are folded, each under its own key.
+            Operation::ReplaceOne(replaced) => Self::new(replaced.new.operation),
         }
     }
 

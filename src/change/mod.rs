@@ -238,6 +238,8 @@ pub enum Operation {
     Delete,
     /// One of the rows that equal this one is gone. Only where rows are counted (as for [`Operation::Count`]).
     DeleteOne(Row),
+    /// One of the rows that equal the old one became the new one. Only where rows are counted.
+    ReplaceOne(Box<Replaced>),
     /// So many rows equal this one; from a copy.
     Count {
         /// The row, which may be there no more.
@@ -250,12 +252,23 @@ pub enum Operation {
 impl Operation {
     /// The row image that it brings.
     #[must_use]
-    pub const fn row(&self) -> Option<&Row> {
+    pub fn row(&self) -> Option<&Row> {
         match self {
             Self::Insert(row) | Self::Update { row, .. } | Self::DeleteOne(row) | Self::Count { row, .. } => Some(row),
+            Self::ReplaceOne(replaced) => replaced.new.operation.row(),
             Self::Delete => None,
         }
     }
+}
+
+/// The update of a row that is counted, as two changes: the old row goes ([`Operation::DeleteOne`]), the new one comes
+/// ([`Operation::Insert`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    /// The old row goes.
+    pub old: Change,
+    /// The new row comes.
+    pub new: Change,
 }
 
 /// Where a change came from.
@@ -295,6 +308,10 @@ impl Change {
                 },
                 Operation::Delete => Operation::Delete,
                 Operation::DeleteOne(row) => Operation::DeleteOne(row.compact()),
+                Operation::ReplaceOne(replaced) => Operation::ReplaceOne(Box::new(Replaced {
+                    old: replaced.old.compact(),
+                    new: replaced.new.compact(),
+                })),
                 Operation::Count { row, rows } => Operation::Count {
                     row: row.compact(),
                     rows: *rows,
@@ -309,7 +326,11 @@ impl Change {
     pub fn size(&self) -> usize {
         /// The `Change` itself, the boxes of its key and row, and their reference counts.
         const FIXED: usize = 160;
-        FIXED + self.key.size() + self.operation.row().map_or(0, Row::size)
+        let row = match &self.operation {
+            Operation::ReplaceOne(replaced) => replaced.old.size() + replaced.new.size(),
+            other => other.row().map_or(0, Row::size),
+        };
+        FIXED + self.key.size() + row
     }
 }
 

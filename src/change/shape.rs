@@ -35,6 +35,10 @@ pub struct Marks {
     pub files: Vec<String>,
     /// Each published column's name and number: a column that was dropped and added again has another number.
     pub columns: Vec<(String, i32)>,
+    /// Each published column's name with its type as `oid length`, whatever that is called. Empty: stored by a version that
+    /// did not know them.
+    #[serde(default)]
+    pub kinds: Vec<(String, String)>,
     /// What the texts of values depend on beside the values: labels of enums and attributes of composite types, each with
     /// the OID of the type that it belongs to.
     pub types: Vec<(u32, String)>,
@@ -51,7 +55,7 @@ impl Shape {
             Some("it left the publication for a while, or the publication sends other changes")
         } else if self.row_filter != now.row_filter {
             Some("its row filter is another one")
-        } else if now.columns.iter().any(|column| !self.columns.contains(column)) {
+        } else if self.has_other_kinds(now) {
             Some("it has another column, or one of another type")
         } else {
             let (before, now) = (self.marks.as_ref()?, now.marks.as_ref()?);
@@ -77,6 +81,19 @@ impl Shape {
             Some("a column was dropped and added again under its name")
         } else {
             None
+        }
+    }
+}
+
+impl Shape {
+    /// Whether a column is new, or of another type: by the type itself where it is known, as types get other names and schemas
+    /// too.
+    fn has_other_kinds(&self, now: &Self) -> bool {
+        match (&self.marks, &now.marks) {
+            (Some(before), Some(now)) if !before.kinds.is_empty() && !now.kinds.is_empty() => {
+                now.kinds.iter().any(|kind| !before.kinds.contains(kind))
+            }
+            _ => now.columns.iter().any(|column| !self.columns.contains(column)),
         }
     }
 }
@@ -112,6 +129,7 @@ mod tests {
                 publication: "700".to_owned(),
                 files: vec!["7:7".to_owned()],
                 columns: vec![("id".to_owned(), 1), ("n".to_owned(), 2)],
+                kinds: Vec::new(),
                 types: vec![(9, "91 sad".to_owned()), (9, "92 glad".to_owned())],
             }),
         }
@@ -136,6 +154,19 @@ mod tests {
         );
         assert!(!outdated(|now| now.marks = None));
         assert!(!outdated(|_| {}));
+    }
+
+    #[test]
+    fn a_type_that_has_another_name_is_the_same_type() {
+        let of = |name: &str, kind: &str| {
+            let mut shape = shape();
+            shape.columns[1] = format!("n {name}");
+            shape.marks.as_mut().unwrap().kinds = vec![("n".to_owned(), kind.to_owned())];
+            shape
+        };
+        assert!(of("mood", "9 -1").outdated_by(&of("other.mood", "9 -1")).is_none());
+        assert!(of("mood", "9 -1").outdated_by(&of("mood", "10 -1")).is_some());
+        assert!(shape().outdated_by(&of("int", "23 -1")).is_none(), "not known before");
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct SourceFacts {
     pub unique: Vec<Vec<Arc<str>>>,
     /// The columns that are NOT NULL.
     pub not_null: Vec<Arc<str>>,
+    /// The columns that are not published.
+    pub unsent: Vec<Arc<str>>,
     /// The columns with the types in which their values are stored: with their lengths, domains as what they stand for.
     pub types: Vec<(Arc<str>, String)>,
     /// The published columns with the type of each as it is declared.

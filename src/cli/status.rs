@@ -98,6 +98,8 @@ struct TableStatus {
     failed_rows: u64,
     /// `all`; or `inserts`, if the table has no replica identity.
     published: &'static str,
+    /// What the Agent DB's table can't have as the Site DB has it.
+    notes: Option<Box<str>>,
     /// Why its copy is held until an operator removes the cause.
     detail: Option<String>,
 }
@@ -150,6 +152,7 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
                 state: table.state.as_str(),
                 phase: table.phase.map(CopyPhase::as_str),
                 published: table.published.as_str(),
+                notes: table.notes,
                 rows_copied: table.rows_copied,
                 rows_estimated: table.rows_estimated,
                 failed_rows: failed
@@ -229,18 +232,7 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
             row.rows_copied.to_string(),
             row.rows_estimated.map(|rows| rows.to_string()).unwrap_or_default(),
             row.failed_rows.to_string(),
-            row.detail
-                .as_deref()
-                .map(|detail| one_line(detail).into_owned())
-                .unwrap_or_else(|| {
-                    let inserts = row.published == PublishedChanges::Inserts.as_str();
-                    if inserts {
-                        "inserts only: no replica identity"
-                    } else {
-                        ""
-                    }
-                    .to_owned()
-                }),
+            remark(row),
         ]);
     }
     writeln!(out, "{table}")?;
@@ -258,6 +250,17 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
         writeln!(out, "  parked rows: twinlog failed list")?;
     }
     Ok(())
+}
+
+/// What there is to say about a table.
+fn remark(row: &TableStatus) -> String {
+    if let Some(detail) = &row.detail {
+        return one_line(detail).into_owned();
+    }
+    let inserts_only = row.published == PublishedChanges::Inserts.as_str();
+    let inserts_only = inserts_only.then_some("inserts only: no replica identity");
+    let remarks: Vec<&str> = inserts_only.into_iter().chain(row.notes.as_deref()).collect();
+    one_line(&remarks.join("; ")).into_owned()
 }
 
 #[cfg(test)]

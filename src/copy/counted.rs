@@ -15,7 +15,8 @@ pub(super) fn merge(relation: &Arc<Relation>, rows: Vec<Row>, counts: &[u64], un
         *came.entry(&change.key).or_default() += match &change.operation {
             Operation::Insert(_) => 1,
             Operation::DeleteOne(_) => -1,
-            Operation::Update { .. } | Operation::Delete | Operation::Count { .. } => 0,
+            // An update is seen as its two parts.
+            Operation::Update { .. } | Operation::Delete | Operation::Count { .. } | Operation::ReplaceOne(_) => 0,
         };
     }
     rows.into_iter()

@@ -104,8 +104,12 @@ impl KeyStates {
     /// map: the stream's change is enough. If it has only some columns, they replace those of the row that was read.
     fn apply(&mut self, change: &Change) {
         match &change.operation {
-            // The last two are of tables without keys, which `counted` merges.
-            Operation::Insert(_) | Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => {
+            // The last three are of tables without keys, which `counted` merges.
+            Operation::Insert(_)
+            | Operation::Delete
+            | Operation::DeleteOne(_)
+            | Operation::Count { .. }
+            | Operation::ReplaceOne(_) => {
                 self.rows.remove(&change.key);
             }
             Operation::Update { old_key: None, row } => self.update(&change.key, row),
@@ -120,7 +124,9 @@ impl KeyStates {
     fn overtake(&mut self, change: &Change) {
         let (old, row) = match &change.operation {
             Operation::Insert(row) => (None, Some(row)),
-            Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => (None, None),
+            Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } | Operation::ReplaceOne(_) => {
+                (None, None)
+            }
             Operation::Update { old_key, row } => (old_key.as_ref(), Some(row)),
         };
         let base = self.rows.get(old.unwrap_or(&change.key)).cloned();
@@ -257,6 +263,6 @@ fn respelled_changes(
 fn old_key(change: &Change) -> Option<&Key> {
     match &change.operation {
         Operation::Update { old_key, .. } => old_key.as_ref(),
-        Operation::Insert(_) | Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => None,
+        _ => None,
     }
 }

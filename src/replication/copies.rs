@@ -3,7 +3,7 @@
 //! One task decides, so that a table never has two copies at the same time; copies of different tables run in parallel,
 //! up to a limit. The table's stored state (`tables`) says what is due, so a copy continues after a restart.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -41,6 +41,9 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub(super) struct Copies {
     pub(super) settings: Arc<PipelineSettings>,
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
+    /// The tables to which each table refers, where the Agent DB checks that their rows are there: they are copied first, as
+    /// all rows of the others would be refused meanwhile.
+    pub(super) parents: BTreeMap<TableName, BTreeSet<TableName>>,
     /// The tables' states, as they are committed.
     pub(super) states: watch::Receiver<Arc<TableRecords>>,
     pub(super) chunks: ChunkRegistry,
@@ -98,6 +101,9 @@ impl Copies {
                 if !copies.tables.contains_key(&record.table) {
                     continue;
                 }
+                if copies.waits_for_parents(record, &records) {
+                    continue;
+                }
                 if running.insert(record.table.clone()) {
                     let (copies, permits) = (Arc::clone(&copies), Arc::clone(&permits));
                     let (table, stop) = (record.table.clone(), stop.clone());
@@ -153,6 +159,21 @@ impl Copies {
             }
         }
         Ok(())
+    }
+
+    /// Whether a table's first copy begins only after those of the tables to which it refers. What holds one of these up for
+    /// long does not hold up the others.
+    fn waits_for_parents(&self, record: &TableRecord, records: &TableRecords) -> bool {
+        let comes_first = |parent: &TableName| {
+            records
+                .get(parent)
+                .is_some_and(|parent| parent.state.is_first_copy() && parent.detail.is_none())
+        };
+        record.state == TableState::New
+            && self
+                .parents
+                .get(&record.table)
+                .is_some_and(|parents| parents.iter().any(comes_first))
     }
 
     /// The tables' committed states.

@@ -251,6 +251,7 @@ impl Daemon {
         let fresh_slot = Arc::new(AtomicBool::new(fresh_slot));
         let copies = Copies {
             settings: Arc::clone(&self.settings),
+            parents: applier.parents(),
             tables: Arc::clone(&tables),
             states: book.committed(),
             chunks: chunks.clone(),
@@ -270,6 +271,7 @@ impl Daemon {
         };
         let agent_watch = AgentWatch {
             tables: Arc::clone(&tables),
+            states: book.committed(),
             requests: requests.clone(),
         };
         let states = book.committed();
@@ -346,7 +348,7 @@ struct Run {
 fn narrowed(publication: &str, unsent: &[&str]) -> Option<String> {
     (!unsent.is_empty()).then(|| {
         format!(
-            "publication {publication} of the Site DB does not send {}, so rows may differ and nothing tells — on the Site DB: \
+            "publication {publication} of the Site DB does not send {}, so rows may differ and nothing tells (what it sends is applied) — on the Site DB: \
              ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate');",
             unsent.join(" and "),
             quote_identifier(publication),

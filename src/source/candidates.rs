@@ -18,6 +18,8 @@ pub(super) struct Candidate {
     /// Whether the stream can identify the row of an update or a delete. In a publication, the Site DB refuses both for a
     /// table that has none.
     has_identity: bool,
+    /// Whether it has a column: the rows of a table without any can't be told apart, nor copied.
+    has_columns: bool,
     /// Whether the role may read the table.
     readable: bool,
     /// Whether the role may use the schema.
@@ -60,6 +62,8 @@ pub(super) async fn candidates(
              c.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid \
              AND ((c.relreplident = 'd' AND i.indisprimary) OR (c.relreplident = 'i' AND i.indisreplident))) \
              AS has_identity, \
+             EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
+             AS has_columns, \
              pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable, \
              pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usable, \
              pg_catalog.row_security_active(c.oid) AS hides_rows, \
@@ -85,6 +89,7 @@ fn candidate(row: &Row) -> Candidate {
     Candidate {
         table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
         has_identity: row.get("has_identity"),
+        has_columns: row.get("has_columns"),
         readable: row.get("readable"),
         schema_usable: row.get("schema_usable"),
         hides_rows: row.get("hides_rows"),
@@ -106,7 +111,17 @@ impl Candidate {
     /// is another question.
     pub(super) fn fault(&self, selection: &Selection) -> Option<String> {
         let (table, role) = (self.table.quoted(), quote_identifier(&self.role));
-        let (fault, remedy) = if self.lacks() && !self.has_identity {
+        let (fault, remedy) = if !self.has_columns {
+            (
+                format!(
+                    "table {} of the Site DB has no columns, so there is nothing by which its rows could be replicated",
+                    self.table
+                ),
+                format!(
+                    "on the Site DB: ALTER TABLE {table} ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY; (and the same in the Agent DB)"
+                ),
+            )
+        } else if self.lacks() && !self.has_identity {
             (
                 format!(
                     "table {} of the Site DB has no replica identity (a primary key is one), so its updates and deletes can't be \

@@ -72,6 +72,8 @@ fn statement(version: i32) -> String {
          AND i.indpred IS NULL AND i.indexprs IS NULL \
          GROUP BY i.indexrelid HAVING pg_catalog.bool_and(k.attnotnull) ORDER BY i.indexrelid) u) AS unique_keys, \
          pg_catalog.array_agg(a.attnotnull ORDER BY a.attnum) AS not_null, \
+         ARRAY(SELECT o.attname::text FROM pg_catalog.pg_attribute o WHERE o.attrelid = c.oid AND o.attnum > 0 \
+         AND NOT o.attisdropped ORDER BY o.attnum) AS all_columns, \
          pg_catalog.array_agg((WITH RECURSIVE base (type, length) AS (SELECT a.atttypid, a.atttypmod UNION ALL \
          SELECT t.typbasetype, t.typtypmod FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd') \
          SELECT pg_catalog.format_type(b.type, b.length) FROM base b \
@@ -109,8 +111,14 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
     let not_null: Vec<bool> = row.get("not_null");
     let stored: Vec<String> = row.get("stored_types");
     let declared: Vec<String> = row.get("declared");
+    let all_columns: Vec<String> = row.get("all_columns");
     let facts = SourceFacts {
         unique,
+        unsent: all_columns
+            .iter()
+            .filter(|name| !columns.contains(name))
+            .map(|name| Arc::from(name.as_str()))
+            .collect(),
         types: columns
             .iter()
             .map(|name| Arc::from(name.as_str()))

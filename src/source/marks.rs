@@ -35,7 +35,8 @@ pub(super) fn columns(schemas: &str) -> String {
          JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid WHERE c.relkind = 'p' AND NOT i.inhdetachpending) \
          SELECT pg_catalog.concat_ws(':', f.oid, f.relfilenode, attached) FROM tree JOIN pg_catalog.pg_class f ON f.oid = tree.oid \
          WHERE f.relkind = 'r' ORDER BY f.oid) AS mark_files, \
-         pg_catalog.array_agg(a.attnum::int4 ORDER BY a.attnum) AS mark_numbers, {} AS mark_types",
+         pg_catalog.array_agg(a.attnum::int4 ORDER BY a.attnum) AS mark_numbers, \
+         pg_catalog.array_agg(a.atttypid || ' ' || a.atttypmod ORDER BY a.attnum) AS mark_kinds, {} AS mark_types",
         types()
     )
 }
@@ -65,11 +66,13 @@ fn types() -> String {
 /// The marks of a row of such a query. `columns`: the names of the columns, in the same order as their numbers.
 pub(super) fn of_row(row: &Row, columns: &[String]) -> Marks {
     let numbers: Vec<i32> = row.get("mark_numbers");
+    let kinds: Vec<String> = row.get("mark_kinds");
     let types: Vec<String> = row.get("mark_types");
     Marks {
         publication: row.get::<_, Option<String>>("mark_publication").unwrap_or_default(),
         files: row.get("mark_files"),
         columns: columns.iter().cloned().zip(numbers).collect(),
+        kinds: columns.iter().cloned().zip(kinds).collect(),
         types: types
             .iter()
             .filter_map(|part| part.split_once(':'))

@@ -1,7 +1,7 @@
 //! The one session that writes rows, failed rows, accounting and checkpoint, in one
 //! [`Transaction`](super::Transaction) after another.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -209,6 +209,20 @@ impl Applier {
         writer.targets.doubt(table);
         writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
         Ok(())
+    }
+
+    /// The tables to which each table refers, where the database checks that their rows are there. Never in a circle.
+    #[must_use]
+    pub fn parents(&self) -> BTreeMap<TableName, BTreeSet<TableName>> {
+        let mut parents: BTreeMap<TableName, BTreeSet<TableName>> = BTreeMap::new();
+        if let Constraints::Checked(foreign_keys) = &self.writer.constraints {
+            for (child, parent) in foreign_keys.pairs() {
+                if foreign_keys.depth(parent) < foreign_keys.depth(child) {
+                    parents.entry(child.clone()).or_default().insert(parent.clone());
+                }
+            }
+        }
+        parents
     }
 
     /// Adds columns as the Site DB declares them, nullable and without a default.

@@ -29,7 +29,7 @@ impl ChangeKind {
         match (change.origin, &change.operation) {
             (Origin::Chunk, _) => Self::Copy,
             (Origin::Stream, Operation::Insert(_)) => Self::Insert,
-            (Origin::Stream, Operation::Update { .. }) => Self::Update,
+            (Origin::Stream, Operation::Update { .. } | Operation::ReplaceOne(_)) => Self::Update,
             (Origin::Stream, Operation::Delete | Operation::DeleteOne(_)) => Self::Delete,
             (Origin::Stream, Operation::Count { .. }) => Self::Any,
         }

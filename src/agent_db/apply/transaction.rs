@@ -253,6 +253,16 @@ impl Transaction {
         self.applier.remember_shape(table, shape).await
     }
 
+    /// What the Agent DB's table can't have as the Site DB has it.
+    #[must_use]
+    pub fn notes(&self, table: &TableName) -> Option<String> {
+        self.applier
+            .writer
+            .targets
+            .newest(table)
+            .and_then(|target| target.notes.clone())
+    }
+
     /// How many rows of a table are parked.
     #[must_use]
     pub fn parked_rows(&self, table: &TableName) -> u64 {

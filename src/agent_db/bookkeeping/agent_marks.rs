@@ -1,6 +1,9 @@
-//! By what it is seen, on another connection, that tables were changed in the Agent DB: rows of its catalog.
+//! By what it is seen, on another connection, that tables were changed in the Agent DB: rows of its catalog. Kept in
+//! `twinlog.tables`, so that it is also seen after the daemon was away.
 
 use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
 
 use super::control::{Control, failed};
 use crate::agent_db::error::AgentError;
@@ -12,16 +15,27 @@ use crate::change::TableName;
 /// has claimed the table.
 /// Statistics are written in place and change nothing here.
 const MARKS: &str = "
-SELECT n.nspname AS schema_name, c.relname AS table_name, concat_ws(' ', c.oid, c.xmin, n.xmin,
+SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid, c.xmin::text AS class,
+    ARRAY(SELECT concat_ws(':', f.oid, f.relfilenode) FROM pg_class f WHERE f.relkind = 'r' AND (f.oid = c.oid
+        OR f.oid = ANY (ARRAY(SELECT p.relid::oid FROM pg_partition_tree(c.oid::regclass) p))) ORDER BY f.oid) AS files,
+    ARRAY(SELECT concat_ws(':', a.attnum, a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
+        AND NOT a.attisdropped ORDER BY a.attnum) AS columns,
+    ARRAY(SELECT concat_ws(':', e.enumtypid, e.oid, e.enumlabel) FROM pg_enum e WHERE e.enumtypid = ANY (ARRAY(
+        SELECT coalesce(nullif(t.typelem, 0), nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)) ORDER BY e.oid) AS labels,
+    ARRAY(SELECT concat_ws(':', m.kind, m.id, m.mark) FROM (
+        SELECT 'trigger', g.oid, g.xmin FROM pg_trigger g WHERE NOT g.tgisinternal AND (g.tgrelid = c.oid
+            OR g.tgrelid = ANY (ARRAY(SELECT p.relid::oid FROM pg_partition_tree(c.oid::regclass) p)))
+        UNION ALL SELECT 'rule', w.oid, w.xmin FROM pg_rewrite w WHERE w.ev_class = c.oid
+        UNION ALL SELECT 'policy', y.oid, y.xmin FROM pg_policy y WHERE y.polrelid = c.oid
+    ) AS m(kind, id, mark) ORDER BY m.kind, m.id) || concat_ws(':', c.relrowsecurity, c.relforcerowsecurity) AS writers,
+    concat_ws(' ', n.xmin, c.relacl, c.relowner, c.reloptions, c.relpersistence,
     (SELECT string_agg(concat_ws(':', m.id, m.mark), ',' ORDER BY m.id, m.mark::text) FROM (
         SELECT a.attnum::oid, a.xmin FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
         UNION ALL SELECT d.oid, d.xmin FROM pg_attrdef d WHERE d.adrelid = c.oid
         UNION ALL SELECT k.oid, k.xmin FROM pg_constraint k WHERE k.conrelid = c.oid OR k.confrelid = c.oid
         UNION ALL SELECT i.indexrelid, i.xmin FROM pg_index i WHERE i.indrelid = c.oid
-        UNION ALL SELECT g.oid, g.xmin FROM pg_trigger g WHERE g.tgrelid = c.oid
-            OR g.tgrelid = ANY (ARRAY(SELECT p.relid::oid FROM pg_partition_tree(c.oid::regclass) p))
-        UNION ALL SELECT w.oid, w.xmin FROM pg_rewrite w WHERE w.ev_class = c.oid
-        UNION ALL SELECT y.oid, y.xmin FROM pg_policy y WHERE y.polrelid = c.oid
+        UNION ALL SELECT g.oid, g.xmin FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgisinternal
         UNION ALL SELECT h.inhrelid, h.xmin FROM pg_inherits h WHERE h.inhparent = c.oid
         UNION ALL SELECT t.oid, t.xmin FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -34,13 +48,63 @@ SELECT n.nspname AS schema_name, c.relname AS table_name, concat_ws(' ', c.oid, 
     has_table_privilege(c.oid, 'UPDATE'), has_table_privilege(c.oid, 'DELETE'),
     has_table_privilege(c.oid, 'TRUNCATE'),
     (SELECT string_agg(concat_ws(':', k.slot, k.xmin), ',' ORDER BY k.slot) FROM twinlog.claims k
-        WHERE k.relation = c.oid)) AS mark
+        WHERE k.relation = c.oid)) AS rest
 FROM unnest($1::text[], $2::text[]) AS x(s, t)
 JOIN pg_namespace n ON n.nspname = x.s
 JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = x.t";
 
-/// What is compared, by table.
-pub type AgentMarks = BTreeMap<TableName, String>;
+/// What is seen of a table. Opaque texts, compared for equality.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct AgentMark {
+    /// Its OID.
+    oid: u32,
+    /// The version of its row in `pg_class`.
+    class: String,
+    /// The files that hold its rows, one of each partition, as `oid:file`.
+    files: Vec<String>,
+    /// Numbers and names of the columns.
+    columns: Vec<String>,
+    /// Labels of the enums of its columns.
+    labels: Vec<String>,
+    /// What may hide rows, or write others than were sent: triggers, rules, policies.
+    writers: Vec<String>,
+    /// Everything else.
+    rest: String,
+}
+
+/// What is seen, by table.
+pub type AgentMarks = BTreeMap<TableName, AgentMark>;
+
+impl AgentMark {
+    /// Why the Agent DB's rows may not be any more what was written; `None` if they are. Pure.
+    #[must_use]
+    pub fn doubted_by(&self, now: &Self) -> Option<&'static str> {
+        if self.oid != now.oid {
+            Some("another table has its name in the Agent DB")
+        } else if self.files != now.files {
+            Some("it was rewritten or truncated in the Agent DB, or partitions were attached or detached there")
+        } else if self.has_other_columns(now) {
+            Some("a column was dropped and added again in the Agent DB, or columns have exchanged their names")
+        } else if self.labels.iter().any(|label| !now.labels.contains(label)) {
+            Some("a label of an enum was renamed in the Agent DB")
+        } else if self.writers != now.writers {
+            Some("its triggers, rules or policies were changed in the Agent DB")
+        } else if self.class != now.class && self.rest == now.rest {
+            Some("something was changed in the Agent DB and changed back")
+        } else {
+            None
+        }
+    }
+
+    /// Whether a name is another column's. One that was missing holds its table, and the table is read when it is released.
+    fn has_other_columns(&self, now: &Self) -> bool {
+        let name = |column: &str| column.split_once(':').map(|(_, name)| name.to_owned());
+        let before: Vec<_> = self.columns.iter().map(|column| name(column)).collect();
+        now.columns
+            .iter()
+            .any(|column| !self.columns.contains(column) && before.contains(&name(column)))
+    }
+}
 
 impl Control {
     /// The marks of those tables that are there.
@@ -58,9 +122,49 @@ impl Control {
             .iter()
             .map(|row| {
                 let table = TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name"));
-                (table, row.get("mark"))
+                let mark = AgentMark {
+                    oid: row.get("oid"),
+                    class: row.get("class"),
+                    files: row.get("files"),
+                    columns: row.get("columns"),
+                    labels: row.get("labels"),
+                    writers: row.get("writers"),
+                    rest: row.get("rest"),
+                };
+                (table, mark)
             })
             .collect())
+    }
+
+    /// The marks that are stored. Those of another version count as unknown.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn stored_agent_marks(&self) -> Result<AgentMarks, AgentError> {
+        let rows = self
+            .client
+            .query(
+                "SELECT schema_name, table_name, agent_marks::text AS marks FROM twinlog.tables
+                 WHERE slot = $1 AND agent_marks IS NOT NULL",
+                &[&self.slot],
+            )
+            .await
+            .map_err(failed("read the tables' marks"))?;
+        Ok(rows
+            .iter()
+            .filter_map(|row| {
+                let table = TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name"));
+                Some((table, serde_json::from_str(row.get("marks")).ok()?))
+            })
+            .collect())
+    }
+
+    /// Stores the marks of a table.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn store_agent_mark(&self, table: &TableName, mark: &AgentMark) -> Result<(), AgentError> {
+        store(&self.client, &self.slot, table, mark).await
     }
 
     /// Makes all parked rows of a table due now: what refused them may be gone.
@@ -77,5 +181,55 @@ impl Control {
             .await
             .map_err(failed("make the failed rows due"))?;
         Ok(())
+    }
+}
+
+async fn store(client: &Client, slot: &str, table: &TableName, mark: &AgentMark) -> Result<(), AgentError> {
+    let mark = serde_json::to_string(mark).unwrap_or_default();
+    client
+        .execute(
+            "UPDATE twinlog.tables SET agent_marks = $4::text::jsonb
+             WHERE slot = $1 AND schema_name = $2 AND table_name = $3",
+            &[&slot, &&*table.schema, &&*table.name, &mark],
+        )
+        .await
+        .map_err(failed("store a table's marks"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_have_changed_rows_is_a_reason_to_read_them_again() {
+        let text = |parts: &[&str]| parts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let before = || AgentMark {
+            oid: 7,
+            class: "700".to_owned(),
+            files: text(&["7:7"]),
+            columns: text(&["1:id", "2:v"]),
+            labels: text(&["9:91:sad"]),
+            writers: text(&["f:f"]),
+            rest: "701".to_owned(),
+        };
+        let doubted = |change: fn(&mut AgentMark)| {
+            let mut now = before();
+            change(&mut now);
+            before().doubted_by(&now).is_some()
+        };
+        assert!(doubted(|now| now.oid = 8));
+        assert!(doubted(|now| now.files[0] = "7:8".to_owned()));
+        assert!(doubted(|now| now.columns[1] = "3:v".to_owned()));
+        assert!(doubted(|now| now.labels[0] = "9:91:blue".to_owned()));
+        assert!(doubted(|now| now.writers.push("trigger:1:1".to_owned())));
+        assert!(doubted(|now| now.class = "702".to_owned()), "changed and changed back");
+        assert!(!doubted(
+            |now| (now.class, now.rest) = ("702".to_owned(), "703".to_owned())
+        ));
+        assert!(!doubted(|now| now.labels.push("9:92:glad".to_owned())));
+        assert!(!doubted(|now| now.columns.push("3:more".to_owned())));
+        assert!(!doubted(|now| now.columns.truncate(1)));
+        assert!(!doubted(|_| {}));
     }
 }

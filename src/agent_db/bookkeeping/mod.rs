@@ -33,7 +33,7 @@ pub(super) mod shapes;
 pub(super) mod tables;
 
 pub use accounting::Tally;
-pub use agent_marks::AgentMarks;
+pub use agent_marks::{AgentMark, AgentMarks};
 pub use checkpoint::{Checkpoint, Gap, SourceIdentity, StoredCheckpoint};
 pub use claims::{Pipeline, TableSettings};
 pub use commands::{

@@ -115,6 +115,8 @@ pub struct TableRecord {
     pub key: Option<String>,
     /// Which changes the Site DB can publish.
     pub published: PublishedChanges,
+    /// What the Agent DB's table can't have as the Site DB has it, for people to see.
+    pub notes: Option<Box<str>>,
     /// The last key done in this phase; `None` before the first chunk.
     pub last_key: Option<Key>,
     /// Rows of the Site DB that the running copy, or the last one, has read.
@@ -168,6 +170,7 @@ impl TableRecord {
             phase: None,
             key: None,
             published: PublishedChanges::All,
+            notes: None,
             last_key: None,
             rows_copied: 0,
             rows_estimated: None,
@@ -201,18 +204,18 @@ impl TableRecord {
 
 /// The columns of [`TableRecord`].
 const COLUMNS: &str = "schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated, condition, \
-                       command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes";
+                       command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes, notes";
 
 const SAVE: &str = "
 INSERT INTO twinlog.tables (slot, schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated,
-    condition, command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+    condition, command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes, notes)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     state = EXCLUDED.state, phase = EXCLUDED.phase, last_key = EXCLUDED.last_key,
     rows_copied = EXCLUDED.rows_copied, rows_estimated = EXCLUDED.rows_estimated, condition = EXCLUDED.condition,
     command_id = EXCLUDED.command_id, detail = EXCLUDED.detail, started_at = EXCLUDED.started_at,
     finished_at = EXCLUDED.finished_at, copied_at_lsn = EXCLUDED.copied_at_lsn,
-    row_key = EXCLUDED.row_key, published_changes = EXCLUDED.published_changes";
+    row_key = EXCLUDED.row_key, published_changes = EXCLUDED.published_changes, notes = EXCLUDED.notes";
 
 async fn save(client: &Client, encoding: Encoding, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
     client
@@ -235,6 +238,7 @@ async fn save(client: &Client, encoding: Encoding, slot: &str, record: &TableRec
                 &record.copied_at_lsn,
                 &record.key,
                 &record.published.as_str(),
+                &record.notes.as_deref().map(|notes| encoding.shown(notes)),
             ],
         )
         .await
@@ -299,6 +303,7 @@ impl TableRecord {
                 .get::<_, &str>("published_changes")
                 .parse()
                 .map_err(|_| unreadable())?,
+            notes: row.get("notes"),
             copied_at_lsn: row.get("copied_at_lsn"),
         })
     }

@@ -148,6 +148,7 @@ mod tests {
                 declared: Vec::new(),
                 unique: site.iter().map(|columns| names(columns)).collect(),
                 not_null: names(&["a", "b", "c"]),
+                unsent: Vec::new(),
                 types: Vec::new(),
             }),
         };

@@ -25,6 +25,7 @@ mod values;
 
 pub(super) use deferred_triggers::has_deferred_triggers;
 pub(super) use foreign_keys::{Action, ForeignKey, ForeignKeys};
+pub(super) use read::Sight;
 pub(super) use resolve::resolve;
 pub(super) use rights::Rights;
 pub(super) use target::{Column, Lookup, Target};

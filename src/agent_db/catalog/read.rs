@@ -15,6 +15,8 @@ pub(super) struct TableFacts {
     pub guarded: bool,
     /// See [`Target::copyable`](super::target::Target::copyable).
     pub copyable: bool,
+    /// Whether a crash of the server empties it, or a partition of it.
+    pub unlogged: bool,
     /// Whether row-level security hides rows from this role.
     pub row_security: bool,
     /// The session's role.
@@ -90,6 +92,9 @@ SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
             AND g.tgenabled OPERATOR(pg_catalog.<>) 'D'
             -- Bits: 1 for each row, 2 before, 4 insert.
             AND (g.tgtype::integer OPERATOR(pg_catalog.&) 7) OPERATOR(pg_catalog.=) 6) AS copyable,
+    c.relpersistence OPERATOR(pg_catalog.=) 'u' OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid::pg_catalog.regclass) p
+        JOIN pg_catalog.pg_class q ON q.oid OPERATOR(pg_catalog.=) p.relid::pg_catalog.oid
+        WHERE p.isleaf AND q.relpersistence OPERATOR(pg_catalog.=) 'u') AS unlogged,
     pg_catalog.row_security_active(c.oid) AS row_security, current_user::pg_catalog.text AS role,
     ARRAY(SELECT x.lacking FROM (VALUES ('USAGE', pg_catalog.has_schema_privilege(n.oid, 'USAGE')),
         ('SELECT', pg_catalog.has_any_column_privilege(c.oid, 'SELECT')),
@@ -99,6 +104,31 @@ SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND c.relname OPERATOR(pg_catalog.=) $2"#;
+
+/// Whether deletes reach a table's rows.
+#[derive(Debug)]
+pub(in crate::agent_db) struct Sight {
+    /// The role, if row-level security hides rows from it.
+    pub hidden_from: Option<String>,
+    /// See [`Target::guarded`](super::target::Target::guarded).
+    pub guarded: bool,
+}
+
+impl Sight {
+    /// Reads it.
+    pub(in crate::agent_db) async fn read(client: &Client, table: &TableName) -> Result<Self, AgentError> {
+        let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
+        let row = client
+            .query_opt(TABLE, &[&&*table.schema, &&*table.name])
+            .await
+            .map_err(failed)?
+            .ok_or_else(|| AgentError::TableMissing { table: table.clone() })?;
+        Ok(Self {
+            hidden_from: row.get::<_, bool>("row_security").then(|| row.get("role")),
+            guarded: row.get("guarded"),
+        })
+    }
+}
 
 /// Columns with the base type of each. A domain's own limit is checked by the assignment to the column.
 const COLUMNS: &str = "
@@ -200,6 +230,7 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
         partitioned: kind == "p",
         guarded: class.get("guarded"),
         copyable: class.get("copyable"),
+        unlogged: class.get("unlogged"),
         row_security: class.get("row_security"),
         role: class.get("role"),
         columns: columns.iter().map(ColumnFacts::from_row).collect(),

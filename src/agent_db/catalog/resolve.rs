@@ -31,6 +31,11 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
             role: facts.role.clone(),
         });
     }
+    if facts.unlogged {
+        return Err(AgentError::Unlogged {
+            table: description.table.clone(),
+        });
+    }
     let chosen = key::choose(description, &facts.unique)?;
     let (key, equals) = match chosen {
         Some((index, positions)) => {
@@ -55,6 +60,8 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
         columns,
         equals,
         lookup,
+        unpublished: unpublished(description, &facts.columns),
+        notes: notes(description, &facts.columns),
         partitioned: facts.partitioned,
         guarded: facts.guarded,
         copyable: facts.copyable,
@@ -134,6 +141,38 @@ fn check_types(description: &TableDescription, facts: &[ColumnFacts]) -> Result<
         }
     }
     Ok(())
+}
+
+/// Notes of a table at most.
+const MOST_NOTES: usize = 10;
+
+/// What the table can't have as the Site DB has it: values that its types round, cut or pad, and columns that are not sent.
+/// A row counts as equal where writing the Site DB's values again would leave it as it is.
+fn notes(description: &TableDescription, facts: &[ColumnFacts]) -> Option<String> {
+    let agent = |name: &str| facts.iter().find(|column| *column.name == *name);
+    let changed = description.facts.types.iter().filter_map(|(name, site)| {
+        let declared = &agent(name)?.declared_type;
+        (!prints_alike(site, declared)).then(|| {
+            format!(
+                "column {name} is {site} in the Site DB and {declared} in the Agent DB, which may change its values"
+            )
+        })
+    });
+    let unsent = description.facts.unsent.iter().filter_map(|name| {
+        agent(name).filter(|column| !column.generated)?;
+        Some(format!("column {name} is not sent by the Site DB (it is generated there, or not in the column list) and stays as it is in the Agent DB"))
+    });
+    let notes: Vec<String> = changed.chain(unsent).take(MOST_NOTES).collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
+}
+
+/// Columns of the Agent DB alone, quoted, that can be given a value.
+fn unpublished(description: &TableDescription, facts: &[ColumnFacts]) -> Vec<String> {
+    facts
+        .iter()
+        .filter(|column| !column.generated && !description.columns.iter().any(|name| **name == *column.name))
+        .map(|column| quote_identifier(&column.name))
+        .collect()
 }
 
 /// Columns that are not published must not need a value.

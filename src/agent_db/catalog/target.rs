@@ -15,6 +15,10 @@ pub(in crate::agent_db) struct Target {
     pub equals: Vec<String>,
     /// Where rows are counted: an index that narrows down which of them are compared.
     pub lookup: Option<Lookup>,
+    /// The other columns that the Agent DB's table has and a row can be given, quoted. The stream does not know them.
+    pub unpublished: Vec<String>,
+    /// What the table can't have as the Site DB has it, for people to see.
+    pub notes: Option<String>,
     /// Whether its rows are in partitions.
     pub partitioned: bool,
     /// Triggers or rules of the Agent DB may write another row than the one that was sent, or none: what was written is
@@ -56,12 +60,29 @@ impl Column {
     pub(in crate::agent_db) const fn is_settable(&self) -> bool {
         !self.identity_always && !self.in_key
     }
+
+    /// Whether it is not part of the key, and no UPDATE may set it: the row is deleted and inserted.
+    pub(in crate::agent_db) const fn is_reinserted(&self) -> bool {
+        self.identity_always && !self.in_key
+    }
 }
 
 impl Target {
+    /// Whether an update of a counted row must be one: the Agent DB has columns of its own, whose values stay.
+    pub(in crate::agent_db) fn updates_in_place(&self) -> bool {
+        !self.unpublished.is_empty() && !self.columns.iter().any(|column| column.identity_always)
+    }
+
     /// Whether equal keys always have the same spelling.
     pub(in crate::agent_db) fn spells_keys_alike(&self) -> bool {
         self.columns.iter().all(|column| !column.in_key || column.alike)
+    }
+
+    /// `"schema"."table"` as statements name it that find rows: with `ONLY`, since the rows of tables that inherit from it
+    /// are not its own. A partitioned table has all of its rows in others.
+    pub(in crate::agent_db) fn only(&self) -> String {
+        let only = if self.partitioned { "" } else { "ONLY " };
+        format!("{only}{}", self.relation.table.quoted())
     }
 
     /// Whether an UPDATE may change the key.

@@ -150,6 +150,9 @@ pub enum AgentError {
     /// Row-level security would hide rows from the daemon's role.
     #[error("row-level security of {table} applies to the role {role} in the Agent DB")]
     RowSecurity { table: TableName, role: String },
+    /// After a crash of the Agent DB's server its rows would be missing, without a trace in the checkpoint.
+    #[error("table {table} is UNLOGGED in the Agent DB: a crash of the server empties it")]
+    Unlogged { table: TableName },
     /// Postgres refuses every statement of a kind for the table, whatever the row.
     #[error("{action} ({table}): {refusal}")]
     TableRefused {
@@ -315,6 +318,7 @@ impl AgentError {
             | Self::ColumnMissing { .. }
             | Self::NotPermitted { .. }
             | Self::RowSecurity { .. }
+            | Self::Unlogged { .. }
             | Self::RowsLocked { .. }
             | Self::CannotPark { .. }
             | Self::ColumnGenerated { .. }
@@ -355,6 +359,7 @@ impl AgentError {
             | Self::ColumnMissing { table, .. }
             | Self::NotPermitted { table, .. }
             | Self::RowSecurity { table, .. }
+            | Self::Unlogged { table }
             | Self::RowsLocked { table, .. }
             | Self::CannotPark { table, .. }
             | Self::ColumnGenerated { table, .. }
@@ -394,6 +399,10 @@ impl AgentError {
             Self::RowSecurity { role, .. } => {
                 format!("in the Agent DB, as a superuser: ALTER ROLE {} BYPASSRLS;", quote(role))
             }
+            Self::Unlogged { table } => format!(
+                "in the Agent DB: ALTER TABLE {} SET LOGGED; (of a partitioned table: for each partition that is UNLOGGED)",
+                table.quoted()
+            ),
             Self::Busy { .. } => {
                 "nothing to do: this daemon is the standby, and takes over when the other one ends".to_owned()
             }

@@ -47,7 +47,7 @@ fn apply(table: &mut Table, change: Change) -> bool {
         Operation::Insert(row) => {
             table.insert(change.key, row);
         }
-        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => {
+        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } | Operation::ReplaceOne(_) => {
             table.remove(&change.key);
         }
         Operation::Update { old_key: None, row } => match table.get_mut(&change.key) {

@@ -239,9 +239,11 @@ impl ApplyTask {
             } else {
                 PublishedChanges::All
             };
+            let notes = transaction.notes(table);
             let chosen = TableEvent::KeyChosen {
                 key: key.clone(),
                 published,
+                notes: notes.clone(),
                 parked,
             };
             // A table that nothing is stored about yet accepts no event.
@@ -254,6 +256,11 @@ impl ApplyTask {
                 }
                 if relation.counts_rows() && known != Some(&key) {
                     info!(%table, "no unique key tells the table's rows apart in both databases: they are counted, so updates and deletes read the Agent DB's whole table; a primary key on both sides is faster");
+                }
+                if let Some(notes) =
+                    notes.filter(|notes| before.as_ref().and_then(|record| record.notes.as_deref()) != Some(notes))
+                {
+                    warn!(%table, notes, "the Agent DB can't have everything as the Site DB has it");
                 }
                 if published == PublishedChanges::Inserts
                     && before.as_ref().is_some_and(|record| record.published != published)

@@ -279,6 +279,7 @@ pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
             .map(|row| row.get::<_, Vec<&str>>("columns").into_iter().map(Arc::from).collect())
             .collect(),
         not_null: columns.clone(),
+        unsent: Vec::new(),
         types: Vec::new(),
     };
     TableDescription {

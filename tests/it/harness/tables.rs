@@ -143,6 +143,14 @@ impl Databases {
         until_equal(&self.site, &self.agent, tables, deadline).await;
     }
 
+    /// Waits until each query gives the same value in both databases.
+    pub(crate) async fn until_equal_of(&self, queries: &[&str]) {
+        for query in queries {
+            let site = self.site.text(query).await;
+            eventually_equal(query, SOON, site, || self.agent.text(query)).await;
+        }
+    }
+
     /// Waits until this number of rows is parked.
     pub(crate) async fn until_parked(&self, rows: i64) {
         self.until_parked_within(SOON, rows).await;

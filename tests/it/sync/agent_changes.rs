@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::harness::{Database, NOTES, Twins, databases};
+use crate::harness::{Database, NOTES, SOON, Twins, databases};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_type_that_is_widened_in_the_agent_db_heals_its_rows_and_takes_further_ones() {
@@ -84,4 +84,164 @@ async fn a_character_that_the_agent_db_can_not_hold_parks_its_row() {
             "bB ec",
         )
         .await;
+}
+
+/// Whatever is done to the table there: it is noticed, read again, and equal by itself.
+async fn is_mended(twins: &Twins, what: &str) {
+    twins.on_agent(what).await;
+    eprintln!("{what}");
+    twins.until_equal_within(2 * SOON, &["t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_statements_on_the_agent_dbs_table_have_changed_are_read_again() {
+    let twins = Twins::new(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad');
+         CREATE TABLE t (id int PRIMARY KEY, v text, m mood); CREATE TABLE empty (LIKE t INCLUDING ALL)",
+    )
+    .await;
+    twins
+        .on_site("INSERT INTO t SELECT i, 'v' || i, 'sad' FROM generate_series(1, 100) i")
+        .await;
+    let mut daemon = twins.start().await;
+    twins.until_equal(&["t"]).await;
+    twins
+        .until_agent(
+            "what was seen is stored",
+            "SELECT count(*) FROM twinlog.tables WHERE agent_marks IS NULL",
+            "0",
+        )
+        .await;
+    for what in [
+        "ALTER TABLE t ALTER v TYPE text USING upper(v)",
+        "ALTER TABLE t DROP v; ALTER TABLE t ADD v text",
+        "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text, m mood)",
+        "ALTER TABLE t RENAME TO aside; ALTER TABLE empty RENAME TO t; ALTER TABLE aside RENAME TO empty",
+        "TRUNCATE t",
+    ] {
+        is_mended(&twins, what).await;
+    }
+    // A label that has another name refuses rows until it is itself again.
+    twins.on_agent("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'").await;
+    twins.until_parked(100).await;
+    is_mended(&twins, "ALTER TYPE mood RENAME VALUE 'blue' TO 'sad'").await;
+    twins.until_parked(0).await;
+
+    // The same while no daemon runs.
+    daemon.kill9();
+    twins
+        .on_agent("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, v text, m mood)")
+        .await;
+    daemon.restart().await;
+    twins.until_equal_within(2 * SOON, &["t"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_trigger_or_a_policy_did_for_a_moment_is_mended() {
+    // GIVEN a role to which row-level security applies
+    let mut twins = Twins::new("").await;
+    twins.agent_is_owner().await;
+    twins.on_both("CREATE TABLE t (id int PRIMARY KEY, n int)").await;
+    twins
+        .on_agent(
+            "CREATE FUNCTION meddle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                 IF TG_OP = 'DELETE' THEN RETURN NULL; END IF; NEW.n := -1; RETURN NEW; END $$",
+        )
+        .await;
+    twins
+        .on_site("INSERT INTO t SELECT i, i FROM generate_series(1, 100) i")
+        .await;
+    let daemon = twins.start().await;
+    twins.until_equal(&["t"]).await;
+    twins
+        .until_agent(
+            "what was seen is stored",
+            "SELECT count(*) FROM twinlog.tables WHERE agent_marks IS NULL",
+            "0",
+        )
+        .await;
+    // WHEN they come, rows change, and they go
+    let trigger = "CREATE TRIGGER meddle BEFORE INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION meddle()";
+    let secure = "ALTER TABLE t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY";
+    let insecure = "ALTER TABLE t DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY";
+    for (there, change, gone) in [
+        (
+            trigger,
+            "UPDATE t SET n = n + 1 WHERE id < 10; INSERT INTO t VALUES (200, 200)",
+            "DROP TRIGGER meddle ON t",
+        ),
+        (trigger, "DELETE FROM t WHERE id = 20", "DROP TRIGGER meddle ON t"),
+        (secure, "DELETE FROM t WHERE id = 30", insecure),
+    ] {
+        twins.on_agent(there).await;
+        twins.on_site(change).await;
+        twins.on_site("SELECT pg_sleep(0.5)").await;
+        // THEN the rows are mended
+        is_mended(&twins, gone).await;
+        twins.until_parked(0).await;
+        daemon.until_state("streaming").await;
+    }
+    // One that stays holds the table, though nothing is written.
+    twins.on_agent(secure).await;
+    twins.until_table("t", "held", 0).await;
+    twins.on_agent(insecure).await;
+    twins.until_table("t", "streaming", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_a_crash_of_the_agent_db_would_empty_is_held() {
+    let twins = Twins::new("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    twins.on_agent("ALTER TABLE t SET UNLOGGED").await;
+    twins.on_site("INSERT INTO t VALUES (1, 'a')").await;
+    let daemon = twins.launch();
+    daemon.until_state("held").await;
+    let remedy = r#"ALTER TABLE "public"."t" SET LOGGED"#;
+    assert!(twins.fails(&["status"]).await.contains(remedy));
+    twins.on_agent("ALTER TABLE t SET LOGGED").await;
+    daemon.until_state("streaming").await;
+    twins.until_equal(&["t"]).await;
+    twins.on_agent("ALTER TABLE t SET UNLOGGED").await;
+    daemon.until_state("held").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_agent_dbs_types_change_and_what_is_not_sent_is_said() {
+    let twins = Twins::new("CREATE TABLE same (id int PRIMARY KEY, n numeric(10,2), at timestamptz)").await;
+    twins
+        .on_site("CREATE TABLE t (id int PRIMARY KEY, n numeric, twice numeric GENERATED ALWAYS AS (n * 2) STORED)")
+        .await;
+    twins
+        .on_agent("CREATE TABLE t (id int PRIMARY KEY, n numeric(10,2), twice numeric)")
+        .await;
+    twins
+        .on_site("INSERT INTO t VALUES (1, 1.239); INSERT INTO same VALUES (1, 1.24, now())")
+        .await;
+    let daemon = twins.start().await;
+    twins.until_agent("it is rounded", "SELECT n FROM t", "1.24").await;
+    daemon
+        .says("column n is numeric in the Site DB and numeric(10,2) in the Agent DB")
+        .await;
+    let status = twins.succeeds(&["status", "--json"]).await;
+    assert!(
+        status.contains("column n is numeric in the Site DB and numeric(10,2)"),
+        "{status}"
+    );
+    if twins
+        .site
+        .value("SELECT current_setting('server_version_num')::int < 180000")
+        .await
+        == "true"
+    {
+        assert!(status.contains("column twice is not sent"), "{status}");
+    }
+    assert_eq!(
+        twins
+            .agent
+            .value("SELECT count(*) FROM twinlog.tables WHERE notes IS NOT NULL")
+            .await,
+        "1"
+    );
+    // Reading it again changes nothing: it is as equal as it can be.
+    twins.succeeds(&["resync", "t", "--wait"]).await;
+    assert_eq!(twins.parked().await, 0);
 }

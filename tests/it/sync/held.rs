@@ -317,3 +317,60 @@ async fn tables_that_can_not_be_copied_keep_no_other_from_being_copied() {
     twins.until_table("b", "streaming", 0).await;
     twins.until_equal(&["a", "b", "c"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_of_several_tables_holds_the_one_that_can_not_be_truncated() {
+    let twins = Twins::new(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY, a int REFERENCES a);
+         CREATE TABLE c (id int PRIMARY KEY)",
+    )
+    .await;
+    twins
+        .on_site("INSERT INTO a VALUES (1), (2); INSERT INTO b VALUES (1, 1); INSERT INTO c VALUES (1)")
+        .await;
+    let daemon = twins.start().await;
+    twins.until_equal(&["a", "b", "c"]).await;
+    // A table of the Agent DB alone refers to one of the middle.
+    twins.on_agent("CREATE TABLE mine (c int REFERENCES c)").await;
+    twins.on_site("TRUNCATE a, c, b").await;
+    daemon.says("a table is held").await;
+    twins.until_equal(&["a", "b"]).await;
+    let output = daemon.output();
+    let held: Vec<&str> = output.lines().filter(|line| line.contains("a table is held")).collect();
+    assert!(held.iter().all(|line| line.contains("public.c")), "{held:?}");
+    // It is read again, without a TRUNCATE.
+    twins.until_equal_within(2 * SOON, &["c"]).await;
+    twins.on_site("INSERT INTO c VALUES (2)").await;
+    twins.until_equal(&["a", "b", "c"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_columns_is_told() {
+    for publication in ["", "CREATE PUBLICATION {publication} FOR ALL TABLES"] {
+        let twins = Twins::new("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE none ()").await;
+        twins
+            .on_site(&publication.replace("{publication}", &twins.site.name))
+            .await;
+        twins
+            .on_site("ALTER TABLE none REPLICA IDENTITY FULL; INSERT INTO none DEFAULT VALUES")
+            .await;
+        let daemon = twins.launch();
+        daemon.until_state("held").await;
+        twins
+            .on_site("INSERT INTO none DEFAULT VALUES; DELETE FROM none; INSERT INTO t VALUES (1)")
+            .await;
+        twins.until_equal(&["t"]).await;
+        assert!(
+            twins
+                .fails(&["status"])
+                .await
+                .contains("none of the Site DB has no columns")
+        );
+        twins
+            .on_both("ALTER TABLE none ADD id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY")
+            .await;
+        twins.on_site("INSERT INTO none DEFAULT VALUES").await;
+        twins.until_equal_within(2 * SOON, &["none"]).await;
+        daemon.until_state("streaming").await;
+    }
+}

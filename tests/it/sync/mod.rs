@@ -1,6 +1,7 @@
 //! The daemon end to end: two real databases, the real binary.
 
 mod agent_changes;
+mod agent_columns;
 mod basics;
 mod bounds;
 mod claims;

@@ -112,3 +112,31 @@ async fn a_long_transaction_does_not_delay_a_resync() {
         .unwrap();
     twins.until_equal(&["notes"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_that_gets_another_name_or_schema_is_no_reason_to_copy_its_table_again() {
+    let twins = Twins::new(
+        "CREATE SCHEMA aside; CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN few AS int CHECK (value < 10);
+         CREATE TABLE t (id int PRIMARY KEY, m mood, n few)",
+    )
+    .await;
+    twins
+        .on_site("INSERT INTO t SELECT i, 'sad', i % 10 FROM generate_series(1, 100) i")
+        .await;
+    let daemon = twins.start().await;
+    twins.until_equal(&["t"]).await;
+    let copied = "SELECT sum(rows_copied)::text || min(started_at) FROM twinlog.tables";
+    let before = twins.agent.value(copied).await;
+    for change in [
+        "ALTER TYPE mood SET SCHEMA aside",
+        "ALTER TYPE aside.mood RENAME TO temper",
+        "ALTER DOMAIN few RENAME TO fewer",
+    ] {
+        twins
+            .on_site(&format!("{change}; INSERT INTO t SELECT max(id) + 1, 'glad' FROM t"))
+            .await;
+        twins.until_equal_within(2 * SOON, &["t"]).await;
+    }
+    daemon.until_state("streaming").await;
+    assert_eq!(twins.agent.value(copied).await, before);
+}

@@ -5,11 +5,12 @@ use crate::agent_db::apply::sql::StatementKind;
 use crate::change::{Change, Operation, Row};
 
 /// The statement for a change of a counted row, and the row; `None` for operations of rows that have a key.
-pub(super) const fn counted(operation: &Operation) -> Option<(StatementKind, &Row)> {
+pub(super) fn counted(operation: &Operation) -> Option<(StatementKind, &Row)> {
     match operation {
         Operation::Insert(row) => Some((StatementKind::Insert, row)),
         Operation::DeleteOne(row) => Some((StatementKind::DeleteOne, row)),
         Operation::Count { row, .. } => Some((StatementKind::Count, row)),
+        Operation::ReplaceOne(replaced) => Some((StatementKind::UpdateOne, replaced.new.operation.row()?)),
         Operation::Update { .. } | Operation::Delete => None,
     }
 }

@@ -103,6 +103,11 @@ impl<'e> Group<'e> {
         joined(table.moves.iter().map(|&change| Self::of_one(change, false)))
     }
 
+    /// The statements for the updates of counted rows of a table's plan.
+    pub(in crate::agent_db::apply) fn of_updates(table: &TablePlan<'e>) -> Vec<Self> {
+        joined(table.updates.iter().map(|&change| Self::of_one(change, false)))
+    }
+
     /// The statements for the heals of a table's plan.
     pub(in crate::agent_db::apply) fn of_heals(table: &TablePlan<'e>) -> Vec<Self> {
         joined(table.heals.iter().map(|&change| Self::of_one(change, true)))
@@ -220,30 +225,20 @@ impl<'e> Group<'e> {
 
     /// Of these moved rows, the ones whose full image is known, to be inserted under their new keys.
     pub(in crate::agent_db::apply) fn as_upserts(&self, moved: &[RowWrite<'e>]) -> Option<Self> {
-        let kind = StatementKind::Upsert {
-            only_if_different: false,
+        let kind = if self.relation.counts_rows() {
+            StatementKind::Insert
+        } else {
+            StatementKind::Upsert {
+                only_if_different: false,
+            }
         };
-        self.of_full_images(moved, kind, |write| RowWrite {
-            key: &write.change.key,
-            ..write
-        })
-    }
-
-    /// Of these moved rows, the ones whose full image is known, to be deleted under their old keys.
-    pub(in crate::agent_db::apply) fn as_deletes(&self, moved: &[RowWrite<'e>]) -> Option<Self> {
-        self.of_full_images(moved, StatementKind::Delete, |write| RowWrite { row: None, ..write })
-    }
-
-    fn of_full_images(
-        &self,
-        moved: &[RowWrite<'e>],
-        kind: StatementKind,
-        as_write: impl Fn(RowWrite<'e>) -> RowWrite<'e>,
-    ) -> Option<Self> {
         let rows: Vec<RowWrite<'e>> = moved
             .iter()
             .filter(|write| write.row.is_some_and(Row::is_full))
-            .map(|write| as_write(*write))
+            .map(|write| RowWrite {
+                key: &write.change.key,
+                ..*write
+            })
             .collect();
         (!rows.is_empty()).then_some(Self {
             relation: self.relation,
@@ -258,9 +253,9 @@ impl<'e> Group<'e> {
         self.kind == StatementKind::Copy
     }
 
-    /// Whether this moves rows to other keys.
+    /// Whether this moves rows to other keys, or makes rows that have none other ones: those that are missing are inserted.
     pub(in crate::agent_db::apply) const fn moves(&self) -> bool {
-        matches!(self.kind, StatementKind::Move { .. })
+        matches!(self.kind, StatementKind::Move { .. } | StatementKind::UpdateOne)
     }
 
     /// Whether a row may be in it more than once.

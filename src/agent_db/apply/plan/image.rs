@@ -20,7 +20,9 @@ pub(super) fn image(operation: &Operation) -> Image<'_> {
         Operation::Update { row, .. } if row.is_full() => Image::Upsert(row),
         Operation::Update { row, .. } => Image::Partial(row),
         // Where rows are counted, `counted` decides.
-        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => Image::Delete,
+        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } | Operation::ReplaceOne(_) => {
+            Image::Delete
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use ahash::AHashSet;
 
 use super::group::{Group, Purpose};
 use super::image::moved;
-use crate::change::{Change, Key};
+use crate::change::{Change, Key, Operation};
 
 /// Consecutive changes of the stream that one statement can write: of one table and one kind, with distinct keys.
 #[derive(Debug, Default)]
@@ -19,8 +19,12 @@ impl<'a> OrderedRun<'a> {
         let one = Group::of_one(change, heal);
         let old = moved(change).map(|(old, _)| old);
         if let Some(group) = &mut self.group {
-            let is_known = !one.takes_equal_rows()
-                && (self.keys.contains(&change.key) || old.is_some_and(|old| self.keys.contains(old)));
+            let is_known = match &change.operation {
+                // A row that another update has made.
+                Operation::ReplaceOne(replaced) => self.keys.contains(&replaced.old.key),
+                _ if one.takes_equal_rows() => false,
+                _ => self.keys.contains(&change.key) || old.is_some_and(|old| self.keys.contains(old)),
+            };
             if is_known || !group.is_like(&one) {
                 return self.take();
             }

@@ -84,7 +84,12 @@ fn apply(table: &mut Table, write: &RowWrite<'_>, kind: &StatementKind) {
                 overlay(base, write.row.unwrap().clone());
             }
         }
-        StatementKind::Insert | StatementKind::DeleteOne | StatementKind::Count => {
+        StatementKind::Insert
+        | StatementKind::DeleteOne
+        | StatementKind::UpdateOne
+        | StatementKind::Reinsert { .. }
+        | StatementKind::SetIdentity { .. }
+        | StatementKind::Count => {
             panic!("rows with a key are not counted")
         }
         StatementKind::Move { .. } => {

@@ -8,7 +8,7 @@ use indexmap::{IndexMap, map};
 use super::counted::CountedRow;
 use super::image::{FoldedChanges, moved};
 use super::offer::Offer;
-use crate::change::{Change, Key, Relation};
+use crate::change::{Change, Key, Operation, Relation};
 
 /// Changes that can be written together.
 #[derive(Debug, Default)]
@@ -17,7 +17,7 @@ pub(in crate::agent_db::apply) struct WritePlan<'a> {
     pub tables: Vec<TablePlan<'a>>,
 }
 
-/// Changes of one table that can be written together: first the moves, then the rows, then the heals.
+/// Changes of one table that can be written together: first the moves and updates, then the rows, then the heals.
 #[derive(Debug)]
 pub(in crate::agent_db::apply) struct TablePlan<'a> {
     /// The table. All images have its columns.
@@ -25,6 +25,9 @@ pub(in crate::agent_db::apply) struct TablePlan<'a> {
     /// Changed keys; no key is in two of them.
     pub moves: Vec<&'a Change>,
     touched_by_moves: AHashSet<&'a Key>,
+    /// Updates of counted rows that are written in place: none of a row that another one has made.
+    pub updates: Vec<&'a Change>,
+    updated_to: AHashSet<&'a Key>,
     /// Rows by key, in the order of their first change.
     pub rows: IndexMap<&'a Key, FoldedChanges<'a>, ahash::RandomState>,
     /// Rows that are counted, by their digest, in the order of their first change.
@@ -80,6 +83,8 @@ impl<'a> TablePlan<'a> {
             relation,
             moves: Vec::new(),
             touched_by_moves: AHashSet::new(),
+            updates: Vec::new(),
+            updated_to: AHashSet::new(),
             rows: IndexMap::default(),
             counted: IndexMap::default(),
             heals: Vec::new(),
@@ -88,6 +93,15 @@ impl<'a> TablePlan<'a> {
     }
 
     fn offer(&mut self, change: &'a Change, heal: bool) -> Offer<'a> {
+        if let Operation::ReplaceOne(replaced) = &change.operation {
+            let (old, new) = (&replaced.old.key, &replaced.new.key);
+            if self.updated_to.contains(old) || [old, new].iter().any(|key| self.touches(key)) {
+                return Offer::WriteFirst;
+            }
+            self.updated_to.insert(new);
+            self.updates.push(change);
+            return Offer::Taken;
+        }
         if let Some((old, _)) = moved(change) {
             if [old, &change.key].iter().any(|key| self.touches(key)) {
                 return Offer::WriteFirst;

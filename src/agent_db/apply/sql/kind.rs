@@ -1,5 +1,7 @@
 //! What statements there are, and of what their parameters are made.
 
+use crate::agent_db::catalog::Target;
+
 /// What a statement does to rows of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::agent_db::apply) enum StatementKind {
@@ -21,12 +23,26 @@ pub(in crate::agent_db::apply) enum StatementKind {
         /// Which columns the images hold.
         present: Box<[bool]>,
     },
+    /// The same as a move for rows of which an UPDATE can't set the key (`GENERATED ALWAYS AS IDENTITY`): they are deleted and
+    /// inserted, with all that the Agent DB has of them.
+    Reinsert {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
+    /// Set the columns outside of the key that an UPDATE can't set, where they differ: such rows are deleted and inserted,
+    /// with all that the Agent DB has of them. Sent behind the statement that writes the other columns.
+    SetIdentity {
+        /// Which columns the images hold.
+        present: Box<[bool]>,
+    },
     /// Delete by key.
     Delete,
     /// Insert rows that are counted.
     Insert,
     /// Delete one row for each that is given, where rows are counted.
     DeleteOne,
+    /// Make one row for each that is given another one, where rows are counted.
+    UpdateOne,
     /// Make the number of equal rows right, where rows are counted.
     Count,
     /// Look whether what was just written is there, and fail with `agent_db::error::CHANGED` where it is not.
@@ -60,13 +76,27 @@ impl StatementKind {
             Self::Partial { present } => Written::Partial {
                 present: present.clone(),
             },
-            Self::Move { present } => Written::Moved {
+            Self::Move { present } | Self::Reinsert { present } => Written::Moved {
                 present: present.clone(),
             },
             Self::Delete => Written::Nothing,
-            // Rows that no key tells apart can't be found again.
-            Self::Insert | Self::DeleteOne | Self::Count | Self::Look(_) => return None,
+            // Rows that no key tells apart can't be found again: these statements look themselves.
+            Self::Insert | Self::DeleteOne | Self::UpdateOne | Self::Count => return None,
+            Self::SetIdentity { .. } | Self::Look(_) => return None,
         }))
+    }
+
+    /// What sets the columns that this can't set; `None` where the target has no such column, or the images do not have it.
+    pub(in crate::agent_db::apply) fn set_identity(&self, target: &Target) -> Option<Self> {
+        let present: Box<[bool]> = match self {
+            Self::Upsert { .. } => target.columns.iter().map(|_| true).collect(),
+            Self::Partial { present } | Self::Move { present } => present.clone(),
+            _ => return None,
+        };
+        let mut columns = target.columns.iter().zip(&present);
+        columns
+            .any(|(column, present)| *present && column.is_reinserted())
+            .then_some(Self::SetIdentity { present })
     }
 }
 
@@ -75,6 +105,8 @@ impl StatementKind {
 pub(in crate::agent_db::apply) enum Parameter {
     /// A column of the row images.
     Column(usize),
+    /// A column of the images that the rows had before.
+    OldColumn(usize),
     /// A part of the rows' keys (the old ones for a move).
     KeyPart(usize),
     /// A part of the rows' keys after a move.

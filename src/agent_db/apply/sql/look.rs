@@ -23,7 +23,7 @@ pub(super) fn look(target: &Target, written: &Written) -> StatementText {
         .iter()
         .enumerate()
         .filter(|&(index, column)| {
-            column.is_settable()
+            !column.in_key
                 && match written {
                     Written::Images => true,
                     Written::Partial { present } | Written::Moved { present } => {
@@ -39,7 +39,7 @@ pub(super) fn look(target: &Target, written: &Written) -> StatementText {
     from_unnest(&mut sql, "FROM", 1, parameters.len(), true);
     sql.push_str(" WHERE ");
     let row = |sql: &mut String, key: &[String]| {
-        let _ = write!(sql, "EXISTS (SELECT FROM {} t WHERE ", target.relation.table.quoted());
+        let _ = write!(sql, "EXISTS (SELECT FROM {} t WHERE ", target.only());
         same_key(sql, target, key);
     };
     match written {

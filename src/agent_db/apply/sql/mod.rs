@@ -5,6 +5,7 @@
 //! | `kind` | what statements there are |
 //! | `statement` | the text of a statement for a table |
 //! | `counted` | the same for tables whose rows are counted |
+//! | `reinsert` | statements that delete rows and insert them anew, where an UPDATE can't set a column |
 //! | `look` | the statement that looks at what was written |
 //! | `text` | parts of them |
 //! | `together` | statements for rows that wait for each other |
@@ -16,6 +17,7 @@ mod copy_text;
 mod counted;
 mod kind;
 mod look;
+mod reinsert;
 mod statement;
 mod text;
 mod together;

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use super::counted;
 use super::kind::{Parameter, StatementKind, StatementText};
 use super::look::look;
+use super::reinsert::{Reinserted, reinsert};
 use super::text::{changed, column, from_unnest, list, same, same_key, where_key};
 use crate::agent_db::catalog::{Column, Target};
 
@@ -19,9 +20,12 @@ pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKin
         StatementKind::Upsert { only_if_different } => upsert(target, *only_if_different, 1),
         StatementKind::Partial { present } => update(target, present, KeyUpdate::Keeps),
         StatementKind::Move { present } => update(target, present, KeyUpdate::Moves),
+        StatementKind::Reinsert { present } => reinsert(target, present, Reinserted::Moved),
+        StatementKind::SetIdentity { present } => reinsert(target, present, Reinserted::Identity),
         StatementKind::Delete => delete(target, 1),
         StatementKind::Insert => counted::insert(target),
         StatementKind::DeleteOne => counted::delete_one(target),
+        StatementKind::UpdateOne => counted::update_one(target),
         StatementKind::Count => counted::count(target),
         StatementKind::Look(written) => look(target, written),
     }
@@ -30,13 +34,7 @@ pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKin
 /// `TRUNCATE` of several tables. `ONLY`, since the stream names each truncated table; a partitioned table has no
 /// rows of its own and takes its partitions with it. Never cascades.
 pub(in crate::agent_db::apply) fn truncate(targets: &[&Target], restart_identity: bool) -> String {
-    let tables: Vec<String> = targets
-        .iter()
-        .map(|target| {
-            let only = if target.partitioned { "" } else { "ONLY " };
-            format!("{only}{}", target.relation.table.quoted())
-        })
-        .collect();
+    let tables: Vec<String> = targets.iter().map(|target| target.only()).collect();
     let identity = if restart_identity { " RESTART IDENTITY" } else { "" };
     format!("TRUNCATE {}{identity}", tables.join(", "))
 }
@@ -114,7 +112,7 @@ fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
         .collect();
     let mut parameters: Vec<Parameter> = (0..keys).map(Parameter::KeyPart).collect();
     parameters.extend(set.iter().map(|&index| Parameter::Column(index)));
-    let mut sql = format!("UPDATE {} AS t SET ", target.relation.table.quoted());
+    let mut sql = format!("UPDATE {} AS t SET ", target.only());
     if set.is_empty() {
         // Only the key is known: check that the row exists, and change nothing.
         if let Some(&first) = target.relation.key_positions().first() {
@@ -147,7 +145,7 @@ fn update(target: &Target, present: &[bool], key: KeyUpdate) -> StatementText {
 
 /// `first`: the number of its first parameter.
 pub(super) fn delete(target: &Target, first: usize) -> StatementText {
-    let mut sql = format!("DELETE FROM {} AS t", target.relation.table.quoted());
+    let mut sql = format!("DELETE FROM {} AS t", target.only());
     let keys = target.relation.key_positions().len();
     from_unnest(&mut sql, "USING", first, keys, false);
     where_key(&mut sql, target);
@@ -188,6 +186,8 @@ mod tests {
             ],
             equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
             lookup: None,
+            unpublished: Vec::new(),
+            notes: None,
             partitioned: false,
             guarded: false,
             copyable: true,
@@ -247,7 +247,7 @@ mod tests {
         );
         assert_eq!(
             text.sql,
-            r#"UPDATE "public"."le""ads" AS t SET "shop" = t."shop" FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+            r#"UPDATE ONLY "public"."le""ads" AS t SET "shop" = t."shop" FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
         );
     }
 
@@ -261,7 +261,7 @@ mod tests {
         );
         assert_eq!(
             text.sql,
-            r#"UPDATE "public"."le""ads" AS t SET "name" = x.c2::character varying FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, c2, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+            r#"UPDATE ONLY "public"."le""ads" AS t SET "name" = x.c2::character varying FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, c2, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
         );
         assert_eq!(
             text.parameters,
@@ -279,7 +279,7 @@ mod tests {
         );
         assert_eq!(
             text.sql,
-            r#"UPDATE "public"."le""ads" AS t SET "id" = x.c2::bigint, "shop" = x.c3::public.citext FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, c2, c3, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
+            r#"UPDATE ONLY "public"."le""ads" AS t SET "id" = x.c2::bigint, "shop" = x.c3::public.citext FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, c2, c3, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint RETURNING x.ord"#
         );
     }
 
@@ -298,8 +298,30 @@ mod tests {
         let text = statement(&target(), &StatementKind::Delete);
         assert_eq!(
             text.sql,
-            r#"DELETE FROM "public"."le""ads" AS t USING unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS x(c0, c1) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint"#
+            r#"DELETE FROM ONLY "public"."le""ads" AS t USING unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS x(c0, c1) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint"#
         );
+    }
+
+    #[test]
+    fn a_column_that_no_update_sets_is_set_by_inserting_the_row_anew() {
+        let mut target = target();
+        target.unpublished = vec!["\"mine\"".to_owned()];
+        let upsert = StatementKind::Upsert {
+            only_if_different: false,
+        };
+        let text = statement(&target, &upsert.set_identity(&target).unwrap());
+        assert_eq!(
+            text.sql,
+            r#"WITH gone AS (DELETE FROM ONLY "public"."le""ads" AS t USING unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, c2, ord) WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint AND NOT (coalesce(t."seq"::pg_catalog.text COLLATE pg_catalog."C" OPERATOR(pg_catalog.=) x.c2::integer::pg_catalog.text, t."seq"::pg_catalog.text IS NULL AND x.c2::integer::pg_catalog.text IS NULL)) RETURNING x.ord, t."name" AS v0, t."id" AS v1, t."shop" AS v2, x.c2::integer AS v3, t."mine" AS v4), came AS (INSERT INTO "public"."le""ads" ("name", "id", "shop", "seq", "mine") OVERRIDING SYSTEM VALUE SELECT gone.v0, gone.v1, gone.v2, gone.v3, gone.v4 FROM gone RETURNING 1) SELECT gone.ord FROM gone WHERE (SELECT pg_catalog.count(*) FROM came) OPERATOR(pg_catalog.>=) 0"#
+        );
+        assert_eq!(
+            text.parameters,
+            [Parameter::NewKeyPart(0), Parameter::NewKeyPart(1), Parameter::Column(3)]
+        );
+        let without_it = StatementKind::Partial {
+            present: [true, true, true, false].into(),
+        };
+        assert_eq!(without_it.set_identity(&target), None);
     }
 
     #[test]
@@ -332,12 +354,17 @@ mod tests {
         assert_eq!(
             deleted.sql,
             format!(
-                r#"SELECT {changed} FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE EXISTS (SELECT FROM "public"."le""ads" t WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint)"#
+                r#"SELECT {changed} FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS x(c0, c1, ord) WHERE EXISTS (SELECT FROM ONLY "public"."le""ads" t WHERE t."shop" OPERATOR(public.=) x.c0::public.citext AND t."id" OPERATOR(pg_catalog.=) x.c1::bigint)"#
             )
         );
         assert_eq!(
             looked(StatementKind::Copy).parameters,
-            [Parameter::KeyPart(0), Parameter::KeyPart(1), Parameter::Column(0)]
+            [
+                Parameter::KeyPart(0),
+                Parameter::KeyPart(1),
+                Parameter::Column(0),
+                Parameter::Column(3)
+            ]
         );
         assert_eq!(
             looked(StatementKind::Move { present: present() }).parameters[2..],

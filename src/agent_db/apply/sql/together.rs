@@ -39,7 +39,7 @@ pub(in crate::agent_db::apply) fn together(parts: &[(PartKind, &Target)]) -> (St
 /// Sets columns (quoted) of rows to NULL, found by their keys.
 pub(in crate::agent_db::apply) fn set_null(target: &Target, columns: &[String]) -> String {
     let set: Vec<String> = columns.iter().map(|column| format!("{column} = NULL")).collect();
-    let mut sql = format!("UPDATE {} AS t SET {}", target.relation.table.quoted(), set.join(", "));
+    let mut sql = format!("UPDATE {} AS t SET {}", target.only(), set.join(", "));
     from_unnest(&mut sql, "FROM", 1, target.relation.key_positions().len(), false);
     where_key(&mut sql, target);
     sql

@@ -19,8 +19,10 @@ impl Writer {
             match item {
                 Item::Change(change) if self.is_held(&change.relation.table) => pass_over(change, ledger),
                 Item::Change(change) => {
-                    ledger.receive(change);
-                    self.plan_change(&mut plan, change, ledger).await?;
+                    for change in self.as_written(change).await?.into_iter().flatten() {
+                        ledger.receive(change);
+                        self.plan_change(&mut plan, change, ledger).await?;
+                    }
                 }
                 Item::Truncate(truncate) => {
                     self.write_plan(&std::mem::take(&mut plan), ledger).await?;
@@ -78,7 +80,8 @@ impl Writer {
     /// Writes a plan: the moves, then the rows of all tables in one round trip, then the heals.
     async fn write_plan(&mut self, plan: &WritePlan<'_>, ledger: &mut Ledger) -> Result<(), AgentError> {
         for table in &plan.tables {
-            let moves = Group::of_moves(table);
+            let mut moves = Group::of_moves(table);
+            moves.extend(Group::of_updates(table));
             if !moves.is_empty() {
                 self.write_groups(&moves, "", "", ledger).await?;
             }

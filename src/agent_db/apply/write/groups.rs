@@ -13,8 +13,7 @@ use crate::change::Row;
 /// What a group's statement did.
 struct Written<'g, 'e> {
     group: &'g Group<'e>,
-    /// `None` if no statement was sent (some moves).
-    reply: Option<Reply>,
+    reply: Reply,
     /// Its rows that the table does not have.
     missing: Vec<RowWrite<'e>>,
 }
@@ -62,34 +61,23 @@ impl Writer {
         after: &str,
         ledger: &mut Ledger,
     ) -> Result<(), AgentError> {
-        // A key that the Agent DB generates always can't be updated: the row is deleted and inserted.
-        let mut replaced = Vec::new();
         let mut sent = Vec::new();
         for group in groups {
-            let target = self.target(group.relation).await?;
-            if group.moves() && !target.key_can_change() {
-                replaced.push(group);
-            } else {
-                sent.push((group, target));
-            }
+            sent.push((group, self.target(group.relation).await?));
         }
         // Moves may need a second statement before the savepoint is released.
         let has_moves = groups.iter().any(Group::moves);
         let replies = self.send(&sent, before, if has_moves { "" } else { after }).await?;
-        let mut written: Vec<Written<'_, '_>> = sent
+        let written: Vec<Written<'_, '_>> = sent
             .iter()
             .zip(replies)
             .map(|(&(group, _), reply)| Written {
                 group,
                 missing: reply.missing(group),
-                reply: Some(reply),
+                reply,
             })
             .collect();
-        written.extend(replaced.into_iter().map(|group| Written {
-            group,
-            reply: None,
-            missing: group.rows.clone(),
-        }));
+        self.look_for_hidden(&written).await?;
         if has_moves {
             self.insert_moved(&written, after).await?;
             // The row to move is missing, and the change has only some of its columns.
@@ -103,13 +91,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Inserts moved rows that were missing or had to be deleted first; this needs only the full image.
+    /// Inserts moved rows that were missing; this needs only the full image.
     async fn insert_moved(&mut self, written: &[Written<'_, '_>], after: &str) -> Result<(), AgentError> {
         let mut groups: Vec<Group<'_>> = Vec::new();
-        for Written { group, reply, missing } in written.iter().filter(|written| written.group.moves()) {
-            if reply.is_none() {
-                groups.extend(group.as_deletes(missing));
-            }
+        for Written { group, missing, .. } in written.iter().filter(|written| written.group.moves()) {
             groups.extend(group.as_upserts(missing));
         }
         let mut with_targets = Vec::new();
@@ -122,13 +107,31 @@ impl Writer {
         Ok(())
     }
 
+    /// A delete that finds no row may have found one that it could not see, or that a trigger has kept, in a table that was
+    /// changed in the Agent DB since it was looked up. Nearly always without a query.
+    async fn look_for_hidden(&mut self, written: &[Written<'_, '_>]) -> Result<(), AgentError> {
+        for Written { group, reply, .. } in written {
+            let is_whole = match reply {
+                Reply::Count(rows) => *rows >= group.rows.len() as u64,
+                _ => true,
+            };
+            // Rows that are not copied yet are missing, and the copy writes every row.
+            if is_whole || !group.deletes() || self.copying.contains(&group.relation.table) {
+                continue;
+            }
+            let target = self.target(group.relation).await?;
+            self.check_sight(&target).await?;
+        }
+        Ok(())
+    }
+
     /// Counts what a group's statement did, and parks changes whose row is missing.
     fn settle(&mut self, written: &Written<'_, '_>, ledger: &mut Ledger) -> Result<(), AgentError> {
         let group = written.group;
         let table = &group.relation.table;
         let total = group.rows.len() as u64;
         let count = match &written.reply {
-            Some(Reply::Count(rows)) => *rows,
+            Reply::Count(rows) => *rows,
             _ => total,
         };
         match group.purpose {
@@ -163,12 +166,12 @@ impl Writer {
                 }
                 ledger.of(table, ChangeKind::Update).applied += total - written.missing.len() as u64;
             }
-            StatementKind::Move { .. } => {
+            StatementKind::Move { .. } | StatementKind::UpdateOne => {
                 let parked = partial(written).count();
                 ledger.of(table, ChangeKind::Update).applied += total - parked as u64;
             }
-            // Sent behind another group's statement, never as one.
-            StatementKind::Look(_) => {}
+            // Sent in place of another group's statement, or behind it.
+            StatementKind::Reinsert { .. } | StatementKind::SetIdentity { .. } | StatementKind::Look(_) => {}
             StatementKind::Copy | StatementKind::Upsert { .. } | StatementKind::Insert | StatementKind::Count => {
                 let inserts = group
                     .rows

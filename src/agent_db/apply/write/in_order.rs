@@ -7,7 +7,7 @@ use crate::agent_db::apply::plan::{Group, OrderedRun, Purpose, RowWrite};
 use crate::agent_db::apply::segment::{Item, Segment};
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
 use crate::agent_db::error::AgentError;
-use crate::change::Change;
+use crate::change::{Change, Operation};
 use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
 use crate::postgres::{RaisedBy, Refusal};
 use crate::retry::Disposition;
@@ -38,8 +38,10 @@ impl Writer {
             match item {
                 Item::Change(change) if self.is_held(&change.relation.table) => pass_over(change, ledger),
                 Item::Change(change) => {
-                    ledger.receive(change);
-                    self.run_change(&mut run, change, ledger, checks).await?;
+                    for change in self.as_written(change).await?.into_iter().flatten() {
+                        ledger.receive(change);
+                        self.run_change(&mut run, change, ledger, checks).await?;
+                    }
                 }
                 Item::Truncate(truncate) => {
                     if let Some(group) = run.take() {
@@ -144,6 +146,15 @@ impl Writer {
                 is_accepted = true;
             }
             if let [row] = piece.rows.as_slice() {
+                if let Operation::ReplaceOne(replaced) = &row.change.operation {
+                    // One of its parts is refused, and the other is not.
+                    ledger.tally(row.change).received -= 1;
+                    for part in [&replaced.new, &replaced.old] {
+                        ledger.receive(part);
+                        pieces.push(Group::of_one(part, false));
+                    }
+                    continue;
+                }
                 self.count_locked_row(&piece, &refusal)?;
                 self.refused(&piece, row, &refusal, ledger)?;
             } else {

@@ -10,6 +10,7 @@
 //! | `heal` | parked rows that wait for each other |
 //! | `order` | whether the order of the stream must be kept |
 //! | `stale` | rows that must wait for parked rows that refer to them |
+//! | `truncate` | TRUNCATE, and whose fault it is |
 //! | `round_trip` | their statements, sent together |
 //! | `copy_backoff` | how long a table is written without COPY |
 
@@ -22,6 +23,7 @@ mod order;
 mod round_trip;
 mod segment;
 mod stale;
+mod truncate;
 mod writer;
 
 pub(super) use copy_backoff::CopyBackoff;

@@ -61,6 +61,7 @@ fn done(segment: &Segment) -> HashMap<&TableName, Done<'_>> {
         });
         match change.operation {
             Operation::Delete | Operation::DeleteOne(_) => table.deletes = true,
+            Operation::ReplaceOne(_) => (table.deletes, table.writes) = (true, true),
             Operation::Insert(_) | Operation::Update { .. } | Operation::Count { .. } => table.writes = true,
         }
         table.moves |= moved(change).is_some();

@@ -59,18 +59,25 @@ impl Writer {
         let mut parts = Vec::with_capacity(groups.len());
         for (group, target) in groups {
             let client = &self.session.client;
-            // Rows that no key tells apart can't be found again.
-            let is_looked_at = target.guarded && !group.relation.counts_rows();
-            let look = match group.kind.look().filter(|_| is_looked_at) {
-                Some(kind) => Some(self.targets.prepared(client, target, &kind).await?),
-                None => None,
+            let kind = match &group.kind {
+                StatementKind::Move { present } if !target.key_can_change() => StatementKind::Reinsert {
+                    present: present.clone(),
+                },
+                kind => kind.clone(),
             };
+            let kinds_behind = self.behind(&kind, target);
+            let mut behind = Vec::with_capacity(kinds_behind.len());
+            for kind in &kinds_behind {
+                behind.push(self.targets.prepared(client, target, kind).await?);
+            }
             parts.push(Part {
                 group,
-                prepared: self.targets.prepared(client, target, &group.kind).await?,
-                look,
+                prepared: self.targets.prepared(client, target, &kind).await?,
+                behind,
+                is_looked_at: target.guarded,
                 writes_each: target.columns.iter().any(Column::is_settable),
                 rows: group.rows.iter().filter_map(|write| write.row).collect(),
+                old_rows: group.rows.iter().filter_map(old_row).collect(),
                 keys: group.rows.iter().map(|write| write.key).collect(),
                 new_keys: group.rows.iter().map(|write| &write.change.key).collect(),
                 counts: match group.kind {
@@ -98,6 +105,20 @@ impl Writer {
                 return Ok(replies);
             }
         }
+    }
+
+    /// What is to be sent behind a statement: what sets the columns that it can't set, and the look at what it has written.
+    pub(super) fn behind(&self, kind: &StatementKind, target: &Target) -> Vec<StatementKind> {
+        let set_identity = kind.set_identity(target);
+        // Where other rows would go with a row that is deleted, it stays, and is parked if a column differs.
+        let (set_identity, cant_be_set) = match set_identity {
+            Some(_) if self.others_go_with(target) => (None, true),
+            set_identity => (set_identity, false),
+        };
+        // Rows that no key tells apart can't be found again: their statements look themselves.
+        let is_looked_at = cant_be_set || (target.guarded && !target.relation.counts_rows());
+        let look = kind.look().filter(|_| is_looked_at);
+        set_identity.into_iter().chain(look).collect()
     }
 
     /// Takes the locks that the COPYs will need: one that can't be had is found here, as a COPY that the server does not
@@ -141,8 +162,8 @@ impl Writer {
         for part in parts {
             calls.push(Box::pin(part.run(client, &copy_started)));
             of.push(Some(part));
-            if let Some(look) = &part.look {
-                calls.push(Box::pin(part.look(client, look)));
+            for behind in &part.behind {
+                calls.push(Box::pin(part.run_behind(client, behind)));
                 of.push(Some(part));
             }
         }
@@ -196,11 +217,15 @@ async fn command(client: &Client, sql: &str) -> Result<Reply, tokio_postgres::Er
 struct Part<'e> {
     group: &'e Group<'e>,
     prepared: Arc<Prepared>,
-    /// Sent behind the statement: looks at what it has written.
-    look: Option<Arc<Prepared>>,
+    /// Sent behind the statement: see [`Writer::behind`].
+    behind: Vec<Arc<Prepared>>,
+    /// Whether what is written is looked at, row by row.
+    is_looked_at: bool,
     /// An upsert writes each of its rows: there is a column to overwrite.
     writes_each: bool,
     rows: Vec<&'e Row>,
+    /// What the rows were before, where rows are counted.
+    old_rows: Vec<&'e Row>,
     keys: Vec<&'e Key>,
     new_keys: Vec<&'e Key>,
     /// How many rows equal each of `rows`, where that is to be made right.
@@ -214,6 +239,13 @@ fn count(write: &RowWrite<'_>) -> Option<String> {
     }
 }
 
+fn old_row<'e>(write: &RowWrite<'e>) -> Option<&'e Row> {
+    match &write.change.operation {
+        Operation::ReplaceOne(replaced) => replaced.old.operation.row(),
+        _ => None,
+    }
+}
+
 impl Part<'_> {
     /// Runs the statement. `copy_started`: see [`copy`].
     async fn run(&self, client: &Client, copy_started: &AtomicBool) -> Result<Reply, tokio_postgres::Error> {
@@ -223,7 +255,10 @@ impl Part<'_> {
             StatementKind::Copy => copy(client, statement, &self.rows, copy_started)
                 .await
                 .map(Reply::Count),
-            StatementKind::Partial { .. } | StatementKind::Move { .. } => {
+            StatementKind::Partial { .. }
+            | StatementKind::Move { .. }
+            | StatementKind::Reinsert { .. }
+            | StatementKind::UpdateOne => {
                 let found = client
                     .query_raw(statement, parameters)
                     .await?
@@ -232,7 +267,7 @@ impl Part<'_> {
                     .await?;
                 Ok(Reply::Found(found))
             }
-            StatementKind::Count => {
+            StatementKind::Insert | StatementKind::DeleteOne | StatementKind::Count => {
                 let changed: Vec<i64> = client
                     .query_raw(statement, parameters)
                     .await?
@@ -243,15 +278,14 @@ impl Part<'_> {
             }
             StatementKind::Upsert { .. }
             | StatementKind::Delete
-            | StatementKind::Insert
-            | StatementKind::DeleteOne
+            | StatementKind::SetIdentity { .. }
             | StatementKind::Look(_) => client.execute_raw(statement, parameters).await.map(Reply::Count),
         }
     }
 
-    /// Runs the look, which fails where a row is not as it was sent.
-    async fn look(&self, client: &Client, look: &Prepared) -> Result<Reply, tokio_postgres::Error> {
-        client.execute_raw(&look.statement, self.parameters(look)).await?;
+    /// Runs what is sent behind the statement. A look fails where a row is not as it was sent.
+    async fn run_behind(&self, client: &Client, behind: &Prepared) -> Result<Reply, tokio_postgres::Error> {
+        client.execute_raw(&behind.statement, self.parameters(behind)).await?;
         Ok(Reply::Done)
     }
 
@@ -259,6 +293,10 @@ impl Part<'_> {
         prepared.parameters.iter().map(|parameter| match *parameter {
             Parameter::Column(column) => TextArray::Column {
                 rows: &self.rows,
+                column,
+            },
+            Parameter::OldColumn(column) => TextArray::Column {
+                rows: &self.old_rows,
                 column,
             },
             Parameter::KeyPart(part) => TextArray::KeyPart { keys: &self.keys, part },
@@ -278,7 +316,7 @@ impl Part<'_> {
             _ => false,
         };
         match reply {
-            Reply::Count(written) if each && self.look.is_none() => *written == self.group.rows.len() as u64,
+            Reply::Count(written) if each && !self.is_looked_at => *written == self.group.rows.len() as u64,
             _ => true,
         }
     }

@@ -6,18 +6,17 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use super::copy_backoff::CopyBackoff;
-use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
+use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::parked_keys::ParkedKeys;
 use crate::agent_db::apply::plan::moved;
 use crate::agent_db::apply::segment::PassedOver;
 use crate::agent_db::apply::session::Session;
-use crate::agent_db::apply::sql;
 use crate::agent_db::apply::targets::Targets;
 use crate::agent_db::bookkeeping::TableMode;
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
-use crate::agent_db::catalog::{ForeignKeys, Rights, Target, has_deferred_triggers};
+use crate::agent_db::catalog::{ForeignKeys, Rights, Sight, Target, has_deferred_triggers};
 use crate::agent_db::error::AgentError;
-use crate::change::{Change, Origin, Relation, TableName, Truncate};
+use crate::change::{Change, Operation, Origin, Relation, TableName};
 
 /// Checks the deferred constraints, and defers them again.
 pub(super) const CHECK_DEFERRED: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
@@ -93,6 +92,21 @@ impl Writer {
         self.targets.target(&self.session.client, relation).await
     }
 
+    /// The change, or the parts of one that is not written as a whole: an update of a counted row whose table has nothing to
+    /// keep of the row, or of which one part is parked.
+    pub(super) async fn as_written<'c>(&mut self, change: &'c Change) -> Result<[Option<&'c Change>; 2], AgentError> {
+        let Operation::ReplaceOne(replaced) = &change.operation else {
+            return Ok([Some(change), None]);
+        };
+        let (old, new) = (&replaced.old, &replaced.new);
+        let table = &change.relation.table;
+        let is_parked = [old, new].iter().any(|part| self.parked.contains(table, &part.key));
+        if !is_parked && self.target(&change.relation).await?.updates_in_place() && old.key != new.key {
+            return Ok([Some(change), None]);
+        }
+        Ok([Some(old), Some(new)])
+    }
+
     /// Whether a change was read from the Site DB because its key is parked.
     pub(super) fn heals(&self, change: &Change) -> bool {
         change.origin == Origin::Chunk && self.parked.contains(&change.relation.table, &change.key)
@@ -120,46 +134,26 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes the server check the constraints that were deferred to the segment's end.
-    pub(super) async fn check_deferred(&mut self) -> Result<(), AgentError> {
-        if self.checks_constraints() && !self.session.has_opening() {
-            self.session.command(CHECK_DEFERRED).await?;
+    /// Whether deletes reach the table's rows as they did when it was looked up.
+    pub(super) async fn check_sight(&self, target: &Target) -> Result<(), AgentError> {
+        let table = &target.relation.table;
+        let sight = Sight::read(&self.session.client, table).await?;
+        if let Some(role) = sight.hidden_from {
+            return Err(AgentError::RowSecurity {
+                table: table.clone(),
+                role,
+            });
+        }
+        if sight.guarded != target.guarded {
+            return Err(AgentError::TableChanged { table: table.clone() });
         }
         Ok(())
     }
 
-    /// Truncates tables.
-    pub(super) async fn truncate(&mut self, truncate: &Truncate, ledger: &mut Ledger) -> Result<(), AgentError> {
-        let mut targets = Vec::new();
-        for relation in &truncate.relations {
-            if self.is_held(&relation.table) {
-                ledger.pass_over(&relation.table, 1, PassedOver::Held);
-            } else {
-                targets.push(self.target(relation).await?);
-            }
-        }
-        let Some(first) = targets.first() else {
-            return Ok(());
-        };
-        let sql = sql::truncate(
-            &targets.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
-            truncate.restart_identity,
-        );
-        let table = first.relation.table.clone();
-        self.session.open().await?;
-        // A table with pending deferred checks can't be truncated.
-        self.check_deferred().await?;
-        self.session
-            .client
-            .batch_execute(&sql)
-            .await
-            .map_err(|source| AgentError::from_driver("truncate", Some(&table), source).of_whole_table())?;
-        for target in &targets {
-            let relation = &target.relation;
-            self.parked.clear(&relation.table);
-            let tally = ledger.of(&relation.table, ChangeKind::Truncate);
-            tally.received += 1;
-            tally.applied += 1;
+    /// Makes the server check the constraints that were deferred to the segment's end.
+    pub(super) async fn check_deferred(&mut self) -> Result<(), AgentError> {
+        if self.checks_constraints() && !self.session.has_opening() {
+            self.session.command(CHECK_DEFERRED).await?;
         }
         Ok(())
     }

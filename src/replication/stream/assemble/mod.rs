@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::agent_db::PassedOver;
 use crate::change::{
-    Change, Key, Operation, Origin, Relation, RelationId, Row, RowKey, TableName, Truncate, Xid, overlay,
+    Change, Key, Operation, Origin, Relation, RelationId, Replaced, Row, RowKey, TableName, Truncate, Xid, overlay,
 };
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, Message, OldTuple, RelationMessage};
@@ -31,8 +31,8 @@ pub(in crate::replication) enum Event {
     Relation(RelationMessage, TableName),
     /// A row changed.
     Change(Change),
-    /// A row whose table counts its rows changed: one row is gone, and another one came.
-    Replaced([Change; 2]),
+    /// A row whose table counts its rows changed: an [`Operation::ReplaceOne`].
+    Replaced(Change),
     /// Tables were truncated; and, in the list, tables of the same statement whose changes are only counted.
     Truncate(Truncate, Vec<(Arc<Relation>, PassedOver)>),
     /// A change that is only counted.
@@ -382,7 +382,7 @@ fn deleted(relation: &Arc<Relation>, old: OldTuple) -> Result<Change, StreamErro
 }
 
 /// An update of a row that is counted: the old row is one less, the new one is one more.
-fn replaced(relation: &Arc<Relation>, old: OldTuple, row: Row) -> Result<[Change; 2], StreamError> {
+fn replaced(relation: &Arc<Relation>, old: OldTuple, row: Row) -> Result<Change, StreamError> {
     let unidentifiable = || unidentifiable(relation);
     let OldTuple::Full(old) = old else {
         return Err(unidentifiable());
@@ -393,10 +393,11 @@ fn replaced(relation: &Arc<Relation>, old: OldTuple, row: Row) -> Result<[Change
         relation.key_of(&old).ok_or_else(unidentifiable)?,
         relation.key_of(&new).ok_or_else(unidentifiable)?,
     );
-    Ok([
-        change(relation, old_key, Operation::DeleteOne(old)),
-        change(relation, key, Operation::Insert(new)),
-    ])
+    let parts = Replaced {
+        old: change(relation, old_key, Operation::DeleteOne(old)),
+        new: change(relation, key.clone(), Operation::Insert(new)),
+    };
+    Ok(change(relation, key, Operation::ReplaceOne(Box::new(parts))))
 }
 
 /// An update's key and operation. Values that the new row leaves out (unchanged TOAST) are taken from the old row if it

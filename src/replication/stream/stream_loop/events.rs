@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info, warn};
 
 use crate::agent_db::{Item, PassedOver};
-use crate::change::{Change, Identity, Relation, RelationId, TableDescription, TableName, Truncate};
+use crate::change::{Change, Identity, Operation, Relation, RelationId, TableDescription, TableName, Truncate};
 use crate::copy::{CopyStep, Delivery, InvalidChunk, Merged, Purpose};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
@@ -26,7 +26,7 @@ impl StreamLoop {
     pub(super) async fn event(&mut self, event: Event) -> Result<(), SyncError> {
         match event {
             Event::Change(change) => self.change(change),
-            Event::Replaced(changes) => changes.into_iter().for_each(|change| self.change(change)),
+            Event::Replaced(change) => self.replaced(change),
             Event::Begin {
                 committed_at,
                 commit_lsn,
@@ -95,6 +95,18 @@ impl StreamLoop {
             self.progress.effect();
             self.buffer.pass_over(&relation, PassedOver::NotSelected);
         }
+    }
+
+    /// The windows see the two parts, as rows that are counted add up.
+    fn replaced(&mut self, change: Change) {
+        if self.windows.watches(change.relation.id)
+            && let (Some(xid), Operation::ReplaceOne(replaced)) = (self.assembler.open_xid(), &change.operation)
+        {
+            self.windows.observe(xid, &replaced.old);
+            self.windows.observe(xid, &replaced.new);
+        }
+        self.progress.effect();
+        self.buffer.push(Item::Change(change));
     }
 
     fn change(&mut self, change: Change) {

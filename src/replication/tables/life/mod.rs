@@ -27,6 +27,8 @@ pub(in crate::replication) enum TableEvent {
         key: String,
         /// Which changes the Site DB can publish.
         published: PublishedChanges,
+        /// See [`TableRecord::notes`].
+        notes: Option<String>,
         /// Whether rows of it are parked. The caller removes these entries where the key is another one than before.
         parked: bool,
     },
@@ -141,8 +143,20 @@ pub(in crate::replication) fn next(
             ..record()
         },
         (Some(_), TableEvent::ShapeOutdated) => reset(record(), New),
-        (Some(_), TableEvent::KeyChosen { key, published, parked }) => {
-            let record = TableRecord { published, ..record() };
+        (
+            Some(_),
+            TableEvent::KeyChosen {
+                key,
+                published,
+                notes,
+                parked,
+            },
+        ) => {
+            let record = TableRecord {
+                published,
+                notes: notes.map(String::into_boxed_str),
+                ..record()
+            };
             with_key(record, key, parked)
         }
         (Some(_), TableEvent::KeyOutdated) => read_again(record()),
@@ -244,6 +258,7 @@ fn reset(record: TableRecord, state: TableState) -> TableRecord {
         copied_at_lsn,
         key: record.key,
         published: record.published,
+        notes: record.notes,
         ..TableRecord::new(record.table)
     }
 }

@@ -64,6 +64,7 @@ fn chosen(key: &str, parked: bool) -> TableEvent {
     TableEvent::KeyChosen {
         key: key.to_owned(),
         published: PublishedChanges::All,
+        notes: None,
         parked,
     }
 }

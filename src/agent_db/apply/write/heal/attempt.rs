@@ -115,7 +115,7 @@ impl Writer {
     }
 
     /// Whether the database would remove or change other rows with a row of the table.
-    fn others_go_with(&self, target: &Target) -> bool {
+    pub(in crate::agent_db::apply::write) fn others_go_with(&self, target: &Target) -> bool {
         match &self.constraints {
             Constraints::Silent { .. } => false,
             Constraints::Checked(foreign_keys) => foreign_keys.acts_on_delete(&target.relation.table),
@@ -162,7 +162,7 @@ impl Writer {
                     part: key,
                 },
                 // Only for moves, and where rows are counted.
-                Parameter::NewKeyPart(_) | Parameter::Count => TextArray::KeyPart {
+                Parameter::NewKeyPart(_) | Parameter::OldColumn(_) | Parameter::Count => TextArray::KeyPart {
                     keys: &part.keys,
                     part: 0,
                 },
@@ -174,18 +174,17 @@ impl Writer {
             .execute_raw(&sql, values)
             .await
             .map_err(|source| AgentError::from_driver("write rows together", None, source))?;
-        for part in parts.iter().filter(|part| part.target.guarded) {
-            self.look_at(part).await?;
+        for part in &parts {
+            for kind in self.behind(&part.group().kind, &part.target) {
+                self.run_behind(part, &kind).await?;
+            }
         }
         Ok(())
     }
 
-    /// Has the server look whether a part was written as it was sent.
-    async fn look_at(&self, part: &Part<'_>) -> Result<(), AgentError> {
-        let Some(look) = part.group().kind.look() else {
-            return Ok(());
-        };
-        let text = sql::statement(&part.target, &look);
+    /// Runs a statement that belongs behind a part's own.
+    async fn run_behind(&self, part: &Part<'_>, kind: &StatementKind) -> Result<(), AgentError> {
+        let text = sql::statement(&part.target, kind);
         let parameters = text.parameters.iter().map(|parameter| match *parameter {
             Parameter::Column(column) => TextArray::Column {
                 rows: &part.rows,
@@ -195,7 +194,7 @@ impl Writer {
                 keys: &part.keys,
                 part: key,
             },
-            Parameter::Count => TextArray::Texts(&[]),
+            Parameter::OldColumn(_) | Parameter::Count => TextArray::Texts(&[]),
         });
         let parameters: Vec<TextArray<'_>> = parameters.collect();
         self.session

@@ -86,8 +86,8 @@ pub(super) fn by_table<'e>(rows: &[&'e Change]) -> Vec<RowsOfTable<'e>> {
             });
         match row.operation {
             Operation::Insert(_) | Operation::Update { .. } => tables[position].upserts.push(row),
-            // The last two are of tables whose rows are counted, and are not read together.
-            Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => {
+            // The last three are of tables whose rows are counted, and are not read together.
+            Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } | Operation::ReplaceOne(_) => {
                 tables[position].deletes.push(row);
             }
         }
@@ -99,7 +99,7 @@ pub(super) fn by_table<'e>(rows: &[&'e Change]) -> Vec<RowsOfTable<'e>> {
 pub(super) const fn image(change: &Change) -> Option<&Row> {
     match &change.operation {
         Operation::Insert(row) | Operation::Update { row, .. } => Some(row),
-        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } => None,
+        Operation::Delete | Operation::DeleteOne(_) | Operation::Count { .. } | Operation::ReplaceOne(_) => None,
     }
 }
 
