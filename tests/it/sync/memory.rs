@@ -190,38 +190,15 @@ async fn a_very_wide_row_is_copied_and_streamed_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_rows_without_a_key_and_many_parked_rows_with_large_keys_are_bounded() {
-    // GIVEN large rows that no key tells apart, and rows with large keys that the Agent DB refuses
-    let twins = Twins::new(
-        "CREATE TABLE plain (v text); ALTER TABLE plain REPLICA IDENTITY FULL;
-         CREATE TABLE refused (k text PRIMARY KEY, n int)",
-    )
-    .await;
-    twins.on_agent("ALTER TABLE refused ADD CHECK (n < 0)").await;
-    let (plain, refused) = (rows(40, 320), rows(1500, 9000));
+async fn large_rows_without_a_key_are_bounded() {
+    // (Few: each page of such a copy reads the whole table.)
+    let twins = Twins::new("CREATE TABLE plain (v text); ALTER TABLE plain REPLICA IDENTITY FULL").await;
     twins
-        .on_site(&format!(
-            "INSERT INTO plain SELECT i || repeat('p', 1000000) FROM generate_series(1, {plain}) i"
-        ))
+        .on_site("INSERT INTO plain SELECT i || repeat('p', 1000000) FROM generate_series(1, 40) i")
         .await;
 
-    // WHEN they are copied, and then changed one by one
     let daemon = twins.start().await;
     until_same_size(&twins, "plain").await;
-    assert_bounded(&daemon, 1, "first copy of large rows without a key");
-    twins
-        .on_site(&format!(
-            "INSERT INTO refused SELECT i || repeat('k', 2500), 1 FROM generate_series(1, {refused}) i;
-             UPDATE plain SET v = v || 'x'"
-        ))
-        .await;
-    until_same_size(&twins, "plain").await;
-    twins.until_parked_within(8 * SOON, i64::from(refused)).await;
 
-    // THEN neither has taken more
-    assert_bounded(
-        &daemon,
-        1,
-        "parked rows with large keys, updates of large rows without a key",
-    );
+    assert_bounded(&daemon, 1, "first copy of large rows without a key");
 }
