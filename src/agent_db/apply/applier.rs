@@ -166,6 +166,14 @@ impl Applier {
         let writer = &mut self.writer;
         let client = &writer.session.client;
         let resolved = writer.targets.resolve(client, description).await;
+        let relation = self.claimed(resolved).await?;
+        let writer = &mut self.writer;
+        writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
+        Ok(relation)
+    }
+
+    /// Claims a table that was resolved.
+    async fn claimed(&self, resolved: Result<Arc<Relation>, AgentError>) -> Result<Arc<Relation>, AgentError> {
         let relation = match (&self.pipeline, resolved) {
             (Some(pipeline), Err(error)) => return Err(pipeline.named(error)),
             (_, resolved) => resolved?,
@@ -179,8 +187,6 @@ impl Applier {
             });
         }
         self.claim(&relation.table).await?;
-        let writer = &mut self.writer;
-        writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
         Ok(relation)
     }
 
@@ -196,7 +202,11 @@ impl Applier {
         let client = &writer.session.client;
         let resolved = writer.targets.resolve_all(client, descriptions).await;
         writer.constraints = Constraints::read(client, &self.rights).await?;
-        Ok(resolved)
+        let mut claimed = Vec::with_capacity(resolved.len());
+        for resolved in resolved {
+            claimed.push(self.claimed(resolved).await);
+        }
+        Ok(claimed)
     }
 
     /// Has a table looked up again before it is written the next time, because it was changed in the Agent DB.

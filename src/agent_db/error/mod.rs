@@ -12,7 +12,7 @@ pub use holder::Holder;
 pub use missing_column::MissingColumn;
 pub(super) use missing_column::add_columns;
 pub use other_claim::{OtherClaim, OtherDaemon};
-use refusal_hint::refusal_hint;
+use refusal_hint::{refusal_hint, row_security_hint, unlogged_hint};
 
 use crate::change::TableName;
 use crate::lsn::Lsn;
@@ -150,7 +150,6 @@ pub enum AgentError {
     /// Row-level security would hide rows from the daemon's role.
     #[error("row-level security of {table} applies to the role {role} in the Agent DB")]
     RowSecurity { table: TableName, role: String },
-    /// After a crash of the Agent DB's server its rows would be missing, without a trace in the checkpoint.
     #[error("table {table} is UNLOGGED in the Agent DB: a crash of the server empties it")]
     Unlogged { table: TableName },
     /// Postgres refuses every statement of a kind for the table, whatever the row.
@@ -305,8 +304,9 @@ impl AgentError {
         match self {
             Self::Session(source) => source.disposition(),
             // With a new connection, tables are resolved again.
-            Self::KeyChanged { .. } | Self::TableChanged { .. } => Disposition::Transient,
-            Self::Busy { .. } | Self::Aborted => Disposition::Transient,
+            Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::Busy { .. } | Self::Aborted => {
+                Disposition::Transient
+            }
             Self::Refused { refusal, .. } => refusal.disposition(),
             Self::KeyEncoding { .. }
             | Self::TableMissing { .. }
@@ -396,13 +396,8 @@ impl AgentError {
                 "in the Agent DB: ALTER TABLE {} DISABLE TRIGGER …; for the trigger that returns NULL",
                 table.quoted()
             ),
-            Self::RowSecurity { role, .. } => {
-                format!("in the Agent DB, as a superuser: ALTER ROLE {} BYPASSRLS;", quote(role))
-            }
-            Self::Unlogged { table } => format!(
-                "in the Agent DB: ALTER TABLE {} SET LOGGED; (of a partitioned table: for each partition that is UNLOGGED)",
-                table.quoted()
-            ),
+            Self::RowSecurity { role, .. } => row_security_hint(role),
+            Self::Unlogged { table } => unlogged_hint(table),
             Self::Busy { .. } => {
                 "nothing to do: this daemon is the standby, and takes over when the other one ends".to_owned()
             }

@@ -32,3 +32,17 @@ pub(super) fn refusal_hint(table: Option<&TableName>, sqlstate: &str, role: Opti
         _ => return session_hint(Side::Agent, sqlstate),
     })
 }
+
+/// The statement for a table that a crash of the server would empty.
+pub(super) fn unlogged_hint(table: &TableName) -> String {
+    format!(
+        "in the Agent DB: ALTER TABLE {} SET LOGGED; (of a partitioned table: for each partition that is UNLOGGED)",
+        table.quoted()
+    )
+}
+
+/// The statement for a role to which row-level security applies.
+pub(super) fn row_security_hint(role: &str) -> String {
+    let role = crate::postgres::quote_identifier(role);
+    format!("in the Agent DB, as a superuser: ALTER ROLE {role} BYPASSRLS;")
+}
