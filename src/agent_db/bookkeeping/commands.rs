@@ -351,7 +351,10 @@ mod tests {
         );
         assert_eq!(
             progress,
-            json!({ "tables": [{ "table": "public.t", "state": "waiting", "rows": 7, "estimated": null }] })
+            json!({ "tables": [{
+                "table": "public.t", "state": "waiting", "rows": 7,
+                "changed": null, "copied_before": null, "estimated": null,
+            }] })
         );
         assert_eq!(CommandKind::parse(command.name(), arguments, progress), Ok(command));
     }
