@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Executor};
 
 use crate::config::DatabaseUrl;
 use crate::postgres::error::{UNREACHABLE_HINT, not_of_a_row, session_hint};
@@ -240,6 +240,12 @@ pub async fn apply_twinlog(url: &DatabaseUrl) -> Result<Applied, MigrationError>
     apply(url, Set::Twinlog).await
 }
 
+/// Set for the session of the migrations. Notices, as "already exists, skipping", would be logged.
+const TIME_OUTS: &str = "SELECT pg_catalog.set_config('statement_timeout', '0', false), \
+     pg_catalog.set_config('lock_timeout', '30s', false), \
+     pg_catalog.set_config('idle_in_transaction_session_timeout', '0', false), \
+     pg_catalog.set_config('client_min_messages', 'warning', false)";
+
 /// Applies the pending migrations of one set.
 ///
 /// # Errors
@@ -255,6 +261,8 @@ pub async fn apply(url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationErro
         address: url.to_string(),
         source,
     })?;
+    // A migration takes as long as it takes, whatever is set for the role; errors of this come again with the migrations.
+    let _ = connection.execute(TIME_OUTS).await;
     // Boxed: sqlx's migrator is a large future, and this is called rarely.
     let result = Box::pin(apply_on(&mut connection, url, set)).await;
     // Ignore errors of the close: all work is committed already.

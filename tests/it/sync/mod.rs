@@ -9,6 +9,7 @@ mod convergence;
 mod copying;
 mod gap;
 mod held;
+mod hostile;
 mod identities;
 mod joining;
 mod keyless;

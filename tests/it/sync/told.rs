@@ -96,3 +96,40 @@ async fn a_url_with_several_hosts_channel_binding_or_without_its_password_is_nam
         assert!(output.contains("site.url") && output.contains(says), "{output}");
     }
 }
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_agent_db_is_named_with_the_setting_and_its_place() {
+    let mut twins = Twins::with_notes(3).await;
+    let database = twins.agent.name.clone();
+    let role = twins
+        .agent
+        .create_role(
+            "ro",
+            &format!("GRANT CREATE ON DATABASE \"{database}\" TO {{role}}; GRANT ALL ON notes TO {{role}}"),
+        )
+        .await;
+    twins.set_agent_url(&twins.agent.url_as(&role));
+    for (target, other) in [
+        (format!("ROLE \"{role}\""), "for the role;"),
+        (format!("DATABASE \"{database}\""), "for the database;"),
+        (
+            format!("ROLE \"{role}\" IN DATABASE \"{database}\""),
+            "for the role in this database;",
+        ),
+    ] {
+        twins
+            .on_agent(&format!("ALTER {target} SET default_transaction_read_only = on"))
+            .await;
+        let mut daemon = twins.launch();
+        let statement = format!("ALTER {target} RESET default_transaction_read_only;");
+        daemon.wait_for_output(&statement, SOON).await;
+        daemon.until_ready(503, &[&statement, other]).await;
+        // Pasted, in the session that the text names.
+        twins
+            .on_agent(&format!("SET default_transaction_read_only = off; {statement}"))
+            .await;
+        daemon.until_flowing().await;
+        daemon.kill9();
+        twins.on_agent("DROP SCHEMA twinlog CASCADE; TRUNCATE notes").await;
+        twins.drop_slot().await;
+    }
+}
