@@ -43,8 +43,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// stream that keeps up needs, much shorter than any alert's limit.
 const SETTLE: Duration = Duration::from_millis(250);
 
-/// Seconds that a session of ours waits until it is told. A lock that is held for less delays nothing that matters.
-const WAIT_TOLD_AFTER: i64 = 3;
+/// Seconds that a session of ours waits until it is told. A lock that is held for less delays nothing that matters. The
+/// writer gives a lock up after 3 s, and its table is held: who is in the way must be told before.
+const WAIT_TOLD_AFTER: i64 = 2;
 
 /// A wait that ends by a time-out of ours and begins again is one wait: so long it is told after it was last seen.
 const WAIT_FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
