@@ -142,51 +142,50 @@ impl Applier {
         }
     }
 
-    /// Makes sure that the table is this pipeline's to write.
-    async fn claim(&self, table: &TableName) -> Result<(), AgentError> {
+    /// Makes sure that tables are this pipeline's to write; of each, whether it is.
+    async fn claim(&self, tables: &[TableName]) -> Result<Vec<Result<(), AgentError>>, AgentError> {
         let Some(pipeline) = &self.pipeline else {
-            return Ok(());
+            return Ok(tables.iter().map(|_| Ok(())).collect());
         };
-        match pipeline.look(&self.writer.session.client, table).await? {
-            Claimed::Ours => Ok(()),
-            Claimed::Free => pipeline.take(&self.url, table).await,
+        let claimed = pipeline.claim(&self.writer.session.client, &self.url, tables).await?;
+        let of_table = |(table, claimed): (&TableName, Claimed)| match claimed {
+            Claimed::Ours | Claimed::Free => Ok(()),
             Claimed::Other(claim) => Err(AgentError::Claimed {
                 table: table.clone(),
                 claim,
             }),
-        }
+        };
+        Ok(tables.iter().zip(claimed).map(of_table).collect())
     }
 
-    /// Matches a table of the stream with the Agent DB's, and claims it. The same description gives the same relation as long as the
-    /// Agent DB's table stays the same.
+    /// What the configuration says about a table that was looked up.
+    fn allowed(&self, resolved: Result<Arc<Relation>, AgentError>) -> Result<Arc<Relation>, AgentError> {
+        let Some(pipeline) = &self.pipeline else {
+            return resolved;
+        };
+        let relation = resolved.map_err(|error| pipeline.named(error))?;
+        if relation.counts_rows() && pipeline.tables.is_shared(&relation.table) {
+            return Err(AgentError::SharedWithoutKey {
+                table: relation.table.clone(),
+            });
+        }
+        Ok(relation)
+    }
+
+    /// Matches a table of the stream with the Agent DB's, and claims it. The same description gives the same relation as
+    /// long as the Agent DB's table stays the same.
     ///
     /// # Errors
     /// What is wrong with the table; the hint is the statement to paste. The session stays usable.
     pub async fn resolve(&mut self, description: &TableDescription) -> Result<Arc<Relation>, AgentError> {
         let writer = &mut self.writer;
-        let client = &writer.session.client;
-        let resolved = writer.targets.resolve(client, description).await;
-        let relation = self.claimed(resolved).await?;
+        let resolved = writer.targets.resolve(&writer.session.client, description).await;
+        let relation = self.allowed(resolved)?;
+        for claimed in self.claim(std::slice::from_ref(&relation.table)).await? {
+            claimed?;
+        }
         let writer = &mut self.writer;
         writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
-        Ok(relation)
-    }
-
-    /// Claims a table that was resolved.
-    async fn claimed(&self, resolved: Result<Arc<Relation>, AgentError>) -> Result<Arc<Relation>, AgentError> {
-        let relation = match (&self.pipeline, resolved) {
-            (Some(pipeline), Err(error)) => return Err(pipeline.named(error)),
-            (_, resolved) => resolved?,
-        };
-        if let Some(pipeline) = &self.pipeline
-            && relation.counts_rows()
-            && pipeline.tables.is_shared(&relation.table)
-        {
-            return Err(AgentError::SharedWithoutKey {
-                table: relation.table.clone(),
-            });
-        }
-        self.claim(&relation.table).await?;
         Ok(relation)
     }
 
@@ -199,14 +198,21 @@ impl Applier {
         descriptions: &[TableDescription],
     ) -> Result<Vec<Result<Arc<Relation>, AgentError>>, AgentError> {
         let writer = &mut self.writer;
-        let client = &writer.session.client;
-        let resolved = writer.targets.resolve_all(client, descriptions).await;
-        writer.constraints = Constraints::read(client, &self.rights).await?;
-        let mut claimed = Vec::with_capacity(resolved.len());
-        for resolved in resolved {
-            claimed.push(self.claimed(resolved).await);
-        }
-        Ok(claimed)
+        let resolved = writer.targets.resolve_all(&writer.session.client, descriptions).await;
+        let resolved: Vec<_> = resolved.into_iter().map(|resolved| self.allowed(resolved)).collect();
+        let names: Vec<TableName> = resolved
+            .iter()
+            .flatten()
+            .map(|relation| relation.table.clone())
+            .collect();
+        let mut claimed = self.claim(&names).await?.into_iter();
+        let writer = &mut self.writer;
+        writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;
+        let with_claim = |resolved: Result<Arc<Relation>, AgentError>| {
+            let relation = resolved?;
+            claimed.next().unwrap_or(Ok(())).map(|()| relation)
+        };
+        Ok(resolved.into_iter().map(with_claim).collect())
     }
 
     /// Has a table looked up again before it is written the next time, because it was changed in the Agent DB.
@@ -214,7 +220,9 @@ impl Applier {
     /// # Errors
     /// [`AgentError::Claimed`]: it is not this pipeline's to write any more. Otherwise the statement's or the connection's.
     pub async fn agent_changed(&mut self, table: &TableName) -> Result<(), AgentError> {
-        self.claim(table).await?;
+        for claimed in self.claim(std::slice::from_ref(table)).await? {
+            claimed?;
+        }
         let writer = &mut self.writer;
         writer.targets.doubt(table);
         writer.constraints = Constraints::read(&writer.session.client, &self.rights).await?;

@@ -8,8 +8,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use futures_util::future::try_join_all;
 use time::OffsetDateTime;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, Row, Statement, Transaction};
 
 use super::control::failed;
 use super::daemon::is_silent_after;
@@ -21,6 +22,9 @@ use crate::postgres::{self, Side};
 
 /// Key of the advisory lock under which claims are taken ("clai" in ASCII); the second half is 0.
 const LOCK_CLASS: i32 = 0x636C_6169;
+
+/// Tables that are asked about at the same time: a start with many tables shall not take as many round trips.
+const AT_ONCE: usize = 32;
 
 /// What the configuration says about tables.
 pub trait TableSettings: fmt::Debug + Send + Sync {
@@ -162,11 +166,43 @@ impl Pipeline {
         }
     }
 
-    /// Claims a table, so that it is committed when this returns.
+    /// Claims tables that are free, so that it is committed when this returns. Says of each whose it is.
     ///
     /// # Errors
-    /// [`AgentError::Claimed`]: another pipeline has it. Otherwise the statement's or the connection's.
-    pub(in crate::agent_db) async fn take(&self, url: &DatabaseUrl, table: &TableName) -> Result<(), AgentError> {
+    /// The statement's or the connection's.
+    pub(in crate::agent_db) async fn claim(
+        &self,
+        client: &Client,
+        url: &DatabaseUrl,
+        tables: &[TableName],
+    ) -> Result<Vec<Claimed>, AgentError> {
+        let mut claimed = self.look_at_all(client, tables).await?;
+        let is_free = |claimed: &Claimed| matches!(claimed, Claimed::Free);
+        let free: Vec<TableName> = (tables.iter().zip(&claimed))
+            .filter(|(_, claimed)| is_free(claimed))
+            .map(|(table, _)| table.clone())
+            .collect();
+        if free.is_empty() {
+            return Ok(claimed);
+        }
+        let taken = self.take(url, &free).await?;
+        for (place, taken) in claimed.iter_mut().filter(|claimed| is_free(claimed)).zip(taken) {
+            *place = taken;
+        }
+        Ok(claimed)
+    }
+
+    /// [`Self::look`] at many tables, several at the same time.
+    async fn look_at_all(&self, client: &Client, tables: &[TableName]) -> Result<Vec<Claimed>, AgentError> {
+        let mut claimed = Vec::with_capacity(tables.len());
+        for some in tables.chunks(AT_ONCE) {
+            claimed.extend(try_join_all(some.iter().map(|table| self.look(client, table))).await?);
+        }
+        Ok(claimed)
+    }
+
+    /// Claims tables over a connection of its own, which no rollback of rows undoes.
+    async fn take(&self, url: &DatabaseUrl, tables: &[TableName]) -> Result<Vec<Claimed>, AgentError> {
         let mut client = postgres::connect(Side::Agent, url, "twinlog claim").await?;
         let wrap = failed("claim a table");
         let transaction = client.transaction().await.map_err(&wrap)?;
@@ -174,28 +210,41 @@ impl Pipeline {
             .execute("SELECT pg_catalog.pg_advisory_xact_lock($1, 0)", &[&LOCK_CLASS])
             .await
             .map_err(&wrap)?;
-        // A statement of its own, which sees what the lock's last owner has committed.
-        if let Claimed::Other(claim) = self.look(transaction.client(), table).await? {
-            return Err(AgentError::Claimed {
-                table: table.clone(),
-                claim,
-            });
+        // Statements of their own, which see what the lock's last owner has committed.
+        let claimed = self.look_at_all(transaction.client(), tables).await?;
+        let statement = transaction.prepare(&format!("{TABLE}{TAKE}")).await.map_err(&wrap)?;
+        let ours: Vec<&TableName> = (tables.iter().zip(&claimed))
+            .filter(|(_, claimed)| !matches!(claimed, Claimed::Other(_)))
+            .map(|(table, _)| table)
+            .collect();
+        for some in ours.chunks(AT_ONCE) {
+            let taking = some.iter().map(|table| self.insert(&transaction, &statement, table));
+            try_join_all(taking).await.map_err(&wrap)?;
         }
+        transaction.commit().await.map_err(&wrap)?;
+        Ok(claimed)
+    }
+
+    async fn insert(
+        &self,
+        transaction: &Transaction<'_>,
+        statement: &Statement,
+        table: &TableName,
+    ) -> Result<u64, tokio_postgres::Error> {
+        let shared = self.tables.is_shared(table);
         transaction
             .execute(
-                &format!("{TABLE}{TAKE}"),
+                statement,
                 &[
                     &self.slot,
                     &&*table.schema,
                     &&*table.name,
-                    &self.tables.is_shared(table),
+                    &shared,
                     &self.system_identifier,
                     &self.database,
                 ],
             )
             .await
-            .map_err(&wrap)?;
-        transaction.commit().await.map_err(&wrap)
     }
 
     /// The other slots of the same source for which something is claimed.
