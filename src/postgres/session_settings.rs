@@ -91,6 +91,7 @@ pub const REPLICATION: &[Setting] = &[
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
     ("client_min_messages", "warning"),
 ];
 
