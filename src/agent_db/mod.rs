@@ -47,6 +47,6 @@ pub use bookkeeping::{
     TableState, Tally,
 };
 pub use distinct_rows::{AgentRows, AgentRowsPage};
-pub use error::{AgentError, Holder, MissingColumn, OtherClaim, OtherDaemon};
+pub use error::{AgentError, Holder, MissingColumn, OtherClaim, OtherDaemon, Refuses};
 pub use keys::AgentKeys;
 pub use table_check::TableCheck;

@@ -1,14 +1,19 @@
 //! Whether a table can be written now, found out over a session of its own, so that looking never disturbs the writing.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
+use super::apply::try_statements;
 use super::bookkeeping::Pipeline;
 use super::bookkeeping::claims::{self, Claimed};
-use super::catalog;
+use super::catalog::{self, Rights};
 use super::error::AgentError;
 use crate::change::{TableDescription, TableName};
 use crate::config::DatabaseUrl;
-use crate::postgres::{self, Side, quote_identifier};
+use crate::postgres::session_settings::SessionKind;
+use crate::postgres::{Side, connect, quote_identifier};
 
 /// A session that looks, and writes nothing.
 #[derive(Debug)]
@@ -17,13 +22,22 @@ pub struct TableCheck {
     pipeline: Pipeline,
 }
 
+/// How long a statement waits for a lock: it is looked at again soon.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
 impl TableCheck {
     /// Opens the session.
     ///
     /// # Errors
     /// The connection's.
     pub async fn connect(url: &DatabaseUrl, pipeline: Pipeline) -> Result<Self, AgentError> {
-        let client = postgres::connect(Side::Agent, url, "twinlog check").await?;
+        let (client, _) = connect::open(Side::Agent, url, "twinlog check", SessionKind::Writing, None).await?;
+        // The same triggers and rules as for the session that writes.
+        Rights::probe(&client).await?;
+        client
+            .batch_execute(&format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis()))
+            .await
+            .map_err(|source| AgentError::from_driver("set up the session", None, source))?;
         Ok(Self { client, pipeline })
     }
 
@@ -43,13 +57,14 @@ impl TableCheck {
         claims::remove_abandoned(&self.client, slot).await
     }
 
-    /// Looks whether the table is there, fits, is no other pipeline's, may be written and is not locked.
+    /// Looks whether the table is there, fits, is no other pipeline's, is not locked and takes the statements that write
+    /// it.
     ///
     /// # Errors
     /// What is wrong with the table; or the connection's error.
     pub async fn check(&self, table: &TableDescription) -> Result<(), AgentError> {
-        let found = catalog::resolve(&self.client, table).await;
-        let target = found.map_err(|error| self.pipeline.named(error))?;
+        let found = catalog::examine(&self.client, table).await;
+        let target = Arc::new(found.map_err(|error| self.pipeline.named(error))?);
         if target.relation.counts_rows() && self.pipeline.tables.is_shared(&table.table) {
             return Err(AgentError::SharedWithoutKey {
                 table: table.table.clone(),
@@ -62,16 +77,16 @@ impl TableCheck {
             });
         }
         let lock = format!(
-            "BEGIN; LOCK TABLE {} IN ROW EXCLUSIVE MODE NOWAIT; ROLLBACK",
+            "BEGIN; LOCK TABLE {} IN ROW EXCLUSIVE MODE NOWAIT",
             table.table.quoted()
         );
-        let locked = self.client.batch_execute(&lock).await;
-        if let Err(source) = locked {
-            // The transaction is gone in any case, or the connection is.
-            let _ = self.client.batch_execute("ROLLBACK").await;
-            return Err(AgentError::from_driver("lock a table", Some(&table.table), source));
-        }
-        Ok(())
+        let failed = |source| AgentError::from_driver("lock a table", Some(&table.table), source);
+        let tried = match self.client.batch_execute(&lock).await {
+            Ok(()) => try_statements(&self.client, &target).await,
+            Err(source) => Err(failed(source)),
+        };
+        self.client.batch_execute("ROLLBACK").await.map_err(failed)?;
+        tried
     }
 
     /// Whether the database still refuses the table's parked rows: tries some of them, each in a transaction that is rolled
@@ -93,7 +108,7 @@ impl TableCheck {
             let insert = format!(
                 "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE
                  SELECT {columns} FROM pg_catalog.jsonb_populate_record(NULL::{table}, (
-                     SELECT image FROM twinlog.failed_rows WHERE id = $1)) ON CONFLICT DO NOTHING",
+                     SELECT image FROM twinlog.failed_rows WHERE id OPERATOR(pg_catalog.=) $1)) ON CONFLICT DO NOTHING",
                 table = table.quoted(),
                 columns = columns.join(", "),
             );
@@ -116,6 +131,7 @@ impl TableCheck {
 
 /// The newest parked rows of a table that are known as a whole.
 const SAMPLE: &str = "
-SELECT id, ARRAY(SELECT jsonb_object_keys(image)) AS columns FROM twinlog.failed_rows
-WHERE slot = $1 AND schema_name = $2 AND table_name = $3 AND operation = 'upsert' AND image <> '{}'
+SELECT id, ARRAY(SELECT pg_catalog.jsonb_object_keys(image)) AS columns FROM twinlog.failed_rows
+WHERE slot OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2 AND table_name OPERATOR(pg_catalog.=) $3
+    AND operation OPERATOR(pg_catalog.=) 'upsert' AND image OPERATOR(pg_catalog.<>) '{}'
 ORDER BY id DESC LIMIT 5";

@@ -36,6 +36,19 @@ impl TableName {
         }
     }
 
+    /// The pattern of `sync.tables` that matches this table alone: what has a meaning in a glob stands in brackets.
+    #[must_use]
+    pub fn pattern(&self) -> String {
+        let escape = |c: char| {
+            if "*?[]{}!\\".contains(c) {
+                format!("[{c}]")
+            } else {
+                c.to_string()
+            }
+        };
+        self.to_string().chars().map(escape).collect()
+    }
+
     /// `"schema"."name"`, ready for a statement.
     #[must_use]
     pub fn quoted(&self) -> String {

@@ -41,7 +41,7 @@ pub use connect::connect;
 pub use error::{RaisedBy, Refusal, SessionError, Side};
 pub use plain::connect_plain;
 pub use pooler::refuse_pooler;
-pub use quote::quote_identifier;
+pub use quote::{quote_identifier, quote_literal};
 pub use sqlstate::{DEADLOCK, disposition};
 pub use sqlx_options::sqlx_options;
 pub use tokio_postgres::{Client, Error as DriverError};

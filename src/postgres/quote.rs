@@ -6,6 +6,12 @@ pub fn quote_identifier(name: &str) -> String {
     postgres_protocol::escape::escape_identifier(name)
 }
 
+/// Quotes a text as a value.
+#[must_use]
+pub fn quote_literal(text: &str) -> String {
+    postgres_protocol::escape::escape_literal(text)
+}
+
 /// Quotes columns, each with the alias of its table before it: `t."id"`.
 #[must_use]
 pub fn quote_columns<'a>(alias: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<String> {

@@ -51,6 +51,9 @@ pub fn disposition(sqlstate: &str) -> Disposition {
     }
 }
 
+/// The role has not the right to do something.
+pub const NOT_PERMITTED: &str = "42501";
+
 /// A lock was not to be had within `lock_timeout`.
 pub const LOCK_NOT_AVAILABLE: &str = "55P03";
 

@@ -7,8 +7,8 @@
 //! refused is parked, and tried again at the next look. Not noticed: a trigger that is created and dropped between two
 //! looks on a table that has others, and rows that somebody writes there (`twinlog resync` finds them).
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -27,12 +27,30 @@ use super::tables::life::TableEvent;
 /// Interval between two looks: one query of the catalog, on a connection of its own.
 const INTERVAL: Duration = Duration::from_secs(2);
 
+/// The tables that were changed in the Agent DB since this was asked last.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ChangedTables(Arc<Mutex<BTreeSet<TableName>>>);
+
+impl ChangedTables {
+    fn add(&self, table: &TableName) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(table.clone());
+    }
+
+    pub(super) fn take(&self) -> BTreeSet<TableName> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// What the watch needs from the run.
 pub(super) struct AgentWatch {
     pub(super) tables: Arc<BTreeMap<TableName, SourceTable>>,
     /// The tables' states, as they are committed.
     pub(super) states: watch::Receiver<Arc<TableRecords>>,
     pub(super) requests: StreamRequests,
+    pub(super) changed: ChangedTables,
 }
 
 impl AgentWatch {
@@ -51,6 +69,7 @@ impl AgentWatch {
                 self.requests.agent_changed(name).await?;
                 self.look_up(table).await?;
                 control.retry_table(name).await?;
+                self.changed.add(name);
             }
             if now != seen {
                 self.compare(&control, &mut stored, &now).await?;

@@ -47,6 +47,8 @@ pub(super) struct CatalogWatch {
     pub(super) states: watch::Receiver<Arc<TableRecords>>,
     /// Tables that can't be replicated and are left out.
     pub(super) ignored: BTreeSet<TableName>,
+    /// Those of them that can't be replicated because of the Site DB.
+    pub(super) ignored_at_site: BTreeSet<TableName>,
     /// Tables that the server has refused to add to the publication.
     pub(super) refused: BTreeSet<TableName>,
     pub(super) requests: StreamRequests,
@@ -86,7 +88,16 @@ impl CatalogWatch {
                 &self.refused,
             );
             let CatalogLook { change, faults } = changed.await?;
+            if let Some(table) = self.joins(&faults) {
+                return Err(SyncError::TableChanged(table));
+            }
             self.hold(faults).await?;
+            if !self.refused.is_empty() {
+                let added = publication::add_refused(source.client(), &self.settings.publication, &self.refused);
+                if let Some(table) = added.await? {
+                    return Err(SyncError::TableChanged(table));
+                }
+            }
             match change {
                 Some(CatalogChange::Table(table)) => return Err(SyncError::TableChanged(table)),
                 Some(CatalogChange::Marks(tables)) => {
@@ -98,6 +109,13 @@ impl CatalogWatch {
             }
         }
         Ok(())
+    }
+
+    /// A table that was left out, and can be replicated now.
+    fn joins(&self, faults: &Faults) -> Option<TableName> {
+        let mut can = (self.ignored_at_site.iter())
+            .filter(|table| self.tables.contains_key(*table) && !faults.contains_key(*table));
+        can.next().cloned()
     }
 
     /// Holds the tables that can't be replicated any more, and new ones that can't; forgets held ones that are gone.

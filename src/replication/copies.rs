@@ -20,8 +20,9 @@ use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace, ForeignRows}
 use crate::postgres::{self, Condition, SessionError, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
-use crate::source::visibility::{Visibility, wait_for_running_transactions};
-use crate::source::{Source, SourceError, SourceTable};
+use crate::source::publication;
+use crate::source::visibility::{OlderTransactions, Visibility};
+use crate::source::{Selection, Source, SourceError, SourceTable};
 
 use super::error::SyncError;
 use super::resync::ResyncCommands;
@@ -55,6 +56,8 @@ pub(super) struct Copies {
     pub(super) visibility: Arc<Visibility>,
     /// Says which tables another pipeline writes as well.
     pub(super) shared: Arc<dyn TableSettings>,
+    /// What new tables wait for.
+    pub(super) older: OlderTransactions,
 }
 
 /// What to do about a copy that failed.
@@ -183,7 +186,8 @@ impl Copies {
 
     /// Copies one table; tries again until it is copied, given up or stopped.
     ///
-    /// Each attempt needs a permit of its own, so that a table that can't be copied keeps no other one from it.
+    /// Each attempt needs a permit of its own, so that a table that can't be copied keeps no other one from it; one that waits
+    /// for older transactions has none.
     async fn copy_with_retries<'p>(
         &self,
         source: &SourceTable,
@@ -193,11 +197,22 @@ impl Copies {
     ) {
         let (mut attempt, mut permit) = (0, first);
         loop {
+            let mut waited = Ok(());
+            if self.must_wait(&source.table) {
+                drop(permit);
+                waited = self.wait_for_older(&source.table, stop).await;
+                let Ok(again) = permits.acquire().await else { return };
+                permit = again;
+            }
             let records = self.records();
             let Some(record) = records.get(&source.table).filter(|record| record.state.is_unfinished()) else {
                 return;
             };
-            let error = match Box::pin(self.copy(source, record, stop)).await {
+            let copied = match waited {
+                Ok(()) => Box::pin(self.copy(source, stop)).await,
+                Err(error) => Err(error),
+            };
+            let error = match copied {
                 // A table that is held is copied when it is released.
                 Ok(()) | Err(SyncError::Copy(CopyError::StreamEnded | CopyError::TableHeld(_))) => return,
                 Err(error) => error,
@@ -221,6 +236,20 @@ impl Copies {
         }
     }
 
+    /// What the Site DB's catalog says is wrong with a table that may not be read, with the statement to paste.
+    async fn site_fault(&self, table: &TableName, error: &SyncError) -> Option<String> {
+        let SyncError::Copy(CopyError::Source(error)) = error else {
+            return None;
+        };
+        if !error.is_of_rights() {
+            return None;
+        }
+        let selection = Selection::new(&self.settings.tables).ok()?;
+        let source = Source::connect(&self.settings.site, "twinlog copy").await.ok()?;
+        let faults = publication::faults(source.client(), &self.settings.publication, &selection).await;
+        faults.ok()?.remove(table)
+    }
+
     /// Logs a failed attempt, and stores its reason with the table's state (the next finished chunk removes it).
     async fn failed(&self, record: &TableRecord, error: &SyncError, attempt: u32) -> Result<(), SyncError> {
         let (table, reason) = (&record.table, error.explain());
@@ -230,6 +259,7 @@ impl Copies {
                 TableEvent::CopyWaits { reason: None }
             }
             AfterFailure::Hold => {
+                let reason = self.site_fault(table, error).await.unwrap_or(reason);
                 warn!(%table, attempt, %reason, "the copy of a table is held: repair what the reason names, it continues by itself");
                 TableEvent::CopyWaits { reason: Some(reason) }
             }
@@ -248,17 +278,27 @@ impl Copies {
         Ok(())
     }
 
-    async fn copy(&self, table: &SourceTable, record: &TableRecord, stop: &CancellationToken) -> Result<(), SyncError> {
+    /// A new table waits until the transactions have ended that may have changed it before it was published.
+    fn must_wait(&self, table: &TableName) -> bool {
+        let is_new = (self.records().get(table)).is_some_and(|record| record.state == TableState::New);
+        is_new && !self.fresh_slot.load(Ordering::Relaxed)
+    }
+
+    async fn wait_for_older(&self, table: &TableName, stop: &CancellationToken) -> Result<(), SyncError> {
+        let who = format!("the copy of {table}");
+        let on_wait = &|wait| self.status.set_wait(&who, wait);
+        let why = "the copy of a new table waits until older transactions of the Site DB have ended";
+        let connect = Source::connect(&self.settings.site, "twinlog copy");
+        Ok(self.older.wait(connect, stop, why, on_wait).await?)
+    }
+
+    async fn copy(&self, table: &SourceTable, stop: &CancellationToken) -> Result<(), SyncError> {
         let source = Source::connect(&self.settings.site, "twinlog copy").await?;
         let agent = postgres::connect(Side::Agent, &self.settings.agent, "twinlog copy")
             .await
             .map_err(AgentError::from)?;
         let who = format!("the copy of {}", table.table);
         let on_wait = &|wait| self.status.set_wait(&who, wait);
-        if record.state == TableState::New && !self.fresh_slot.load(Ordering::Relaxed) {
-            let why = "the copy of a new table waits until older transactions of the Site DB have ended";
-            wait_for_running_transactions(source.client(), stop, why, on_wait).await?;
-        }
         self.visibility.wait(source.client(), stop, on_wait).await?;
         let relation = self.requests.resolve(table.description()).await?;
         let Some((place, condition)) = self.started(table).await? else {

@@ -1,6 +1,6 @@
 //! The loop of runs: start and stream; after an error wait, and start again at the checkpoint.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -18,11 +18,12 @@ use crate::postgres::diagnosis::{are_swapped, read_only_remedy};
 use crate::postgres::error::explain;
 use crate::postgres::{Side, quote_identifier};
 use crate::shutdown;
+use crate::source::visibility::OlderTransactions;
 use crate::source::{Selection, Visibility};
 use crate::wire::{ServerFault, SlotName, ValueForm};
 
 use super::after_error::{Failures, LoopGuard, setback, wait};
-use super::agent_watch::AgentWatch;
+use super::agent_watch::{AgentWatch, ChangedTables};
 use super::catalog_watch::CatalogWatch;
 use super::copies::Copies;
 use super::error::SyncError;
@@ -245,6 +246,11 @@ impl Daemon {
             .map(|table| (table.id, Arc::clone(&table.facts)))
             .collect();
         let tables = Arc::new(prepared.tables);
+        let (ignored_at_site, ignored_at_agent): (BTreeSet<TableName>, BTreeSet<TableName>) = ignored
+            .keys()
+            .cloned()
+            .partition(|table| prepared.faults.contains_key(table));
+        let changed = ChangedTables::default();
         let chunks = ChunkRegistry::default();
         let (requests, inbox) = StreamRequests::channel();
         let visibility = Arc::new(Visibility::default());
@@ -260,6 +266,7 @@ impl Daemon {
             fresh_slot: Arc::clone(&fresh_slot),
             visibility: Arc::clone(&visibility),
             shared: Arc::clone(&pipeline.tables),
+            older: OlderTransactions::default(),
         };
         let healing = Healing {
             settings: Arc::clone(&self.settings),
@@ -273,6 +280,7 @@ impl Daemon {
             tables: Arc::clone(&tables),
             states: book.committed(),
             requests: requests.clone(),
+            changed: changed.clone(),
         };
         let states = book.committed();
         let settings = Arc::clone(&pipeline.tables);
@@ -284,6 +292,8 @@ impl Daemon {
             requests: requests.clone(),
             pipeline,
             version: prepared.version,
+            ignored: ignored_at_agent,
+            changed,
         };
         let names: HashMap<_, _> = tables
             .values()
@@ -316,6 +326,7 @@ impl Daemon {
             tables: BTreeMap::clone(&tables),
             states,
             ignored: ignored.into_keys().collect(),
+            ignored_at_site,
             refused: prepared.refused,
             requests,
             fresh_slot,

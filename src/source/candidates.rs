@@ -9,7 +9,8 @@ use super::bounded;
 use super::error::SourceError;
 use super::selection::Selection;
 use crate::change::TableName;
-use crate::postgres::quote_identifier;
+use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
+use crate::postgres::{Refusal, quote_identifier};
 
 /// A table of the Site DB that `sync.tables` selects.
 #[derive(Debug, Clone)]
@@ -162,7 +163,7 @@ impl Candidate {
     }
 
     /// Why the table is not in the publication, though it could be replicated, and the remedy.
-    pub(super) fn not_ours_to_add(&self, publication: &str, why: &str, selection: &Selection) -> String {
+    pub(super) fn not_ours_to_add(&self, publication: &str, selection: &Selection) -> String {
         let statement = add_statement(publication, &self.table);
         let whose = if self.owned {
             String::new()
@@ -170,7 +171,7 @@ impl Candidate {
             format!(" (the table's owner is {})", self.owner)
         };
         let fault = format!(
-            "table {} is not in publication {publication} of the Site DB, and the role {} may not add it{whose}{why}",
+            "table {} is not in publication {publication} of the Site DB, and the role {} may not add it{whose}",
             self.table, self.role
         );
         self.with_alternative(
@@ -178,6 +179,23 @@ impl Candidate {
             &format!("on the Site DB, as the owner of both: {statement};"),
             selection,
         )
+    }
+
+    /// Why the server has not added the table to the publication, and the remedy.
+    pub(super) fn not_added(&self, publication: &str, refusal: &Refusal, selection: &Selection) -> String {
+        let fault = format!(
+            "table {} of the Site DB can't be added to publication {publication} now: {refusal}",
+            self.table
+        );
+        let remedy = if refusal.sqlstate == LOCK_NOT_AVAILABLE {
+            "it is locked, and tried again every few seconds;".to_owned()
+        } else {
+            format!(
+                "on the Site DB, as the owner of both: {};",
+                add_statement(publication, &self.table)
+            )
+        };
+        self.with_alternative(&fault, &remedy, selection)
     }
 
     /// Whether adding it needs no other right than the role has.

@@ -2,7 +2,7 @@
 
 use crate::change::TableName;
 use crate::lsn::ParseLsnError;
-use crate::postgres::sqlstate::is_row_too_large;
+use crate::postgres::sqlstate::{NOT_PERMITTED, is_row_too_large};
 use crate::postgres::{ConditionError, Refusal, SessionError, Side, quote_identifier};
 use crate::retry::Disposition;
 
@@ -110,6 +110,12 @@ impl SourceError {
         }
     }
 
+    /// Whether the role lacks a right.
+    #[must_use]
+    pub fn is_of_rights(&self) -> bool {
+        matches!(self, Self::Session(SessionError::Refused { refusal, .. }) if refusal.sqlstate == NOT_PERMITTED)
+    }
+
     /// The table whose own fault this is.
     #[must_use]
     pub const fn table_fault(&self) -> Option<&TableName> {
@@ -123,10 +129,8 @@ impl SourceError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::Session(SessionError::Refused { refusal, .. }) if refusal.sqlstate == "42501" => {
-                "on the Site DB, as the tables' owner: GRANT SELECT ON ALL TABLES IN SCHEMA public TO <role>; where \
-                 row-level security is on, also: ALTER ROLE <role> BYPASSRLS"
-                    .to_owned()
+            Self::Session(_) if self.is_of_rights() => {
+                "on the Site DB, grant the role the right to read the table (the table's own reason will name the statement)".to_owned()
             }
             Self::Session(source) => return source.hint(),
             Self::KeyEncoding(table) => format!(

@@ -2,6 +2,7 @@
 //! with its row filters and column lists.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tokio_postgres::Client;
 use tracing::info;
@@ -13,8 +14,8 @@ use super::selection::Selection;
 use super::server::{check_role, check_server};
 use super::table::SourceTable;
 use crate::change::TableName;
-use crate::postgres::sqlstate::is_of_its_table;
-use crate::postgres::{SessionError, Side, quote_identifier};
+use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED, is_of_its_table};
+use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
 
 /// The result of [`prepare`]: the Site DB is ready for a stream.
 #[derive(Debug)]
@@ -62,6 +63,7 @@ async fn ensure_publication(
     selection: &Selection,
 ) -> Result<(Faults, BTreeSet<TableName>), SourceError> {
     let wanted = candidates(client, publication, selection).await?;
+    wait_for_locks(client, LOCK_TIMEOUT).await?;
     let (mut faults, mut lacking) = (Faults::new(), Vec::new());
     let mut refused = BTreeSet::new();
     for candidate in &wanted {
@@ -77,16 +79,20 @@ async fn ensure_publication(
     if wanted.iter().any(|candidate| candidate.published.is_none()) {
         let left_out = Box::pin(create(client, publication, &lacking)).await?;
         for candidate in left_out {
-            let fault = candidate.not_ours_to_add(publication, "", selection);
+            let fault = candidate.not_ours_to_add(publication, selection);
             faults.insert(candidate.table.clone(), fault);
         }
     } else {
         for (candidate, why) in Box::pin(extend(client, publication, &lacking)).await? {
-            let fault = candidate.not_ours_to_add(publication, &why, selection);
+            let fault = match why {
+                Some(refusal) => candidate.not_added(publication, &refusal, selection),
+                None => candidate.not_ours_to_add(publication, selection),
+            };
             faults.insert(candidate.table.clone(), fault);
             refused.insert(candidate.table.clone());
         }
     }
+    wait_for_locks(client, LONG_LOCK_TIMEOUT).await?;
     Ok((faults, refused))
 }
 
@@ -96,6 +102,54 @@ fn nothing(faults: Faults, selection: &Selection) -> SourceError {
         SourceError::NoTables(selection.patterns())
     } else {
         SourceError::NoTableReplicable(faults.into_values().collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// How long a publication waits for the lock of a table that it gets: no table flows meanwhile.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The same after a table was found locked: others are probably locked with it.
+const NEXT_LOCK_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// What the session had before.
+const LONG_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+async fn wait_for_locks(client: &Client, longest: Duration) -> Result<(), SourceError> {
+    client
+        .batch_execute(&format!("SET lock_timeout = {}", longest.as_millis()))
+        .await
+        .map_err(failed("set lock_timeout"))
+}
+
+/// Tries again to add tables that the server has refused to add. Returns one that it has added now.
+///
+/// # Errors
+/// A statement failed for a reason that is not one table's.
+pub async fn add_refused(
+    client: &Client,
+    publication: &str,
+    refused: &BTreeSet<TableName>,
+) -> Result<Option<TableName>, SourceError> {
+    wait_for_locks(client, NEXT_LOCK_TIMEOUT).await?;
+    let mut added = None;
+    for table in refused {
+        if add(client, publication, table).await?.is_none() {
+            added = Some(table.clone());
+            break;
+        }
+    }
+    wait_for_locks(client, LONG_LOCK_TIMEOUT).await?;
+    Ok(added)
+}
+
+/// Adds a table; returns the refusal if that is the table's fault.
+async fn add(client: &Client, publication: &str, table: &TableName) -> Result<Option<Refusal>, SourceError> {
+    let Err(source) = client.batch_execute(&add_statement(publication, table)).await else {
+        return Ok(None);
+    };
+    match SessionError::new(Side::Site, "extend the publication", source) {
+        SessionError::Refused { refusal, .. } if is_of_its_table(&refusal.sqlstate) => Ok(Some(*refusal)),
+        other => Err(other.into()),
     }
 }
 
@@ -130,7 +184,20 @@ async fn create<'a>(
             Ok(others)
         }
         Err(source) => match SessionError::new(Side::Site, "create the publication", source) {
-            SessionError::Refused { refusal, .. } if refusal.sqlstate == "42501" => {
+            // A table is locked: it must not keep the others out. Those that are left out come with the next start.
+            SessionError::Refused { refusal, .. } if refusal.sqlstate == LOCK_NOT_AVAILABLE => {
+                let statement = format!(
+                    "CREATE PUBLICATION {} WITH (publish_via_partition_root = true)",
+                    quote_identifier(publication)
+                );
+                client
+                    .batch_execute(&statement)
+                    .await
+                    .map_err(failed("create the publication"))?;
+                Box::pin(extend(client, publication, &ours)).await?;
+                Ok(others)
+            }
+            SessionError::Refused { refusal, .. } if refusal.sqlstate == NOT_PERMITTED => {
                 Err(SourceError::CannotCreatePublication {
                     publication: publication.to_owned(),
                     statement: statement(candidates),
@@ -168,29 +235,26 @@ async fn create_in_parts(
 }
 
 /// Adds the tables that the publication lacks, each by itself: one that can't be added must not keep the others out.
-/// Returns those, and what the server has said, if it was asked.
+/// Returns those, with the server's refusal, if it was asked.
 async fn extend<'a>(
     client: &Client,
     publication: &str,
     lacking: &[&'a Candidate],
-) -> Result<Vec<(&'a Candidate, String)>, SourceError> {
+) -> Result<Vec<(&'a Candidate, Option<Refusal>)>, SourceError> {
     let (mut left_out, mut added) = (Vec::new(), 0);
     for &candidate in lacking {
         if !candidate.is_owned() {
-            left_out.push((candidate, String::new()));
+            left_out.push((candidate, None));
             continue;
         }
-        match client
-            .batch_execute(&add_statement(publication, &candidate.table))
-            .await
-        {
-            Ok(()) => added += 1,
-            Err(source) => match SessionError::new(Side::Site, "extend the publication", source) {
-                SessionError::Refused { refusal, .. } if is_of_its_table(&refusal.sqlstate) => {
-                    left_out.push((candidate, format!(": {refusal}")));
+        match add(client, publication, &candidate.table).await? {
+            None => added += 1,
+            Some(refusal) => {
+                if refusal.sqlstate == LOCK_NOT_AVAILABLE {
+                    wait_for_locks(client, NEXT_LOCK_TIMEOUT).await?;
                 }
-                other => return Err(other.into()),
-            },
+                left_out.push((candidate, Some(refusal)));
+            }
         }
     }
     if added > 0 {
@@ -203,7 +267,7 @@ async fn extend<'a>(
 fn faults_of(wanted: &[Candidate], publication: &str, selection: &Selection) -> Faults {
     let faults = wanted.iter().filter_map(|candidate| {
         let fault = candidate.fault(selection).or_else(|| {
-            (candidate.lacks() && !candidate.is_owned()).then(|| candidate.not_ours_to_add(publication, "", selection))
+            (candidate.lacks() && !candidate.is_owned()).then(|| candidate.not_ours_to_add(publication, selection))
         });
         Some((candidate.table.clone(), fault?))
     });

@@ -53,19 +53,8 @@ impl Selection {
     #[must_use]
     pub fn without(&self, table: &TableName) -> String {
         let mut patterns = self.patterns();
-        // The last pattern that matches decides. What has a meaning in a glob stands for itself in brackets.
-        let name: String = table
-            .to_string()
-            .chars()
-            .map(|c| {
-                if "*?[]{}!\\".contains(c) {
-                    format!("[{c}]")
-                } else {
-                    c.to_string()
-                }
-            })
-            .collect();
-        patterns.push(format!("!{name}"));
+        // The last pattern that matches decides.
+        patterns.push(format!("!{}", table.pattern()));
         format!("{patterns:?}")
     }
 

@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
-use tokio::sync::OnceCell;
+use std::time::Instant;
+
+use tokio::sync::{Mutex, OnceCell};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::Source;
 use super::error::{SourceError, failed};
 use crate::postgres::waits::running_transactions;
 use crate::shutdown;
@@ -135,6 +138,41 @@ pub async fn wait_for_running_transactions(
         if !shutdown::sleep(CHECK_EVERY, stop).await {
             return Err(SourceError::Stopped);
         }
+    }
+}
+
+/// The waits of all new tables for older transactions, one at a time: what one waits for, those that come later wait for too.
+#[derive(Debug, Default)]
+pub struct OlderTransactions(
+    /// When the last wait began that has come to its end.
+    Mutex<Option<Instant>>,
+);
+
+impl OlderTransactions {
+    /// Waits until every transaction that runs now has ended. `connect`: opens the session that looks, if one is needed.
+    ///
+    /// # Errors
+    /// A statement or the connection failed, or we were stopped.
+    pub async fn wait(
+        &self,
+        connect: impl Future<Output = Result<Source, SourceError>>,
+        stop: &CancellationToken,
+        why: &str,
+        on_wait: OnWait<'_>,
+    ) -> Result<(), SourceError> {
+        let since = Instant::now();
+        let mut ended = tokio::select! {
+            () = stop.cancelled() => return Err(SourceError::Stopped),
+            ended = self.0.lock() => ended,
+        };
+        if ended.is_some_and(|began| began >= since) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let source = connect.await?;
+        wait_for_running_transactions(source.client(), stop, why, on_wait).await?;
+        *ended = Some(began);
+        Ok(())
     }
 }
 

@@ -142,6 +142,14 @@ impl Applier {
         }
     }
 
+    /// Adds to an error of a table what the configuration says about it.
+    pub(super) fn named(&self, error: AgentError) -> AgentError {
+        match &self.pipeline {
+            Some(pipeline) => pipeline.named(error),
+            None => error,
+        }
+    }
+
     /// Makes sure that tables are this pipeline's to write; of each, whether it is.
     async fn claim(&self, tables: &[TableName]) -> Result<Vec<Result<(), AgentError>>, AgentError> {
         let Some(pipeline) = &self.pipeline else {
@@ -160,11 +168,11 @@ impl Applier {
 
     /// What the configuration says about a table that was looked up.
     fn allowed(&self, resolved: Result<Arc<Relation>, AgentError>) -> Result<Arc<Relation>, AgentError> {
-        let Some(pipeline) = &self.pipeline else {
-            return resolved;
-        };
-        let relation = resolved.map_err(|error| pipeline.named(error))?;
-        if relation.counts_rows() && pipeline.tables.is_shared(&relation.table) {
+        let relation = resolved.map_err(|error| self.named(error))?;
+        if let Some(pipeline) = &self.pipeline
+            && relation.counts_rows()
+            && pipeline.tables.is_shared(&relation.table)
+        {
             return Err(AgentError::SharedWithoutKey {
                 table: relation.table.clone(),
             });

@@ -17,6 +17,7 @@
 //! | `parking_log` | what is said about parked rows |
 //! | `ledger` | what became of each change |
 //! | `session` | the connection and the state of its transaction |
+//! | `trial` | whether the database takes a table's statements at all |
 //! | `pipelined` | several statements in one round trip |
 
 mod applier;
@@ -30,8 +31,10 @@ mod session;
 mod sql;
 mod targets;
 mod transaction;
+mod trial;
 mod write;
 
 pub use applier::{Applier, ApplierSettings};
 pub use segment::{Applied, Committed, Item, PassedOver, Segment};
 pub use transaction::Transaction;
+pub(super) use trial::try_statements;

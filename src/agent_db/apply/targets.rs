@@ -9,7 +9,7 @@ use tokio_postgres::{Client, Statement};
 use super::sql::{self, Parameter, StatementKind};
 use crate::agent_db::catalog::{self, Target};
 use crate::agent_db::error::AgentError;
-use crate::change::{Identity, Relation, RelationId, RowKey, TableDescription, TableName};
+use crate::change::{Identity, Relation, RelationId, RowKey, SourceFacts, TableDescription, TableName};
 
 /// Tables that are looked up at the same time: a start with ten thousand tables is not ten thousand times as long as the way
 /// to the Agent DB and back.
@@ -28,6 +28,8 @@ pub(super) struct Prepared {
 #[derive(Debug, Default)]
 pub(super) struct Targets {
     tables: HashMap<RelationId, Vec<Version>>,
+    /// What the Site DB's catalog says about each.
+    facts: HashMap<RelationId, Arc<SourceFacts>>,
     /// Versions of all tables.
     versions: usize,
     /// Statements of all versions.
@@ -40,6 +42,20 @@ struct Version {
     /// The Agent DB's table may have been changed since.
     doubted: bool,
     statements: HashMap<StatementKind, Arc<Prepared>>,
+}
+
+/// A table as the stream describes it, of which only the same key will do.
+fn described(relation: &Relation, facts: Arc<SourceFacts>) -> TableDescription {
+    TableDescription {
+        id: relation.id,
+        table: relation.table.clone(),
+        columns: relation.columns.to_vec(),
+        identity: match &relation.key {
+            RowKey::Columns(key) => Identity::Columns(key.to_vec()),
+            RowKey::WholeRow => Identity::Full,
+        },
+        facts,
+    }
 }
 
 impl Targets {
@@ -57,6 +73,7 @@ impl Targets {
         description: &TableDescription,
     ) -> Result<Arc<Relation>, AgentError> {
         let target = Box::pin(catalog::resolve(client, description)).await?;
+        self.facts.insert(description.id, Arc::clone(&description.facts));
         Ok(Arc::clone(&self.keep(target).relation))
     }
 
@@ -92,18 +109,7 @@ impl Targets {
         }) {
             return Ok(Arc::clone(&known.target));
         }
-        let description = TableDescription {
-            id: relation.id,
-            table: relation.table.clone(),
-            columns: relation.columns.to_vec(),
-            // Only the same key will do.
-            identity: match &relation.key {
-                RowKey::Columns(key) => Identity::Columns(key.to_vec()),
-                RowKey::WholeRow => Identity::Full,
-            },
-            facts: Arc::default(),
-        };
-        let target = Box::pin(catalog::resolve(client, &description)).await?;
+        let target = Box::pin(catalog::resolve(client, &described(relation, Arc::default()))).await?;
         if target.relation.key != relation.key {
             return Err(AgentError::KeyChanged {
                 table: relation.table.clone(),
@@ -117,6 +123,13 @@ impl Targets {
         let versions = self.tables.values().flatten();
         let of_table = versions.filter(|version| version.target.relation.table == *table);
         of_table.last().map(|version| Arc::clone(&version.target))
+    }
+
+    /// A table as it was described when it was resolved last; `None` if it was not.
+    pub(super) fn description(&self, table: &TableName) -> Option<TableDescription> {
+        let target = self.newest(table)?;
+        let facts = self.facts.get(&target.relation.id).map(Arc::clone);
+        Some(described(&target.relation, facts.unwrap_or_default()))
     }
 
     /// Has a table looked up again before it is written the next time.

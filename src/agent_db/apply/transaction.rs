@@ -117,7 +117,9 @@ impl Transaction {
         if writer.rewind().await.is_err() {
             return Err(fault);
         }
+        let fault = Box::pin(writer.explained(fault)).await?;
         writer.set_mode(&table, TableMode::Held);
+        let fault = self.applier.named(fault);
         Ok((table, explain(&fault, fault.hint())))
     }
 

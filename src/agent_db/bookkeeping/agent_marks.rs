@@ -16,16 +16,20 @@ use crate::change::TableName;
 /// Statistics are written in place and change nothing here.
 const MARKS: &str = "
 SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid, c.xmin::text AS class,
-    ARRAY(SELECT concat_ws(':', f.oid, f.relfilenode) FROM pg_class f WHERE f.relkind = 'r' AND (f.oid = c.oid
-        OR f.oid = ANY (ARRAY(SELECT p.relid::oid FROM pg_partition_tree(c.oid::regclass) p))) ORDER BY f.oid) AS files,
+    ARRAY(SELECT concat_ws(':', f.oid, f.relfilenode) FROM pg_class f WHERE f.relkind = 'r' AND f.oid = ANY (ARRAY(
+        -- Not pg_partition_tree, which would wait for locked partitions.
+        WITH RECURSIVE p (oid) AS (SELECT c.oid UNION ALL SELECT h.inhrelid FROM p JOIN pg_inherits h ON h.inhparent = p.oid)
+        SELECT p.oid FROM p)) ORDER BY f.oid) AS files,
     ARRAY(SELECT concat_ws(':', a.attnum, a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
         AND NOT a.attisdropped ORDER BY a.attnum) AS columns,
     ARRAY(SELECT concat_ws(':', e.enumtypid, e.oid, e.enumlabel) FROM pg_enum e WHERE e.enumtypid = ANY (ARRAY(
         SELECT coalesce(nullif(t.typelem, 0), nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)) ORDER BY e.oid) AS labels,
     ARRAY(SELECT concat_ws(':', m.kind, m.id, m.mark) FROM (
-        SELECT 'trigger', g.oid, g.xmin FROM pg_trigger g WHERE NOT g.tgisinternal AND (g.tgrelid = c.oid
-            OR g.tgrelid = ANY (ARRAY(SELECT p.relid::oid FROM pg_partition_tree(c.oid::regclass) p)))
+        SELECT 'trigger', g.oid, g.xmin FROM pg_trigger g WHERE NOT g.tgisinternal AND g.tgrelid = ANY (ARRAY(
+        -- Not pg_partition_tree, which would wait for locked partitions.
+        WITH RECURSIVE p (oid) AS (SELECT c.oid UNION ALL SELECT h.inhrelid FROM p JOIN pg_inherits h ON h.inhparent = p.oid)
+        SELECT p.oid FROM p))
         UNION ALL SELECT 'rule', w.oid, w.xmin FROM pg_rewrite w WHERE w.ev_class = c.oid
         UNION ALL SELECT 'policy', y.oid, y.xmin FROM pg_policy y WHERE y.polrelid = c.oid
     ) AS m(kind, id, mark) ORDER BY m.kind, m.id) || concat_ws(':', c.relrowsecurity, c.relforcerowsecurity) AS writers,

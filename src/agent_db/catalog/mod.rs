@@ -10,11 +10,13 @@
 //! | `resolve` | matches a table of the stream with it: what is wrong, or how to write it |
 //! | `deferred_triggers` | whether triggers fire with the commit |
 //! | `foreign_keys` | in which order tables are written |
+//! | `examine` | what is wrong with a table, as far as the catalog says it |
 //! | `values` | which columns of a table must have values that no other row has |
 //! | `rights` | what the role may do |
 
 mod alike;
 mod deferred_triggers;
+mod examine;
 mod foreign_keys;
 mod key;
 mod read;
@@ -24,6 +26,7 @@ mod target;
 mod values;
 
 pub(super) use deferred_triggers::has_deferred_triggers;
+pub(super) use examine::examine;
 pub(super) use foreign_keys::{Action, ForeignKey, ForeignKeys};
 pub(super) use read::Sight;
 pub(super) use resolve::resolve;

@@ -1,8 +1,10 @@
 //! Reads what the catalog says about one table.
 
+use std::sync::Arc;
+
 use tokio_postgres::{Client, Row};
 
-use crate::agent_db::error::AgentError;
+use crate::agent_db::error::{AgentError, Refuses};
 use crate::change::TableName;
 use crate::postgres::quote_identifier;
 
@@ -23,6 +25,8 @@ pub(super) struct TableFacts {
     pub role: String,
     /// All columns, in the table's order.
     pub columns: Vec<ColumnFacts>,
+    /// Rules by which an INSERT with ON CONFLICT is refused.
+    pub rules: Vec<String>,
     /// Unique indexes that have a place for every row, in the order in which they are taken as the table's key: the
     /// primary key first, then the oldest.
     pub unique: Vec<UniqueFacts>,
@@ -59,8 +63,8 @@ pub(super) struct ColumnFacts {
     pub generated: bool,
     /// `GENERATED ALWAYS AS IDENTITY`.
     pub identity_always: bool,
-    /// NOT NULL and without a default, so the INSERT must give a value.
-    pub must_be_given: bool,
+    /// Whether the INSERT must give a value: NULL is refused, and there is no default.
+    pub must_be_given: Option<Refuses>,
     /// Whether its collation is deterministic: only identical texts are equal.
     pub deterministic: bool,
 }
@@ -78,9 +82,10 @@ pub(super) struct KeyFacts {
 /// one that was sent, or none. Triggers of partitions count as the table's own.
 const TABLE: &str = r#"
 SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
-        SELECT FROM pg_catalog.pg_trigger g WHERE (g.tgrelid OPERATOR(pg_catalog.=) c.oid
-            OR g.tgrelid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT p.relid::pg_catalog.oid
-                FROM pg_catalog.pg_partition_tree(c.oid::pg_catalog.regclass) p)))
+        SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid OPERATOR(pg_catalog.=) ANY (ARRAY(
+                -- Not pg_partition_tree, which would wait for locked partitions.
+                WITH RECURSIVE p (oid) AS (SELECT c.oid UNION ALL SELECT h.inhrelid FROM p
+                    JOIN pg_catalog.pg_inherits h ON h.inhparent OPERATOR(pg_catalog.=) p.oid) SELECT p.oid FROM p))
             AND NOT g.tgisinternal
             AND g.tgenabled OPERATOR(pg_catalog.=) ANY (CASE
                 WHEN pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
@@ -92,15 +97,30 @@ SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
             AND g.tgenabled OPERATOR(pg_catalog.<>) 'D'
             -- Bits: 1 for each row, 2 before, 4 insert.
             AND (g.tgtype::integer OPERATOR(pg_catalog.&) 7) OPERATOR(pg_catalog.=) 6) AS copyable,
-    c.relpersistence OPERATOR(pg_catalog.=) 'u' OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid::pg_catalog.regclass) p
-        JOIN pg_catalog.pg_class q ON q.oid OPERATOR(pg_catalog.=) p.relid::pg_catalog.oid
-        WHERE p.isleaf AND q.relpersistence OPERATOR(pg_catalog.=) 'u') AS unlogged,
+    c.relpersistence OPERATOR(pg_catalog.=) 'u' OR EXISTS (
+        WITH RECURSIVE p (oid) AS (SELECT c.oid UNION ALL SELECT h.inhrelid FROM p
+            JOIN pg_catalog.pg_inherits h ON h.inhparent OPERATOR(pg_catalog.=) p.oid)
+        SELECT FROM p JOIN pg_catalog.pg_class q ON q.oid OPERATOR(pg_catalog.=) p.oid
+        WHERE q.relkind OPERATOR(pg_catalog.=) 'r' AND q.relpersistence OPERATOR(pg_catalog.=) 'u') AS unlogged,
     pg_catalog.row_security_active(c.oid) AS row_security, current_user::pg_catalog.text AS role,
     ARRAY(SELECT x.lacking FROM (VALUES ('USAGE', pg_catalog.has_schema_privilege(n.oid, 'USAGE')),
-        ('SELECT', pg_catalog.has_any_column_privilege(c.oid, 'SELECT')),
-        ('INSERT', pg_catalog.has_any_column_privilege(c.oid, 'INSERT')),
-        ('UPDATE', pg_catalog.has_any_column_privilege(c.oid, 'UPDATE')),
-        ('DELETE', pg_catalog.has_table_privilege(c.oid, 'DELETE'))) AS x(lacking, has) WHERE NOT x.has) AS lacking
+        ('DELETE', pg_catalog.has_table_privilege(c.oid, 'DELETE'))) AS x(lacking, has) WHERE NOT x.has
+        UNION ALL SELECT y.lacking FROM (VALUES ('SELECT'), ('INSERT'), ('UPDATE')) AS y(lacking)
+        WHERE NOT pg_catalog.has_table_privilege(c.oid, y.lacking) AND (
+            NOT pg_catalog.has_any_column_privilege(c.oid, y.lacking)
+            -- A key may be changed, and seldom is.
+            OR EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid
+                AND a.attname OPERATOR(pg_catalog.=) ANY ($3) AND NOT a.attisdropped
+                AND NOT pg_catalog.has_column_privilege(c.oid, a.attnum, y.lacking)
+                AND NOT (y.lacking OPERATOR(pg_catalog.=) 'UPDATE' AND EXISTS (SELECT FROM pg_catalog.pg_index i
+                    WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisprimary
+                    AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey)))))) AS lacking,
+    -- Rules for UPDATE (2) count even where they are disabled, those for INSERT (3) only where they take effect.
+    ARRAY(SELECT w.rulename::pg_catalog.text FROM pg_catalog.pg_rewrite w WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid
+        AND (w.ev_type OPERATOR(pg_catalog.=) '2' OR w.ev_type OPERATOR(pg_catalog.=) '3' AND w.ev_enabled
+            OPERATOR(pg_catalog.=) ANY (CASE
+                WHEN pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
+                THEN '{A,R}' ELSE '{A,O}' END::pg_catalog."char"[]))) AS rules
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND c.relname OPERATOR(pg_catalog.=) $2"#;
@@ -119,7 +139,7 @@ impl Sight {
     pub(in crate::agent_db) async fn read(client: &Client, table: &TableName) -> Result<Self, AgentError> {
         let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
         let row = client
-            .query_opt(TABLE, &[&&*table.schema, &&*table.name])
+            .query_opt(TABLE, &[&&*table.schema, &&*table.name, &Vec::<&str>::new()])
             .await
             .map_err(failed)?
             .ok_or_else(|| AgentError::TableMissing { table: table.clone() })?;
@@ -146,7 +166,13 @@ SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type,
        pg_catalog.format_type(b.type, b.length) AS with_length,
        a.attgenerated OPERATOR(pg_catalog.<>) '' AS generated,
        a.attidentity OPERATOR(pg_catalog.=) 'a' AS identity_always,
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity OPERATOR(pg_catalog.=) '' AS must_be_given,
+       CASE WHEN a.atthasdef OR a.attidentity OPERATOR(pg_catalog.<>) '' THEN NULL
+           WHEN a.attnotnull THEN 'column'
+           WHEN EXISTS (SELECT FROM base b2 JOIN pg_catalog.pg_type t2 ON t2.oid OPERATOR(pg_catalog.=) b2.type
+               WHERE b2.attnum OPERATOR(pg_catalog.=) a.attnum AND t2.typnotnull)
+               AND NOT EXISTS (SELECT FROM pg_catalog.pg_type t3
+                   WHERE t3.oid OPERATOR(pg_catalog.=) a.atttypid AND t3.typdefault IS NOT NULL) THEN 'domain'
+           END AS must_be_given,
        coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l
            WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation), true) AS deterministic
 FROM pg_catalog.pg_attribute a
@@ -194,11 +220,16 @@ JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace
 WHERE i.indrelid OPERATOR(pg_catalog.=) $1 AND i.indisvalid AND i.indpred IS NULL
 ORDER BY i.indisprimary DESC, i.indisunique DESC, i.indexrelid";
 
-/// Reads the catalog in four queries.
-pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFacts, AgentError> {
+/// Reads the catalog in four queries. `published`: the columns that are written.
+pub(super) async fn table(
+    client: &Client,
+    table: &TableName,
+    published: &[Arc<str>],
+) -> Result<TableFacts, AgentError> {
     let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
+    let published: Vec<&str> = published.iter().map(|name| &**name).collect();
     let class = client
-        .query_opt(TABLE, &[&&*table.schema, &&*table.name])
+        .query_opt(TABLE, &[&&*table.schema, &&*table.name, &published])
         .await
         .map_err(failed)?
         .ok_or_else(|| AgentError::TableMissing { table: table.clone() })?;
@@ -233,6 +264,7 @@ pub(super) async fn table(client: &Client, table: &TableName) -> Result<TableFac
         unlogged: class.get("unlogged"),
         row_security: class.get("row_security"),
         role: class.get("role"),
+        rules: class.get("rules"),
         columns: columns.iter().map(ColumnFacts::from_row).collect(),
         unique: UniqueFacts::from_rows(&unique),
         leading: leading.iter().map(KeyFacts::from_row).collect(),
@@ -249,7 +281,11 @@ impl ColumnFacts {
             declared_type: row.get("with_length"),
             generated: row.get("generated"),
             identity_always: row.get("identity_always"),
-            must_be_given: row.get("must_be_given"),
+            must_be_given: match row.get("must_be_given") {
+                Some("column") => Some(Refuses::Column),
+                Some(_) => Some(Refuses::Domain),
+                None => None,
+            },
             deterministic: row.get("deterministic"),
         }
     }

@@ -19,7 +19,7 @@ pub(in crate::agent_db) async fn resolve(
     client: &Client,
     description: &TableDescription,
 ) -> Result<Target, AgentError> {
-    let facts = read::table(client, &description.table).await?;
+    let facts = read::table(client, &description.table, &description.columns).await?;
     matched(description, &facts)
 }
 
@@ -44,6 +44,12 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
         }
         None => (RowKey::WholeRow, Vec::new()),
     };
+    if key != RowKey::WholeRow && !facts.rules.is_empty() {
+        return Err(AgentError::Rules {
+            table: description.table.clone(),
+            rules: facts.rules.clone(),
+        });
+    }
     let columns = columns(description, &facts.columns, &key)?;
     check_unpublished(description, &facts.columns)?;
     if key == RowKey::WholeRow {
@@ -178,13 +184,15 @@ fn unpublished(description: &TableDescription, facts: &[ColumnFacts]) -> Vec<Str
 /// Columns that are not published must not need a value.
 fn check_unpublished(description: &TableDescription, facts: &[ColumnFacts]) -> Result<(), AgentError> {
     let is_published = |name: &str| description.columns.iter().any(|published| **published == *name);
-    let unfilled = facts
-        .iter()
-        .find(|column| column.must_be_given && !is_published(&column.name));
+    let unfilled = facts.iter().find_map(|column| {
+        let refuses = column.must_be_given.filter(|_| !is_published(&column.name))?;
+        Some((column.name.clone(), refuses))
+    });
     match unfilled {
-        Some(column) => Err(AgentError::ColumnUnfilled {
+        Some((column, refuses)) => Err(AgentError::ColumnUnfilled {
             table: description.table.clone(),
-            column: column.name.clone(),
+            column,
+            refuses,
         }),
         None => Ok(()),
     }

@@ -1,4 +1,5 @@
-//! A column that the Agent DB's table lacks, and the clause that adds it.
+//! Columns that can't be written: one that the Agent DB's table lacks, with the clause that adds it, and one that must have a
+//! value.
 
 /// A column that the Agent DB's table lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -7,6 +8,15 @@ pub struct MissingColumn {
     pub name: String,
     /// Its type in the Site DB, where known.
     pub declared: Option<String>,
+}
+
+/// What refuses a NULL in a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refuses {
+    /// The column is NOT NULL.
+    Column,
+    /// Its domain is.
+    Domain,
 }
 
 /// The part of an ALTER TABLE that adds columns as the Site DB declares them.

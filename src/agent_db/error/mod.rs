@@ -3,16 +3,17 @@
 //! Messages never contain row values. Postgres quotes values in its messages of classes 22 and 23, so these are left
 //! out here (they are kept in `twinlog.failed_rows`, beside the row).
 
+mod hint;
 mod holder;
 mod missing_column;
 mod other_claim;
 mod refusal_hint;
 
 pub use holder::Holder;
-pub use missing_column::MissingColumn;
 pub(super) use missing_column::add_columns;
+pub use missing_column::{MissingColumn, Refuses};
 pub use other_claim::{OtherClaim, OtherDaemon};
-use refusal_hint::{refusal_hint, row_security_hint, unlogged_hint};
+pub(super) use refusal_hint::TRUNCATE;
 
 use crate::change::TableName;
 use crate::lsn::Lsn;
@@ -105,6 +106,21 @@ pub enum AgentError {
         /// The rights that it lacks, as they stand in a GRANT.
         rights: Vec<&'static str>,
     },
+    /// The role may not use something that the table's defaults, checks or indexes use.
+    #[error("the role {role} lacks rights that writing table {table} of the Agent DB needs: {}", .objects.join(", "))]
+    ObjectsNotPermitted {
+        table: TableName,
+        role: String,
+        /// Each right with its object, as they stand in a GRANT.
+        objects: Vec<String>,
+    },
+    /// Postgres refuses an INSERT with ON CONFLICT into a table that has rules for INSERT or UPDATE.
+    #[error("rules of table {table} in the Agent DB keep rows from being written by their key: {}", .rules.join(", "))]
+    Rules {
+        table: TableName,
+        /// Their names.
+        rules: Vec<String>,
+    },
     /// So many rows of the table are locked that they are not parked one by one.
     #[error("more than {limit} rows of table {table} are locked in the Agent DB")]
     RowsLocked {
@@ -126,7 +142,12 @@ pub enum AgentError {
     #[error(
         "column {column} of {table} is NOT NULL without a default in the Agent DB, and the Site DB does not publish it"
     )]
-    ColumnUnfilled { table: TableName, column: String },
+    ColumnUnfilled {
+        table: TableName,
+        column: String,
+        /// The column itself, or its domain.
+        refuses: Refuses,
+    },
     /// The Agent DB has no unique index on the columns by which the Site DB identifies the row of an update or a delete.
     #[error("the Agent DB has no unique index on the replica identity ({}) of table {table}", .columns.join(", "))]
     NoIndexOnIdentity {
@@ -317,6 +338,8 @@ impl AgentError {
             | Self::DeferrablePrimaryKey { .. }
             | Self::ColumnMissing { .. }
             | Self::NotPermitted { .. }
+            | Self::ObjectsNotPermitted { .. }
+            | Self::Rules { .. }
             | Self::RowSecurity { .. }
             | Self::Unlogged { .. }
             | Self::RowsLocked { .. }
@@ -358,6 +381,8 @@ impl AgentError {
             | Self::DeferrablePrimaryKey { table, .. }
             | Self::ColumnMissing { table, .. }
             | Self::NotPermitted { table, .. }
+            | Self::ObjectsNotPermitted { table, .. }
+            | Self::Rules { table, .. }
             | Self::RowSecurity { table, .. }
             | Self::Unlogged { table }
             | Self::RowsLocked { table, .. }
@@ -374,125 +399,6 @@ impl AgentError {
             | Self::TooManyFailed { table, .. } => Some(table),
             _ => None,
         }
-    }
-
-    /// What an operator can do, as a statement if there is one.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        let quote = crate::postgres::quote_identifier;
-        Some(match self {
-            Self::Session(source) => return source.hint(),
-            Self::KeyEncoding { table } => format!(
-                "on the database whose encoding is SQL_ASCII: correct the keys of {} that are not UTF-8",
-                table.quoted()
-            ),
-            Self::Refused {
-                table, refusal, role, ..
-            } => return refusal_hint(table.as_ref(), &refusal.sqlstate, role.as_deref()),
-            Self::TableRefused {
-                table, refusal, role, ..
-            } => return refusal_hint(Some(table), &refusal.sqlstate, role.as_deref()),
-            Self::RowsSwallowed { table } => format!(
-                "in the Agent DB: ALTER TABLE {} DISABLE TRIGGER …; for the trigger that returns NULL",
-                table.quoted()
-            ),
-            Self::RowSecurity { role, .. } => row_security_hint(role),
-            Self::Unlogged { table } => unlogged_hint(table),
-            Self::Busy { .. } => {
-                "nothing to do: this daemon is the standby, and takes over when the other one ends".to_owned()
-            }
-            Self::TableMissing { table } => format!(
-                "create it as in the Site DB: pg_dump --schema-only --no-owner --table='{}' SITE_URL | psql AGENT_URL",
-                table.quoted()
-            ),
-            Self::NotATable { table, without } => match without {
-                Some(without) => format!("make it a table, or leave it out: sync.tables = {without}"),
-                None => format!("make it a table, or add \"!{table}\" to sync.tables"),
-            },
-            Self::Claimed { claim, .. } => claim.hint(),
-            Self::SharedWithoutKey { table } => format!(
-                "on both sides: ALTER TABLE {} ADD PRIMARY KEY (…); or take it out of sync.shared_tables",
-                table.quoted()
-            ),
-            Self::NoPrimaryKey { table, suggested } => format!(
-                "in the Agent DB: ALTER TABLE {} ADD PRIMARY KEY ({});",
-                table.quoted(),
-                if suggested.is_empty() {
-                    "…".to_owned()
-                } else {
-                    suggested.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
-                }
-            ),
-            Self::DeferrablePrimaryKey {
-                table,
-                constraint,
-                columns,
-            } => format!(
-                "in the Agent DB: ALTER TABLE {table} DROP CONSTRAINT {}, ADD PRIMARY KEY ({});",
-                quote(constraint),
-                columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "),
-                table = table.quoted(),
-            ),
-            Self::ColumnMissing { table, columns } => format!(
-                "in the Agent DB: ALTER TABLE {} {}; (or let the daemon do it: sync.on_new_column = \"add\")",
-                table.quoted(),
-                add_columns(columns)
-            ),
-            Self::NotPermitted { table, role, rights } => {
-                let schema = if rights.contains(&"USAGE") {
-                    format!("GRANT USAGE ON SCHEMA {} TO {}; ", quote(&table.schema), quote(role))
-                } else {
-                    String::new()
-                };
-                format!(
-                    "in the Agent DB, as the owner: {schema}GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {} TO {};",
-                    table.quoted(),
-                    quote(role)
-                )
-            }
-            Self::RowsLocked { .. } => {
-                "end the transaction of the Agent DB that holds the locks: SELECT pid, query FROM pg_stat_activity WHERE state = \
-                 'idle in transaction';"
-                    .to_owned()
-            }
-            Self::CannotPark { .. } => {
-                "correct the row in the Site DB, or use an Agent DB in UTF8: its encoding lacks a character".to_owned()
-            }
-            Self::ColumnGenerated { table, column } => format!(
-                "in the Agent DB: ALTER TABLE {} ALTER COLUMN {} DROP EXPRESSION;",
-                table.quoted(),
-                quote(column)
-            ),
-            Self::ColumnUnfilled { table, column } => format!(
-                "in the Agent DB: ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL; (or SET DEFAULT, or publish the column)",
-                table.quoted(),
-                quote(column)
-            ),
-            Self::TypeDiffers {
-                table, column, site, ..
-            } => format!(
-                "in the Agent DB: ALTER TABLE {} ALTER COLUMN {} TYPE {site};",
-                table.quoted(),
-                quote(column)
-            ),
-            Self::NoIndexOnIdentity { table, columns } => format!(
-                "in the Agent DB: CREATE UNIQUE INDEX ON {} ({});",
-                table.quoted(),
-                columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
-            ),
-            Self::TooManyFailed { table, .. } => {
-                format!("find the common cause with: twinlog failed list {table}; repair it, or raise {TOO_MANY_KEY}")
-            }
-            Self::Backwards { .. } | Self::AnotherSource => {
-                "the Site DB or the Agent DB was replaced or restored from a backup: run twinlog resync --all"
-                    .to_owned()
-            }
-            Self::Unreadable { .. } => {
-                "the schema twinlog was changed by hand or by another version: use the version of the daemon".to_owned()
-            }
-            Self::Condition(error) => error.hint().to_owned(),
-            Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::Aborted | Self::Internal(_) => return None,
-        })
     }
 }
 

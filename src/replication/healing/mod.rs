@@ -45,6 +45,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause after an attempt that took long itself.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// The same knot is spoken of again after this time.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// Tables of a knot that are named.
+const MOST_NAMED: usize = 5;
+
 /// How long healing waits after the Site DB refused a read.
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
@@ -142,10 +148,7 @@ impl Healing {
         let portion = state.portions.next(&tables, parked);
         let waiting = control.waiting_failed_rows(&tables, portion).await?;
         if waiting.len() >= portion as usize {
-            debug!(
-                parked,
-                portion, "more parked rows wait for each other than are tried at once"
-            );
+            state.too_many(&tables, parked, portion);
         }
         for failed in waiting {
             keys.entry(failed.table.clone()).or_default().push(failed);
@@ -271,9 +274,27 @@ struct State {
     /// The refusal that was logged last, so that the same one is logged only once.
     held: Option<(Option<TableName>, String)>,
     portions: Portions,
+    /// Knots of which more rows wait than are tried at once, by their first table: when that was said last.
+    told: BTreeMap<TableName, Instant>,
 }
 
 impl State {
+    /// More rows wait for each other than are tried at once: says so, now and then.
+    fn too_many(&mut self, tables: &[TableName], parked: u64, portion: u32) {
+        let Some(first) = tables.first() else { return };
+        if self.told.get(first).is_some_and(|told| told.elapsed() < TELL_AGAIN) {
+            return;
+        }
+        self.told.insert(first.clone(), Instant::now());
+        let names: Vec<String> = tables.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+        warn!(
+            tables = names.join(", "),
+            parked,
+            portion,
+            "more parked rows may wait for each other than are tried at once: those that wait for none of the others heal first; why: twinlog failed list"
+        );
+    }
+
     fn refused(&mut self, table: Option<TableName>, reason: String) {
         let seen = Some((table, reason));
         if self.held == seen {

@@ -104,7 +104,7 @@ impl SyncStatus {
     }
 
     /// Whether the last run was held while it was streaming, and nothing shows yet that the cause is gone.
-    fn is_doubtful(&self) -> bool {
+    pub(in crate::replication) fn is_doubtful(&self) -> bool {
         self.is_doubtful.load(Ordering::Relaxed)
     }
 

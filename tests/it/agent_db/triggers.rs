@@ -177,8 +177,8 @@ async fn a_deferred_constraint_trigger_parks_its_row_and_not_the_commit() {
 #[tokio::test]
 async fn what_refuses_a_statement_even_without_rows_is_the_tables_fault() {
     // GIVEN a table that the role may not write, another with a trigger on the statement, one under row-level security
-    for (sql, sqlstate) in [
-        ("CREATE TABLE t (id int PRIMARY KEY)", "42501"),
+    for (sql, words) in [
+        ("CREATE TABLE t (id int PRIMARY KEY)", "no right to INSERT"),
         (
             "CREATE TABLE t (id int PRIMARY KEY);
              CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
@@ -188,14 +188,14 @@ async fn what_refuses_a_statement_even_without_rows_is_the_tables_fault() {
         ),
     ] {
         let (mut fixture, t) = Fixture::without_replica_role(sql).await.with_table("t").await;
-        if sqlstate == "42501" {
+        if words.starts_with("no right") {
             let role = format!("plain_{}", fixture.db.agent.name);
             fixture.on_agent(&format!("REVOKE INSERT ON t FROM {role}")).await;
         }
         // WHEN rows are written, THEN the table is held with the reason, and no row is blamed
         let items = ["1", "2"].map(|id| Item::Change(insert(&t, &[id])));
         let reason = fixture.holds(items.into()).await;
-        assert!(reason.contains(sqlstate), "{reason}");
+        assert!(reason.contains(words), "{reason}");
         assert!(fixture.parked().await.is_empty());
     }
 }

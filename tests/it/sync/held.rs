@@ -290,6 +290,19 @@ async fn tables_that_can_not_be_replicated_are_left_out_if_that_is_wanted() {
         output.contains("left out") && output.contains("public.scratch"),
         "{output}"
     );
+
+    // and they join without a restart, once what was missing on either side is there
+    twins.on_agent("CREATE TABLE scratch (v int PRIMARY KEY)").await;
+    twins
+        .on_site("ALTER TABLE scratch ADD PRIMARY KEY (v); INSERT INTO scratch VALUES (1); CREATE TABLE later (id int PRIMARY KEY)")
+        .await;
+    twins.until_table("scratch", "streaming", 0).await;
+    twins.until_equal(&["scratch"]).await;
+    daemon.says("public.later").await;
+    twins.on_site("INSERT INTO later VALUES (1)").await;
+    twins.on_agent("CREATE TABLE later (id int PRIMARY KEY)").await;
+    twins.until_table("later", "streaming", 0).await;
+    twins.until_equal(&["later"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

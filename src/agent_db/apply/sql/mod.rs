@@ -25,5 +25,5 @@ mod together;
 pub(super) use array::TextArray;
 pub(super) use copy_text::pieces as copy_pieces;
 pub(super) use kind::{Parameter, StatementKind};
-pub(super) use statement::{statement, truncate};
+pub(super) use statement::{check_copy, statement, truncate};
 pub(super) use together::{PartKind, missing_parents, referenced, set_null, together};

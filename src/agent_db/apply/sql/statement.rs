@@ -52,6 +52,18 @@ fn copy(target: &Target) -> StatementText {
     }
 }
 
+/// Has the server lock the table and check all that a COPY into it needs, and writes nothing.
+pub(in crate::agent_db::apply) fn check_copy(target: &Target) -> String {
+    let mut sql = format!("EXPLAIN INSERT INTO {} (", target.relation.table.quoted());
+    list(&mut sql, target.columns.iter(), |sql, column| {
+        sql.push_str(&column.name)
+    });
+    sql.push_str(") OVERRIDING SYSTEM VALUE VALUES (");
+    list(&mut sql, target.columns.iter(), |sql, _| sql.push_str("NULL"));
+    sql.push(')');
+    sql
+}
+
 /// `first`: the number of its first parameter.
 pub(super) fn upsert(target: &Target, only_if_different: bool, first: usize) -> StatementText {
     let columns = &target.columns;

@@ -6,9 +6,9 @@ use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::plan::{Group, OrderedRun, Purpose, RowWrite};
 use crate::agent_db::apply::segment::{Item, Segment};
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
-use crate::agent_db::error::AgentError;
+use crate::agent_db::error::{AgentError, Refuses};
 use crate::change::{Change, Operation};
-use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
+use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED};
 use crate::postgres::{RaisedBy, Refusal};
 use crate::retry::Disposition;
 
@@ -224,6 +224,16 @@ impl Writer {
             return Err(AgentError::ColumnUnfilled {
                 table: group.relation.table.clone(),
                 column: column.clone(),
+                refuses: Refuses::Column,
+            });
+        }
+        if refusal.raised_by == RaisedBy::Server && refusal.sqlstate == NOT_PERMITTED {
+            // Of something that is used for each row: a default's sequence, a check's function.
+            return Err(AgentError::TableRefused {
+                action: "write rows",
+                table: group.relation.table.clone(),
+                refusal: Box::new(refusal.clone()),
+                role: None,
             });
         }
         let reason = ParkReason::from(refusal);

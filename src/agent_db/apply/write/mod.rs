@@ -8,6 +8,7 @@
 //! | `in_order` | exact stream order, under savepoints |
 //! | `groups` | groups of rows, and the result for each row |
 //! | `heal` | parked rows that wait for each other |
+//! | `explained` | why the server refuses a table's statements |
 //! | `order` | whether the order of the stream must be kept |
 //! | `stale` | rows that must wait for parked rows that refer to them |
 //! | `truncate` | TRUNCATE, and whose fault it is |
@@ -16,6 +17,7 @@
 
 mod at_once;
 mod copy_backoff;
+mod explained;
 mod groups;
 mod heal;
 mod in_order;

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt};
-use indexmap::IndexSet;
+use indexmap::IndexMap;
 use tokio_postgres::{Client, Statement};
 
 use super::writer::Writer;
 use crate::agent_db::apply::pipelined::{Call, in_order};
 use crate::agent_db::apply::plan::{Group, RowWrite};
-use crate::agent_db::apply::sql::{Parameter, StatementKind, TextArray, copy_pieces};
+use crate::agent_db::apply::sql::{self, Parameter, StatementKind, TextArray, copy_pieces};
 use crate::agent_db::apply::targets::Prepared;
 use crate::agent_db::catalog::{Column, Target};
 use crate::agent_db::error::AgentError;
@@ -48,7 +48,7 @@ impl Reply {
 }
 
 impl Writer {
-    /// `before`, the groups' statements, `after`: one round trip, one more for each COPY, and one to lock their tables. One
+    /// `before`, the groups' statements, `after`: one round trip, one more for each COPY, and one to check them first. One
     /// reply for each group.
     pub(super) async fn send(
         &mut self,
@@ -88,7 +88,7 @@ impl Writer {
         }
         let mut heads = vec![self.session.take_opening(), before];
         if groups.iter().any(|(group, _)| group.copies()) {
-            self.lock_copied(&heads, groups).await?;
+            self.check_copied(&heads, groups).await?;
             heads.clear();
         }
         let mut replies = Vec::with_capacity(groups.len());
@@ -121,26 +121,25 @@ impl Writer {
         set_identity.into_iter().chain(look).collect()
     }
 
-    /// Takes the locks that the COPYs will need: one that can't be had is found here, as a COPY that the server does not
-    /// start costs the connection (see [`copy`]). Partitions are locked by their rows, after the start.
-    async fn lock_copied(&self, heads: &[&str], groups: &[(&Group<'_>, Arc<Target>)]) -> Result<(), AgentError> {
+    /// Takes the locks that the COPYs will need, and has the server check the role's rights and the columns: what is wrong is
+    /// found here, as a COPY that the server does not start costs the connection (see [`copy`]). Partitions are locked by their
+    /// rows, after the start.
+    async fn check_copied(&self, heads: &[&str], groups: &[(&Group<'_>, Arc<Target>)]) -> Result<(), AgentError> {
         let client = &self.session.client;
-        let tables: IndexSet<&TableName> = groups
+        let tables: IndexMap<&TableName, String> = groups
             .iter()
             .filter(|(group, _)| group.copies())
-            .map(|(group, _)| &group.relation.table)
+            .map(|(group, target)| (&group.relation.table, sql::check_copy(target)))
             .collect();
-        let lock = |table: &TableName| format!("LOCK TABLE ONLY {} IN ROW EXCLUSIVE MODE", table.quoted());
-        let locks: Vec<String> = tables.iter().map(|table| lock(table)).collect();
         let heads = heads.iter().copied().filter(|head| !head.is_empty());
-        let of = heads.clone().map(|_| None).chain(tables.iter().copied().map(Some));
+        let of = heads.clone().map(|_| None).chain(tables.keys().copied().map(Some));
         let mut calls: Vec<Call<'_, Result<Reply, tokio_postgres::Error>>> = Vec::new();
-        for statement in heads.chain(locks.iter().map(String::as_str)) {
+        for statement in heads.chain(tables.values().map(String::as_str)) {
             calls.push(Box::pin(command(client, statement)));
         }
         for (table, answer) in of.zip(in_order(calls).await) {
             // The first error is the cause; later ones only say that the transaction is aborted.
-            answer.map_err(|source| AgentError::from_driver("lock a table", table, source).of_whole_table())?;
+            answer.map_err(|source| AgentError::from_driver("begin a COPY", table, source).of_whole_table())?;
         }
         Ok(())
     }

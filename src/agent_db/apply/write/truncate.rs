@@ -8,7 +8,7 @@ use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
 use crate::agent_db::apply::segment::PassedOver;
 use crate::agent_db::apply::sql;
 use crate::agent_db::catalog::Target;
-use crate::agent_db::error::AgentError;
+use crate::agent_db::error::{AgentError, TRUNCATE};
 use crate::change::{TableName, Truncate};
 
 /// The names (`schema`, `name`) of those of the tables to which a table refers that is not among them: by a foreign key that
@@ -66,7 +66,7 @@ impl Writer {
         let sql = sql::truncate(&targets.iter().map(AsRef::as_ref).collect::<Vec<_>>(), restart_identity);
         let table = targets.first().map(|target| &target.relation.table);
         let truncated = self.session.client.batch_execute(&sql).await;
-        truncated.map_err(|source| AgentError::from_driver("truncate", table, source).of_whole_table())
+        truncated.map_err(|source| AgentError::from_driver(TRUNCATE, table, source).of_whole_table())
     }
 
     /// The refusal of several tables, as that of the one which is at fault: a table outside refers to it, or it is refused by

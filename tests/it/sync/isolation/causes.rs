@@ -1,0 +1,286 @@
+//! What can be wrong with one table, how it is made, and how it is repaired.
+//!
+//! In the statements, `{t}` is the table, `{schema}` its schema, `{aside}` another name in that schema, and `{role}` the
+//! daemon's role on that side.
+
+/// Where a statement is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum On {
+    Site,
+    Agent,
+}
+
+/// What becomes of the table, or of its rows, meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// It is held, for a reason with these words.
+    Held(&'static str),
+    /// Its rows are parked.
+    Parked,
+}
+
+/// How a table is repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repair {
+    /// By the statement that the reason names.
+    Pasted,
+    /// By a statement that nobody but its owner can know.
+    By(&'static str),
+}
+
+/// Something that is wrong with one table.
+#[derive(Debug)]
+pub(super) struct Cause {
+    pub(super) name: &'static str,
+    pub(super) on: On,
+    pub(super) broken: &'static str,
+    pub(super) then: Then,
+    pub(super) repair: Repair,
+}
+
+const fn cause(name: &'static str, on: On, broken: &'static str, then: Then, repair: Repair) -> Cause {
+    Cause {
+        name,
+        on,
+        broken,
+        then,
+        repair,
+    }
+}
+
+use On::{Agent, Site};
+use Repair::{By, Pasted};
+use Then::{Held, Parked};
+
+const RECREATED: Repair = By("CREATE TABLE {t} (id bigint PRIMARY KEY, body text, n int); GRANT ALL ON {t} TO {role}");
+const BACK: Repair = By(
+    "DO $$ BEGIN EXECUTE 'DROP ' || (SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+    ELSE 'FOREIGN TABLE' END FROM pg_class WHERE oid = $t${t}$t$::regclass) || $t$ {t}$t$; END $$;
+    ALTER TABLE {aside} RENAME TO {name}",
+);
+
+pub(super) const CAUSES: &[Cause] = &[
+    cause(
+        "missing",
+        Agent,
+        "DROP TABLE {t}",
+        Held("is missing in the Agent DB"),
+        RECREATED,
+    ),
+    cause(
+        "a view",
+        Agent,
+        "ALTER TABLE {t} RENAME TO {aside_name}; CREATE VIEW {t} AS SELECT * FROM {aside}; GRANT ALL ON {t} TO {role}",
+        Held("in the Agent DB is not a table"),
+        BACK,
+    ),
+    cause(
+        "a materialized view",
+        Agent,
+        "ALTER TABLE {t} RENAME TO {aside_name}; CREATE MATERIALIZED VIEW {t} AS SELECT * FROM {aside}",
+        Held("in the Agent DB is not a table"),
+        BACK,
+    ),
+    cause(
+        "a foreign table",
+        Agent,
+        "ALTER TABLE {t} RENAME TO {aside_name};
+         CREATE FOREIGN TABLE {t} (id bigint, body text, n int) SERVER nowhere",
+        Held("in the Agent DB is not a table"),
+        BACK,
+    ),
+    cause(
+        "a column lacks",
+        Agent,
+        "ALTER TABLE {t} DROP body",
+        Held("lacks column(s) body"),
+        Pasted,
+    ),
+    cause(
+        "a column is generated",
+        Agent,
+        "ALTER TABLE {t} DROP n; ALTER TABLE {t} ADD n int GENERATED ALWAYS AS (1) STORED",
+        Held("is generated in the Agent DB"),
+        Pasted,
+    ),
+    cause(
+        "a column that must be given",
+        Agent,
+        "ALTER TABLE {t} ADD \"Must be\" int NOT NULL DEFAULT 1; ALTER TABLE {t} ALTER \"Must be\" DROP DEFAULT",
+        Held("is NOT NULL without a default"),
+        Pasted,
+    ),
+    cause(
+        "a domain without a default",
+        Agent,
+        "ALTER TABLE {t} ADD needed {schema}.needed DEFAULT 1; ALTER TABLE {t} ALTER needed DROP DEFAULT",
+        Held("needed"),
+        By("ALTER TABLE {t} ALTER needed SET DEFAULT 1"),
+    ),
+    cause(
+        "no key",
+        Agent,
+        "ALTER TABLE {t} DROP CONSTRAINT {pkey}",
+        Held("has no primary key"),
+        Pasted,
+    ),
+    cause(
+        "a key that is checked late",
+        Agent,
+        "ALTER TABLE {t} DROP CONSTRAINT {pkey}, ADD CONSTRAINT \"Late key\" PRIMARY KEY (id) DEFERRABLE",
+        Held("is deferrable"),
+        Pasted,
+    ),
+    cause(
+        "another key",
+        Agent,
+        "ALTER TABLE {t} DROP CONSTRAINT {pkey}, ADD COLUMN other bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+        Held("no unique index on the replica identity"),
+        Pasted,
+    ),
+    cause(
+        "no INSERT",
+        Agent,
+        "REVOKE INSERT ON {t} FROM {role}",
+        Held("no right to INSERT"),
+        Pasted,
+    ),
+    cause(
+        "no UPDATE",
+        Agent,
+        "REVOKE UPDATE ON {t} FROM {role}",
+        Held("no right to UPDATE"),
+        Pasted,
+    ),
+    cause(
+        "no DELETE",
+        Agent,
+        "REVOKE DELETE ON {t} FROM {role}",
+        Held("no right to DELETE"),
+        Pasted,
+    ),
+    cause(
+        "no SELECT of a column",
+        Agent,
+        "REVOKE SELECT ON {t} FROM {role}; GRANT SELECT (id, body) ON {t} TO {role}",
+        Held("SELECT"),
+        Pasted,
+    ),
+    cause(
+        "no INSERT of a column",
+        Agent,
+        "REVOKE INSERT ON {t} FROM {role}; GRANT INSERT (id, n) ON {t} TO {role}",
+        Held("INSERT"),
+        Pasted,
+    ),
+    cause(
+        "no UPDATE of a column",
+        Agent,
+        "REVOKE UPDATE ON {t} FROM {role}; GRANT UPDATE (id, n) ON {t} TO {role}",
+        Held("UPDATE"),
+        Pasted,
+    ),
+    cause(
+        "a schema that may not be used",
+        Agent,
+        "REVOKE USAGE ON SCHEMA {schema} FROM {role}",
+        Held("no right to USAGE"),
+        Pasted,
+    ),
+    cause(
+        "a sequence that may not be used",
+        Agent,
+        "CREATE SEQUENCE {schema}.\"Num bers\"; ALTER TABLE {t} ADD serial bigint DEFAULT nextval('{schema}.\"Num bers\"')",
+        Held("Num bers"),
+        Pasted,
+    ),
+    cause(
+        "a function that may not be called",
+        Agent,
+        "CREATE FUNCTION {schema}.\"Is it\"(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
+         REVOKE EXECUTE ON FUNCTION {schema}.\"Is it\"(int) FROM PUBLIC;
+         ALTER TABLE {t} ADD CHECK ({schema}.\"Is it\"(n))",
+        Held("Is it"),
+        Pasted,
+    ),
+    cause(
+        "row-level security",
+        Agent,
+        "ALTER TABLE {t} ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON {t} USING (id > 5)",
+        Held("row-level security"),
+        By("ALTER TABLE {t} DISABLE ROW LEVEL SECURITY"),
+    ),
+    cause(
+        "a rule that drops inserts",
+        Agent,
+        "CREATE RULE nothing AS ON INSERT TO {t} DO INSTEAD NOTHING",
+        Held("rule"),
+        Pasted,
+    ),
+    cause(
+        "a trigger that refuses every statement",
+        Agent,
+        "CREATE TRIGGER never BEFORE INSERT OR UPDATE OR DELETE ON {t} EXECUTE FUNCTION public.refuse()",
+        Parked,
+        By("DROP TRIGGER never ON {t}"),
+    ),
+    cause(
+        "a check whose function is missing",
+        Agent,
+        "CREATE FUNCTION {schema}.checked(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN missing($1); END';
+         ALTER TABLE {t} ADD CONSTRAINT checked CHECK ({schema}.checked(n)) NOT VALID",
+        Parked,
+        By("ALTER TABLE {t} DROP CONSTRAINT checked"),
+    ),
+    cause(
+        "an index that divides by zero",
+        Agent,
+        "CREATE INDEX divided ON {t} ((1 / (n - 107)))",
+        Parked,
+        By("DROP INDEX {schema}.divided"),
+    ),
+    cause(
+        "no partition for a row",
+        Agent,
+        "ALTER TABLE {t} RENAME TO {aside_name};
+         CREATE TABLE {t} (id bigint PRIMARY KEY, body text, n int) PARTITION BY RANGE (id); GRANT ALL ON {t} TO {role};
+         ALTER TABLE {t} ATTACH PARTITION {aside} FOR VALUES FROM (1) TO (150)",
+        Parked,
+        By("CREATE TABLE {schema}.rest PARTITION OF {t} DEFAULT"),
+    ),
+    cause(
+        "an exclusion constraint",
+        Agent,
+        "ALTER TABLE {t} ADD CONSTRAINT excluded EXCLUDE ((n % 100) WITH =) WHERE (n = 1 OR n = 101)",
+        Parked,
+        By("ALTER TABLE {t} DROP CONSTRAINT excluded"),
+    ),
+    cause(
+        "no SELECT on the Site DB",
+        Site,
+        "REVOKE SELECT ON {t} FROM {role}",
+        Held("may not read"),
+        Pasted,
+    ),
+    cause(
+        "a schema of the Site DB that may not be used",
+        Site,
+        "REVOKE USAGE ON SCHEMA {schema} FROM {role}",
+        Held("may not use the schema"),
+        Pasted,
+    ),
+    cause(
+        "row-level security on the Site DB",
+        Site,
+        "ALTER TABLE {t} ENABLE ROW LEVEL SECURITY; CREATE POLICY few ON {t} USING (id > 5)",
+        Held("hides rows"),
+        By("ALTER TABLE {t} DISABLE ROW LEVEL SECURITY"),
+    ),
+    cause(
+        "a column that came on the Site DB",
+        Site,
+        "ALTER TABLE {t} ADD \"Pri ce\" numeric(10,2); UPDATE {t} SET \"Pri ce\" = n",
+        Held("lacks column(s) Pri ce"),
+        Pasted,
+    ),
+];
