@@ -32,6 +32,8 @@ pub const SLOT_HEADROOM_BYTES: &str = "twinlog_slot_headroom_bytes";
 pub const SYNC_STATE: &str = "twinlog_sync_state";
 /// Tables by the state that they are in.
 pub const TABLES: &str = "twinlog_tables";
+/// Tables that are held, by cause.
+pub const HELD_TABLES: &str = "twinlog_held_tables";
 /// Things that should be in a database and are not, by kind.
 pub const PERSISTENCE_GAP: &str = "twinlog_persistence_gap";
 /// Messages by direction and the status that they reached.
@@ -149,6 +151,7 @@ pub const ALL: &[Metric] = &[
         &["state"],
         "tables in each state; a held one is not written until the reason is gone",
     ),
+    metric(Kind::Gauge, HELD_TABLES, &["cause"], "tables that are held, by cause"),
     metric(
         Kind::Gauge,
         PERSISTENCE_GAP,
@@ -304,6 +307,11 @@ pub fn set_tables(state: &'static str, count: u64) {
     gauge!(TABLES, "state" => state).set(count as f64);
 }
 
+/// How many tables are held for a cause.
+pub fn set_held_tables(cause: &'static str, count: u64) {
+    gauge!(HELD_TABLES, "cause" => cause).set(count as f64);
+}
+
 /// How many things of one kind should be in a database and are not.
 pub fn set_persistence_gap(kind: &'static str, count: u64) {
     gauge!(PERSISTENCE_GAP, "kind" => kind).set(count as f64);
@@ -359,6 +367,7 @@ mod tests {
         set_slot(1, Some(2));
         set_sync_state("streaming", &["streaming", "gap"]);
         set_tables("held", 1);
+        set_held_tables("rights", 1);
         set_persistence_gap("unsent", 0);
         count_message("outbound", "sent");
         observe_send(Duration::from_millis(200));

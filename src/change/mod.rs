@@ -4,6 +4,7 @@
 //! I/O, no SQL. `replication` and `copy` make [`Change`]s, `agent_db` applies them.
 
 mod coalesce;
+mod hold;
 mod row_key;
 mod shape;
 mod table;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 pub use coalesce::{Coalesced, overlay};
+pub use hold::{Hold, HoldCause, SeenGone};
 pub use shape::{Marks, Shape};
 pub use table::{Identity, SourceFacts, TableDescription};
 

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use super::printable::one_line;
 use super::{Global, Outcome};
 use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon, TableState};
+use crate::change::HoldCause;
 use crate::config::{Config, Needs};
 use crate::lsn::Lsn;
 use crate::postgres::diagnosis::are_swapped;
@@ -102,6 +103,10 @@ struct TableStatus {
     notes: Option<Box<str>>,
     /// Why its copy is held until an operator removes the cause.
     detail: Option<String>,
+    /// The kind of fault for which the table is held.
+    hold_cause: Option<&'static str>,
+    /// When a held table is looked at again.
+    looked_at: Option<&'static str>,
 }
 
 impl Status {
@@ -161,6 +166,8 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
                     .map_or(0, |(_, rows)| *rows),
                 table: table.table.to_string(),
                 detail: table.detail,
+                hold_cause: table.cause.map(HoldCause::as_str),
+                looked_at: table.cause.map(HoldCause::looked_at),
             })
             .collect(),
         failed_rows: failed.iter().map(|(_, rows)| rows).sum(),

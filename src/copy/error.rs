@@ -1,7 +1,7 @@
 //! Why a copy was interrupted.
 
 use crate::agent_db::AgentError;
-use crate::change::TableName;
+use crate::change::{Hold, TableName};
 use crate::postgres::error::not_of_a_row;
 use crate::retry::Disposition;
 use crate::source::SourceError;
@@ -46,6 +46,17 @@ impl CopyError {
             Self::Agent(source) => source.table_fault(),
             Self::StreamEnded | Self::RelationChanged(_) | Self::TableHeld(_) => None,
         }
+    }
+
+    /// Why that table is held; `None` if this is no table's fault.
+    #[must_use]
+    pub fn hold(&self) -> Option<(TableName, Hold)> {
+        let hold = match self {
+            Self::Source(source) => source.hold(),
+            Self::Agent(source) => source.hold(),
+            Self::StreamEnded | Self::RelationChanged(_) | Self::TableHeld(_) => return None,
+        };
+        Some((self.table_fault()?.clone(), hold))
     }
 
     /// The statement or setting to use, if an operator has to act.

@@ -88,13 +88,14 @@ impl AgentWatch {
         }
         match self.requests.resolve(table.description()).await {
             Ok(_) => Ok(()),
-            Err(error) if error.table_fault().is_some() => {
-                let reason = error.explain();
+            Err(error) => {
+                let Some((_, hold)) = error.hold() else {
+                    return Err(error);
+                };
                 // Every state accepts this event.
-                let _ = self.requests.table(&table.table, TableEvent::Held { reason }).await?;
+                let _ = self.requests.table(&table.table, TableEvent::Held(hold)).await?;
                 Ok(())
             }
-            Err(error) => Err(error),
         }
     }
 

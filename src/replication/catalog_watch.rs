@@ -131,9 +131,10 @@ impl CatalogWatch {
             // Every state accepts this event.
             let _ = self.requests.table(&record.table, TableEvent::LeftPublication).await?;
         }
-        for (table, reason) in faults {
+        for (table, hold) in faults {
             let record = records.get(&table);
-            if record.is_some_and(|record| record.state == TableState::Held && record.detail.as_ref() == Some(&reason))
+            if record
+                .is_some_and(|record| record.state == TableState::Held && record.detail.as_ref() == Some(&hold.reason))
             {
                 continue;
             }
@@ -141,12 +142,12 @@ impl CatalogWatch {
                 && !record.is_some_and(TableRecord::was_copied);
             if is_left_out {
                 if self.ignored.insert(table.clone()) {
-                    info!(%table, %reason, "a table is left out (sync.on_unreplicable_table)");
+                    info!(%table, reason = %hold, "a table is left out (sync.on_unreplicable_table)");
                 }
                 continue;
             }
             // Every state accepts this event.
-            let _ = self.requests.table(&table, TableEvent::Held { reason }).await?;
+            let _ = self.requests.table(&table, TableEvent::Held(hold)).await?;
         }
         Ok(())
     }

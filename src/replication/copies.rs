@@ -152,12 +152,13 @@ impl Copies {
             if names_no_key || had_none {
                 match self.requests.resolve(table.description()).await {
                     Ok(_) => {}
-                    Err(error) if error.table_fault().is_some() => {
-                        let reason = error.explain();
+                    Err(error) => {
+                        let Some((_, hold)) = error.hold() else {
+                            return Err(error);
+                        };
                         // Every state accepts this event.
-                        let _ = self.requests.table(&table.table, TableEvent::Held { reason }).await?;
+                        let _ = self.requests.table(&table.table, TableEvent::Held(hold)).await?;
                     }
-                    Err(error) => return Err(error),
                 }
             }
         }
@@ -247,7 +248,7 @@ impl Copies {
         let selection = Selection::new(&self.settings.tables).ok()?;
         let source = Source::connect(&self.settings.site, "twinlog copy").await.ok()?;
         let faults = publication::faults(source.client(), &self.settings.publication, &selection).await;
-        faults.ok()?.remove(table)
+        faults.ok()?.remove(table).map(|hold| hold.reason)
     }
 
     /// Logs a failed attempt, and stores its reason with the table's state (the next finished chunk removes it).

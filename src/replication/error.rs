@@ -1,7 +1,7 @@
 //! Why a run ended, whether waiting helps, and what an operator can do.
 
 use crate::agent_db::AgentError;
-use crate::change::TableName;
+use crate::change::{Hold, HoldCause, TableName};
 use crate::copy::CopyError;
 use crate::lsn::Lsn;
 use crate::postgres::diagnosis::SWAPPED_HINT;
@@ -184,6 +184,19 @@ impl SyncError {
             | Self::ApplyEnded
             | Self::CopyEnded => None,
         }
+    }
+
+    /// The table whose own fault this is, and why it is held.
+    #[must_use]
+    pub fn hold(&self) -> Option<(TableName, Hold)> {
+        let hold = match self {
+            Self::Source(error) => error.hold(),
+            Self::Agent(error) => error.hold(),
+            Self::Copy(error) => return error.hold(),
+            Self::Stream(error) => error.hold(),
+            _ => Hold::new(HoldCause::KeepsChanging, self.explain()),
+        };
+        Some((self.table_fault()?.clone(), hold))
     }
 
     /// The remedy: the statement, setting or command to use.

@@ -4,9 +4,8 @@
 use tracing::{info, warn};
 
 use crate::agent_db::{AgentError, Applier, TableRecords};
-use crate::change::TableName;
+use crate::change::{Hold, TableName};
 use crate::config::{OnNewColumn, OnUnreplicableTable};
-use crate::postgres::error::explain;
 use crate::source::publication::Prepared;
 use crate::source::{Faults, SourceTable};
 
@@ -27,7 +26,7 @@ pub(super) async fn find(
     applier: &mut Applier,
     prepared: &Prepared,
     on_new_column: OnNewColumn,
-    fault: Option<&(TableName, String)>,
+    fault: Option<&(TableName, Hold)>,
 ) -> Result<Faults, SyncError> {
     let mut faults = prepared.faults.clone();
     let tables: Vec<&SourceTable> = prepared
@@ -42,15 +41,15 @@ pub(super) async fn find(
         match Box::pin(with_new_columns(applier, table, on_new_column, error)).await {
             Ok(()) => {}
             Err(error) if error.table_fault().is_some() => {
-                faults.insert(table.table.clone(), explain(&error, error.hint()));
+                faults.insert(table.table.clone(), error.hold());
             }
             Err(error) => return Err(error.into()),
         }
     }
-    if let Some((table, reason)) = fault
+    if let Some((table, hold)) = fault
         && prepared.tables.contains_key(table)
     {
-        faults.entry(table.clone()).or_insert_with(|| reason.clone());
+        faults.entry(table.clone()).or_insert_with(|| hold.clone());
     }
     Ok(faults)
 }
@@ -101,7 +100,8 @@ mod tests {
         let mut record = TableRecord::new(copied.clone());
         record.finished_at = Some(time::OffsetDateTime::UNIX_EPOCH);
         let stored = TableRecords::from([(copied.clone(), record)]);
-        let faults = || Faults::from([(copied.clone(), "why".to_owned()), (new.clone(), "why".to_owned())]);
+        let why = || Hold::new(crate::change::HoldCause::Refused, "why");
+        let faults = || Faults::from([(copied.clone(), why()), (new.clone(), why())]);
         let both = Unreplicable::new(faults(), OnUnreplicableTable::Hold, &stored);
         assert_eq!((both.held.len(), both.ignored.len()), (2, 0));
         let one = Unreplicable::new(faults(), OnUnreplicableTable::Ignore, &stored);

@@ -13,8 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::agent_db::{AgentError, Pipeline, TableCheck, TableRecords, TableState};
-use crate::change::TableName;
-use crate::postgres::error::explain;
+use crate::change::{SeenGone, TableName};
 use crate::retry::backoff;
 use crate::shutdown;
 use crate::source::{Selection, Source, SourceTable, publication};
@@ -207,14 +206,14 @@ impl Release {
 
     /// Shows why, if that has changed.
     async fn stays_held(&self, table: &TableName, error: &AgentError) -> Result<(), SyncError> {
-        let reason = explain(error, error.hint());
+        let hold = error.hold();
         let records = Arc::clone(&self.states.borrow());
         if records
             .get(table)
-            .is_some_and(|record| record.detail.as_ref() != Some(&reason))
+            .is_some_and(|record| record.detail.as_ref() != Some(&hold.reason))
         {
             // Every state accepts this event.
-            let _ = self.requests.table(table, TableEvent::Held { reason }).await?;
+            let _ = self.requests.table(table, TableEvent::Held(hold)).await?;
         }
         Ok(())
     }
@@ -222,6 +221,6 @@ impl Release {
 
 /// Whether a table is held because too many of its rows are parked.
 fn is_of_too_many(records: &TableRecords, table: &TableName) -> bool {
-    let reason = records.get(table).and_then(|record| record.detail.as_deref());
-    reason.is_some_and(AgentError::is_too_many_failed)
+    let cause = records.get(table).and_then(|record| record.cause);
+    cause.is_some_and(|cause| cause.seen_gone() == SeenGone::ByParkedRow)
 }

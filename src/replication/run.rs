@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, error, info, info_span, warn};
 
 use crate::agent_db::Control;
-use crate::change::TableName;
+use crate::change::{Hold, TableName};
 use crate::copy::{ChunkRegistry, CopyError};
 use crate::health::{Component, Health};
 use crate::lsn::Lsn;
@@ -83,7 +83,7 @@ impl Daemon {
     async fn supervise(&self, stop: &CancellationToken) -> Result<(), SyncError> {
         let mut failures = Failures::default();
         let mut guard = LoopGuard::default();
-        let mut fault: Option<(TableName, String)> = None;
+        let mut fault: Option<(TableName, Hold)> = None;
         let mut pass_until = None;
         let mut may_be_swapped = true;
         loop {
@@ -102,7 +102,7 @@ impl Daemon {
             };
             let (reason, setback) = (self.explain(&error).await, setback(&error));
             // The next run holds it, so that the same fault never ends two runs.
-            fault = error.table_fault().map(|table| (table.clone(), reason.clone()));
+            fault = error.hold();
             pass_until = match &error {
                 SyncError::RowTooLarge { commit, .. } => Some(*commit),
                 SyncError::PassedOver => None,
@@ -183,7 +183,7 @@ impl Daemon {
     /// One run: everything from the first connection to the first error.
     async fn run_once(
         &self,
-        fault: Option<&(TableName, String)>,
+        fault: Option<&(TableName, Hold)>,
         pass_until: Option<Lsn>,
         stop: &CancellationToken,
     ) -> Result<(), SyncError> {

@@ -17,7 +17,7 @@ use crate::agent_db::{
     AgentError, Applier, ApplierSettings, Checkpoint, CommandKind, Control, Pipeline, ResyncProgress, SourceIdentity,
     StoredCheckpoint,
 };
-use crate::change::{Shape, TableName};
+use crate::change::{Hold, Shape, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::migrations;
@@ -68,7 +68,7 @@ pub(super) struct Start<'a> {
     pub(super) slot: &'a SlotName,
     pub(super) status: &'a SyncStatus,
     /// The table whose own fault has ended the last run, and its reason: this run holds it.
-    pub(super) fault: Option<&'a (TableName, String)>,
+    pub(super) fault: Option<&'a (TableName, Hold)>,
     /// How the stream sends values.
     pub(super) form: ValueForm,
 }
@@ -409,13 +409,13 @@ impl Start<'_> {
                 if let Some(why) = due.why {
                     warn!(table = %due.table, event = event.name(), why, "a table's state changed at the start");
                 }
-                let reason = match &event {
-                    TableEvent::Held { reason } => Some(reason.clone()),
+                let hold = match &event {
+                    TableEvent::Held(hold) => Some(hold.clone()),
                     _ => None,
                 };
                 if let Some(change) = tables.apply(&due.table, event)? {
-                    if let Some(reason) = reason {
-                        warn!(table = %due.table, %reason, "a table is held: its changes are passed over until the reason is gone, then it is read again");
+                    if let Some(Hold { cause, reason }) = hold {
+                        warn!(table = %due.table, cause = cause.as_str(), %reason, "a table is held: its changes are passed over until the reason is gone, then it is read again");
                     }
                     applier.write_table(&change).await?;
                 }

@@ -1,8 +1,9 @@
 //! Errors of the stream itself: it breaks the protocol, or leaves out what applying a row needs.
 
-use crate::change::TableName;
+use crate::change::{Hold, HoldCause, TableName};
 use crate::lsn::Lsn;
 use crate::pgoutput;
+use crate::postgres::error::explain;
 
 /// The stream broke the protocol, or lacks what applying a row needs.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,11 @@ impl StreamError {
             Self::Unidentifiable(table) => Some(table),
             _ => None,
         }
+    }
+
+    /// Why that table is held.
+    pub(super) fn hold(&self) -> Hold {
+        Hold::new(HoldCause::Key, explain(self, self.hint()))
     }
 
     /// The remedy, where an operator has one.

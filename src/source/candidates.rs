@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Row};
 use super::bounded;
 use super::error::SourceError;
 use super::selection::Selection;
-use crate::change::TableName;
+use crate::change::{Hold, HoldCause, TableName};
 use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
 use crate::postgres::{Refusal, quote_identifier};
 
@@ -40,7 +40,7 @@ pub(super) struct Candidate {
 }
 
 /// Tables with the fault of each and its remedy.
-pub type Faults = BTreeMap<TableName, String>;
+pub type Faults = BTreeMap<TableName, Hold>;
 
 /// The selected tables that can be published. Not partitions, which are published as part of their root, and not
 /// temporary or unlogged tables.
@@ -110,10 +110,11 @@ impl Candidate {
 
     /// Why the table can't be replicated, and the remedy; `None` if it can. Whether the role may add it to the publication
     /// is another question.
-    pub(super) fn fault(&self, selection: &Selection) -> Option<String> {
+    pub(super) fn fault(&self, selection: &Selection) -> Option<Hold> {
         let (table, role) = (self.table.quoted(), quote_identifier(&self.role));
-        let (fault, remedy) = if !self.has_columns {
+        let (cause, fault, remedy) = if !self.has_columns {
             (
+                HoldCause::Key,
                 format!(
                     "table {} of the Site DB has no columns, so there is nothing by which its rows could be replicated",
                     self.table
@@ -124,6 +125,7 @@ impl Candidate {
             )
         } else if self.lacks() && !self.has_identity {
             (
+                HoldCause::Key,
                 format!(
                     "table {} of the Site DB has no replica identity (a primary key is one), so its updates and deletes can't be \
                      replicated",
@@ -134,6 +136,7 @@ impl Candidate {
         } else if !self.schema_usable {
             let schema = quote_identifier(&self.table.schema);
             (
+                HoldCause::Rights,
                 format!(
                     "the role {} may not use the schema of table {} of the Site DB",
                     self.role, self.table
@@ -142,6 +145,7 @@ impl Candidate {
             )
         } else if !self.readable {
             (
+                HoldCause::Rights,
                 format!(
                     "the role {} may not read table {} of the Site DB",
                     self.role, self.table
@@ -150,6 +154,7 @@ impl Candidate {
             )
         } else if self.hides_rows {
             (
+                HoldCause::RowSecurity,
                 format!(
                     "row-level security of table {} of the Site DB hides rows from the role {}",
                     self.table, self.role
@@ -159,11 +164,11 @@ impl Candidate {
         } else {
             return None;
         };
-        Some(self.with_alternative(&fault, &remedy, selection))
+        Some(Hold::new(cause, self.with_alternative(&fault, &remedy, selection)))
     }
 
     /// Why the table is not in the publication, though it could be replicated, and the remedy.
-    pub(super) fn not_ours_to_add(&self, publication: &str, selection: &Selection) -> String {
+    pub(super) fn not_ours_to_add(&self, publication: &str, selection: &Selection) -> Hold {
         let statement = add_statement(publication, &self.table);
         let whose = if self.owned {
             String::new()
@@ -174,20 +179,21 @@ impl Candidate {
             "table {} is not in publication {publication} of the Site DB, and the role {} may not add it{whose}",
             self.table, self.role
         );
-        self.with_alternative(
-            &fault,
-            &format!("on the Site DB, as the owner of both: {statement};"),
-            selection,
+        let remedy = format!("on the Site DB, as the owner of both: {statement};");
+        Hold::new(
+            HoldCause::NotPublished,
+            self.with_alternative(&fault, &remedy, selection),
         )
     }
 
     /// Why the server has not added the table to the publication, and the remedy.
-    pub(super) fn not_added(&self, publication: &str, refusal: &Refusal, selection: &Selection) -> String {
+    pub(super) fn not_added(&self, publication: &str, refusal: &Refusal, selection: &Selection) -> Hold {
         let fault = format!(
             "table {} of the Site DB can't be added to publication {publication} now: {refusal}",
             self.table
         );
-        let remedy = if refusal.sqlstate == LOCK_NOT_AVAILABLE {
+        let is_locked = refusal.sqlstate == LOCK_NOT_AVAILABLE;
+        let remedy = if is_locked {
             "it is locked, and tried again every few seconds;".to_owned()
         } else {
             format!(
@@ -195,7 +201,12 @@ impl Candidate {
                 add_statement(publication, &self.table)
             )
         };
-        self.with_alternative(&fault, &remedy, selection)
+        let cause = if is_locked {
+            HoldCause::Locked
+        } else {
+            HoldCause::NotPublished
+        };
+        Hold::new(cause, self.with_alternative(&fault, &remedy, selection))
     }
 
     /// Whether adding it needs no other right than the role has.

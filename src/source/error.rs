@@ -1,7 +1,8 @@
 //! Why a query to the Site DB failed, or what the Site DB lacks; each with the statement to use.
 
-use crate::change::TableName;
+use crate::change::{Hold, HoldCause, TableName};
 use crate::lsn::ParseLsnError;
+use crate::postgres::error::explain;
 use crate::postgres::sqlstate::{NOT_PERMITTED, is_row_too_large};
 use crate::postgres::{ConditionError, Refusal, SessionError, Side, quote_identifier};
 use crate::retry::Disposition;
@@ -123,6 +124,12 @@ impl SourceError {
             Self::KeyEncoding(table) | Self::RowTooLarge(table) => Some(table),
             _ => None,
         }
+    }
+
+    /// Why the table is held, where this is its fault.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        Hold::new(HoldCause::Row, explain(self, self.hint()))
     }
 
     /// The statement or setting to use, if an operator has to act.

@@ -101,7 +101,13 @@ fn nothing(faults: Faults, selection: &Selection) -> SourceError {
     if faults.is_empty() {
         SourceError::NoTables(selection.patterns())
     } else {
-        SourceError::NoTableReplicable(faults.into_values().collect::<Vec<_>>().join("; "))
+        SourceError::NoTableReplicable(
+            faults
+                .into_values()
+                .map(|hold| hold.reason)
+                .collect::<Vec<_>>()
+                .join("; "),
+        )
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::agent_db::bookkeeping::{TableChange, Tally};
-use crate::change::{Change, Relation, TableName, Truncate};
+use crate::change::{Change, Hold, Relation, TableName, Truncate};
 use crate::lsn::Lsn;
 
 /// A piece of the stream, in order. A source transaction may be spread over several.
@@ -56,7 +56,7 @@ pub struct Applied {
     pub parked_now: BTreeMap<TableName, u64>,
     /// The tables whose own fault showed itself here, each with the fault and its remedy. Nothing of the segment was
     /// written to them, and nothing will be before [`Transaction::set_mode`](super::Transaction::set_mode) says so.
-    pub held: BTreeMap<TableName, String>,
+    pub held: BTreeMap<TableName, Hold>,
 }
 
 impl Applied {

@@ -14,11 +14,10 @@ use crate::agent_db::bookkeeping::accounting::Accounting;
 use crate::agent_db::bookkeeping::failed_rows::entries;
 use crate::agent_db::bookkeeping::{Checkpoint, TableChange, TableMode, Tally, checkpoint, tables};
 use crate::agent_db::error::AgentError;
-use crate::change::{Relation, Shape, TableDescription, TableName};
+use crate::change::{Hold, Relation, Shape, TableDescription, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
-use crate::postgres::error::explain;
 
 /// What is applied and not yet committed. Nothing is sent before the first statement that needs it.
 ///
@@ -75,8 +74,8 @@ impl Transaction {
             match Box::pin(self.write_segment(segment)).await {
                 Ok(ledger) => break ledger,
                 Err(error) => {
-                    let (table, reason) = Box::pin(self.hold(error)).await?;
-                    held.insert(table, reason);
+                    let (table, hold) = Box::pin(self.hold(error)).await?;
+                    held.insert(table, hold);
                 }
             }
         };
@@ -100,11 +99,11 @@ impl Transaction {
         Ok(ledger)
     }
 
-    /// Holds the table whose fault this is, and goes back to where the segment began. Returns the table and the reason.
+    /// Holds the table whose fault this is, and goes back to where the segment began. Returns the table and why.
     ///
     /// # Errors
     /// The fault itself, where it is not one table's, or the connection did not survive it.
-    async fn hold(&mut self, fault: AgentError) -> Result<(TableName, String), AgentError> {
+    async fn hold(&mut self, fault: AgentError) -> Result<(TableName, Hold), AgentError> {
         let fault = fault.for_role(&self.applier.rights.role);
         let writer = &mut self.applier.writer;
         let Some(table) = fault
@@ -120,7 +119,7 @@ impl Transaction {
         let fault = Box::pin(writer.explained(fault)).await?;
         writer.set_mode(&table, TableMode::Held);
         let fault = self.applier.named(fault);
-        Ok((table, explain(&fault, fault.hint())))
+        Ok((table, fault.hold()))
     }
 
     /// Writes the entries of keys that were parked, healed or refused again.

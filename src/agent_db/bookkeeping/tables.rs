@@ -12,7 +12,7 @@ use super::claims;
 use super::control::{Control, failed};
 use super::encoding::Encoding;
 use crate::agent_db::error::AgentError;
-use crate::change::{Key, TableName};
+use crate::change::{HoldCause, Key, TableName};
 use crate::lsn::Lsn;
 
 /// What a table is doing. `replication::tables` says which state follows on which.
@@ -129,6 +129,8 @@ pub struct TableRecord {
     pub command_id: Option<i64>,
     /// Why the table, or its copy, is held, and what to do.
     pub detail: Option<String>,
+    /// The kind of fault for which the table is held; `None` if it is not held.
+    pub cause: Option<HoldCause>,
     /// When the running copy, or the last one, began, by our clock.
     pub started_at: Option<OffsetDateTime>,
     /// When the last whole copy ended, by our clock; `None` where nothing is copied whole.
@@ -177,6 +179,7 @@ impl TableRecord {
             condition: None,
             command_id: None,
             detail: None,
+            cause: None,
             started_at: None,
             finished_at: None,
             copied_at_lsn: None,
@@ -204,18 +207,21 @@ impl TableRecord {
 
 /// The columns of [`TableRecord`].
 const COLUMNS: &str = "schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated, condition, \
-                       command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes, notes";
+                       command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes, notes, \
+                       hold_cause";
 
 const SAVE: &str = "
 INSERT INTO twinlog.tables (slot, schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated,
-    condition, command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes, notes)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+    condition, command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes, notes,
+    hold_cause)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     state = EXCLUDED.state, phase = EXCLUDED.phase, last_key = EXCLUDED.last_key,
     rows_copied = EXCLUDED.rows_copied, rows_estimated = EXCLUDED.rows_estimated, condition = EXCLUDED.condition,
     command_id = EXCLUDED.command_id, detail = EXCLUDED.detail, started_at = EXCLUDED.started_at,
     finished_at = EXCLUDED.finished_at, copied_at_lsn = EXCLUDED.copied_at_lsn,
-    row_key = EXCLUDED.row_key, published_changes = EXCLUDED.published_changes, notes = EXCLUDED.notes";
+    row_key = EXCLUDED.row_key, published_changes = EXCLUDED.published_changes, notes = EXCLUDED.notes,
+    hold_cause = EXCLUDED.hold_cause";
 
 async fn save(client: &Client, encoding: Encoding, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
     client
@@ -239,6 +245,7 @@ async fn save(client: &Client, encoding: Encoding, slot: &str, record: &TableRec
                 &record.key,
                 &record.published.as_str(),
                 &record.notes.as_deref().map(|notes| encoding.shown(notes)),
+                &record.cause.map(HoldCause::as_str),
             ],
         )
         .await
@@ -305,6 +312,10 @@ impl TableRecord {
                 .map_err(|_| unreadable())?,
             notes: row.get("notes"),
             copied_at_lsn: row.get("copied_at_lsn"),
+            // A word of a later version is not known.
+            cause: row
+                .get::<_, Option<&str>>("hold_cause")
+                .map(|cause| cause.parse().unwrap_or(HoldCause::Unknown)),
         })
     }
 }

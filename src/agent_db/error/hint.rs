@@ -1,8 +1,8 @@
 //! What an operator can do about an error: the statement to paste, if there is one.
 
+use super::AgentError;
 use super::missing_column::{Refuses, add_columns};
 use super::refusal_hint::{refusal_hint, row_security_hint, unlogged_hint};
-use super::{AgentError, TOO_MANY_KEY};
 use crate::postgres::quote_identifier as quote;
 
 impl AgentError {
@@ -140,7 +140,7 @@ impl AgentError {
                 columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
             ),
             Self::TooManyFailed { table, .. } => {
-                format!("find the common cause with: twinlog failed list {table}; repair it, or raise {TOO_MANY_KEY}")
+                format!("find the common cause with: twinlog failed list {table}; repair it, or raise sync.max_failed_rows")
             }
             Self::Backwards { .. } | Self::AnotherSource => {
                 "the Site DB or the Agent DB was replaced or restored from a backup: run twinlog resync --all"

@@ -4,6 +4,7 @@
 //! out here (they are kept in `twinlog.failed_rows`, beside the row).
 
 mod hint;
+mod hold;
 mod holder;
 mod missing_column;
 mod other_claim;
@@ -227,16 +228,7 @@ pub enum AgentError {
     Internal(String),
 }
 
-/// The setting by which [`AgentError::TooManyFailed`] is known again in a stored reason.
-const TOO_MANY_KEY: &str = "sync.max_failed_rows";
-
 impl AgentError {
-    /// Whether a stored reason, the error with its hint, is that of [`AgentError::TooManyFailed`].
-    #[must_use]
-    pub fn is_too_many_failed(reason: &str) -> bool {
-        reason.contains(TOO_MANY_KEY)
-    }
-
     /// Wraps a driver's error. `table`: the table that the statement was for.
     #[must_use]
     pub fn from_driver(action: &'static str, table: Option<&TableName>, source: tokio_postgres::Error) -> Self {

@@ -51,6 +51,9 @@ const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Tables of a knot that are named.
 const MOST_NAMED: usize = 5;
 
+/// The same after an attempt in which rows were healed.
+const LONGEST_PAUSE_OF_HEALED: Duration = Duration::from_millis(500);
+
 /// How long healing waits after the Site DB refused a read.
 const REFUSED_RETRY: Duration = Duration::from_secs(5);
 
@@ -81,14 +84,24 @@ impl Healing {
                 },
                 () = tokio::time::sleep(wait) => {}
             }
-            let began = Instant::now();
+            let (began, parked) = (Instant::now(), self.parked());
             let readable = self.heal_due(&control, &mut state, stop).await?;
-            // Many rows that stay refused must not take up the apply task, which writes the stream's changes too.
-            pause = (began.elapsed() * 2).clamp(PAUSE, LONGEST_PAUSE);
+            // Many rows that stay refused must not take up the apply task, which writes the stream's changes too. Where rows
+            // heal, others may have waited for them.
+            pause = if self.parked() < parked {
+                (began.elapsed() / 2).clamp(PAUSE, LONGEST_PAUSE_OF_HEALED)
+            } else {
+                (began.elapsed() * 2).clamp(PAUSE, LONGEST_PAUSE)
+            };
             if !readable && !shutdown::sleep(REFUSED_RETRY, stop).await {
                 return Ok(());
             }
         }
+    }
+
+    /// Rows that are parked now, over all tables.
+    fn parked(&self) -> u64 {
+        self.status.parked().values().sum()
     }
 
     /// Tries the keys that are due, together with those that may wait for them. Returns false if the Site DB refused a read.
@@ -214,13 +227,14 @@ impl Healing {
             let Some(table) = self.tables.get(name) else { continue };
             let relation = match self.requests.resolve(table.description()).await {
                 Ok(relation) => relation,
-                Err(error) if error.table_fault().is_some() => {
-                    let reason = error.explain();
+                Err(error) => {
+                    let Some((_, hold)) = error.hold() else {
+                        return Err(error);
+                    };
                     // Every state accepts this event.
-                    let _ = self.requests.table(name, TableEvent::Held { reason }).await?;
+                    let _ = self.requests.table(name, TableEvent::Held(hold)).await?;
                     continue;
                 }
-                Err(error) => return Err(error),
             };
             let key = relation.key_text();
             if failed

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::agent_db::{Applied, TableRecord, TableRecords, TableState, Tally};
 use strum::VariantArray;
 
-use crate::change::TableName;
+use crate::change::{HoldCause, TableName};
 use crate::lsn::Lsn;
 use crate::metrics;
 use crate::timestamp::PgTimestamp;
@@ -183,6 +183,10 @@ impl SyncStatus {
             if *state == TableState::Held {
                 self.held.store(count, Ordering::Relaxed);
             }
+        }
+        for cause in HoldCause::VARIANTS {
+            let count = tables.values().filter(|record| record.cause == Some(*cause)).count() as u64;
+            metrics::set_held_tables(cause.as_str(), count);
         }
         let since = {
             let mut since = self.flows_since.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,10 +18,9 @@ use crate::agent_db::{
     AgentError, Applied, Applier, Checkpoint, Committed, Item, PublishedChanges, Segment, SourceIdentity, TableChange,
     TableMode, Transaction,
 };
-use crate::change::{Relation, Shape, TableDescription, TableName};
+use crate::change::{Hold, Relation, Shape, TableDescription, TableName};
 use crate::copy::InvalidChunk;
 use crate::lsn::Lsn;
-use crate::postgres::error::explain;
 use crate::replication::tables::book::TableBook;
 use crate::replication::tables::life::{TableEvent, TransitionError};
 use crate::timestamp::PgTimestamp;
@@ -286,11 +285,9 @@ impl ApplyTask {
     ) -> Result<(), AgentError> {
         match transaction.agent_changed(table).await {
             Err(error @ AgentError::Claimed { .. }) => {
-                let event = TableEvent::Held {
-                    reason: explain(&error, error.hint()),
-                };
                 let (ignored, _) = oneshot::channel();
-                self.table(transaction, table, event, ignored).await?;
+                self.table(transaction, table, TableEvent::Held(error.hold()), ignored)
+                    .await?;
             }
             other => other?,
         }
@@ -368,13 +365,13 @@ impl ApplyTask {
 
     /// Writes the state of the tables whose fault showed itself, in the transaction that passes their changes over.
     async fn hold(&mut self, transaction: &mut Transaction, applied: &Applied) -> Result<(), AgentError> {
-        for (table, reason) in &applied.held {
-            let event = TableEvent::Held { reason: reason.clone() };
+        for (table, hold) in &applied.held {
+            let event = TableEvent::Held(hold.clone());
             // Every state accepts this event.
             if let Ok(Some(change)) = self.tables.apply(table, event) {
                 transaction.write_table(&change).await?;
             }
-            log_held(table, reason);
+            log_held(table, hold);
         }
         Ok(())
     }
@@ -420,15 +417,15 @@ impl ApplyTask {
         reply: oneshot::Sender<Result<(), TransitionError>>,
     ) -> Result<(), AgentError> {
         let held = match &event {
-            TableEvent::Held { reason } => Some(reason.clone()),
+            TableEvent::Held(hold) => Some(hold.clone()),
             _ => None,
         };
         let outdates_parked = event == TableEvent::KeyOutdated;
         match self.tables.apply(table, event) {
             Ok(change) => {
                 if let Some(change) = change {
-                    if let Some(reason) = held {
-                        log_held(table, &reason);
+                    if let Some(hold) = held {
+                        log_held(table, &hold);
                     }
                     transaction.write_table(&change).await?;
                     transaction.set_mode(table, self.tables.mode(table));
@@ -488,8 +485,8 @@ impl ApplyTask {
 }
 
 /// The one log line of a table that is held.
-fn log_held(table: &TableName, reason: &str) {
-    warn!(%table, %reason, "a table is held: its changes are passed over until the reason is gone, then it is read again");
+fn log_held(table: &TableName, hold: &Hold) {
+    warn!(%table, cause = hold.cause.as_str(), reason = %hold, "a table is held: its changes are passed over until the reason is gone, then it is read again");
 }
 
 /// Reports why the task ends.

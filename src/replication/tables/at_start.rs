@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::agent_db::{TableRecords, TableState};
-use crate::change::{Shape, TableName};
+use crate::change::{Hold, Shape, TableName};
 
 use super::life::TableEvent;
 
@@ -35,7 +35,7 @@ pub(in crate::replication) struct AtStart<'a> {
     /// The present shapes of the tables that are published, selected, and writable in the Agent DB.
     pub(in crate::replication) found: &'a BTreeMap<TableName, Shape>,
     /// The selected tables that can't be replicated now, each with the fault and its remedy. None of them is in `found`.
-    pub(in crate::replication) held: &'a BTreeMap<TableName, String>,
+    pub(in crate::replication) held: &'a BTreeMap<TableName, Hold>,
     /// The Agent DB has no checkpoint.
     pub(in crate::replication) checkpoint_lost: bool,
 }
@@ -53,9 +53,9 @@ impl AtStart<'_> {
                 why: Some("it is not published or not selected any more"),
                 shape: None,
             });
-        let held = self.held.iter().map(|(table, reason)| Due {
+        let held = self.held.iter().map(|(table, hold)| Due {
             table: table.clone(),
-            event: Some(TableEvent::Held { reason: reason.clone() }),
+            event: Some(TableEvent::Held(hold.clone())),
             why: None,
             shape: None,
         });
@@ -111,6 +111,7 @@ impl AtStart<'_> {
 mod tests {
     use super::*;
     use crate::agent_db::TableRecord;
+    use crate::change::HoldCause;
 
     fn table(name: &str) -> TableName {
         TableName::new("public", name)
@@ -151,7 +152,7 @@ mod tests {
             ("unshaped", TableState::Copying),
         ]);
         let before = shapes(&[("gone", 1), ("held", 2), ("held_other", 6), ("other", 3), ("same", 4)]);
-        let held = BTreeMap::from([(table("broken"), "why".to_owned())]);
+        let held = BTreeMap::from([(table("broken"), Hold::new(HoldCause::Refused, "why"))]);
         let found = shapes(&[
             ("held", 2),
             ("held_other", 7),
@@ -183,9 +184,7 @@ mod tests {
                 row("gone", Some(TableEvent::LeftPublication), false),
                 row(
                     "broken",
-                    Some(TableEvent::Held {
-                        reason: "why".to_owned(),
-                    }),
+                    Some(TableEvent::Held(Hold::new(HoldCause::Refused, "why"))),
                     false,
                 ),
                 row("held", Some(TableEvent::Released), false),

@@ -176,7 +176,7 @@ impl Fixture {
         let reason = held.next().expect("a table is held");
         assert_eq!(held.next(), None);
         self.commit().await;
-        reason
+        reason.reason
     }
 
     /// Releases a table that was held.

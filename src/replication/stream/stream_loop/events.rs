@@ -11,7 +11,6 @@ use crate::change::{Change, Identity, Operation, Relation, RelationId, TableDesc
 use crate::copy::{CopyStep, Delivery, InvalidChunk, Merged, Purpose};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
-use crate::postgres::error::explain;
 use crate::replication::error::SyncError;
 use crate::replication::stream_error::StreamError;
 use crate::replication::tables::life::TableEvent;
@@ -70,7 +69,7 @@ impl StreamLoop {
                     self.buffer.pass_over(&relation, PassedOver::Held);
                 }
                 let error = StreamError::Unidentifiable(table.clone());
-                self.hold(&table, explain(&error, error.hint())).await?;
+                self.hold(&table, error.hold()).await?;
             }
             Event::Fence(Fence::Low(id)) => {
                 if let Some(relations) = self.chunks.relations(id) {
@@ -158,7 +157,7 @@ impl StreamLoop {
             }
             Err(error) if error.table_fault().is_some() => {
                 self.assembler.unresolved(message, table.clone());
-                self.hold(&table, explain(&error, error.hint())).await?;
+                self.hold(&table, error.hold()).await?;
             }
             Err(error) => return Err(error.into()),
         }

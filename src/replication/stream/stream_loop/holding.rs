@@ -6,7 +6,7 @@
 use tokio::sync::oneshot;
 
 use crate::agent_db::AgentError;
-use crate::change::TableName;
+use crate::change::{Hold, TableName};
 use crate::replication::error::SyncError;
 use crate::replication::stream::requests::StoreRequest;
 use crate::replication::tables::life::TableEvent;
@@ -15,12 +15,12 @@ use crate::source::SourceTable;
 use super::StreamLoop;
 
 impl StreamLoop {
-    /// Holds a table. `reason`: the fault and its remedy.
-    pub(super) async fn hold(&mut self, table: &TableName, reason: String) -> Result<(), SyncError> {
+    /// Holds a table.
+    pub(super) async fn hold(&mut self, table: &TableName, hold: Hold) -> Result<(), SyncError> {
         // Every state accepts this event, so nobody waits for the answer.
         let (reply, _) = oneshot::channel();
-        let event = TableEvent::Held { reason };
-        self.store(StoreRequest::Table(table.clone(), event, reply)).await
+        self.store(StoreRequest::Table(table.clone(), TableEvent::Held(hold), reply))
+            .await
     }
 
     /// Releases a table, if it can be looked up in the Agent DB.

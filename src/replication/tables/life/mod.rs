@@ -6,7 +6,7 @@
 use time::OffsetDateTime;
 
 use crate::agent_db::{CopyPhase, PublishedChanges, TableRecord, TableState};
-use crate::change::TableName;
+use crate::change::{Hold, TableName};
 use crate::copy::CopyStep;
 use crate::lsn::Lsn;
 
@@ -72,10 +72,7 @@ pub(in crate::replication) enum TableEvent {
     /// A resync with a condition can never succeed, since the condition is invalid.
     CopyGivenUp,
     /// The table's changes can't be applied, while those of the other tables can.
-    Held {
-        /// The fault and its remedy, for operators.
-        reason: String,
-    },
+    Held(Hold),
     /// The reason why the table was held is gone.
     Released,
 }
@@ -101,7 +98,7 @@ impl TableEvent {
             },
             Self::CopyWaits { .. } => "copy waits",
             Self::CopyGivenUp => "copy given up",
-            Self::Held { .. } => "held",
+            Self::Held(_) => "held",
             Self::Released => "released",
         }
     }
@@ -197,8 +194,9 @@ pub(in crate::replication) fn next(
             ..reset(record(), Streaming)
         },
 
-        (_, TableEvent::Held { reason }) => TableRecord {
+        (_, TableEvent::Held(Hold { cause, reason })) => TableRecord {
             detail: Some(reason),
+            cause: Some(cause),
             // Changes are passed over from now on.
             copied_at_lsn: None,
             ..reset(record(), Held)

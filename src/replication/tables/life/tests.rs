@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::change::Key;
+use crate::change::{HoldCause, Key};
 use TableState::{Copying, Held, New, Resyncing, Streaming};
 
 const AT: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -51,9 +51,7 @@ fn resync(condition: Option<&str>) -> TableEvent {
 }
 
 fn held() -> TableEvent {
-    TableEvent::Held {
-        reason: "why".to_owned(),
-    }
+    TableEvent::Held(Hold::new(HoldCause::Refused, "why"))
 }
 
 const ID: &str = r#"["id"]"#;
@@ -305,6 +303,7 @@ proptest! {
                 prop_assert!(whole || !matches!(after.state, Streaming | Resyncing));
                 prop_assert!(!whole || !matches!(after.state, New | Copying));
                 prop_assert!(after.state != Held || after.detail.is_some());
+                prop_assert_eq!(after.state == Held, after.cause.is_some());
                 prop_assert!(after.phase.is_none() || copies);
                 prop_assert!(after.last_key.is_none() || after.phase.is_some());
                 prop_assert!(after.condition.is_none() || after.state == Resyncing);

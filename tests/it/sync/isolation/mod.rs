@@ -62,7 +62,6 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let only = std::env::var("TWINLOG_CAUSE").ok();
         let mut twins = Twins::new(BEFORE)
             .await
             .with("sync.tables = ['My Schema.*', 'public.*']\nsync.copy_chunk_rows = 40");
@@ -78,9 +77,6 @@ impl World {
             .await;
         let mut tables = Vec::new();
         for (number, cause) in CAUSES.iter().enumerate() {
-            if only.as_ref().is_some_and(|only| !cause.name.contains(only)) {
-                continue;
-            }
             let names = Names::of(number);
             let create = names.fill(
                 "CREATE SCHEMA {schema}; GRANT USAGE ON SCHEMA {schema} TO {role}; CREATE DOMAIN {schema}.needed AS int NOT NULL;
@@ -140,13 +136,19 @@ impl World {
             .twins
             .agent
             .query_opt(
-                "SELECT state, coalesce(detail, '') AS detail FROM twinlog.tables
+                "SELECT state, coalesce(detail, '') AS detail, hold_cause FROM twinlog.tables
                  WHERE quote_ident(schema_name) || '.' || quote_ident(table_name) = $1",
                 &[&names.table],
             )
             .await
             .unwrap();
-        row.map(|row| (row.get("state"), row.get("detail"))).unwrap_or_default()
+        row.map(|row| {
+            let state: String = row.get("state");
+            let cause: Option<String> = row.get("hold_cause");
+            assert_eq!(cause.is_some(), state == "held", "{}: {cause:?}", names.table);
+            (state, row.get("detail"))
+        })
+        .unwrap_or_default()
     }
 
     /// Each table is held for its cause, or has parked rows.
@@ -247,6 +249,13 @@ impl World {
     async fn is_isolated(&mut self, phase: &str) {
         self.change().await;
         eventually("each is held", 2 * SOON, || self.each_is_held()).await;
+        let status = self.twins.fails(&["status", "--json"]).await;
+        for cause in ["table_missing", "rights", "key", "row_security", "column_unwritable"] {
+            assert!(
+                status.contains(&format!(r#""hold_cause":"{cause}""#)),
+                "{cause}: {status}"
+            );
+        }
         self.others_live(phase).await;
         self.repair_all().await;
         self.all_are_equal().await;
