@@ -51,18 +51,19 @@ const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
      set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
      ELSE current_setting('synchronous_commit') END, false)";
 
-/// How long a new connection waits to be told whether a pooler is in the way. The question goes on afterwards, and the
-/// next connection hears its answer.
+/// How long a new connection waits to be told whether a pooler is in the way. The question goes on afterwards, and a late
+/// answer closes the pool as well.
 const POOLER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether a pooler shares the server's sessions between clients.
-async fn shares_sessions(url: Arc<DatabaseUrl>) -> bool {
-    let asked = tokio::spawn(async move { refuse_pooler(Side::Site, &url).await });
+/// Asks whether a pooler shares the server's sessions between clients, and cancels `shared` if one does.
+async fn look_for_pooler(url: Arc<DatabaseUrl>, shared: SharedSessions) {
+    let asked = tokio::spawn(async move {
+        if let Err(SessionError::Pooled { .. }) = refuse_pooler(Side::Site, &url).await {
+            shared.cancel();
+        }
+    });
     // Where it can't be asked (no connection is left for it), this connection works all the same.
-    matches!(
-        tokio::time::timeout(POOLER_TIMEOUT, asked).await,
-        Ok(Ok(Err(SessionError::Pooled { .. })))
-    )
+    let _ = tokio::time::timeout(POOLER_TIMEOUT, asked).await;
 }
 
 impl Pool {
@@ -92,8 +93,8 @@ impl Pool {
                 let (url, found) = (Arc::clone(&url), found.clone());
                 Box::pin(async move {
                     // Before anything of the session is changed.
-                    if shares_sessions(url).await {
-                        found.cancel();
+                    look_for_pooler(url, found.clone()).await;
+                    if found.is_cancelled() {
                         return Err(sqlx::Error::PoolClosed);
                     }
                     connection.execute(AssertSqlSafe(pin_values())).await?;
