@@ -86,6 +86,19 @@ impl Twins {
         }
     }
 
+    /// Waits until `twinlog status` says all of these words.
+    pub(crate) async fn until_status_says(&self, words: &[&str], deadline: Duration) {
+        eventually(&format!("the status says {words:?}"), deadline, || async {
+            let (_, output) = self.run(&["status", "--json"]).await;
+            if words.iter().all(|word| output.contains(word)) {
+                Ok(())
+            } else {
+                Err(output)
+            }
+        })
+        .await;
+    }
+
     /// Overrides keys of the daemon's configuration with TOML such as `sync.batch_rows = 7`, for daemons and commands that
     /// start from now on.
     pub(crate) fn configure(&mut self, more: &str) {

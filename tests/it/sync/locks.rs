@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use twinlog::dev::postgres::Settings;
 
-use crate::harness::{SOON, Twins, eventually, holds_for};
+use crate::harness::{SOON, Twins, holds_for};
 
 /// Clusters of its own, since its transactions stay open.
 async fn private() -> Twins {
@@ -22,19 +22,6 @@ async fn change(twins: &Twins, id: u32) {
     let insert = |table: &str| format!("INSERT INTO {table} VALUES ({id}, 'a');");
     let all: String = ["one", "\"It's\"", "parts", "two"].into_iter().map(insert).collect();
     twins.on_site(&format!("BEGIN; {all} COMMIT")).await;
-}
-
-/// Waits until the status says all of these words.
-async fn until_told(twins: &Twins, words: &[&str]) {
-    eventually(&format!("the status says {words:?}"), SOON, || async {
-        let (_, output) = twins.run(&["status", "--json"]).await;
-        if words.iter().all(|word| output.contains(word)) {
-            Ok(())
-        } else {
-            Err(output)
-        }
-    })
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,7 +81,9 @@ async fn locks_and_transactions_that_stay_are_their_own_tables_alone() {
     change(&twins, 3).await;
     twins.until_equal(&all).await;
     assert!(began.elapsed() < Duration::from_secs(15), "nothing waits for the lock");
-    until_told(&twins, &["locked", "tried again", "older transactions"]).await;
+    twins
+        .until_status_says(&["locked", "tried again", "older transactions"], SOON)
+        .await;
 
     // THEN a third is read again meanwhile, and all three are copied when the transaction has ended
     twins.on_agent("DELETE FROM two").await;

@@ -1,6 +1,6 @@
 //! Rows whose text has more than a gigabyte, which Postgres can't send: only their table waits.
 
-use crate::harness::{SOON, Twins, eventually};
+use crate::harness::{SOON, Twins};
 
 /// A `bytea` of 560 MB: its text would have 1.12 GB. (It is compressed in the table and in the log.)
 const TOO_LARGE: &str = "convert_to(repeat('x', 560000000), 'UTF8')";
@@ -10,16 +10,8 @@ const MOST_MB: u64 = 150;
 
 /// Waits until `twinlog status` shows that `big` is waiting, with the reason and the remedy.
 async fn until_big_is_held(twins: &Twins) {
-    eventually("the table is held with a reason", 3 * SOON, || async {
-        let (_, output) = twins.run(&["status", "--json"]).await;
-        let words = ["a row of table public.big", "more than 1 GB", "make the value smaller"];
-        if words.iter().all(|word| output.contains(word)) {
-            Ok(())
-        } else {
-            Err(output)
-        }
-    })
-    .await;
+    let words = ["a row of table public.big", "more than 1 GB", "make the value smaller"];
+    twins.until_status_says(&words, 3 * SOON).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
