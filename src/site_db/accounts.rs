@@ -7,6 +7,7 @@ use sqlx::FromRow;
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use uuid::Uuid;
 
+use super::locks::lock_updated;
 use super::notifications;
 use super::{Pool, SiteError, Transaction, messages};
 use crate::provider::PhoneNumberId;
@@ -291,6 +292,19 @@ pub async fn release(tx: &mut Transaction<'_>, account_id: Uuid) -> Result<bool,
     Ok(released.is_some())
 }
 
+/// Locks the numbers in one order, so that two servers that throttle at once never wait for each other in a circle.
+static THROTTLE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH reached AS MATERIALIZED (SELECT a.id FROM public.whatsapp_accounts a, public.whatsapp_accounts one \
+           WHERE one.id = $1 AND (a.id = one.id OR $3 OR ($2 AND a.waba_id = one.waba_id))), \
+         held AS MATERIALIZED ({}) \
+         UPDATE public.whatsapp_accounts a SET throttled_until = now() + make_interval(secs => $4), updated_at = now() \
+         FROM held WHERE held.keys >= 0 AND a.id = ANY (ARRAY(SELECT r.id FROM reached r)) \
+           AND coalesce(a.throttled_until < now() + make_interval(secs => $4), true)",
+        lock_updated("whatsapp_accounts", "ARRAY(SELECT r.id FROM reached r)")
+    )
+});
+
 /// Stops sending for `length`, as Meta asked. Never shortens a throttle.
 ///
 /// # Errors
@@ -302,21 +316,27 @@ pub async fn throttle(
     wait: Duration,
 ) -> Result<(), SiteError> {
     let (waba, app) = (reach == ThrottleReach::Waba, reach == ThrottleReach::App);
-    // Rows are locked in one order, so that two servers that throttle at once can't deadlock.
-    sqlx::query(
-        "WITH reached AS (SELECT a.id FROM public.whatsapp_accounts a, public.whatsapp_accounts one \
-           WHERE one.id = $1 AND (a.id = one.id OR $3 OR ($2 AND a.waba_id = one.waba_id)) ORDER BY a.id FOR UPDATE OF a) \
-         UPDATE public.whatsapp_accounts a SET throttled_until = now() + make_interval(secs => $4), updated_at = now() \
-         FROM reached WHERE a.id = reached.id AND coalesce(a.throttled_until < now() + make_interval(secs => $4), true)",
-    )
-    .bind(account_id)
-    .bind(waba)
-    .bind(app)
-    .bind(wait.as_secs_f64())
-    .execute(tx.connection())
-    .await?;
+    sqlx::query(THROTTLE.as_str())
+        .bind(account_id)
+        .bind(waba)
+        .bind(app)
+        .bind(wait.as_secs_f64())
+        .execute(tx.connection())
+        .await?;
     Ok(())
 }
+
+/// The condition twice: a number that another batch has touched meanwhile stays.
+static TOUCH: LazyLock<String> = LazyLock::new(|| {
+    let due = "coalesce(last_real_message_at < clock_timestamp() - interval '1 second', true)";
+    let ids = format!("ARRAY(SELECT id FROM public.whatsapp_accounts WHERE id = ANY ($1) AND {due})");
+    let held = lock_updated("whatsapp_accounts", &ids);
+    format!(
+        "WITH held AS MATERIALIZED ({held}) \
+         UPDATE public.whatsapp_accounts SET last_real_message_at = clock_timestamp() FROM held \
+         WHERE held.keys > 0 AND id = ANY ($1) AND {due}"
+    )
+});
 
 /// Sets the time of these numbers' last message of a person to now. A time less than a second old stays: the row is one for
 /// all conversations of a number, and every batch would wait for the one before it.
@@ -327,18 +347,10 @@ pub async fn touch(tx: &mut Transaction<'_>, account_ids: &[Uuid]) -> Result<(),
     if account_ids.is_empty() {
         return Ok(());
     }
-    // Locked in one order, so that two batches never wait for each other in a circle.
-    sqlx::query(
-        "WITH due AS (
-             SELECT id FROM public.whatsapp_accounts
-              WHERE id = ANY($1) AND coalesce(last_real_message_at < clock_timestamp() - interval '1 second', true)
-              ORDER BY id FOR NO KEY UPDATE
-         )
-         UPDATE public.whatsapp_accounts AS a SET last_real_message_at = clock_timestamp() FROM due WHERE a.id = due.id",
-    )
-    .bind(account_ids)
-    .execute(tx.connection())
-    .await?;
+    sqlx::query(TOUCH.as_str())
+        .bind(account_ids)
+        .execute(tx.connection())
+        .await?;
     Ok(())
 }
 

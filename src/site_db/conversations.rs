@@ -2,12 +2,14 @@
 //! conversation, which is found or created together with its lead.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::LazyLock;
 
 use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::leads::{self, LookedUp};
+use super::locks::lock_updated;
 use super::{SiteError, Transaction};
 use crate::provider::ContactIdentity;
 use crate::provider::event::Direction;
@@ -146,23 +148,28 @@ async fn of_leads(tx: &mut Transaction<'_>, pairs: &[(Uuid, Uuid)]) -> Result<Ha
 ///
 /// New ones are inserted before the others are locked, as everywhere: see [`locks`](super::locks).
 pub(super) fn of_submissions() -> String {
-    "addressed AS MATERIALIZED (SELECT l.input_id, i.account_id, l.lead_id, c.id AS conversation_id \
+    // Reads `made_conversations`, so that it comes after it.
+    let held = lock_updated(
+        "conversations",
+        "ARRAY(SELECT a.conversation_id FROM addressed a WHERE (SELECT count(*) FROM made_conversations) >= 0)",
+    );
+    format!(
+        "addressed AS MATERIALIZED (SELECT l.input_id, i.account_id, l.lead_id, c.id AS conversation_id \
        FROM of_lead l JOIN fresh i ON i.id = l.input_id LEFT JOIN LATERAL ( \
          SELECT c.id FROM public.conversations c WHERE c.account_id = i.account_id AND c.lead_id = l.lead_id LIMIT 1) c ON true), \
      made_conversations AS (INSERT INTO public.conversations (account_id, lead_id, last_outbound_at, last_message_at) \
        SELECT DISTINCT a.account_id, a.lead_id, now(), now() FROM addressed a WHERE a.conversation_id IS NULL \
        ORDER BY a.account_id, a.lead_id \
        ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING id, account_id, lead_id), \
-     held_conversations AS MATERIALIZED (SELECT c.id FROM public.conversations c, (SELECT count(*) FROM made_conversations) AS made \
-       WHERE made.count >= 0 AND c.id = ANY (ARRAY(SELECT a.conversation_id FROM addressed a)) \
-       ORDER BY c.id FOR NO KEY UPDATE OF c), \
+     held_conversations AS MATERIALIZED ({held}), \
      touched AS (UPDATE public.conversations c SET last_outbound_at = now(), last_message_at = now(), updated_at = now() \
-       WHERE c.id = ANY (ARRAY(SELECT h.id FROM held_conversations h))), \
+       FROM held_conversations WHERE held_conversations.keys >= 0 \
+         AND c.id = ANY (ARRAY(SELECT a.conversation_id FROM addressed a)) RETURNING c.id), \
      of_conversation AS MATERIALIZED (SELECT a.input_id, a.lead_id, a.conversation_id FROM addressed a \
-         JOIN held_conversations h ON h.id = a.conversation_id \
+         JOIN touched t ON t.id = a.conversation_id \
        UNION ALL SELECT a.input_id, a.lead_id, m.id FROM addressed a \
          JOIN made_conversations m ON m.account_id = a.account_id AND m.lead_id = a.lead_id WHERE a.conversation_id IS NULL)"
-        .to_owned()
+    )
 }
 
 /// Updates a conversation's times after a client's message was stored in it.
@@ -191,10 +198,29 @@ pub struct Touch {
     pub unread: bool,
 }
 
+static TOUCH_ALL: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH held AS MATERIALIZED ({})
+         UPDATE public.conversations AS c SET
+             last_inbound_at  = greatest(c.last_inbound_at, t.inbound),
+             last_outbound_at = greatest(c.last_outbound_at, t.outbound),
+             last_message_at  = greatest(c.last_message_at, t.inbound, t.outbound),
+             unread_count     = c.unread_count + t.unread,
+             updated_at       = now()
+            FROM held, (
+                SELECT id, unread, CASE WHEN inbound IS NOT NULL THEN least(inbound, clock_timestamp()) END AS inbound,
+                       CASE WHEN outbound IS NOT NULL THEN least(outbound, clock_timestamp()) END AS outbound
+                  FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::integer[])
+                    AS given(id, inbound, outbound, unread)) AS t
+           WHERE c.id = t.id AND held.keys >= 0",
+        lock_updated("conversations", "$1")
+    )
+});
+
 /// Moves the times of conversations forward, never back, and counts what is unread. A message's own time counts, but never
 /// a time in the future. A conversation may be there several times.
 ///
-/// The rows are locked in the order of their ids, so that two batches never wait for each other in a circle.
+/// The rows are locked by [`lock_updated`], so that two batches never wait for each other in a circle.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -219,28 +245,12 @@ pub async fn touch_all(tx: &mut Transaction<'_>, touches: &[(Uuid, Touch)]) -> R
         *latest = (*latest).max(Some(at));
         sum.unread = sum.unread.saturating_add(i32::from(touch.unread));
     }
-    sqlx::query(
-        "WITH locked AS (
-             SELECT id FROM public.conversations WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE
-         )
-         UPDATE public.conversations AS c SET
-             last_inbound_at  = greatest(c.last_inbound_at, t.inbound),
-             last_outbound_at = greatest(c.last_outbound_at, t.outbound),
-             last_message_at  = greatest(c.last_message_at, t.inbound, t.outbound),
-             unread_count     = c.unread_count + t.unread,
-             updated_at       = now()
-            FROM locked JOIN (
-                SELECT id, unread, CASE WHEN inbound IS NOT NULL THEN least(inbound, clock_timestamp()) END AS inbound,
-                       CASE WHEN outbound IS NOT NULL THEN least(outbound, clock_timestamp()) END AS outbound
-                  FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::integer[])
-                    AS given(id, inbound, outbound, unread)) AS t USING (id)
-           WHERE c.id = locked.id",
-    )
-    .bind(sums.keys().copied().collect::<Vec<_>>())
-    .bind(sums.values().map(|sum| sum.inbound).collect::<Vec<_>>())
-    .bind(sums.values().map(|sum| sum.outbound).collect::<Vec<_>>())
-    .bind(sums.values().map(|sum| sum.unread).collect::<Vec<_>>())
-    .execute(tx.connection())
-    .await?;
+    sqlx::query(TOUCH_ALL.as_str())
+        .bind(sums.keys().copied().collect::<Vec<_>>())
+        .bind(sums.values().map(|sum| sum.inbound).collect::<Vec<_>>())
+        .bind(sums.values().map(|sum| sum.outbound).collect::<Vec<_>>())
+        .bind(sums.values().map(|sum| sum.unread).collect::<Vec<_>>())
+        .execute(tx.connection())
+        .await?;
     Ok(())
 }

@@ -14,8 +14,14 @@
 //! 1. these locks;
 //! 2. rows of `leads`, new and old;
 //! 3. new rows of `conversations`, by number and lead;
-//! 4. for what clients submit: rows of `conversations`, then new messages by client id, and nothing more;
-//! 5. for what the provider says: rows of `whatsapp_messages`, then of `whatsapp_accounts`, then of `conversations`.
+//! 4. for what clients submit: `conversations`, then new messages by client id, and nothing more;
+//! 5. for what the provider says: rows of `whatsapp_messages`, then `whatsapp_accounts`, then `conversations`.
+//!
+//! **Conversations and numbers are locked by such a lock too, and not as rows, before a statement updates several of them**
+//! ([`lock_updated`]). `WITH held AS (SELECT … FOR NO KEY UPDATE) UPDATE …` waits in a circle with itself: if a row has
+//! changed since the statement began, `SELECT … FOR` locks its newest version, and `UPDATE` begins at the older one. There
+//! it queues behind everyone who waits for the row, and they wait for the newest version. (It queues only while somebody
+//! holds a `FOR KEY SHARE` lock, and every new message holds one on its conversation and its number.)
 //!
 //! Claims wait for nobody. A row that refers to another locks that one too (`FOR KEY SHARE`), which waits only where a column of
 //! its unique indexes is being changed: a lead's number or user id, a message's wamid.
@@ -66,6 +72,16 @@ pub(super) fn lock_missing(rows: &str, user_id: &str, wa_id: &str) -> String {
            SELECT DISTINCT hashtextextended('lead:' || name, 0) AS key \
            FROM {rows} AS r CROSS JOIN LATERAL unnest(ARRAY[r.{user_id}, r.{wa_id}]) AS name \
            WHERE name IS NOT NULL ORDER BY key) AS keys"
+    )
+}
+
+/// A query for a `WITH` that locks rows of a table, by their ids, before the same statement updates them: see the module.
+/// `ids` is an expression for an array of uuid. Its one row counts the keys: the update must read it.
+pub(super) fn lock_updated(table: &str, ids: &str) -> String {
+    format!(
+        "SELECT count(pg_advisory_xact_lock(key)::text) AS keys FROM ( \
+           SELECT DISTINCT hashtextextended('{table}:' || id, 0) AS key FROM unnest({ids}) AS id \
+           WHERE id IS NOT NULL ORDER BY key) AS keys"
     )
 }
 

@@ -172,7 +172,12 @@ async fn two_senders_and_the_inbox_at_the_same_people_refuse_lose_and_double_not
         requests.spawn(async move {
             let body =
                 json!({"to": format!("+1650555600{}", index / 2 % 7), "text": "x", "client_id": format!("k{}", index / 2)});
-            server.takes(&body).await;
+            // On a busy machine no connection may be free in time; a client tries again.
+            eventually("the message is taken", SOON, || async {
+                let answer = server.plain(&body).await;
+                if answer.status == 503 { Err(answer) } else { Ok(assert!([200, 202].contains(&answer.status), "{answer:?}")) }
+            })
+            .await;
         });
     }
     for index in 0..100 {
