@@ -33,6 +33,8 @@ pub struct SourceFacts {
     pub types: Vec<(Arc<str>, String)>,
     /// The published columns with the type of each as it is declared.
     pub declared: Vec<(Arc<str>, String)>,
+    /// The published columns whose collation takes different texts as equal.
+    pub nondeterministic: Vec<Arc<str>>,
 }
 
 /// A table's replica identity in the Site DB.

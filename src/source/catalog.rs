@@ -111,6 +111,7 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
     let not_null: Vec<bool> = row.get("not_null");
     let stored: Vec<String> = row.get("stored_types");
     let declared: Vec<String> = row.get("declared");
+    let deterministic: Vec<bool> = row.get("deterministic");
     let all_columns: Vec<String> = row.get("all_columns");
     let facts = SourceFacts {
         unique,
@@ -135,6 +136,12 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
             .map(|name| Arc::from(name.as_str()))
             .zip(declared)
             .collect(),
+        nondeterministic: columns
+            .iter()
+            .zip(&deterministic)
+            .filter(|(_, deterministic)| !**deterministic)
+            .map(|(name, _)| Arc::from(name.as_str()))
+            .collect(),
     };
     Ok(SourceTable {
         id: RelationId(row.get("relation_id")),
@@ -142,7 +149,7 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
         columns: columns.into_iter().map(Arc::from).collect(),
         types: row.get("types"),
         type_ids: row.get("type_ids"),
-        deterministic: row.get("deterministic"),
+        deterministic,
         declared: row.get("declared"),
         membership: row.get("membership"),
         marks,

@@ -1,8 +1,11 @@
-//! Whether two types print a value alike: pure.
+//! Whether two types print a value alike, and whether the Agent DB's keeps different values apart: pure.
 //!
 //! Where rows are counted, a row is known by its text. So the Agent DB's column must print what the Site DB's printed, or
 //! refuse the value. A type that rounds, pads or rewrites it (`numeric(10,2)` for `numeric`, `jsonb` for `json`) makes equal
 //! what is not, and no number of rows would be right.
+//!
+//! A key need not be printed alike, but two rows of the Site DB must not get the same one: the upsert of the second would
+//! change the first (`'a'` and `'A'` in a `citext`, two times of one day in a `date`).
 
 /// A type's name as `format_type` prints it, taken apart.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,6 +75,41 @@ pub(super) fn prints_alike(site: &str, agent: &str) -> bool {
     }
 }
 
+/// Whether values that differ in the Site DB differ in the Agent DB's type, too, or are refused there. (Not for enums, whose
+/// labels differ if their texts do; and a collation may be another matter.)
+pub(super) fn keeps_apart(site: &str, agent: &str) -> bool {
+    const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];
+    const TIMESTAMPS: &[&str] = &["timestamp without time zone", "timestamp with time zone"];
+    let (from, to) = (TypeName::parse(site), TypeName::parse(agent));
+    if to.name == "citext" && from.name != "citext" {
+        return false;
+    }
+    if prints_alike(site, agent) {
+        return true;
+    }
+    if from.array != to.array {
+        return false;
+    }
+    let is_integer = |of: &TypeName<'_>| INTEGERS.contains(&of.name.as_str());
+    match to.name.as_str() {
+        // What is longer is refused (but for blanks at its end, which are cut).
+        "character varying" => true,
+        "character" => from.name == "character",
+        // A text that is no whole number is refused.
+        "smallint" | "integer" | "bigint" => from.name == "numeric",
+        // Of a length with digits behind the point, or none: a negative scale rounds.
+        "numeric" if is_integer(&from) => to.numbers().get(1).is_none_or(|scale| *scale >= 0),
+        "numeric" => to.length.is_none() && matches!(from.name.as_str(), "real" | "double precision"),
+        "double precision" => matches!(from.name.as_str(), "smallint" | "integer"),
+        name if TIMESTAMPS.contains(&name) => {
+            from.name == "date"
+                || TIMESTAMPS.contains(&from.name.as_str()) && (to.length.is_none() || to.length == from.length)
+        }
+        "inet" => from.name == "cidr",
+        _ => false,
+    }
+}
+
 /// Whether the Agent DB's type has another length, and takes no value that it changes.
 fn takes_longer(site: &TypeName<'_>, agent: &TypeName<'_>) -> bool {
     let (from, to) = (site.numbers(), agent.numbers());
@@ -118,6 +156,41 @@ mod tests {
             ("\"My Schema\".\"My Type\"", "\"My Schema\".\"My Type\""),
         ] {
             assert!(prints_alike(site, agent), "{site} {agent}");
+        }
+    }
+
+    #[test]
+    fn a_key_must_stay_apart_from_others() {
+        for (site, agent) in [
+            ("text", "text"),
+            ("citext", "ext.citext"),
+            ("citext", "text"),
+            ("text", "character varying(10)"),
+            ("character(4)", "character(6)"),
+            ("numeric", "bigint"),
+            ("bigint", "numeric(20,0)"),
+            ("double precision", "numeric"),
+            ("integer", "double precision"),
+            ("date", "timestamp with time zone"),
+            ("timestamp(3) without time zone", "timestamp(3) with time zone"),
+            ("mood", "text"),
+        ] {
+            assert!(keeps_apart(site, agent), "{site} {agent}");
+        }
+        for (site, agent) in [
+            ("text", "citext"),
+            ("text", "character(3)"),
+            ("text", "integer"),
+            ("text", "uuid"),
+            ("numeric", "numeric(10,0)"),
+            ("bigint", "numeric(5,-2)"),
+            ("bigint", "double precision"),
+            ("double precision", "real"),
+            ("timestamp without time zone", "date"),
+            ("timestamp without time zone", "timestamp(0) without time zone"),
+            ("timestamp without time zone", "timestamp(0) with time zone"),
+        ] {
+            assert!(!keeps_apart(site, agent), "{site} {agent}");
         }
     }
 

@@ -150,6 +150,7 @@ mod tests {
                 not_null: names(&["a", "b", "c"]),
                 unsent: Vec::new(),
                 types: Vec::new(),
+                nondeterministic: Vec::new(),
             }),
         };
         choose(&description, agent).map(|chosen| chosen.map(|(_, key)| key))

@@ -67,6 +67,8 @@ pub(super) struct ColumnFacts {
     pub must_be_given: Option<Refuses>,
     /// Whether its collation is deterministic: only identical texts are equal.
     pub deterministic: bool,
+    /// Whether its base type is an enum.
+    pub enumerated: bool,
 }
 
 /// A column of a unique index.
@@ -174,7 +176,8 @@ SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type,
                    WHERE t3.oid OPERATOR(pg_catalog.=) a.atttypid AND t3.typdefault IS NOT NULL) THEN 'domain'
            END AS must_be_given,
        coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l
-           WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation), true) AS deterministic
+           WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation), true) AS deterministic,
+       t.typtype OPERATOR(pg_catalog.=) 'e' AS enumerated
 FROM pg_catalog.pg_attribute a
 JOIN base b ON b.attnum OPERATOR(pg_catalog.=) a.attnum
 JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) b.type AND t.typtype OPERATOR(pg_catalog.<>) 'd'
@@ -287,6 +290,7 @@ impl ColumnFacts {
                 None => None,
             },
             deterministic: row.get("deterministic"),
+            enumerated: row.get("enumerated"),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio_postgres::Client;
 
-use super::alike::prints_alike;
+use super::alike::{keeps_apart, prints_alike};
 use super::key;
 use super::read::{self, ColumnFacts, KeyFacts, TableFacts};
 use super::target::{Column, Lookup, Target};
@@ -52,6 +52,9 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
     }
     let columns = columns(description, &facts.columns, &key)?;
     check_unpublished(description, &facts.columns)?;
+    if let RowKey::Columns(key) = &key {
+        check_key(description, key, &facts.columns)?;
+    }
     if key == RowKey::WholeRow {
         check_types(description, &facts.columns)?;
     }
@@ -144,6 +147,34 @@ fn check_types(description: &TableDescription, facts: &[ColumnFacts]) -> Result<
                 site: site.clone(),
                 agent: agent.declared_type.clone(),
             });
+        }
+    }
+    Ok(())
+}
+
+/// A collation as it stands in a type's declaration, for people.
+const MERGING: &str = "with a collation that takes different texts as equal";
+
+/// Rows that the Site DB tells apart must have different keys in the Agent DB, too.
+fn check_key(description: &TableDescription, key: &[usize], facts: &[ColumnFacts]) -> Result<(), AgentError> {
+    for name in key.iter().filter_map(|&position| description.columns.get(position)) {
+        let site = description.facts.types.iter().find(|(column, _)| column == name);
+        let agent = facts.iter().find(|column| *column.name == **name);
+        let (Some((_, site)), Some(agent)) = (site, agent) else {
+            continue;
+        };
+        let merges = |site: String, agent: String| AgentError::KeyMerges {
+            table: description.table.clone(),
+            column: name.to_string(),
+            site,
+            agent,
+        };
+        if !agent.enumerated && !keeps_apart(site, &agent.declared_type) {
+            return Err(merges(site.clone(), agent.declared_type.clone()));
+        }
+        if !agent.deterministic && !description.facts.nondeterministic.contains(name) {
+            let agent = format!("{} {MERGING}", agent.declared_type);
+            return Err(merges(format!("{site} COLLATE pg_catalog.\"default\""), agent));
         }
     }
     Ok(())

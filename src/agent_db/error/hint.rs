@@ -129,6 +129,9 @@ impl AgentError {
             ),
             Self::TypeDiffers {
                 table, column, site, ..
+            }
+            | Self::KeyMerges {
+                table, column, site, ..
             } => format!(
                 "in the Agent DB: ALTER TABLE {} ALTER COLUMN {} TYPE {site};",
                 table.quoted(),

@@ -24,6 +24,7 @@ impl AgentError {
             | Self::DeferrablePrimaryKey { .. }
             | Self::NoIndexOnIdentity { .. }
             | Self::SharedWithoutKey { .. }
+            | Self::KeyMerges { .. }
             | Self::KeyChanged { .. } => HoldCause::Key,
             Self::Claimed { .. } => HoldCause::Claimed,
             Self::NotPermitted { .. } | Self::ObjectsNotPermitted { .. } => HoldCause::Rights,

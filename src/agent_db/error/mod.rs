@@ -166,6 +166,17 @@ pub enum AgentError {
         site: String,
         agent: String,
     },
+    /// Two rows of the Site DB may be one in the Agent DB.
+    #[error(
+        "different keys of {table} may be equal in the Agent DB, and its rows one: column {column} is {agent} there and {site} in the \
+         Site DB"
+    )]
+    KeyMerges {
+        table: TableName,
+        column: String,
+        site: String,
+        agent: String,
+    },
     /// The Agent DB's key is not the one that the table's changes were made for.
     #[error("the key of {table} was changed in the Agent DB")]
     KeyChanged { table: TableName },
@@ -342,6 +353,7 @@ impl AgentError {
             | Self::TableRefused { .. }
             | Self::RowsSwallowed { .. }
             | Self::TypeDiffers { .. }
+            | Self::KeyMerges { .. }
             | Self::TooManyFailed { .. }
             | Self::Backwards { .. }
             | Self::AnotherSource
@@ -383,6 +395,7 @@ impl AgentError {
             | Self::ColumnUnfilled { table, .. }
             | Self::NoIndexOnIdentity { table, .. }
             | Self::TypeDiffers { table, .. }
+            | Self::KeyMerges { table, .. }
             | Self::KeyEncoding { table }
             | Self::KeyChanged { table }
             | Self::TableChanged { table }

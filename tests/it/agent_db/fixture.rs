@@ -281,6 +281,7 @@ pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
         not_null: columns.clone(),
         unsent: Vec::new(),
         types: Vec::new(),
+        nondeterministic: Vec::new(),
     };
     TableDescription {
         id: RelationId(rows.len() as u32),

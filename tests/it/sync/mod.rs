@@ -18,6 +18,7 @@ mod kills;
 mod knots;
 mod locks;
 mod memory;
+mod merging_keys;
 mod oracle;
 mod pooler;
 mod program;
