@@ -94,6 +94,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("whatsapp.hold_probe_ms", ValueKind::Integer),
     ("whatsapp.accounts", ValueKind::Tables(ACCOUNT)),
     ("auth.tokens", ValueKind::Tables(TOKEN)),
+    ("events.keep_hours", ValueKind::Integer),
     ("log.format", ValueKind::Text),
     ("log.filter", ValueKind::Text),
 ];

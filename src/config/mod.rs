@@ -34,6 +34,6 @@ pub use layers::DEFAULTS;
 pub use load::load;
 pub use problem::{ConfigError, Problem};
 pub use sections::{
-    Account, Admin, Agent, ApiToken, Config, Http, Log, LogFormat, Needs, OnNewColumn, OnUnreplicableTable, Site, Sync,
-    Whatsapp,
+    Account, Admin, Agent, ApiToken, Config, Events, Http, Log, LogFormat, Needs, OnNewColumn, OnUnreplicableTable,
+    Site, Sync, Whatsapp,
 };

@@ -10,10 +10,10 @@ use super::settings::OutboxSettings;
 use super::shared::Shared;
 use super::submit::{self, NewMessage, SubmitError, Submitted};
 use super::wait::Delivered;
-use super::{number, sweeper};
+use super::{elsewhere, number, sweeper};
 use crate::health::Health;
 use crate::provider::PhoneNumberId;
-use crate::realtime::other_processes;
+use crate::realtime::EventLog;
 use crate::site_db::messages::MessageRow;
 use crate::site_db::{Pool, SiteError};
 
@@ -28,6 +28,7 @@ impl Outbox {
     pub fn start(
         pool: Pool,
         settings: OutboxSettings,
+        events: &EventLog,
         health: &Health,
         stop: CancellationToken,
     ) -> (Self, JoinSet<()>) {
@@ -36,11 +37,7 @@ impl Outbox {
         for sender in shared.senders.values() {
             tasks.spawn(number::run(Arc::clone(&shared), Arc::clone(sender)));
         }
-        tasks.spawn(other_processes::run(
-            shared.pool.clone(),
-            shared.waiters.clone(),
-            shared.stop.clone(),
-        ));
+        tasks.spawn(elsewhere::run(Arc::clone(&shared), events.subscribe()));
         tasks.spawn(sweeper::run(Arc::clone(&shared), health.component("outbox")));
         (Self(shared), tasks)
     }

@@ -45,6 +45,7 @@
 //! | `outcome_writer` | writes the outcomes of many attempts in one transaction |
 //! | `commit` | commits an outcome, repeating until the Site DB takes it |
 //! | `wait` | a client that waits for its message |
+//! | `elsewhere` | wakes those whom a change of another process concerns |
 //! | `sweeper` | settles the messages of processes that died, measures the gaps |
 //! | `shared` | state that all these tasks share |
 
@@ -52,6 +53,7 @@ mod attempt;
 mod batches;
 mod claims;
 mod commit;
+mod elsewhere;
 mod handle;
 mod message_blame;
 mod number;

@@ -172,6 +172,12 @@ impl Sender {
         self.wake.notify_one();
     }
 
+    /// Messages may be due that are not known here: wakes the number's task.
+    pub(super) fn ask_for_scan(&self) {
+        self.queue().ask_for_scan();
+        self.wake.notify_one();
+    }
+
     /// An attempt's outcome is stored: the next message of its conversation may be sent.
     pub(super) fn ended(&self, outcome: &Outcome) {
         self.queue().ended(outcome.message.conversation_id);

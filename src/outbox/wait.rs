@@ -15,8 +15,8 @@ use crate::retry::Disposition;
 use crate::site_db::messages::{self, MessageRow};
 use crate::site_db::{MessageStatus, SiteError};
 
-/// How often a waiter queries its message itself, in case [`other_processes`](crate::realtime::other_processes), which
-/// queries for all waiters, fails.
+/// How often a waiter queries its message itself, in case the events of other processes
+/// ([`EventLog`](crate::realtime::EventLog)) don't come.
 const QUERY_EVERY: Duration = Duration::from_secs(2);
 
 /// What a waiting client gets.

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! outbox ── commit ──▶ Waiters::committed ──▶ whoever registered for the message
-//! another process ── commit ──▶ Site DB ──▶ other_processes::run ──┘
+//! any process ── commit ──▶ Site DB ──▶ EventLog ──▶ whoever subscribed, in the order of the events
 //! ```
 //!
-//! Today only requests wait here, each for one message. This is the module for everything else that hears of commits:
-//! server-sent events, Socket.IO, and subscribers that get webhooks delivered as Meta does. Two rules hold for all of them:
+//! Requests wait here, each for one message. This is the module for everything else that hears of commits: server-sent events,
+//! Socket.IO, and subscribers that get webhooks delivered as Meta does. Two rules hold for all of them:
 //!
 //! - A notification comes after the commit and only means "read now": the state is in the Site DB. So a notification that
 //!   is lost, doubled or late does no harm.
@@ -15,11 +15,12 @@
 //! | file | its job |
 //! |---|---|
 //! | `waiters` | the messages that requests of this process wait for, and waking them |
-//! | [`other_processes`] | finds messages that another process changed, and wakes their waiters here |
+//! | `event_log` | [`EventLog`]: reads the Site DB's events in their order, and hands them on in this process |
 //!
 //! Not here: routes and access (`http`), how long a client waits and what happens then (`outbox`), statements (`site_db`).
 
-pub mod other_processes;
+mod event_log;
 mod waiters;
 
+pub use event_log::EventLog;
 pub use waiters::{Changed, Ticket, Waiters};

@@ -40,11 +40,12 @@ impl Waiters {
         }
     }
 
-    /// All messages with waiters.
-    #[must_use]
-    pub fn ids(&self) -> Vec<Uuid> {
+    /// Wakes everybody: any message may have changed.
+    pub fn committed_any(&self) {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.keys().copied().collect()
+        for (_, notify) in all.values() {
+            notify.notify_waiters();
+        }
     }
 
     /// Wakes the message's waiters: a change of it was committed.

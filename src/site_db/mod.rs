@@ -14,6 +14,7 @@
 //! | [`status_events`] | `message_status_events`: what Meta reported, unchanged |
 //! | [`notifications`] | `notifications`: what a person should look at |
 //! | [`webhook_events`] | `webhook_events`: what Meta posted, byte for byte |
+//! | [`events`] | `twinlog.events`: what listeners are told of, in order |
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
 //! | [`locks`] | advisory locks on things that have no row yet |
 //! | `schema` | checks that all these tables are there |
@@ -31,6 +32,7 @@ mod column;
 mod connect;
 pub mod conversations;
 mod error;
+pub mod events;
 pub mod leads;
 pub mod locks;
 pub mod messages;

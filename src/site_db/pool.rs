@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{Acquire, AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Postgres, SqlSafeStr};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::SiteError;
 use crate::config::{DatabaseUrl, Site};
@@ -14,7 +16,16 @@ use crate::postgres::{SessionError, Side, refuse_pooler, sqlx_options};
 
 /// Connections to the Site DB, shared by everything in this process. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Pool(pub(super) PgPool, SharedSessions);
+pub struct Pool(pub(super) PgPool, SharedSessions, Arc<Process>);
+
+/// This process, as the Site DB knows it.
+#[derive(Debug)]
+struct Process {
+    /// Set in each session; events of this process bear it.
+    id: Uuid,
+    /// Told after each commit that may have written events.
+    committed: Notify,
+}
 
 /// Cancelled once a pooler was found that shares the server's sessions between clients.
 type SharedSessions = CancellationToken;
@@ -23,7 +34,7 @@ type SharedSessions = CancellationToken;
 ///
 /// READ COMMITTED, as [`locks`](super::locks) needs it: each statement sees what was committed before it.
 #[derive(Debug)]
-pub struct Transaction<'a>(sqlx::Transaction<'a, Postgres>);
+pub struct Transaction<'a>(sqlx::Transaction<'a, Postgres>, Option<Arc<Process>>);
 
 /// How long a request waits for a connection: Meta's clients give up after 5 s at the earliest, and must hear from us
 /// before that.
@@ -73,6 +84,11 @@ impl Pool {
         let url = Arc::new(site.url.clone());
         let shared = SharedSessions::new();
         let found = shared.clone();
+        let process = Arc::new(Process {
+            id: Uuid::new_v4(),
+            committed: Notify::new(),
+        });
+        let process_id = process.id;
         let pool = PgPoolOptions::new()
             .max_connections(site.max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -98,7 +114,8 @@ impl Pool {
                         return Err(sqlx::Error::PoolClosed);
                     }
                     connection.execute(AssertSqlSafe(pin_values())).await?;
-                    connection.execute(SESSION).await?;
+                    let session = format!("{SESSION}, set_config('twinlog.process', '{process_id}', false)");
+                    connection.execute(AssertSqlSafe(session)).await?;
                     for statement in prepared() {
                         // Fails while the schema is not migrated: then the statement's own use says so.
                         let _ = connection.prepare(statement.into_sql_str()).await;
@@ -107,7 +124,7 @@ impl Pool {
                 })
             })
             .connect_lazy_with(sqlx_options(&site.url, "twinlog serve"));
-        Self(pool, shared)
+        Self(pool, shared, process)
     }
 
     /// Begins a transaction.
@@ -116,7 +133,24 @@ impl Pool {
     /// No connection could be opened or became free in time, or the Site DB is silent.
     pub async fn begin(&self) -> Result<Transaction<'static>, SiteError> {
         let began = tokio::time::timeout(BEGIN_TIMEOUT, self.0.begin()).await;
-        Ok(Transaction(began.unwrap_or(Err(sqlx::Error::PoolTimedOut))?))
+        let began = began.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+        Ok(Transaction(began, Some(Arc::clone(&self.2))))
+    }
+
+    /// The id of this process in the Site DB's sessions.
+    #[must_use]
+    pub fn process(&self) -> Uuid {
+        self.2.id
+    }
+
+    /// A statement that is a transaction of its own may have written events. [`Transaction::commit`] says so itself.
+    pub(super) fn committed(&self) {
+        self.2.committed.notify_one();
+    }
+
+    /// Waits until this process has committed something since the last call. For one waiter.
+    pub async fn next_commit(&self) {
+        self.2.committed.notified().await;
     }
 
     /// Waits until a pooler is found that shares the server's sessions, and closes the pool for good: nothing may run on
@@ -139,7 +173,11 @@ impl Transaction<'_> {
     /// # Errors
     /// The Site DB refused, or did not answer: then it is not known whether it is committed.
     pub async fn commit(self) -> Result<(), SiteError> {
-        Ok(self.0.commit().await?)
+        self.0.commit().await?;
+        if let Some(process) = self.1 {
+            process.committed.notify_one();
+        }
+        Ok(())
     }
 
     /// Rolls back; of a savepoint: only what was done since.
@@ -155,7 +193,7 @@ impl Transaction<'_> {
     /// # Errors
     /// See [`SiteError`].
     pub async fn savepoint(&mut self) -> Result<Transaction<'_>, SiteError> {
-        Ok(Transaction(self.0.begin().await?))
+        Ok(Transaction(self.0.begin().await?, None))
     }
 
     /// The driver's connection, to run statements on.

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use super::{Pool, SiteError, accounts, messages, number_leases, webhook_events};
+use super::{Pool, SiteError, accounts, events, messages, number_leases, webhook_events};
 
 /// Names the newest column of each table, which its owner knows, so that an older schema fails here with a clear message,
 /// and not in the middle of a send. Reads no row.
@@ -12,6 +12,7 @@ static PROBE: LazyLock<String> = LazyLock::new(|| {
         accounts::NEWEST_COLUMN,
         webhook_events::NEWEST_COLUMN,
         number_leases::NEWEST_COLUMN,
+        events::NEWEST_COLUMN,
     ]
     .map(|(table, column)| format!("(SELECT {column} IS NULL FROM {table} WHERE false)"))
     .join(" UNION ALL ")

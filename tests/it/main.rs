@@ -12,6 +12,7 @@ mod monitoring;
 mod pitfalls;
 mod postgres_clusters;
 mod quickstart;
+mod realtime;
 mod server;
 mod sessions;
 mod simulate;

@@ -2,6 +2,7 @@
 
 mod auth;
 mod databases;
+mod events;
 mod listeners;
 mod log;
 mod sync;
@@ -9,6 +10,7 @@ mod whatsapp;
 
 pub use auth::ApiToken;
 pub use databases::{Agent, Site};
+pub use events::Events;
 pub use listeners::{Admin, Http};
 pub use log::{Log, LogFormat};
 pub use sync::{OnNewColumn, OnUnreplicableTable, Sync};
@@ -33,6 +35,8 @@ pub struct Config {
     pub whatsapp: Whatsapp,
     /// `[[auth.tokens]]`
     pub tokens: Vec<ApiToken>,
+    /// `[events]`
+    pub events: Events,
     /// `[log]`
     pub log: Log,
 }
@@ -63,6 +67,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
     }
     let whatsapp = whatsapp::whatsapp(reader, needs.whatsapp);
     let tokens = auth::tokens(reader, needs.whatsapp);
+    let events = events::events(reader);
     let log = log::log(reader);
     Some(Config {
         site: site?,
@@ -72,6 +77,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
         admin: admin?,
         whatsapp: whatsapp?,
         tokens: tokens?,
+        events: events?,
         log: log?,
     })
 }

@@ -27,6 +27,7 @@ use crate::health::Health;
 use crate::inbox::{Inbox, Worker};
 use crate::outbox::Outbox;
 use crate::provider::cloud::ClientSetupError;
+use crate::realtime::EventLog;
 use crate::shutdown;
 use crate::site_db::Pool;
 
@@ -58,7 +59,13 @@ pub async fn run_server(
     let pool = Pool::connect(&config.site);
     // A stop of our own, so that a part that fails can stop the others cleanly.
     let stop = stop.child_token();
-    let (outbox, sending) = Outbox::start(pool.clone(), settings.outbox, &health, stop.clone());
+    let (events, reading) = EventLog::start(
+        pool.clone(),
+        config.events.keep,
+        health.component("events"),
+        stop.clone(),
+    );
+    let (outbox, sending) = Outbox::start(pool.clone(), settings.outbox, &events, &health, stop.clone());
     let inbox = Inbox::new(pool.clone(), settings.inbox);
 
     let mut parts: JoinSet<Result<(), ServerError>> = JoinSet::new();
@@ -68,6 +75,7 @@ pub async fn run_server(
         Ok(())
     });
     parts.spawn(join(sending));
+    parts.spawn(join(reading));
     let worker = Worker::new(inbox.clone(), health.component("inbox"));
     let worker_stop = stop.clone();
     parts.spawn(async move {
@@ -98,7 +106,7 @@ pub async fn run_server(
     result
 }
 
-/// Waits for the outbox's tasks. If one panics, the server must end: it would accept messages and not send them.
+/// Waits for the tasks of a part. If one panics, the server must end: it would accept messages and not send them, or tell nobody.
 async fn join(mut tasks: JoinSet<()>) -> Result<(), ServerError> {
     while let Some(ended) = tasks.join_next().await {
         ended.map_err(ServerError::Part)?;

@@ -129,7 +129,11 @@ pub async fn claim(pool: &Pool, claim: Claim, wanted: Wanted<'_>) -> Result<Vec<
     if let Wanted::These(ids) = wanted {
         query = query.bind(ids);
     }
-    Ok(query.fetch_all(&mut *connection).await?)
+    let claimed = query.fetch_all(&mut *connection).await?;
+    if !claimed.is_empty() {
+        pool.committed();
+    }
+    Ok(claimed)
 }
 
 /// Claims one message of a held number, to test if it can send again. The caller commits.
@@ -162,6 +166,7 @@ pub async fn give_back(pool: &Pool, lease_owner: Uuid) -> Result<usize, SiteErro
         .bind(lease_owner)
         .fetch_all(&pool.0)
         .await?;
+    pool.committed();
     Ok(given.len())
 }
 
@@ -171,7 +176,11 @@ pub async fn give_back(pool: &Pool, lease_owner: Uuid) -> Result<usize, SiteErro
 /// # Errors
 /// See [`SiteError`].
 pub async fn sweep_expired(pool: &Pool) -> Result<Vec<Uuid>, SiteError> {
-    Ok(sqlx::query_scalar(EXPIRE.as_str()).fetch_all(&pool.0).await?)
+    let expired: Vec<Uuid> = sqlx::query_scalar(EXPIRE.as_str()).fetch_all(&pool.0).await?;
+    if !expired.is_empty() {
+        pool.committed();
+    }
+    Ok(expired)
 }
 
 /// Cancels messages whose clients stopped waiting long ago but could not cancel them (their server died). Returns the
@@ -180,7 +189,11 @@ pub async fn sweep_expired(pool: &Pool) -> Result<Vec<Uuid>, SiteError> {
 /// # Errors
 /// See [`SiteError`].
 pub async fn sweep_abandoned(pool: &Pool) -> Result<Vec<Uuid>, SiteError> {
-    Ok(sqlx::query_scalar(ABANDON.as_str()).fetch_all(&pool.0).await?)
+    let abandoned: Vec<Uuid> = sqlx::query_scalar(ABANDON.as_str()).fetch_all(&pool.0).await?;
+    if !abandoned.is_empty() {
+        pool.committed();
+    }
+    Ok(abandoned)
 }
 
 /// Two members of a `WITH` that makes due what waited for the numbers that the query `held` names: `waiting` locks these

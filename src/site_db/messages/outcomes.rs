@@ -243,7 +243,9 @@ pub async fn cancel_waiting(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
         id,
         ..Change::default()
     };
-    Ok(!CANCEL.execute(&mut connection, &[change]).await?.is_empty())
+    let cancelled = CANCEL.execute(&mut connection, &[change]).await?;
+    pool.committed();
+    Ok(!cancelled.is_empty())
 }
 
 /// Makes a cancelled message `pending` again, because the same client asks again. Returns false if it was not cancelled by
@@ -258,7 +260,9 @@ pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>) -> Res
         send_within,
         ..Change::default()
     };
-    Ok(!REVIVE.execute(&mut connection, &[change]).await?.is_empty())
+    let revived = REVIVE.execute(&mut connection, &[change]).await?;
+    pool.committed();
+    Ok(!revived.is_empty())
 }
 
 /// A message of ours whose row this transaction has locked.

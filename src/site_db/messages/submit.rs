@@ -204,6 +204,7 @@ pub async fn submit(pool: &Pool, submissions: &[Arc<Submission>]) -> Result<Vec<
     let rows: Vec<Row> = sqlx::query_as_with(SUBMIT.as_str(), arguments)
         .fetch_all(&pool.0)
         .await?;
+    pool.committed();
     let mut results: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
     Ok(submissions
         .iter()

@@ -240,7 +240,10 @@ fn every_key_of_the_configuration_is_used_by_the_work() {
     let sources = sources();
     for key in keys {
         // A duration's field has no unit in its name.
-        let field = key.strip_suffix("_ms").unwrap_or(key);
+        let field = ["_ms", "_hours"]
+            .iter()
+            .find_map(|unit| key.strip_suffix(unit))
+            .unwrap_or(key);
         let used = sources
             .iter()
             .filter(|source| !matches!(source.module.as_str(), "config" | "dev"))

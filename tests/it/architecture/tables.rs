@@ -13,6 +13,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("public.notifications", "notifications"),
     ("public.webhook_events", "webhook_events"),
     ("twinlog.number_leases", "number_leases"),
+    ("twinlog.events", "events"),
 ];
 
 /// What the only writer of messages is.
