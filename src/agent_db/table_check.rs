@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::apply::try_statements;
 use super::bookkeeping::Pipeline;
-use super::bookkeeping::claims::{self, Claimed};
+use super::bookkeeping::claims;
 use super::catalog::{self, Rights};
 use super::error::AgentError;
 use crate::change::{TableDescription, TableName};
@@ -70,12 +70,8 @@ impl TableCheck {
                 table: table.table.clone(),
             });
         }
-        if let Claimed::Other(claim) = self.pipeline.look(&self.client, &table.table).await? {
-            return Err(AgentError::Claimed {
-                table: table.table.clone(),
-                claim,
-            });
-        }
+        let claimed = self.pipeline.look(&self.client, &table.table).await?;
+        claimed.allowed(&table.table)?;
         let lock = format!(
             "BEGIN; LOCK TABLE {} IN ROW EXCLUSIVE MODE NOWAIT",
             table.table.quoted()

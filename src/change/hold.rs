@@ -34,7 +34,7 @@ pub enum HoldCause {
     Locked,
     /// The publication does not have the table.
     NotPublished,
-    /// Another pipeline writes the table.
+    /// Another pipeline writes the table, or this one writes it as a partition of another table.
     Claimed,
     /// Too many of its rows are parked.
     TooManyFailed,

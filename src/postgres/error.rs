@@ -164,12 +164,15 @@ pub fn explain(error: &dyn std::error::Error, hint: Option<String>) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let next = error.to_string();
+        let (next, is_last) = match server_message(error) {
+            Some(message) => (message, true),
+            None => (error.to_string(), false),
+        };
         if !text.contains(&next) {
             text.push_str(": ");
             text.push_str(&next);
         }
-        cause = error.source();
+        cause = error.source().filter(|_| !is_last);
     }
     if let Some(hint) = hint {
         text.push_str(" — ");
@@ -177,6 +180,18 @@ pub fn explain(error: &dyn std::error::Error, hint: Option<String>) -> String {
     }
     // A server's message may contain line breaks; a log record must be one line.
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The server's own words, without those that the drivers add ("db error", "at line 842" of the server's sources).
+fn server_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let (message, code) = if let Some(error) = error.downcast_ref::<tokio_postgres::Error>() {
+        let error = error.as_db_error()?;
+        (error.message(), error.code().code().into())
+    } else {
+        let error = error.downcast_ref::<sqlx::Error>()?.as_database_error()?;
+        (error.message(), error.code().unwrap_or_default())
+    };
+    Some(format!("{message} (SQLSTATE {code})"))
 }
 
 /// For statements that write no row: an error that looks like a row's own needs an operator.
@@ -205,7 +220,9 @@ const PASSWORD_MISSING_HINT: &str =
 pub fn session_hint(side: Side, sqlstate: &str) -> Option<String> {
     Some(match sqlstate {
         "53100" => format!("the {side}'s disk is full: free space; work goes on by itself"),
-        "53300" => format!("raise max_connections in the {side}, or end sessions that are not needed"),
+        "53300" => format!(
+            "in the {side}, raise max_connections (or the CONNECTION LIMIT of the role or database), or end sessions that are not needed"
+        ),
         "28000" | "28P01" => "check role and password in the URL".to_owned(),
         "3D000" => "check the database's name in the URL".to_owned(),
         "25006" => format!(

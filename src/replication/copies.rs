@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
@@ -37,6 +37,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// First and longest wait before a failed copy is tried again. The longest is short: an attempt costs only a connection
 /// and a chunk, and an operator who has repaired the cause wants to see the copy continue.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// How long a copy fails for temporary reasons until its table is shown with the reason: it may be one that lasts, such as
+/// connections that are all taken.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// What all copies of one run share.
 pub(super) struct Copies {
@@ -79,6 +83,32 @@ impl AfterFailure {
             (Disposition::Systemic | Disposition::Row, true) => Self::GiveUp,
             (Disposition::Systemic | Disposition::Row, false) => Self::Hold,
         }
+    }
+}
+
+/// The failures of a copy since its last progress.
+#[derive(Debug, Default)]
+struct Failures {
+    attempt: u32,
+    since: Option<Instant>,
+    /// Rows read when it failed last.
+    rows_copied: i64,
+}
+
+impl Failures {
+    /// Counts one more; returns how many there are. A copy that has gone on in between starts afresh.
+    fn count(&mut self, record: &TableRecord) -> u32 {
+        if self.rows_copied != record.rows_copied {
+            *self = Self::default();
+        }
+        self.rows_copied = record.rows_copied;
+        self.since.get_or_insert_with(Instant::now);
+        self.attempt += 1;
+        self.attempt
+    }
+
+    fn last_long(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed() >= TOLD_AFTER)
     }
 }
 
@@ -196,7 +226,7 @@ impl Copies {
         first: SemaphorePermit<'p>,
         stop: &CancellationToken,
     ) {
-        let (mut attempt, mut permit) = (0, first);
+        let (mut failures, mut permit) = (Failures::default(), first);
         loop {
             let mut waited = Ok(());
             if self.must_wait(&source.table) {
@@ -222,8 +252,8 @@ impl Copies {
             if stop.is_cancelled() {
                 return;
             }
-            attempt += 1;
-            if Box::pin(self.failed(record, &error, attempt)).await.is_err() {
+            let attempt = failures.count(record);
+            if Box::pin(self.failed(record, &error, &failures)).await.is_err() {
                 // The stream has ended; its own error is the one to report.
                 return;
             }
@@ -252,12 +282,13 @@ impl Copies {
     }
 
     /// Logs a failed attempt, and stores its reason with the table's state (the next finished chunk removes it).
-    async fn failed(&self, record: &TableRecord, error: &SyncError, attempt: u32) -> Result<(), SyncError> {
-        let (table, reason) = (&record.table, error.explain());
+    async fn failed(&self, record: &TableRecord, error: &SyncError, failures: &Failures) -> Result<(), SyncError> {
+        let (table, reason, attempt) = (&record.table, error.explain(), failures.attempt);
         let event = match AfterFailure::of(error.disposition(), record.condition.is_some()) {
             AfterFailure::TryAgain => {
                 info!(%table, attempt, %reason, "the copy of a table was interrupted: trying again");
-                TableEvent::CopyWaits { reason: None }
+                let reason = failures.last_long().then_some(reason);
+                TableEvent::CopyWaits { reason }
             }
             AfterFailure::Hold => {
                 let reason = self.site_fault(table, error).await.unwrap_or(reason);

@@ -172,6 +172,9 @@ impl Start<'_> {
         for slot in claims::gone(&source, slots, prepared.version).await? {
             claims::log_taken_over(&slot, applier.remove_abandoned_claims(&slot).await?);
         }
+        // A table that is not published any more may be a partition of one that is, or the reverse.
+        let selected = prepared.tables.keys().chain(prepared.faults.keys());
+        applier.settle_claims(selected.chain(&prepared.refused)).await?;
         let faults = Box::pin(faults::find(
             &mut applier,
             &prepared,
@@ -424,6 +427,8 @@ impl Start<'_> {
                 applier.remember_shape(&due.table, &shape).await?;
             }
         }
+        let records = tables.records();
+        Box::pin(applier.forget_parked_of_others(|table| records.contains_key(table))).await?;
         tables.publish();
         Ok(unreplicable.ignored)
     }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Statement;
+use tracing::warn;
 
 use super::parked_keys::ParkedKeys;
 use super::parking_log::ParkingLog;
 use super::session::Session;
 use super::targets::Targets;
 use super::write::{Constraints, CopyBackoff, Writer};
-use crate::agent_db::bookkeeping::claims::{self, Claimed};
+use crate::agent_db::bookkeeping::claims;
 use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::bookkeeping::{
     Checkpoint, Pipeline, StoredCheckpoint, TableChange, TableMode, accounting, checkpoint, lock, shapes, tables,
@@ -21,6 +22,7 @@ use crate::agent_db::catalog::Rights;
 use crate::agent_db::error::{AgentError, MissingColumn, add_columns};
 use crate::change::{Relation, Shape, TableDescription, TableName};
 use crate::config::DatabaseUrl;
+use crate::lsn::Lsn;
 use crate::metrics;
 
 /// How an [`Applier`] works.
@@ -156,14 +158,8 @@ impl Applier {
             return Ok(tables.iter().map(|_| Ok(())).collect());
         };
         let claimed = pipeline.claim(&self.writer.session.client, &self.url, tables).await?;
-        let of_table = |(table, claimed): (&TableName, Claimed)| match claimed {
-            Claimed::Ours | Claimed::Free => Ok(()),
-            Claimed::Other(claim) => Err(AgentError::Claimed {
-                table: table.clone(),
-                claim,
-            }),
-        };
-        Ok(tables.iter().zip(claimed).map(of_table).collect())
+        let of_table = tables.iter().zip(claimed);
+        Ok(of_table.map(|(table, claimed)| claimed.allowed(table)).collect())
     }
 
     /// What the configuration says about a table that was looked up.
@@ -302,11 +298,44 @@ impl Applier {
         checkpoint::set_gap(&self.writer.session.client, &self.slot, &self.encoding.shown(reason)).await
     }
 
+    /// As [`Transaction::forget_parked`](super::transaction::Transaction::forget_parked).
+    pub(super) async fn forget_parked(&mut self, table: &TableName) -> Result<(), AgentError> {
+        let writer = &mut self.writer;
+        writer.session.begin_call()?;
+        writer.parked.begin_segment();
+        writer.parked.clear(table);
+        writer.parked.flush(&writer.session.client, Lsn::default()).await?;
+        writer.session.mend();
+        metrics::set_failed_rows(table, 0);
+        Ok(())
+    }
+
+    /// Removes the entries of parked rows whose table is not replicated: under its new name, or should it come back, it is
+    /// read as a whole, and nobody would try them again.
+    ///
+    /// # Errors
+    /// The statement or the connection failed.
+    pub async fn forget_parked_of_others(
+        &mut self,
+        is_replicated: impl Fn(&TableName) -> bool,
+    ) -> Result<(), AgentError> {
+        for (table, rows) in self.writer.parked.counts() {
+            if rows > 0 && !is_replicated(&table) {
+                warn!(%table, rows, "entries of parked rows are removed: their table is not replicated any more under this name");
+                self.forget_parked(&table).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a table's state. Durable when it returns.
     ///
     /// # Errors
     /// The statement or the connection failed.
     pub async fn write_table(&mut self, change: &TableChange) -> Result<(), AgentError> {
+        if let TableChange::Forgotten(gone) = change {
+            Box::pin(self.forget_parked_of_others(|table| table != gone)).await?;
+        }
         Box::pin(tables::write(
             &self.writer.session.client,
             self.encoding,

@@ -276,14 +276,7 @@ impl Transaction {
     /// # Errors
     /// The statement's or the connection's; [`AgentError::Aborted`] where an earlier call has failed.
     pub async fn forget_parked(&mut self, table: &TableName) -> Result<(), AgentError> {
-        let writer = &mut self.applier.writer;
-        writer.session.begin_call()?;
-        writer.parked.begin_segment();
-        writer.parked.clear(table);
-        writer.parked.flush(&writer.session.client, Lsn::default()).await?;
-        writer.session.mend();
-        metrics::set_failed_rows(table, 0);
-        Ok(())
+        self.applier.forget_parked(table).await
     }
 
     /// As [`Applier::clear_gap`]; if something was applied already, it is committed together with that.

@@ -26,6 +26,10 @@ const LOCK_CLASS: i32 = 0x636C_6169;
 /// Tables that are asked about at the same time: a start with many tables shall not take as many round trips.
 const AT_ONCE: usize = 32;
 
+fn is_free(claimed: &Claimed) -> bool {
+    matches!(claimed, Claimed::Free)
+}
+
 /// What the configuration says about tables.
 pub trait TableSettings: fmt::Debug + Send + Sync {
     /// Whether another pipeline may write the table as well (`sync.shared_tables`).
@@ -57,6 +61,25 @@ pub(in crate::agent_db) enum Claimed {
     Free,
     /// Another pipeline, and the two do not share it.
     Other(Box<OtherClaim>),
+    /// This pipeline, as rows of this table, of which it is a partition.
+    PartOf(TableName),
+}
+
+impl Claimed {
+    /// Whether the table may be written.
+    pub(in crate::agent_db) fn allowed(self, table: &TableName) -> Result<(), AgentError> {
+        match self {
+            Self::Ours | Self::Free => Ok(()),
+            Self::Other(claim) => Err(AgentError::Claimed {
+                table: table.clone(),
+                claim,
+            }),
+            Self::PartOf(whole) => Err(AgentError::PartOf {
+                table: table.clone(),
+                whole,
+            }),
+        }
+    }
 }
 
 /// The table by its name, all that its rows are part of, and all that are part of it; and the database for which OIDs hold.
@@ -86,8 +109,14 @@ const LOOK: &str = "
 SELECT EXISTS (SELECT FROM twinlog.claims o WHERE o.slot OPERATOR(pg_catalog.=) $1
         AND o.schema_name OPERATOR(pg_catalog.=) $2 AND o.table_name OPERATOR(pg_catalog.=) $3
         AND o.relation OPERATOR(pg_catalog.=) h.relation AND o.place OPERATOR(pg_catalog.=) h.place
-        AND o.shared OPERATOR(pg_catalog.=) $4) AS is_ours, x.*
+        AND o.shared OPERATOR(pg_catalog.=) $4) AS is_ours, w.*, x.*
 FROM here h LEFT JOIN LATERAL (
+    SELECT k.schema_name AS whole_schema, k.table_name AS whole_name FROM twinlog.claims k
+    JOIN above a ON a.relation OPERATOR(pg_catalog.=) k.relation AND a.relation OPERATOR(pg_catalog.<>) h.relation
+    JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) h.relation AND c.relispartition
+    WHERE k.slot OPERATOR(pg_catalog.=) $1 AND k.place OPERATOR(pg_catalog.=) h.place
+    ORDER BY 1, 2 LIMIT 1) AS w ON true
+LEFT JOIN LATERAL (
     SELECT k.slot, k.system_identifier, k.database, k.schema_name, k.table_name, k.shared, k.claimed_at,
         d.hostname, d.state,
         pg_catalog.date_part('epoch', pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) d.reported_at) AS age_seconds
@@ -141,6 +170,12 @@ impl Pipeline {
         if row.get::<_, Option<&str>>("slot").is_some() {
             return Ok(Claimed::Other(Box::new(self.other(table, shared, &row))));
         }
+        if let Some(schema) = row.get::<_, Option<&str>>("whole_schema") {
+            return Ok(Claimed::PartOf(TableName::new(
+                schema,
+                row.get::<_, &str>("whole_name"),
+            )));
+        }
         Ok(if row.get("is_ours") {
             Claimed::Ours
         } else {
@@ -177,7 +212,6 @@ impl Pipeline {
         tables: &[TableName],
     ) -> Result<Vec<Claimed>, AgentError> {
         let mut claimed = self.look_at_all(client, tables).await?;
-        let is_free = |claimed: &Claimed| matches!(claimed, Claimed::Free);
         let free: Vec<TableName> = (tables.iter().zip(&claimed))
             .filter(|(_, claimed)| is_free(claimed))
             .map(|(table, _)| table.clone())
@@ -214,7 +248,7 @@ impl Pipeline {
         let claimed = self.look_at_all(transaction.client(), tables).await?;
         let statement = transaction.prepare(&format!("{TABLE}{TAKE}")).await.map_err(&wrap)?;
         let ours: Vec<&TableName> = (tables.iter().zip(&claimed))
-            .filter(|(_, claimed)| !matches!(claimed, Claimed::Other(_)))
+            .filter(|(_, claimed)| is_free(claimed))
             .map(|(table, _)| table)
             .collect();
         for some in ours.chunks(AT_ONCE) {

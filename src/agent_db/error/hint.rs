@@ -49,6 +49,11 @@ impl AgentError {
                 ),
             },
             Self::Claimed { claim, .. } => claim.hint(),
+            Self::PartOf { table, whole } => format!(
+                "in the Agent DB, as in the Site DB: ALTER TABLE {} DETACH PARTITION {};",
+                whole.quoted(),
+                table.quoted()
+            ),
             Self::SharedWithoutKey { table } => format!(
                 "on both sides: ALTER TABLE {} ADD PRIMARY KEY (…); or take it out of sync.shared_tables",
                 table.quoted()

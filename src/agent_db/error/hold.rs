@@ -26,7 +26,7 @@ impl AgentError {
             | Self::SharedWithoutKey { .. }
             | Self::KeyMerges { .. }
             | Self::KeyChanged { .. } => HoldCause::Key,
-            Self::Claimed { .. } => HoldCause::Claimed,
+            Self::Claimed { .. } | Self::PartOf { .. } => HoldCause::Claimed,
             Self::NotPermitted { .. } | Self::ObjectsNotPermitted { .. } => HoldCause::Rights,
             Self::RowSecurity { .. } => HoldCause::RowSecurity,
             Self::RowsLocked { .. } => HoldCause::Locked,

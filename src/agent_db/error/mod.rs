@@ -73,6 +73,13 @@ pub enum AgentError {
         /// Whose it is.
         claim: Box<OtherClaim>,
     },
+    /// What is written to one of the two changes the other, too.
+    #[error("table {table} is a partition of {whole} in the Agent DB, and both are replicated")]
+    PartOf {
+        table: TableName,
+        /// The table that it is a partition of.
+        whole: TableName,
+    },
     /// Rows without a key can't be told from those of another pipeline.
     #[error("table {table} has no key, so it can't be shared with another pipeline")]
     SharedWithoutKey { table: TableName },
@@ -336,6 +343,7 @@ impl AgentError {
             | Self::TableMissing { .. }
             | Self::NotATable { .. }
             | Self::Claimed { .. }
+            | Self::PartOf { .. }
             | Self::SharedWithoutKey { .. }
             | Self::NoPrimaryKey { .. }
             | Self::DeferrablePrimaryKey { .. }
@@ -380,6 +388,7 @@ impl AgentError {
             Self::TableMissing { table }
             | Self::NotATable { table, .. }
             | Self::Claimed { table, .. }
+            | Self::PartOf { table, .. }
             | Self::SharedWithoutKey { table }
             | Self::NoPrimaryKey { table, .. }
             | Self::DeferrablePrimaryKey { table, .. }

@@ -284,7 +284,7 @@ impl ApplyTask {
         reply: oneshot::Sender<()>,
     ) -> Result<(), AgentError> {
         match transaction.agent_changed(table).await {
-            Err(error @ AgentError::Claimed { .. }) => {
+            Err(error @ (AgentError::Claimed { .. } | AgentError::PartOf { .. })) => {
                 let (ignored, _) = oneshot::channel();
                 self.table(transaction, table, TableEvent::Held(error.hold()), ignored)
                     .await?;

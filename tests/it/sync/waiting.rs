@@ -187,3 +187,42 @@ async fn a_standby_that_a_commit_waits_for_is_told_and_so_is_a_lock_on_our_own_t
     twins.until_equal(&["notes"]).await;
     daemon.until_ready(200, &[]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_gets_no_connection_is_told_with_the_servers_own_words() {
+    // GIVEN a daemon whose role has no connection left, as after a limit was set or all are taken
+    let mut twins = Twins::new(NOTES).await;
+    let role = twins
+        .site
+        .create_role("few", "ALTER ROLE {role} REPLICATION; GRANT SELECT ON notes TO {role}")
+        .await;
+    let publish = format!("CREATE PUBLICATION {} FOR TABLE notes", twins.site.name);
+    twins.on_site(&publish).await;
+    twins.set_site_url(&twins.site.url_as(&role));
+    let daemon = twins.start().await;
+    twins.until_table("notes", "streaming", 0).await;
+    let limit = |limit: u32| format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
+    twins.on_site(&limit(1)).await;
+
+    // WHEN a table is to be read
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
+    twins.run(&["resync", "notes"]).await;
+
+    // THEN it is said, and the stream goes on
+    until_told(
+        &twins,
+        &[
+            "the copy of table public.notes is held",
+            "too many connections for role",
+            "CONNECTION LIMIT",
+        ],
+    )
+    .await;
+    let (_, output) = twins.run(&["status", "--json"]).await;
+    assert!(!output.contains("db error") && !output.contains("at line"), "{output}");
+    twins.on_site("INSERT INTO notes VALUES (2, 'b', 2)").await;
+    twins.until_equal(&["notes"]).await;
+    twins.on_site(&limit(50)).await;
+    daemon.until_ready(200, &[]).await;
+    twins.succeeds(&["status"]).await;
+}
