@@ -101,7 +101,7 @@ pub(super) fn send_body(data: &[u8]) {
     }
 
     let request = send::read(data);
-    let Ok(sent) = send::with_opaque(data, ID) else {
+    let Ok(sent) = send::outgoing(data, ID) else {
         assert!(request.is_err(), "a request was read, but our id cannot be put into it");
         return;
     };
@@ -122,6 +122,10 @@ pub(super) fn send_body(data: &[u8]) {
             Some(format!("\"{ID}\""))
         );
         before.remove(KEY);
+        // Marks that nobody sees are taken out of a recipient.
+        for recipient in ["to", "recipient"] {
+            assert_eq!(before.remove(recipient).is_some(), after.remove(recipient).is_some());
+        }
         let text = |(key, value): (String, Box<RawValue>)| (key, value.get().to_owned());
         assert!(
             before.into_iter().map(text).eq(after.into_iter().map(text)),

@@ -35,6 +35,7 @@ use crate::provider::event::{Content, Event, Message, StatusReport};
 use crate::provider::{Callback, ContactIdentity, PhoneNumberId};
 use crate::site_db::accounts::{self, Seen};
 use crate::site_db::conversations::{self, Touch};
+use crate::site_db::status_events::ReceivedReport;
 use crate::site_db::webhook_events::{self, ClaimLimit};
 use crate::site_db::{Pool, SiteError, Transaction, leads, locks, messages};
 
@@ -134,12 +135,10 @@ fn together(webhooks: &[Webhook]) -> usize {
 fn is_common(event: &Event) -> bool {
     match &event.content {
         Content::Message(message) => message.group.is_none() && !message.is_notice() && message.contact.is_known(),
-        Content::Status(_)
-        | Content::AccountError(_)
-        | Content::AccountNotice(_)
-        | Content::Other(_)
-        | Content::Malformed(_) => true,
-        Content::Echo(_) | Content::History { .. } | Content::UserIdChanged { .. } => false,
+        // Of the history: it will not come, which a person should know.
+        Content::AccountError(_) => event.field != "history",
+        Content::Status(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => true,
+        Content::Echo(_) | Content::History { .. } | Content::IdentityChanged(_) => false,
     }
 }
 
@@ -188,6 +187,9 @@ async fn process(mut tx: Transaction<'_>, webhooks: &[&Webhook]) -> Result<Vec<P
     failpoint::reach(failpoint::name::INBOX_BEFORE_COMMIT);
     tx.commit().await?;
     webhook::count(&effects);
+    if let Some(first) = processed.first_mut() {
+        first.doubts = effects.doubts;
+    }
     for event in batch.notes {
         account_events::note(event);
     }
@@ -200,7 +202,7 @@ struct Batch<'a> {
     /// Our numbers, each with the first event that names it.
     numbers: BTreeMap<&'a PhoneNumberId, &'a Event>,
     texts: Vec<Received<'a>>,
-    reports: Vec<(&'a PhoneNumberId, &'a StatusReport)>,
+    reports: Vec<(&'a PhoneNumberId, &'a TimedEvent, &'a StatusReport)>,
     /// Events that leave only a line in the log.
     notes: Vec<&'a Event>,
 }
@@ -233,7 +235,7 @@ impl<'a> Batch<'a> {
                 batch.numbers.entry(number).or_insert(event);
                 match &event.content {
                     Content::Message(message) => batch.texts.push(Received { number, timed, message }),
-                    Content::Status(report) => batch.reports.push((number, report)),
+                    Content::Status(report) => batch.reports.push((number, timed, report)),
                     _ => batch.notes.push(event),
                 }
             }
@@ -249,18 +251,21 @@ impl<'a> Batch<'a> {
 
     fn recipients(&self) -> impl Iterator<Item = &'a ContactIdentity> {
         let both = |contact: &&ContactIdentity| contact.wa_id.is_some() && contact.user_id.is_some();
-        self.reports.iter().map(|(_, report)| &report.contact).filter(both)
+        self.reports.iter().map(|(_, _, report)| &report.contact).filter(both)
     }
 }
 
 /// Writes everything; see the order of the locks above.
 async fn store(tx: &mut Transaction<'_>, batch: &Batch<'_>, processed: &[Processed]) -> Result<Effects, SiteError> {
-    let mut effects = Effects::default();
     let looked_up = leads::look_up(tx, &batch.contacts()).await?;
+    let mut effects = Effects {
+        doubts: looked_up.has_doubts(),
+        ..Effects::default()
+    };
     let open = (batch.texts.iter().map(|text| &text.message.contact))
         .filter(|contact| looked_up.settled(contact).is_none())
         .chain(batch.recipients().filter(|contact| looked_up.has_news(contact)));
-    locks::lock(tx, batch.reports.iter().map(|(_, report)| &report.wamid), open).await?;
+    locks::lock(tx, batch.reports.iter().map(|(_, _, report)| &report.wamid), open).await?;
 
     let mut numbers: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
     for (number, event) in &batch.numbers {
@@ -278,12 +283,18 @@ async fn store(tx: &mut Transaction<'_>, batch: &Batch<'_>, processed: &[Process
 
     let touches = store_texts(tx, batch, &looked_up, account, &mut effects).await?;
     if !batch.reports.is_empty() {
-        let reports: Vec<(Uuid, &StatusReport)> = (batch.reports.iter())
-            .map(|(number, report)| Ok((account(number)?, *report)))
+        let reports: Vec<ReceivedReport<'_>> = (batch.reports.iter())
+            .map(|(number, timed, report)| {
+                Ok(ReceivedReport {
+                    account_id: account(number)?,
+                    received_at: timed.received_at,
+                    report,
+                })
+            })
             .collect::<Result<_, SiteError>>()?;
-        effects
-            .counted
-            .extend(statuses::report(tx, &reports).await?.into_iter().flatten());
+        let reported = statuses::report(tx, &reports).await?;
+        effects.doubts |= reported.doubts;
+        effects.counted.extend(reported.counted.into_iter().flatten());
     }
     let finished: Vec<_> = processed.iter().map(Processed::finished).collect();
     webhook_events::finish(tx, &finished).await?;

@@ -3,11 +3,12 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::provider::event::{Direction, Message, ReportedStatus};
-use crate::site_db::conversations::{Link, Touch, link, link_group};
-use crate::site_db::messages::{self, NewSaid, News, ReportedStep, Said};
+use crate::provider::event::{Direction, Message, ReportedStatus, credible};
+use crate::site_db::conversations::{Link, Touch, link, link_group, of_lead};
+use crate::site_db::leads::{self, Source};
+use crate::site_db::messages::{self, Medium, NewSaid, News, ReportedStep, Said};
 use crate::site_db::status_events::adopt_orphans;
-use crate::site_db::{MessageStatus, SiteError, Transaction, leads};
+use crate::site_db::{MessageStatus, SiteError, Transaction, early_media};
 
 /// For the metrics: a message that is new, or has a new status.
 #[derive(Debug, Clone, Copy)]
@@ -64,16 +65,19 @@ pub(super) async fn inbound(
     message: &Message,
     received_at: OffsetDateTime,
 ) -> Result<Kept, SiteError> {
-    let (speaker, link) = match &message.group {
-        // A group's messages belong to the group's conversation; the speaker still becomes a lead.
-        Some(group) => (
-            leads::find_or_make(tx, &message.contact).await?,
-            link_group(tx, account_id, group).await?,
-        ),
-        None => {
-            let link = link(tx, account_id, &message.contact).await?;
-            (link.lead_id, link)
+    let speaker = match &message.change {
+        Some(change) => {
+            let at = credible(change.at, received_at).unwrap_or(received_at);
+            Some(leads::changed(tx, change, at).await?)
         }
+        None if message.contact.is_known() => Some(leads::find_or_make(tx, &message.contact, Source::WhatsApp).await?),
+        None => None,
+    };
+    let link = match (&message.group, speaker) {
+        // A group's messages belong to the group's conversation; the speaker still becomes a lead.
+        (Some(group), _) => link_group(tx, account_id, group).await?,
+        (None, Some(speaker)) => of_lead(tx, account_id, speaker).await?,
+        (None, None) => return Err(SiteError::Anonymous),
     };
     if store(tx, received(account_id, link, message, received_at))
         .await?
@@ -83,20 +87,26 @@ pub(super) async fn inbound(
     }
     if message.is_notice() {
         // Not the user's words: it opens no window, and there is nothing to read.
-        if let Some(number) = &message.new_number {
-            leads::change_number(tx, speaker, number).await?;
-        }
         return Ok(Kept {
             counted: Some(Counted::INBOUND),
             touch: None,
         });
     }
-    if let Some(referral) = &message.referral {
+    if let (Some(referral), Some(speaker)) = (&message.referral, speaker) {
         leads::set_referrals(tx, &[(speaker, referral)]).await?;
     }
     Ok(Kept {
         counted: Some(Counted::INBOUND),
         touch: Some((link.conversation_id, touch_of(message))),
+    })
+}
+
+/// Where a message belongs that we wrote, or one of the history: to its group, else to its user. `None`: it names neither.
+async fn place(tx: &mut Transaction<'_>, account_id: Uuid, message: &Message) -> Result<Option<Link>, SiteError> {
+    Ok(match &message.group {
+        Some(group) => Some(link_group(tx, account_id, group).await?),
+        None if message.contact.is_known() => Some(link(tx, account_id, &message.contact).await?),
+        None => None,
     })
 }
 
@@ -107,12 +117,12 @@ pub(super) async fn echo(
     message: &Message,
     received_at: OffsetDateTime,
 ) -> Result<Kept, SiteError> {
-    let link = link(tx, account_id, &message.contact).await?;
+    let link = place(tx, account_id, message).await?.ok_or(SiteError::Anonymous)?;
     let new = said(account_id, link, Direction::Outbound, received_at, message);
     let Some(message_id) = store(tx, new).await? else {
         return Ok(Kept::default());
     };
-    let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
+    let at = credible(message.at, received_at).unwrap_or(received_at);
     let sent = [ReportedStep::of(&ReportedStatus::Sent, at, None)];
     let shown = messages::apply_steps(tx, message_id, &message.wamid, &sent, News::Told).await?;
     let adopted = adopt_orphans(tx, message_id, &message.wamid).await?;
@@ -127,7 +137,8 @@ pub(super) async fn echo(
     })
 }
 
-/// Stores a message from before the number joined the API, without a notification.
+/// Stores a message from before the number joined the API, without a notification. A medium takes the place of the message that
+/// stands for it, which came before or comes later.
 pub(super) async fn history(
     tx: &mut Transaction<'_>,
     account_id: Uuid,
@@ -136,26 +147,56 @@ pub(super) async fn history(
     status: Option<&ReportedStatus>,
     received_at: OffsetDateTime,
 ) -> Result<Kept, SiteError> {
-    let link = link(tx, account_id, &message.contact).await?;
-    let new = said(account_id, link, direction, message.at.unwrap_or(received_at), message);
-    let Some(message_id) = store(tx, new).await? else {
+    if message.kind != PLACEHOLDER && messages::replace_placeholder(tx, &medium(account_id, message)).await? {
+        return Ok(Kept::default());
+    }
+    let Some(link) = place(tx, account_id, message).await? else {
+        early_media::keep(tx, &medium(account_id, message)).await?;
         return Ok(Kept::default());
     };
+    let at = credible(message.at, received_at).unwrap_or(received_at);
+    let Some(message_id) = store(tx, said(account_id, link, direction, at, message)).await? else {
+        return Ok(Kept::default());
+    };
+    if message.kind == PLACEHOLDER
+        && let Some(early) = early_media::take(tx, account_id, &message.wamid).await?
+    {
+        let medium = Medium {
+            account_id,
+            wamid: &message.wamid,
+            kind: &early.kind,
+            text: early.body.as_deref(),
+            payload: &early.payload,
+        };
+        messages::replace_placeholder(tx, &medium).await?;
+    }
     if direction == Direction::Outbound {
-        let at = message.at.unwrap_or_else(OffsetDateTime::now_utc);
         let step = [ReportedStep::of(status.unwrap_or(&ReportedStatus::Sent), at, None)];
         messages::apply_steps(tx, message_id, &message.wamid, &step, News::Silent).await?;
         adopt_orphans(tx, message_id, &message.wamid).await?;
     }
     let touch = Touch {
         direction,
-        at: message.at,
+        at: Some(at),
         unread: false,
     };
     Ok(Kept {
         counted: None,
         touch: Some((link.conversation_id, touch)),
     })
+}
+
+/// Meta's type of a message of the history whose medium comes with an event of its own.
+const PLACEHOLDER: &str = "media_placeholder";
+
+fn medium(account_id: Uuid, message: &Message) -> Medium<'_> {
+    Medium {
+        account_id,
+        wamid: &message.wamid,
+        kind: &message.kind,
+        text: message.text.as_deref(),
+        payload: &message.raw,
+    }
 }
 
 /// A message that is not announced, as a row.

@@ -13,11 +13,12 @@ use super::failures::{self, Failure};
 use super::messages::{Counted, Kept};
 use super::order::TimedEvent;
 use super::{account_events, messages, statuses};
-use crate::provider::event::Content;
+use crate::provider::event::{Content, IdentityChange, credible};
 use crate::provider::{ContactIdentity, PhoneNumberId, Wamid};
 use crate::site_db::accounts::{self, Seen};
 use crate::site_db::conversations::{self, Touch};
-use crate::site_db::{SiteError, Transaction, leads, locks};
+use crate::site_db::status_events::ReceivedReport;
+use crate::site_db::{SiteError, Transaction, leads, locks, notifications, storable};
 
 /// What a portion does, once it is committed.
 #[derive(Debug, Default)]
@@ -27,6 +28,8 @@ pub(super) struct Effects {
     /// Numbers over which people wrote to each other, by their rows.
     pub(super) real: BTreeMap<Uuid, PhoneNumberId>,
     pub(super) failures: Vec<Failure>,
+    /// Whether leads may have to be merged.
+    pub(super) doubts: bool,
 }
 
 /// What an event that is refused does to its neighbours.
@@ -42,6 +45,8 @@ enum Refused {
 struct Stored {
     account_id: Uuid,
     kept: Kept,
+    /// Whether leads may have to be merged.
+    doubts: bool,
 }
 
 /// Stores events; the first of them is the webhook's event number `first`.
@@ -94,8 +99,13 @@ async fn store_events(
             }
         };
         match stored {
-            Ok(Stored { account_id, kept }) => {
+            Ok(Stored {
+                account_id,
+                kept,
+                doubts,
+            }) => {
                 accounts.insert(number, account_id);
+                effects.doubts |= doubts;
                 if event.is_real() && kept.counted.is_some() {
                     effects.real.insert(account_id, number.clone());
                 }
@@ -128,10 +138,7 @@ async fn lock_all(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(),
                 wamids.push(&message.wamid);
                 contacts.push(message.contact.clone());
                 groups.extend(message.group.as_deref());
-                contacts.extend(message.new_number.clone().map(|wa_id| ContactIdentity {
-                    wa_id: Some(wa_id),
-                    ..ContactIdentity::default()
-                }));
+                contacts.extend(message.change.iter().flat_map(ids_of));
             }
             Content::Status(status) => {
                 wamids.push(&status.wamid);
@@ -139,12 +146,7 @@ async fn lock_all(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(),
                     contacts.push(status.contact.clone());
                 }
             }
-            Content::UserIdChanged { previous, current } => {
-                contacts.extend([previous, current].map(|id| ContactIdentity {
-                    user_id: Some(id.clone()),
-                    ..ContactIdentity::default()
-                }));
-            }
+            Content::IdentityChanged(change) => contacts.extend(ids_of(change)),
             Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {}
         }
     }
@@ -152,6 +154,11 @@ async fn lock_all(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(),
         return Ok(());
     }
     locks::lock_all(tx, wamids, &contacts, groups).await
+}
+
+/// All ids that a change names.
+fn ids_of(change: &IdentityChange) -> [ContactIdentity; 3] {
+    [&change.previous, &change.current, &change.other].map(Clone::clone)
 }
 
 async fn store_event(
@@ -173,6 +180,8 @@ async fn store_event(
         }
     };
     let counted = |counted| Kept { counted, touch: None };
+    // Ids may be new; whether they led to several leads is asked once, after the commit.
+    let mut doubts = true;
     let kept = match &event.content {
         Content::Message(message) => messages::inbound(tx, account_id, message, received_at).await?,
         Content::Echo(message) => messages::echo(tx, account_id, message, received_at).await?,
@@ -181,15 +190,36 @@ async fn store_event(
             direction,
             status,
         } => messages::history(tx, account_id, message, *direction, status.as_ref(), received_at).await?,
-        Content::Status(status) => counted(statuses::report(tx, &[(account_id, status)]).await?.pop().flatten()),
-        Content::UserIdChanged { previous, current } => {
-            leads::change_user_id(tx, previous, current).await?;
+        Content::Status(report) => {
+            let received = ReceivedReport {
+                account_id,
+                received_at,
+                report,
+            };
+            let mut reported = statuses::report(tx, &[received]).await?;
+            doubts = reported.doubts;
+            counted(reported.counted.pop().flatten())
+        }
+        Content::IdentityChanged(change) => {
+            let at = credible(change.at, received_at).unwrap_or(received_at);
+            leads::changed(tx, change, at).await?;
+            counted(None)
+        }
+        Content::AccountError(refusal) if event.field == "history" => {
+            account_events::note(event);
+            notifications::history_declined(tx, account_id, &storable(&refusal.message)).await?;
+            doubts = false;
             counted(None)
         }
         Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {
             account_events::note(event);
+            doubts = false;
             counted(None)
         }
     };
-    Ok(Stored { account_id, kept })
+    Ok(Stored {
+        account_id,
+        kept,
+        doubts,
+    })
 }

@@ -45,6 +45,8 @@ pub(super) struct Processed {
     /// All other events (statuses, notices, account events).
     pub(super) protocol: usize,
     pub(super) failures: Vec<Failure>,
+    /// Whether leads may have to be merged (see [`crate::site_db::merging`]).
+    pub(super) doubts: bool,
 }
 
 impl Webhook {
@@ -72,6 +74,7 @@ impl Processed {
             real,
             protocol: webhook.events.len() - real,
             failures: webhook.unreadable.iter().cloned().collect(),
+            doubts: false,
         }
     }
 
@@ -98,6 +101,7 @@ pub(super) async fn process(mut tx: Transaction<'_>, pool: &Pool, webhook: &Webh
         let effects = Box::pin(portion::store(&mut tx, done, portion)).await?;
         done += portion.len();
         processed.failures.extend_from_slice(&effects.failures);
+        processed.doubts |= effects.doubts;
         if last {
             webhook_events::finish(&mut tx, &[processed.finished()]).await?;
         } else {

@@ -15,7 +15,7 @@ use super::batch::{self, Claim, Claims};
 use super::webhook::Processed;
 use super::{Inbox, failures};
 use crate::health::Component;
-use crate::site_db::{SiteError, accounts, webhook_events};
+use crate::site_db::{SiteError, accounts, merging, webhook_events};
 use crate::{metrics, retry, shutdown};
 
 /// A webhook that waits for longer than this is a gap: processing takes milliseconds.
@@ -77,6 +77,9 @@ impl Worker {
             .map_err(|_| "a panic".to_owned())
             .and_then(|outcome| outcome.map_err(|error| error.summary()));
             self.report(&claims.processed, started.elapsed());
+            if claims.processed.iter().any(|one| one.doubts) {
+                self.settle_identities().await;
+            }
             match outcome {
                 Ok(()) if !claims.webhooks.is_empty() => {
                     failures = 0;
@@ -105,6 +108,17 @@ impl Worker {
                     }
                 }
             }
+        }
+    }
+
+    /// Writes what is known of people's ids and merges leads that are one person.
+    async fn settle_identities(&self) {
+        if let Err(error) = merging::settle_due(&self.inbox.pool).await {
+            tracing::warn!(
+                sqlstate = error.sqlstate(),
+                hint = error.hint(),
+                "leads that are one person could not be merged; it is tried again: {error}"
+            );
         }
     }
 
@@ -176,6 +190,8 @@ impl Worker {
     /// Counts the backlog, for the metrics and the health report.
     async fn survey(&self, stop: &CancellationToken) {
         loop {
+            // What another process has left, or could not settle.
+            self.settle_identities().await;
             let pool = &self.inbox.pool;
             let looked = async {
                 Ok::<_, SiteError>((

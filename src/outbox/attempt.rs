@@ -14,7 +14,7 @@ use crate::metrics;
 use crate::provider::{Accepted, Answer, Answered, Code, OpaqueId, Response, Sending, WaId};
 use crate::shutdown;
 use crate::site_db::messages::Claimed;
-use crate::site_db::{SiteError, leads, storable};
+use crate::site_db::{SiteError, leads, merging, storable};
 
 /// A claimed message, and how it was claimed.
 #[derive(Debug)]
@@ -124,19 +124,23 @@ async fn learn_recipient(shared: &Shared, message: &Claimed, accepted: &Accepted
 fn is_news(message: &Claimed, accepted: &Accepted) -> bool {
     let known = &accepted.recipient;
     let (wa_id, user_id) = (message.lead_wa_id.as_deref(), message.lead_user_id.as_deref());
-    let dialled = accepted.dialled.as_ref().map(WaId::as_str);
-    let renumbered = known.wa_id.is_some() && known.wa_id != accepted.dialled && wa_id == dialled;
-    renumbered || (wa_id.is_none() && known.wa_id.is_some()) || (user_id.is_none() && known.user_id.is_some())
+    let number = known.wa_id.as_ref().map(WaId::as_str);
+    let renumbered = number.is_some() && known.wa_id != accepted.dialled && number != wa_id;
+    renumbered || (wa_id.is_none() && number.is_some()) || (user_id.is_none() && known.user_id.is_some())
 }
 
 async fn store_recipient(shared: &Shared, lead_id: Uuid, accepted: &Accepted) -> Result<(), SiteError> {
     let mut transaction = shared.pool.begin().await?;
-    leads::learn_recipient(
+    let several = leads::learn_recipient(
         &mut transaction,
         lead_id,
         accepted.dialled.as_ref(),
         &accepted.recipient,
     )
     .await?;
-    transaction.commit().await
+    transaction.commit().await?;
+    if several {
+        merging::settle_due(&shared.pool).await?;
+    }
+    Ok(())
 }

@@ -228,7 +228,7 @@ async fn store(shared: &Shared, submission: &Submission) -> Result<Option<Stored
         Addressee::Lead(lead_id) => conversations::with_lead(&mut transaction, account_id, *lead_id)
             .await?
             .ok_or(SubmitError::UnknownLead)?,
-        Addressee::Person(contact) => conversations::link(&mut transaction, account_id, contact).await?,
+        Addressee::Person(contact) => conversations::link_recipient(&mut transaction, account_id, contact).await?,
         Addressee::Group(group_id) => conversations::link_group(&mut transaction, account_id, group_id).await?,
     };
     // Before the message: see `site_db::locks` for the order.

@@ -6,7 +6,7 @@
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use super::ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
+use super::ids::{ContactIdentity, PhoneNumberId, Wamid};
 use super::opaque::OpaqueId;
 use super::refusal::Refusal;
 
@@ -34,7 +34,8 @@ pub enum Content {
     Status(Box<StatusReport>),
     /// We wrote to a user with another program, such as the WhatsApp Business app on the phone.
     Echo(Box<Message>),
-    /// A message from before the number joined the provider.
+    /// A message from before the number joined the provider, or the medium of one: then it has the id of a message of the
+    /// type `media_placeholder`, which came before or comes later, and perhaps no user.
     History {
         /// As for [`Content::Message`] or [`Content::Echo`].
         message: Box<Message>,
@@ -43,13 +44,8 @@ pub enum Content {
         /// Its status then, for a message of ours; `None` if the provider does not say.
         status: Option<ReportedStatus>,
     },
-    /// A user's business-scoped id has changed, because the user's number did.
-    UserIdChanged {
-        /// The id that we may know.
-        previous: UserId,
-        /// The id that counts from now on.
-        current: UserId,
-    },
+    /// A user's ids have changed.
+    IdentityChanged(Box<IdentityChange>),
     /// An error that is not about a message: throughput, the app, the account.
     AccountError(Box<Refusal>),
     /// A notice about the account or the number that may stop us from sending: a person should look.
@@ -85,7 +81,8 @@ impl Direction {
 pub struct Message {
     /// The provider's id of it.
     pub wamid: Wamid,
-    /// The user: its sender, or its recipient if we wrote it.
+    /// The user: its sender, or its recipient if we wrote it. Without any id for what we wrote in a group, and for media of
+    /// the history.
     pub contact: ContactIdentity,
     /// The provider's id of the group that it was written in.
     pub group: Option<String>,
@@ -99,10 +96,23 @@ pub struct Message {
     pub at: Option<OffsetDateTime>,
     /// The advertisement that the user came from.
     pub referral: Option<Value>,
-    /// The user's new number, if this is the notice of a change.
-    pub new_number: Option<WaId>,
+    /// How the user's ids changed, if this is the notice of that.
+    pub change: Option<IdentityChange>,
     /// The whole object, unchanged.
     pub raw: Value,
+}
+
+/// A user's new ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdentityChange {
+    /// The ids that the user had and has no more.
+    pub previous: ContactIdentity,
+    /// The ids that count from now on.
+    pub current: ContactIdentity,
+    /// Further ids of the user, of which it is not said since when or how long they count.
+    pub other: ContactIdentity,
+    /// When they changed, by the provider's clock, to the second.
+    pub at: Option<OffsetDateTime>,
 }
 
 /// A status that a provider reports for a message of ours.
@@ -112,8 +122,8 @@ pub struct StatusReport {
     pub wamid: Wamid,
     /// The status.
     pub status: ReportedStatus,
-    /// When it happened, by the provider's clock, to the second.
-    pub at: OffsetDateTime,
+    /// When it happened, by the provider's clock, to the second; `None` if the provider does not say.
+    pub at: Option<OffsetDateTime>,
     /// Who it concerns: the participant of a group, else the recipient. Empty if the provider does not say.
     pub recipient: String,
     /// The recipient's ids, as far as the provider reports them.
@@ -203,6 +213,16 @@ impl Message {
     pub fn is_about_another(&self) -> bool {
         matches!(self.kind.as_str(), "reaction" | "edit" | "revoke")
     }
+}
+
+/// A time by the provider's clock is believed if it is not before this: WhatsApp did not exist.
+const WHATSAPP_BEGAN: i64 = 1_230_768_000;
+
+/// The provider's time of something that we heard of at `received_at`, if it can be true: not before WhatsApp, and not more
+/// than a day after we heard of it (its clock may be ahead of ours).
+#[must_use]
+pub fn credible(at: Option<OffsetDateTime>, received_at: OffsetDateTime) -> Option<OffsetDateTime> {
+    at.filter(|at| at.unix_timestamp() >= WHATSAPP_BEGAN && *at <= received_at + time::Duration::DAY)
 }
 
 impl StatusReport {

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::copied;
+
 /// Longest id that we accept: Meta's are below 200 characters, and the size of an index row is limited.
 const MAX_ID: usize = 512;
 
@@ -96,13 +98,14 @@ impl WaId {
     /// Nothing is guessed: a national number stays what it is, as no country can be known here.
     #[must_use]
     pub fn parse(phone: &str) -> Option<Self> {
-        let phone = phone.trim();
+        let phone = copied::plain(phone);
         let mut digits = String::with_capacity(phone.len().min(MAX_ID));
-        for (position, character) in phone.char_indices() {
+        let mut signed = false;
+        for character in phone.chars() {
             match character {
                 '0'..='9' => digits.push(character),
-                '+' if position == 0 => {}
-                '-' | '(' | ')' | '.' | '/' | ' ' | '\u{a0}' | '\u{2010}'..='\u{2015}' | '\u{202a}'..='\u{202e}' => {}
+                '+' if digits.is_empty() && !signed => signed = true,
+                '-' | '(' | ')' | '.' | '/' | ' ' => {}
                 _ => return None,
             }
         }
@@ -115,6 +118,36 @@ impl WaId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The other way in which the same line is written, where a country added or dropped a digit and WhatsApp kept the older
+    /// form for some users: Brazil's ninth digit of mobile numbers, Mexico's 1 and Argentina's 9 after the country code.
+    #[must_use]
+    pub fn other_form(&self) -> Option<Self> {
+        let other = match self.0.split_at_checked(2)? {
+            ("55", rest) => match (rest.len(), rest.split_at_checked(2)?) {
+                // A line's old number began with 6 to 9; 2 to 5 are fixed lines, which got no digit.
+                (10, (area, line)) if line.starts_with(['6', '7', '8', '9']) => format!("55{area}9{line}"),
+                (11, (area, line)) => match line.strip_prefix('9') {
+                    Some(old) if old.starts_with(['6', '7', '8', '9']) => format!("55{area}{old}"),
+                    _ => return None,
+                },
+                _ => return None,
+            },
+            ("52", rest) => with_or_without("52", '1', rest)?,
+            ("54", rest) => with_or_without("54", '9', rest)?,
+            _ => return None,
+        };
+        Some(Self(other))
+    }
+}
+
+/// A number of ten digits after its country code gets the digit between the two; one that has it loses it.
+fn with_or_without(country: &str, digit: char, rest: &str) -> Option<String> {
+    match rest.len() {
+        10 => Some(format!("{country}{digit}{rest}")),
+        11 => rest.strip_prefix(digit).map(|rest| format!("{country}{rest}")),
+        _ => None,
     }
 }
 
@@ -149,6 +182,7 @@ impl ContactIdentity {
     /// The identity behind a recipient as a client writes it: a BSUID or a phone number.
     #[must_use]
     pub fn from_recipient(recipient: &str) -> Option<Self> {
+        let recipient = &copied::plain(recipient);
         if let Some(user_id) = UserId::parse(recipient) {
             return Some(Self {
                 user_id: Some(user_id),
@@ -200,6 +234,10 @@ mod tests {
             "001 650 555 1234",
             " +1.650.555.1234 ",
             "+1\u{a0}650\u{2011}555\u{2011}1234",
+            "\u{202a}+1 650-555-1234\u{202c}",
+            "\u{200e}+1\u{200b}650\u{2060}5551234\u{feff}",
+            "(+1) 650 555 1234",
+            "１６５０５５５１２３４",
         ] {
             assert_eq!(
                 WaId::parse(phone).as_ref().map(WaId::as_str),
@@ -215,9 +253,33 @@ mod tests {
             "US.123",
             "123",
             "123456789012345678901",
-            "１２３４５",
+            "++16505551234",
+            "+1650é5551234",
         ] {
             assert_eq!(WaId::parse(phone), None, "{phone}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_written_in_two_ways_has_another_form() {
+        let other = |phone: &str| WaId::parse(phone).unwrap().other_form();
+        for (one, two) in [
+            ("551187654321", "5511987654321"),
+            ("525512345678", "5215512345678"),
+            ("541112345678", "5491112345678"),
+        ] {
+            assert_eq!(other(one), WaId::parse(two), "{one}");
+            assert_eq!(other(two), WaId::parse(one), "{two}");
+        }
+        for only in [
+            "551132654321",
+            "55119326543210",
+            "16505551234",
+            "5255123456",
+            "5491",
+            "52155123456789",
+        ] {
+            assert_eq!(other(only), None, "{only}");
         }
     }
 

@@ -14,6 +14,7 @@
 //! | [`refusal`] | why a provider refuses: its class, which decides what the sender does |
 //! | [`event`] | what a provider reports on its own: messages, statuses, changes of identity |
 //! | [`ids`] | the ids of our numbers, of messages and of users |
+//! | `copied` | a recipient as people copy it |
 //! | [`opaque`] | the id of ours that a provider carries with a message and sends back in its statuses |
 //! | [`api_version`] | the version of the API that a client's request is written for; today only Meta's has versions |
 //! | [`cloud`] | Meta's Cloud API |
@@ -23,6 +24,7 @@ pub mod answer;
 pub mod api_version;
 pub mod callback;
 pub mod cloud;
+mod copied;
 pub mod event;
 pub mod ids;
 pub mod opaque;

@@ -8,7 +8,7 @@ use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::leads::{self, LookedUp};
+use super::leads::{self, LookedUp, Source};
 use super::locks::lock_updated;
 use super::{SiteError, Transaction};
 use crate::provider::ContactIdentity;
@@ -33,7 +33,20 @@ const ATTEMPTS: usize = 3;
 /// # Errors
 /// See [`SiteError`]; [`SiteError::Anonymous`] for a contact without any id.
 pub async fn link(tx: &mut Transaction<'_>, account_id: Uuid, contact: &ContactIdentity) -> Result<Link, SiteError> {
-    let lead_id = leads::find_or_make(tx, contact).await?;
+    let lead_id = leads::find_or_make(tx, contact, Source::WhatsApp).await?;
+    of_lead(tx, account_id, lead_id).await
+}
+
+/// The same for a recipient that a client names.
+///
+/// # Errors
+/// As for [`link`].
+pub async fn link_recipient(
+    tx: &mut Transaction<'_>,
+    account_id: Uuid,
+    contact: &ContactIdentity,
+) -> Result<Link, SiteError> {
+    let lead_id = leads::find_or_make(tx, contact, Source::Client).await?;
     of_lead(tx, account_id, lead_id).await
 }
 
@@ -52,16 +65,10 @@ pub async fn link_all(
     let pairs: Vec<(Uuid, Uuid)> = (wanted.iter().zip(lead_ids))
         .map(|((account_id, _), lead_id)| (*account_id, lead_id))
         .collect();
-    let conversations = of_leads(tx, &pairs).await?;
+    let links = of_leads(tx, &pairs).await?;
     pairs
         .into_iter()
-        .map(|pair| {
-            let conversation_id = *conversations.get(&pair).ok_or(SiteError::Vanished("conversations"))?;
-            Ok(Link {
-                lead_id: pair.1,
-                conversation_id,
-            })
-        })
+        .map(|pair| links.get(&pair).copied().ok_or(SiteError::Vanished("conversations")))
         .collect()
 }
 
@@ -74,59 +81,67 @@ pub async fn link_group(tx: &mut Transaction<'_>, account_id: Uuid, group_id: &s
     of_lead(tx, account_id, lead_id).await
 }
 
-/// Finds or creates the conversation of a number with a lead that the caller named. `None`: no such lead.
+/// Finds or creates the conversation of a number with a lead that the caller named, or with the one that it was merged into.
+/// `None`: no such lead.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn with_lead(tx: &mut Transaction<'_>, account_id: Uuid, lead_id: Uuid) -> Result<Option<Link>, SiteError> {
-    let conversation: Option<Uuid> = sqlx::query_scalar(
-        "INSERT INTO public.conversations (account_id, lead_id) SELECT $1, id FROM public.leads WHERE id = $2 \
-         ON CONFLICT (account_id, lead_id) DO UPDATE SET updated_at = now() RETURNING id",
-    )
-    .bind(account_id)
-    .bind(lead_id)
-    .fetch_optional(tx.connection())
-    .await?;
-    Ok(conversation.map(|conversation_id| Link {
-        lead_id,
-        conversation_id,
-    }))
+    match leads::present(tx, lead_id).await? {
+        Some(lead_id) => of_lead(tx, account_id, lead_id).await.map(Some),
+        None => Ok(None),
+    }
 }
 
-async fn of_lead(tx: &mut Transaction<'_>, account_id: Uuid, lead_id: Uuid) -> Result<Link, SiteError> {
-    let conversations = of_leads(tx, &[(account_id, lead_id)]).await?;
-    let conversation_id = *conversations
+/// Finds or creates the conversation of a number with a lead.
+///
+/// # Errors
+/// See [`SiteError`]; one case is that there is no such lead.
+pub async fn of_lead(tx: &mut Transaction<'_>, account_id: Uuid, lead_id: Uuid) -> Result<Link, SiteError> {
+    let links = of_leads(tx, &[(account_id, lead_id)]).await?;
+    links
         .get(&(account_id, lead_id))
-        .ok_or(SiteError::Vanished("conversations"))?;
-    Ok(Link {
-        lead_id,
-        conversation_id,
-    })
+        .copied()
+        .ok_or(SiteError::Vanished("conversations"))
 }
 
-/// Finds or creates the conversations of these numbers and leads.
-async fn of_leads(tx: &mut Transaction<'_>, pairs: &[(Uuid, Uuid)]) -> Result<HashMap<(Uuid, Uuid), Uuid>, SiteError> {
+/// Finds or creates the conversations of these numbers and leads. A lead that another transaction has merged meanwhile stands
+/// for the one that it was merged into. The leads stay locked, so that they are not merged before the messages are there.
+async fn of_leads(tx: &mut Transaction<'_>, pairs: &[(Uuid, Uuid)]) -> Result<HashMap<(Uuid, Uuid), Link>, SiteError> {
     #[derive(FromRow)]
     struct Row {
         account_id: Uuid,
         lead_id: Uuid,
         id: Uuid,
     }
-    let mut known = HashMap::new();
-    for _ in 0..ATTEMPTS {
-        let missing: Vec<&(Uuid, Uuid)> = pairs.iter().filter(|pair| !known.contains_key(*pair)).collect();
+    let mut known: HashMap<(Uuid, Uuid), Uuid> = HashMap::new();
+    let mut merged: HashMap<Uuid, Uuid> = HashMap::new();
+    let kept =
+        |merged: &HashMap<Uuid, Uuid>, pair: (Uuid, Uuid)| (pair.0, merged.get(&pair.1).copied().unwrap_or(pair.1));
+    for attempt in 0..ATTEMPTS {
+        let mut missing: Vec<(Uuid, Uuid)> = pairs.iter().map(|pair| kept(&merged, *pair)).collect();
+        missing.retain(|pair| !known.contains_key(pair));
         if missing.is_empty() {
             break;
+        }
+        if attempt > 0 {
+            let leads: Vec<Uuid> = pairs.iter().map(|pair| pair.1).collect();
+            merged.extend(leads::merged_into(tx, &leads).await?);
+            missing = missing.into_iter().map(|pair| kept(&merged, pair)).collect();
         }
         // One that another program inserts in this moment is found at the next attempt.
         let rows: Vec<Row> = sqlx::query_as(
             "WITH wanted AS (
                  SELECT DISTINCT account_id, lead_id FROM unnest($1::uuid[], $2::uuid[]) AS given(account_id, lead_id)
+             ), held AS MATERIALIZED (
+                 SELECT l.id AS lead_id FROM public.leads l WHERE l.id = ANY ($2) AND l.merged_into IS NULL
+                  ORDER BY l.id FOR KEY SHARE OF l
              ), found AS (
-                 SELECT account_id, lead_id, c.id FROM wanted JOIN public.conversations c USING (account_id, lead_id)
+                 SELECT account_id, lead_id, c.id FROM wanted JOIN held USING (lead_id)
+                   JOIN public.conversations c USING (account_id, lead_id)
              ), made AS (
                  INSERT INTO public.conversations (account_id, lead_id)
-                 SELECT account_id, lead_id FROM wanted w
+                 SELECT account_id, lead_id FROM wanted w JOIN held USING (lead_id)
                   WHERE NOT EXISTS (SELECT FROM found f WHERE f.account_id = w.account_id AND f.lead_id = w.lead_id)
                   ORDER BY account_id, lead_id
                  ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING account_id, lead_id, id
@@ -139,7 +154,74 @@ async fn of_leads(tx: &mut Transaction<'_>, pairs: &[(Uuid, Uuid)]) -> Result<Ha
         .await?;
         known.extend(rows.into_iter().map(|row| ((row.account_id, row.lead_id), row.id)));
     }
-    Ok(known)
+    let link = |pair: &(Uuid, Uuid)| {
+        let kept = kept(&merged, *pair);
+        let link = Link {
+            lead_id: kept.1,
+            conversation_id: *known.get(&kept)?,
+        };
+        Some((*pair, link))
+    };
+    Ok(pairs.iter().filter_map(link).collect())
+}
+
+/// A conversation of a lead that is being merged.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub(super) struct Merged {
+    /// The merged lead's.
+    pub(super) conversation: Uuid,
+    /// The kept lead's with the same number of ours; `None`: the kept lead has none, and gets this one.
+    pub(super) into: Option<Uuid>,
+}
+
+/// The conversations of a lead that is being merged, with those of the lead that is kept.
+pub(super) async fn of_both(tx: &mut Transaction<'_>, kept: Uuid, merged: Uuid) -> Result<Vec<Merged>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT c.id AS conversation, k.id AS \"into\" FROM public.conversations c
+           LEFT JOIN public.conversations k ON k.account_id = c.account_id AND k.lead_id = $1
+          WHERE c.lead_id = $2 AND c.merged_into IS NULL ORDER BY c.id",
+    )
+    .bind(kept)
+    .bind(merged)
+    .fetch_all(tx.connection())
+    .await?)
+}
+
+static MERGE_ALL: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH held AS MATERIALIZED ({}),
+         pairs AS (SELECT * FROM unnest($2::uuid[], $3::uuid[]) AS p(id, other)),
+         kept AS (UPDATE public.conversations AS c SET
+             last_inbound_at  = greatest(c.last_inbound_at, o.last_inbound_at),
+             last_outbound_at = greatest(c.last_outbound_at, o.last_outbound_at),
+             last_message_at  = greatest(c.last_message_at, o.last_message_at),
+             unread_count     = c.unread_count + o.unread_count,
+             updated_at       = now()
+            FROM held, pairs p JOIN public.conversations o ON o.id = p.id WHERE c.id = p.other AND held.keys >= 0)
+         UPDATE public.conversations AS c SET
+             lead_id      = CASE WHEN c.id = p.id AND p.other IS NULL THEN $4 ELSE c.lead_id END,
+             merged_into  = p.other,
+             unread_count = CASE WHEN p.other IS NULL THEN c.unread_count ELSE 0 END,
+             updated_at   = now()
+            FROM held, pairs p WHERE (c.id = p.id OR (c.merged_into = p.id AND p.other IS NOT NULL)) AND held.keys >= 0",
+        lock_updated("conversations", "$1")
+    )
+});
+
+/// Gives the kept lead the conversations that it lacks; the others point to its own, which gets their times and what is unread.
+pub(super) async fn merge_all(tx: &mut Transaction<'_>, kept: Uuid, pairs: &[Merged]) -> Result<(), SiteError> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let all = pairs.iter().flat_map(|pair| [Some(pair.conversation), pair.into]);
+    sqlx::query(MERGE_ALL.as_str())
+        .bind(all.flatten().collect::<Vec<_>>())
+        .bind(pairs.iter().map(|pair| pair.conversation).collect::<Vec<_>>())
+        .bind(pairs.iter().map(|pair| pair.into).collect::<Vec<_>>())
+        .bind(kept)
+        .execute(tx.connection())
+        .await?;
+    Ok(())
 }
 
 /// Members of the `WITH` that stores submissions: `of_conversation` says for each row of `fresh` its lead and its

@@ -12,7 +12,7 @@
 //! (SQLSTATE 40P01), and within a table the order of the ids:
 //!
 //! 1. these locks;
-//! 2. rows of `leads`, new and old;
+//! 2. rows of `leads`, new and old; whoever stores messages of a lead locks it (`FOR KEY SHARE`) and sees that it is not merged;
 //! 3. new rows of `conversations`, by number and lead;
 //! 4. for what clients submit: `conversations`, then new messages by client id, and nothing more;
 //! 5. for what the provider says: rows of `whatsapp_messages`, then `whatsapp_accounts`, then `conversations`.
@@ -27,7 +27,7 @@
 //! its unique indexes is being changed: a lead's number or user id, a message's wamid.
 
 use super::{SiteError, Transaction};
-use crate::provider::{ContactIdentity, Wamid};
+use crate::provider::{ContactIdentity, WaId, Wamid};
 
 /// Locks these messages and these people, in one order for all callers.
 ///
@@ -57,21 +57,29 @@ pub async fn lock_all<'a>(
     let mut keys: Vec<String> = wamids.into_iter().map(|wamid| wamid.as_str().to_owned()).collect();
     for contact in contacts {
         keys.extend(contact.user_id.iter().map(|id| format!("lead:{id}")));
-        keys.extend(contact.wa_id.iter().map(|id| format!("lead:{}", id.as_str())));
+        // In both forms of the line: whoever looks for one must see what is made for the other.
+        let numbers = contact
+            .wa_id
+            .iter()
+            .cloned()
+            .chain(contact.wa_id.as_ref().and_then(WaId::other_form));
+        keys.extend(numbers.map(|id| format!("lead:{}", id.as_str())));
     }
     keys.extend(groups.into_iter().map(group_key));
     lock_keys(tx, &keys).await
 }
 
-/// A query for a `WITH` that locks the people of `rows`, by the two columns with their ids, as [`lock`] does. Its one row
-/// counts the keys: who must hold the locks first reads it.
-pub(super) fn lock_missing(rows: &str, user_id: &str, wa_id: &str) -> String {
+/// A query for a `WITH` that locks the people of `rows`, by the columns with their ids, as [`lock`] does. Its one row counts the
+/// keys: who must hold the locks first reads it.
+pub(super) fn lock_missing(rows: &str, ids: &[&str]) -> String {
+    let columns: Vec<String> = ids.iter().map(|column| format!("r.{column}")).collect();
     // `count` of the function's result, so that the planner cannot leave the call out.
     format!(
         "SELECT count(pg_advisory_xact_lock(key)::text) AS keys FROM ( \
            SELECT DISTINCT hashtextextended('lead:' || name, 0) AS key \
-           FROM {rows} AS r CROSS JOIN LATERAL unnest(ARRAY[r.{user_id}, r.{wa_id}]) AS name \
-           WHERE name IS NOT NULL ORDER BY key) AS keys"
+           FROM {rows} AS r CROSS JOIN LATERAL unnest(ARRAY[{}]) AS name \
+           WHERE name IS NOT NULL ORDER BY key) AS keys",
+        columns.join(", ")
     )
 }
 

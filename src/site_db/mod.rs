@@ -8,10 +8,12 @@
 //! | module | its table or job |
 //! |---|---|
 //! | [`accounts`] | `whatsapp_accounts`: our numbers, their holds and throttles |
-//! | [`leads`] | `leads`: who the people are |
+//! | [`leads`] | `leads`, `lead_ids`, `lead_merges`, `twinlog.lead_statements`: who the people are |
+//! | [`merging`] | leads that are one person are merged |
 //! | [`conversations`] | `conversations`: where a message belongs |
 //! | [`messages`] | `whatsapp_messages`: every change is a transition with one writer |
 //! | [`status_events`] | `message_status_events`: what Meta reported, unchanged |
+//! | [`early_media`] | `twinlog.early_media`: media of the history that came before their message |
 //! | [`notifications`] | `notifications`: what a person should look at |
 //! | [`webhook_events`] | `webhook_events`: what Meta posted, byte for byte |
 //! | [`events`] | `twinlog.events`: what listeners are told of, in order |
@@ -31,10 +33,12 @@ pub mod accounts;
 mod column;
 mod connect;
 pub mod conversations;
+pub mod early_media;
 mod error;
 pub mod events;
 pub mod leads;
 pub mod locks;
+pub mod merging;
 pub mod messages;
 pub mod notifications;
 pub mod number_leases;

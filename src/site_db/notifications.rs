@@ -17,6 +17,8 @@ pub enum NotificationKind {
     MessageUnknown,
     /// Meta refuses to send for a number.
     AccountHeld,
+    /// The business did not share its history from the phone.
+    HistoryDeclined,
 }
 
 impl NotificationKind {
@@ -47,4 +49,33 @@ pub(super) async fn account_held(tx: &mut Transaction<'_>, account_id: Uuid, det
         .execute(tx.connection())
         .await?;
     Ok(())
+}
+
+/// Notifies that a number's history will not come; `detail` is Meta's reason. Once a day: each part of the history says so.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn history_declined(tx: &mut Transaction<'_>, account_id: Uuid, detail: &str) -> Result<(), SiteError> {
+    sqlx::query(
+        "INSERT INTO public.notifications (kind, account_id, detail) SELECT $1, $2, $3 WHERE NOT EXISTS (
+           SELECT FROM public.notifications n WHERE n.kind = $1 AND n.account_id = $2 AND n.read_at IS NULL
+             AND n.created_at > now() - interval '1 day')",
+    )
+    .bind(NotificationKind::HistoryDeclined)
+    .bind(account_id)
+    .bind(detail)
+    .execute(tx.connection())
+    .await?;
+    Ok(())
+}
+
+/// Moves the notifications about a conversation to the one that it is merged into; returns their ids.
+pub(super) async fn move_to(tx: &mut Transaction<'_>, conversation: Uuid, into: Uuid) -> Result<Vec<Uuid>, SiteError> {
+    Ok(sqlx::query_scalar(
+        "UPDATE public.notifications SET conversation_id = $2 WHERE conversation_id = $1 RETURNING id",
+    )
+    .bind(conversation)
+    .bind(into)
+    .fetch_all(tx.connection())
+    .await?)
 }

@@ -17,12 +17,34 @@ use uuid::Uuid;
 
 use super::locks::lock;
 use super::messages::{
-    self, Locked, LockedReport, MessageStatus, News, Problem, ProblemClass, ReportKey, ReportedStep, Taken,
+    self, Addressed, Locked, LockedReport, MessageStatus, News, Problem, ProblemClass, ReportKey, ReportedStep, Taken,
 };
 use super::{SiteError, Transaction};
 use crate::provider::callback::class_of_stored_code;
-use crate::provider::event::StatusReport;
+use crate::provider::event::{StatusReport, credible};
 use crate::provider::{AcceptedStatus, Code, ReportedStatus, Response, Wamid};
+
+/// A report, and how it came.
+#[derive(Debug, Clone, Copy)]
+pub struct ReceivedReport<'a> {
+    /// The row of the number that it is for.
+    pub account_id: Uuid,
+    /// When its webhook was committed: the report's time where it has none, or none that can be true.
+    pub received_at: OffsetDateTime,
+    /// What the provider says.
+    pub report: &'a StatusReport,
+}
+
+impl ReceivedReport<'_> {
+    /// The provider's time, if it can be true.
+    fn told_at(&self) -> Option<OffsetDateTime> {
+        credible(self.report.at, self.received_at)
+    }
+
+    fn at(&self) -> OffsetDateTime {
+        self.told_at().unwrap_or(self.received_at)
+    }
+}
 
 /// The result of [`record`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,67 +57,96 @@ pub struct Recorded {
     pub changed_to: Option<MessageStatus>,
     /// The report carries our id, but the row has another wamid: Meta took the message twice.
     pub second_send: bool,
+    /// Whom the message is for, by its row and its lead's.
+    pub addressed: Option<Addressed>,
 }
 
-/// Stores reports, each with the number that it is for, and applies them to their messages, in this order. The caller has
-/// locked the wamids in this transaction, together with all other locks that it needs (see [`super::locks`]).
+/// Stores reports and applies them to their messages, in this order. A report that teaches the wamid of its message brings the
+/// orphans with that wamid along. The caller has locked the wamids in this transaction, together with all other locks that it
+/// needs (see [`super::locks`]).
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn record(tx: &mut Transaction<'_>, reports: &[(Uuid, &StatusReport)]) -> Result<Vec<Recorded>, SiteError> {
+pub async fn record(tx: &mut Transaction<'_>, reports: &[ReceivedReport<'_>]) -> Result<Vec<Recorded>, SiteError> {
     if reports.is_empty() {
         return Ok(Vec::new());
     }
     let keys: Vec<ReportKey<'_>> = reports
         .iter()
-        .map(|(account_id, report)| ReportKey {
-            account_id: *account_id,
-            wamid: &report.wamid,
-            returned_id: report.opaque_id(),
+        .map(|received| ReportKey {
+            account_id: received.account_id,
+            wamid: &received.report.wamid,
+            returned_id: received.report.opaque_id(),
         })
         .collect();
     let found = messages::find_reported(tx, &keys).await?;
     let ids: BTreeSet<Uuid> = found.iter().flatten().copied().collect();
     let locked = messages::lock_rows(tx, &ids.into_iter().collect::<Vec<_>>()).await?;
     let mut recorded: Vec<Recorded> = (reports.iter().zip(found))
-        .map(|((_, report), found)| {
+        .map(|(received, found)| {
             let message = found.and_then(|id| locked.get(&id));
-            let other = |wamid: &Wamid| *wamid != report.wamid;
+            let other = |wamid: &Wamid| *wamid != received.report.wamid;
             Recorded {
                 message_id: message.and(found),
                 new: false,
                 changed_to: None,
                 second_send: message.and_then(Locked::wamid).is_some_and(other),
+                addressed: message.map(|message| message.addressed().clone()),
             }
         })
         .collect();
     insert(tx, reports, &mut recorded).await?;
+    apply(tx, reports, &locked, &mut recorded).await?;
+    Ok(recorded)
+}
 
-    let counted: Vec<usize> = (0..recorded.len())
-        .filter(|&at| {
-            recorded
-                .get(at)
-                .is_some_and(|one| one.message_id.is_some() && !one.second_send)
-        })
-        .collect();
-    let steps: Vec<LockedReport<'_>> = counted
-        .iter()
-        .filter_map(|&at| {
-            let (_, report) = reports.get(at)?;
-            Some(LockedReport {
-                message_id: recorded.get(at)?.message_id?,
-                wamid: &report.wamid,
-                step: ReportedStep::of(&report.status, report.at, problem(report)),
-            })
-        })
-        .collect();
-    let shown = messages::apply_reports(tx, &locked, &steps).await?;
-    for (at, changed_to) in counted.into_iter().zip(shown) {
-        if let Some(one) = recorded.get_mut(at) {
-            one.changed_to = changed_to;
+/// Applies reports, and the orphans that they bring along, to their messages; sets [`Recorded::changed_to`].
+async fn apply(
+    tx: &mut Transaction<'_>,
+    reports: &[ReceivedReport<'_>],
+    locked: &HashMap<Uuid, Locked>,
+    recorded: &mut [Recorded],
+) -> Result<(), SiteError> {
+    // Which report each step is from.
+    let mut from: Vec<usize> = Vec::new();
+    let mut steps: Vec<LockedReport<'_>> = Vec::new();
+    let mut learned: BTreeMap<Uuid, (usize, &Wamid)> = BTreeMap::new();
+    for (at, (received, one)) in reports.iter().zip(recorded.iter()).enumerate() {
+        let Some(message_id) = one.message_id.filter(|_| !one.second_send) else {
+            continue;
+        };
+        let report = received.report;
+        from.push(at);
+        steps.push(LockedReport {
+            message_id,
+            wamid: &report.wamid,
+            step: ReportedStep::of(&report.status, received.at(), problem(report)),
+        });
+        if locked.get(&message_id).is_some_and(|row| row.wamid().is_none()) {
+            learned.entry(message_id).or_insert((at, &report.wamid));
         }
     }
-    Ok(recorded)
+    if !learned.is_empty() {
+        let known: Vec<(Uuid, &Wamid)> = learned.iter().map(|(id, (_, wamid))| (*id, *wamid)).collect();
+        for (message_id, orphans) in adopt(tx, &known).await? {
+            let Some((at, wamid)) = learned.get(&message_id).copied() else {
+                continue;
+            };
+            from.extend(orphans.iter().map(|_| at));
+            steps.extend(orphans.into_iter().map(|step| LockedReport {
+                message_id,
+                wamid,
+                step,
+            }));
+        }
+    }
+    let shown = messages::apply_reports(tx, locked, &steps).await?;
+    for (at, changed_to) in from.into_iter().zip(shown) {
+        if let Some(one) = recorded.get_mut(at) {
+            one.changed_to = changed_to.or(one.changed_to);
+        }
+    }
+    Ok(())
 }
 
 fn problem(report: &StatusReport) -> Option<Problem> {
@@ -109,7 +160,7 @@ fn problem(report: &StatusReport) -> Option<Problem> {
 /// Stores the reports that are not there yet, and sets [`Recorded::new`] of these.
 async fn insert(
     tx: &mut Transaction<'_>,
-    reports: &[(Uuid, &StatusReport)],
+    reports: &[ReceivedReport<'_>],
     recorded: &mut [Recorded],
 ) -> Result<(), SiteError> {
     #[derive(FromRow)]
@@ -118,13 +169,14 @@ async fn insert(
         new: bool,
     }
     // A report that is there several times is stored once, with its message if one of them knows it.
-    let mut once: BTreeMap<(&Wamid, &str, &str, OffsetDateTime), usize> = BTreeMap::new();
-    for (at, (_, report)) in reports.iter().enumerate() {
+    let mut once: BTreeMap<(&Wamid, &str, &str, Option<OffsetDateTime>), usize> = BTreeMap::new();
+    for (at, received) in reports.iter().enumerate() {
+        let report = received.report;
         let key = (
             &report.wamid,
             report.status.as_str(),
             report.recipient.as_str(),
-            report.at,
+            received.told_at(),
         );
         let first = once.entry(key).or_insert(at);
         let knows = |at: usize| recorded.get(at).is_some_and(|one| one.message_id.is_some());
@@ -132,31 +184,33 @@ async fn insert(
             *first = at;
         }
     }
-    let rows: Vec<(usize, Uuid, &StatusReport, Option<Uuid>)> = once
+    let rows: Vec<(usize, ReceivedReport<'_>, Option<Uuid>)> = once
         .into_values()
-        .filter_map(|at| {
-            let (account_id, report) = reports.get(at)?;
-            Some((at, *account_id, *report, recorded.get(at)?.message_id))
-        })
+        .filter_map(|at| Some((at, *reports.get(at)?, recorded.get(at)?.message_id)))
         .collect();
-    let problems: Vec<Option<Problem>> = rows.iter().map(|(_, _, report, _)| problem(report)).collect();
+    let problems: Vec<Option<Problem>> = rows.iter().map(|(_, received, _)| problem(received.report)).collect();
     macro_rules! each {
         ($value:expr) => {
             rows.iter().map($value).collect::<Vec<_>>()
         };
     }
-    // If Meta repeats the report of an orphan whose message is known by now, the orphan is adopted here.
+    // If Meta repeats the report of an orphan whose message is known by now, the orphan is adopted here. A report with an assumed
+    // time is the same as one with the same text for its time, or none.
     let stored: Vec<Row> = sqlx::query_as(
         "WITH given AS (
              SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[],
-                 $8::integer[], $9::text[], $10::jsonb[], $11::timestamptz[])
+                 $8::integer[], $9::text[], $10::jsonb[], $11::timestamptz[], $12::boolean[])
                AS g(number, account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload,
-                 provider_at)
+                 provider_at, assumed)
          ), stored AS (
              INSERT INTO public.message_status_events AS e
                  (account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload, provider_at)
              SELECT account_id, message_id, wamid, status, recipient, opaque, error_code, error_message, payload, provider_at
-               FROM given ORDER BY wamid, status, recipient, provider_at
+               FROM given WHERE NOT assumed OR NOT EXISTS (
+                 SELECT FROM public.message_status_events AS b
+                  WHERE b.wamid = given.wamid AND b.status = given.status AND b.recipient = given.recipient
+                    AND b.payload->>'timestamp' IS NOT DISTINCT FROM given.payload->>'timestamp')
+              ORDER BY wamid, status, recipient, provider_at
              ON CONFLICT (wamid, status, recipient, provider_at)
                  DO UPDATE SET message_id = excluded.message_id
                  WHERE e.message_id IS NULL AND excluded.message_id IS NOT NULL
@@ -165,16 +219,17 @@ async fn insert(
          SELECT number, new FROM stored JOIN given USING (wamid, status, recipient, provider_at)",
     )
     .bind(each!(|row| i64::try_from(row.0).unwrap_or(i64::MAX)))
-    .bind(each!(|row| row.1))
-    .bind(each!(|row| row.3))
-    .bind(each!(|row| &row.2.wamid))
-    .bind(each!(|row| &row.2.status))
-    .bind(each!(|row| row.2.recipient.as_str()))
-    .bind(each!(|row| row.2.opaque.as_deref()))
+    .bind(each!(|row| row.1.account_id))
+    .bind(each!(|row| row.2))
+    .bind(each!(|row| &row.1.report.wamid))
+    .bind(each!(|row| &row.1.report.status))
+    .bind(each!(|row| row.1.report.recipient.as_str()))
+    .bind(each!(|row| row.1.report.opaque.as_deref()))
     .bind(problems.iter().map(|problem| problem.as_ref().and_then(|problem| problem.code)).collect::<Vec<_>>())
     .bind(problems.iter().map(|problem| problem.as_ref().map(|problem| problem.message.as_str())).collect::<Vec<_>>())
-    .bind(each!(|row| Json(&row.2.raw)))
-    .bind(each!(|row| row.2.at))
+    .bind(each!(|row| Json(&row.1.report.raw)))
+    .bind(each!(|row| row.1.at()))
+    .bind(each!(|row| row.1.told_at().is_none()))
     .fetch_all(tx.connection())
     .await?;
     for row in stored {

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::fault::ActiveFault;
 use super::ids::wamid;
-use super::webhooks::Inbound;
+use super::webhooks::{History, IdentityChange, Inbound};
 use super::world::{Number, World};
 
 /// The simulator has no such number.
@@ -76,7 +76,30 @@ pub(super) async fn inbound(world: &World, inbound: &Inbound) -> String {
     let id = given.map_or_else(|| wamid(inbound.from.as_deref().unwrap_or_default()), ToOwned::to_owned);
     emit(world, &inbound.phone_number_id, "messages", inbound.value(&id)).await;
     world.ledger().receive(&id);
+    if let Some(number) = &inbound.from {
+        world.meet(number);
+    }
     id
+}
+
+/// A user's ids change; returns the notice's wamid.
+pub(super) async fn change_identity(world: &World, phone_number_id: &str, change: &IdentityChange) -> String {
+    let id = wamid(change.from.as_deref().unwrap_or_default());
+    emit(world, phone_number_id, "messages", change.value(&id)).await;
+    id
+}
+
+/// What was said with a user before the number joined the API.
+pub(super) async fn history(world: &World, phone_number_id: &str, history: &History) -> Result<(), UnknownNumber> {
+    let business = world
+        .numbers()
+        .get(phone_number_id)
+        .map(|number| number.account.display_phone_number.clone())
+        .ok_or(UnknownNumber)?;
+    for value in history.values(&business, || wamid(&history.user)) {
+        emit(world, phone_number_id, "history", value).await;
+    }
+    Ok(())
 }
 
 /// Verifies the callback as Meta does: it must answer with the challenge.

@@ -13,7 +13,7 @@ use url::Url;
 
 use super::actions;
 use super::fault::{ActiveFault, Fault};
-use super::webhooks::{Inbound, samples};
+use super::webhooks::{History, IdentityChange, Inbound, samples};
 use super::world::World;
 
 /// The control routes, for people: method, path, what it does and takes.
@@ -33,6 +33,16 @@ pub const CONTROL_ROUTES: &[(&str, &str, &str)] = &[
         "POST",
         "/_simulator/faults",
         r#"sends fail: {"phone_number_id": "…", "fault": {"kind": "accept_then_hang"}, "times": 1}; "to": "…" for one recipient"#,
+    ),
+    (
+        "POST",
+        "/_simulator/identity",
+        r#"a user has other ids: {"phone_number_id": "…", "from": "…", "to": "…", "previous_user_id": "…", "user_id": "…"}"#,
+    ),
+    (
+        "POST",
+        "/_simulator/history",
+        r#"what was said before: {"phone_number_id": "…", "user": "…", "texts": 10}"#,
     ),
     ("DELETE", "/_simulator/faults", "sends work again: ?phone_number_id=…"),
     (
@@ -64,6 +74,8 @@ pub(super) fn router() -> Router<Arc<World>> {
         .route("/_simulator/ledger", get(ledger))
         .route("/_simulator/faults", post(set_fault).delete(clear_faults))
         .route("/_simulator/inbound", post(inbound))
+        .route("/_simulator/identity", post(change_identity))
+        .route("/_simulator/history", post(history))
         .route("/_simulator/callback", post(set_callback))
         .route("/_simulator/webhooks", post(set_webhooks))
         .route("/_simulator/tokens", post(set_token))
@@ -146,6 +158,22 @@ async fn inbound(State(world): State<Arc<World>>, Json(request): Json<FromUser>)
     inbound.user_id = request.user_id;
     inbound.name = request.name.or(inbound.name);
     Json(json!({"wamid": actions::inbound(&world, &inbound).await})).into_response()
+}
+
+#[derive(Deserialize)]
+struct OfUser<T> {
+    phone_number_id: String,
+    #[serde(flatten)]
+    what: T,
+}
+
+async fn change_identity(State(world): State<Arc<World>>, Json(request): Json<OfUser<IdentityChange>>) -> Json<Value> {
+    let wamid = actions::change_identity(&world, &request.phone_number_id, &request.what).await;
+    Json(json!({ "wamid": wamid }))
+}
+
+async fn history(State(world): State<Arc<World>>, Json(request): Json<OfUser<History>>) -> Response {
+    done(actions::history(&world, &request.phone_number_id, &request.what).await)
 }
 
 #[derive(Deserialize)]

@@ -49,4 +49,4 @@ pub use ledger::{Accepted, Ledger, Reported};
 pub use limits::Limits;
 pub use settings::{Account, Delays, Settings, WebhookSettings};
 pub use simulator::{Simulator, StartError};
-pub use webhooks::{Inbound, samples};
+pub use webhooks::{History, IdentityChange, Inbound, samples};

@@ -19,7 +19,7 @@ use super::fault::{ActiveFault, Fault};
 use super::ledger::Ledger;
 use super::reset::{Reset, ResettableListener};
 use super::settings::Settings;
-use super::webhooks::{Inbound, delivery};
+use super::webhooks::{History, IdentityChange, Inbound, delivery};
 use super::world::World;
 use super::{control, graph};
 
@@ -185,6 +185,19 @@ impl Simulator {
     /// A user writes; returns the message's wamid. The webhook is on its way.
     pub async fn inbound(&self, message: Inbound) -> String {
         actions::inbound(&self.world, &message).await
+    }
+
+    /// A user's ids change; returns the notice's wamid. The webhook is on its way.
+    pub async fn change_identity(&self, phone_number_id: &str, change: &IdentityChange) -> String {
+        actions::change_identity(&self.world, phone_number_id, change).await
+    }
+
+    /// Reports what was said with a user before the number joined the API.
+    ///
+    /// # Errors
+    /// The simulator has no such number.
+    pub async fn history(&self, phone_number_id: &str, history: &History) -> Result<(), UnknownNumber> {
+        actions::history(&self.world, phone_number_id, history).await
     }
 
     /// Reports anything about a number: `members` is the change's value without the metadata.

@@ -1,6 +1,6 @@
 //! The simulator's state: its numbers and their faults, the accepted messages, the callback, the updates on their way to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -28,6 +28,8 @@ pub(super) struct World {
     queue: mpsc::Sender<Queued>,
     numbers: Mutex<BTreeMap<String, Number>>,
     ledger: Mutex<Ledger>,
+    /// The numbers of users who wrote, as WhatsApp knows them.
+    users: Mutex<BTreeSet<String>>,
     callback: Mutex<Option<Url>>,
     batch: AtomicUsize,
     pending: AtomicUsize,
@@ -71,6 +73,7 @@ impl World {
             paused: watch::Sender::new(false),
             queue,
             ledger: Mutex::new(Ledger::default()),
+            users: Mutex::default(),
             pending: AtomicUsize::new(0),
         }
     }
@@ -81,6 +84,27 @@ impl World {
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.ledger)
+    }
+
+    /// A user wrote from this number.
+    pub(super) fn meet(&self, number: &str) {
+        lock(&self.users).insert(number.to_owned());
+    }
+
+    /// The number as WhatsApp knows it. In Brazil, Mexico and Argentina it may differ from the digits that were dialled by
+    /// one: Meta answers with the user's own.
+    pub(super) fn own_number(&self, dialled: &str) -> String {
+        let same_line = |user: &&String| {
+            ["52", "54", "55"].contains(&dialled.get(..2).unwrap_or_default())
+                && user.get(..2) == dialled.get(..2)
+                && user.len().abs_diff(dialled.len()) == 1
+                && user.get(user.len().saturating_sub(8)..) == dialled.get(dialled.len().saturating_sub(8)..)
+        };
+        let users = lock(&self.users);
+        users
+            .get(dialled)
+            .or_else(|| users.iter().find(same_line))
+            .map_or_else(|| dialled.to_owned(), Clone::clone)
     }
 
     pub(super) fn callback(&self) -> Option<Url> {

@@ -1,7 +1,7 @@
 //! Who a message is for, as a caller of the plain API writes it.
 
 use super::request_error::RequestError;
-use crate::provider::{UserId, WaId};
+use crate::provider::{ContactIdentity, UserId, WaId};
 
 /// The recipient of a message.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,11 +31,13 @@ impl Recipient {
                 Ok(Recipient::Group(to.to_owned()))
             };
         }
-        if let Some(user) = UserId::parse(to) {
+        let contact = ContactIdentity::from_recipient(to).unwrap_or_default();
+        if let Some(user) = contact.user_id {
             return Ok(Recipient::User(user));
         }
         // No country code begins with 0: this is a national number, and its country is not known.
-        WaId::parse(to)
+        contact
+            .wa_id
             .filter(|number| !number.as_str().starts_with('0'))
             .map(Recipient::Phone)
             .ok_or_else(|| {

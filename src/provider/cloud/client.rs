@@ -167,7 +167,7 @@ impl Account {
 
     /// Sends a message. Never call it twice for one attempt: the user could get the message twice.
     pub async fn send(&self, message: Sending<'_>) -> Answered {
-        let body = match send::with_opaque(message.request, message.id) {
+        let body = match send::outgoing(message.request, message.id) {
             Ok(body) => body,
             // Only possible for a row that another program wrote: refuse it as Meta would.
             Err(error) => return Answer::Refused(error.refusal(400, None)).into(),

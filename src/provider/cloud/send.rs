@@ -1,15 +1,17 @@
 //! A send request: reads the few fields that we need, and puts our opaque id into the client's body.
 //!
-//! Except for that id, the body is sent byte for byte. Parsing and writing it again would break some clients: pywa sends
+//! Except for that id (and marks that nobody sees in a recipient), the body is sent byte for byte. Parsing and writing it again would break some clients: pywa sends
 //! explicit nulls, others upper-case enums or coordinates as strings, and Meta accepts them all. So we check only what we
 //! need, and leave the rest to Meta.
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::error::{GraphError, invalid, missing};
 use super::members::{Members, scalar};
 use super::text;
 use super::validate;
+use crate::provider::copied;
 use crate::provider::ids::{ContactIdentity, Wamid};
 use crate::provider::opaque::OpaqueId;
 use crate::provider::outbound::Outbound;
@@ -64,17 +66,18 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
         .filter(|to| !to.trim().is_empty())
         .or_else(|| members.string("recipient").filter(|id| !id.trim().is_empty()))
         .ok_or_else(|| missing("to"))?;
-    if recipient.len() > MAX_OPAQUE || recipient.contains(char::is_control) {
+    if recipient.len() > MAX_OPAQUE {
         return Err(invalid("to"));
     }
-    let to_group = members
-        .string("recipient_type")
-        .is_some_and(|kind| kind.eq_ignore_ascii_case("group"));
-    let contact = if to_group {
-        None
+    let (recipient, contact) = if is_to_group(&members) {
+        (recipient, None)
     } else {
-        Some(ContactIdentity::from_recipient(&recipient).ok_or_else(|| invalid("to"))?)
+        let contact = ContactIdentity::from_recipient(&recipient).ok_or_else(|| invalid("to"))?;
+        (copied::plain(&recipient).into_owned(), Some(contact))
     };
+    if recipient.contains(char::is_control) {
+        return Err(invalid("to"));
+    }
 
     // Without a type, Meta reads it as a text.
     let kind = match members.get("type") {
@@ -109,27 +112,34 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
     }))
 }
 
-/// The same body with our id as its `biz_opaque_callback_data`; every other byte is unchanged.
+/// The body as it goes out: with our id as its `biz_opaque_callback_data`, and a recipient without marks that nobody sees
+/// (see [`copied`]); every other byte is unchanged.
 ///
-/// The client's own value is replaced in place (in both places if the key is there twice, because readers differ in which
-/// one counts); without one, the member is inserted at the front. Keys are compared after unescaping, and only at the top
-/// level.
+/// Values are replaced in place (in both places if a key is there twice, because readers differ in which one counts);
+/// without a value of the client's, our id is inserted at the front. Keys are compared after unescaping, and only at the
+/// top level.
 ///
 /// # Errors
 /// The body is not a JSON object.
-pub fn with_opaque(body: &[u8], id: OpaqueId) -> Result<Vec<u8>, GraphError> {
+pub fn outgoing(body: &[u8], id: OpaqueId) -> Result<Vec<u8>, GraphError> {
     let members = members(body)?;
     let ours = format!("\"{id}\"");
+    // A raw value is a slice of the body, so the difference of the two addresses is its offset.
+    let offset = |value: &RawValue| value.get().as_ptr().addr() - body.as_ptr().addr();
+    let mut replaced: Vec<(usize, usize, String)> = members
+        .all(OPAQUE_KEY)
+        .map(|value| (offset(value), value.get().len(), ours.clone()))
+        .collect();
+    let has_id = !replaced.is_empty();
+    if !is_to_group(&members) {
+        for value in members.all("to").chain(members.all("recipient")) {
+            replaced.extend(plain_recipient(value).map(|plain| (offset(value), value.get().len(), plain)));
+        }
+    }
+    replaced.sort_unstable_by_key(|(start, ..)| *start);
     let mut out = Vec::with_capacity(body.len() + OPAQUE_KEY.len() + ours.len() + 4);
     let mut copied = 0;
-    for value in members.all(OPAQUE_KEY) {
-        // The raw value is a slice of the body, so the difference of the two addresses is its offset.
-        let start = value.get().as_ptr().addr() - body.as_ptr().addr();
-        out.extend_from_slice(body.get(copied..start).unwrap_or_default());
-        out.extend_from_slice(ours.as_bytes());
-        copied = start + value.get().len();
-    }
-    if copied == 0 {
+    if !has_id {
         // The object's brace is the first byte that is not white space; `members` has seen that it is there.
         copied = body.iter().position(|&byte| byte == b'{').map_or(0, |brace| brace + 1);
         out.extend_from_slice(body.get(..copied).unwrap_or_default());
@@ -138,8 +148,28 @@ pub fn with_opaque(body: &[u8], id: OpaqueId) -> Result<Vec<u8>, GraphError> {
             out.push(b',');
         }
     }
+    for (start, length, value) in replaced {
+        out.extend_from_slice(body.get(copied..start).unwrap_or_default());
+        out.extend_from_slice(value.as_bytes());
+        copied = start + length;
+    }
     out.extend_from_slice(body.get(copied..).unwrap_or_default());
     Ok(out)
+}
+
+/// A recipient's value as it goes out, if that is not as the client wrote it.
+fn plain_recipient(value: &RawValue) -> Option<String> {
+    let recipient: String = serde_json::from_str(value.get()).ok()?;
+    if recipient.is_ascii() {
+        return None;
+    }
+    ContactIdentity::from_recipient(&recipient)?;
+    Some(Value::from(copied::plain(&recipient)).to_string())
+}
+
+fn is_to_group(members: &Members<'_>) -> bool {
+    let kind = members.string("recipient_type");
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case("group"))
 }
 
 fn members(body: &[u8]) -> Result<Members<'_>, GraphError> {
@@ -288,12 +318,42 @@ mod tests {
                 format!(r#"{{"biz_opaque_callback_data":{OURS}}}"#),
             ),
         ] {
-            let out = with_opaque(body.as_bytes(), ID).expect("an object");
+            let out = outgoing(body.as_bytes(), ID).expect("an object");
             assert_eq!(String::from_utf8(out).expect("UTF-8"), expected);
         }
-        assert!(with_opaque(b"[]", ID).is_err());
-        assert!(with_opaque(b"{\"a\":}", ID).is_err());
-        assert!(with_opaque(&[b'{', 0xff, b'}'], ID).is_err());
+        assert!(outgoing(b"[]", ID).is_err());
+        assert!(outgoing(b"{\"a\":}", ID).is_err());
+        assert!(outgoing(&[b'{', 0xff, b'}'], ID).is_err());
+    }
+
+    #[test]
+    fn a_recipient_goes_out_as_everybody_reads_it() {
+        let message = |to: &str| {
+            format!(r#"{{"messaging_product":"whatsapp","to": "{to}" ,"type":"text","text":{{"body":"\u200ex"}}}}"#)
+        };
+        for (copied, sent) in [
+            ("\u{202a}+1 650-555-1234\u{202c}", "+1 650-555-1234"),
+            (r"\u202a+1\u00a0650\u200e5551234", "+1 6505551234"),
+            ("＋１６５０５５５１２３４", "+16505551234"),
+            ("\u{200e}US.13", "US.13"),
+        ] {
+            let out = outgoing(message(copied).as_bytes(), ID).expect("an object");
+            let expected = outgoing(message(sent).as_bytes(), ID).expect("an object");
+            assert_eq!(out, expected, "{copied:?}");
+            match read(message(copied).as_bytes()) {
+                Ok(Request::Message(read)) => assert_eq!(read.recipient, sent),
+                other => panic!("{other:?}"),
+            }
+        }
+        // What Meta takes as it is, and a group's id, stay as they are.
+        for body in [
+            message(" +1 (650) 555-1234 "),
+            message("caf\u{e9}"),
+            r#"{"recipient_type":"group","to":"\u200eabc"}"#.to_owned(),
+        ] {
+            let out = String::from_utf8(outgoing(body.as_bytes(), ID).expect("an object")).expect("UTF-8");
+            assert!(out.ends_with(&body[1..]), "{out}");
+        }
     }
 
     fn any_json() -> impl Strategy<Value = Value> {
@@ -328,7 +388,7 @@ mod tests {
                 body.push_str(&format!("{comma}{space}{}{space}:{space}{value}{space}", Value::from(key.as_str())));
             }
             body.push('}');
-            let out = String::from_utf8(with_opaque(body.as_bytes(), ID).expect("an object")).expect("UTF-8");
+            let out = String::from_utf8(outgoing(body.as_bytes(), ID).expect("an object")).expect("UTF-8");
 
             // Read again, our id is there, and all else means the same.
             let before: Value = serde_json::from_str(&body).expect("JSON");
@@ -362,7 +422,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = read(&bytes);
-            let _ = with_opaque(&bytes, ID);
+            let _ = outgoing(&bytes, ID);
         }
     }
 }

@@ -6,10 +6,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use sqlx::FromRow;
 use uuid::Uuid;
 
-use super::{Lead, find_or_make, has_news, learn};
+use super::candidates::{self, Candidate};
+use super::{Source, find_or_make, learn};
 use crate::provider::{ContactIdentity, UserId, WaId};
 use crate::site_db::{SiteError, Transaction};
 
@@ -23,8 +23,17 @@ pub struct LookedUp<'a> {
 #[derive(Debug, Clone, Copy)]
 struct Found {
     lead_id: Uuid,
-    /// Whether the contact has something that the lead lacks.
-    has_news: bool,
+    news: News,
+}
+
+/// What a contact says that its lead does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    Nothing,
+    /// The lead lacks it.
+    Fills,
+    /// Another id than the lead's, or ids of several leads.
+    Differs,
 }
 
 impl LookedUp<'_> {
@@ -32,14 +41,45 @@ impl LookedUp<'_> {
     #[must_use]
     pub fn settled(&self, contact: &ContactIdentity) -> Option<Uuid> {
         let found = self.found.get(&ids_of(contact))?;
-        (!found.has_news).then_some(found.lead_id)
+        (found.news == News::Nothing).then_some(found.lead_id)
     }
 
     /// Whether the contact has something that its lead lacks.
     #[must_use]
     pub fn has_news(&self, contact: &ContactIdentity) -> bool {
-        self.found.get(&ids_of(contact)).is_some_and(|found| found.has_news)
+        self.found
+            .get(&ids_of(contact))
+            .is_some_and(|found| found.news != News::Nothing)
     }
+
+    /// Whether ids of a contact differ from its lead's, so that leads may have to be merged.
+    #[must_use]
+    pub fn has_doubts(&self) -> bool {
+        self.found.values().any(|found| found.news == News::Differs)
+    }
+}
+
+/// What the contacts say that is new to the best of their candidates.
+fn news(candidates: &[Candidate], best: &Candidate, (user_id, wa_id): Ids<'_>, said: &[&ContactIdentity]) -> News {
+    let several = candidates.iter().any(|other| other.is_exact() && other.id != best.id);
+    if several || !best.is_exact() {
+        return News::Differs;
+    }
+    let known = |rank| candidates.iter().any(|one| one.rank == rank && one.id == best.id);
+    let compare = |column: Option<&str>, id: Option<&str>, former: bool| match (column, id) {
+        (_, None) => News::Nothing,
+        (Some(column), Some(id)) if column == id => News::Nothing,
+        _ if former => News::Nothing,
+        (None, Some(_)) => News::Fills,
+        _ => News::Differs,
+    };
+    let names = said.iter().any(|contact| {
+        (best.name.is_none() && contact.name.is_some())
+            || (contact.username.is_some() && best.username != contact.username)
+    });
+    compare(best.user_id.as_deref(), user_id.map(UserId::as_str), known(3))
+        .max(compare(best.wa_id.as_deref(), wa_id.map(WaId::as_str), known(4)))
+        .max(if names { News::Fills } else { News::Nothing })
 }
 
 /// The ids by which a contact is found.
@@ -58,12 +98,6 @@ pub async fn look_up<'a>(
     tx: &mut Transaction<'_>,
     contacts: &[&'a ContactIdentity],
 ) -> Result<LookedUp<'a>, SiteError> {
-    #[derive(FromRow)]
-    struct Row {
-        number: i64,
-        #[sqlx(flatten)]
-        lead: Lead,
-    }
     let mut of: HashMap<Ids<'a>, Vec<&'a ContactIdentity>> = HashMap::new();
     for contact in contacts.iter().filter(|contact| contact.is_known()) {
         of.entry(ids_of(contact)).or_default().push(contact);
@@ -73,28 +107,16 @@ pub async fn look_up<'a>(
         return Ok(looked_up);
     }
     let ids: Vec<Ids<'a>> = of.keys().copied().collect();
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT w.number, l.id, l.wa_id, l.user_id, l.name, l.username
-           FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(user_id, wa_id, number) CROSS JOIN LATERAL (
-             SELECT * FROM (
-                 SELECT 1 AS rank, l.* FROM public.leads l WHERE l.user_id = w.user_id
-                 UNION ALL SELECT 2, l.* FROM public.leads l WHERE l.wa_id = w.wa_id
-                 UNION ALL SELECT CASE WHEN l.wa_id IS NULL THEN 4 ELSE 3 END, l.* FROM public.leads l
-                            WHERE l.phone IN (w.wa_id, '+' || w.wa_id)
-             ) AS candidates ORDER BY rank, created_at, id LIMIT 1) AS l",
-    )
-    .bind(ids.iter().map(|ids| ids.0).collect::<Vec<_>>())
-    .bind(ids.iter().map(|ids| ids.1).collect::<Vec<_>>())
-    .fetch_all(tx.connection())
-    .await?;
-    for Row { number, lead } in rows {
-        let Some(ids) = usize::try_from(number - 1).ok().and_then(|at| ids.get(at)) else {
+    let candidates = candidates::of(tx, &ids).await?;
+    for of_one in candidates.chunk_by(|one, next| one.number == next.number) {
+        let Some(best) = of_one.first() else { continue };
+        let Some(ids) = usize::try_from(best.number - 1).ok().and_then(|at| ids.get(at)) else {
             continue;
         };
         let said = of.get(ids).map(Vec::as_slice).unwrap_or_default();
         let found = Found {
-            lead_id: lead.id,
-            has_news: said.iter().any(|contact| has_news(&lead, contact)),
+            lead_id: best.id,
+            news: news(of_one, best, *ids, said),
         };
         looked_up.found.insert(*ids, found);
     }
@@ -130,7 +152,7 @@ pub async fn find_or_make_all(
                 .or_else(|| made.get(&ids_of(contact)).copied())
             {
                 Some(lead_id) => lead_id,
-                None => find_or_make(tx, contact).await?,
+                None => find_or_make(tx, contact, Source::WhatsApp).await?,
             },
         );
     }
@@ -175,7 +197,8 @@ fn people_apart(contacts: &[&ContactIdentity]) -> Vec<ContactIdentity> {
 }
 
 /// Inserts the leads of those people who have none, and stores what the others' leads lack; returns them by their ids. Missing
-/// is whoever is the same person as another one here, or gets a lead from another program in this moment.
+/// is whoever is the same person as another one here, has other ids than the lead, or gets a lead from another program in this
+/// moment.
 async fn settle<'a>(
     tx: &mut Transaction<'_>,
     people: &'a [ContactIdentity],
@@ -189,8 +212,10 @@ async fn settle<'a>(
     let mut taught: HashSet<Uuid> = HashSet::new();
     for person in people {
         match looked_up.found.get(&ids_of(person)) {
-            Some(found) if !found.has_news => drop(settled.insert(ids_of(person), found.lead_id)),
-            Some(found) if taught.insert(found.lead_id) => news.push((found.lead_id, person)),
+            Some(found) if found.news == News::Nothing => drop(settled.insert(ids_of(person), found.lead_id)),
+            Some(found) if found.news == News::Fills && taught.insert(found.lead_id) => {
+                news.push((found.lead_id, person));
+            }
             Some(_) => {}
             None => new.push((Uuid::new_v4(), person)),
         }

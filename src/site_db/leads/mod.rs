@@ -1,84 +1,130 @@
 //! `leads`: the people and groups that we write with, and their ids.
 //!
-//! A person is found first by the business-scoped user id, then by the number (WhatsApp's, then the one dialled). An id
-//! that the lead lacks is stored if no other lead has it. Two leads are never merged here: only a person can decide that.
-//! An existing name is kept, since a person may have corrected it.
+//! A person is found first by the business-scoped user id, then by the number (WhatsApp's own, a former one, the other form of
+//! the same line, the one dialled): see `candidates`. All ids that WhatsApp shows or tells of a person are kept; leads that
+//! turn out to be one person are merged: see `identity`. An existing name is kept, since a person may have corrected it.
 //!
 //! | file | its job |
 //! |---|---|
-//! | `mod` | one person, or one group, at a time; what is learnt |
+//! | `mod` | one person, or one group, at a time |
 //! | `many` | many people in a few statements |
+//! | `candidates` | which leads have ids of a contact |
+//! | `ids` | which of a lead's ids counts; pure |
+//! | `known_ids` | `lead_ids`; a lead's ids read and written |
+//! | `identity` | ids that are new, change, or lead to several leads |
+//! | [`statements`] | what waits to be written because leads must be merged first |
+//! | `merge` | `lead_merges`; the leads' part of a merge |
 
+mod candidates;
+mod identity;
+mod ids;
+mod known_ids;
 mod many;
+mod merge;
+pub mod statements;
 
+pub use identity::{changed, learn_recipient};
 pub use many::{LookedUp, find_or_make_all, look_up};
+
+pub(super) use identity::{About, write};
+pub(super) use merge::{join, lock_leads, record_moved};
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 use sqlx::FromRow;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use self::candidates::Candidate;
 use super::locks::{group_key, lock, lock_keys, lock_missing};
 use super::{Pool, SiteError, Transaction};
-use crate::provider::{ContactIdentity, UserId, WaId};
+use crate::provider::ContactIdentity;
 
 /// Attempts to find or insert a lead while another program inserts or deletes it.
 const ATTEMPTS: usize = 3;
 
-/// A lead's ids and names. Plain texts, because other programs write these columns too, in their own formats.
-#[derive(Debug, FromRow)]
-struct Lead {
-    id: Uuid,
-    wa_id: Option<String>,
-    user_id: Option<String>,
-    name: Option<String>,
-    username: Option<String>,
+/// Whose word a contact's ids are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// WhatsApp's: they are the person's ids now.
+    WhatsApp,
+    /// A client's: it dialled a number, which may be a former one or written in another form.
+    Client,
 }
 
 /// A lead's ids at WhatsApp.
 #[derive(Debug, Clone, FromRow)]
 pub struct Address {
-    /// WhatsApp's number, else the one that was dialled; `group:` and Meta's id for a group.
+    /// WhatsApp's number, else the one that was dialled, unless a user id is known; `group:` and Meta's id for a group.
     pub phone: Option<String>,
     /// The business-scoped user id.
     pub user_id: Option<String>,
 }
 
-/// The ids at WhatsApp of the lead that a caller named; `None`: no such lead.
+/// The ids at WhatsApp of the lead that a caller named, or of the one that it was merged into; `None`: no such lead.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn address(pool: &Pool, lead_id: Uuid) -> Result<Option<Address>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT coalesce(l.wa_id, CASE WHEN l.user_id IS NULL THEN l.phone END) AS phone, l.user_id
+           FROM public.leads f JOIN public.leads l ON l.id = coalesce(f.merged_into, f.id) WHERE f.id = $1",
+    )
+    .bind(lead_id)
+    .fetch_optional(&pool.0)
+    .await?)
+}
+
+/// The leads that these leads were merged into, as pairs; those that were not are left out.
+pub(super) async fn merged_into(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Result<Vec<(Uuid, Uuid)>, SiteError> {
     Ok(
-        sqlx::query_as("SELECT coalesce(wa_id, phone) AS phone, user_id FROM public.leads WHERE id = $1")
-            .bind(lead_id)
-            .fetch_optional(&pool.0)
+        sqlx::query_as("SELECT id, merged_into FROM public.leads WHERE id = ANY ($1) AND merged_into IS NOT NULL")
+            .bind(leads)
+            .fetch_all(tx.connection())
             .await?,
     )
 }
 
-/// Finds or creates the lead of a person, and stores ids of the contact that the lead lacks. Creates no conversation: what
-/// a person says in a group belongs to the group's conversation.
+/// The lead that a caller named, or the one that it was merged into; `None`: no such lead.
+pub(super) async fn present(tx: &mut Transaction<'_>, lead_id: Uuid) -> Result<Option<Uuid>, SiteError> {
+    Ok(
+        sqlx::query_scalar("SELECT coalesce(merged_into, id) FROM public.leads WHERE id = $1")
+            .bind(lead_id)
+            .fetch_optional(tx.connection())
+            .await?,
+    )
+}
+
+/// Finds or creates the lead of a person, and stores what it lacks of the contact. Creates no conversation: what a person says
+/// in a group belongs to the group's conversation.
 ///
 /// # Errors
 /// See [`SiteError`]; [`SiteError::Anonymous`] for a contact without any id.
-pub async fn find_or_make(tx: &mut Transaction<'_>, contact: &ContactIdentity) -> Result<Uuid, SiteError> {
+pub async fn find_or_make(
+    tx: &mut Transaction<'_>,
+    contact: &ContactIdentity,
+    source: Source,
+) -> Result<Uuid, SiteError> {
     if !contact.is_known() {
         return Err(SiteError::Anonymous);
     }
     // Nearly always the lead is there and there is nothing to learn: no lock, no write.
-    if let Some(lead) = find(tx, contact).await?
-        && !has_news(&lead, contact)
-    {
-        return Ok(lead.id);
+    if let Some(lead_id) = look_up(tx, &[contact]).await?.settled(contact) {
+        return Ok(lead_id);
     }
     lock(tx, [], [contact]).await?;
     for _ in 0..ATTEMPTS {
-        if let Some(lead) = find(tx, contact).await? {
-            if has_news(&lead, contact) {
-                learn(tx, &[(lead.id, contact)]).await?;
-            }
-            return Ok(lead.id);
+        let candidates = candidates::of_person(tx, &[contact]).await?;
+        let found = match source {
+            Source::WhatsApp => known_by_whatsapp(tx, contact, &candidates).await?,
+            Source::Client => known_by_client(tx, contact, &candidates).await?,
+        };
+        if let Some(lead_id) = found {
+            return Ok(lead_id);
+        }
+        if !candidates.is_empty() {
+            continue;
         }
         // Other programs don't take our lock. If one inserts the lead first, the next turn finds it.
         let inserted: Option<Uuid> = sqlx::query_scalar(
@@ -96,6 +142,52 @@ pub async fn find_or_make(tx: &mut Transaction<'_>, contact: &ContactIdentity) -
         }
     }
     Err(SiteError::Vanished("leads"))
+}
+
+/// The lead of a contact as WhatsApp shows it; stores what is new. `None`: there is none, or it has just changed.
+async fn known_by_whatsapp(
+    tx: &mut Transaction<'_>,
+    contact: &ContactIdentity,
+    candidates: &[Candidate],
+) -> Result<Option<Uuid>, SiteError> {
+    let leads = candidates::leads(candidates);
+    let lead_id = if leads.is_empty() {
+        let Some(by_phone) = candidates.first() else {
+            return Ok(None);
+        };
+        identity::add_to(tx, by_phone.id, contact).await?.then_some(by_phone.id)
+    } else {
+        identity::seen(tx, contact, &leads).await?
+    };
+    if let Some(lead_id) = lead_id {
+        let is_new = |lead: &Candidate| {
+            (lead.name.is_none() && contact.name.is_some())
+                || (contact.username.is_some() && lead.username != contact.username)
+        };
+        if candidates.iter().any(|lead| lead.id == lead_id && is_new(lead)) {
+            let names = ContactIdentity {
+                wa_id: None,
+                user_id: None,
+                ..contact.clone()
+            };
+            learn(tx, &[(lead_id, &names)]).await?;
+        }
+    }
+    Ok(lead_id)
+}
+
+/// The lead of a contact that a client names. An id that the lead lacks is stored; it takes no other's place.
+async fn known_by_client(
+    tx: &mut Transaction<'_>,
+    contact: &ContactIdentity,
+    candidates: &[Candidate],
+) -> Result<Option<Uuid>, SiteError> {
+    let Some(lead) = candidates.first() else {
+        return Ok(None);
+    };
+    let lacks =
+        (lead.wa_id.is_none() && contact.wa_id.is_some()) || (lead.user_id.is_none() && contact.user_id.is_some());
+    Ok((!lacks || identity::add_to(tx, lead.id, contact).await?).then_some(lead.id))
 }
 
 /// The same for a group: its lead stands for the group, with `group:` and Meta's id in `phone`.
@@ -132,27 +224,27 @@ pub(super) fn group_phone(group_id: &str) -> String {
 /// transaction.
 ///
 /// The leads that are there are locked in the order of their ids, before any conversation: a new message refers to its
-/// lead, and waits if the lead's number is being changed.
+/// lead, and waits if the lead's number is being changed or the lead is being merged. A merged one is left out.
 pub(super) fn of_submissions() -> String {
-    let locked = lock_missing("missing", "user_id", "wa_id");
+    let locked = lock_missing("missing", &["user_id", "wa_id", "other_form"]);
+    let ranks = candidates::ranks!();
     format!(
-        "found AS MATERIALIZED (SELECT i.id AS input_id, l.* FROM fresh i CROSS JOIN LATERAL ( \
-           SELECT c.id AS lead_id, i.lead_id IS NULL AND ((c.wa_id IS NULL AND i.wa_id IS NOT NULL) \
-               OR (c.user_id IS NULL AND i.user_id IS NOT NULL)) AS learns FROM ( \
-             SELECT 0 AS rank, l.* FROM public.leads l WHERE l.id = i.lead_id \
-             UNION ALL SELECT 1, l.* FROM public.leads l WHERE i.lead_id IS NULL AND l.user_id = i.user_id \
-             UNION ALL SELECT 2, l.* FROM public.leads l WHERE i.lead_id IS NULL AND l.wa_id = i.wa_id \
-             UNION ALL SELECT CASE WHEN l.wa_id IS NULL THEN 4 ELSE 3 END, l.* FROM public.leads l \
-               WHERE i.lead_id IS NULL AND l.phone IN (i.wa_id, '+' || i.wa_id, i.group_phone) \
-           ) AS c ORDER BY c.rank, c.created_at, c.id LIMIT 1) AS l), \
-         missing AS MATERIALIZED (SELECT i.id AS input_id, i.wa_id, i.user_id FROM fresh i \
+        "found AS MATERIALIZED (SELECT w.id AS input_id, l.* FROM fresh w CROSS JOIN LATERAL ( \
+           SELECT l.id AS lead_id, w.lead_id IS NULL AND ((l.wa_id IS NULL AND w.wa_id IS NOT NULL) \
+               OR (l.user_id IS NULL AND w.user_id IS NOT NULL)) AS learns FROM ( \
+             SELECT 0 AS rank, w.lead_id WHERE w.lead_id IS NOT NULL \
+             UNION ALL SELECT r.rank, r.lead_id FROM ({ranks}) AS r WHERE w.lead_id IS NULL \
+             UNION ALL SELECT 9, l.id FROM public.leads l WHERE w.lead_id IS NULL AND l.phone = w.group_phone \
+           ) AS c JOIN public.leads f ON f.id = c.lead_id JOIN public.leads l ON l.id = coalesce(f.merged_into, f.id) \
+           ORDER BY c.rank, l.created_at, l.id LIMIT 1) AS l), \
+         missing AS MATERIALIZED (SELECT i.id AS input_id, i.wa_id, i.user_id, i.other_form FROM fresh i \
            WHERE i.lead_id IS NULL AND i.group_phone IS NULL AND coalesce(i.user_id, i.wa_id) IS NOT NULL \
              AND NOT EXISTS (SELECT FROM found f WHERE f.input_id = i.id)), \
          locked AS MATERIALIZED ({locked}), \
          made_leads AS (INSERT INTO public.leads (wa_id, user_id) \
            SELECT DISTINCT m.wa_id, m.user_id FROM missing m, locked WHERE locked.keys >= 0 \
            ON CONFLICT DO NOTHING RETURNING id, wa_id, user_id), \
-         held_leads AS MATERIALIZED (SELECT l.id FROM public.leads l, locked WHERE locked.keys >= 0 \
+         held_leads AS MATERIALIZED (SELECT l.id FROM public.leads l, locked WHERE locked.keys >= 0 AND l.merged_into IS NULL \
              AND l.id = ANY (ARRAY(SELECT f.lead_id FROM found f WHERE NOT f.learns)) ORDER BY l.id FOR KEY SHARE OF l), \
          of_lead AS MATERIALIZED (SELECT f.input_id, f.lead_id FROM found f JOIN held_leads h ON h.id = f.lead_id \
            WHERE NOT f.learns \
@@ -161,97 +253,18 @@ pub(super) fn of_submissions() -> String {
     )
 }
 
-/// Stores the recipient's ids from the answer to a send: WhatsApp's own number, if it differs from the one dialled (Brazil,
-/// Mexico), so that the person's reply finds the same lead; and the user id.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn learn_recipient(
-    tx: &mut Transaction<'_>,
-    lead_id: Uuid,
-    dialled: Option<&WaId>,
-    known: &ContactIdentity,
-) -> Result<(), SiteError> {
-    let dialled_contact = ContactIdentity {
-        wa_id: dialled.cloned(),
-        ..ContactIdentity::default()
-    };
-    let current: Option<Lead> =
-        sqlx::query_as("SELECT id, wa_id, user_id, name, username FROM public.leads WHERE id = $1")
-            .bind(lead_id)
-            .fetch_optional(tx.connection())
-            .await?;
-    let Some(current) = current else { return Ok(()) };
-    let actual = known.wa_id.as_ref();
-    let renumbered = actual.is_some() && dialled.is_some() && dialled != actual;
-    if !renumbered && !has_news(&current, known) {
-        return Ok(());
-    }
-    lock(tx, [], [&dialled_contact, known]).await?;
-    if renumbered && current.wa_id.as_deref() == dialled.map(WaId::as_str) {
-        // No WhatsApp user has the number that was dialled. It moves to `phone`, in this lead and in a lead that has
-        // WhatsApp's number already; from now on `find` prefers that other lead.
-        sqlx::query(
-            "UPDATE public.leads SET phone = $2, updated_at = now(),
-                    wa_id = CASE WHEN id <> $1 THEN wa_id
-                                 WHEN EXISTS (SELECT FROM public.leads other WHERE other.wa_id = $3) THEN NULL
-                                 ELSE $3 END
-              WHERE id = $1 OR (wa_id = $3 AND phone IS NULL)",
-        )
-        .bind(lead_id)
-        .bind(dialled)
-        .bind(actual)
-        .execute(tx.connection())
-        .await?;
-    }
-    learn(tx, &[(lead_id, known)]).await
-}
-
-/// Stores the recipients' user ids from status reports, each with the report's message: without it, the reply of a user who
-/// hides the number would create a second lead. Changes nothing if the message's lead has another number (in a group, the
-/// recipient is not the lead) or already has a user id. The caller has locked the contacts (see [`super::locks`]).
+/// Stores the recipients' user ids from status reports, each with its lead, whose number is the recipient's: without it, the
+/// reply of a user who hides the number would create a second lead. The caller has locked the contacts (see
+/// [`super::locks`]).
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn learn_from_reports(
     tx: &mut Transaction<'_>,
-    reports: &[(Uuid, &ContactIdentity)],
+    recipients: &[(Uuid, &ContactIdentity)],
 ) -> Result<(), SiteError> {
-    #[derive(FromRow)]
-    struct Lacking {
-        number: i64,
-        lead_id: Uuid,
-    }
-    let reports: Vec<_> = reports
-        .iter()
-        .filter(|(_, contact)| contact.wa_id.is_some() && contact.user_id.is_some())
-        .collect();
-    if reports.is_empty() {
-        return Ok(());
-    }
-    let lacking: Vec<Lacking> = sqlx::query_as(
-        "SELECT DISTINCT ON (l.id) c.number, l.id AS lead_id
-           FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS c(message_id, wa_id, number)
-           JOIN public.whatsapp_messages m ON m.id = c.message_id JOIN public.leads l ON l.id = m.lead_id
-          WHERE l.user_id IS NULL AND l.wa_id = c.wa_id ORDER BY l.id, c.number",
-    )
-    .bind(reports.iter().map(|(message_id, _)| *message_id).collect::<Vec<_>>())
-    .bind(
-        reports
-            .iter()
-            .map(|(_, contact)| contact.wa_id.as_ref())
-            .collect::<Vec<_>>(),
-    )
-    .fetch_all(tx.connection())
-    .await?;
-    let known: Vec<(Uuid, &ContactIdentity)> = lacking
-        .iter()
-        .filter_map(|row| {
-            let at = usize::try_from(row.number - 1).ok()?;
-            Some((row.lead_id, reports.get(at)?.1))
-        })
-        .collect();
-    learn(tx, &known).await
+    let once: BTreeMap<Uuid, &ContactIdentity> = recipients.iter().rev().copied().collect();
+    learn(tx, &once.into_iter().collect::<Vec<_>>()).await
 }
 
 /// Stores the advertisements that leads came from; a later one of a lead is ignored.
@@ -281,61 +294,6 @@ pub async fn set_referrals(tx: &mut Transaction<'_>, referrals: &[(Uuid, &Value)
     Ok(())
 }
 
-/// Stores a person's new number, if no other lead has it; the old one stays in `phone`.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn change_number(tx: &mut Transaction<'_>, lead_id: Uuid, current: &WaId) -> Result<(), SiteError> {
-    sqlx::query(
-        "UPDATE public.leads SET phone = coalesce(phone, wa_id), wa_id = $2, updated_at = now()
-          WHERE id = $1 AND NOT EXISTS (SELECT FROM public.leads other WHERE other.wa_id = $2)",
-    )
-    .bind(lead_id)
-    .bind(current)
-    .execute(tx.connection())
-    .await?;
-    Ok(())
-}
-
-/// Stores a person's new user id, if no other lead has it.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn change_user_id(tx: &mut Transaction<'_>, previous: &UserId, current: &UserId) -> Result<(), SiteError> {
-    sqlx::query(
-        "UPDATE public.leads SET user_id = $2, updated_at = now()
-          WHERE user_id = $1 AND NOT EXISTS (SELECT FROM public.leads other WHERE other.user_id = $2)",
-    )
-    .bind(previous)
-    .bind(current)
-    .execute(tx.connection())
-    .await?;
-    Ok(())
-}
-
-async fn find(tx: &mut Transaction<'_>, contact: &ContactIdentity) -> Result<Option<Lead>, SiteError> {
-    // Three index look-ups; the lowest `rank` is the most reliable match.
-    Ok(sqlx::query_as(
-        "SELECT id, wa_id, user_id, name, username FROM (
-             SELECT 1 AS rank, l.* FROM public.leads l WHERE user_id = $1
-             UNION ALL SELECT 2, l.* FROM public.leads l WHERE wa_id = $2
-             UNION ALL SELECT CASE WHEN wa_id IS NULL THEN 4 ELSE 3 END, l.* FROM public.leads l WHERE phone IN ($2, '+' || $2)
-         ) AS candidates ORDER BY rank, created_at, id LIMIT 1",
-    )
-    .bind(contact.user_id.as_ref())
-    .bind(contact.wa_id.as_ref())
-    .fetch_optional(tx.connection())
-    .await?)
-}
-
-/// Whether the contact has something that the lead lacks.
-fn has_news(lead: &Lead, contact: &ContactIdentity) -> bool {
-    (lead.wa_id.is_none() && contact.wa_id.is_some())
-        || (lead.user_id.is_none() && contact.user_id.is_some())
-        || (lead.name.is_none() && contact.name.is_some())
-        || (contact.username.is_some() && lead.username != contact.username)
-}
-
 /// Fills empty columns of these leads, with ids that no other lead has. The user name comes from Meta, so the newest value
 /// counts. Each lead may be there once.
 async fn learn(tx: &mut Transaction<'_>, known: &[(Uuid, &ContactIdentity)]) -> Result<(), SiteError> {
@@ -350,7 +308,7 @@ async fn learn(tx: &mut Transaction<'_>, known: &[(Uuid, &ContactIdentity)]) -> 
              username = coalesce(c.username, l.username),
              updated_at = now()
             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[]) AS c(id, wa_id, user_id, name, username)
-           WHERE l.id = c.id",
+           WHERE l.id = c.id AND l.merged_into IS NULL",
     )
     .bind(known.iter().map(|(lead_id, _)| *lead_id).collect::<Vec<_>>())
     .bind(known.iter().map(|(_, contact)| contact.wa_id.as_ref()).collect::<Vec<_>>())

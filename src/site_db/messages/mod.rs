@@ -39,16 +39,19 @@ pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.whatsapp_messages", "api
 pub use claim::{Claim, Claimed, Wanted, claim, claim_probe, give_back, sweep_abandoned, sweep_expired};
 pub use fold::ReportedStep;
 pub use insert::{NewSaid, Said, insert, insert_said};
-pub use outcomes::{AttemptKey, Ended, News, Wait, apply_steps, cancel_waiting, failed, lost, put_back, revive};
+pub use outcomes::{
+    Addressed, AttemptKey, Ended, News, Wait, apply_steps, cancel_waiting, failed, lost, put_back, revive,
+};
 pub use problem::{Problem, ProblemClass};
 pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, standing};
 pub use status::MessageStatus;
 pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};
+pub use write::{Medium, replace_placeholder};
 
 pub(super) use claim::made_due_by_release;
 pub(super) use outcomes::{Locked, LockedReport, Taken, accepted, apply_reports, lock_rows};
 pub(super) use read::{ReportKey, find_reported};
-pub(super) use write::check_writable;
+pub(super) use write::{check_writable, move_to};
 
 /// The statements that a message waits for before the provider is called. They are prepared on each new connection: else the
 /// first messages on it would wait for that, which takes round trips of its own.

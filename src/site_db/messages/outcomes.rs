@@ -96,6 +96,11 @@ impl Locked {
     pub(in crate::site_db) const fn wamid(&self) -> Option<&Wamid> {
         self.state.wamid.as_ref()
     }
+
+    /// Whom the message is for.
+    pub(in crate::site_db) const fn addressed(&self) -> &Addressed {
+        &self.addressed
+    }
 }
 
 impl From<Ended> for Change {
@@ -265,10 +270,27 @@ pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>) -> Res
     Ok(!revived.is_empty())
 }
 
+/// Whom a message of ours is for: the client's word, and what the lead's row says.
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
+pub struct Addressed {
+    /// `leads.id`.
+    pub lead_id: Uuid,
+    /// The recipient as the client wrote it.
+    pub recipient: Option<String>,
+    /// The lead's number at WhatsApp.
+    pub lead_wa_id: Option<String>,
+    /// The lead's business-scoped user id.
+    pub lead_user_id: Option<String>,
+    /// Whether the lead is a group.
+    pub to_group: bool,
+}
+
 /// A message of ours whose row this transaction has locked.
 #[derive(Debug, FromRow)]
 pub(in crate::site_db) struct Locked {
     id: Uuid,
+    #[sqlx(flatten)]
+    addressed: Addressed,
     #[sqlx(flatten)]
     state: MessageState,
 }
@@ -283,9 +305,11 @@ pub(in crate::site_db) async fn lock_rows(
         return Ok(HashMap::new());
     }
     let rows: Vec<Locked> = sqlx::query_as(
-        "SELECT id, status, wamid, error_code, error_class, error_message, accepted_at, held_at, sent_at, delivered_at,
-                read_at, played_at, failed_at
-           FROM public.whatsapp_messages WHERE id = ANY($1) AND direction = 'outbound' ORDER BY id FOR UPDATE",
+        "SELECT m.id, m.status, m.wamid, m.error_code, m.error_class, m.error_message, m.accepted_at, m.held_at, m.sent_at,
+                m.delivered_at, m.read_at, m.played_at, m.failed_at, m.lead_id, m.recipient, l.wa_id AS lead_wa_id,
+                l.user_id AS lead_user_id, coalesce(l.phone LIKE 'group:%', false) AS to_group
+           FROM public.whatsapp_messages m JOIN public.leads l ON l.id = m.lead_id
+          WHERE m.id = ANY($1) AND m.direction = 'outbound' ORDER BY m.id FOR UPDATE OF m",
     )
     .bind(ids)
     .fetch_all(tx.connection())

@@ -118,11 +118,12 @@ pub enum SubmitResult {
 }
 
 /// The columns of `input`, in the order of the statement's parameters, with their types.
-const INPUT: [(&str, &str); 18] = [
+const INPUT: [(&str, &str); 19] = [
     ("id", "uuid"),
     ("account_id", "uuid"),
     ("lead_id", "uuid"),
     ("wa_id", "text"),
+    ("other_form", "text"),
     ("user_id", "text"),
     ("group_phone", "text"),
     ("type", "text"),
@@ -276,6 +277,10 @@ fn arguments(submissions: &[Arc<Submission>]) -> Result<PgArguments, sqlx::error
         .contact()
         .and_then(|contact| contact.wa_id.as_ref())
         .map(|id| id.as_str()));
+    column!(|s| s
+        .addressee
+        .contact()
+        .and_then(|contact| contact.wa_id.as_ref()?.other_form()));
     column!(|s| s
         .addressee
         .contact()

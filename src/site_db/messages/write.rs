@@ -8,7 +8,9 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use sqlx::postgres::PgArguments;
+use sqlx::types::Json;
 use sqlx::{Arguments, PgConnection};
 use uuid::Uuid;
 
@@ -16,9 +18,9 @@ use super::fold::MessageState;
 use super::problem::Problem;
 use super::status::MessageStatus;
 use super::transition::{Input, Notifies, Only, To, Transition, Write};
-use crate::provider::Response;
+use crate::provider::{Response, Wamid};
 use crate::site_db::notifications::{self, NotificationKind};
-use crate::site_db::{Pool, SiteError};
+use crate::site_db::{Pool, SiteError, Transaction};
 
 /// A row that a transition changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
@@ -229,6 +231,65 @@ fn add(arguments: &mut PgArguments, input: Input, changes: &[Change]) -> Result<
         Input::FailedAt => folded!(failed_at),
         Input::Notify => each!(|change| change.notify),
     }
+}
+
+/// Moves the messages of a conversation to another one, or to another lead; returns their ids. Their state does not change.
+pub(in crate::site_db) async fn move_to(
+    tx: &mut Transaction<'_>,
+    conversation: Uuid,
+    into: Uuid,
+    lead_id: Uuid,
+) -> Result<Vec<Uuid>, SiteError> {
+    Ok(sqlx::query_scalar(
+        "WITH held AS MATERIALIZED (SELECT h.id FROM public.whatsapp_messages h WHERE h.conversation_id = $1 ORDER BY h.id \
+         FOR NO KEY UPDATE) \
+         UPDATE public.whatsapp_messages AS m SET conversation_id = $2, lead_id = $3, updated_at = now() \
+         FROM held WHERE m.id = held.id RETURNING m.id",
+    )
+    .bind(conversation)
+    .bind(into)
+    .bind(lead_id)
+    .fetch_all(tx.connection())
+    .await?)
+}
+
+/// What a placeholder of the history stands for.
+#[derive(Debug, Clone, Copy)]
+pub struct Medium<'a> {
+    /// The row of the number that the message is from or to.
+    pub account_id: Uuid,
+    /// Meta's id of the message.
+    pub wamid: &'a Wamid,
+    /// Meta's name of the type.
+    pub kind: &'a str,
+    /// The text that a person sees.
+    pub text: Option<&'a str>,
+    /// The message's whole object in the webhook.
+    pub payload: &'a Value,
+}
+
+/// The type of a message of the history whose medium comes with an event of its own.
+pub(super) const PLACEHOLDER: &str = "media_placeholder";
+
+/// Puts the medium into the message that stands for it; false if there is none.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn replace_placeholder(tx: &mut Transaction<'_>, medium: &Medium<'_>) -> Result<bool, SiteError> {
+    Ok(sqlx::query(
+        "UPDATE public.whatsapp_messages SET type = $3, body = $4, payload = payload || $5, updated_at = now() \
+         WHERE account_id = $1 AND wamid = $2 AND type = $6 AND $3 <> $6",
+    )
+    .bind(medium.account_id)
+    .bind(medium.wamid)
+    .bind(medium.kind)
+    .bind(medium.text)
+    .bind(Json(medium.payload))
+    .bind(PLACEHOLDER)
+    .execute(tx.connection())
+    .await?
+    .rows_affected()
+        > 0)
 }
 
 /// Checks that this role may change messages. An update of no row needs the same rights as a real one, and fails on a

@@ -7,6 +7,10 @@ use super::sources::sources;
 const OWNERS: &[(&str, &str)] = &[
     ("public.whatsapp_accounts", "accounts"),
     ("public.leads", "leads"),
+    ("public.lead_ids", "leads"),
+    ("public.lead_merges", "leads"),
+    ("twinlog.lead_statements", "leads"),
+    ("twinlog.early_media", "early_media"),
     ("public.conversations", "conversations"),
     ("public.whatsapp_messages", "messages"),
     ("public.message_status_events", "status_events"),

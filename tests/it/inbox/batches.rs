@@ -16,7 +16,7 @@ const REPEATED: &str = "webhook_events WHERE attempts > 1";
 
 impl Site {
     /// Another process on the same Site DB.
-    fn another_process(&self) -> DropGuard {
+    pub(super) fn another_process(&self) -> DropGuard {
         let pool = Pool::connect(&config::Site {
             url: self.db.site.database_url(),
             max_connections: 12,

@@ -2,6 +2,8 @@
 
 mod batches;
 mod faults;
+mod history;
+mod identities;
 mod messages;
 mod people;
 mod receiving;
@@ -24,9 +26,10 @@ use twinlog::provider::cloud::signature;
 use twinlog::provider::cloud::webhook;
 use twinlog::provider::{Callback, ContactIdentity, OpaqueId, UserId, WaId, Wamid};
 use twinlog::site_db::Pool;
-use twinlog::site_db::conversations::{Link, link, link_group};
+use twinlog::site_db::conversations::{Link, link, link_group, link_recipient};
 use twinlog::site_db::leads::learn_recipient;
 use twinlog::site_db::locks::lock;
+use twinlog::site_db::merging::settle_due;
 use twinlog::site_db::status_events as statuses;
 use uuid::Uuid;
 
@@ -86,6 +89,15 @@ impl Site {
     async fn deliver(&self, value: &Value) {
         self.post(&envelope(&[("messages", value.clone())])).await;
         self.settle().await;
+    }
+
+    /// Waits until nothing is left to do, also about people.
+    async fn settle_people(&self) {
+        self.settle().await;
+        let statements = "SELECT count(*) FROM twinlog.lead_statements";
+        self.db
+            .until_site("all that is known of people is written", statements, "0")
+            .await;
     }
 
     async fn settle(&self) {

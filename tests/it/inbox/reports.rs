@@ -1,8 +1,9 @@
 //! Statuses: early, late, repeated, in any order, and at the same time as the outcome of the send.
 
+use time::OffsetDateTime;
 use twinlog::provider::AcceptedStatus;
 use twinlog::provider::event::{Content, StatusReport};
-use twinlog::site_db::status_events::Acceptance;
+use twinlog::site_db::status_events::{Acceptance, ReceivedReport};
 use twinlog::site_db::{MessageStatus, Transaction};
 
 use super::*;
@@ -49,6 +50,82 @@ async fn the_echo_of_our_id_settles_a_message_whose_answer_was_lost() {
     }
     assert_eq!(site.count("whatsapp_messages WHERE accepted_at IS NULL").await, 0);
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+}
+
+#[tokio::test]
+async fn a_message_that_failed_before_its_id_was_known_never_shows_sent() {
+    let site = Site::working().await;
+    for (number, (first, then, shown)) in [
+        (&["failed"][..], &["sent"][..], "failed"),
+        (&["sent", "failed"], &["sent"], "failed"),
+        (&["failed"], &["delivered"], "delivered"),
+        (&["delivered", "failed"], &["sent"], "delivered"),
+        (&["failed", "read"], &["sent", "delivered"], "read"),
+        (&["delivered"], &["failed"], "delivered"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // GIVEN reports without our id about a message whose answer was lost
+        let message = site.outbound("unknown", None).await;
+        let wamid = format!("wamid.{number}");
+        for (second, name) in (0..).zip(first) {
+            site.deliver(&statuses_of(&[status(&wamid, name, second)])).await;
+        }
+        // WHEN reports with our id come
+        for (second, name) in (10..).zip(then) {
+            let mut report = status(&wamid, name, second);
+            report["biz_opaque_callback_data"] = json!(OpaqueId(message).to_string());
+            site.deliver(&statuses_of(&[report])).await;
+        }
+        assert_eq!(site.shown(message).await, shown, "{first:?} {then:?}");
+        let reports = format!("message_status_events WHERE message_id = '{message}'");
+        assert_eq!(
+            site.count(&reports).await,
+            first.len() + then.len(),
+            "{first:?} {then:?}"
+        );
+    }
+    assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
+    assert_eq!(site.count("notifications WHERE kind = 'message_failed'").await, 2);
+}
+
+#[tokio::test]
+async fn a_status_counts_whatever_its_time_says() {
+    let site = Site::working().await;
+    for (number, time) in [
+        json!(null),
+        json!("soon"),
+        json!("99999999999999999999"),
+        json!("1"),
+        json!("4102444800"),
+        json!("1750000000000"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let wamid = format!("wamid.{number}");
+        let message = site.outbound("accepted", Some(&wamid)).await;
+        let mut report = status(&wamid, "delivered", 1);
+        if time.is_null() {
+            report.as_object_mut().unwrap().remove("timestamp");
+        } else {
+            report["timestamp"] = time.clone();
+        }
+        for _ in 0..2 {
+            site.deliver(&statuses_of(&[report.clone()])).await;
+        }
+        assert_eq!(site.shown(message).await, "delivered", "{time}");
+        let credible =
+            format!("SELECT delivered_at BETWEEN '2025-01-01' AND now() FROM whatsapp_messages WHERE id = '{message}'");
+        assert_eq!(site.value(&credible).await, "true", "{time}");
+        assert_eq!(
+            site.count(&format!("message_status_events WHERE wamid = '{wamid}'"))
+                .await,
+            1,
+            "{time}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -121,9 +198,12 @@ async fn an_outcome_waits_for_a_report_that_is_being_committed() {
     let report = report_of(status("wamid.race", "delivered", 1));
     let mut reporting = site.pool.begin().await.unwrap();
     lock(&mut reporting, [&report.wamid], []).await.unwrap();
-    let recorded = statuses::record(&mut reporting, &[(account_id, &report)])
-        .await
-        .unwrap();
+    let received = ReceivedReport {
+        account_id,
+        received_at: OffsetDateTime::now_utc(),
+        report: &report,
+    };
+    let recorded = statuses::record(&mut reporting, &[received]).await.unwrap();
     assert_eq!(recorded[0].message_id, None);
 
     let mut outcome = site.pool.begin().await.unwrap();

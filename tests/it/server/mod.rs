@@ -18,6 +18,7 @@ mod observed;
 mod outages;
 mod plain_route;
 mod pooler;
+mod recipients;
 mod several;
 mod webhooks;
 mod world;

@@ -12,6 +12,8 @@ use crate::harness::{Databases, eventually_equal};
 const TABLES: &[&str] = &[
     "public.whatsapp_accounts",
     "public.leads",
+    "public.lead_ids",
+    "public.lead_merges",
     "public.conversations",
     "public.whatsapp_messages",
     "public.message_status_events",

@@ -90,10 +90,16 @@ async fn accept(world: &Arc<World>, number: &str, body: &[u8], message: Message,
         accepted_at: OffsetDateTime::now_utc(),
         statuses: Vec::new(),
     });
+    let digits: String = to.chars().filter(char::is_ascii_digit).collect();
+    let own = if to.contains('.') {
+        to.clone()
+    } else {
+        world.own_number(&digits)
+    };
     let subject = Subject {
         phone_number_id: number.to_owned(),
         wamid: id.clone(),
-        to: to.clone(),
+        to: own.clone(),
         opaque: opaque.filter(|_| !plan.reports.without_echo),
     };
     if plan.reports.before_answer {
@@ -110,8 +116,7 @@ async fn accept(world: &Arc<World>, number: &str, body: &[u8], message: Message,
     let contact = if to.contains('.') {
         json!({"input": to, "user_id": to})
     } else {
-        let digits: String = to.chars().filter(char::is_ascii_digit).collect();
-        json!({"input": to, "wa_id": digits})
+        json!({"input": to, "wa_id": own})
     };
     json!({"messaging_product": "whatsapp", "contacts": [contact], "messages": [message]})
 }

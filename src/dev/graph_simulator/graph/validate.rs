@@ -55,6 +55,9 @@ pub(super) fn validate(body: &[u8]) -> Result<Send, GraphError> {
         .ok_or_else(|| parameter("The parameter to is required."))?;
     let group = text(&body, "recipient_type").as_deref() == Some("group");
     let digits = to.chars().filter(char::is_ascii_digit).count();
+    if !group && !to.is_ascii() {
+        return Err(invalid("Recipient phone number is not valid"));
+    }
     if !group && !to.contains('.') && !(4..=20).contains(&digits) {
         return Err(invalid("Recipient phone number is not valid"));
     }

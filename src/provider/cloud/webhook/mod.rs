@@ -8,10 +8,12 @@
 //! |---|---|
 //! | `people` | the users of an envelope and of a history thread |
 //! | `message` | one message |
+//! | `change` | the notice that a user has other ids |
 //! | `report` | one status of a message, one error of an account |
 //!
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/components>
 
+mod change;
 mod message;
 mod people;
 mod report;
@@ -20,8 +22,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::members::{Members, scalar, value};
-use crate::provider::event::{Content, Event};
-use crate::provider::ids::{PhoneNumberId, UserId, WaId};
+use crate::provider::event::{Content, Event, IdentityChange};
+use crate::provider::ids::{ContactIdentity, PhoneNumberId, UserId, WaId};
 
 /// Fields that say whether we may send at all.
 const ACCOUNT_NOTICES: [&str; 4] = [
@@ -140,6 +142,12 @@ impl Change<'_> {
 
     fn history(&mut self, members: &Members<'_>) {
         let business = self.origin.display_phone_number.as_deref().and_then(WaId::parse);
+        // Media of the history come as events of their own, after or before the message that stands for them.
+        let people = people::contacts(members);
+        self.each(members, "messages", |raw| {
+            message::read_history_media(raw, &people, business.as_ref()).unwrap_or_else(Content::Malformed)
+        });
+        self.each(members, "errors", report::read_error);
         for chunk in members.array("history").unwrap_or_default() {
             let Some(chunk) = Members::read(chunk.get()) else {
                 self.push(Content::Malformed("a history chunk is not an object"));
@@ -151,9 +159,9 @@ impl Change<'_> {
                     self.push(Content::Malformed("a history thread is not an object"));
                     continue;
                 };
-                let contact = people::thread_contact(&thread);
+                let with = people::thread(&thread);
                 self.each(&thread, "messages", |raw| {
-                    message::read_history(raw, &contact, business.as_ref()).unwrap_or_else(Content::Malformed)
+                    message::read_history(raw, &with, business.as_ref()).unwrap_or_else(Content::Malformed)
                 });
             }
         }
@@ -178,7 +186,7 @@ impl Change<'_> {
                 | Content::Status(_)
                 | Content::Echo(_)
                 | Content::History { .. }
-                | Content::UserIdChanged { .. }
+                | Content::IdentityChanged(_)
         );
         let content = if needs_number && self.origin.phone_number_id.is_none() {
             Content::Malformed("no phone_number_id")
@@ -198,11 +206,24 @@ fn content<T>(read: Result<T, &'static str>, of: impl Fn(Box<T>) -> Content) -> 
 
 fn read_user_id_change(raw: &RawValue) -> Content {
     let change = value(raw).unwrap_or(Value::Null);
-    let id = |pointer: &str| change.pointer(pointer).and_then(Value::as_str).and_then(UserId::parse);
-    match (id("/user_id/previous"), id("/user_id/current")) {
-        (Some(previous), Some(current)) => Content::UserIdChanged { previous, current },
-        _ => Content::Malformed("a change of a user id without the two ids"),
-    }
+    let string = |pointer: &str| change.pointer(pointer).and_then(scalar);
+    let id = |pointer: &str| string(pointer).and_then(|id| UserId::parse(&id));
+    let (Some(previous), Some(current)) = (id("/user_id/previous"), id("/user_id/current")) else {
+        return Content::Malformed("a change of a user id without the two ids");
+    };
+    let user = |user_id| ContactIdentity {
+        user_id: Some(user_id),
+        ..ContactIdentity::default()
+    };
+    Content::IdentityChanged(Box::new(IdentityChange {
+        previous: user(previous),
+        current: user(current),
+        other: ContactIdentity {
+            wa_id: string("/wa_id").and_then(|id| WaId::parse(&id)),
+            ..ContactIdentity::default()
+        },
+        at: string("/timestamp").and_then(|at| message::timestamp(&at)),
+    }))
 }
 
 #[cfg(test)]

@@ -29,18 +29,46 @@ pub(super) fn contacts(members: &Members<'_>) -> Vec<ContactIdentity> {
         .collect()
 }
 
-/// The user of a history thread.
-pub(super) fn thread_contact(thread: &Members<'_>) -> ContactIdentity {
+/// Whom a thread of the history is with.
+pub(super) enum Thread {
+    Person(ContactIdentity),
+    /// The provider's id of the group.
+    Group(String),
+}
+
+impl Thread {
+    /// The person; `None` if it is a group.
+    pub(super) fn contact(&self) -> Option<ContactIdentity> {
+        match self {
+            Self::Person(contact) => Some(contact.clone()),
+            Self::Group(_) => None,
+        }
+    }
+
+    /// The group, if it is one.
+    pub(super) fn group(&self) -> Option<&str> {
+        match self {
+            Self::Person(_) => None,
+            Self::Group(id) => Some(id),
+        }
+    }
+}
+
+/// Reads whom a thread of the history is with. Its id is the person's number or user id, or a group's.
+pub(super) fn thread(thread: &Members<'_>) -> Thread {
     let context = thread.value("context").unwrap_or(Value::Null);
     let string = |key: &str| context.get(key).and_then(scalar).filter(|text| !text.is_empty());
-    ContactIdentity {
-        wa_id: string("wa_id")
-            .or_else(|| thread.string("id"))
-            .and_then(|id| WaId::parse(&id)),
-        user_id: string("user_id").and_then(|id| UserId::parse(&id)),
+    let id = thread.string("id");
+    let named_group = string("group_id").or_else(|| id.clone().filter(|id| id.ends_with("@g.us")));
+    if let Some(group) = named_group.filter(|id| id.len() <= 512 && !id.contains(char::is_control)) {
+        return Thread::Group(group);
+    }
+    Thread::Person(ContactIdentity {
+        wa_id: string("wa_id").or_else(|| id.clone()).and_then(|id| WaId::parse(&id)),
+        user_id: string("user_id").or(id).and_then(|id| UserId::parse(&id)),
         name: None,
         username: string("username"),
-    }
+    })
 }
 
 /// Adds what the envelope says about a person: of the contact with the same id, or of the only contact if the message

@@ -30,9 +30,7 @@ pub(super) fn read(raw: &RawValue, known_people: &[ContactIdentity]) -> Result<S
             .and_then(|id| Wamid::parse(&id))
             .ok_or("a status without an id")?,
         status: ReportedStatus::parse(&status.to_ascii_lowercase()),
-        at: string("timestamp")
-            .and_then(|at| message::timestamp(&at))
-            .ok_or("a status without a timestamp")?,
+        at: string("timestamp").and_then(|at| message::timestamp(&at)),
         recipient: ["recipient_participant_id", "recipient_id", "recipient_user_id"]
             .into_iter()
             .find_map(string)
