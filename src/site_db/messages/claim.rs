@@ -65,6 +65,10 @@ pub struct Claim {
 /// delays the later ones of its own conversation and no others; an `unknown` one delays none, as it may never be settled.
 /// The number's hold and throttle are checked in the same statement, so that another server's hold counts at once.
 ///
+/// An equal request of the same client without a client id that was stored while another one was under way, whose answer was then
+/// lost, is probably its repeat: it is not due. Its client is told that it was not sent, and if it asks again, it gets what is
+/// known of the first one.
+///
 /// `$1` the number's row, `$2` how many at most, `$3` seconds of the lease, `$4` the claim's id, `$5` whether a hold is
 /// ignored; `only` is a further condition.
 fn due(only: &str) -> String {
@@ -78,6 +82,11 @@ fn due(only: &str) -> String {
              WHERE e.conversation_id = m.conversation_id AND e.status IN ('pending', 'sending') \
                AND (e.created_at, e.id) < (m.created_at, m.id) \
                AND (e.status = 'sending' OR coalesce(e.send_by > now(), true))) \
+           AND NOT EXISTS ( \
+             SELECT FROM public.whatsapp_messages u \
+             WHERE m.client_id IS NULL AND m.send_by IS NOT NULL AND u.client_name = m.client_name \
+               AND u.request_sha256 = m.request_sha256 AND u.unknown_at IS NOT NULL AND u.unknown_at > m.created_at \
+               AND u.created_at < m.created_at AND (u.status = 'unknown' OR u.wamid IS NOT NULL)) \
          ORDER BY m.created_at, m.id LIMIT $2 FOR UPDATE OF m SKIP LOCKED"
     )
 }

@@ -84,6 +84,34 @@ async fn a_client_that_repeats_its_request_reaches_the_person_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_repeats_before_the_loss_is_known_reaches_the_person_once() {
+    // GIVEN a message whose answer never comes, and whose client asks again before the server has given it up
+    let mut world = World::new().await;
+    world.config.http.send_wait = Duration::from_millis(800);
+    let server = world.serve().await;
+    world.meta.pause_webhooks(true);
+    world.fault_once(Fault::AcceptThenHang);
+    let body = text("only once");
+    let again = async {
+        world.until_count(1, "status = 'sending'").await;
+        server.graph(&body).await
+    };
+    let (first, again) = tokio::join!(server.graph(&body), again);
+    // THEN the repeat is not sent, and says so; asked again, it gets what is known of the first one
+    assert_eq!((first.status, again.status), (409, 503), "{again:?}");
+    let third = server.graph(&body).await;
+    assert_eq!((third.status, third.id()), (409, first.id()));
+    // AND a message with a key of its own, and another text, are sent.
+    assert_eq!(server.graph_with(&body, Some("meant")).await.status, 200);
+    assert_eq!(server.graph(&text("other")).await.status, 200);
+    world.meta.pause_webhooks(false);
+    world.is_sent(&first.id()).await;
+    assert_eq!(server.graph(&body).await.id(), first.id());
+    assert_eq!(world.accepted(), 3);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_loss_before_acceptance_is_unknown_as_well_and_is_not_sent_again() {
     for fault in [Fault::ServerError, Fault::ResetUnaccepted] {
         let (world, server) = World::served().await;
