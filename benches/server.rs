@@ -8,6 +8,7 @@
 //! - `taken`: messages over the plain API, each committed before its answer, going out meanwhile;
 //! - `out`: the same messages until the last one has arrived at Meta, from one number with a limit of 1,000 a second; `p50` and
 //!   `p99` then at half of that, from the request to the arrival. Checked: each message arrived once, each person's in order;
+//! - `heard`: rows whose change another process hears of, while 500 messages a second go out; `p50` and `p99` from the change;
 //! - `events`: webhooks that wait in the database, turned into messages; from the first that is processed to the last.
 //!
 //! Rates are in items a second; `p50` and `p99` in ms, from the request to its answer. CPU time is that of the server's process
@@ -21,11 +22,11 @@
 mod load;
 
 use anyhow::Result;
-use load::{Options, World, events, pgbench, sends, webhooks};
+use load::{Options, World, events, heard, pgbench, sends, webhooks};
 use twinlog::dev::postgres::{Cluster, Settings};
 
 /// What is measured, in this order.
-const PARTS: &[&str] = &["pgbench", "webhooks", "events", "taken", "out"];
+const PARTS: &[&str] = &["pgbench", "webhooks", "events", "taken", "out", "heard"];
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -56,6 +57,7 @@ async fn main() -> Result<()> {
                 "webhooks" => webhooks::measure(&world).await?,
                 "taken" => sends::taken(&world).await?,
                 "out" => sends::out(&world).await?,
+                "heard" => heard::heard(&world).await?,
                 _ => events::measure(&world).await?,
             };
             println!("{part:<10} {:>8} {figures}", delay.as_millis());

@@ -3,6 +3,7 @@
 pub(crate) mod clients;
 mod delay;
 pub(crate) mod events;
+pub(crate) mod heard;
 mod meta;
 pub(crate) mod pgbench;
 mod process;
@@ -102,12 +103,16 @@ impl<'a> World<'a> {
 
     /// The server, when it is ready.
     pub(crate) async fn serve(&self) -> Result<Server> {
+        Server::start(&self.url(), self.options.connections, &self.simulator.url()).await
+    }
+
+    /// The database's URL, over the delay.
+    fn url(&self) -> String {
         let direct = self.cluster.url(&self.database);
-        let url = direct.replace(
+        direct.replace(
             &format!(":{}/", self.cluster.port()),
             &format!(":{}/", self.proxy.port()),
-        );
-        Server::start(&url, self.options.connections, &self.simulator.url()).await
+        )
     }
 
     /// Puts a load on a server, and returns it with what it cost.

@@ -92,7 +92,7 @@ fn now() -> f64 {
 }
 
 /// [`HALF`] messages a second, for five seconds.
-async fn paced(server: &Server, people: u64) -> Result<()> {
+pub(crate) async fn paced(server: &Server, people: u64) -> Result<()> {
     let next = Arc::new(AtomicU64::new(0));
     let mut clients = JoinSet::new();
     for client in 0..PACED {
