@@ -5,8 +5,8 @@
 CREATE TABLE twinlog.events (
     -- Drawn after the change was made, so a change that saw another one has the higher id.
     id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    -- NULL until a server has placed the event, after its commit (site_db::events). Positions become visible in their order.
-    position   bigint      UNIQUE,
+    -- The transaction of the change, by which place_events knows whether it was committed when it looked last.
+    xid        xid8        NOT NULL DEFAULT pg_current_xact_id(),
     kind       text        NOT NULL,
     -- The number that it is about.
     account_id uuid,
@@ -17,16 +17,56 @@ CREATE TABLE twinlog.events (
     origin     uuid,
     written_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX events_unplaced ON twinlog.events (id) WHERE position IS NULL;
+CREATE INDEX events_xid ON twinlog.events (xid);
 
-CREATE SEQUENCE twinlog.event_position;
-
--- The highest position that was deleted because of its age: who stopped before it has missed events.
-CREATE TABLE twinlog.events_floor (
-    one      boolean PRIMARY KEY DEFAULT true CHECK (one),
-    position bigint  NOT NULL
+-- The order of the events: rounds follow each other without a gap, and each has the events that were committed between it and
+-- the one before. Rows are only inserted, and deleted when they are old: searching must not become slower while somebody's old
+-- snapshot keeps dead rows.
+CREATE TABLE twinlog.event_rounds (
+    round      bigint      PRIMARY KEY,
+    -- At most 500 events, in their order.
+    ids        bigint[]    NOT NULL,
+    -- What was committed then.
+    snapshot   pg_snapshot NOT NULL,
+    -- The cluster in which this snapshot means something: a restored dump has other transactions.
+    cluster    bigint      NOT NULL,
+    placed_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-INSERT INTO twinlog.events_floor (position) VALUES (0);
+INSERT INTO twinlog.event_rounds (round, ids, snapshot, cluster)
+    SELECT 0, '{}', pg_current_snapshot(), system_identifier FROM pg_control_system();
+
+-- Gives the events that were committed since the last round their places, tells all who listen, and returns how many they are.
+-- One transaction at a time; each statement sees what was committed before it began (READ COMMITTED).
+CREATE FUNCTION twinlog.place_events(process text) RETURNS integer LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    last  twinlog.event_rounds;
+    here  bigint := (SELECT system_identifier FROM pg_control_system());
+    seen  pg_snapshot;
+    fresh bigint[];
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('twinlog.events', 0));
+    SELECT r.* INTO last FROM twinlog.event_rounds r ORDER BY r.round DESC LIMIT 1;
+    IF last.cluster <> here OR pg_snapshot_xmax(last.snapshot) > pg_snapshot_xmax(pg_current_snapshot()) THEN
+        -- What was committed here since is not known: a missing round tells every listener to load anew.
+        DELETE FROM twinlog.event_rounds;
+        INSERT INTO twinlog.event_rounds (round, ids, snapshot, cluster)
+            VALUES (last.round + 2, '{}', pg_current_snapshot(), here);
+        RETURN 0;
+    END IF;
+    SELECT pg_current_snapshot(), array_agg(e.id ORDER BY e.id) INTO seen, fresh FROM (
+        SELECT id FROM twinlog.events WHERE xid >= pg_snapshot_xmax(last.snapshot)
+        UNION ALL
+        SELECT id FROM twinlog.events WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip(last.snapshot)))) AS e;
+    IF fresh IS NULL THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO twinlog.event_rounds (round, ids, snapshot, cluster)
+        SELECT last.round + 1 + (n - 1) / 500, array_agg(id ORDER BY n), seen, here
+          FROM unnest(fresh) WITH ORDINALITY AS f(id, n) GROUP BY (n - 1) / 500;
+    PERFORM pg_notify('twinlog_events', process);
+    RETURN cardinality(fresh);
+END $$;
 
 -- With the rights of their owner, because any program that may change the tables must be able to go on doing so. At most
 -- 500 rows an event, so that a change of a million rows does not make one event of 16 MB.

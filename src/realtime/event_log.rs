@@ -89,7 +89,7 @@ impl Reader {
                         tracing::info!("events are read again");
                     }
                     failures = 0;
-                    health.ready(json!({"position": self.read.map(|position| position.0)}));
+                    health.ready(json!({"round": self.read.map(|position| position.round)}));
                 }
                 Err(error) => {
                     if failures == 0 {
@@ -130,7 +130,9 @@ impl Reader {
             None => events::newest(&self.pool).await?,
         };
         self.read = Some(read);
-        while place && events::place(&self.pool).await? >= PORTION {}
+        if place {
+            events::place(&self.pool).await?;
+        }
         loop {
             let Read::Events(found) = events::read_after(&self.pool, read).await? else {
                 // This process was away for longer than events are kept.

@@ -1,15 +1,15 @@
 //! `twinlog.events`: what listeners are told of, in an order that respects cause and effect, without gaps, from any position.
 //!
 //! Triggers write an event in the transaction of the change (`migrations/site/0003_events.sql`). Its place in the order is
-//! given **after** its commit: [`place`] numbers what is committed and has no position yet. So nobody waits for a
-//! transaction that is still open, whoever's it is and however long it lasts: its events get later positions.
+//! given **after** its commit: [`place`] orders what was committed since it looked last, in a round. So nobody waits for a
+//! transaction that is still open, whoever's it is and however long it lasts: its events are in a later round.
 //!
+//! - **Each event once.** A round keeps the snapshot that it saw. The next round has the events whose transactions are
+//!   committed now and were not in that snapshot.
 //! - **Cause and effect.** An event's id is drawn after its change was made. If a change saw another one, the other one was
-//!   committed before, so it has the lower id, and whoever sees the later one sees both. [`place`] numbers what it sees in the
-//!   order of the ids.
-//! - **No gaps.** One transaction places at a time, under an advisory lock that is held until its commit, so positions become
-//!   visible in their order: a reader that has read up to a position never misses an event before it. (Numbers may be
-//!   skipped.)
+//!   committed before, so it has the lower id, and a snapshot with the later one has both. A round is in the order of the ids.
+//! - **No gaps.** One transaction places at a time, under an advisory lock that is held until its commit, so rounds become
+//!   visible in their order: a reader that has read up to a position never misses an event before it.
 //!
 //! Not here: when to place and read, and who is told ([`realtime`](crate::realtime)).
 
@@ -24,12 +24,12 @@ use uuid::Uuid;
 use super::{MessageStatus, Pool, SiteError};
 
 /// The table and its newest column, for the check of the schema.
-pub(super) const NEWEST_COLUMN: (&str, &str) = ("twinlog.events", "position");
+pub(super) const NEWEST_COLUMN: (&str, &str) = ("twinlog.event_rounds", "cluster");
 
-/// The channel on which [`place`] tells all processes that events have been placed.
+/// The channel on which `twinlog.place_events` tells all processes that events have been placed.
 const CHANNEL: &str = "twinlog_events";
 
-/// Most events that one call places or reads: about 10 MB if each has 500 rows.
+/// Most events that one call reads or deletes: about 10 MB if each has 500 rows.
 pub const PORTION: usize = 500;
 
 /// What happened, as listeners are told.
@@ -55,10 +55,19 @@ pub enum EventKind {
     Other,
 }
 
-/// A place in the order of the events. The first event has a higher one than zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, sqlx::Type)]
-#[sqlx(transparent)]
-pub struct Position(pub i64);
+/// A place in the order of the events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// `event_rounds.round`.
+    pub round: i64,
+    /// Which of the round's events, beginning with 1; 0: before the first one.
+    pub index: i64,
+}
+
+impl Position {
+    /// Before the first event.
+    pub const BEGINNING: Self = Self { round: 0, index: 0 };
+}
 
 /// What one statement did to rows of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,8 +97,7 @@ pub enum Read {
     Gone,
 }
 
-/// Gives positions to committed events that have none, and returns how many it placed: [`PORTION`] if there may be more.
-/// Other processes are told of it.
+/// Gives the committed events that have no place their places, and returns how many they are. Other processes are told of it.
 ///
 /// Waits for another process that does the same, for as long as its commit takes. Whatever was committed before the call is
 /// placed after it.
@@ -97,24 +105,10 @@ pub enum Read {
 /// # Errors
 /// See [`SiteError`].
 pub async fn place(pool: &Pool) -> Result<usize, SiteError> {
-    // The statement may have begun before the last holder of the lock committed: so the condition again, in the update.
-    let placed: i64 = sqlx::query_scalar(
-        "WITH turn AS MATERIALIZED (SELECT pg_advisory_xact_lock(hashtextextended('twinlog.events', 0))::text AS taken), \
-         fresh AS MATERIALIZED (SELECT e.id FROM twinlog.events e, turn WHERE turn.taken IS NOT NULL AND e.position IS NULL \
-           ORDER BY e.id LIMIT $1), \
-         numbered AS MATERIALIZED (SELECT id, nextval('twinlog.event_position') AS position \
-           FROM (SELECT id FROM fresh ORDER BY id) AS f), \
-         placed AS (UPDATE twinlog.events e SET position = n.position FROM numbered n \
-           WHERE e.id = n.id AND e.position IS NULL RETURNING e.position), \
-         counted AS MATERIALIZED (SELECT count(*) AS placed FROM placed), \
-         told AS MATERIALIZED (SELECT pg_notify($2, $3) FROM counted WHERE placed > 0) \
-         SELECT placed + 0 * (SELECT count(*) FROM told) FROM counted",
-    )
-    .bind(i64::try_from(PORTION).unwrap_or(i64::MAX))
-    .bind(CHANNEL)
-    .bind(pool.process().to_string())
-    .fetch_one(&pool.0)
-    .await?;
+    let placed: i32 = sqlx::query_scalar("SELECT twinlog.place_events($1)")
+        .bind(pool.process().to_string())
+        .fetch_one(&pool.0)
+        .await?;
     Ok(usize::try_from(placed).unwrap_or(0))
 }
 
@@ -123,11 +117,12 @@ pub async fn place(pool: &Pool) -> Result<usize, SiteError> {
 /// # Errors
 /// See [`SiteError`].
 pub async fn newest(pool: &Pool) -> Result<Position, SiteError> {
-    Ok(sqlx::query_scalar(
-        "SELECT coalesce((SELECT max(position) FROM twinlog.events), (SELECT max(position) FROM twinlog.events_floor), 0)",
-    )
-    .fetch_one(&pool.0)
-    .await?)
+    let (round, index) =
+        sqlx::query_as("SELECT round, cardinality(ids)::bigint FROM twinlog.event_rounds ORDER BY round DESC LIMIT 1")
+            .fetch_optional(&pool.0)
+            .await?
+            .ok_or(SiteError::Vanished("event_rounds"))?;
+    Ok(Position { round, index })
 }
 
 /// The events after a position, in their order, at most [`PORTION`].
@@ -138,7 +133,8 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
     #[derive(FromRow)]
     struct Row {
         gone: bool,
-        position: Option<Position>,
+        round: Option<i64>,
+        index: Option<i64>,
         kind: Option<String>,
         account_id: Option<Uuid>,
         ids: Option<Vec<Uuid>>,
@@ -147,11 +143,15 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
         written_at: Option<OffsetDateTime>,
     }
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT f.position > $1 AS gone, e.* FROM twinlog.events_floor f LEFT JOIN LATERAL ( \
-           SELECT position, kind, account_id, ids, statuses, origin, written_at FROM twinlog.events \
-           WHERE position > $1 AND position > f.position ORDER BY position LIMIT $2) AS e ON true ORDER BY e.position",
+        "SELECT (SELECT min(round) FROM twinlog.event_rounds) > $1 AS gone, e.* FROM (SELECT) AS one LEFT JOIN LATERAL ( \
+           SELECT r.round, p.index, e.kind, e.account_id, e.ids, e.statuses, e.origin, e.written_at \
+           FROM twinlog.event_rounds r CROSS JOIN LATERAL unnest(r.ids) WITH ORDINALITY AS p(id, index) \
+             JOIN twinlog.events e ON e.id = p.id \
+           WHERE r.round >= $1 AND (r.round > $1 OR p.index > $2) ORDER BY r.round, p.index LIMIT $3) AS e ON true \
+         ORDER BY e.round, e.index",
     )
-    .bind(position)
+    .bind(position.round)
+    .bind(position.index)
     .bind(i64::try_from(PORTION).unwrap_or(i64::MAX))
     .fetch_all(&pool.0)
     .await?;
@@ -160,7 +160,10 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
     }
     let event = |row: Row| {
         Some(Event {
-            position: row.position?,
+            position: Position {
+                round: row.round?,
+                index: row.index?,
+            },
             kind: row.kind?.parse().unwrap_or(EventKind::Other),
             account_id: row.account_id,
             ids: row.ids?,
@@ -172,18 +175,18 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
     Ok(Read::Events(rows.into_iter().filter_map(event).collect()))
 }
 
-/// Deletes the oldest events if they were written longer than `keep` ago, and remembers up to which position. Returns how
-/// many were deleted: [`PORTION`] if there may be more.
+/// Deletes the oldest rounds, and their events, if the round after them was placed longer than `keep` ago too: a listener that
+/// has read everything before that time has missed nothing. Returns how many were deleted: [`PORTION`] if there may be more.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn delete_old(pool: &Pool, keep: Duration) -> Result<usize, SiteError> {
     let deleted: i64 = sqlx::query_scalar(
-        "WITH oldest AS MATERIALIZED (SELECT id FROM (SELECT id, written_at, position FROM twinlog.events ORDER BY id LIMIT $2) AS o \
-           WHERE position IS NOT NULL AND written_at < now() - make_interval(secs => $1)), \
-         deleted AS (DELETE FROM twinlog.events e USING oldest o WHERE e.id = o.id RETURNING e.position), \
-         floor AS (UPDATE twinlog.events_floor f SET position = greatest(f.position, d.position) \
-           FROM (SELECT max(position) AS position FROM deleted) AS d WHERE d.position IS NOT NULL) \
+        "WITH oldest AS MATERIALIZED (SELECT round, lead(placed_at) OVER (ORDER BY round) AS followed_at \
+           FROM (SELECT round, placed_at FROM twinlog.event_rounds ORDER BY round LIMIT $2 + 1) AS r), \
+         deleted AS (DELETE FROM twinlog.event_rounds r USING oldest o \
+           WHERE r.round = o.round AND o.followed_at < now() - make_interval(secs => $1) RETURNING r.ids), \
+         emptied AS (DELETE FROM twinlog.events e USING (SELECT unnest(ids) AS id FROM deleted) AS d WHERE e.id = d.id) \
          SELECT count(*) FROM deleted",
     )
     .bind(keep.as_secs_f64())

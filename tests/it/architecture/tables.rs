@@ -17,7 +17,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("public.notifications", "notifications"),
     ("public.webhook_events", "webhook_events"),
     ("twinlog.number_leases", "number_leases"),
-    ("twinlog.events", "events"),
+    ("twinlog.event_rounds", "events"),
 ];
 
 /// What the only writer of messages is.

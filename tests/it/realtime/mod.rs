@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::harness::{Databases, SOON, databases};
 
-const BEGINNING: Position = Position(0);
+const BEGINNING: Position = Position::BEGINNING;
 
 async fn site() -> (Databases, Pool) {
     let db = databases().await;
@@ -134,27 +134,45 @@ async fn a_transaction_that_stays_open_holds_no_other_event_back_and_its_own_com
 #[tokio::test]
 async fn who_was_away_for_longer_than_events_are_kept_is_told_and_nobody_else() {
     let (db, pool) = site().await;
-    for phone in 1..=3 {
+    let mut found = Vec::new();
+    for phone in 1..=4 {
         db.on_site(&format!("INSERT INTO leads (phone) VALUES ('{phone}')"))
             .await;
+        found = read(&pool, BEGINNING).await;
     }
-    let found = read(&pool, BEGINNING).await;
-    db.on_site("UPDATE twinlog.events SET written_at = written_at - interval '2 hours' WHERE id <= 2")
+    let hour = Duration::from_secs(3600);
+    db.on_site("UPDATE twinlog.event_rounds SET placed_at = placed_at - interval '2 hours' WHERE round <= 3")
         .await;
-    // Not placed yet: never deleted.
+    assert_eq!(events::delete_old(&pool, hour).await.unwrap(), 3);
+    assert_eq!(db.site.value("SELECT count(*) FROM twinlog.events").await, "2");
+    // Of the round that was the newest two hours ago, nothing is deleted: who has read it has missed nothing.
+    for position in [BEGINNING, found[0].position, found[1].position] {
+        assert!(matches!(events::read_after(&pool, position).await.unwrap(), Read::Gone));
+    }
+    assert_eq!(read(&pool, found[2].position).await, found[3..]);
+    // The newest round always stays: it says what was placed.
+    assert_eq!(events::delete_old(&pool, Duration::ZERO).await.unwrap(), 1);
+    assert_eq!(events::newest(&pool).await.unwrap(), found[3].position);
+    assert_eq!(read(&pool, found[3].position).await, []);
+}
+
+#[tokio::test]
+async fn a_restored_copy_tells_every_listener_to_load_anew_and_goes_on() {
+    let (db, pool) = site().await;
     db.on_site(LEAD).await;
-    db.on_site("UPDATE twinlog.events SET written_at = written_at - interval '2 hours' WHERE position IS NULL")
+    let before = read(&pool, BEGINNING).await;
+    // As in another cluster, to which a dump was restored.
+    db.on_site("UPDATE twinlog.event_rounds SET cluster = cluster + 1")
         .await;
-    assert_eq!(events::delete_old(&pool, Duration::from_secs(3600)).await.unwrap(), 2);
-    assert!(matches!(
-        events::read_after(&pool, found[0].position).await.unwrap(),
-        Read::Gone
-    ));
-    let kept = read(&pool, found[1].position).await;
-    assert_eq!(kinds(&kept), [(EventKind::LeadUpdated, 1); 2]);
-    events::delete_old(&pool, Duration::ZERO).await.unwrap();
-    assert_eq!(events::newest(&pool).await.unwrap(), kept[1].position);
-    assert_eq!(read(&pool, kept[1].position).await, []);
+    db.on_site("INSERT INTO leads (phone) VALUES ('2')").await;
+    events::place(&pool).await.unwrap();
+    for position in [BEGINNING, before[0].position] {
+        assert!(matches!(events::read_after(&pool, position).await.unwrap(), Read::Gone));
+    }
+    let newest = events::newest(&pool).await.unwrap();
+    assert!(newest > before[0].position);
+    db.on_site("INSERT INTO leads (phone) VALUES ('3')").await;
+    assert_eq!(kinds(&read(&pool, newest).await), [(EventKind::LeadUpdated, 1)]);
 }
 
 /// Writers change the same few messages in transactions of random length; some roll back. What each message went through
@@ -184,7 +202,7 @@ async fn every_process_hears_each_change_once_and_causes_before_effects() {
     for pool in [pool.clone(), process(&db)] {
         let health = Health::default().component("events");
         // From here on: what came before is placed first, so that both begin at the same place.
-        while events::place(&pool).await.unwrap() > 0 {}
+        events::place(&pool).await.unwrap();
         let (log, tasks) = EventLog::start(pool, Duration::from_secs(3600), health, stop.clone());
         heard.push(log.subscribe());
         logs.push((log, tasks));
