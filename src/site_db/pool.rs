@@ -54,10 +54,13 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// - an idle transaction is ended, because a stalled process would hold row locks that every other server waits for;
 /// - a commit waits for the disk: with `off`, a crash of the Site DB could undo a `sending` after the message was sent;
 /// - rows are found by indexes: a plan that was made while a table was small, and reads it all, would be kept while it grows;
+/// - no plan is compiled: where there is no index to use, that setting makes the plan look so expensive that Postgres would compile
+///   it, which takes longer than the statement (seconds on a busy machine);
 /// - no notices, because the driver logs them and a trigger of the CRM may put a row's values into one.
 const SESSION: &str = "SELECT set_config('statement_timeout', '10s', false), \
      set_config('client_min_messages', 'error', false), \
      set_config('enable_seqscan', 'off', false), \
+     set_config('jit', 'off', false), \
      set_config('idle_in_transaction_session_timeout', '30s', false), \
      set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' \
      ELSE current_setting('synchronous_commit') END, false)";
