@@ -48,6 +48,8 @@ pub const WEBHOOK_EVENTS_TOTAL: &str = "twinlog_webhook_events_total";
 pub const ACCOUNT_LAST_REAL_MESSAGE: &str = "twinlog_account_last_real_message_timestamp_seconds";
 /// 1 while an account cannot send (held), else 0.
 pub const ACCOUNT_DEGRADED: &str = "twinlog_account_degraded";
+/// 1 while a part of the process is degraded or not ready, else 0.
+pub const COMPONENT_DEGRADED: &str = "twinlog_component_degraded";
 
 /// How a metric behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
@@ -193,6 +195,12 @@ pub const ALL: &[Metric] = &[
         ACCOUNT_DEGRADED,
         &["account"],
         "1 while an account cannot send, else 0",
+    ),
+    metric(
+        Kind::Gauge,
+        COMPONENT_DEGRADED,
+        &["component"],
+        "1 while a part of the process is degraded or not ready (/health says why), else 0",
     ),
 ];
 
@@ -348,6 +356,11 @@ pub fn set_account_degraded(phone_number_id: &str, degraded: bool) {
     gauge!(ACCOUNT_DEGRADED, "account" => phone_number_id.to_owned()).set(if degraded { 1.0 } else { 0.0 });
 }
 
+/// Whether a part of this process (as in `/health`) is degraded or not ready.
+pub fn set_component_degraded(component: &str, degraded: bool) {
+    gauge!(COMPONENT_DEGRADED, "component" => component.to_owned()).set(if degraded { 1.0 } else { 0.0 });
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -375,6 +388,7 @@ mod tests {
         count_webhook_events("real", 1);
         set_account_last_real_message("106540352242922", 1.0);
         set_account_degraded("106540352242922", false);
+        set_component_degraded("inbox", false);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Health;
+use crate::health::{ComponentStatus, Health};
 use crate::shutdown;
 
 /// How often recorded histogram values are put into their buckets. Otherwise only a scrape does it, and a process that is
@@ -86,7 +86,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
         .report()
         .into_iter()
         .filter(|(_, status)| !status.ready)
-        .map(|(name, status)| (name.to_owned(), json!(status.reason)))
+        .map(|(name, status)| (name, json!(status.reason)))
         .collect();
     let ready = reasons.is_empty();
     let status = if ready {
@@ -101,7 +101,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
 async fn report(State(admin): State<Arc<Admin>>) -> Response {
     let components = admin.health.report();
     Json(json!({
-        "status": if components.values().all(|status| status.ready) { "ok" } else { "degraded" },
+        "status": if components.values().all(ComponentStatus::is_well) { "ok" } else { "degraded" },
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": admin.started.elapsed().as_secs(),
         "components": components,
@@ -110,6 +110,10 @@ async fn report(State(admin): State<Arc<Admin>>) -> Response {
 }
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
+    // Here, so that they are true also if everything else is stuck.
+    for (name, status) in admin.health.report() {
+        crate::metrics::set_component_degraded(&name, !status.is_well());
+    }
     // The text format's own type: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
     let content_type = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
     ([content_type], admin.metrics.render()).into_response()

@@ -30,4 +30,10 @@ impl Global {
         logging::start(self.log_format.unwrap_or(config.log.format), &config.log.filter)?;
         Ok(config)
     }
+
+    /// Whether the configuration has what a command needs.
+    pub(super) fn check(&self, needs: Needs) -> anyhow::Result<()> {
+        config::load(self.config.as_deref(), needs)?;
+        Ok(())
+    }
 }

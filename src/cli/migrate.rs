@@ -12,6 +12,7 @@ use crate::migrations::{Applied, MigrationError, Set, apply_agent, apply_site};
 use crate::postgres::Side;
 use crate::postgres::diagnosis::{are_swapped, read_only_remedy};
 use crate::replication::SyncError;
+use crate::site_db::{self, Pool, SiteError};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -62,7 +63,20 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         }
     }
     print(&done, arguments.json)?;
+    if site && let Some(error) = missing(&config).await {
+        outcome = Outcome::Problem;
+        report::error(&error);
+    }
     Ok(outcome)
+}
+
+/// What a migrated Site DB lacks all the same: something that was renamed or dropped since. No migration makes it again.
+async fn missing(config: &Config) -> Option<anyhow::Error> {
+    let pool = Pool::connect(&config.site);
+    let error = site_db::check(&pool).await.err();
+    pool.close().await;
+    let error = error.filter(|error| matches!(error, SiteError::Missing { .. }))?;
+    Some(error.into())
 }
 
 /// Names the setting that makes a database read-only.

@@ -9,7 +9,8 @@
 //! | `daemon` | `run`, `serve`, `sync`: the parts of a process, started and joined |
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
-//! | `migrate`, `status`, `resync`, `failed`, `simulate` | the commands of these names |
+//! | `migrate`, `status`, `resync`, `failed`, `inbox`, `simulate` | the commands of these names |
+//! | `server_status` | the server's part of `status` |
 //! | `pipelines` | the configuration → the daemon's pipelines |
 //! | `global`, `outcome`, `logging`, `report`, `printable` | options, results, log lines and errors of all commands |
 //!
@@ -22,6 +23,7 @@ mod daemon;
 mod demo;
 mod failed;
 mod global;
+mod inbox;
 mod logging;
 mod migrate;
 mod outcome;
@@ -29,6 +31,7 @@ mod pipelines;
 mod printable;
 mod report;
 mod resync;
+mod server_status;
 mod simulate;
 mod status;
 
@@ -83,9 +86,10 @@ enum Command {
     ///
     /// Needs the sections site, agent and sync of the configuration, and works on any tables that have a primary key.
     Sync,
-    /// Shows delay, slot, tables and failed rows; exits with 1 if there is a problem
+    /// Shows servers, delay, slot, tables and failed rows; exits with 1 if there is a problem
     ///
-    /// Reads only the Agent DB, so it works from any machine, even if the daemon does not run.
+    /// Reads only the databases, so it works from any machine, even if neither daemon nor server runs. Without [agent] url
+    /// it shows the servers alone.
     Status(status::Arguments),
     /// Reads tables again, online, and makes the Agent DB equal to the Site DB
     ///
@@ -96,6 +100,8 @@ enum Command {
     ///
     /// The daemon also retries them by itself, each time with the row's current values from the Site DB.
     Failed(failed::Arguments),
+    /// Processes kept webhook events again, after a fix
+    Inbox(inbox::Arguments),
     /// Runs the simulator of Meta's Graph API alone, to try a client without a business number
     ///
     /// It accepts what Meta would accept and reports statuses to the callback. HTTP routes, which it prints, make a user
@@ -163,6 +169,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Status(arguments) => Box::pin(status::run(&cli.global, &arguments)).await,
         Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,
         Command::Failed(arguments) => Box::pin(failed::run(&cli.global, &arguments)).await,
+        Command::Inbox(arguments) => Box::pin(inbox::run(&cli.global, &arguments)).await,
         Command::Simulate(arguments) => Box::pin(simulate::run(&arguments, cli.global.log_format)).await,
     }
 }

@@ -11,6 +11,7 @@ use crate::dev::postgres::ClusterError;
 use crate::migrations::MigrationError;
 use crate::postgres::SessionError;
 use crate::replication::SyncError;
+use crate::site_db::SiteError;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const HINT: Style = AnsiColor::Cyan.on_default().bold();
@@ -58,12 +59,14 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         let of_sync = || cause.downcast_ref().and_then(SyncError::hint);
         let of_agent = || cause.downcast_ref().and_then(AgentError::hint);
         let of_session = || cause.downcast_ref().and_then(SessionError::hint);
+        let of_site = || cause.downcast_ref().and_then(SiteError::hint).map(str::to_owned);
         let of_cluster = || cause.downcast_ref().and_then(ClusterError::hint).map(str::to_owned);
         of_migration
             .or_else(of_sync)
             .or_else(of_agent)
             .or_else(of_session)
             .or_else(of_cluster)
+            .or_else(of_site)
     })
 }
 

@@ -1,5 +1,5 @@
-//! `twinlog status`: the daemon's last report, the tables, the parked rows. Reads the Agent DB only, so it works from any
-//! machine, whether the daemon runs or not.
+//! `twinlog status`: the daemon's last report, the tables, the parked rows, and the servers. Reads the Agent DB, and for the
+//! servers the Site DB, so it works from any machine, whether they run or not.
 
 use std::io::Write;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::printable::one_line;
+use super::server_status::{self, ServerStatus};
 use super::{Global, Outcome};
 use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon, TableState};
 use crate::change::HoldCause;
@@ -34,32 +35,42 @@ pub(super) struct Arguments {
 pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Result<Outcome> {
     let config = global.start(Needs {
         site: false,
-        agent: true,
+        agent: false,
         whatsapp: false,
     })?;
+    if !config.agent.is_set() && !config.site.is_set() {
+        // Says what is missing.
+        global.check(Needs {
+            site: true,
+            agent: true,
+            whatsapp: false,
+        })?;
+    }
     let stop = shutdown::on_signal().context("listen for signals")?;
     loop {
-        let status = match read(&config).await {
-            Ok(status) => status,
-            Err(_) if Box::pin(are_swapped(&config.site.url, &config.agent.url)).await == Some(true) => {
-                return Err(SyncError::UrlsSwapped.into());
-            }
-            Err(error) => return Err(error),
+        let whole = Whole {
+            daemon: daemon(&config).await?,
+            server: server_status::read(&config).await,
         };
         let mut out = anstream::stdout().lock();
         if arguments.json {
-            writeln!(out, "{}", serde_json::to_string(&status)?)?;
+            writeln!(out, "{}", serde_json::to_string(&whole)?)?;
         } else {
             if arguments.watch {
                 // Home, and clear what is below: no flicker.
                 write!(out, "\x1b[H\x1b[J")?;
             }
-            print(&mut out, &status)?;
+            if let Some(server) = &whole.server {
+                server.print(&mut out)?;
+            }
+            if let Some(daemon) = &whole.daemon {
+                print(&mut out, daemon)?;
+            }
         }
         out.flush()?;
         drop(out);
         if !arguments.watch || !shutdown::sleep(Duration::from_secs(1), &stop).await {
-            return Ok(if status.is_healthy() {
+            return Ok(if whole.is_healthy() {
                 Outcome::Success
             } else {
                 Outcome::Problem
@@ -69,6 +80,36 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
 }
 
 /// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Whole {
+    /// `None` if the configuration names no Agent DB: this machine has only a server.
+    #[serde(flatten)]
+    daemon: Option<Status>,
+    /// `None` if there is none to tell of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<ServerStatus>,
+}
+
+impl Whole {
+    fn is_healthy(&self) -> bool {
+        self.daemon.as_ref().is_none_or(Status::is_healthy) && self.server.as_ref().is_none_or(ServerStatus::is_healthy)
+    }
+}
+
+async fn daemon(config: &Config) -> anyhow::Result<Option<Status>> {
+    if !config.agent.is_set() {
+        return Ok(None);
+    }
+    match read(config).await {
+        Ok(status) => Ok(Some(status)),
+        Err(_) if Box::pin(are_swapped(&config.site.url, &config.agent.url)).await == Some(true) => {
+            Err(SyncError::UrlsSwapped.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The daemon's part.
 #[derive(Debug, Serialize)]
 struct Status {
     slot: String,

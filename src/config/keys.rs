@@ -95,6 +95,8 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("whatsapp.accounts", ValueKind::Tables(ACCOUNT)),
     ("auth.tokens", ValueKind::Tables(TOKEN)),
     ("events.keep_hours", ValueKind::Integer),
+    ("retention.processed_webhooks_months", ValueKind::Integer),
+    ("retention.failed_webhooks_months", ValueKind::Integer),
     ("log.format", ValueKind::Text),
     ("log.filter", ValueKind::Text),
 ];

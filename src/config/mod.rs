@@ -35,5 +35,5 @@ pub use load::load;
 pub use problem::{ConfigError, Problem};
 pub use sections::{
     Account, Admin, Agent, ApiToken, Config, Events, Http, Log, LogFormat, Needs, OnNewColumn, OnUnreplicableTable,
-    Site, Sync, Whatsapp,
+    Retention, Site, Sync, Whatsapp,
 };

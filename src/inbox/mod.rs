@@ -27,15 +27,19 @@
 //! | `messages` | a message: a user's, ours from the phone, one of the history |
 //! | `statuses` | a report about a message of ours |
 //! | `account_events` | events about a number or an account |
+//! | `retention` | deletes webhooks that are no longer needed |
+//! | `genuine` | whether what comes in is genuine, for the health report |
 //! | `failures` | why an event could not be stored |
 
 mod account_events;
 mod batch;
 mod failures;
+mod genuine;
 mod messages;
 mod order;
 mod portion;
 mod receiving;
+mod retention;
 mod statuses;
 mod webhook;
 mod worker;
@@ -46,10 +50,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::genuine::Genuine;
 use self::receiving::{Storing, Verified};
+use crate::config::Retention;
 use crate::group_commit::{GroupCommit, GroupError};
+use crate::health::Standing;
 use crate::provider::Callback;
 use crate::provider::callback::SignatureError;
 use crate::site_db::{Pool, SiteError, webhook_events};
@@ -80,6 +88,8 @@ pub struct InboxSettings {
     pub retry_max: Duration,
     /// How often the backlog is counted.
     pub survey: Duration,
+    /// How long webhooks are kept; `None`: for ever.
+    pub retention: Option<Retention>,
 }
 
 impl InboxSettings {
@@ -95,6 +105,7 @@ impl InboxSettings {
             retry_initial: Duration::from_millis(200),
             retry_max: Duration::from_secs(60),
             survey: Duration::from_secs(5),
+            retention: None,
         }
     }
 }
@@ -124,6 +135,7 @@ pub struct Inbox {
     pool: Pool,
     settings: Arc<InboxSettings>,
     storing: GroupCommit<Storing>,
+    genuine: Arc<Genuine>,
     /// Notified when a webhook was stored: wakes a worker of this process.
     arrived: Arc<Notify>,
 }
@@ -135,6 +147,7 @@ impl Inbox {
         Self {
             storing: GroupCommit::new(Storing(pool.clone()), receiving::BOUNDS),
             pool,
+            genuine: Arc::default(),
             settings: Arc::new(settings),
             arrived: Arc::new(Notify::new()),
         }
@@ -147,7 +160,13 @@ impl Inbox {
     /// [`ReceiveError`].
     pub async fn receive(&self, signature: Option<&str>, body: Bytes) -> Result<WebhookId, ReceiveError> {
         let storing = async {
-            let webhook = self.verified(signature, body).await?;
+            let webhook = self.verified(signature, body).await;
+            match &webhook {
+                Ok(_) => self.genuine.checked(Ok(())),
+                Err(ReceiveError::Forged(error)) => self.genuine.checked(Err(*error)),
+                Err(_) => {}
+            }
+            let webhook = webhook?;
             self.storing.commit(webhook).await.map_err(|error| match error {
                 GroupError::Full => ReceiveError::Busy,
                 GroupError::Failed(error) => ReceiveError::NotStored(error),
@@ -159,6 +178,12 @@ impl Inbox {
             .unwrap_or_else(|_| Err(ReceiveError::NotStored(Arc::new(SiteError::timed_out()))))?;
         self.arrived.notify_one();
         Ok(WebhookId(id))
+    }
+
+    /// Whether what comes in is genuine.
+    #[must_use]
+    pub fn callback_standing(&self) -> Standing {
+        self.genuine.standing(tokio::time::Instant::now())
     }
 
     /// Checks the signature, and hashes the body.
@@ -183,13 +208,24 @@ impl Inbox {
             .unwrap_or_else(|_| Err(ReceiveError::NotStored(Arc::new(SiteError::Stopped))))
     }
 
-    /// Makes a webhook due again, whether it failed or succeeded before. False if there is no such webhook.
+    /// Makes a webhook due again, whether it failed or succeeded before. False if there is no such webhook, or it is due.
     ///
     /// # Errors
     /// See [`SiteError`].
     pub async fn replay(&self, webhook: WebhookId) -> Result<bool, SiteError> {
-        let found = webhook_events::reset(&self.pool, webhook.0).await?;
+        let found = webhook_events::replay(&self.pool, &[webhook.0]).await?;
         self.arrived.notify_one();
-        Ok(found)
+        Ok(found > 0)
+    }
+
+    /// Deletes the webhooks that are older than the settings say; a worker does it every hour. Returns how many.
+    ///
+    /// # Errors
+    /// See [`SiteError`].
+    pub async fn forget_old(&self) -> Result<u64, SiteError> {
+        match self.settings.retention {
+            Some(retention) => retention::forget(&self.pool, retention, &CancellationToken::new()).await,
+            None => Ok(0),
+        }
     }
 }

@@ -29,6 +29,7 @@ pub(super) struct Attempt {
 pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, mut attempt: Attempt) {
     failpoint::reach(failpoint::name::SEND_AFTER_SENDING);
     let Answered { answer, response } = call(shared, sender, &attempt).await;
+    sender.standing.answered(&answer);
     failpoint::reach(failpoint::name::SEND_BEFORE_OUTCOME);
     // The outcome may wait for the Site DB; the body need not.
     attempt.message.request = None;

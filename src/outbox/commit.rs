@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::outcome::Next;
 use super::outcome_writer::{Committed, Outcome, WamidIs};
 use super::shared::{Sender, Shared};
@@ -22,6 +24,9 @@ const COMMIT_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration
 const TRIES_IN_SHUTDOWN: u32 = 3;
 /// The part of [`shutdown::GRACE`] that is kept for commits: calls are given up this long before it ends.
 pub(super) const COMMIT_RESERVE: Duration = Duration::from_secs(2);
+/// An outcome that waits for longer is logged. Shorter, it was a deadlock, or a connection that broke: the next try stores it.
+const WAITS_AFTER: Duration = Duration::from_millis(500);
+
 /// Commits the outcome together with others of its number, repeating until it is stored; reports in the log and the metrics.
 pub(super) async fn until_stored(shared: &Shared, sender: &Sender, outcome: &Arc<Outcome>) {
     let mut gap = Gap::new(shared, sender, outcome);
@@ -61,15 +66,19 @@ struct Gap<'a> {
     sender: &'a Sender,
     outcome: &'a Outcome,
     failures: u32,
+    began: Instant,
+    logged: bool,
 }
 
 impl<'a> Gap<'a> {
-    const fn new(shared: &'a Shared, sender: &'a Sender, outcome: &'a Outcome) -> Self {
+    fn new(shared: &'a Shared, sender: &'a Sender, outcome: &'a Outcome) -> Self {
         Self {
             shared,
             sender,
             outcome,
             failures: 0,
+            began: Instant::now(),
+            logged: false,
         }
     }
 
@@ -79,23 +88,29 @@ impl<'a> Gap<'a> {
 
     fn failed(&mut self, error: &SiteError) {
         self.failures += 1;
-        if self.failures > 1 {
-            return;
-        }
-        if self.is_sent() {
+        if self.failures == 1 && self.is_sent() {
             let unrecorded = self.shared.unrecorded.fetch_add(1, Ordering::Relaxed) + 1;
             metrics::set_persistence_gap("sent_unrecorded", unrecorded);
         }
-        tracing::error!(
-            severity = "CRITICAL",
-            phone_number_id = %self.sender.phone_number_id(),
-            message_id = %self.outcome.message.id,
-            conversation_id = %self.outcome.message.conversation_id,
-            lead_id = %self.outcome.message.lead_id,
-            sqlstate = error.sqlstate(),
-            hint = error.hint(),
-            "PERSISTENCE: the outcome of a send can't be stored, trying again: {error}"
-        );
+        if self.logged || self.began.elapsed() < WAITS_AFTER {
+            return;
+        }
+        self.logged = true;
+        let phone_number_id = self.sender.phone_number_id();
+        let message = &self.outcome.message;
+        let (sqlstate, hint) = (error.sqlstate(), error.hint());
+        if self.is_sent() {
+            tracing::error!(
+                severity = "CRITICAL", %phone_number_id, message_id = %message.id, sqlstate, hint,
+                conversation_id = %message.conversation_id, lead_id = %message.lead_id,
+                "PERSISTENCE: a message was sent and that can't be stored, trying again: {error}"
+            );
+        } else {
+            tracing::warn!(
+                %phone_number_id, message_id = %message.id, sqlstate, hint,
+                "PERSISTENCE: the outcome of a send can't be stored, trying again: {error}"
+            );
+        }
     }
 
     fn close(&self) {
@@ -107,7 +122,7 @@ impl<'a> Gap<'a> {
 
     fn close_stored(&self) {
         self.close();
-        if self.failures > 0 {
+        if self.logged {
             tracing::info!(
                 phone_number_id = %self.sender.phone_number_id(),
                 message_id = %self.outcome.message.id,
@@ -119,12 +134,18 @@ impl<'a> Gap<'a> {
 
     fn close_given_up(&self) {
         self.close();
-        tracing::error!(
-            severity = "CRITICAL",
-            phone_number_id = %self.sender.phone_number_id(),
-            message_id = %self.outcome.message.id,
-            "PERSISTENCE: stopped before the outcome of a send was stored; it will show as unknown until its status comes"
-        );
+        let (phone_number_id, message_id) = (self.sender.phone_number_id(), self.outcome.message.id);
+        if self.is_sent() {
+            tracing::error!(
+                severity = "CRITICAL", %phone_number_id, %message_id,
+                "PERSISTENCE: stopped before it was stored that a message was sent; it will show as unknown until its status comes"
+            );
+        } else {
+            tracing::warn!(
+                %phone_number_id, %message_id,
+                "PERSISTENCE: stopped before the outcome of a send was stored; it will show as unknown"
+            );
+        }
     }
 }
 
@@ -138,12 +159,9 @@ fn report(sender: &Sender, outcome: &Outcome, committed: &Committed) {
         Next::HoldNumber(cause) => {
             metrics::set_account_degraded(phone_number_id.as_str(), true);
             if committed.held_number {
-                tracing::error!(
-                    %phone_number_id, code = cause.code.map(Code::number), class = cause.class.as_str(),
-                    "the number is held: Meta refuses to send for it ({}); its messages wait until the cause is gone. \
-                     For codes 0 and 190 replace its access_token, for others see Meta's WhatsApp Manager",
-                    cause.message
-                );
+                // The health report's line says why, and what to do.
+                let (code, class) = (cause.code.map(Code::number), cause.class.as_str());
+                tracing::debug!(%phone_number_id, code, class, "the number is held");
             }
         }
         Next::Failed(cause) if reached.is_some() => tracing::warn!(
@@ -164,7 +182,7 @@ fn report(sender: &Sender, outcome: &Outcome, committed: &Committed) {
     }
     if committed.released_number {
         metrics::set_account_degraded(phone_number_id.as_str(), false);
-        tracing::info!(%phone_number_id, "the number is released: Meta accepts its messages again");
+        tracing::debug!(%phone_number_id, "the number is released: Meta accepts its messages again");
     }
     if let Some(status) = reached {
         metrics::count_message(Direction::Outbound.as_str(), status.as_str());

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::settings::OutboxSettings;
-use super::shared::Shared;
+use super::shared::{Hold, Shared};
 use super::submit::{self, NewMessage, SubmitError, Submitted};
 use super::wait::Delivered;
 use super::{elsewhere, number, sweeper};
@@ -32,7 +32,7 @@ impl Outbox {
         health: &Health,
         stop: CancellationToken,
     ) -> (Self, JoinSet<()>) {
-        let shared = Arc::new(Shared::new(pool, settings, stop));
+        let shared = Arc::new(Shared::new(pool, settings, health, stop));
         let mut tasks = JoinSet::new();
         for sender in shared.senders.values() {
             tasks.spawn(number::run(Arc::clone(&shared), Arc::clone(sender)));
@@ -66,8 +66,14 @@ impl Outbox {
         submit::submit(&self.0, message).await
     }
 
-    /// Waits until the message is settled, for at most `patience`. In a shutdown, returns early if the message is still
-    /// `pending`.
+    /// Why the number is held, as it was known last; `None` if it may send.
+    #[must_use]
+    pub fn held(&self, number: &PhoneNumberId) -> Option<Hold> {
+        self.0.held(number)
+    }
+
+    /// Waits until the message is settled, for at most `patience`. Returns early if the message waits for a held number, and
+    /// in a shutdown if it is still `pending`.
     ///
     /// # Errors
     /// The Site DB can't be asked.

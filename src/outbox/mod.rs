@@ -46,6 +46,7 @@
 //! | `commit` | commits an outcome, repeating until the Site DB takes it |
 //! | `wait` | a client that waits for its message |
 //! | `elsewhere` | wakes those whom a change of another process concerns |
+//! | `standing` | how a number stands, for the health report |
 //! | `sweeper` | settles the messages of processes that died, measures the gaps |
 //! | `shared` | state that all these tasks share |
 
@@ -63,6 +64,7 @@ mod queue;
 mod rate;
 mod settings;
 mod shared;
+mod standing;
 mod submit;
 mod sweeper;
 mod wait;

@@ -55,6 +55,8 @@ struct Standing {
 enum Report {
     Standing(Result<Standing, SiteError>, Renewed),
     Claim(ClaimEnd),
+    /// The provider was looked at.
+    Looked,
 }
 
 /// Whether the lease was asked for, and when.
@@ -75,6 +77,8 @@ struct NumberTask {
     reports: (mpsc::UnboundedSender<Report>, mpsc::UnboundedReceiver<Report>),
     asking: bool,
     ask_at: Instant,
+    /// Whether the provider is being looked at.
+    looking: bool,
     claims: usize,
     /// Errors of the Site DB in a row, and until when nothing is asked because of them.
     failures: u32,
@@ -97,6 +101,7 @@ pub(super) async fn run(shared: Arc<Shared>, sender: Arc<Sender>) {
         reports: mpsc::unbounded_channel(),
         asking: false,
         ask_at: Instant::now(),
+        looking: false,
         claims: 0,
         failures: 0,
         paused_until: Instant::now(),
@@ -153,6 +158,9 @@ impl NumberTask {
         if self.sender.take_ask() {
             self.ask_at = now;
         }
+        if !self.looking && self.sender.standing.look_due(now) {
+            self.look();
+        }
         if now < self.paused_until {
             return;
         }
@@ -187,6 +195,25 @@ impl NumberTask {
                 .unwrap_or(Err(SiteError::timed_out()));
             // The number's task has ended: nobody needs it.
             let _ = reports.send(Report::Standing(standing, renew.then_some(now)));
+        });
+    }
+
+    /// Looks whether the provider answers for the number.
+    fn look(&mut self) {
+        self.looking = true;
+        let (stop, sender, reports) = (
+            self.shared.stop.clone(),
+            Arc::clone(&self.sender),
+            self.reports.0.clone(),
+        );
+        self.running.spawn(async move {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {}
+                looked = sender.account.look() => sender.standing.looked(looked),
+            }
+            // The number's task has ended: nobody needs it.
+            let _ = reports.send(Report::Looked);
         });
     }
 
@@ -256,6 +283,7 @@ impl NumberTask {
 
     fn take(&mut self, report: Report) {
         match report {
+            Report::Looked => self.looking = false,
             Report::Claim(end) => {
                 self.claims -= 1;
                 if let Some(error) = end.error {
@@ -267,7 +295,7 @@ impl NumberTask {
                 self.asking = false;
                 match standing {
                     Ok(standing) => {
-                        self.recovered();
+                        self.failures = 0;
                         self.stands(standing, renewed);
                     }
                     Err(error) => self.failed(&error),
@@ -282,6 +310,7 @@ impl NumberTask {
         let held = gate.status == AccountStatus::Held;
         let probe_due = held && gate.probe_seconds <= 0.0;
         self.sender.tell_hold(&gate);
+        self.sender.standing.stands(&gate, leased);
         if !leased {
             self.renewed = None;
             // Another process sends for the number.
@@ -315,28 +344,10 @@ impl NumberTask {
     }
 
     fn failed(&mut self, error: &SiteError) {
-        let phone_number_id = self.sender.phone_number_id();
-        if self.failures == 0 {
-            tracing::error!(
-                pipeline = self.shared.settings.pipeline,
-                %phone_number_id,
-                sqlstate = error.sqlstate(),
-                hint = error.hint(),
-                "PERSISTENCE: the outbox can't claim messages: {error}"
-            );
-        }
+        self.sender.standing.site_db_failed(error);
         self.failures += 1;
         self.paused_until = Instant::now() + backoff(self.failures, RETRY.0, RETRY.1);
         self.ask_at = self.paused_until;
-    }
-
-    fn recovered(&mut self) {
-        if self.failures > 0 {
-            let phone_number_id = self.sender.phone_number_id();
-            let (pipeline, failures) = (self.shared.settings.pipeline, self.failures);
-            tracing::info!(pipeline, %phone_number_id, failures, "PERSISTENCE: the outbox reaches the Site DB again");
-            self.failures = 0;
-        }
     }
 
     fn rate(&self) -> std::sync::MutexGuard<'_, Rate> {

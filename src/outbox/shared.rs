@@ -17,7 +17,9 @@ use super::outcome::Next;
 use super::outcome_writer::{Committed, Outcome, OutcomeWriter, WamidIs};
 use super::queue::{Candidate, SendQueue};
 use super::settings::{AccountSettings, OutboxSettings};
+use super::standing::NumberStanding;
 use crate::group_commit::{Bounds, GroupCommit, GroupError};
+use crate::health::Health;
 use crate::provider::{self, PhoneNumberId};
 use crate::realtime::Waiters;
 use crate::site_db::accounts::{AccountStatus, Gate};
@@ -102,12 +104,14 @@ pub(super) struct Sender {
     /// Commits its outcomes together; made with the first one.
     outcomes: OnceLock<GroupCommit<OutcomeWriter>>,
     pub(super) message_blame: MessageBlame,
+    /// How it stands, for the health report.
+    pub(super) standing: NumberStanding,
 }
 
 impl Shared {
-    pub(super) fn new(pool: Pool, settings: OutboxSettings, stop: CancellationToken) -> Self {
+    pub(super) fn new(pool: Pool, settings: OutboxSettings, health: &Health, stop: CancellationToken) -> Self {
         let senders = settings.accounts.iter().map(|account| {
-            let sender = Sender::new(account.clone());
+            let sender = Sender::new(account.clone(), health);
             (sender.phone_number_id().clone(), Arc::new(sender))
         });
         let submissions = GroupCommit::new(SubmissionWriter { pool: pool.clone() }, SUBMISSIONS);
@@ -139,8 +143,10 @@ impl Shared {
 }
 
 impl Sender {
-    fn new(settings: AccountSettings) -> Self {
+    fn new(settings: AccountSettings, health: &Health) -> Self {
+        let component = health.component(format!("number {}", settings.account.phone_number_id()));
         Self {
+            standing: NumberStanding::new(component, settings.account.clone()),
             token_sha256: hex::encode(Sha256::digest(settings.account.credential().expose_secret())),
             account: settings.account,
             waba_id: settings.waba_id,

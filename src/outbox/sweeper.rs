@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::shared::Shared;
-use crate::health::Component;
+use crate::health::{Component, Standing};
 use crate::metrics;
 use crate::provider::Direction;
 use crate::shutdown;
@@ -18,9 +18,12 @@ use crate::site_db::{MessageStatus, SiteError, messages};
 /// How often to sweep. A message of a dead process becomes `unknown` at most this long after its lease expired.
 const EVERY: Duration = Duration::from_secs(5);
 
+/// A round takes less: a few statements, each with its time limit.
+const ROUND: Duration = Duration::from_secs(40);
+
 /// Runs until the stop.
 pub(super) async fn run(shared: Arc<Shared>, health: Component) {
-    let mut failing = false;
+    let health = health.reports_every(ROUND);
     loop {
         let swept = tokio::select! {
             biased;
@@ -28,25 +31,11 @@ pub(super) async fn run(shared: Arc<Shared>, health: Component) {
             swept = sweep(&shared) => swept,
         };
         match swept {
-            Ok(detail) => {
-                failing = false;
-                health.ready(detail);
-            }
-            Err(error) => {
-                health.not_ready(
-                    format!("{error}; {}", error.hint().unwrap_or("see the log")),
-                    json!({"sent_unrecorded": shared.unrecorded.load(Ordering::Relaxed)}),
-                );
-                if !failing {
-                    tracing::warn!(
-                        pipeline = shared.settings.pipeline,
-                        sqlstate = error.sqlstate(),
-                        hint = error.hint(),
-                        "PERSISTENCE: the outbox's sweep failed: {error}"
-                    );
-                }
-                failing = true;
-            }
+            Ok(detail) => health.ready(detail),
+            Err(error) => health.stands(
+                Standing::NotReady(error.trouble("messages of processes that died can't be settled")),
+                json!({"sent_unrecorded": shared.unrecorded.load(Ordering::Relaxed)}),
+            ),
         }
         if !shutdown::sleep(EVERY, &shared.stop).await {
             return;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::shared::{Hold, Shared};
 use super::submit::Submitted;
 use crate::metrics;
-use crate::provider::{Direction, ErrorClass};
+use crate::provider::{Direction, ErrorClass, PhoneNumberId};
 use crate::retry::Disposition;
 use crate::site_db::messages::{self, MessageRow};
 use crate::site_db::{MessageStatus, SiteError};
@@ -30,15 +30,6 @@ pub enum Delivered {
     Held(Box<MessageRow>, Hold),
 }
 
-/// What a client waits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
-    /// The message is settled.
-    Settled,
-    /// The same; or its number is held, and no probe of it is due.
-    SettledOrHeld,
-}
-
 impl Shared {
     /// See [`Outbox::wait`](super::Outbox::wait).
     pub(super) async fn wait(
@@ -47,7 +38,12 @@ impl Shared {
         patience: Duration,
     ) -> Result<Option<MessageRow>, Arc<SiteError>> {
         let hold = self.hold_of(&submitted);
-        self.wait_until(submitted, patience, Until::Settled, hold).await
+        self.wait_until(submitted, patience, hold).await
+    }
+
+    /// Why the number is held, as it was known last.
+    pub(super) fn held(&self, number: &PhoneNumberId) -> Option<Hold> {
+        self.senders.get(number)?.hold().borrow().clone()
     }
 
     fn hold_of(&self, submitted: &Submitted) -> Option<watch::Receiver<Option<Hold>>> {
@@ -55,11 +51,11 @@ impl Shared {
         Some(sender.hold())
     }
 
+    /// Waits until the message is settled; or its number is held, and no probe of it is due.
     async fn wait_until(
         &self,
         submitted: Submitted,
         patience: Duration,
-        until: Until,
         mut hold: Option<watch::Receiver<Option<Hold>>>,
     ) -> Result<Option<MessageRow>, Arc<SiteError>> {
         let deadline = Instant::now() + patience;
@@ -77,7 +73,7 @@ impl Shared {
                 Ok(None) => return found,
                 Ok(Some(message)) if message.status.is_settled() => return found,
                 Ok(Some(message)) if stopping && message.status == MessageStatus::Pending => return found,
-                Ok(Some(message)) if until == Until::SettledOrHeld && is_held(message, &hold) => return found,
+                Ok(Some(message)) if is_held(message, &hold) => return found,
                 Ok(Some(_)) => {}
                 Err(error) if error.disposition() != Disposition::Transient => return found,
                 Err(_) => {}
@@ -101,9 +97,7 @@ impl Shared {
     pub(super) async fn wait_or_cancel(&self, submitted: Submitted) -> Result<Option<Delivered>, Arc<SiteError>> {
         let (id, hold) = (submitted.id, self.hold_of(&submitted));
         let patience = submitted.send_within.unwrap_or_default();
-        let waited = self
-            .wait_until(submitted, patience, Until::SettledOrHeld, hold.clone())
-            .await?;
+        let waited = self.wait_until(submitted, patience, hold.clone()).await?;
         let Some(message) = waited else {
             return Ok(None);
         };

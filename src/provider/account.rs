@@ -5,7 +5,7 @@
 
 use secrecy::SecretString;
 
-use super::answer::Answered;
+use super::answer::{Answered, Looked};
 use super::cloud;
 use super::ids::PhoneNumberId;
 use super::outbound::Sending;
@@ -38,6 +38,20 @@ impl Account {
     pub async fn send(&self, message: Sending<'_>) -> Answered {
         match self {
             Self::Cloud(account) => account.send(message).await,
+        }
+    }
+    /// Looks whether the provider answers for the number and takes its credential. Sends nothing.
+    pub async fn look(&self) -> Looked {
+        match self {
+            Self::Cloud(account) => account.look().await,
+        }
+    }
+
+    /// What a person can do about a code for which the provider refuses to send for the number at all.
+    #[must_use]
+    pub fn remedy(&self, code: i32) -> &'static str {
+        match self {
+            Self::Cloud(_) => cloud::remedy(code),
         }
     }
 }

@@ -42,6 +42,22 @@ pub enum AcceptedStatus {
     UnderReview,
 }
 
+/// What a look at a number shows, without sending anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Looked {
+    /// The provider answers for the number.
+    Well,
+    /// The provider refuses calls for the number.
+    Refused(Refusal),
+    /// Something answers that is not the provider.
+    Stranger {
+        /// HTTP status.
+        status: u16,
+    },
+    /// No answer.
+    NoAnswer(&'static str),
+}
+
 /// An answer, and the HTTP response that it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {

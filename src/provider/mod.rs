@@ -32,7 +32,7 @@ pub mod outbound;
 pub mod refusal;
 
 pub use account::Account;
-pub use answer::{Accepted, AcceptedStatus, Answer, Answered, Response};
+pub use answer::{Accepted, AcceptedStatus, Answer, Answered, Looked, Response};
 pub use api_version::ApiVersion;
 pub use callback::Callback;
 pub use event::{Direction, Event, ReportedStatus};

@@ -12,9 +12,6 @@ use super::notifications;
 use super::{Pool, SiteError, Transaction, messages};
 use crate::provider::PhoneNumberId;
 
-/// The table and its newest column, for the check of the schema.
-pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.whatsapp_accounts", "throttled_until");
-
 /// `whatsapp_accounts.status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
@@ -103,6 +100,10 @@ pub struct Overview {
     pub status: AccountStatus,
     /// Meta's error code that caused the hold; `None` if the number is not held.
     pub hold_code: Option<i32>,
+    /// Meta's error message.
+    pub hold_reason: Option<String>,
+    /// Throttled for this many more seconds; 0 or less: not throttled.
+    pub throttled_seconds: f64,
 }
 
 /// When people last wrote over a number.
@@ -364,9 +365,13 @@ pub async fn overview(pool: &Pool) -> Result<Vec<Overview>, SiteError> {
         phone_number_id: String,
         status: AccountStatus,
         hold_code: Option<i32>,
+        hold_reason: Option<String>,
+        throttled_seconds: f64,
     }
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT phone_number_id, status, hold_code FROM public.whatsapp_accounts ORDER BY phone_number_id",
+        "SELECT phone_number_id, status, hold_code, hold_reason, \
+         coalesce(extract(epoch FROM throttled_until - now()), 0)::float8 AS throttled_seconds \
+         FROM public.whatsapp_accounts ORDER BY phone_number_id",
     )
     .fetch_all(&pool.0)
     .await?;
@@ -375,6 +380,8 @@ pub async fn overview(pool: &Pool) -> Result<Vec<Overview>, SiteError> {
             phone_number_id: PhoneNumberId::parse(&row.phone_number_id)?,
             status: row.status,
             hold_code: row.hold_code,
+            hold_reason: row.hold_reason,
+            throttled_seconds: row.throttled_seconds,
         })
     };
     Ok(rows.into_iter().filter_map(overview).collect())

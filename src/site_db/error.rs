@@ -2,9 +2,14 @@
 
 use std::borrow::Cow;
 
+use crate::health::{self, Trouble};
 use crate::postgres::error::POOLER_HINT;
 use crate::postgres::{DEADLOCK, disposition};
 use crate::retry::Disposition;
+
+/// What to do about a schema that is not as it should be.
+const MIGRATE: &str = "run: twinlog migrate site; if it says that all is up to date, something was renamed or dropped: twinlog status \
+                       names it";
 
 /// A statement on the Site DB did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +17,9 @@ pub enum SiteError {
     /// No connection could be had, or it broke.
     #[error("the Site DB can't be reached")]
     Unreachable(#[source] sqlx::Error),
+    /// It did not answer in time. If a statement was on its way, it may have been executed.
+    #[error("the Site DB did not answer in time")]
+    Silent,
     /// Postgres refused the statement.
     #[error("the Site DB refused a statement (SQLSTATE {sqlstate})")]
     Refused {
@@ -24,6 +32,14 @@ pub enum SiteError {
     /// A pooler gives the same server session to several clients: settings of ours would reach them.
     #[error("a connection pooler in transaction or statement mode is between us and the Site DB")]
     Pooled,
+    /// The schema lacks something that this version needs.
+    #[error("{what}")]
+    Missing {
+        /// What, as a sentence.
+        what: String,
+        /// The statement or command that puts it right.
+        remedy: String,
+    },
     /// A row is not of the shape that this version expects.
     #[error("the Site DB's tables are not as this version expects them")]
     Shape(#[source] sqlx::Error),
@@ -55,6 +71,7 @@ impl From<sqlx::Error> for SiteError {
             | sqlx::Error::TypeNotFound { .. }
             | sqlx::Error::RowNotFound => Self::Shape(error),
             sqlx::Error::Encode(_) | sqlx::Error::InvalidArgument(_) => Self::Value(error),
+            sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::TimedOut => Self::Silent,
             _ => Self::Unreachable(error),
         }
     }
@@ -64,16 +81,16 @@ impl SiteError {
     /// The caller's own time limit passed before the Site DB answered.
     #[must_use]
     pub const fn timed_out() -> Self {
-        Self::Unreachable(sqlx::Error::PoolTimedOut)
+        Self::Silent
     }
 
     /// Whose fault it is: the one table in [`crate::postgres`].
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Unreachable(_) | Self::Stopped => Disposition::Transient,
+            Self::Unreachable(_) | Self::Silent | Self::Stopped => Disposition::Transient,
             Self::Refused { sqlstate, .. } => disposition(sqlstate),
-            Self::Shape(_) | Self::Vanished(_) | Self::Pooled => Disposition::Systemic,
+            Self::Missing { .. } | Self::Shape(_) | Self::Vanished(_) | Self::Pooled => Disposition::Systemic,
             Self::Value(_) | Self::Anonymous => Disposition::Row,
         }
     }
@@ -123,6 +140,17 @@ impl SiteError {
         }
     }
 
+    /// The same for the health report of a component that needs the Site DB for `what`.
+    #[must_use]
+    pub fn trouble(&self, what: &str) -> Trouble {
+        let kind = match self.disposition() {
+            Disposition::Transient => health::SITE_DB,
+            Disposition::Systemic | Disposition::Row => health::STATEMENT,
+        };
+        let hint = self.hint().unwrap_or("see the Site DB's log");
+        Trouble::new(kind, format!("{what}: {} ({hint})", self.summary()))
+    }
+
     fn database(&self) -> Option<&dyn sqlx::error::DatabaseError> {
         match self {
             Self::Refused {
@@ -135,14 +163,21 @@ impl SiteError {
 
     /// What a person can do about it; `None` if nothing needs to be done by hand.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&str> {
         match self {
+            Self::Missing { remedy, .. } => Some(remedy),
+            Self::Unreachable(sqlx::Error::PoolTimedOut) => Some(
+                "all connections are in use: look for what is slow in pg_stat_activity, or raise [site] max_connections",
+            ),
             Self::Unreachable(_) => Some("check that Postgres runs, and [site] url"),
+            Self::Silent => {
+                Some("check that the Site DB's host and the network to it answer, and what its sessions wait for")
+            }
             Self::Pooled => Some(POOLER_HINT),
-            Self::Shape(_) => Some("run: twinlog migrate site"),
+            Self::Shape(_) => Some(MIGRATE),
             Self::Value(_) | Self::Anonymous | Self::Vanished(_) | Self::Stopped => None,
             Self::Refused { sqlstate, .. } => match sqlstate.as_str() {
-                "42P01" | "42703" | "3F000" => Some("run: twinlog migrate site"),
+                "42P01" | "42703" | "3F000" => Some(MIGRATE),
                 "42501" => Some(
                     "GRANT USAGE ON SCHEMA public, twinlog TO <role>; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN \
                      SCHEMA public, twinlog TO <role>; with row-level security the role also needs BYPASSRLS or a policy",

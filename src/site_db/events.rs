@@ -16,15 +16,12 @@
 use std::time::Duration;
 
 use sqlx::FromRow;
-use sqlx::postgres::PgListener;
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::pool::Listening;
 use super::{MessageStatus, Pool, SiteError};
-
-/// The table and its newest column, for the check of the schema.
-pub(super) const NEWEST_COLUMN: (&str, &str) = ("twinlog.event_rounds", "cluster");
 
 /// The channel on which `twinlog.place_events` tells all processes that events have been placed.
 const CHANNEL: &str = "twinlog_events";
@@ -196,10 +193,10 @@ pub async fn delete_old(pool: &Pool, keep: Duration) -> Result<usize, SiteError>
     Ok(usize::try_from(deleted).unwrap_or(0))
 }
 
-/// Hears when another process has placed events. Holds a connection of the pool.
+/// Hears when another process has placed events. Holds a place of the pool.
 #[derive(Debug)]
 pub struct Listener {
-    listener: PgListener,
+    listening: Listening,
     /// This process.
     own: String,
 }
@@ -210,10 +207,8 @@ impl Listener {
     /// # Errors
     /// See [`SiteError`].
     pub async fn start(pool: &Pool) -> Result<Self, SiteError> {
-        let mut listener = PgListener::connect_with(&pool.0).await?;
-        listener.listen(CHANNEL).await?;
         Ok(Self {
-            listener,
+            listening: pool.listen(CHANNEL).await?,
             own: pool.process().to_string(),
         })
     }
@@ -221,13 +216,9 @@ impl Listener {
     /// Waits until another process has placed something.
     ///
     /// # Errors
-    /// The connection broke: what was placed meanwhile was not heard.
+    /// The connection broke, or may have: what was placed meanwhile was not heard.
     pub async fn heard(&mut self) -> Result<(), SiteError> {
-        while let Some(notification) = self.listener.try_recv().await? {
-            if notification.payload() != self.own {
-                return Ok(());
-            }
-        }
-        Err(SiteError::Unreachable(sqlx::Error::WorkerCrashed))
+        while self.listening.next().await? == self.own {}
+        Ok(())
     }
 }

@@ -18,6 +18,7 @@
 //! | [`webhook_events`] | `webhook_events`: what Meta posted, byte for byte |
 //! | [`events`] | `twinlog.events`: what listeners are told of, in order |
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
+//! | [`servers`] | `twinlog.servers`: what each running server reports about itself |
 //! | [`locks`] | advisory locks on things that have no row yet |
 //! | `schema` | checks that all these tables are there |
 //! | `pool` | [`Pool`] and [`Transaction`] |
@@ -44,12 +45,13 @@ pub mod notifications;
 pub mod number_leases;
 mod pool;
 mod schema;
+pub mod servers;
 pub mod status_events;
 pub mod webhook_events;
 
 pub use error::SiteError;
 pub use messages::MessageStatus;
-pub use pool::{Pool, Transaction};
+pub use pool::{Pool, PoolFigures, Transaction};
 pub use schema::check;
 
 /// Text that a Postgres `text` column can hold: U+0000 is the one character that it can't.

@@ -8,9 +8,6 @@ use uuid::Uuid;
 use super::{Pool, SiteError};
 use crate::provider::PhoneNumberId;
 
-/// The table and its newest column, for the check of the schema.
-pub(super) const NEWEST_COLUMN: (&str, &str) = ("twinlog.number_leases", "lease_until");
-
 /// Takes or renews the right to send for a number. Returns whether `owner` has it now.
 ///
 /// # Errors

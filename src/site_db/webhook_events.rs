@@ -3,7 +3,9 @@
 //! ```text
 //! received ─→ processed
 //!    ↑    └─→ failed      some events could not be stored; which and why is in `failures`
-//!    └─ reset ─┴─┘        by hand, after a fix
+//!    └─ replay ┴─┘        by hand, after a fix
+//!
+//! Old ones are deleted in the end, but none that is `received`.
 //! ```
 
 use serde_json::Value;
@@ -14,9 +16,6 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{Pool, SiteError, Transaction};
-
-/// The table and its newest column, for the check of the schema.
-pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.webhook_events", "failures");
 
 /// `webhook_events.state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumIter, EnumString, IntoStaticStr)]
@@ -114,22 +113,6 @@ pub async fn insert(pool: &Pool, webhooks: &[NewWebhook<'_>]) -> Result<Vec<Uuid
     .execute(&pool.0)
     .await?;
     Ok(ids)
-}
-
-/// Makes a webhook due again, whether it failed or succeeded before. False if there is no such webhook.
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn reset(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
-    let done = sqlx::query(
-        "UPDATE public.webhook_events SET state = $2, attempts = 0, next_attempt_at = now(), processed_at = NULL
-          WHERE id = $1",
-    )
-    .bind(id)
-    .bind(WebhookState::Received)
-    .execute(&pool.0)
-    .await?;
-    Ok(done.rows_affected() > 0)
 }
 
 /// Locks and returns the webhooks that have been due for the longest time and that no other worker has locked, in the order
@@ -248,6 +231,109 @@ pub async fn backlog(pool: &Pool, late_after: Duration) -> Result<Backlog, SiteE
     .bind(late_after.as_secs_f64())
     .fetch_one(&pool.0)
     .await?)
+}
+
+/// Which kept webhooks are to be processed again.
+#[derive(Debug, Clone, Default)]
+pub struct ReplayFilter {
+    /// Only these; empty: all.
+    pub ids: Vec<Uuid>,
+    /// Only those in one of these states.
+    pub states: Vec<WebhookState>,
+    /// Only those that were received then or later.
+    pub since: Option<OffsetDateTime>,
+    /// Only those that were received before.
+    pub until: Option<OffsetDateTime>,
+}
+
+/// The smallest id of a webhook that was received at that time: ids begin with the time in milliseconds.
+fn first_id_at(at: OffsetDateTime) -> Uuid {
+    let millis = u128::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+    Uuid::from_u128(millis << 80)
+}
+
+/// The ids of kept webhooks after `after`, in the order in which they were received.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn to_replay(pool: &Pool, filter: &ReplayFilter, after: Uuid, limit: u32) -> Result<Vec<Uuid>, SiteError> {
+    let second = Duration::from_secs(1);
+    let from = filter
+        .since
+        .map_or(after, |since| after.max(first_id_at(since - second)));
+    // An id is made a moment before its row.
+    let to = filter.until.map_or(Uuid::max(), |until| first_id_at(until + second));
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM public.webhook_events
+          WHERE id > $1 AND id < $2 AND state = ANY ($3) AND ($4::uuid[] = '{}' OR id = ANY ($4))
+            AND coalesce(received_at >= $5, true) AND coalesce(received_at < $6, true)
+          ORDER BY id LIMIT $7",
+    )
+    .bind(from)
+    .bind(to)
+    .bind(&filter.states)
+    .bind(&filter.ids)
+    .bind(filter.since)
+    .bind(filter.until)
+    .bind(i64::from(limit))
+    .fetch_all(&pool.0)
+    .await?)
+}
+
+/// Makes these webhooks due again, unless they are. Returns how many.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn replay(pool: &Pool, ids: &[Uuid]) -> Result<u64, SiteError> {
+    let done = sqlx::query(
+        "WITH again AS (
+             SELECT id FROM public.webhook_events WHERE id = ANY ($1) AND state <> $2 ORDER BY id FOR UPDATE
+         )
+         UPDATE public.webhook_events AS e SET state = $2, attempts = 0, next_attempt_at = now(), processed_at = NULL
+           FROM again WHERE e.id = again.id",
+    )
+    .bind(ids)
+    .bind(WebhookState::Received)
+    .execute(&pool.0)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// How many of these webhooks are in each state.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn in_states(pool: &Pool, ids: &[Uuid]) -> Result<Vec<(WebhookState, i64)>, SiteError> {
+    Ok(
+        sqlx::query_as("SELECT state, count(*) FROM public.webhook_events WHERE id = ANY ($1) GROUP BY state")
+            .bind(ids)
+            .fetch_all(&pool.0)
+            .await?,
+    )
+}
+
+/// Deletes the oldest webhooks in this state that were received more than so many months ago, at most `limit`; returns how
+/// many. Those that are being processed are skipped.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn forget(pool: &Pool, state: WebhookState, months: u32, limit: u32) -> Result<u64, SiteError> {
+    // Found by id, which begins with the time: so no further index has to be kept by every webhook that comes in. A month has
+    // at least 28 days.
+    let youngest = OffsetDateTime::now_utc() - time::Duration::days(28) * months;
+    let done = sqlx::query(
+        "DELETE FROM public.webhook_events WHERE id IN (
+             SELECT id FROM public.webhook_events
+              WHERE id < $1 AND state = $2 AND received_at < now() - make_interval(months => $3)
+              ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED)",
+    )
+    .bind(first_id_at(youngest))
+    .bind(state)
+    .bind(i32::try_from(months).unwrap_or(i32::MAX))
+    .bind(i64::from(limit))
+    .execute(&pool.0)
+    .await?;
+    Ok(done.rows_affected())
 }
 
 #[cfg(test)]

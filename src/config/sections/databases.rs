@@ -22,6 +22,22 @@ pub struct Agent {
     pub url: DatabaseUrl,
 }
 
+impl Site {
+    /// Whether the configuration names it. (A command that needs it does not start without.)
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        is_set(&self.url)
+    }
+}
+
+impl Agent {
+    /// Whether the configuration names it. (A command that needs it does not start without.)
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        is_set(&self.url)
+    }
+}
+
 pub(super) fn site(reader: &mut ValueReader<'_>, needed: bool) -> Option<Site> {
     let url = database_url(reader, "site.url", needed);
     // Postgres allows 100 connections of all clients together by default (`max_connections`).
@@ -64,10 +80,17 @@ fn database_url(reader: &mut ValueReader<'_>, key: &str, needed: bool) -> Option
     }
 }
 
+/// The folder of [`unset`].
+const NOWHERE: &str = "/nonexistent";
+
+fn is_set(url: &DatabaseUrl) -> bool {
+    !matches!(&url.host, Host::Unix(folder) if *folder == std::path::Path::new(NOWHERE))
+}
+
 /// Stands for a URL that the command does not need and that is not set: no server can listen there.
 fn unset() -> DatabaseUrl {
     DatabaseUrl {
-        host: Host::Unix("/nonexistent".into()),
+        host: Host::Unix(NOWHERE.into()),
         port: 5432,
         user: "unset".to_owned(),
         password: None,

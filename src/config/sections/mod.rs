@@ -5,6 +5,7 @@ mod databases;
 mod events;
 mod listeners;
 mod log;
+mod retention;
 mod sync;
 mod whatsapp;
 
@@ -13,6 +14,7 @@ pub use databases::{Agent, Site};
 pub use events::Events;
 pub use listeners::{Admin, Http};
 pub use log::{Log, LogFormat};
+pub use retention::Retention;
 pub use sync::{OnNewColumn, OnUnreplicableTable, Sync};
 pub use whatsapp::{Account, Whatsapp};
 
@@ -37,6 +39,8 @@ pub struct Config {
     pub tokens: Vec<ApiToken>,
     /// `[events]`
     pub events: Events,
+    /// `[retention]`
+    pub retention: Retention,
     /// `[log]`
     pub log: Log,
 }
@@ -68,6 +72,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
     let whatsapp = whatsapp::whatsapp(reader, needs.whatsapp);
     let tokens = auth::tokens(reader, needs.whatsapp);
     let events = events::events(reader);
+    let retention = retention::retention(reader);
     let log = log::log(reader);
     Some(Config {
         site: site?,
@@ -78,6 +83,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
         whatsapp: whatsapp?,
         tokens: tokens?,
         events: events?,
+        retention: retention?,
         log: log?,
     })
 }

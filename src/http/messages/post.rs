@@ -21,7 +21,7 @@ use crate::http::{answer, auth, limits};
 use crate::outbox::{NewMessage, SubmitError, Submitted};
 use crate::provider::cloud::send::{self, Request};
 use crate::provider::{Outbound, PhoneNumberId};
-use crate::site_db::{leads, messages};
+use crate::site_db::{MessageStatus, leads, messages};
 
 /// The route.
 pub(super) async fn post(
@@ -145,6 +145,7 @@ fn not_submitted(error: &SubmitError) -> Response {
 /// The message's current state, after the wait that the caller asked for.
 async fn taken(state: &State, mut submitted: Submitted, wait: Option<Duration>) -> Response {
     let (id, duplicate) = (submitted.id, submitted.is_duplicate());
+    let number = wait.map(|_| submitted.phone_number_id.clone());
     let found = match (wait, submitted.fresh.take_if(|_| wait.is_none())) {
         (Some(patience), _) => state.outbox.wait(submitted, patience).await,
         (None, Some(row)) => Ok(Some(*row)),
@@ -163,6 +164,10 @@ async fn taken(state: &State, mut submitted: Submitted, wait: Option<Duration>) 
     let mut shown = show::message(&message);
     if duplicate {
         shown["duplicate"] = json!(true);
+    }
+    if let (MessageStatus::Pending, Some(hold)) = (message.status, number.and_then(|number| state.outbox.held(&number)))
+    {
+        shown["held"] = json!({"code": hold.code, "reason": hold.reason});
     }
     (status, Json(shown)).into_response()
 }

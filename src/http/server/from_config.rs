@@ -58,9 +58,12 @@ impl Settings {
                 },
                 hold_probe: whatsapp.hold_probe,
             },
-            inbox: InboxSettings::new(Callback::Cloud {
-                app_secrets: whatsapp.app_secrets.clone(),
-            }),
+            inbox: InboxSettings {
+                retention: Some(config.retention),
+                ..InboxSettings::new(Callback::Cloud {
+                    app_secrets: whatsapp.app_secrets.clone(),
+                })
+            },
             http: HttpSettings {
                 tokens: config.tokens.clone(),
                 verify_token: whatsapp.verify_token.clone(),

@@ -6,9 +6,13 @@
 //! | file | its job |
 //! |---|---|
 //! | `from_config` | the configuration → the settings of each part |
+//! | `light` | what the parts report about themselves, in the log |
+//! | `report` | the same, in the Site DB |
 //! | `watch` | checks every few seconds that the Site DB answers |
 
 mod from_config;
+mod light;
+mod report;
 mod watch;
 
 use std::sync::Arc;
@@ -69,14 +73,24 @@ pub async fn run_server(
     let inbox = Inbox::new(pool.clone(), settings.inbox);
 
     let mut parts: JoinSet<Result<(), ServerError>> = JoinSet::new();
-    let watching = watch::site_db(pool.clone(), health.component("site_db"), stop.clone());
+    let watching = watch::site_db(pool.clone(), health.component(light::SITE_DB), stop.clone());
     parts.spawn(async move {
         watching.await;
         Ok(())
     });
     parts.spawn(join(sending));
     parts.spawn(join(reading));
-    let worker = Worker::new(inbox.clone(), health.component("inbox"));
+    let reporting = report::run(health.clone(), pool.clone(), stop.clone());
+    parts.spawn(async move {
+        reporting.await;
+        Ok(())
+    });
+    let lighting = light::run(health.clone(), pool.clone(), inbox.clone(), stop.clone());
+    parts.spawn(async move {
+        lighting.await;
+        Ok(())
+    });
+    let worker = Worker::new(inbox.clone(), health.component(light::INBOX));
     let worker_stop = stop.clone();
     parts.spawn(async move {
         worker.run(worker_stop).await;

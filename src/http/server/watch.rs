@@ -1,11 +1,11 @@
-//! Checks every few seconds that the Site DB answers; reports it in the health, and logs each change.
+//! Checks every few seconds that the Site DB answers and has what this version needs; reports it in the health.
 
 use std::time::Duration;
 
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Component;
+use crate::health::{Component, Standing, Trouble};
 use crate::shutdown;
 use crate::site_db::{self, Pool, SiteError};
 
@@ -16,9 +16,12 @@ const LOOK_EVERY_WHILE_MISSING: Duration = Duration::from_secs(1);
 /// A check that takes longer counts as failed: the connection may hang.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A round takes less.
+const ROUND: Duration = Duration::from_secs(12);
+
 /// Runs until the stop.
 pub(super) async fn site_db(pool: Pool, health: Component, stop: CancellationToken) {
-    let mut last: Option<bool> = None;
+    let health = health.reports_every(ROUND);
     loop {
         let looked = tokio::select! {
             biased;
@@ -29,25 +32,16 @@ pub(super) async fn site_db(pool: Pool, health: Component, stop: CancellationTok
         };
         let ready = looked.is_ok();
         match looked {
-            Ok(()) => {
-                health.ready(json!(null));
-                if last == Some(false) {
-                    tracing::info!("the Site DB is ready");
-                }
-            }
+            Ok(()) => health.ready(json!(null)),
             Err(error) => {
                 let hint = error.hint().unwrap_or("see the Site DB's log");
-                health.not_ready(format!("{error}: {hint}"), json!({"sqlstate": error.sqlstate()}));
-                if last != Some(false) {
-                    tracing::error!(
-                        sqlstate = error.sqlstate(),
-                        hint,
-                        "PERSISTENCE: the Site DB is not ready, requests are refused until it is: {error}"
-                    );
-                }
+                let reason = format!("requests are refused until it is ready: {}: {hint}", error.summary());
+                health.stands(
+                    Standing::NotReady(Trouble::new("not_ready", reason)),
+                    json!({"sqlstate": error.sqlstate()}),
+                );
             }
         }
-        last = Some(ready);
         let wait = if ready { LOOK_EVERY } else { LOOK_EVERY_WHILE_MISSING };
         if !shutdown::sleep(wait, &stop).await {
             return;

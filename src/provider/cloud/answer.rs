@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::error::GraphError;
 use super::members::scalar;
 use super::send::{self, Request};
-use crate::provider::answer::{Accepted, AcceptedStatus, Answer};
+use crate::provider::answer::{Accepted, AcceptedStatus, Answer, Looked};
 use crate::provider::ids::{ContactIdentity, UserId, WaId, Wamid};
 use crate::provider::refusal::{ErrorClass, Refusal, ThrottleScope};
 
@@ -45,6 +45,18 @@ pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8], request: &[u8]
         (429, _) => refused_on_the_way(ErrorClass::Throttle(ThrottleScope::Number), retry_after(headers)),
         (300..=499, _) => refused_on_the_way(ErrorClass::Transient, None),
         _ => Answer::Lost("a server error that is not the Graph API's"),
+    }
+}
+
+/// Reads the answer to a question for a number.
+pub(super) fn looked(status: u16, headers: &HeaderMap, body: &[u8]) -> Looked {
+    if let Some(error) = GraphError::from_body(body) {
+        return Looked::Refused(error.refusal(status, retry_after(headers)));
+    }
+    let object: Option<Value> = serde_json::from_slice(body).ok();
+    match object.and_then(|object| object.get("id").and_then(scalar)) {
+        Some(_) if (200..300).contains(&status) => Looked::Well,
+        _ => Looked::Stranger { status },
     }
 }
 

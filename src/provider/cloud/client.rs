@@ -13,7 +13,7 @@ use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{answer, send};
-use crate::provider::answer::{Answer, Answered, Response};
+use crate::provider::answer::{Answer, Answered, Looked, Response};
 use crate::provider::api_version::ApiVersion;
 use crate::provider::ids::PhoneNumberId;
 use crate::provider::outbound::Sending;
@@ -190,6 +190,20 @@ impl Account {
                 }),
             },
             Err(failure) => failure.into_answer().into(),
+        }
+    }
+
+    /// Asks for the number's own id: needs no permission but the one to send.
+    pub async fn look(&self) -> Looked {
+        let call = PassedCall {
+            method: Method::GET,
+            path: format!("{}/{}?fields=id", self.client.version, self.phone_number_id),
+            content_type: None,
+            body: Bytes::new(),
+        };
+        match self.client.call(call, &self.access_token, MAX_ANSWER).await {
+            Ok((status, headers, body)) => answer::looked(status, &headers, &body),
+            Err(failure) => Looked::NoAnswer(failure.why()),
         }
     }
 

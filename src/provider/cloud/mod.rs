@@ -14,6 +14,7 @@
 //! | [`webhook`] | a webhook's body → its events |
 //! | [`signature`] | `X-Hub-Signature-256` |
 //! | [`text`] | the text of a message that a person sees |
+//! | `remedy` | what a person can do about a number that can't send |
 //! | `members` | a JSON object as a list of members that are not parsed yet |
 //!
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api>
@@ -22,6 +23,7 @@ pub mod answer;
 pub mod client;
 pub mod error;
 mod members;
+mod remedy;
 pub mod send;
 pub mod signature;
 pub mod text;
@@ -30,3 +32,4 @@ pub mod webhook;
 
 pub use client::{Account, Client, ClientSettings, ClientSetupError};
 pub use error::{GraphError, classify};
+pub use remedy::remedy;

@@ -138,7 +138,7 @@ pub async fn claim(pool: &Pool, claim: Claim, wanted: Wanted<'_>) -> Result<Vec<
     if let Wanted::These(ids) = wanted {
         query = query.bind(ids);
     }
-    let claimed = query.fetch_all(&mut *connection).await?;
+    let claimed = query.fetch_all(&mut connection).await?;
     if !claimed.is_empty() {
         pool.committed();
     }

@@ -33,9 +33,6 @@ mod submit;
 pub(crate) mod transition;
 mod write;
 
-/// The table and its newest column, for the check of the schema.
-pub(super) const NEWEST_COLUMN: (&str, &str) = ("public.whatsapp_messages", "api_version");
-
 pub use claim::{Claim, Claimed, Wanted, claim, claim_probe, give_back, sweep_abandoned, sweep_expired};
 pub use fold::ReportedStep;
 pub use insert::{NewSaid, Said, insert, insert_said};

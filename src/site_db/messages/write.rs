@@ -9,9 +9,9 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use sqlx::Arguments;
 use sqlx::postgres::PgArguments;
 use sqlx::types::Json;
-use sqlx::{Arguments, PgConnection};
 use uuid::Uuid;
 
 use super::fold::MessageState;
@@ -20,6 +20,7 @@ use super::status::MessageStatus;
 use super::transition::{Input, Notifies, Only, To, Transition, Write};
 use crate::provider::{Response, Wamid};
 use crate::site_db::notifications::{self, NotificationKind};
+use crate::site_db::pool::Session;
 use crate::site_db::{Pool, SiteError, Transaction};
 
 /// A row that a transition changed.
@@ -67,7 +68,7 @@ impl Statement {
     /// Changes the rows; returns those that it changed.
     pub(super) async fn execute(
         &'static self,
-        connection: &mut PgConnection,
+        connection: &mut Session,
         changes: &[Change],
     ) -> Result<Vec<Moved>, SiteError> {
         let arguments = self.arguments(changes).map_err(sqlx::Error::Encode)?;

@@ -18,6 +18,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("public.webhook_events", "webhook_events"),
     ("twinlog.number_leases", "number_leases"),
     ("twinlog.event_rounds", "events"),
+    ("twinlog.servers", "servers"),
 ];
 
 /// What the only writer of messages is.

@@ -34,6 +34,8 @@ struct Rules {
     /// Connections that were made under an older number are reset.
     generation: u64,
     refuse: bool,
+    /// Nothing passes any more on connections that were made before so many of these calls.
+    silenced: u64,
     ways: [Way; 2],
 }
 
@@ -102,6 +104,12 @@ impl Proxy {
         self.hold(Direction::ToClient);
     }
 
+    /// Nothing passes any more on the connections that there are now, not even their end, as when a host goes away without a
+    /// word; new ones are passed on.
+    pub(crate) fn silence(&self) {
+        self.rules.send_modify(|rules| rules.silenced += 1);
+    }
+
     /// Delays each piece in one direction by this long.
     pub(crate) fn latency(&self, direction: Direction, latency: Duration) {
         self.rules
@@ -146,11 +154,12 @@ async fn accept(listener: TcpListener, server: SocketAddr, rules: watch::Sender<
             let (client_read, client_write) = client.into_split();
             let (server_read, server_write) = server.into_split();
             let mut newer = rules.subscribe();
+            let made = current.silenced;
             let whole = tokio::select! {
                 // Each direction ends by itself: an answer may still follow when the request has ended.
                 both = async { tokio::try_join!(
-                    pass(client_read, server_write, Direction::ToServer, &rules, &passed),
-                    pass(server_read, client_write, Direction::ToClient, &rules, &passed),
+                    pass(client_read, server_write, Direction::ToServer, made, &rules, &passed),
+                    pass(server_read, client_write, Direction::ToClient, made, &rules, &passed),
                 ) } => both.is_ok(),
                 _ = newer.wait_for(|rules| rules.generation > current.generation) => false,
             };
@@ -172,6 +181,7 @@ async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     direction: Direction,
+    made: u64,
     rules: &watch::Sender<Rules>,
     passed: &[AtomicU64; 2],
 ) -> Result<(), Broken> {
@@ -182,7 +192,8 @@ async fn pass(
         let read = from.read(&mut piece).await;
         let latency = rules.borrow().ways[way].latency;
         tokio::time::sleep(latency).await;
-        if watched.wait_for(|rules| !rules.ways[way].hold).await.is_err() {
+        let passes = |rules: &Rules| !rules.ways[way].hold && made >= rules.silenced;
+        if watched.wait_for(passes).await.is_err() {
             return Err(Broken);
         }
         let length = match read {

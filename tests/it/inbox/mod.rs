@@ -4,6 +4,7 @@ mod batches;
 mod faults;
 mod history;
 mod identities;
+mod kept;
 mod messages;
 mod people;
 mod receiving;

@@ -62,6 +62,62 @@ async fn an_expired_token_holds_the_number_and_a_new_one_releases_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_held_number_answers_at_once_with_its_reason_on_both_routes_whatever_the_reason() {
+    let mut world = World::new().await;
+    world.config.whatsapp.hold_probe = Duration::from_secs(3600);
+    let server = world.serve().await;
+    for (code, subcode, status) in [
+        (190, Some(463), 401),
+        (0, None, 401),
+        (10, None, 403),
+        (200, None, 403),
+        (100, Some(33), 400),
+        (368, None, 403),
+        (131_005, None, 403),
+        (131_031, None, 403),
+        (131_042, None, 400),
+        (131_048, None, 400),
+        (133_010, None, 400),
+    ] {
+        world.fault(Fault::Error { code, subcode });
+        // The first one tells that the number can't send.
+        server.takes(&json!({"to": USER, "text": "x"})).await;
+        until_account(&world, "held").await;
+        let reason = server.is_in_trouble(&format!("number {NUMBER}"), "held").await;
+        assert!(reason.contains(&format!("code {code}")), "{reason}");
+        let started = std::time::Instant::now();
+        let refused = server.graph(&text("now")).await;
+        assert_eq!(
+            (i64::from(refused.status), refused.code()),
+            (status, code),
+            "{refused:?}"
+        );
+        assert_eq!(world.status(&refused.id()).await, "cancelled");
+        let waits = server.plain(&json!({"to": USER, "text": "x", "wait": 10_000})).await;
+        assert_eq!(
+            (waits.status, &waits.body["held"]["code"]),
+            (202, &json!(code)),
+            "{waits:?}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_secs(2),
+            "{code}: {:?}",
+            started.elapsed()
+        );
+        world.meta.clear_faults(NUMBER).unwrap();
+        world
+            .db
+            .on_site(
+                "UPDATE whatsapp_messages SET status = 'cancelled' WHERE status = 'pending';
+                 UPDATE whatsapp_accounts SET status = 'active', hold_code = NULL, hold_reason = NULL",
+            )
+            .await;
+        server.all_is_well().await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_probe_finds_out_that_the_cause_is_gone() {
     let (world, server) = World::served().await;
     world.fault(Fault::Error {

@@ -14,12 +14,14 @@ mod faults;
 mod graph_route;
 mod holds;
 mod in_process;
+mod light;
 mod observed;
 mod outages;
 mod plain_route;
 mod pooler;
 mod recipients;
 mod several;
+mod silence;
 mod webhooks;
 mod world;
 
