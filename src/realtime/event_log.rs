@@ -16,7 +16,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::health::Component;
+use crate::health::{Component, Standing};
 use crate::retry::backoff;
 use crate::shutdown;
 use crate::site_db::events::{self, Event, Listener, PORTION, Position, Read};
@@ -85,23 +85,13 @@ impl Reader {
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(place)).await;
             match round.unwrap_or(Err(SiteError::timed_out())) {
                 Ok(()) => {
-                    if failures > 0 {
-                        tracing::info!("events are read again");
-                    }
                     failures = 0;
                     health.ready(json!({"round": self.read.map(|position| position.round)}));
                 }
                 Err(error) => {
-                    if failures == 0 {
-                        tracing::warn!(
-                            sqlstate = error.sqlstate(),
-                            hint = error.hint(),
-                            "events cannot be read; listeners hear later: {}",
-                            error.summary()
-                        );
-                    }
                     failures = failures.saturating_add(1);
-                    health.not_ready(format!("events cannot be read: {}", error.summary()), json!(null));
+                    let trouble = error.trouble("events can't be read, listeners hear later");
+                    health.stands(Standing::NotReady(trouble), json!(null));
                     if !shutdown::sleep(backoff(failures, RETRY.0, RETRY.1), &stop).await {
                         return;
                     }

@@ -46,6 +46,9 @@ pub enum ServerError {
     Part(#[source] tokio::task::JoinError),
 }
 
+/// A round of the reader of events takes less: a time-out, and the longest wait after an error.
+const EVENTS_ROUND: Duration = Duration::from_secs(12);
+
 /// How long closing the pool may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -66,7 +69,7 @@ pub async fn run_server(
     let (events, reading) = EventLog::start(
         pool.clone(),
         config.events.keep,
-        health.component("events"),
+        health.component(light::EVENTS).reports_every(EVENTS_ROUND),
         stop.clone(),
     );
     let (outbox, sending) = Outbox::start(pool.clone(), settings.outbox, &events, &health, stop.clone());
