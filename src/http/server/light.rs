@@ -112,7 +112,8 @@ enum Line {
 
 impl Told {
     fn look(&mut self, report: &BTreeMap<String, ComponentStatus>, now: Instant) -> Vec<Line> {
-        let is_ours = |name: &str| [SITE_DB, POOL, INBOX, WEBHOOKS, EVENTS, OUTBOX].contains(&name) || name.starts_with(NUMBER);
+        let is_ours =
+            |name: &str| [SITE_DB, POOL, INBOX, WEBHOOKS, EVENTS, OUTBOX].contains(&name) || name.starts_with(NUMBER);
         let site_db_is_well = report.get(SITE_DB).is_none_or(ComponentStatus::is_well);
         let mut lines = Vec::new();
         for (name, status) in report.iter().filter(|(name, _)| is_ours(name)) {

@@ -188,8 +188,9 @@ mod tests {
             "whatsapp_messages",
             "webhook_events",
             "number_leases",
-            "notifications",
-            "leads",
+            "lead_ids",
+            "events",
+            "servers",
         ] {
             assert!(columns.iter().any(|column| column.table == table), "{table}");
         }

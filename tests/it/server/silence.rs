@@ -18,7 +18,12 @@ impl Behind {
         world.config.site.url = world.db.site.url_through(proxy.port()).parse().unwrap();
         let server = world.serve().await;
         // The number has its lease, and everything is prepared.
-        server.takes(&json!({"to": USER, "text": "first", "wait": 3000})).await;
+        let first = json!({"to": USER, "text": "first", "client_id": "first"});
+        eventually("the first message is taken", SOON, || async {
+            let taken = server.plain(&first).await;
+            if taken.status < 300 { Ok(()) } else { Err(taken) }
+        })
+        .await;
         world.until_accepted(1).await;
         Self { world, proxy, server }
     }
