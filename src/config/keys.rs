@@ -55,7 +55,11 @@ const ACCOUNT: &[(&str, ValueKind)] = &[
 ];
 
 /// `[[auth.tokens]]`
-const TOKEN: &[(&str, ValueKind)] = &[("name", ValueKind::Text), ("sha256", ValueKind::Text)];
+const TOKEN: &[(&str, ValueKind)] = &[
+    ("name", ValueKind::Text),
+    ("sha256", ValueKind::Text),
+    ("numbers", ValueKind::Texts),
+];
 
 /// Every key. A test compares them with `config/default.toml`.
 pub(super) const KEYS: &[(&str, ValueKind)] = &[
@@ -81,9 +85,12 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.ready_delay_ms", ValueKind::Integer),
     ("http.listen", ValueKind::Text),
     ("http.max_body_bytes", ValueKind::Integer),
+    ("http.max_media_bytes", ValueKind::Integer),
+    ("http.public_url", ValueKind::Text),
     ("http.send_wait_ms", ValueKind::Integer),
     ("admin.listen", ValueKind::Text),
     ("whatsapp.graph_url", ValueKind::Text),
+    ("whatsapp.media_hosts", ValueKind::Texts),
     ("whatsapp.api_version", ValueKind::Text),
     ("whatsapp.app_secrets", ValueKind::Secrets),
     ("whatsapp.verify_token", ValueKind::Secret),

@@ -255,6 +255,26 @@ fn each_bad_value_is_one_problem_under_its_key() {
             "auth.tokens[0].sha256",
             "64 hexadecimal",
         ),
+        (
+            "auth.tokens = [{ name = \"a\", sha256 = \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\", numbers = [] }]",
+            "auth.tokens[0].numbers",
+            "at least one",
+        ),
+        (
+            "auth.tokens = [{ name = \"a\", sha256 = \"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\", numbers = [\"1\", \"2\"] }]",
+            "auth.tokens[0].numbers",
+            "\"2\" is not the phone_number_id",
+        ),
+        (
+            "http.public_url = \"whatsapp.example.com\"",
+            "http.public_url",
+            "base URL",
+        ),
+        (
+            "whatsapp.media_hosts = [\"*.com/x\"]",
+            "whatsapp.media_hosts",
+            "not the name of a host",
+        ),
         ("log.format = \"yaml\"", "log.format", "not a log format"),
         ("log.filter = \"a=b=c\"", "log.filter", "not a filter"),
         ("sync.slott = \"x\"", "sync.slott", "no such key"),

@@ -30,6 +30,26 @@ pub(super) fn graph_unauthorized() -> Response {
     )
 }
 
+/// An object that does not exist, or is not the client's: the same answer for both, in Meta's shape.
+pub(super) fn graph_unknown_object(method: &str, id: &str) -> Response {
+    let error = GraphError::new(
+        100,
+        &format!(
+            "Unsupported {method} request. Object with ID '{id}' does not exist, cannot be loaded due to missing \
+             permissions, or does not support this operation"
+        ),
+    );
+    graph_error(StatusCode::BAD_REQUEST, &error.with_subcode(33))
+}
+
+/// Too much is under way, in Meta's shape.
+pub(super) fn graph_overloaded() -> Response {
+    graph_error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &GraphError::new(2, "Service temporarily unavailable").with_details("too much is under way; try again"),
+    )
+}
+
 /// The body could not be read, in Meta's shape.
 pub(super) fn graph_body_error(error: BodyError) -> Response {
     let details = GraphError::new(100, "Invalid parameter").with_details(error.message());

@@ -16,8 +16,8 @@ use futures_util::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::answer;
-use super::limits::REQUEST_TIMEOUT;
+use super::limits::{REQUEST_TIMEOUT, UPLOAD_TIMEOUT};
+use super::{answer, media};
 
 /// The header with the request's id: the caller's or the proxy's if it sends one, else ours; returned in the answer.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -44,7 +44,12 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
     let span = tracing::info_span!("request", id = %id, %method, route);
-    let handled = tokio::time::timeout(REQUEST_TIMEOUT, AssertUnwindSafe(next.run(request)).catch_unwind())
+    let limit = if route == media::UPLOAD {
+        UPLOAD_TIMEOUT
+    } else {
+        REQUEST_TIMEOUT
+    };
+    let handled = tokio::time::timeout(limit, AssertUnwindSafe(next.run(request)).catch_unwind())
         .instrument(span.clone())
         .await;
     let mut response = match handled {

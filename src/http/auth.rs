@@ -10,10 +10,12 @@ use crate::config::ApiToken;
 
 /// The client whose token the request carries: `Authorization: Bearer`, else `access_token` in the query, which some
 /// Graph clients use (Chatwoot).
-pub(super) fn client<'a>(tokens: &'a [ApiToken], headers: &HeaderMap, uri: &Uri) -> Option<&'a str> {
+pub(super) fn client<'a>(tokens: &'a [ApiToken], headers: &HeaderMap, uri: &Uri) -> Option<&'a ApiToken> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| {
         let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
+        // Meta takes both words.
+        let known = scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("oauth");
+        known.then(|| token.trim().to_owned())
     });
     let token = bearer.or_else(|| query(uri, "access_token"))?;
     known(tokens, &token)
@@ -26,13 +28,19 @@ pub(super) fn query(uri: &Uri, name: &str) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
+/// Whether the query has anything but the client's token.
+pub(super) fn has_other_parameters(uri: &Uri) -> bool {
+    url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
+        .any(|(name, _)| !matches!(name.as_ref(), "access_token" | "appsecret_proof"))
+}
+
 /// Compares with every token, even after a match, so that the time taken does not show which one matched.
-fn known<'a>(tokens: &'a [ApiToken], token: &str) -> Option<&'a str> {
+fn known<'a>(tokens: &'a [ApiToken], token: &str) -> Option<&'a ApiToken> {
     let digest: [u8; 32] = Sha256::digest(token).into();
     let mut found = None;
     for known in tokens {
         if bool::from(known.sha256.ct_eq(&digest)) {
-            found = Some(known.name.as_str());
+            found = Some(known);
         }
     }
     found
@@ -53,13 +61,14 @@ mod tests {
         let tokens = [("crm", "t1"), ("bot", "t2")].map(|(name, token)| ApiToken {
             name: name.to_owned(),
             sha256: Sha256::digest(token).into(),
+            numbers: None,
         });
         let ask = |header: Option<&str>, uri: &str| {
             let mut headers = HeaderMap::new();
             if let Some(header) = header {
                 headers.insert(AUTHORIZATION, header.parse().unwrap());
             }
-            client(&tokens, &headers, &uri.parse().unwrap())
+            client(&tokens, &headers, &uri.parse().unwrap()).map(|client| client.name.as_str())
         };
         assert_eq!(ask(Some("Bearer t1"), "/x"), Some("crm"));
         assert_eq!(ask(Some("bearer  t2 "), "/x"), Some("bot"));

@@ -20,6 +20,10 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(70);
 /// Most send requests that may wait at a time: each holds its body in memory (usually a few KB) and queries the Site DB
 /// now and then. Further ones are refused with 503 before anything is stored.
 pub(super) const MAX_WAITING_SENDS: usize = 2048;
+/// Most media on their way at a time, up and down. Each holds a few hundred KB in buffers.
+pub(super) const MAX_MEDIA: usize = 64;
+/// Longest time for an upload, whose rate has limits of its own: what 100 MB take at the slowest.
+pub(super) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// Longest that a client of the plain API may ask to wait.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Longest client id of a message, in characters: the size of an index row is limited, and a uuid has 36.

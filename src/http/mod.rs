@@ -8,13 +8,16 @@
 //! | `send` | the Graph-compatible send |
 //! | `messages` | the plain JSON API |
 //! | `passthrough` | other Graph calls, passed through |
+//! | `media` | media, streamed to and from Meta |
 //! | `state` | the state that all routes share |
 //! | `auth` | which client a request is from |
+//! | `quotes` | whether a client may answer or quote a message |
+//! | `media_link` | links to media: signed, checked |
+//! | `form` | forms with files, checked while they pass |
 //! | `client_id` | the client's own id for a message |
 //! | `limits` | bounds on number, time and size |
 //! | `connections` | the listener's connections, bounded in number and idle time |
 //! | `around` | layers for every request: id, log line, time-out, panics |
-//! | `forward` | passes a call on to the Graph API |
 //! | `answer` | answers and errors in both shapes |
 //!
 //! A family of routes is a module with a `router()` of its own, merged in `router`; new families (events, conversations,
@@ -27,10 +30,13 @@ mod around;
 mod auth;
 mod client_id;
 mod connections;
-mod forward;
+mod form;
 mod limits;
+mod media;
+mod media_link;
 mod messages;
 mod passthrough;
+mod quotes;
 mod router;
 mod send;
 pub mod server;

@@ -4,7 +4,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 
 use super::state::State;
-use super::{answer, around, messages, passthrough, send, webhook};
+use super::{answer, around, media, messages, passthrough, send, webhook};
 
 /// The routes. A family's own layers (limits, time-outs) belong into its `router`.
 pub(super) fn router(state: State) -> Router {
@@ -12,6 +12,7 @@ pub(super) fn router(state: State) -> Router {
         .merge(webhook::router())
         .merge(send::router())
         .merge(messages::router())
+        .merge(media::router())
         // All other paths: calls of the Graph API that are passed on, or 404.
         .fallback(passthrough::call)
         .method_not_allowed_fallback(answer::method_not_allowed)

@@ -7,7 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
-use super::limits::MAX_WAITING_SENDS;
+use super::limits::{MAX_MEDIA, MAX_WAITING_SENDS};
+use super::media_link::MediaLinks;
 use crate::config::ApiToken;
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
@@ -25,6 +26,12 @@ pub(super) struct HttpSettings {
     pub(super) send_wait: Duration,
     /// Longest body of a request, in bytes.
     pub(super) max_body_bytes: usize,
+    /// Longest upload of a medium, in bytes.
+    pub(super) max_media_bytes: u64,
+    /// Where clients reach this server; `None`: as their requests say.
+    pub(super) public_url: Option<url::Url>,
+    /// Signs links to media.
+    pub(super) links: MediaLinks,
     /// The numbers whose token may be used to pass calls on.
     pub(super) accounts: Vec<PassthroughAccount>,
 }
@@ -49,6 +56,8 @@ pub(super) struct Shared {
     pub(super) inbox: Inbox,
     /// One permit for each send request that waits, [`MAX_WAITING_SENDS`] in all.
     pub(super) waiting_sends: Semaphore,
+    /// One permit for each medium under way, [`MAX_MEDIA`] in all.
+    pub(super) media: Arc<Semaphore>,
 }
 
 impl State {
@@ -59,6 +68,7 @@ impl State {
             outbox,
             inbox,
             waiting_sends: Semaphore::new(MAX_WAITING_SENDS),
+            media: Arc::new(Semaphore::new(MAX_MEDIA)),
         }))
     }
 }

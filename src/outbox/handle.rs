@@ -48,15 +48,6 @@ impl Outbox {
         self.0.senders.contains_key(number)
     }
 
-    /// The number to send from if the caller names none: the configured one, if there is exactly one.
-    #[must_use]
-    pub fn only_number(&self) -> Option<PhoneNumberId> {
-        match self.0.settings.accounts.as_slice() {
-            [only] => Some(only.account.phone_number_id().clone()),
-            _ => None,
-        }
-    }
-
     /// Commits a message as `pending` and wakes the sender. If the client used this client id before, returns that
     /// message and stores nothing.
     ///

@@ -19,6 +19,7 @@
 //! | [`events`] | `twinlog.events`: what listeners are told of, in order |
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
 //! | [`servers`] | `twinlog.servers`: what each running server reports about itself |
+//! | [`media`] | `twinlog.uploaded_media`: whose medium an upload is |
 //! | [`locks`] | advisory locks on things that have no row yet |
 //! | `schema` | checks that all these tables are there |
 //! | `pool` | [`Pool`] and [`Transaction`] |
@@ -39,6 +40,7 @@ mod error;
 pub mod events;
 pub mod leads;
 pub mod locks;
+pub mod media;
 pub mod merging;
 pub mod messages;
 pub mod notifications;

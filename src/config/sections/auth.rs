@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use toml::Table;
 
+use super::whatsapp::Account;
 use crate::config::reader::ValueReader;
 
 /// A client of the API.
@@ -13,6 +14,18 @@ pub struct ApiToken {
     pub name: String,
     /// SHA-256 of its token; each once. The token itself is known to the client alone.
     pub sha256: [u8; 32],
+    /// The `phone_number_id`s that it may use, each configured; `None`: all that are configured.
+    pub numbers: Option<Vec<String>>,
+}
+
+impl ApiToken {
+    /// Whether the client may use a number.
+    #[must_use]
+    pub fn may_use(&self, phone_number_id: &str) -> bool {
+        self.numbers
+            .as_ref()
+            .is_none_or(|numbers| numbers.iter().any(|number| number == phone_number_id))
+    }
 }
 
 pub(super) fn tokens(reader: &mut ValueReader<'_>, needed: bool) -> Option<Vec<ApiToken>> {
@@ -64,8 +77,43 @@ fn token(reader: &mut ValueReader<'_>, place: &str, table: &Table) -> Option<Api
             ),
         }
     });
+    let numbers = match table.get("numbers") {
+        None => Some(None),
+        Some(value) => numbers(reader, &format!("{place}.numbers"), value).map(Some),
+    };
     Some(ApiToken {
         name: name?,
         sha256: sha256?,
+        numbers: numbers?,
     })
+}
+
+fn numbers(reader: &mut ValueReader<'_>, key: &str, value: &toml::Value) -> Option<Vec<String>> {
+    let texts = value.as_array().and_then(|values| {
+        let texts: Option<Vec<_>> = values.iter().map(|value| Some(value.as_str()?.to_owned())).collect();
+        texts.filter(|texts| !texts.is_empty())
+    });
+    if texts.is_none() {
+        return reader.wrong(
+            key,
+            "must be a list with at least one text",
+            "list the phone_number_id of each number that the client may use: [\"106540352242922\"]",
+        );
+    }
+    texts
+}
+
+/// Notes each number of a token that is not configured.
+pub(super) fn check_numbers(reader: &mut ValueReader<'_>, tokens: &[ApiToken], accounts: &[Account]) {
+    for (index, token) in tokens.iter().enumerate() {
+        for number in token.numbers.iter().flatten() {
+            if accounts.iter().all(|account| account.phone_number_id != *number) {
+                reader.problem(
+                    &format!("auth.tokens[{index}].numbers"),
+                    format!("{number:?} is not the phone_number_id of a block [[whatsapp.accounts]]"),
+                    "name only numbers that are configured",
+                );
+            }
+        }
+    }
 }

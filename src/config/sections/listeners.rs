@@ -12,6 +12,10 @@ pub struct Http {
     pub listen: SocketAddr,
     /// Longest request body, in bytes.
     pub max_body_bytes: usize,
+    /// Longest upload of a medium, in bytes.
+    pub max_media_bytes: u64,
+    /// Where clients reach this listener; `None`: as their requests say.
+    pub public_url: Option<url::Url>,
     /// How long a client of the Graph-compatible route waits for its message to be sent before it is cancelled.
     pub send_wait: Duration,
 }
@@ -27,10 +31,15 @@ pub(super) fn http(reader: &mut ValueReader<'_>) -> Option<Http> {
     let listen = listen(reader, "http.listen");
     // Meta's largest webhook is 3 MB; the bodies of all requests under way are held in memory.
     let max_body_bytes = reader.integer("http.max_body_bytes", 65_536..=67_108_864);
+    // Meta's largest medium has 100 MB; its form is a little longer.
+    let max_media_bytes = reader.integer("http.max_media_bytes", 65_536..=1_073_741_824);
+    let public_url = public_url(reader);
     let send_wait = reader.milliseconds("http.send_wait_ms", 100..=60_000);
     Some(Http {
         listen: listen?,
         max_body_bytes: max_body_bytes?,
+        max_media_bytes: max_media_bytes?,
+        public_url: public_url?,
         send_wait: send_wait?,
     })
 }
@@ -49,6 +58,30 @@ pub(super) fn check_different(reader: &mut ValueReader<'_>, http: &Http, admin: 
             "is the same address as http.listen",
             "give it a port of its own",
         );
+    }
+}
+
+fn public_url(reader: &mut ValueReader<'_>) -> Option<Option<url::Url>> {
+    let key = "http.public_url";
+    if reader.value(key).is_none() {
+        return Some(None);
+    }
+    let text = reader.text(key)?;
+    match url::Url::parse(text.trim_end_matches('/')) {
+        Ok(url)
+            if matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.query().is_none()
+                && url.fragment().is_none()
+                && url.username().is_empty() =>
+        {
+            Some(Some(url))
+        }
+        _ => reader.wrong(
+            key,
+            "is not a base URL with https:// (or http://)",
+            "write it as in https://whatsapp.example.com",
+        ),
     }
 }
 

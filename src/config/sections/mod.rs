@@ -73,6 +73,9 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
     let tokens = auth::tokens(reader, needs.whatsapp);
     let events = events::events(reader);
     let retention = retention::retention(reader);
+    if let (Some(whatsapp), Some(tokens), true) = (&whatsapp, &tokens, needs.whatsapp) {
+        auth::check_numbers(reader, tokens, &whatsapp.accounts);
+    }
     let log = log::log(reader);
     Some(Config {
         site: site?,

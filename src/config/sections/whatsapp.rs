@@ -16,6 +16,8 @@ const DEFAULT_MESSAGES_PER_SECOND: u32 = 80;
 pub struct Whatsapp {
     /// Base URL of the Graph API, without a trailing slash.
     pub graph_url: url::Url,
+    /// Hosts that media are downloaded from: names, or `*.` and a domain. They get the number's access token.
+    pub media_hosts: Vec<String>,
     /// Version segment for the plain API, `vN.M`.
     pub api_version: String,
     /// App secrets that may sign webhooks; at least one if the server runs.
@@ -51,6 +53,7 @@ pub struct Account {
 
 pub(super) fn whatsapp(reader: &mut ValueReader<'_>, needed: bool) -> Option<Whatsapp> {
     let graph_url = graph_url(reader);
+    let media_hosts = media_hosts(reader);
     let api_version = api_version(reader);
     let app_secrets = app_secrets(reader, needed);
     let verify_token = match reader.value("whatsapp.verify_token") {
@@ -66,6 +69,7 @@ pub(super) fn whatsapp(reader: &mut ValueReader<'_>, needed: bool) -> Option<Wha
     let (retry_initial, retry_max) = retry?;
     Some(Whatsapp {
         graph_url: graph_url?,
+        media_hosts: media_hosts?,
         api_version: api_version?,
         app_secrets: app_secrets?,
         verify_token: verify_token?,
@@ -100,6 +104,29 @@ fn graph_url(reader: &mut ValueReader<'_>) -> Option<url::Url> {
             format!("write it as in {example}"),
         ),
     }
+}
+
+fn media_hosts(reader: &mut ValueReader<'_>) -> Option<Vec<String>> {
+    let key = "whatsapp.media_hosts";
+    let mut hosts = Vec::new();
+    for value in reader.list(key)? {
+        match value.as_str() {
+            Some(host) => hosts.push(host.to_owned()),
+            None => return reader.wrong(key, "must be a list of texts", "write each host in quotes"),
+        }
+    }
+    for host in &hosts {
+        let name = host.strip_prefix("*.").unwrap_or(host);
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.:[]".contains(&byte);
+        if name.is_empty() || !name.bytes().all(plain) || (host.starts_with("*.") && !name.contains('.')) {
+            return reader.wrong(
+                key,
+                format!("{host:?} is not the name of a host"),
+                "write names in lower case, or *. and a domain: [\"*.fbsbx.com\"]",
+            );
+        }
+    }
+    Some(hosts)
 }
 
 fn api_version(reader: &mut ValueReader<'_>) -> Option<String> {

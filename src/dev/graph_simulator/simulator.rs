@@ -23,8 +23,8 @@ use super::webhooks::{History, IdentityChange, Inbound, delivery};
 use super::world::World;
 use super::{control, graph};
 
-/// Longest request body. Meta's webhooks reach 3 MB, requests to it stay far below.
-const MAX_BODY: usize = 4 * 1024 * 1024;
+/// Longest request body: a medium of 100 MB with its form.
+const MAX_BODY: usize = 101 * 1024 * 1024;
 
 /// How long the simulator's own tasks may take to end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -63,6 +63,11 @@ impl Simulator {
         let listen = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
+        // Media have a host of their own, as at Meta.
+        let media_host = TcpListener::bind(SocketAddr::new(address.ip(), 0))
+            .await
+            .map_err(listen)?;
+        let media_port = media_host.local_addr().map_err(listen)?.port();
         // One provider per process; if one is installed already, it is the same.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // Meta follows no redirects; a proxy from the environment must not come between two sockets of this machine.
@@ -74,6 +79,7 @@ impl Simulator {
         let stop = CancellationToken::new();
         let (queue, updates) = mpsc::channel(delivery::QUEUE);
         let world = Arc::new(World::new(settings, client, queue, stop.clone()));
+        world.set_media_port(media_port);
         world.tasks.spawn(delivery::run(Arc::clone(&world), updates));
         let app = Router::new()
             .merge(control::router())
@@ -88,6 +94,11 @@ impl Simulator {
         world.tasks.spawn(async move {
             // Ends with the stop; an accept error is handled inside.
             let _ = serve.await;
+        });
+        let media = Router::new().fallback(graph::download).with_state(Arc::clone(&world));
+        let serve_media = axum::serve(media_host, media).with_graceful_shutdown(stop.clone().cancelled_owned());
+        world.tasks.spawn(async move {
+            let _ = serve_media.await;
         });
         Ok(Self {
             world,

@@ -1,7 +1,7 @@
 //! The simulator's state: its numbers and their faults, the accepted messages, the callback, the updates on their way to it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -33,6 +33,7 @@ pub(super) struct World {
     callback: Mutex<Option<Url>>,
     batch: AtomicUsize,
     pending: AtomicUsize,
+    media_port: AtomicU16,
 }
 
 /// A business number and what is wrong with it.
@@ -75,6 +76,7 @@ impl World {
             ledger: Mutex::new(Ledger::default()),
             users: Mutex::default(),
             pending: AtomicUsize::new(0),
+            media_port: AtomicU16::new(0),
         }
     }
 
@@ -113,6 +115,15 @@ impl World {
 
     pub(super) fn set_callback(&self, url: Option<Url>) {
         *lock(&self.callback) = url;
+    }
+
+    /// The port of the media host.
+    pub(super) fn media_port(&self) -> u16 {
+        self.media_port.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_media_port(&self, port: u16) {
+        self.media_port.store(port, Ordering::Relaxed);
     }
 
     pub(super) fn batch(&self) -> usize {

@@ -16,6 +16,8 @@ use super::read::{self, SendRequest};
 use super::recipient::Recipient;
 use super::request_error::RequestError;
 use super::show;
+use crate::config::ApiToken;
+use crate::http::quotes::{self, QuoteError};
 use crate::http::state::State;
 use crate::http::{answer, auth, limits};
 use crate::outbox::{NewMessage, SubmitError, Submitted};
@@ -48,9 +50,12 @@ pub(super) async fn post(
 }
 
 /// Stores the message. `Err`: the answer to a request that left no row.
-async fn take(state: &State, client: &str, request: SendRequest) -> Result<Response, Response> {
+async fn take(state: &State, client: &ApiToken, request: SendRequest) -> Result<Response, Response> {
     let phone_number_id =
-        sending_number(state, request.phone_number_id.clone()).map_err(RequestError::into_response)?;
+        sending_number(state, client, request.phone_number_id.clone()).map_err(RequestError::into_response)?;
+    if let Some(lead_id) = request.lead_id {
+        may_reach_lead(state, client, lead_id).await?;
+    }
     let by_lead;
     let recipient = match (&request.to, request.lead_id) {
         (Some(to), _) => to,
@@ -62,6 +67,9 @@ async fn take(state: &State, client: &str, request: SendRequest) -> Result<Respo
     };
     let body = Bytes::from(graph_body(&request, recipient).to_string());
     let outbound = outbound(&body, &request.content.kind).map_err(RequestError::into_response)?;
+    quotes::may_send(state, client, &body)
+        .await
+        .map_err(|error| not_quoted(&error))?;
     let Ok(_place) = state.waiting_sends.try_acquire() else {
         return Err(overloaded());
     };
@@ -71,7 +79,7 @@ async fn take(state: &State, client: &str, request: SendRequest) -> Result<Respo
             phone_number_id,
             request: body,
             outbound,
-            client_name: client.to_owned(),
+            client_name: client.name.clone(),
             client_id: request.client_id,
             lead_id: request.lead_id,
             send_within: None,
@@ -82,17 +90,53 @@ async fn take(state: &State, client: &str, request: SendRequest) -> Result<Respo
     Ok(answer::about(submitted.id, taken(state, submitted, request.wait).await))
 }
 
-/// The number to send from: the one that the caller names, else the only one.
-fn sending_number(state: &State, named: Option<PhoneNumberId>) -> Result<PhoneNumberId, RequestError> {
-    match named {
-        Some(id) if state.outbox.has_number(&id) => Ok(id),
-        Some(_) => Err(RequestError::unknown_number()),
-        None => state.outbox.only_number().ok_or_else(|| {
-            RequestError::field(
-                "phone_number_id",
-                "several numbers are configured: name the one to send from",
-            )
-        }),
+/// The number to send from: the one that the caller names, else its only one.
+fn sending_number(
+    state: &State,
+    client: &ApiToken,
+    named: Option<PhoneNumberId>,
+) -> Result<PhoneNumberId, RequestError> {
+    let usable = |id: &PhoneNumberId| state.outbox.has_number(id) && client.may_use(id.as_str());
+    if let Some(id) = named {
+        return if usable(&id) {
+            Ok(id)
+        } else {
+            Err(RequestError::unknown_number())
+        };
+    }
+    let mut own = state
+        .settings
+        .accounts
+        .iter()
+        .map(|known| known.account.phone_number_id());
+    let mut own = own.by_ref().filter(|id| usable(id));
+    match (own.next(), own.next()) {
+        (Some(only), None) => Ok(only.clone()),
+        _ => Err(RequestError::field(
+            "phone_number_id",
+            "several numbers are configured: name the one to send from",
+        )),
+    }
+}
+
+/// Refuses a lead that only numbers of others talk to, as if it did not exist.
+async fn may_reach_lead(state: &State, client: &ApiToken, lead_id: Uuid) -> Result<(), Response> {
+    let Some(numbers) = &client.numbers else {
+        return Ok(());
+    };
+    match leads::belongs_to(&state.pool, lead_id, numbers).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(RequestError::field("lead_id", "there is no such lead").into_response()),
+        Err(error) => Err(answer::plain_unavailable(&error)),
+    }
+}
+
+fn not_quoted(error: &QuoteError) -> Response {
+    match error {
+        QuoteError::NotTheirs => {
+            RequestError::field("reply_to", "a message or a medium that is named does not exist").into_response()
+        }
+        QuoteError::Site(error) => answer::plain_unavailable(error),
     }
 }
 

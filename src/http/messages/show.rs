@@ -28,7 +28,11 @@ pub(super) async fn get(
         return not_found();
     };
     match messages::find(&state.pool, id).await {
-        Ok(Some(found)) if found.client_name.as_deref() == Some(client) => Json(message(&found)).into_response(),
+        Ok(Some(found))
+            if found.client_name.as_ref() == Some(&client.name) && client.may_use(found.phone_number_id.as_str()) =>
+        {
+            Json(message(&found)).into_response()
+        }
         // Another client's message is answered as if it did not exist: this client must not learn its recipient.
         Ok(_) => not_found(),
         Err(error) => {

@@ -1,46 +1,277 @@
-//! Which calls are allowed: those that send nothing.
+//! The calls that are passed on: method, shape of the path, parameters of the query, members of the body. Nothing else passes.
+//!
+//! README.md shows this table; a test compares the two.
 
-use std::borrow::Cow;
+use axum::http::Method;
 
-use axum::http::{Method, Uri};
-
-/// Parameters that make a GET do more than read.
-const REFUSED_PARAMETERS: [&str; 3] = ["method", "batch", "include_headers"];
-/// Paths with these last segments send messages.
-const SENDING: [&str; 2] = ["messages", "marketing_messages"];
-
-/// The parameters of the query string, decoded.
-pub(super) fn parameters(uri: &Uri) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-    url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
+/// A call that is passed on.
+#[derive(Debug)]
+pub(super) struct Allowed {
+    pub(super) method: Verb,
+    /// The path after the version. `{number}` and `{waba}` are ids that a client's numbers own, `{id}` any other id (a
+    /// medium, a template, a flow), `{code}` letters and digits.
+    pub(super) path: &'static str,
+    /// Parameters of the query, beside the client's token.
+    pub(super) query: &'static [&'static str],
+    pub(super) body: Body,
+    /// What clients use it for.
+    #[cfg_attr(not(test), expect(dead_code, reason = "README.md shows it"))]
+    pub(super) purpose: &'static str,
 }
 
-/// Whether a call is one of those that send nothing.
-pub(super) fn passes(method: &Method, segments: &[&str], uri: &Uri) -> bool {
-    // No escapes and no dots, so that Meta reads the path exactly as it is checked here.
-    let plain = |segment: &&str| {
-        !segment.is_empty()
-            && segment
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte))
+/// The method of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Get,
+    Post,
+    Delete,
+}
+
+/// What a call's body may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    /// No body is passed on.
+    None,
+    /// These members.
+    Members(&'static [&'static str]),
+    /// Any members but those that control the call.
+    Template,
+    /// A form with a file: streamed, see `http::media`.
+    Upload,
+}
+
+/// The parameters of a list, with those that Meta's own links to further pages have.
+const PAGE: &[&str] = &["fields", "limit", "after", "before", "pretty", "__paging_token"];
+const FIELDS: &[&str] = &["fields", "pretty"];
+const NOTHING: &[&str] = &[];
+const BLOCKED: Body = Body::Members(&["messaging_product", "block_users"]);
+const FLOW: Body = Body::Members(&[
+    "name",
+    "categories",
+    "clone_flow_id",
+    "endpoint_uri",
+    "application_id",
+    "flow_json",
+    "publish",
+]);
+
+const fn get(path: &'static str, query: &'static [&'static str], purpose: &'static str) -> Allowed {
+    call(Verb::Get, path, query, Body::None, purpose)
+}
+
+const fn post(path: &'static str, body: Body, purpose: &'static str) -> Allowed {
+    call(Verb::Post, path, NOTHING, body, purpose)
+}
+
+const fn delete(path: &'static str, query: &'static [&'static str], body: Body, purpose: &'static str) -> Allowed {
+    call(Verb::Delete, path, query, body, purpose)
+}
+
+const fn call(
+    method: Verb,
+    path: &'static str,
+    query: &'static [&'static str],
+    body: Body,
+    purpose: &'static str,
+) -> Allowed {
+    Allowed {
+        method,
+        path,
+        query,
+        body,
+        purpose,
+    }
+}
+
+/// All calls that are passed on.
+pub(super) const TABLE: &[Allowed] = &[
+    get("{number}", FIELDS, "a number"),
+    get("{number}/whatsapp_business_profile", PAGE, "its profile"),
+    get("{number}/block_users", PAGE, "blocked people"),
+    get("{number}/settings", FIELDS, "its settings"),
+    get("{number}/whatsapp_commerce_settings", PAGE, "its shop's settings"),
+    get("{number}/whatsapp_business_encryption", PAGE, "the key of its flows"),
+    get("{number}/message_qrdls", PAGE, "QR codes"),
+    get("{number}/message_qrdls/{code}", FIELDS, "a QR code"),
+    get(
+        "{number}/message_history",
+        &[
+            "fields",
+            "limit",
+            "after",
+            "before",
+            "pretty",
+            "__paging_token",
+            "message_id",
+        ],
+        "what became of messages",
+    ),
+    get("{waba}", FIELDS, "a WhatsApp Business account"),
+    get("{waba}/phone_numbers", PAGE, "its numbers"),
+    get("{waba}/subscribed_apps", PAGE, "who gets its webhooks"),
+    get(
+        "{waba}/message_templates",
+        &[
+            "fields",
+            "limit",
+            "after",
+            "before",
+            "pretty",
+            "__paging_token",
+            "name",
+            "name_or_content",
+            "content",
+            "language",
+            "category",
+            "status",
+            "quality_score",
+        ],
+        "its templates",
+    ),
+    get("{waba}/flows", PAGE, "its flows"),
+    get(
+        "{id}",
+        &["fields", "pretty", "phone_number_id", "date_format"],
+        "a medium, a template or a flow",
+    ),
+    get("{id}/assets", PAGE, "a flow's files"),
+    post("{number}/media", Body::Upload, "upload of a medium"),
+    post(
+        "{number}/register",
+        Body::Members(&["messaging_product", "pin", "data_localization_region"]),
+        "registration",
+    ),
+    post(
+        "{number}/request_code",
+        Body::Members(&["messaging_product", "code_method", "language", "locale"]),
+        "a code that proves the number",
+    ),
+    post(
+        "{number}/verify_code",
+        Body::Members(&["messaging_product", "code"]),
+        "the code",
+    ),
+    post("{number}", Body::Members(&["messaging_product", "pin"]), "the PIN"),
+    post(
+        "{number}/whatsapp_business_profile",
+        Body::Members(&[
+            "messaging_product",
+            "about",
+            "address",
+            "description",
+            "email",
+            "profile_picture_handle",
+            "vertical",
+            "websites",
+        ]),
+        "its profile",
+    ),
+    post("{number}/block_users", BLOCKED, "blocking"),
+    call(
+        Verb::Post,
+        "{number}/whatsapp_commerce_settings",
+        &["is_cart_enabled", "is_catalog_visible"],
+        Body::Members(&["is_cart_enabled", "is_catalog_visible"]),
+        "its shop's settings",
+    ),
+    post(
+        "{number}/whatsapp_business_encryption",
+        Body::Members(&["business_public_key"]),
+        "the key of its flows",
+    ),
+    post(
+        "{number}/conversational_automation",
+        Body::Members(&["messaging_product", "enable_welcome_message", "commands", "prompts"]),
+        "commands and ice breakers",
+    ),
+    call(
+        Verb::Post,
+        "{number}/message_qrdls",
+        &["prefilled_message", "generate_qr_image", "code"],
+        Body::Members(&["messaging_product", "prefilled_message", "generate_qr_image", "code"]),
+        "QR codes",
+    ),
+    call(
+        Verb::Post,
+        "{number}/message_qrdls/{code}",
+        &["prefilled_message"],
+        Body::Members(&["messaging_product", "prefilled_message"]),
+        "a QR code",
+    ),
+    post(
+        "{waba}/subscribed_apps",
+        Body::Members(&[]),
+        "webhooks to this server's app",
+    ),
+    post("{waba}/message_templates", Body::Template, "a new template"),
+    post("{waba}/flows", FLOW, "a new flow"),
+    post("{id}", Body::Template, "a change of a template or a flow"),
+    post("{id}/unpause", Body::Members(&[]), "a template that was paused"),
+    post(
+        "{id}/assets",
+        Body::Members(&["messaging_product", "name", "asset_type", "file"]),
+        "a flow's file",
+    ),
+    post("{id}/publish", Body::Members(&[]), "publishing a flow"),
+    post("{id}/deprecate", Body::Members(&[]), "ending a flow"),
+    delete("{number}/block_users", NOTHING, BLOCKED, "unblocking"),
+    delete("{number}/message_qrdls/{code}", NOTHING, Body::None, "a QR code"),
+    delete(
+        "{waba}/message_templates",
+        &["name", "hsm_id", "hsm_ids"],
+        Body::None,
+        "templates",
+    ),
+    delete("{id}", &["phone_number_id"], Body::None, "a medium or a flow"),
+];
+
+/// What the first part of a path names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Node {
+    Number,
+    Waba,
+    /// A medium, a template, a flow: whose it is, the path does not say.
+    Object,
+}
+
+impl Allowed {
+    pub(super) fn node(&self) -> Node {
+        if self.path.starts_with("{number}") {
+            Node::Number
+        } else if self.path.starts_with("{waba}") {
+            Node::Waba
+        } else {
+            Node::Object
+        }
+    }
+
+    /// Whether the part after the version has this shape. The parts are compared byte for byte: an escape, a double slash,
+    /// two dots or another case are no shape of ours, so Meta reads the path exactly as it is checked here.
+    fn has_shape(&self, parts: &[&str]) -> bool {
+        let shape = self.path.split('/');
+        shape.clone().count() == parts.len()
+            && shape.zip(parts).all(|(shape, part)| match shape {
+                "{number}" | "{waba}" | "{id}" => {
+                    (1..=32).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
+                }
+                "{code}" => (1..=64).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric()),
+                literal => literal == *part,
+            })
+    }
+}
+
+/// The entries for a call; several where only the id tells them apart.
+pub(super) fn find(method: &Method, parts: &[&str]) -> Vec<&'static Allowed> {
+    let verb = match *method {
+        Method::GET => Verb::Get,
+        Method::POST => Verb::Post,
+        Method::DELETE => Verb::Delete,
+        _ => return Vec::new(),
     };
-    if segments.is_empty() || !segments.iter().all(plain) {
-        return false;
-    }
-    let refused = |key: &str| {
-        REFUSED_PARAMETERS
-            .iter()
-            .any(|refused| key.eq_ignore_ascii_case(refused))
-    };
-    if parameters(uri).any(|(key, _)| refused(&key)) {
-        return false;
-    }
-    let last = segments.last().copied().unwrap_or_default();
-    match *method {
-        Method::GET => !SENDING.iter().any(|sending| last.eq_ignore_ascii_case(sending)),
-        Method::POST => matches!(segments, [_, "media"]),
-        Method::DELETE => matches!(segments, [id] if id.bytes().all(|byte| byte.is_ascii_digit())),
-        _ => false,
-    }
+    TABLE
+        .iter()
+        .filter(|allowed| allowed.method == verb && allowed.has_shape(parts))
+        .collect()
 }
 
 #[cfg(test)]
@@ -48,34 +279,85 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_calls_that_send_nothing_pass() {
+    fn only_calls_of_the_table_pass() {
         for (method, path, expected) in [
             (Method::GET, "1065", true),
-            (Method::GET, "1022/message_templates?limit=5", true),
-            (Method::GET, "1065?fields=throughput&access_token=x", true),
+            (Method::GET, "1022/message_templates", true),
             (Method::POST, "1065/media", true),
+            (Method::POST, "1065/register", true),
             (Method::DELETE, "998877", true),
             (Method::POST, "1065/messages", false),
             (Method::POST, "1065/marketing_messages", false),
             (Method::POST, "1065/messages/", false),
             (Method::POST, "1065//media", false),
+            (Method::POST, "1065/media/", false),
+            (Method::POST, "1065/Media", false),
+            (Method::POST, "1065%2Fmedia", false),
+            (Method::POST, "1065/../media", false),
+            (Method::POST, "./1065/media", false),
             (Method::POST, "", false),
             (Method::GET, "", false),
+            (Method::GET, "me", false),
+            (Method::GET, "debug_token", false),
+            (Method::GET, "oauth/access_token", false),
             (Method::GET, "1065/messages", false),
-            (Method::GET, "1065/Messages", false),
-            (Method::GET, "1065/%6dessages?method=post", false),
-            (Method::GET, "1065/../x", false),
-            (Method::GET, "1065?Method=post", false),
-            (Method::GET, "1065?%6dethod=post", false),
-            (Method::GET, "1065?batch=[]", false),
+            (Method::GET, "1065/%6dedia", false),
             (Method::DELETE, "1065/media", false),
+            (Method::DELETE, "1022/subscribed_apps", false),
             (Method::DELETE, "me", false),
             (Method::PUT, "1065", false),
+            (Method::PATCH, "1065", false),
         ] {
-            let uri: Uri = format!("/v26.0/{path}").parse().unwrap();
-            let segments: Vec<&str> = uri.path().trim_start_matches('/').split('/').skip(1).collect();
-            let segments = if segments == [""] { vec![] } else { segments };
-            assert_eq!(passes(&method, &segments, &uri), expected, "{method} {path}");
+            let parts: Vec<&str> = path.split('/').collect();
+            assert_eq!(!find(&method, &parts).is_empty(), expected, "{method} {path}");
         }
+    }
+
+    #[test]
+    fn no_entry_sends_or_controls() {
+        use crate::provider::cloud::parameters::is_control;
+
+        for allowed in TABLE {
+            assert!(
+                !allowed.path.contains("messages") && !allowed.path.contains("call"),
+                "{allowed:?}"
+            );
+            let members = match allowed.body {
+                Body::Members(members) => members,
+                _ => &[],
+            };
+            for name in allowed.query.iter().chain(members) {
+                assert!(!is_control(name), "{allowed:?}");
+            }
+            assert!(allowed.method != Verb::Get || allowed.body == Body::None, "{allowed:?}");
+        }
+    }
+
+    #[test]
+    fn the_readme_shows_the_table() {
+        let readme = include_str!("../../../README.md");
+        let mut table = String::from("| method | path | query | body | for |\n|---|---|---|---|---|\n");
+        for allowed in TABLE {
+            let list = |names: &[&str]| {
+                let quoted: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+                quoted.join(" ")
+            };
+            let body = match allowed.body {
+                Body::None => String::new(),
+                Body::Members([]) => "empty".to_owned(),
+                Body::Members(members) => list(members),
+                Body::Template => "members of a template or flow".to_owned(),
+                Body::Upload => "form: `messaging_product` `type` `file`".to_owned(),
+            };
+            let line = format!(
+                "| {} | `{}` | {} | {body} | {} |\n",
+                format!("{:?}", allowed.method).to_uppercase(),
+                allowed.path,
+                list(allowed.query),
+                allowed.purpose
+            );
+            table.push_str(&line.replace("|  |", "| |").replace("|  |", "| |"));
+        }
+        assert!(readme.contains(&table), "README.md must have this table:\n{table}");
     }
 }

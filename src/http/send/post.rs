@@ -1,18 +1,18 @@
 //! The route: reads a request, stores the message, and waits for it.
 
-use axum::body::Bytes;
 use axum::extract::{Path, Request as HttpRequest, State as Extract};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::Response;
 
 use super::outcome;
+use crate::http::quotes::{self, QuoteError};
 use crate::http::state::State;
-use crate::http::{answer, auth, client_id, forward, limits};
+use crate::http::{answer, auth, client_id, limits};
 use crate::outbox::{Delivered, NewMessage, SubmitError, Submitted};
 use crate::provider::cloud::GraphError;
 use crate::provider::cloud::client::PassedCall;
 use crate::provider::cloud::send::{self, Request};
-use crate::provider::{ApiVersion, PhoneNumberId};
+use crate::provider::{ApiVersion, PhoneNumberId, Wamid};
 
 /// `POST /v{N}.{m}/{phone_number_id}/messages`.
 pub(super) async fn send(
@@ -29,8 +29,10 @@ pub(super) async fn send(
     let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
         return answer::graph_unauthorized();
     };
-    let Some(phone_number_id) = PhoneNumberId::parse(&phone_number_id).filter(|id| state.outbox.has_number(id)) else {
-        return unknown_number();
+    let number =
+        PhoneNumberId::parse(&phone_number_id).filter(|id| state.outbox.has_number(id) && client.may_use(id.as_str()));
+    let Some(phone_number_id) = number else {
+        return answer::graph_unknown_object("post", &phone_number_id);
     };
     let body = match limits::body(request).await {
         Ok(body) => body,
@@ -44,9 +46,17 @@ pub(super) async fn send(
     };
     let outbound = match send::read(&body) {
         Ok(Request::Message(outbound)) => outbound,
-        Ok(Request::MarkAsRead { .. }) => return mark_as_read(&state, &phone_number_id, &version, body).await,
+        Ok(Request::MarkAsRead { wamid, typing }) => {
+            return match quotes::may_name(&state, client, [&wamid]).await {
+                Ok(()) => mark_as_read(&state, &phone_number_id, &version, &wamid, typing).await,
+                Err(error) => not_quoted(&error),
+            };
+        }
         Err(error) => return bad_request(&error),
     };
+    if let Err(error) = quotes::may_send(&state, client, &body).await {
+        return not_quoted(&error);
+    }
     let Ok(_place) = state.waiting_sends.try_acquire() else {
         return overloaded();
     };
@@ -56,7 +66,7 @@ pub(super) async fn send(
             phone_number_id,
             request: body,
             outbound,
-            client_name: client.to_owned(),
+            client_name: client.name.clone(),
             client_id,
             lead_id: None,
             send_within: Some(state.settings.send_wait),
@@ -108,34 +118,45 @@ fn overloaded() -> Response {
     )
 }
 
-fn unknown_number() -> Response {
-    bad_request(
-        &GraphError::new(
-            100,
-            "Unsupported post request. Object does not exist, cannot be loaded due to missing permissions, or does \
-             not support this operation",
-        )
-        .with_subcode(33),
-    )
-}
-
 fn bad_request(error: &GraphError) -> Response {
     answer::graph_error(StatusCode::BAD_REQUEST, error)
 }
 
+fn not_quoted(error: &QuoteError) -> Response {
+    match error {
+        QuoteError::NotTheirs => bad_request(&quotes::unknown()),
+        QuoteError::Site(error) => answer::graph_unavailable(error),
+    }
+}
+
 /// Mark as read and typing indicator: no message, so nothing is stored, and a lost answer does no harm.
-async fn mark_as_read(state: &State, phone_number_id: &PhoneNumberId, version: &ApiVersion, body: Bytes) -> Response {
+async fn mark_as_read(
+    state: &State,
+    phone_number_id: &PhoneNumberId,
+    version: &ApiVersion,
+    wamid: &Wamid,
+    typing: bool,
+) -> Response {
     let known = |number: &PhoneNumberId| number == phone_number_id;
     let accounts = &state.settings.accounts;
     let Some(number) = accounts.iter().find(|number| known(number.account.phone_number_id())) else {
         // Cannot happen: the outbox has the number, and both lists come from the same configuration.
-        return unknown_number();
+        return answer::graph_unknown_object("post", phone_number_id.as_str());
     };
     let call = PassedCall {
         method: Method::POST,
         path: format!("{version}/{phone_number_id}/messages"),
         content_type: Some("application/json".to_owned()),
-        body,
+        body: send::read_receipt(wamid, typing).into(),
     };
-    forward::forward(&number.account, call).await
+    match number.account.pass(call).await {
+        Ok(passed) => answer::passed(passed.status, passed.content_type.as_deref(), passed.body),
+        Err(error) => {
+            tracing::warn!(%phone_number_id, "a message was not marked as read: {error}");
+            answer::graph_error(
+                StatusCode::BAD_GATEWAY,
+                &GraphError::new(2, "Service temporarily unavailable").with_details(error.to_string()),
+            )
+        }
+    }
 }

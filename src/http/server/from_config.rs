@@ -1,9 +1,11 @@
 //! The configuration → the settings of each part of the server.
 
 use crate::config::Config;
+use crate::http::media_link::MediaLinks;
 use crate::http::state::{HttpSettings, PassthroughAccount};
 use crate::inbox::InboxSettings;
 use crate::outbox::{AccountSettings, OutboxSettings, RetryPolicy};
+use crate::provider::cloud::secrets::Secrets;
 use crate::provider::cloud::{Account, Client, ClientSettings, ClientSetupError};
 use crate::provider::{self, Callback, PhoneNumberId};
 
@@ -27,7 +29,16 @@ impl Settings {
             graph_url: whatsapp.graph_url.clone(),
             api_version: whatsapp.api_version.clone(),
             timeout: whatsapp.send_timeout,
+            secrets: Secrets::new(
+                whatsapp
+                    .accounts
+                    .iter()
+                    .map(|account| &account.access_token)
+                    .chain(&whatsapp.app_secrets),
+            ),
+            media_hosts: whatsapp.media_hosts.clone(),
         })?;
+        name_unbound_tokens(config);
         let mut sending = Vec::new();
         let mut passing = Vec::new();
         for configured in &whatsapp.accounts {
@@ -69,8 +80,32 @@ impl Settings {
                 verify_token: whatsapp.verify_token.clone(),
                 send_wait: config.http.send_wait,
                 max_body_bytes: config.http.max_body_bytes,
+                max_media_bytes: config.http.max_media_bytes,
+                public_url: config.http.public_url.clone(),
+                links: MediaLinks::new(whatsapp.app_secrets.clone()),
                 accounts: passing,
             },
         })
+    }
+}
+
+/// Says which API tokens may use all of several numbers, because nobody said which.
+fn name_unbound_tokens(config: &Config) {
+    let numbers: Vec<_> = config
+        .whatsapp
+        .accounts
+        .iter()
+        .map(|account| account.phone_number_id.as_str())
+        .collect();
+    if numbers.len() < 2 {
+        return;
+    }
+    for token in config.tokens.iter().filter(|token| token.numbers.is_none()) {
+        tracing::warn!(
+            client = token.name,
+            numbers = numbers.join(", "),
+            hint = "list the client's numbers in auth.tokens.numbers",
+            "an API token is not bound to numbers: it may use all that are configured"
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! retry remains, and is safe: if hyper could not begin to write a request on a pooled connection, it uses another one.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +13,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::media_hosts::MediaHosts;
+use super::secrets::Secrets;
 use super::{answer, send};
 use crate::provider::answer::{Answer, Answered, Looked, Response};
 use crate::provider::api_version::ApiVersion;
@@ -26,7 +29,7 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest answer to a send that is read; Meta's are a few hundred bytes.
 const MAX_ANSWER: usize = 256 * 1024;
 /// Longest answer that is passed on: a long page of templates is some hundred KB.
-const MAX_PASSED: usize = 16 * 1024 * 1024;
+pub(super) const MAX_PASSED: usize = 16 * 1024 * 1024;
 /// The type of a send's body.
 const JSON: &str = "application/json";
 
@@ -39,6 +42,10 @@ pub struct ClientSettings {
     pub api_version: String,
     /// A call without an answer for this long is given up.
     pub timeout: Duration,
+    /// All access tokens of ours, to cut them from answers.
+    pub secrets: Secrets,
+    /// Hosts that media are downloaded from, `whatsapp.media_hosts`.
+    pub media_hosts: Vec<String>,
 }
 
 /// The client, with its pool of connections. Cheap to clone; all clones share the pool.
@@ -47,6 +54,8 @@ pub struct Client {
     http: reqwest::Client,
     base: String,
     version: String,
+    secrets: Arc<Secrets>,
+    media: Arc<MediaHosts>,
 }
 
 /// A number of ours at the Cloud API, with its access token.
@@ -75,14 +84,14 @@ pub struct PassedCall {
     pub body: Bytes,
 }
 
-/// An answer that is passed on unchanged.
+/// An answer that is passed on, but for our access tokens.
 #[derive(Debug, Clone)]
 pub struct PassedAnswer {
     /// HTTP status.
     pub status: u16,
     /// The media type of the body, if the API named one.
     pub content_type: Option<String>,
-    /// The body, without our access token.
+    /// The body, without our access tokens.
     pub body: Bytes,
 }
 
@@ -112,6 +121,8 @@ impl Client {
             http,
             base: settings.graph_url.as_str().trim_end_matches('/').to_owned(),
             version: settings.api_version.clone(),
+            secrets: Arc::new(settings.secrets.clone()),
+            media: Arc::new(MediaHosts::new(&settings.graph_url, &settings.media_hosts)?),
         })
     }
 
@@ -126,7 +137,16 @@ impl Client {
         if let Some(content_type) = call.content_type {
             request = request.header(CONTENT_TYPE, content_type).body(call.body);
         }
-        let mut response = request.send().await.map_err(|error| Failure::of(&error))?;
+        let response = request.send().await.map_err(|error| Failure::of(&error))?;
+        self.answer(response, max_answer).await
+    }
+
+    /// An answer, read to its end, without our access tokens.
+    async fn answer(
+        &self,
+        mut response: reqwest::Response,
+        max_answer: usize,
+    ) -> Result<(u16, HeaderMap, Bytes), Failure> {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let mut body = Vec::new();
@@ -134,11 +154,56 @@ impl Client {
             match response.chunk().await {
                 Ok(Some(chunk)) if body.len() + chunk.len() <= max_answer => body.extend_from_slice(&chunk),
                 Ok(Some(_)) => return Err(Failure::Lost("the answer is too long")),
-                Ok(None) => return Ok((status, headers, without(token, body))),
+                Ok(None) => return Ok((status, headers, self.secrets.cut(body))),
                 // The status alone proves nothing: it may be a proxy's.
                 Err(error) => return Err(Failure::Lost(Failure::of(&error).why())),
             }
         }
+    }
+}
+
+/// For `media`, which makes its calls itself.
+impl Client {
+    pub(super) const fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) fn media(&self) -> &MediaHosts {
+        &self.media
+    }
+
+    pub(super) fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// An answer that is passed on.
+    pub(super) async fn read(&self, response: reqwest::Response, max_answer: usize) -> Result<PassedAnswer, NoAnswer> {
+        let (status, headers, body) = self
+            .answer(response, max_answer)
+            .await
+            .map_err(|failure| NoAnswer(failure.why()))?;
+        Ok(self.passed(status, &headers, body))
+    }
+
+    fn passed(&self, status: u16, headers: &HeaderMap, body: Bytes) -> PassedAnswer {
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        PassedAnswer {
+            status,
+            content_type: content_type
+                .filter(|text| self.secrets.cut_text(text).is_none())
+                .map(ToOwned::to_owned),
+            body,
+        }
+    }
+}
+
+impl NoAnswer {
+    pub(super) fn of(error: &reqwest::Error) -> Self {
+        Self(Failure::of(error).why())
     }
 }
 
@@ -217,36 +282,24 @@ impl Account {
             .call(call, &self.access_token, MAX_PASSED)
             .await
             .map_err(|failure| NoAnswer(failure.why()))?;
-        Ok(PassedAnswer {
-            status,
-            content_type: headers
-                .get(CONTENT_TYPE)
-                .and_then(|value| value.to_str().ok())
-                .map(ToOwned::to_owned),
-            body,
-        })
+        Ok(self.client.passed(status, &headers, body))
     }
-}
 
-/// Removes our access token from an answer. Meta puts the token into links to the next page, and quotes an unreadable
-/// token in its errors; it must not reach a client, a row or a log line.
-fn without(token: &SecretString, body: Vec<u8>) -> Bytes {
-    const INSTEAD: &str = "ACCESS_TOKEN";
-    let token = token.expose_secret();
-    // The API's answers are text.
-    let mut body = match String::from_utf8(body) {
-        Ok(body) if !token.is_empty() => body,
-        Ok(body) => return body.into(),
-        Err(error) => return error.into_bytes().into(),
-    };
-    let in_urls: String = url::form_urlencoded::byte_serialize(token.as_bytes()).collect();
-    let in_json = serde_json::Value::from(token).to_string();
-    for written in [token, &in_urls, in_json.trim_matches('"')] {
-        if body.contains(written) {
-            body = body.replace(written, INSTEAD);
-        }
+    /// Whether a link leads to a host that media are downloaded from.
+    #[must_use]
+    pub fn has_media_at(&self, link: &url::Url) -> bool {
+        self.client.media.allows(link)
     }
-    body.into()
+
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The base URL of the Graph API, without a trailing slash.
+    #[must_use]
+    pub fn graph_url(&self) -> &str {
+        &self.client.base
+    }
 }
 
 /// A call without an answer. The texts are constants, because the HTTP client's own error texts quote URLs.
@@ -307,30 +360,4 @@ fn connect_failure(error: &reqwest::Error) -> &'static str {
         cause = error.source();
     }
     "the Graph API can't be reached"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_token_is_taken_out_of_answers_however_it_is_written() {
-        let token = SecretString::from("EAA|1\"2");
-        for (body, clean) in [
-            (
-                r#"{"message":"Malformed access token EAA|1\"2"}"#,
-                r#"{"message":"Malformed access token ACCESS_TOKEN"}"#,
-            ),
-            (
-                "next?access_token=EAA%7C1%222&after=x",
-                "next?access_token=ACCESS_TOKEN&after=x",
-            ),
-            ("EAA|1\"2", "ACCESS_TOKEN"),
-            ("{\"data\":[]}", "{\"data\":[]}"),
-        ] {
-            assert_eq!(without(&token, body.into()), clean);
-        }
-        assert_eq!(without(&token, vec![0xff, b'E']), &[0xff, b'E'][..]);
-        assert_eq!(without(&SecretString::from(""), b"x".to_vec()), "x");
-    }
 }

@@ -32,6 +32,11 @@ impl<'a> Members<'a> {
         (value.get() != "null").then_some(value)
     }
 
+    /// The keys, duplicates included.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
     /// All values of a key.
     pub(super) fn all<'s>(&'s self, key: &'s str) -> impl Iterator<Item = &'a RawValue> + 's {
         self.0

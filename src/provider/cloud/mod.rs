@@ -7,6 +7,8 @@
 //! | module | its job |
 //! |---|---|
 //! | [`client`] | the HTTP client: sends a message, passes other calls on |
+//! | [`media`] | uploads and downloads, streamed; `media_hosts`: where downloads may lead |
+//! | [`secrets`] | cuts our access tokens from answers; [`json_strings`]: changes strings of a JSON text |
 //! | [`answer`] | an HTTP answer to a send → accepted, refused or lost |
 //! | [`send`] | the few fields of a send request that we read; our opaque id put into the body |
 //! | `validate` | what a send of each type must have |
@@ -15,6 +17,8 @@
 //! | [`signature`] | `X-Hub-Signature-256` |
 //! | [`text`] | the text of a message that a person sees |
 //! | `remedy` | what a person can do about a number that can't send |
+//! | [`parameters`] | names of parameters that control a call, and are never passed on |
+//! | [`references`] | which messages and media a message names |
 //! | `members` | a JSON object as a list of members that are not parsed yet |
 //!
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api>
@@ -22,8 +26,14 @@
 pub mod answer;
 pub mod client;
 pub mod error;
+pub mod json_strings;
+pub mod media;
+mod media_hosts;
 mod members;
+pub mod parameters;
+pub mod references;
 mod remedy;
+pub mod secrets;
 pub mod send;
 pub mod signature;
 pub mod text;
@@ -33,3 +43,9 @@ pub mod webhook;
 pub use client::{Account, Client, ClientSettings, ClientSetupError};
 pub use error::{GraphError, classify};
 pub use remedy::remedy;
+
+/// The names of a JSON object's members, duplicates included; `None` if the text is anything else.
+#[must_use]
+pub fn json_members(text: &str) -> Option<Vec<String>> {
+    Some(members::Members::read(text)?.names().map(ToOwned::to_owned).collect())
+}

@@ -4,11 +4,12 @@
 //! explicit nulls, others upper-case enums or coordinates as strings, and Meta accepts them all. So we check only what we
 //! need, and leave the rest to Meta.
 
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::error::{GraphError, invalid, missing};
 use super::members::{Members, scalar};
+use super::parameters;
 use super::text;
 use super::validate;
 use crate::provider::copied;
@@ -49,16 +50,17 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
             "The parameter messaging_product is required and must be whatsapp.",
         ));
     }
+    if let Some(name) = members.names().find(|name| parameters::is_control(name)) {
+        return Err(GraphError::new(100, "Invalid parameter").with_details(format!(
+            "the member {name:?} is not passed on; the token belongs into the Authorization header"
+        )));
+    }
     if members.get("type").is_none()
         && members
             .string("status")
             .is_some_and(|status| status.eq_ignore_ascii_case("read"))
     {
-        let wamid = members.string("message_id").and_then(|id| Wamid::parse(&id));
-        return Ok(Request::MarkAsRead {
-            wamid: wamid.ok_or_else(|| missing("message_id"))?,
-            typing: members.get("typing_indicator").is_some(),
-        });
+        return mark_as_read(&members);
     }
 
     let recipient = members
@@ -110,6 +112,40 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
         client_opaque,
         text,
     }))
+}
+
+/// Reads a request that marks a message as read. A member beside those of such a request is an error: what else Meta would
+/// make of it is not known, and it must not become a message.
+fn mark_as_read(members: &Members<'_>) -> Result<Request, GraphError> {
+    const MEMBERS: [&str; 4] = ["messaging_product", "status", "message_id", "typing_indicator"];
+    if let Some(other) = members
+        .names()
+        .find(|name| !MEMBERS.contains(name) && members.get(name).is_some())
+    {
+        return Err(GraphError::new(100, "Invalid parameter").with_details(format!(
+            "a request that marks a message as read has no member {other:?}"
+        )));
+    }
+    let wamid = members.string("message_id").and_then(|id| Wamid::parse(&id));
+    let typing = match members.value("typing_indicator") {
+        None => false,
+        Some(Value::Object(indicator)) if indicator.keys().all(|key| key == "type") => true,
+        Some(_) => return Err(invalid("typing_indicator")),
+    };
+    Ok(Request::MarkAsRead {
+        wamid: wamid.ok_or_else(|| missing("message_id"))?,
+        typing,
+    })
+}
+
+/// The body that marks a message as read: made anew, so that nothing else goes along.
+#[must_use]
+pub fn read_receipt(wamid: &Wamid, typing: bool) -> Vec<u8> {
+    let mut body = json!({"messaging_product": "whatsapp", "status": "read", "message_id": wamid});
+    if typing {
+        body["typing_indicator"] = json!({"type": "text"});
+    }
+    body.to_string().into_bytes()
 }
 
 /// The body as it goes out: with our id as its `biz_opaque_callback_data`, and a recipient without marks that nobody sees
@@ -182,7 +218,6 @@ fn members(body: &[u8]) -> Result<Members<'_>, GraphError> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
     use uuid::Uuid;
 
     use super::*;

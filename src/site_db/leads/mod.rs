@@ -96,6 +96,22 @@ pub(super) async fn present(tx: &mut Transaction<'_>, lead_id: Uuid) -> Result<O
     )
 }
 
+/// Whether a lead belongs to some numbers: it has a conversation with one of them, or with none at all.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn belongs_to(pool: &Pool, lead_id: Uuid, phone_number_ids: &[String]) -> Result<bool, SiteError> {
+    Ok(sqlx::query_scalar(
+        "SELECT coalesce(bool_or(a.phone_number_id = ANY ($2)), true) FROM public.conversations c \
+         JOIN public.whatsapp_accounts a ON a.id = c.account_id \
+         WHERE c.lead_id = (SELECT coalesce(merged_into, id) FROM public.leads WHERE id = $1)",
+    )
+    .bind(lead_id)
+    .bind(phone_number_ids)
+    .fetch_one(&pool.0)
+    .await?)
+}
+
 /// Finds or creates the lead of a person, and stores what it lacks of the contact. Creates no conversation: what a person says
 /// in a group belongs to the group's conversation.
 ///

@@ -40,7 +40,7 @@ pub use outcomes::{
     Addressed, AttemptKey, Ended, News, Wait, apply_steps, cancel_waiting, failed, lost, put_back, revive,
 };
 pub use problem::{Problem, ProblemClass};
-pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, standing};
+pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, numbers_of, standing};
 pub use status::MessageStatus;
 pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};
 pub use write::{Medium, replace_placeholder};

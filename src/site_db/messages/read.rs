@@ -164,6 +164,20 @@ pub async fn find_many(pool: &Pool, ids: &[Uuid]) -> Result<Vec<MessageRow>, Sit
     .await?)
 }
 
+/// The numbers that know a wamid: those that got or sent the message.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn numbers_of(pool: &Pool, wamid: &Wamid) -> Result<Vec<PhoneNumberId>, SiteError> {
+    Ok(sqlx::query_scalar(
+        "SELECT DISTINCT a.phone_number_id FROM public.whatsapp_messages m \
+         JOIN public.whatsapp_accounts a ON a.id = m.account_id WHERE m.wamid = $1",
+    )
+    .bind(wamid)
+    .fetch_all(&pool.0)
+    .await?)
+}
+
 /// The current status of some messages, for their waiting clients.
 ///
 /// # Errors

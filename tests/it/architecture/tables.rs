@@ -19,6 +19,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("twinlog.number_leases", "number_leases"),
     ("twinlog.event_rounds", "events"),
     ("twinlog.servers", "servers"),
+    ("twinlog.uploaded_media", "media"),
 ];
 
 /// What the only writer of messages is.

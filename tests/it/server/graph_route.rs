@@ -213,13 +213,10 @@ async fn media_are_uploaded_looked_up_and_deleted_with_our_token() {
 async fn metas_token_is_in_no_answer_and_in_no_row() {
     let mut world = World::new().await;
     let server = world.serve().await;
-    // Meta's links to the next page carry the token of the request.
+    // Meta's links to the next page carry the token of the request; ours carry none.
     let page = server.get("/v26.0/102290129340398/message_templates?limit=1").await;
     let next = page.body["paging"]["next"].as_str().unwrap();
-    assert!(
-        next.contains("access_token=") && !next.contains("simulator-token"),
-        "{page:?}"
-    );
+    assert!(next.starts_with(&server.url) && !next.contains("token"), "{page:?}");
     server.stop().await;
 
     // An error quotes a token that Meta cannot read.

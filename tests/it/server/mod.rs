@@ -4,17 +4,23 @@
 //! |---|---|
 //! | `world` | the set-up: a Site DB, Meta's simulator, a configuration, and questions about a message's row |
 //! | `in_process` | a server in this process and its clients |
+//! | `firms` | two firms with a client each |
+//! | `meta_stub` | a Meta that keeps what it was asked |
 //! | `binary` | the real binary, which may die |
 //! | the others | tests |
 
 mod batches;
 mod binary;
+mod clients;
 mod deaths;
 mod faults;
+mod firms;
 mod graph_route;
 mod holds;
 mod in_process;
 mod light;
+mod media;
+mod meta_stub;
 mod observed;
 mod outages;
 mod plain_route;
@@ -34,7 +40,7 @@ use twinlog::dev::graph_simulator::{Fault, Inbound, Simulator};
 use twinlog::migrations;
 
 use self::binary::Binary;
-use self::in_process::{Server, answer};
+use self::in_process::{Answer, Server, answer};
 use self::world::{World, configuration};
 pub(crate) use self::world::{prompt, sections};
 use crate::harness::{self, SOON, eventually, eventually_equal};

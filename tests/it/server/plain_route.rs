@@ -59,6 +59,7 @@ async fn a_client_sees_what_it_had_sent_and_nothing_else() {
         twinlog::config::ApiToken {
             name: "bot".to_owned(),
             sha256: Sha256::digest("bot-token").into(),
+            numbers: None,
         },
     );
     let server = world.serve().await;

@@ -1,21 +1,30 @@
-//! Media calls: upload, resolve to a link that needs the token as well, download, delete.
+//! Media calls: upload, resolve to a link that needs the token as well, download, delete. The link leads to a host of its own
+//! (the same one with another port) and expires, as Meta's does.
+
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 
 use super::access::unauthorised;
 use super::answers::{graph_error, unknown_object};
 use super::form::{boundary, parts};
+use super::query::parameter;
 use crate::dev::graph_simulator::ids::media_id;
 use crate::dev::graph_simulator::media_store::Medium;
 use crate::dev::graph_simulator::world::World;
 use crate::provider::cloud::GraphError;
+
+/// How long a link can be used, as with Meta's.
+const LINK_SECONDS: i64 = 5 * 60;
 
 /// `POST /{number}/media`.
 pub(super) fn upload(world: &World, number: &str, headers: &HeaderMap, query: &str, body: &[u8]) -> Response {
@@ -60,22 +69,72 @@ pub(super) fn is_one(world: &World, id: &str) -> bool {
 
 /// `GET /{medium}`.
 pub(super) fn resolve(world: &World, id: &str, headers: &HeaderMap, query: &str) -> Response {
-    let host = text(headers, &header::HOST).unwrap_or("localhost").to_owned();
+    let host = text(headers, &header::HOST).unwrap_or("localhost");
+    let host = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    // With this parameter, Meta knows only the media of that number.
+    let named = parameter(query, "phone_number_id");
+    if named.is_some_and(|named| owner(world, id).is_none_or(|(number, _)| number != named)) {
+        return unknown_object(id);
+    }
     about(world, id, headers, query, |medium| {
-        let url = format!("http://{host}/whatsapp_business/attachments/?mid={id}");
+        let expires = OffsetDateTime::now_utc().unix_timestamp() + LINK_SECONDS;
+        let (port, hash) = (world.media_port(), hash(id, expires));
+        let url = format!("http://{host}:{port}/whatsapp_business/attachments/?mid={id}&ext={expires}&hash={hash}");
         Json(describe(medium, &url)).into_response()
     })
 }
 
-/// `GET` of the link.
-pub(super) fn download(world: &World, id: &str, headers: &HeaderMap, query: &str) -> Response {
-    about(world, id, headers, query, |medium| {
-        let mut response = medium.bytes.clone().into_response();
+/// All requests to the media host: `GET` of a link, whole or a range.
+pub(in crate::dev::graph_simulator) async fn download(
+    State(world): State<Arc<World>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    let query = uri.query().unwrap_or_default();
+    let id = parameter(query, "mid").unwrap_or_default();
+    let expires = parameter(query, "ext")
+        .and_then(|expires| expires.parse().ok())
+        .unwrap_or(0);
+    let genuine = parameter(query, "hash").is_some_and(|given| given == hash(&id, expires));
+    if !genuine || expires < OffsetDateTime::now_utc().unix_timestamp() {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    about(&world, &id, &headers, query, |medium| {
+        let range = text(&headers, &header::RANGE).and_then(|range| part(range, medium.bytes.len()));
+        let mut response = match range {
+            Some((first, end)) => {
+                let content_range = format!("bytes {first}-{}/{}", end - 1, medium.bytes.len());
+                let mut part = medium.bytes.slice(first..end).into_response();
+                *part.status_mut() = StatusCode::PARTIAL_CONTENT;
+                if let Ok(value) = HeaderValue::from_str(&content_range) {
+                    part.headers_mut().insert(header::CONTENT_RANGE, value);
+                }
+                part
+            }
+            None => medium.bytes.clone().into_response(),
+        };
         if let Ok(kind) = HeaderValue::from_str(&medium.mime_type) {
             response.headers_mut().insert(header::CONTENT_TYPE, kind);
         }
         response
     })
+}
+
+/// The first byte of a range `bytes=a-b` or `bytes=a-`, and the byte after its last.
+fn part(range: &str, length: usize) -> Option<(usize, usize)> {
+    let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+    let first: usize = first.parse().ok()?;
+    let end = if last.is_empty() {
+        length
+    } else {
+        last.parse::<usize>().ok()?.saturating_add(1).min(length)
+    };
+    (first < end).then_some((first, end))
+}
+
+/// What makes a link one of ours.
+fn hash(id: &str, expires: i64) -> String {
+    hex::encode(Sha256::digest(format!("{id} {expires}")))
 }
 
 /// `DELETE /{medium}`.

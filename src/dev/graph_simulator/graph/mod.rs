@@ -23,11 +23,10 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, Method, Uri};
 use axum::response::Response;
 
-use answers::unknown_object;
-use query::parameter;
-
 use super::reset::Reset;
 use super::world::World;
+use answers::unknown_object;
+pub(super) use media::download;
 
 /// Every path that is not the simulator's own.
 pub(super) async fn route(
@@ -47,10 +46,6 @@ pub(super) async fn route(
     match (&method, segments.as_slice()) {
         (&Method::POST, &[number, "messages"]) => send::send(&world, &connection, number, &headers, query, &body).await,
         (&Method::POST, &[number, "media"]) => media::upload(&world, number, &headers, query, &body),
-        (&Method::GET, &["whatsapp_business", "attachments"]) => {
-            let id = parameter(query, "mid").unwrap_or_default();
-            media::download(&world, &id, &headers, query)
-        }
         (&Method::GET, &[id]) if media::is_one(&world, id) => media::resolve(&world, id, &headers, query),
         (&Method::DELETE, &[id]) => media::delete(&world, id, &headers, query),
         (&Method::GET, &[node]) => nodes::node(&world, node, &headers, query),
@@ -58,6 +53,13 @@ pub(super) async fn route(
         (&Method::GET, &[node, "message_templates"]) => nodes::message_templates(&world, node, &headers, query),
         (&Method::GET, &[node, "subscribed_apps"]) => nodes::subscribed_apps(&world, node, &headers, query),
         (&Method::POST, &[node, "subscribed_apps"]) => nodes::subscribe(&world, node, &headers, query),
+        (
+            &Method::POST,
+            &[
+                node,
+                "register" | "request_code" | "verify_code" | "whatsapp_business_profile" | "block_users",
+            ],
+        ) => nodes::subscribe(&world, node, &headers, query),
         _ => unknown_object(segments.first().copied().unwrap_or_default()),
     }
 }

@@ -104,11 +104,13 @@ fn message_history(world: &World, node: &str, query: &str) -> Value {
     json!({ "data": messages })
 }
 
-/// A page of the account's templates. If there is a next page, its link contains the token, as Meta's does.
+/// A page of the account's templates. If there is a next or a previous page, its link contains the token, as Meta's does.
 fn templates(node: &str, query: &str, token: &str) -> Value {
     const NAMES: [&str; 3] = ["hello_world", "order", "reminder"];
     let number = |name| parameter(query, name).and_then(|value| value.parse::<usize>().ok());
-    let (start, limit) = (number("after").unwrap_or(0), number("limit").unwrap_or(25).max(1));
+    let limit = number("limit").unwrap_or(25).max(1);
+    let before = number("before").map(|before| before.saturating_sub(limit));
+    let start = before.or(number("after")).unwrap_or(0);
     let end = start.saturating_add(limit);
     let page = (1..).zip(NAMES).skip(start).take(limit).map(|(id, name)| {
         json!({"id": id.to_string(), "name": name, "language": "en_US", "status": "APPROVED", "category": "UTILITY",
@@ -116,15 +118,22 @@ fn templates(node: &str, query: &str, token: &str) -> Value {
     });
     let mut answer = json!({ "data": page.collect::<Vec<_>>() });
     answer["paging"] = json!({"cursors": {"before": start.to_string(), "after": end.to_string()}});
-    if end < NAMES.len() {
+    let link = |name: &str, start: usize| {
         let query = url::form_urlencoded::Serializer::new(String::new())
             .append_pair("access_token", token)
+            .append_pair("pretty", "0")
             .append_pair("limit", &limit.to_string())
-            .append_pair("after", &end.to_string())
+            .append_pair(name, &start.to_string())
             .finish();
-        answer["paging"]["next"] = json!(format!(
+        json!(format!(
             "https://graph.facebook.com/v26.0/{node}/message_templates?{query}"
-        ));
+        ))
+    };
+    if end < NAMES.len() {
+        answer["paging"]["next"] = link("after", end);
+    }
+    if start > 0 {
+        answer["paging"]["previous"] = link("before", start);
     }
     answer
 }
