@@ -235,7 +235,11 @@ fn on_a_terminal_the_live_line_breaks_no_other_line() {
             "{line:?}: {shown}"
         );
     }
-    assert_eq!(shown.matches("ERROR twinlog::outbox::commit").count(), 1, "{shown}");
+    assert_eq!(
+        shown.matches("HEALTH: number 106540352242999 is degraded").count(),
+        1,
+        "{shown}"
+    );
     assert_eq!(
         shown.matches("Agent DB: sent").count(),
         1,

@@ -23,6 +23,9 @@ const SITE_DB_NOTICES: Duration = Duration::from_secs(12);
 /// The pool is in trouble when callers have waited for a connection for this long: a wait is usually milliseconds.
 const POOL_EXHAUSTED: Duration = Duration::from_secs(5);
 
+/// The trouble of a number that Meta has asked to wait.
+const PAUSED: &str = "paused";
+
 /// The components that the server has, beside one for each number.
 pub(super) const SITE_DB: &str = "site_db";
 /// See [`SITE_DB`].
@@ -102,6 +105,8 @@ enum Line {
     Trouble {
         component: String,
         ready: bool,
+        /// It passes by itself, at a known time.
+        passes: bool,
         reason: String,
     },
     Over {
@@ -117,7 +122,7 @@ impl Told {
         let site_db_is_well = report.get(SITE_DB).is_none_or(ComponentStatus::is_well);
         let mut lines = Vec::new();
         for (name, status) in report.iter().filter(|(name, _)| is_ours(name)) {
-            let Some(kind) = status.trouble.filter(|kind| *kind != health::STARTING) else {
+            let Some(kind) = status.trouble.filter(|kind| *kind != health::STARTING).map(logged_as) else {
                 if let Some(seen) = self.0.remove(name)
                     && seen.logged
                 {
@@ -150,10 +155,19 @@ impl Told {
             lines.push(Line::Trouble {
                 component: name.clone(),
                 ready: status.ready,
+                passes: kind == PAUSED,
                 reason: status.reason.clone().unwrap_or_default(),
             });
         }
         lines
+    }
+}
+
+/// The trouble of which a number that Meta refuses is logged, whether a look at it or a message has found that out.
+fn logged_as(kind: &'static str) -> &'static str {
+    match kind {
+        "refused" => "held",
+        kind => kind,
     }
 }
 
@@ -164,7 +178,14 @@ impl Line {
                 component,
                 ready: false,
                 reason,
+                ..
             } => tracing::error!(component, "HEALTH: {component} is not ready: {reason}"),
+            Self::Trouble {
+                component,
+                passes: false,
+                reason,
+                ..
+            } => tracing::error!(component, "HEALTH: {component} is degraded: {reason}"),
             Self::Trouble { component, reason, .. } => {
                 tracing::warn!(component, "HEALTH: {component} is degraded: {reason}");
             }
