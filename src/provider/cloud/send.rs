@@ -117,7 +117,14 @@ pub fn read(body: &[u8]) -> Result<Request, GraphError> {
 /// Reads a request that marks a message as read. A member beside those of such a request is an error: what else Meta would
 /// make of it is not known, and it must not become a message.
 fn mark_as_read(members: &Members<'_>) -> Result<Request, GraphError> {
-    const MEMBERS: [&str; 4] = ["messaging_product", "status", "message_id", "typing_indicator"];
+    // An opaque value is taken and left out: no report would bring it back.
+    const MEMBERS: [&str; 5] = [
+        "messaging_product",
+        "status",
+        "message_id",
+        "typing_indicator",
+        OPAQUE_KEY,
+    ];
     if let Some(other) = members
         .names()
         .find(|name| !MEMBERS.contains(name) && members.get(name).is_some())
