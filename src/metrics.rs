@@ -44,6 +44,8 @@ pub const SEND_SECONDS: &str = "twinlog_send_seconds";
 pub const SEND_ERRORS_TOTAL: &str = "twinlog_send_errors_total";
 /// Webhook parts, real (a message) or protocol (everything else).
 pub const WEBHOOK_EVENTS_TOTAL: &str = "twinlog_webhook_events_total";
+/// Webhooks that were refused, by reason.
+pub const WEBHOOKS_REFUSED_TOTAL: &str = "twinlog_webhooks_refused_total";
 /// When an account last had a real message.
 pub const ACCOUNT_LAST_REAL_MESSAGE: &str = "twinlog_account_last_real_message_timestamp_seconds";
 /// 1 while an account cannot send (held), else 0.
@@ -183,6 +185,12 @@ pub const ALL: &[Metric] = &[
         WEBHOOK_EVENTS_TOTAL,
         &["kind"],
         "webhook parts, real (a message) or protocol (everything else)",
+    ),
+    metric(
+        Kind::Counter,
+        WEBHOOKS_REFUSED_TOTAL,
+        &["reason"],
+        "webhooks that were refused, by reason; Meta sends them again",
     ),
     metric(
         Kind::Gauge,
@@ -346,6 +354,11 @@ pub fn count_webhook_events(kind: &'static str, parts: u64) {
     counter!(WEBHOOK_EVENTS_TOTAL, "kind" => kind).increment(parts);
 }
 
+/// A webhook was refused.
+pub fn count_refused_webhook(reason: &'static str) {
+    counter!(WEBHOOKS_REFUSED_TOTAL, "reason" => reason).increment(1);
+}
+
 /// When a configured account last had a real message, in Unix seconds.
 pub fn set_account_last_real_message(phone_number_id: &str, unix_seconds: f64) {
     gauge!(ACCOUNT_LAST_REAL_MESSAGE, "account" => phone_number_id.to_owned()).set(unix_seconds);
@@ -386,6 +399,7 @@ mod tests {
         observe_send(Duration::from_millis(200));
         count_send_error(Some(131_047), "window");
         count_webhook_events("real", 1);
+        count_refused_webhook("wrong_signature");
         set_account_last_real_message("106540352242922", 1.0);
         set_account_degraded("106540352242922", false);
         set_component_degraded("inbox", false);

@@ -4,7 +4,6 @@
 //! it is quick even when everything else is stuck. For the loopback interface or a private network: it has no
 //! authentication, and nothing that it shows is secret.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{ComponentStatus, Health};
+use crate::http;
+use crate::http::listener::Bounds;
 use crate::shutdown;
 
 /// How often recorded histogram values are put into their buckets. Otherwise only a scrape does it, and a process that is
@@ -32,30 +33,28 @@ struct Admin {
     started: Instant,
 }
 
+/// Probes, Prometheus and a person are some connections; idle ones make room for new ones.
+const BOUNDS: Bounds = Bounds {
+    connections: 64,
+    per_address: 64,
+    silence: Duration::from_secs(90),
+};
+
 /// Serves the admin routes until `stop` is cancelled.
-///
-/// # Errors
-/// The listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    health: Health,
-    metrics: PrometheusHandle,
-    stop: CancellationToken,
-) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, health: Health, metrics: PrometheusHandle, stop: CancellationToken) {
     let upkeep = tokio::spawn(fold_histograms(metrics.clone(), stop.clone()));
     let app = router(health, metrics);
     let stopping = stop.clone();
-    let serving = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned());
-    let result = tokio::select! {
-        result = serving => result,
+    let serving = http::listener::serve(listener, app, BOUNDS, stop);
+    tokio::select! {
+        () = serving => {}
         // A client that does not read its answer must not keep the process from ending.
         () = async {
             stopping.cancelled().await;
             tokio::time::sleep(shutdown::GRACE).await;
-        } => Ok(()),
-    };
+        } => {}
+    }
     upkeep.abort();
-    result
 }
 
 /// The routes, for a listener or a test.
@@ -205,6 +204,6 @@ mod tests {
 
         stop.cancel();
         let patience = shutdown::GRACE + Duration::from_secs(5);
-        tokio::time::timeout(patience, serving).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(patience, serving).await.unwrap().unwrap();
     }
 }

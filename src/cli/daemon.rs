@@ -9,9 +9,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::global::Global;
 use super::outcome::Outcome;
-use super::{admin, pipelines, systemd};
+use super::{admin, keep_alive, pipelines, systemd};
 use crate::config::{Config, Needs};
 use crate::health::Health;
 use crate::{http, metrics, replication, shutdown};
@@ -28,7 +27,7 @@ pub(super) enum Halves {
 }
 
 impl Halves {
-    const fn needs(self) -> Needs {
+    pub(super) const fn needs(self) -> Needs {
         Needs {
             site: true,
             agent: self.daemon(),
@@ -36,7 +35,7 @@ impl Halves {
         }
     }
 
-    const fn server(self) -> bool {
+    pub(super) const fn server(self) -> bool {
         matches!(self, Self::Both | Self::Server)
     }
 
@@ -59,10 +58,10 @@ enum Part {
 type Ended = Result<(Part, anyhow::Result<()>), JoinError>;
 
 /// Runs until a signal comes or a part fails.
-pub(super) async fn run(global: &Global, halves: Halves) -> anyhow::Result<Outcome> {
-    let config = Arc::new(global.start(halves.needs())?);
+pub(super) async fn run(config: Config, halves: Halves) -> anyhow::Result<Outcome> {
     let stop = shutdown::on_signal().context("listen for signals")?;
-    let mut running = Running::start(config, halves, &stop).await?;
+    keep_alive::start(tokio::runtime::Handle::current()).context("start the thread that keeps the process alive")?;
+    let mut running = Running::start(Arc::new(config), halves, &stop).await?;
     let failed = tokio::select! {
         () = stop.cancelled() => None,
         error = running.failed() => Some(error),
@@ -116,10 +115,10 @@ impl Running {
             });
         }
         let admin = admin::serve(admin_listener, health.clone(), recorded, running.admin_stop.clone());
-        running.spawn(
-            Part::Admin,
-            async move { admin.await.context("serve health and metrics") },
-        );
+        running.spawn(Part::Admin, async move {
+            admin.await;
+            Ok(())
+        });
         tokio::spawn(systemd::supervise(health, stop.clone()));
         info!(admin = %running.admin, http = running.http.map(|address| address.to_string()), "listening");
         // A part that failed at once is reported now rather than at the end.

@@ -10,9 +10,9 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::printable::{Colours, OneLine};
+use super::printable::{Escapes, OneLine};
 use crate::config::LogFormat;
-use crate::postgres::DRIVER_LOG_TARGET;
+use crate::postgres::{DRIVER_LOG_TARGET, NOTICES_LOG_TARGET};
 
 /// Starts the log. The configuration has checked that `filter` parses.
 pub(super) fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
@@ -28,20 +28,28 @@ where
     let filter = EnvFilter::builder().parse(filter).context("read log.filter")?;
     // At `debug` the driver prints the parameters of every statement, and those are rows. A second filter, because in `filter`
     // a longer directive of the operator's would override ours.
-    let no_values = filter_fn(|line| *line.level() <= Level::WARN || !line.target().starts_with(DRIVER_LOG_TARGET));
+    let no_values = filter_fn(|line| {
+        let target = line.target();
+        // A database says in its notices what it likes, as often as it likes; a trigger's may quote values.
+        !target.starts_with(NOTICES_LOG_TARGET)
+            && (*line.level() <= Level::WARN || !target.starts_with(DRIVER_LOG_TARGET))
+    });
     let lines = tracing_subscriber::fmt::layer();
     let lines = match format {
         LogFormat::Text => {
-            let (ansi, colours) = match has_colour() {
-                true => (true, Colours::Pass),
-                false => (false, Colours::Escaped),
+            let (ansi, escapes) = match has_colour() {
+                true => (true, Escapes::AllButColours),
+                false => (false, Escapes::All),
             };
-            let writer = OneLine { inner: writer, colours };
+            let writer = OneLine { inner: writer, escapes };
             lines.with_writer(writer).with_ansi(ansi).boxed()
         }
-        // Fields at the top level, where a query looks for them. JSON has escapes of its own.
+        // Fields at the top level, where a query looks for them.
         LogFormat::Json => lines
-            .with_writer(writer)
+            .with_writer(OneLine {
+                inner: writer,
+                escapes: Escapes::Json,
+            })
             .json()
             .flatten_event(true)
             .with_current_span(false)

@@ -9,6 +9,7 @@
 //! | `daemon` | `run`, `serve`, `sync`: the parts of a process, started and joined |
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
+//! | `keep_alive` | keeps such a process able to answer and to end while a database holds it up |
 //! | `migrate`, `status`, `resync`, `failed`, `inbox`, `simulate` | the commands of these names |
 //! | `server_status` | the server's part of `status` |
 //! | `pipelines` | the configuration → the daemon's pipelines |
@@ -24,6 +25,7 @@ mod demo;
 mod failed;
 mod global;
 mod inbox;
+mod keep_alive;
 mod logging;
 mod migrate;
 mod outcome;
@@ -35,8 +37,10 @@ mod server_status;
 mod simulate;
 mod status;
 
+use std::pin::Pin;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use self::daemon::Halves;
@@ -126,14 +130,48 @@ pub fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();
 
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return exit_code(Err(anyhow::Error::new(error).context("start the runtime"))),
-    };
-    let result = runtime.block_on(run(cli));
+    exit_code(run_to_end(cli))
+}
+
+/// A command, ready to run.
+type Work = Pin<Box<dyn Future<Output = anyhow::Result<Outcome>>>>;
+
+/// Starts the runtime and runs the command on it.
+fn run_to_end(cli: Cli) -> anyhow::Result<Outcome> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let work = work(cli, &mut builder)?;
+    let runtime = builder.enable_all().build().context("start the runtime")?;
+    let result = runtime.block_on(work);
     // A blocking task that hangs (a name that does not resolve) must not keep the process.
     runtime.shutdown_background();
-    exit_code(result)
+    result
+}
+
+/// The work of a command, and what it needs of the runtime.
+fn work(cli: Cli, builder: &mut tokio::runtime::Builder) -> anyhow::Result<Work> {
+    let Cli { global, command } = cli;
+    Ok(match command {
+        Command::Migrate(arguments) => Box::pin(async move { Box::pin(migrate::run(&global, &arguments)).await }),
+        Command::Demo(arguments) => Box::pin(async move { Box::pin(demo::run(&arguments, global.log_format)).await }),
+        Command::Run => until_signal(&global, Halves::Both, builder)?,
+        Command::Serve => until_signal(&global, Halves::Server, builder)?,
+        Command::Sync => until_signal(&global, Halves::Daemon, builder)?,
+        Command::Status(arguments) => Box::pin(async move { Box::pin(status::run(&global, &arguments)).await }),
+        Command::Resync(arguments) => Box::pin(async move { Box::pin(resync::run(&global, &arguments)).await }),
+        Command::Failed(arguments) => Box::pin(async move { Box::pin(failed::run(&global, &arguments)).await }),
+        Command::Inbox(arguments) => Box::pin(async move { Box::pin(inbox::run(&global, &arguments)).await }),
+        Command::Simulate(arguments) => {
+            Box::pin(async move { Box::pin(simulate::run(&arguments, global.log_format)).await })
+        }
+    })
+}
+
+fn until_signal(global: &Global, halves: Halves, builder: &mut tokio::runtime::Builder) -> anyhow::Result<Work> {
+    let config = global.start(halves.needs())?;
+    if halves.server() {
+        builder.worker_threads(keep_alive::worker_threads(&config));
+    }
+    Ok(Box::pin(daemon::run(config, halves)))
 }
 
 /// Prints the error, if there is one.
@@ -157,21 +195,6 @@ fn exit_code(result: anyhow::Result<Outcome>) -> ExitCode {
 fn is_closed_output(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
     error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-async fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    match cli.command {
-        Command::Migrate(arguments) => Box::pin(migrate::run(&cli.global, &arguments)).await,
-        Command::Demo(arguments) => Box::pin(demo::run(&arguments, cli.global.log_format)).await,
-        Command::Run => Box::pin(daemon::run(&cli.global, Halves::Both)).await,
-        Command::Serve => Box::pin(daemon::run(&cli.global, Halves::Server)).await,
-        Command::Sync => Box::pin(daemon::run(&cli.global, Halves::Daemon)).await,
-        Command::Status(arguments) => Box::pin(status::run(&cli.global, &arguments)).await,
-        Command::Resync(arguments) => Box::pin(resync::run(&cli.global, &arguments)).await,
-        Command::Failed(arguments) => Box::pin(failed::run(&cli.global, &arguments)).await,
-        Command::Inbox(arguments) => Box::pin(inbox::run(&cli.global, &arguments)).await,
-        Command::Simulate(arguments) => Box::pin(simulate::run(&arguments, cli.global.log_format)).await,
-    }
 }
 
 #[cfg(test)]

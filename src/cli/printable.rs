@@ -9,17 +9,21 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// The text in one line: what would move the cursor, or hide or reorder text, is shown by its escape, as in Rust.
 pub(super) fn one_line(text: &str) -> Cow<'_, str> {
-    escaped(text, Colours::Escaped)
+    escaped(text, Escapes::All)
 }
 
-/// Whether the sequences that only set a colour pass.
+/// How unprintable characters are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Colours {
-    Pass,
-    Escaped,
+pub(super) enum Escapes {
+    /// All as in Rust.
+    All,
+    /// All as in Rust, but for sequences that only set a colour: those pass.
+    AllButColours,
+    /// As in JSON, whose writer escapes only what breaks JSON itself.
+    Json,
 }
 
-fn escaped(text: &str, colours: Colours) -> Cow<'_, str> {
+fn escaped(text: &str, escapes: Escapes) -> Cow<'_, str> {
     if !text.contains(is_unprintable) {
         return Cow::Borrowed(text);
     }
@@ -28,7 +32,7 @@ fn escaped(text: &str, colours: Colours) -> Cow<'_, str> {
     while let Some(at) = rest.find(is_unprintable) {
         let (plain, unprintable) = rest.split_at(at);
         out.push_str(plain);
-        let colour = colour_length(unprintable).filter(|_| colours == Colours::Pass);
+        let colour = colour_length(unprintable).filter(|_| escapes == Escapes::AllButColours);
         if let Some((colour, after)) = colour.and_then(|length| unprintable.split_at_checked(length)) {
             out.push_str(colour);
             rest = after;
@@ -36,8 +40,11 @@ fn escaped(text: &str, colours: Colours) -> Cow<'_, str> {
         }
         let mut characters = unprintable.chars();
         if let Some(character) = characters.next() {
-            // A String takes every character.
-            let _ = write!(out, "{}", character.escape_default());
+            // A String takes every character. All of these are in the plane that JSON's escapes reach.
+            let _ = match escapes {
+                Escapes::Json => write!(out, "\\u{:04x}", u32::from(character)),
+                Escapes::All | Escapes::AllButColours => write!(out, "{}", character.escape_default()),
+            };
         }
         rest = characters.as_str();
     }
@@ -45,10 +52,14 @@ fn escaped(text: &str, colours: Colours) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Control characters, and those that break a line or turn the direction of the text (CVE-2021-42574).
+/// Control characters, those that break a line or turn the direction of the text (CVE-2021-42574), and those without width,
+/// which hide in a name. Not the joiners, without which some scripts can't be written.
 fn is_unprintable(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
+        )
 }
 
 /// The length of the sequence that sets a colour, if the text begins with one.
@@ -65,7 +76,7 @@ fn colour_length(text: &str) -> Option<usize> {
 #[derive(Debug)]
 pub(super) struct OneLine<W> {
     pub(super) inner: W,
-    pub(super) colours: Colours,
+    pub(super) escapes: Escapes,
 }
 
 impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for OneLine<W> {
@@ -74,14 +85,14 @@ impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for OneLine<W> {
     fn make_writer(&'a self) -> Self::Writer {
         OneLine {
             inner: self.inner.make_writer(),
-            colours: self.colours,
+            escapes: self.escapes,
         }
     }
 
     fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self::Writer {
         OneLine {
             inner: self.inner.make_writer_for(meta),
-            colours: self.colours,
+            escapes: self.escapes,
         }
     }
 }
@@ -92,10 +103,10 @@ impl<W: io::Write> io::Write for OneLine<W> {
         let text = String::from_utf8_lossy(buffer);
         match text.strip_suffix('\n') {
             Some(line) => {
-                let line = format!("{}\n", escaped(line, self.colours));
+                let line = format!("{}\n", escaped(line, self.escapes));
                 self.inner.write_all(line.as_bytes())?;
             }
-            None => self.inner.write_all(escaped(&text, self.colours).as_bytes())?,
+            None => self.inner.write_all(escaped(&text, self.escapes).as_bytes())?,
         }
         Ok(buffer.len())
     }
@@ -129,17 +140,30 @@ mod tests {
 
     #[test]
     fn a_log_line_stays_one_line_and_may_have_colours_on_a_terminal() {
-        for (colours, expected) in [
-            (Colours::Escaped, "\\u{1b}[1;31mERROR\\u{1b}[0m a\\nb\\u{1b}[2J\n"),
-            (Colours::Pass, "\u{1b}[1;31mERROR\u{1b}[0m a\\nb\\u{1b}[2J\n"),
+        for (escapes, expected) in [
+            (Escapes::All, "\\u{1b}[1;31mERROR\\u{1b}[0m a\\nb\\u{1b}[2J\n"),
+            (Escapes::AllButColours, "\u{1b}[1;31mERROR\u{1b}[0m a\\nb\\u{1b}[2J\n"),
         ] {
             let mut out = OneLine {
                 inner: Vec::new(),
-                colours,
+                escapes,
             };
             out.write_all("\u{1b}[1;31mERROR\u{1b}[0m a\nb\u{1b}[2J\n".as_bytes())
                 .unwrap();
             assert_eq!(String::from_utf8(out.inner).unwrap(), expected);
         }
+    }
+    #[test]
+    fn a_line_of_json_stays_json_with_the_same_text() {
+        let line = serde_json::json!({"text": "a\nb\u{1b}[2J \u{202e}x\u{2028}\u{85}é"}).to_string();
+        let mut out = OneLine {
+            inner: Vec::new(),
+            escapes: Escapes::Json,
+        };
+        out.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let written = String::from_utf8(out.inner).unwrap();
+        assert!(!written.trim_end().contains(is_unprintable), "{written}");
+        let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(read(&written), read(&line));
     }
 }

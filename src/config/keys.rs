@@ -84,6 +84,8 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.reconnect_max_ms", ValueKind::Integer),
     ("sync.ready_delay_ms", ValueKind::Integer),
     ("http.listen", ValueKind::Text),
+    ("http.max_connections", ValueKind::Integer),
+    ("http.max_connections_per_address", ValueKind::Integer),
     ("http.max_body_bytes", ValueKind::Integer),
     ("http.max_media_bytes", ValueKind::Integer),
     ("http.public_url", ValueKind::Text),

@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::limits::BodyError;
+use super::body::BodyError;
+use super::summed::{self, Line};
 use crate::provider::ApiVersion;
 use crate::provider::cloud::GraphError;
 use crate::site_db::SiteError;
@@ -53,7 +54,7 @@ pub(super) fn graph_overloaded() -> Response {
 /// The body could not be read, in Meta's shape.
 pub(super) fn graph_body_error(error: BodyError) -> Response {
     let details = GraphError::new(100, "Invalid parameter").with_details(error.message());
-    graph_error(error.status(), &details)
+    soon_if_busy(graph_error(error.status(), &details))
 }
 
 /// An error in our shape: `{"error":{"code","message","field"?}}`.
@@ -77,7 +78,27 @@ pub(super) fn plain_unauthorized() -> Response {
 
 /// The body could not be read, in our shape.
 pub(super) fn plain_body_error(error: BodyError) -> Response {
-    plain_error(error.status(), "body", error.message(), None)
+    soon_if_busy(plain_error(error.status(), "body", error.message(), None))
+}
+
+/// All places of the route's family are taken; nothing was stored or sent.
+pub(super) fn busy(uri: &Uri) -> Response {
+    soon_if_busy(shaped(
+        uri,
+        StatusCode::SERVICE_UNAVAILABLE,
+        "overloaded",
+        "too many requests wait; nothing was stored or sent; try again",
+    ))
+}
+
+/// Says when to try again, if the answer is that there is no room: a place is usually free within a second.
+pub(super) fn soon_if_busy(mut response: Response) -> Response {
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 /// Adds the header [`MESSAGE_ID`] to an answer.
@@ -121,13 +142,12 @@ pub(super) fn plain_unavailable(error: &SiteError) -> Response {
     )
 }
 
-/// Logs one line for a request that failed because of the Site DB.
+/// Logs that a request failed because of the Site DB.
 pub(super) fn log_unavailable(error: &SiteError) {
-    tracing::error!(
-        sqlstate = error.sqlstate(),
-        hint = error.hint(),
-        "PERSISTENCE: a request was refused: {error}"
-    );
+    let (sqlstate, hint, error) = (error.sqlstate().to_owned(), error.hint(), error.to_string());
+    summed::write(Line::Unavailable, move |times| {
+        tracing::error!(sqlstate, times, hint, "PERSISTENCE: a request was refused: {error}");
+    });
 }
 
 /// No such route.
@@ -154,7 +174,9 @@ pub(super) fn broken(uri: &Uri, status: StatusCode, code: &str, message: &str) -
 fn shaped(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
     let version = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
     if ApiVersion::parse(version).is_some() {
-        let error = if status.is_server_error() {
+        let error = if status == StatusCode::SERVICE_UNAVAILABLE {
+            GraphError::new(2, "Service temporarily unavailable")
+        } else if status.is_server_error() {
             GraphError::new(131_000, "Something went wrong")
         } else {
             GraphError::new(100, "Unsupported request")

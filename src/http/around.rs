@@ -17,6 +17,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::limits::{REQUEST_TIMEOUT, UPLOAD_TIMEOUT};
+use super::summed::{self, Line};
 use super::{answer, media};
 
 /// The header with the request's id: the caller's or the proxy's if it sends one, else ours; returned in the answer.
@@ -81,7 +82,11 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
     let _entered = span.enter();
     let (status, millis) = (response.status().as_u16(), started.elapsed().as_millis());
     if status >= 500 {
-        tracing::warn!(status, ms = millis, "answered");
+        let span = span.clone();
+        summed::write(Line::Answered(status), move |times| {
+            let _entered = span.enter();
+            tracing::warn!(status, times, ms = millis, "answered");
+        });
     } else {
         tracing::debug!(status, ms = millis, "answered");
     }

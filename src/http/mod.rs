@@ -16,8 +16,11 @@
 //! | `form` | forms with files, checked while they pass |
 //! | `client_id` | the client's own id for a message |
 //! | `limits` | bounds on number, time and size |
-//! | `connections` | the listener's connections, bounded in number and idle time |
+//! | `listener` | the connections, bounded in number and time: idle and slow ones make room |
+//! | `budget` | how many requests of each family are answered at a time |
+//! | `body` | reads a request's body, bounded in bytes and time |
 //! | `around` | layers for every request: id, log line, time-out, panics |
+//! | `summed` | log lines that come at any rate, summed up |
 //! | `answer` | answers and errors in both shapes |
 //!
 //! A family of routes is a module with a `router()` of its own, merged in `router`; new families (events, conversations,
@@ -28,10 +31,12 @@
 mod answer;
 mod around;
 mod auth;
+mod body;
+mod budget;
 mod client_id;
-mod connections;
 mod form;
 mod limits;
+pub(crate) mod listener;
 mod media;
 mod media_link;
 mod messages;
@@ -41,6 +46,7 @@ mod router;
 mod send;
 pub mod server;
 mod state;
+mod summed;
 mod webhook;
 
 pub use server::{ServerError, run_server};

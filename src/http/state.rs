@@ -7,7 +7,9 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
-use super::limits::{MAX_MEDIA, MAX_WAITING_SENDS};
+use super::body::Bodies;
+use super::budget::{self, Budgets};
+use super::listener::Bounds;
 use super::media_link::MediaLinks;
 use crate::config::ApiToken;
 use crate::inbox::Inbox;
@@ -24,6 +26,8 @@ pub(super) struct HttpSettings {
     pub(super) verify_token: Option<SecretString>,
     /// How long a client of the Graph-compatible route waits for its answer.
     pub(super) send_wait: Duration,
+    /// How many connections the listener has.
+    pub(super) connections: Bounds,
     /// Longest body of a request, in bytes.
     pub(super) max_body_bytes: usize,
     /// Longest upload of a medium, in bytes.
@@ -54,21 +58,25 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
-    /// One permit for each send request that waits, [`MAX_WAITING_SENDS`] in all.
-    pub(super) waiting_sends: Semaphore,
-    /// One permit for each medium under way, [`MAX_MEDIA`] in all.
+    /// How many requests are answered at a time.
+    pub(super) budgets: Budgets,
+    /// Reads the requests' bodies.
+    pub(super) bodies: Bodies,
+    /// One permit for each medium under way, [`budget::media`] in all.
     pub(super) media: Arc<Semaphore>,
 }
 
 impl State {
     pub(super) fn new(settings: HttpSettings, pool: Pool, outbox: Outbox, inbox: Inbox) -> Self {
+        let media = budget::media(settings.connections.connections);
         Self(Arc::new(Shared {
+            budgets: Budgets::new(settings.connections.connections),
+            bodies: Bodies::new(settings.max_body_bytes),
             settings,
             pool,
             outbox,
             inbox,
-            waiting_sends: Semaphore::new(MAX_WAITING_SENDS),
-            media: Arc::new(Semaphore::new(MAX_MEDIA)),
+            media: Arc::new(Semaphore::new(media)),
         }))
     }
 }

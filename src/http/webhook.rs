@@ -10,9 +10,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use secrecy::ExposeSecret;
 
+use super::body::BodyError;
+use super::budget::Family;
 use super::state::State;
+use super::summed::{self, Line};
 use super::{answer, auth, limits};
 use crate::inbox::ReceiveError;
+use crate::metrics;
+use crate::provider::callback::SignatureError;
 use crate::provider::cloud::signature;
 use crate::site_db::SiteError;
 
@@ -28,11 +33,15 @@ async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
     let genuine = expected.is_some_and(|token| auth::same(token.expose_secret(), &asked("hub.verify_token")));
     let challenge = asked("hub.challenge");
     if !genuine || asked("hub.mode") != "subscribe" || challenge.len() > limits::MAX_CHALLENGE {
-        tracing::warn!(
-            configured = expected.is_some(),
-            hint = "compare whatsapp.verify_token with the verify token in Meta's dashboard",
-            "WEBHOOK: a handshake was refused"
-        );
+        let configured = expected.is_some();
+        summed::write(Line::Handshake, move |times| {
+            tracing::warn!(
+                configured,
+                times,
+                hint = "compare whatsapp.verify_token with the verify token in Meta's dashboard",
+                "WEBHOOK: a handshake was refused"
+            );
+        });
         return answer::plain_error(
             StatusCode::FORBIDDEN,
             "forbidden",
@@ -47,53 +56,92 @@ async fn handshake(Extract(state): Extract<State>, uri: Uri) -> Response {
 
 /// `POST`: an event. The signature is over the exact bytes, so nothing parses them before it is checked.
 async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Request) -> Response {
-    let body = match limits::body(request).await {
+    let body = match state.bodies.read_unsigned(request).await {
         Ok(body) => body,
-        Err(error) => {
-            tracing::error!(
-                status = error.status().as_u16(),
-                hint = "http.max_body_bytes must be above 3 MB, the most that Meta sends",
-                "WEBHOOK: {}",
-                error.message()
-            );
-            return answer::plain_body_error(error);
-        }
+        Err(error) => return not_read(error),
+    };
+    let Ok(_place) = state.budgets.place(Family::Webhook) else {
+        return busy();
     };
     let claimed = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
-    match state.inbox.receive(claimed, body.clone()).await {
+    match state.inbox.receive(claimed, body.bytes.clone()).await {
         Ok(_) => StatusCode::OK.into_response(),
-        Err(ReceiveError::Forged(error)) => {
-            tracing::warn!(hint = error.hint(), bytes = body.len(), "WEBHOOK: refused: {error}");
-            answer::plain_error(
-                StatusCode::UNAUTHORIZED,
-                "signature",
-                "the signature is not right",
-                None,
-            )
-        }
-        Err(ReceiveError::Busy) => {
-            tracing::error!("WEBHOOK: too many events wait to be stored; Meta will send this one again");
-            refused_for_now()
-        }
+        Err(ReceiveError::Forged(error)) => forged(error, body.bytes.len()),
+        Err(ReceiveError::Busy) => busy(),
         Err(ReceiveError::NotStored(error)) => not_stored(&error),
     }
 }
 
+fn not_read(error: BodyError) -> Response {
+    let (reason, hint) = match error {
+        BodyError::TooLarge => (
+            "too_large",
+            "http.max_body_bytes must be above 3 MB, the most that Meta sends",
+        ),
+        BodyError::Unreadable => ("unreadable", "the connection broke; Meta sends the event again"),
+        BodyError::TooSlow => ("too_slow", "this is not Meta, or a proxy holds its requests back"),
+        BodyError::NoRoom => (
+            "no_room",
+            "somebody sends many large requests at once: let a proxy limit each address",
+        ),
+    };
+    metrics::count_refused_webhook(reason);
+    summed::write(Line::Webhook(reason), move |times| {
+        tracing::error!(times, hint, "WEBHOOK: refused: {}", error.message());
+    });
+    answer::plain_body_error(error)
+}
+
+fn forged(error: SignatureError, bytes: usize) -> Response {
+    let reason = match error {
+        SignatureError::Missing => "no_signature",
+        SignatureError::Malformed => "malformed_signature",
+        SignatureError::Wrong => "wrong_signature",
+        SignatureError::NoSecret => "no_app_secret",
+    };
+    metrics::count_refused_webhook(reason);
+    summed::write(Line::Webhook(reason), move |times| {
+        tracing::warn!(times, bytes, hint = error.hint(), "WEBHOOK: refused: {error}");
+    });
+    answer::plain_error(
+        StatusCode::UNAUTHORIZED,
+        "signature",
+        "the signature is not right",
+        None,
+    )
+}
+
+fn busy() -> Response {
+    metrics::count_refused_webhook("busy");
+    summed::write(Line::Webhook("busy"), |times| {
+        tracing::error!(
+            times,
+            "WEBHOOK: too many events wait to be stored; Meta will send this one again"
+        );
+    });
+    refused_for_now()
+}
+
 fn not_stored(error: &SiteError) -> Response {
-    tracing::error!(
-        sqlstate = error.sqlstate(),
-        hint = error.hint(),
-        "WEBHOOK: an event was not stored, Meta will send it again: {error}"
-    );
+    metrics::count_refused_webhook("not_stored");
+    let (sqlstate, hint, error) = (error.sqlstate().to_owned(), error.hint(), error.to_string());
+    summed::write(Line::Webhook("not_stored"), move |times| {
+        tracing::error!(
+            sqlstate,
+            times,
+            hint,
+            "WEBHOOK: an event was not stored, Meta will send it again: {error}"
+        );
+    });
     refused_for_now()
 }
 
 /// 503, after which Meta sends the event again, for up to seven days.
 fn refused_for_now() -> Response {
-    answer::plain_error(
+    answer::soon_if_busy(answer::plain_error(
         StatusCode::SERVICE_UNAVAILABLE,
         "storage_unavailable",
         "the event was not stored; send it again",
         None,
-    )
+    ))
 }

@@ -2,10 +2,22 @@
 //! person should know of them.
 
 use crate::provider::event::{Content, Event};
-use crate::provider::{Code, PhoneNumberId};
+use crate::provider::{Code, PhoneNumberId, quoted};
 
-/// Logs the event.
-pub(super) fn note(event: &Event) {
+/// Most events that are named one by one: a webhook may have thousands.
+const MOST_NAMED: usize = 10;
+
+/// Logs the events.
+pub(super) fn note<'a>(events: impl IntoIterator<Item = &'a Event>) {
+    let mut events = events.into_iter();
+    events.by_ref().take(MOST_NAMED).for_each(note_one);
+    let further = events.count();
+    if further > 0 {
+        tracing::info!(events = further, "WEBHOOK: further events without a message");
+    }
+}
+
+fn note_one(event: &Event) {
     let number = event.phone_number_id.as_ref().map(PhoneNumberId::as_str);
     match &event.content {
         Content::AccountError(refusal) => tracing::warn!(
@@ -18,13 +30,13 @@ pub(super) fn note(event: &Event) {
         Content::AccountNotice(_) => tracing::warn!(
             phone_number_id = number,
             waba_id = event.waba_id,
-            field = event.field,
+            field = quoted(&event.field),
             "WEBHOOK: Meta reports on the account; see the raw event"
         ),
         _ => tracing::info!(
             phone_number_id = number,
             waba_id = event.waba_id,
-            field = event.field,
+            field = quoted(&event.field),
             "WEBHOOK: an event without a message"
         ),
     }

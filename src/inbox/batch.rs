@@ -190,9 +190,7 @@ async fn process(mut tx: Transaction<'_>, webhooks: &[&Webhook]) -> Result<Vec<P
     if let Some(first) = processed.first_mut() {
         first.doubts = effects.doubts;
     }
-    for event in batch.notes {
-        account_events::note(event);
-    }
+    account_events::note(batch.notes);
     Ok(processed)
 }
 

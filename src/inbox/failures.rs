@@ -36,9 +36,24 @@ impl Failure {
     }
 }
 
-/// The JSON for the column `webhook_events.failures` and the log; `None` if there are no failures.
+/// Most failures that a webhook's row keeps, and most that its log line names.
+const MOST_KEPT: usize = 200;
+const MOST_LOGGED: usize = 10;
+
+/// The JSON for the column `webhook_events.failures`; `None` if there are no failures.
 pub(super) fn to_json(failures: &[Failure]) -> Option<Value> {
-    (!failures.is_empty()).then(|| failures.iter().map(Failure::to_json).collect())
+    first(failures, MOST_KEPT)
+}
+
+/// The same for the log.
+pub(super) fn to_log(failures: &[Failure]) -> Option<Value> {
+    first(failures, MOST_LOGGED)
+}
+
+fn first(failures: &[Failure], most: usize) -> Option<Value> {
+    let more = failures.len().saturating_sub(most);
+    let more = (more > 0).then(|| json!({"reason": format!("and {more} more")}));
+    (!failures.is_empty()).then(|| failures.iter().take(most).map(Failure::to_json).chain(more).collect())
 }
 
 /// If the Site DB refused an event because of its content: the reason, without values. `None` for any other error.
@@ -51,4 +66,23 @@ pub(super) fn of_row(error: &SiteError) -> Option<String> {
         (sqlstate, Some(constraint)) => format!("SQLSTATE {sqlstate}, constraint {constraint}"),
         (sqlstate, None) => format!("SQLSTATE {sqlstate}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_of_failures_are_named_by_their_first_ones() {
+        let failures: Vec<Failure> = (0..5000)
+            .map(|index| Failure::of_event(index, "messages", "why"))
+            .collect();
+        for (shown, most) in [(to_json(&failures), MOST_KEPT), (to_log(&failures), MOST_LOGGED)] {
+            let shown = shown.unwrap();
+            assert_eq!(shown.as_array().unwrap().len(), most + 1);
+            assert_eq!(shown[0], json!({"index": 0, "field": "messages", "reason": "why"}));
+            assert_eq!(shown[most], json!({"reason": format!("and {} more", 5000 - most)}));
+        }
+        assert_eq!(to_json(&[]), None);
+    }
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::failures::{self, Failure};
 use super::messages::{Counted, Kept};
 use super::order::TimedEvent;
-use super::{account_events, messages, statuses};
+use super::{messages, statuses};
 use crate::provider::event::{Content, IdentityChange, credible};
 use crate::provider::{ContactIdentity, PhoneNumberId, Wamid};
 use crate::site_db::accounts::{self, Seen};
@@ -82,7 +82,6 @@ async fn store_events(
             continue;
         }
         let Some(number) = &event.phone_number_id else {
-            account_events::note(event);
             continue;
         };
         let known = accounts.get(number).copied();
@@ -212,7 +211,6 @@ async fn store_event(
             counted(None)
         }
         Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {
-            account_events::note(event);
             doubts = false;
             counted(None)
         }

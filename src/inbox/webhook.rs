@@ -9,12 +9,14 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::account_events;
 use super::failures::{self, Failure};
 use super::order::{self, TimedEvent};
 use super::portion::{self, Effects};
 use crate::failpoint;
 use crate::metrics;
 use crate::provider::Callback;
+use crate::provider::event::{Content, Event};
 use crate::site_db::webhook_events::{self, ClaimedWebhook, Finished};
 use crate::site_db::{Pool, SiteError, Transaction};
 
@@ -111,10 +113,22 @@ pub(super) async fn process(mut tx: Transaction<'_>, pool: &Pool, webhook: &Webh
         tx.commit().await?;
         count(&effects);
         if last {
+            account_events::note(notes(webhook));
             return Ok(processed);
         }
         tx = pool.begin().await?;
     }
+}
+
+/// The events that leave only a line in the log.
+fn notes(webhook: &Webhook) -> impl Iterator<Item = &Event> {
+    let events = webhook.events.iter().map(|timed| &timed.event);
+    events.filter(|event| {
+        matches!(
+            event.content,
+            Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_)
+        )
+    })
 }
 
 /// Counts in the metrics what was committed.

@@ -327,7 +327,7 @@ impl Worker {
             "WEBHOOK: processed"
         );
         for one in processed {
-            if let Some(failures) = failures::to_json(&one.failures) {
+            if let Some(failures) = failures::to_log(&one.failures) {
                 tracing::error!(
                     severity = "CRITICAL",
                     pipeline,

@@ -48,3 +48,6 @@ pub use tokio_postgres::{Client, Error as DriverError};
 
 /// Where the driver's log lines come from. At `debug` it prints the parameters of every statement.
 pub const DRIVER_LOG_TARGET: &str = "tokio_postgres";
+
+/// Where sqlx logs the notices that a server sends.
+pub const NOTICES_LOG_TARGET: &str = "sqlx::postgres::notice";

@@ -15,6 +15,7 @@
 //! | [`event`] | what a provider reports on its own: messages, statuses, changes of identity |
 //! | [`ids`] | the ids of our numbers, of messages and of users |
 //! | `copied` | a recipient as people copy it |
+//! | [`quoted`](quoted()) | a provider's words, made fit for a log line |
 //! | [`opaque`] | the id of ours that a provider carries with a message and sends back in its statuses |
 //! | [`api_version`] | the version of the API that a client's request is written for; today only Meta's has versions |
 //! | [`cloud`] | Meta's Cloud API |
@@ -29,6 +30,7 @@ pub mod event;
 pub mod ids;
 pub mod opaque;
 pub mod outbound;
+mod quoted;
 pub mod refusal;
 
 pub use account::Account;
@@ -39,4 +41,5 @@ pub use event::{Direction, Event, ReportedStatus};
 pub use ids::{ContactIdentity, PhoneNumberId, UserId, WaId, Wamid};
 pub use opaque::OpaqueId;
 pub use outbound::{Outbound, Sending};
+pub use quoted::quoted;
 pub use refusal::{Code, ErrorClass, Refusal, ThrottleScope};

@@ -10,6 +10,10 @@ use crate::config::reader::ValueReader;
 pub struct Http {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Most connections at a time.
+    pub max_connections: usize,
+    /// Most connections from one address at a time.
+    pub max_connections_per_address: usize,
     /// Longest request body, in bytes.
     pub max_body_bytes: usize,
     /// Longest upload of a medium, in bytes.
@@ -29,6 +33,9 @@ pub struct Admin {
 
 pub(super) fn http(reader: &mut ValueReader<'_>) -> Option<Http> {
     let listen = listen(reader, "http.listen");
+    // Fewer could not be shared among the families of routes.
+    let max_connections = reader.integer("http.max_connections", 64..=65_536);
+    let max_connections_per_address = reader.integer("http.max_connections_per_address", 1..=65_536);
     // Meta's largest webhook is 3 MB; the bodies of all requests under way are held in memory.
     let max_body_bytes = reader.integer("http.max_body_bytes", 65_536..=67_108_864);
     // Meta's largest medium has 100 MB; its form is a little longer.
@@ -37,6 +44,8 @@ pub(super) fn http(reader: &mut ValueReader<'_>) -> Option<Http> {
     let send_wait = reader.milliseconds("http.send_wait_ms", 100..=60_000);
     Some(Http {
         listen: listen?,
+        max_connections: max_connections?,
+        max_connections_per_address: max_connections_per_address?,
         max_body_bytes: max_body_bytes?,
         max_media_bytes: max_media_bytes?,
         public_url: public_url?,

@@ -17,9 +17,10 @@ use super::recipient::Recipient;
 use super::request_error::RequestError;
 use super::show;
 use crate::config::ApiToken;
+use crate::http::budget::Family;
 use crate::http::quotes::{self, QuoteError};
 use crate::http::state::State;
-use crate::http::{answer, auth, limits};
+use crate::http::{answer, auth};
 use crate::outbox::{NewMessage, SubmitError, Submitted};
 use crate::provider::cloud::send::{self, Request};
 use crate::provider::{Outbound, PhoneNumberId};
@@ -36,14 +37,19 @@ pub(super) async fn post(
     let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
         return answer::plain_unauthorized();
     };
-    let body = match limits::body(request).await {
+    let body = match state.bodies.read_clients(request).await {
         Ok(body) => body,
         Err(error) => return answer::plain_body_error(error),
     };
-    let request = match read::read(&body, &headers, state.settings.send_wait) {
+    let Ok(_place) = state.budgets.place(Family::Api) else {
+        return answer::busy(&uri);
+    };
+    let (of_request, send_wait) = (headers.clone(), state.settings.send_wait);
+    let request = match body.parse(move |body| read::read(body, &of_request, send_wait)).await {
         Ok(request) => request,
         Err(error) => return error.into_response(),
     };
+    drop(body);
     match take(&state, client, request).await {
         Ok(response) | Err(response) => response,
     }
@@ -70,9 +76,10 @@ async fn take(state: &State, client: &ApiToken, request: SendRequest) -> Result<
     quotes::may_send(state, client, &body)
         .await
         .map_err(|error| not_quoted(&error))?;
-    let Ok(_place) = state.waiting_sends.try_acquire() else {
-        return Err(overloaded());
-    };
+    // Without a place to wait the answer comes at once: the message is on its way.
+    let waiting = request
+        .wait
+        .and_then(|wait| Some((wait, state.budgets.place(Family::Waiting).ok()?)));
     let submitted = state
         .outbox
         .submit(NewMessage {
@@ -87,7 +94,8 @@ async fn take(state: &State, client: &ApiToken, request: SendRequest) -> Result<
         })
         .await
         .map_err(|error| not_submitted(&error))?;
-    Ok(answer::about(submitted.id, taken(state, submitted, request.wait).await))
+    let wait = waiting.as_ref().map(|(wait, _)| *wait);
+    Ok(answer::about(submitted.id, taken(state, submitted, wait).await))
 }
 
 /// The number to send from: the one that the caller names, else its only one.
@@ -160,12 +168,12 @@ fn outbound(body: &[u8], kind: &str) -> Result<Outbound, RequestError> {
 }
 
 fn overloaded() -> Response {
-    answer::plain_error(
+    answer::soon_if_busy(answer::plain_error(
         StatusCode::SERVICE_UNAVAILABLE,
         "overloaded",
         "too many requests wait; nothing was stored or sent; try again",
         None,
-    )
+    ))
 }
 
 fn not_submitted(error: &SubmitError) -> Response {

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use crate::http::budget::Family;
 use crate::http::state::State;
 use crate::http::{answer, auth};
 use crate::site_db::messages::{self, MessageRow};
@@ -26,6 +27,9 @@ pub(super) async fn get(
     let not_found = || answer::plain_error(StatusCode::NOT_FOUND, "not_found", "there is no such message", None);
     let Ok(id) = Uuid::try_parse(&id) else {
         return not_found();
+    };
+    let Ok(_place) = state.budgets.place(Family::Api) else {
+        return answer::busy(&uri);
     };
     match messages::find(&state.pool, id).await {
         Ok(Some(found))

@@ -28,9 +28,10 @@ use axum::response::Response;
 use self::allow_list::{Allowed, Node};
 use self::owner::Owner;
 use self::search::Call;
+use super::budget::Family;
 use super::media_link::Place;
 use super::state::State;
-use super::{answer, auth, limits};
+use super::{answer, auth};
 use crate::config::ApiToken;
 use crate::provider::ApiVersion;
 use crate::provider::cloud::GraphError;
@@ -89,11 +90,14 @@ impl<'a> Asked<'a> {
             Ok(query) => query,
             Err(error) => return bad_request(error.to_string()),
         };
-        let body = match limits::body(request).await {
-            Ok(body) => body,
+        let held = match self.state.bodies.read_clients(request).await {
+            Ok(held) => held,
             Err(error) => return answer::graph_body_error(error),
         };
-        let body = match body::check(self.entry.body, self.headers, body) {
+        let Ok(_place) = self.state.budgets.place(Family::Passthrough) else {
+            return answer::busy(uri);
+        };
+        let body = match body::check(self.entry.body, self.headers, held.bytes.clone()) {
             Ok(body) => body,
             Err(error) => return bad_request(error.to_string()),
         };

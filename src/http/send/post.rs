@@ -5,9 +5,10 @@ use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::Response;
 
 use super::outcome;
+use crate::http::budget::Family;
 use crate::http::quotes::{self, QuoteError};
 use crate::http::state::State;
-use crate::http::{answer, auth, client_id, limits};
+use crate::http::{answer, auth, client_id};
 use crate::outbox::{Delivered, NewMessage, SubmitError, Submitted};
 use crate::provider::cloud::GraphError;
 use crate::provider::cloud::client::PassedCall;
@@ -34,17 +35,21 @@ pub(super) async fn send(
     let Some(phone_number_id) = number else {
         return answer::graph_unknown_object("post", &phone_number_id);
     };
-    let body = match limits::body(request).await {
-        Ok(body) => body,
+    let held = match state.bodies.read_clients(request).await {
+        Ok(held) => held,
         Err(error) => return answer::graph_body_error(error),
     };
+    let Ok(_place) = state.budgets.place(Family::Api) else {
+        return answer::busy(&uri);
+    };
+    let body = held.bytes.clone();
     let Ok(client_id) = client_id::from_header(&headers) else {
         return bad_request(
             &GraphError::new(100, "Invalid parameter")
                 .with_details("the Idempotency-Key header must be 1 to 255 visible characters"),
         );
     };
-    let outbound = match send::read(&body) {
+    let outbound = match held.parse(send::read).await {
         Ok(Request::Message(outbound)) => outbound,
         Ok(Request::MarkAsRead { wamid, typing }) => {
             return match quotes::may_name(&state, client, [&wamid]).await {
@@ -57,8 +62,8 @@ pub(super) async fn send(
     if let Err(error) = quotes::may_send(&state, client, &body).await {
         return not_quoted(&error);
     }
-    let Ok(_place) = state.waiting_sends.try_acquire() else {
-        return overloaded();
+    let Ok(_waiting) = state.budgets.place(Family::Waiting) else {
+        return answer::busy(&uri);
     };
     let submitted = state
         .outbox
@@ -74,8 +79,12 @@ pub(super) async fn send(
         })
         .await;
     match submitted {
-        Ok(submitted) => answer::about(submitted.id, settled(&state, submitted).await),
-        Err(error) => not_submitted(&error),
+        Ok(submitted) => {
+            // Stored: nothing needs the body while its client waits.
+            drop(held);
+            answer::about(submitted.id, settled(&state, submitted).await)
+        }
+        Err(error) => not_submitted(&uri, &error),
     }
 }
 
@@ -94,7 +103,7 @@ async fn settled(state: &State, submitted: Submitted) -> Response {
     }
 }
 
-fn not_submitted(error: &SubmitError) -> Response {
+fn not_submitted(uri: &Uri, error: &SubmitError) -> Response {
     match error {
         SubmitError::ClientIdReused { id } => {
             let error = GraphError::new(100, "Invalid parameter")
@@ -102,20 +111,12 @@ fn not_submitted(error: &SubmitError) -> Response {
             answer::about(*id, answer::graph_error(StatusCode::CONFLICT, &error))
         }
         SubmitError::Site(error) => answer::graph_unavailable(error),
-        SubmitError::Overloaded => overloaded(),
+        SubmitError::Overloaded => answer::busy(uri),
         // Neither can happen: the number was checked, and no lead was named.
         SubmitError::UnknownNumber | SubmitError::UnknownLead => {
             bad_request(&GraphError::new(100, "Invalid parameter").with_details(error.to_string()))
         }
     }
-}
-
-fn overloaded() -> Response {
-    answer::graph_error(
-        StatusCode::SERVICE_UNAVAILABLE,
-        &GraphError::new(2, "Service temporarily unavailable")
-            .with_details("too many requests wait; nothing was stored or sent; try again"),
-    )
 }
 
 fn bad_request(error: &GraphError) -> Response {

@@ -1,6 +1,8 @@
 //! The configuration → the settings of each part of the server.
 
 use crate::config::Config;
+use crate::http::limits;
+use crate::http::listener::Bounds;
 use crate::http::media_link::MediaLinks;
 use crate::http::state::{HttpSettings, PassthroughAccount};
 use crate::inbox::InboxSettings;
@@ -79,6 +81,11 @@ impl Settings {
                 tokens: config.tokens.clone(),
                 verify_token: whatsapp.verify_token.clone(),
                 send_wait: config.http.send_wait,
+                connections: Bounds {
+                    connections: config.http.max_connections,
+                    per_address: config.http.max_connections_per_address,
+                    silence: limits::SILENCE,
+                },
                 max_body_bytes: config.http.max_body_bytes,
                 max_media_bytes: config.http.max_media_bytes,
                 public_url: config.http.public_url.clone(),

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::from_config::Settings;
 use super::state::State;
-use super::{connections, limits, router};
+use super::{listener as connections, router};
 use crate::config::Config;
 use crate::health::Health;
 use crate::inbox::{Inbox, Worker};
@@ -133,7 +133,8 @@ async fn join(mut tasks: JoinSet<()>) -> Result<(), ServerError> {
 
 /// Serves the public listener until the stop; then requests under way have [`shutdown::GRACE`] to end.
 async fn serve(listener: TcpListener, state: State, stop: CancellationToken) {
-    let serving = connections::serve(listener, router::router(state), limits::SILENCE, stop.clone());
+    let bounds = state.settings.connections;
+    let serving = connections::serve(listener, router::router(state), bounds, stop.clone());
     let out_of_time = async {
         stop.cancelled().await;
         tokio::time::sleep(shutdown::GRACE + Duration::from_secs(1)).await;

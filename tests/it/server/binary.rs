@@ -30,7 +30,16 @@ impl Binary {
             "{}\n[log]\nfilter = \"{log}\"",
             sections(&world.meta.url(), "simulator-token")
         );
-        let config = ConfigFile::new(&world.db, &more);
+        Self::configured(world, &more, failpoints).await
+    }
+
+    /// One with another configuration than the usual.
+    pub(super) async fn on(world: &World, more: &str) -> Self {
+        Self::configured(world, more, "").await
+    }
+
+    async fn configured(world: &World, more: &str, failpoints: &str) -> Self {
+        let config = ConfigFile::new(&world.db, more);
         let mut process = Process::start(&config, &["serve"], failpoints);
         process.wait_for_output("listening", SOON).await;
         world.meta.set_callback(Some(config.http("/webhook").parse().unwrap()));

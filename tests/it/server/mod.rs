@@ -28,6 +28,7 @@ mod pooler;
 mod recipients;
 mod several;
 mod silence;
+mod strangers;
 mod webhooks;
 mod world;
 

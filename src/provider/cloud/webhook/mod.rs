@@ -33,6 +33,16 @@ const ACCOUNT_NOTICES: [&str; 4] = [
     "security",
 ];
 
+/// Most events of a webhook. Meta sends a thousand at most; a body of the greatest length has more only if they are nearly
+/// empty.
+const MAX_EVENTS: usize = 20_000;
+
+/// Most events that could not be read, of a webhook: they tell what is wrong with it, and no more would help.
+const MAX_MALFORMED: usize = 100;
+
+/// Longest name of a field, and longest id of an account: each event has its own copy.
+const MAX_NAME: usize = 64;
+
 /// The body has no envelope: it is not JSON, or not a WhatsApp webhook. Its signature is Meta's, so it is kept anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not a webhook's envelope")]
@@ -47,13 +57,13 @@ pub fn parse(body: &[u8]) -> Result<Vec<Event>, NotAWebhook> {
     let body = String::from_utf8_lossy(body);
     let envelope = Members::read(&body).ok_or(NotAWebhook)?;
     let entries = envelope.array("entry").ok_or(NotAWebhook)?;
-    let mut events = Vec::new();
+    let mut events = Events::default();
     for entry in entries {
         let Some(entry) = Members::read(entry.get()) else {
             events.push(malformed(None, "", "an entry is not an object"));
             continue;
         };
-        let waba_id = entry.string("id");
+        let waba_id = entry.string("id").filter(|id| id.len() <= MAX_NAME);
         let Some(changes) = entry.array("changes") else {
             events.push(malformed(waba_id.as_ref(), "", "an entry has no changes"));
             continue;
@@ -62,7 +72,42 @@ pub fn parse(body: &[u8]) -> Result<Vec<Event>, NotAWebhook> {
             read_change(waba_id.as_ref(), change, &mut events);
         }
     }
-    Ok(events)
+    Ok(events.list)
+}
+
+/// The events of a webhook, bounded in number.
+#[derive(Default)]
+struct Events {
+    list: Vec<Event>,
+    malformed: usize,
+    /// What was left out is named already.
+    more: Option<&'static str>,
+}
+
+impl Events {
+    fn push(&mut self, event: Event) {
+        let is_malformed = matches!(event.content, Content::Malformed(_));
+        let left_out = if self.list.len() >= MAX_EVENTS {
+            Some("the webhook has more than 20,000 events; the further ones are not processed")
+        } else if is_malformed && self.malformed >= MAX_MALFORMED {
+            Some("more than 100 events could not be read; the further ones are not listed")
+        } else {
+            None
+        };
+        self.malformed += usize::from(is_malformed);
+        match left_out {
+            None => self.list.push(event),
+            Some(why) if self.more != Some(why) => {
+                self.more = Some(why);
+                self.list.push(malformed(None, "", why));
+            }
+            Some(_) => {}
+        }
+    }
+
+    const fn count(&self) -> usize {
+        self.list.len() + self.malformed
+    }
 }
 
 fn malformed(waba_id: Option<&String>, field: &str, why: &'static str) -> Event {
@@ -75,12 +120,13 @@ fn malformed(waba_id: Option<&String>, field: &str, why: &'static str) -> Event 
     }
 }
 
-fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Vec<Event>) {
+fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Events) {
     let Some(change) = Members::read(change.get()) else {
         events.push(malformed(waba_id, "", "a change is not an object"));
         return;
     };
-    let field = change.string("field").unwrap_or_default();
+    let mut field = change.string("field").unwrap_or_default();
+    field.truncate(field.floor_char_boundary(MAX_NAME));
     let Some(raw) = change.get("value") else {
         events.push(malformed(waba_id, &field, "a change has no value"));
         return;
@@ -88,12 +134,12 @@ fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Vec<Eve
     let members = Members::read(raw.get());
     let metadata = members.as_ref().and_then(|members| members.value("metadata"));
     let from_metadata = |key: &str| metadata.as_ref()?.get(key).and_then(scalar);
-    let before = events.len();
+    let before = events.count();
     let mut change = Change {
         origin: Event {
             waba_id: waba_id.cloned(),
             phone_number_id: from_metadata("phone_number_id").and_then(|id| PhoneNumberId::parse(&id)),
-            display_phone_number: from_metadata("display_phone_number"),
+            display_phone_number: from_metadata("display_phone_number").filter(|number| number.len() <= MAX_NAME),
             field,
             content: Content::Malformed("empty"),
         },
@@ -102,7 +148,7 @@ fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Vec<Eve
     if let Some(members) = &members {
         change.read(members);
     }
-    if change.events.len() == before {
+    if change.events.count() == before {
         change.push(match value(raw) {
             None => Content::Malformed("the value is not readable JSON"),
             Some(value) if ACCOUNT_NOTICES.contains(&change.origin.field.as_str()) => Content::AccountNotice(value),
@@ -115,7 +161,7 @@ fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Vec<Eve
 struct Change<'e> {
     /// The fields that all its events share; `content` is replaced for each event.
     origin: Event,
-    events: &'e mut Vec<Event>,
+    events: &'e mut Events,
 }
 
 impl Change<'_> {

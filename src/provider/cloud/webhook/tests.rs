@@ -274,3 +274,33 @@ proptest::proptest! {
         let _ = parse(body.as_bytes());
     }
 }
+
+#[test]
+fn a_webhook_of_a_million_empty_parts_is_a_hundred_events_and_a_word() {
+    let million = |part: &str| format!(r#"{{"entry":[{}]}}"#, vec![part; 1_000_000].join(","));
+    let events = parse(million("{}").as_bytes()).unwrap();
+    assert_eq!(events.len(), MAX_MALFORMED + 1);
+    let last = &events.last().unwrap().content;
+    assert!(
+        matches!(last, Content::Malformed(why) if why.contains("not listed")),
+        "{last:?}"
+    );
+    let changes = vec![r#"{"field":"x","value":0}"#; 100_000].join(",");
+    let events = parse(format!(r#"{{"entry":[{{"changes":[{changes}]}}]}}"#).as_bytes()).unwrap();
+    assert_eq!(events.len(), MAX_EVENTS + 1);
+    let last = &events.last().unwrap().content;
+    assert!(
+        matches!(last, Content::Malformed(why) if why.contains("not processed")),
+        "{last:?}"
+    );
+}
+
+#[test]
+fn a_long_name_is_not_copied_to_each_event() {
+    let long = "é".repeat(100_000);
+    let value = json!({"messages": [{"id": "1"}, {"id": "2"}], "metadata": {"display_phone_number": long}});
+    let body = json!({"entry": [{"id": long, "changes": [{"field": long, "value": value}]}]});
+    for event in parse(body.to_string().as_bytes()).unwrap() {
+        assert!(event.field.len() <= MAX_NAME && event.waba_id.is_none() && event.display_phone_number.is_none());
+    }
+}

@@ -1,0 +1,98 @@
+//! How many requests of each family of routes may be answered at a time: none can take the places of another.
+//!
+//! The shares add up to less than `http.max_connections`, so that there are always connections on which a request can come.
+//! A request takes its place after its token was checked and its body was read: who sends neither takes none. Beyond the
+//! places a request is refused with 503 and `Retry-After` before anything is stored.
+//!
+//! | family | share of `http.max_connections` | |
+//! |---|---|---|
+//! | webhook | 7/16 | Meta's events: with 20 ms to the Site DB, 5,000 a second need 330 at a time |
+//! | api | 6/16 | sends, and questions about messages |
+//! | waiting | 4/16, of those of the api | sends whose clients wait for the outcome; the others always find a place |
+//! | passthrough | 1/16 | calls that are passed on to Meta, however long Meta takes |
+//! | media | 1/16 | media on their way, up and down; each holds a few hundred KB in buffers |
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The routes that share places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    /// Meta's events.
+    Webhook,
+    /// Sends, and questions about messages.
+    Api,
+    /// Sends whose clients wait for the outcome. They have a place of [`Family::Api`] as well.
+    Waiting,
+    /// Calls that are passed on to Meta.
+    Passthrough,
+}
+
+/// All places are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NoPlace;
+
+/// A place; dropped, it is free for another request.
+#[derive(Debug)]
+#[must_use = "a place that is dropped is free"]
+pub(super) struct Place(#[expect(dead_code, reason = "dropping it frees the place")] OwnedSemaphorePermit);
+
+/// The places of each family.
+#[derive(Debug)]
+pub(super) struct Budgets {
+    webhook: Arc<Semaphore>,
+    api: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    passthrough: Arc<Semaphore>,
+}
+
+impl Budgets {
+    /// Shares the connections.
+    pub(super) fn new(connections: usize) -> Self {
+        let share = |sixteenths: usize| Arc::new(Semaphore::new((connections * sixteenths / 16).max(1)));
+        Self {
+            webhook: share(7),
+            api: share(6),
+            waiting: share(4),
+            passthrough: share(1),
+        }
+    }
+
+    /// Takes a place, for as long as the request is answered.
+    pub(super) fn place(&self, family: Family) -> Result<Place, NoPlace> {
+        let places = match family {
+            Family::Webhook => &self.webhook,
+            Family::Api => &self.api,
+            Family::Waiting => &self.waiting,
+            Family::Passthrough => &self.passthrough,
+        };
+        let place = Arc::clone(places).try_acquire_owned();
+        place.map(Place).map_err(|_| NoPlace)
+    }
+}
+
+/// How many media may be on their way at a time.
+pub(super) const fn media(connections: usize) -> usize {
+    let share = connections / 16;
+    if share == 0 { 1 } else { share }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_family_takes_the_places_of_another() {
+        let budgets = Budgets::new(64);
+        let take_all = |family| std::iter::from_fn(|| budgets.place(family).ok()).collect::<Vec<_>>();
+        let taken: Vec<Vec<Place>> = [Family::Passthrough, Family::Waiting, Family::Api, Family::Webhook]
+            .into_iter()
+            .map(take_all)
+            .collect();
+        assert_eq!(taken.iter().map(Vec::len).collect::<Vec<_>>(), [4, 16, 24, 28]);
+        assert_eq!(budgets.place(Family::Webhook).unwrap_err(), NoPlace);
+        drop(taken);
+        assert!(budgets.place(Family::Webhook).is_ok());
+    }
+}
