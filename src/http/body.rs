@@ -120,9 +120,6 @@ impl Bodies {
     async fn read(&self, kind: AwaitedBody, request: Request) -> Result<HeldBody, BodyError> {
         let length = request.headers().get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-        if length.is_some_and(|length| length > self.longest) {
-            return Err(BodyError::TooLarge);
-        }
         let mut reader = Reader {
             kind,
             connection: request.extensions().get::<Arc<Tracked>>().cloned(),
@@ -166,8 +163,14 @@ struct Reader {
 impl Reader {
     async fn all(&mut self, bodies: &Bodies, length: Option<usize>, body: Body) -> Result<(), BodyError> {
         let mut body = body.into_data_stream();
+        if length.is_some_and(|length| length > bodies.longest) {
+            self.discard(&mut body, bodies.longest).await;
+            return Err(BodyError::TooLarge);
+        }
         while let Some(piece) = self.next(&mut body).await? {
             if self.bytes.len() + piece.len() > bodies.longest {
+                (self.bytes, self.place) = (BytesMut::new(), None);
+                self.discard(&mut body, bodies.longest).await;
                 return Err(BodyError::TooLarge);
             }
             self.hold(bodies, piece.len()).await?;
@@ -178,6 +181,18 @@ impl Reader {
             self.bytes.extend_from_slice(&piece);
         }
         Ok(())
+    }
+
+    /// Reads the rest of a body that is refused, up to twice the longest: a client that can't send its request to the end
+    /// often does not read the answer.
+    async fn discard(&mut self, body: &mut BodyDataStream, longest: usize) {
+        let mut most = longest.saturating_mul(2);
+        while let Ok(Some(piece)) = self.next(body).await {
+            match most.checked_sub(piece.len()) {
+                Some(left) => most = left,
+                None => return,
+            }
+        }
     }
 
     /// The next piece. A body that came with its head is read without ever waiting.

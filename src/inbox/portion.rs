@@ -205,7 +205,6 @@ async fn store_event(
             counted(None)
         }
         Content::AccountError(refusal) if event.field == "history" => {
-            account_events::note(event);
             notifications::history_declined(tx, account_id, &storable(&refusal.message)).await?;
             doubts = false;
             counted(None)
