@@ -144,9 +144,18 @@ pub(super) fn plain_unavailable(error: &SiteError) -> Response {
 
 /// Logs that a request failed because of the Site DB.
 pub(super) fn log_unavailable(error: &SiteError) {
-    let (sqlstate, hint, error) = (error.sqlstate().to_owned(), error.hint(), error.to_string());
+    let (sqlstate, hint, error) = (
+        error.sqlstate().to_owned(),
+        error.hint().map(str::to_owned),
+        error.to_string(),
+    );
     summed::write(Line::Unavailable, move |times| {
-        tracing::error!(sqlstate, times, hint, "PERSISTENCE: a request was refused: {error}");
+        tracing::error!(
+            sqlstate,
+            times,
+            hint = hint.as_deref(),
+            "PERSISTENCE: a request was refused: {error}"
+        );
     });
 }
 

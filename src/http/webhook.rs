@@ -124,12 +124,16 @@ fn busy() -> Response {
 
 fn not_stored(error: &SiteError) -> Response {
     metrics::count_refused_webhook("not_stored");
-    let (sqlstate, hint, error) = (error.sqlstate().to_owned(), error.hint(), error.to_string());
+    let (sqlstate, hint, error) = (
+        error.sqlstate().to_owned(),
+        error.hint().map(str::to_owned),
+        error.to_string(),
+    );
     summed::write(Line::Webhook("not_stored"), move |times| {
         tracing::error!(
             sqlstate,
             times,
-            hint,
+            hint = hint.as_deref(),
             "WEBHOOK: an event was not stored, Meta will send it again: {error}"
         );
     });

@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 
 use crate::health::{Component, Standing, Trouble};
-use crate::provider::{self, Answer, Code, ErrorClass, Looked, Refusal};
+use crate::provider::{self, Answer, Code, ErrorClass, Looked, Refusal, quoted};
 use crate::site_db::SiteError;
 use crate::site_db::accounts::{AccountStatus, Gate};
 
@@ -24,9 +24,6 @@ const LONG_PAUSE: Duration = Duration::from_secs(10);
 const CALLS: u32 = 2;
 /// How often the provider is looked at while it does not answer, and while nothing is sent.
 const LOOK: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
-/// The longest text of the provider's that is shown.
-const MAX_QUOTED: usize = 300;
-
 /// What is known of a number.
 #[derive(Debug)]
 pub(super) struct NumberStanding {
@@ -189,26 +186,6 @@ fn detail(facts: &Facts) -> Value {
         "paused_until": facts.pause.and_then(|pause| pause.until.format(&Rfc3339).ok()),
         "calls_without_answer": facts.unanswered.0,
     })
-}
-
-/// A foreign text, for a log line: no control characters, nothing that may be a phone number, not long.
-fn quoted(text: &str) -> String {
-    let mut out = String::new();
-    let mut digits = String::new();
-    let flush = |digits: &mut String, out: &mut String| {
-        out.push_str(if digits.len() > 6 { "…" } else { digits });
-        digits.clear();
-    };
-    for c in text.chars().take(MAX_QUOTED) {
-        if c.is_ascii_digit() {
-            digits.push(c);
-            continue;
-        }
-        flush(&mut digits, &mut out);
-        out.push(if c.is_control() { ' ' } else { c });
-    }
-    flush(&mut digits, &mut out);
-    out
 }
 
 #[cfg(test)]
