@@ -71,7 +71,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         agent: true,
         whatsapp: false,
     })?;
-    let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog failed").await?;
+    let control = Control::connect_for_person(&config.agent.url, &config.sync.slot, "twinlog failed").await?;
     match &arguments.action {
         Action::List(list) => show(&control, list).await,
         Action::Retry(arguments) => retry(&control, arguments).await,

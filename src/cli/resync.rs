@@ -54,7 +54,7 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             .map_err(|error: ConditionError| anyhow::anyhow!("--where: {error} — {}", error.hint()))?;
     }
     migrations::apply_twinlog(&config.agent.url).await?;
-    let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog resync").await?;
+    let control = Control::connect_for_person(&config.agent.url, &config.sync.slot, "twinlog resync").await?;
     let running = daemon_runs(&control).await?;
     let tables: Vec<TableName> = arguments.tables.iter().map(|name| table_name(name)).collect();
     if running {

@@ -10,6 +10,7 @@ use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 
 use super::printable::one_line;
 use super::server_status::{self, ServerStatus};
@@ -21,6 +22,9 @@ use crate::lsn::Lsn;
 use crate::postgres::diagnosis::are_swapped;
 use crate::replication::SyncError;
 use crate::shutdown;
+
+/// How long it is looked whether both URLs are swapped, where the status can't be read.
+const SWAPPED_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -102,10 +106,17 @@ async fn daemon(config: &Config) -> anyhow::Result<Option<Status>> {
     }
     match read(config).await {
         Ok(status) => Ok(Some(status)),
-        Err(_) if Box::pin(are_swapped(&config.site.url, &config.agent.url)).await == Some(true) => {
-            Err(SyncError::UrlsSwapped.into())
+        Err(error) => {
+            // It reads the same tables, and would wait for who has locked them.
+            let swapped = timeout(
+                SWAPPED_WITHIN,
+                Box::pin(are_swapped(&config.site.url, &config.agent.url)),
+            );
+            Err(match swapped.await {
+                Ok(Some(true)) => SyncError::UrlsSwapped.into(),
+                _ => error,
+            })
         }
-        Err(error) => Err(error),
     }
 }
 
@@ -173,7 +184,7 @@ impl Status {
 }
 
 async fn read(config: &Config) -> anyhow::Result<Status> {
-    let control = Control::connect(&config.agent.url, &config.sync.slot, "twinlog status").await?;
+    let control = Control::connect_for_person(&config.agent.url, &config.sync.slot, "twinlog status").await?;
     let daemon = control.daemon().await?;
     let checkpoint = control.visible_checkpoint().await?;
     let tables = control.tables().await?;

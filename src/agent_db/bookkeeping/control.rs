@@ -59,6 +59,20 @@ impl Control {
         })
     }
 
+    /// [`Self::connect`] for a person, who waits for the answer: a lock on the daemon's tables is an error after three seconds.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn connect_for_person(url: &DatabaseUrl, slot: &str, application_name: &str) -> Result<Self, AgentError> {
+        let control = Self::connect(url, slot, application_name).await?;
+        control
+            .client
+            .batch_execute("SET lock_timeout = '3s'")
+            .await
+            .map_err(failed("set up the session"))?;
+        Ok(control)
+    }
+
     /// Waits until somebody notifies the daemon (`NOTIFY twinlog`) or the connection ends. A notification that came while
     /// nobody waited is not lost. Can be dropped and called again. Returns at once on a connection that has ended, so look
     /// at [`Control::is_closed`].

@@ -33,6 +33,12 @@ pub(super) fn refusal_hint(
              pg_prepared_xacts p ON p.transaction = x.transactionid WHERE l.granted AND l.relation = {}::regclass;",
             quote_literal(&of_table)
         ),
+        LOCK_NOT_AVAILABLE => {
+            "end the session of the Agent DB that has locked a table of the schema twinlog: SELECT l.pid, l.relation::regclass FROM \
+             pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND \
+             c.relnamespace = 'twinlog'::regnamespace;"
+                .to_owned()
+        }
         "42P01" | "42703" | "42804" | "42P10" => {
             "the table was changed in the Agent DB: make it match the Site DB's".to_owned()
         }

@@ -295,7 +295,9 @@ fn held_tables(tables: &TableRecords) -> Option<String> {
     if held.len() > MOST_NAMED {
         text.push_str(&format!("; and {} more: see twinlog status", held.len() - MOST_NAMED));
     }
-    text.push_str(&format!("; {others} other table(s) not held"));
+    // A statement to paste ends with its own semicolon.
+    let joint = if text.ends_with(';') { "" } else { ";" };
+    text.push_str(&format!("{joint} {others} other table(s) not held"));
     Some(text)
 }
 

@@ -27,7 +27,10 @@ const BUDGET: Duration = Duration::from_secs(6);
 const WRITERS: u64 = 2;
 
 /// Faults during one program.
-const ACCIDENTS: usize = 8;
+const ACCIDENTS: usize = 10;
+
+/// A table that is dropped and created anew in the Site DB while writers write others.
+const SPARE: &str = "CREATE TABLE spare (id int PRIMARY KEY, v text)";
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
@@ -85,7 +88,7 @@ async fn run(databases: Databases, seed: u64, role: Role) {
     if role == Role::Owner {
         twins.agent_is_owner().await;
     }
-    twins.on_both(SCHEMA).await;
+    twins.on_both(&format!("{SCHEMA}; {SPARE}")).await;
     twins.on_site(SEED_ROWS).await;
 
     // WHEN faults happen during random programs
@@ -95,6 +98,8 @@ async fn run(databases: Databases, seed: u64, role: Role) {
         twins,
         held: None,
         checked: false,
+        lacking: false,
+        renamed: false,
         log: Vec::new(),
     };
     for _ in 0..ACCIDENTS {
@@ -110,13 +115,14 @@ async fn run(databases: Databases, seed: u64, role: Role) {
     eprintln!("seed {seed}: {log:?}");
     // Long, for a machine that does other work: an ordinary role writes with all constraints and triggers.
     twins.until_parked_within(8 * SOON, 0).await;
-    twins.until_equal_within(8 * SOON, TABLES).await;
+    let tables = &[TABLES, &["spare"]].concat();
+    twins.until_equal_within(8 * SOON, tables).await;
     let not_copied = "SELECT count(*) FROM twinlog.tables WHERE state <> 'streaming'";
     eventually_equal("every table is copied", 8 * SOON, "0".to_owned(), || {
         twins.agent.value(not_copied)
     })
     .await;
-    twins.until_equal(TABLES).await;
+    twins.until_equal(tables).await;
     twins.assert_balanced().await;
 }
 
@@ -137,12 +143,16 @@ struct World {
     held: Option<Client>,
     /// Whether the Agent DB refuses some rows.
     checked: bool,
+    /// Whether a table of the Agent DB lacks a column, so that it is held.
+    lacking: bool,
+    /// Whether a table of the Site DB has another name.
+    renamed: bool,
     log: Vec<&'static str>,
 }
 
 impl World {
     async fn accident(&mut self, random: &mut StdRng) {
-        match random.random_range(0..7) {
+        match random.random_range(0..10) {
             0 => {
                 self.log.push("kill -9");
                 self.daemon.relaunch_with("");
@@ -181,8 +191,46 @@ impl World {
                 });
                 self.check(!self.checked).await;
             }
+            6 => {
+                self.log.push(if self.lacking { "column back" } else { "column away" });
+                self.lack(!self.lacking).await;
+            }
+            7 => {
+                self.log.push(if self.renamed { "renamed back" } else { "renamed" });
+                self.rename(!self.renamed).await;
+            }
+            8 => {
+                self.log.push("dropped and created anew");
+                let rows = random.random_range(0..500);
+                let anew = format!(
+                    "BEGIN; DROP TABLE spare; {SPARE}; INSERT INTO spare SELECT i, 'new' FROM generate_series(1, {rows}) i; COMMIT;
+                     UPDATE spare SET v = 'changed' WHERE id % 7 = 0"
+                );
+                self.twins.on_site(&anew).await;
+            }
             _ => self.hold_or_end(random).await,
         }
+    }
+
+    /// Renames a column of the Agent DB that the Site DB publishes, so that the table is held; or back.
+    async fn lack(&mut self, lacking: bool) {
+        let (from, to) = if lacking { ("v", "v_away") } else { ("v_away", "v") };
+        let statement = format!("ALTER TABLE pairs RENAME {from} TO {to}");
+        // It may be the victim of a deadlock with the daemon.
+        eventually(&statement, SOON, || self.twins.agent.batch_execute(&statement)).await;
+        self.lacking = lacking;
+    }
+
+    /// Renames a table of the Site DB, which the Agent DB does not have under that name; or back.
+    async fn rename(&mut self, renamed: bool) {
+        let (from, to) = if renamed {
+            ("swaps", "swaps_away")
+        } else {
+            ("swaps_away", "swaps")
+        };
+        let statement = format!("ALTER TABLE {from} RENAME TO {to}");
+        eventually(&statement, SOON, || self.twins.site.batch_execute(&statement)).await;
+        self.renamed = renamed;
     }
 
     /// A transaction is opened and left open, or the open one ends.
@@ -232,6 +280,12 @@ impl World {
         }
         if self.checked {
             self.check(false).await;
+        }
+        if self.lacking {
+            self.lack(false).await;
+        }
+        if self.renamed {
+            self.rename(false).await;
         }
         self.daemon.restart().await;
     }

@@ -1,6 +1,6 @@
 //! What people are told about mistakes of the set-up: the fault, where it is, and the statement or key that mends it.
 
-use crate::harness::{NOTES, SOON, Twins};
+use crate::harness::{NOTES, SOON, Twins, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn urls_that_are_swapped_are_named_by_every_command_and_nothing_is_written() {
@@ -132,4 +132,38 @@ async fn a_read_only_agent_db_is_named_with_the_setting_and_its_place() {
         twins.on_agent("DROP SCHEMA twinlog CASCADE; TRUNCATE notes").await;
         twins.drop_slot().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_was_dropped_for_a_while_is_told_with_steps_that_work() {
+    // GIVEN changes that were made while there was no publication
+    let twins = Twins::with_notes(3).await;
+    let daemon = twins.start().await;
+    twins.until_equal(&["notes"]).await;
+    let slot = &twins.site.name;
+    twins.on_site(&format!("DROP PUBLICATION {slot}")).await;
+    twins
+        .on_site("INSERT INTO notes VALUES (10, 'unseen', 1); DELETE FROM notes WHERE id = 1")
+        .await;
+
+    // THEN it is said what became of the log, and what to do
+    let step = format!("SELECT pg_drop_replication_slot('{slot}')");
+    twins
+        .until_status_says(
+            &[
+                "did not exist when the next change in the log was made",
+                &step,
+                "resync --all",
+            ],
+            2 * SOON,
+        )
+        .await;
+
+    // and the steps lead to equal databases, though the publication was made anew in the meantime
+    eventually(&step, SOON, || twins.site.batch_execute(&step)).await;
+    daemon.until_ready(503, &["twinlog resync --all"]).await;
+    twins.succeeds(&["resync", "--all", "--wait"]).await;
+    twins.until_equal(&["notes"]).await;
+    daemon.until_state("streaming").await;
+    twins.succeeds(&["status"]).await;
 }

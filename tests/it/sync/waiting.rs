@@ -1,7 +1,7 @@
 //! Waiting costs nothing and raises no error: it is told soon, with what is waited for and who holds it, and readiness goes by
 //! the delay.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use twinlog::dev::postgres::Settings;
 
@@ -225,4 +225,29 @@ async fn a_copy_that_gets_no_connection_is_told_with_the_servers_own_words() {
     twins.on_site(&limit(50)).await;
     daemon.until_ready(200, &[]).await;
     twins.succeeds(&["status"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_does_not_wait_for_who_has_locked_the_daemons_tables() {
+    let twins = Twins::new(NOTES).await;
+    let mut daemon = twins.start().await;
+    for table in ["checkpoint", "tables", "failed_rows"] {
+        let holder = twins.agent.connect().await;
+        holder
+            .batch_execute(&format!("BEGIN; LOCK TABLE twinlog.{table}"))
+            .await
+            .unwrap();
+
+        let asked = Instant::now();
+        let said = twins.fails(&["status"]).await;
+
+        assert!(asked.elapsed() < TOLD_WITHIN, "{:?}", asked.elapsed());
+        for words in ["lock timeout", "locked a table of the schema twinlog: SELECT l.pid"] {
+            assert!(said.contains(words), "{said}");
+        }
+        holder.batch_execute("ROLLBACK").await.unwrap();
+    }
+    twins.on_site("INSERT INTO notes VALUES (1, 'a', 1)").await;
+    twins.until_equal(&["notes"]).await;
+    assert!(daemon.is_running());
 }
