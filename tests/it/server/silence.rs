@@ -66,6 +66,9 @@ async fn goes_silent(lock: &str, statement: &str) {
     })
     .await;
     world.until_accepted(2).await;
+    world
+        .until_count(2, "direction = 'outbound' AND wamid IS NOT NULL")
+        .await;
     world.until_count(1, "direction = 'inbound'").await;
     server.ready().await;
     eventually("every connection that went silent is given up", SOON, || async {
