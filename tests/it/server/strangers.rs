@@ -235,7 +235,7 @@ async fn what_comes_from_outside_neither_forges_nor_feeds_the_log() {
 
     // WHEN Meta's own words hold a number, with everything that a terminal obeys
     server.plain(&json!({"to": USER, "text": "x"})).await.unwrap();
-    server.process.says(&format!("number {NUMBER}: held")).await;
+    server.process.says(&format!("number {NUMBER} is degraded: held")).await;
     // AND a webhook names its field so
     let change = json!({"field": format!("field\n\u{1b}[0m{USER}"), "value": 1});
     let body = json!({"object": "whatsapp_business_account", "entry": [{"id": "1", "changes": vec![change; 100]}]});
