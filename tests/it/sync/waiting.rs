@@ -201,6 +201,8 @@ async fn a_copy_that_gets_no_connection_is_told_with_the_servers_own_words() {
     twins.set_site_url(&twins.site.url_as(&role));
     let daemon = twins.start().await;
     twins.until_table("notes", "streaming", 0).await;
+    // The commands come as somebody else, whose connections are not limited.
+    twins.set_site_url(&twins.site.url.clone());
     let limit = |limit: u32| format!("ALTER ROLE {role} CONNECTION LIMIT {limit}");
     twins.on_site(&limit(1)).await;
 
