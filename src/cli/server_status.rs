@@ -2,6 +2,7 @@
 //! and webhooks. Reads the Site DB only, so it works from any machine, whether a server runs or not.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
@@ -16,7 +17,11 @@ use crate::site_db::{Pool, SiteError, messages, webhook_events};
 /// A server reports every five seconds; one that has not for this long has died, or does not reach the Site DB.
 const SILENT_SECONDS: f64 = 20.0;
 /// A webhook that waits for longer than this is late.
-const LATE: std::time::Duration = std::time::Duration::from_secs(10);
+const LATE: Duration = Duration::from_secs(10);
+/// How long the Site DB may take to answer everything: a person waits, and the daemon's part is known already.
+const LIMIT: Duration = Duration::from_secs(4);
+/// How long closing the connections may take.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// The part of a process that the daemon's own status tells.
 const DAEMON: &str = "sync";
 
@@ -68,7 +73,8 @@ pub(super) async fn read(config: &Config) -> Option<ServerStatus> {
         return None;
     }
     let pool = Pool::connect(&config.site);
-    let status = match ask(&pool, expected).await {
+    let asked = tokio::time::timeout(LIMIT, ask(&pool, expected)).await;
+    let status = match asked.unwrap_or_else(|_| Err(SiteError::timed_out())) {
         Ok(status) => status.filter(|status| expected || !status.servers.is_empty()),
         Err(_) if !expected => None,
         Err(error) => {
@@ -78,7 +84,7 @@ pub(super) async fn read(config: &Config) -> Option<ServerStatus> {
             Some(status)
         }
     };
-    pool.close().await;
+    let _ = tokio::time::timeout(CLOSE_LIMIT, pool.close()).await;
     status
 }
 
