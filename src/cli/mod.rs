@@ -92,7 +92,7 @@ enum Command {
     Sync,
     /// Shows servers, delay, slot, tables and failed rows; exits with 1 if there is a problem
     ///
-    /// Reads only the databases, so it works from any machine, even if neither daemon nor server runs. Without [agent] url
+    /// Reads only the databases, so it works from any machine, even if neither daemon nor server runs. Without agent.url
     /// it shows the servers alone.
     Status(status::Arguments),
     /// Reads tables again, online, and makes the Agent DB equal to the Site DB
