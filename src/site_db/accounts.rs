@@ -327,17 +327,13 @@ pub async fn throttle(
     Ok(())
 }
 
-/// The condition twice: a number that another batch has touched meanwhile stays.
-static TOUCH: LazyLock<String> = LazyLock::new(|| {
-    let due = "coalesce(last_real_message_at < clock_timestamp() - interval '1 second', true)";
-    let ids = format!("ARRAY(SELECT id FROM public.whatsapp_accounts WHERE id = ANY ($1) AND {due})");
-    let held = lock_updated("whatsapp_accounts", &ids);
-    format!(
-        "WITH held AS MATERIALIZED ({held}) \
-         UPDATE public.whatsapp_accounts SET last_real_message_at = clock_timestamp() FROM held \
-         WHERE held.keys > 0 AND id = ANY ($1) AND {due}"
-    )
-});
+/// The rows, and not [`lock_updated`]: a transaction that learns a number's display name has its row before, so who held the
+/// key and waited for the row would wait in a circle with it.
+const TOUCH: &str = "WITH due AS ( \
+       SELECT id FROM public.whatsapp_accounts \
+       WHERE id = ANY ($1) AND coalesce(last_real_message_at < clock_timestamp() - interval '1 second', true) \
+       ORDER BY id FOR NO KEY UPDATE) \
+     UPDATE public.whatsapp_accounts AS a SET last_real_message_at = clock_timestamp() FROM due WHERE a.id = due.id";
 
 /// Sets the time of these numbers' last message of a person to now. A time less than a second old stays: the row is one for
 /// all conversations of a number, and every batch would wait for the one before it.
@@ -348,10 +344,7 @@ pub async fn touch(tx: &mut Transaction<'_>, account_ids: &[Uuid]) -> Result<(),
     if account_ids.is_empty() {
         return Ok(());
     }
-    sqlx::query(TOUCH.as_str())
-        .bind(account_ids)
-        .execute(tx.connection())
-        .await?;
+    sqlx::query(TOUCH).bind(account_ids).execute(tx.connection()).await?;
     Ok(())
 }
 
