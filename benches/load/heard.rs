@@ -1,6 +1,5 @@
 //! How soon another process hears of what the server commits.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,9 +8,8 @@ use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use twinlog::config;
 use twinlog::health::Health;
-use twinlog::realtime::EventLog;
+use twinlog::realtime::{EventLog, Heard};
 use twinlog::site_db::Pool;
-use twinlog::site_db::events::Event;
 
 use super::process::Spent;
 use super::{Figures, World, sends};
@@ -55,12 +53,12 @@ pub(crate) async fn heard(world: &World<'_>) -> Result<Figures> {
 }
 
 /// How many changed rows were heard of, the seconds from the first to the last, and how late each was, in ms.
-async fn listen(mut events: Receiver<Arc<Event>>) -> (f64, f64, Vec<f64>) {
+async fn listen(mut events: Receiver<Heard>) -> (f64, f64, Vec<f64>) {
     let (mut first, mut last) = (None, OffsetDateTime::UNIX_EPOCH);
     let mut latencies = Vec::new();
     // Until the first one.
     let mut wait = QUIET * 10;
-    while let Ok(Ok(event)) = tokio::time::timeout(wait, events.recv()).await {
+    while let Ok(Ok(Heard::Event(event))) = tokio::time::timeout(wait, events.recv()).await {
         last = OffsetDateTime::now_utc();
         first.get_or_insert(last);
         let late = (last - event.written_at).as_seconds_f64() * 1e3;

@@ -48,10 +48,10 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('twinlog.events', 0));
     SELECT r.* INTO last FROM twinlog.event_rounds r ORDER BY r.round DESC LIMIT 1;
     IF last.cluster <> here OR pg_snapshot_xmax(last.snapshot) > pg_snapshot_xmax(pg_current_snapshot()) THEN
-        -- What was committed here since is not known: a missing round tells every listener to load anew.
+        -- What was committed here since is not known: without their round, all listeners are told to load anew.
         DELETE FROM twinlog.event_rounds;
         INSERT INTO twinlog.event_rounds (round, ids, snapshot, cluster)
-            VALUES (last.round + 2, '{}', pg_current_snapshot(), here);
+            VALUES (last.round + 1, '{}', pg_current_snapshot(), here);
         RETURN 0;
     END IF;
     SELECT pg_current_snapshot(), array_agg(e.id ORDER BY e.id) INTO seen, fresh FROM (
@@ -115,6 +115,10 @@ BEGIN
      GROUP BY n / 500 ORDER BY min(n);
     RETURN NULL;
 END $$;
+
+-- Firing a trigger needs no right on its function; to use one for a trigger of one's own would.
+REVOKE ALL ON FUNCTION twinlog.note_new_messages(), twinlog.note_statuses(), twinlog.note_rows_of_number(), twinlog.note_rows()
+    FROM PUBLIC;
 
 CREATE TRIGGER twinlog_events_insert AFTER INSERT ON public.whatsapp_messages
     REFERENCING NEW TABLE AS after FOR EACH STATEMENT EXECUTE FUNCTION twinlog.note_new_messages();

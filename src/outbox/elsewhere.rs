@@ -8,12 +8,13 @@ use tokio::sync::broadcast::error::RecvError;
 use uuid::Uuid;
 
 use super::shared::Shared;
+use crate::realtime::Heard;
 use crate::site_db::MessageStatus;
 use crate::site_db::events::{Event, EventKind};
 
 /// Runs until the stop. Without events (the Site DB was away), waiting requests and numbers ask the Site DB themselves now
 /// and then.
-pub(super) async fn run(shared: Arc<Shared>, mut events: Receiver<Arc<Event>>) {
+pub(super) async fn run(shared: Arc<Shared>, mut events: Receiver<Heard>) {
     loop {
         let received = tokio::select! {
             biased;
@@ -21,9 +22,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut events: Receiver<Arc<Event>>) {
             received = events.recv() => received,
         };
         match received {
-            Ok(event) => tell(&shared, &event),
-            Err(RecvError::Lagged(_)) => {
-                // Whatever was missed.
+            Ok(Heard::Event(event)) => tell(&shared, &event),
+            Ok(Heard::Missed) | Err(RecvError::Lagged(_)) => {
                 shared.waiters.committed_any();
                 for sender in shared.senders.values() {
                     sender.ask_for_scan();

@@ -43,7 +43,16 @@ const CLEAN_PAUSE: Duration = Duration::from_millis(50);
 
 /// The events of the Site DB, as this process hears them. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct EventLog(broadcast::Sender<Arc<Event>>);
+pub struct EventLog(broadcast::Sender<Heard>);
+
+/// What a subscriber hears.
+#[derive(Debug, Clone)]
+pub enum Heard {
+    /// The next event.
+    Event(Arc<Event>),
+    /// Events were missed: anything may have changed.
+    Missed,
+}
 
 impl EventLog {
     /// Starts to read, beginning with the events after this moment. Events are deleted `keep` after they were written.
@@ -65,14 +74,14 @@ impl EventLog {
 
     /// The events from now on, in their order. Reading late gives [`broadcast::error::RecvError::Lagged`]: some were missed.
     #[must_use]
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+    pub fn subscribe(&self) -> broadcast::Receiver<Heard> {
         self.0.subscribe()
     }
 }
 
 struct Reader {
     pool: Pool,
-    subscribers: broadcast::Sender<Arc<Event>>,
+    subscribers: broadcast::Sender<Heard>,
     /// The position up to which events were handed on.
     read: Option<Position>,
 }
@@ -125,10 +134,12 @@ impl Reader {
         }
         loop {
             let Read::Events(found) = events::read_after(&self.pool, read).await? else {
-                // This process was away for longer than events are kept.
-                tracing::warn!("events were deleted before this process had read them; its listeners have missed them");
-                read = events::newest(&self.pool).await?;
-                self.read = Some(read);
+                tracing::warn!(
+                    "events were missed: this process was away for longer than events.keep_hours, or the Site DB lost its last \
+                     commits (a failover, a restore); listeners are told to load anew"
+                );
+                self.read = Some(events::newest(&self.pool).await?);
+                let _ = self.subscribers.send(Heard::Missed);
                 return Ok(());
             };
             let last = found.len() < PORTION;
@@ -136,7 +147,7 @@ impl Reader {
                 read = event.position;
                 self.read = Some(read);
                 // Fails if nobody listens.
-                let _ = self.subscribers.send(Arc::new(event));
+                let _ = self.subscribers.send(Heard::Event(Arc::new(event)));
             }
             if last {
                 return Ok(());

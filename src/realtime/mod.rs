@@ -22,5 +22,5 @@
 mod event_log;
 mod waiters;
 
-pub use event_log::EventLog;
+pub use event_log::{EventLog, Heard};
 pub use waiters::{Changed, Ticket, Waiters};

@@ -59,11 +59,8 @@ pub struct Position {
     pub round: i64,
     /// Which of the round's events, beginning with 1; 0: before the first one.
     pub index: i64,
-}
-
-impl Position {
-    /// Before the first event.
-    pub const BEGINNING: Self = Self { round: 0, index: 0 };
+    /// When the round was placed. After a failover that lost rounds, or a restore, others have their numbers.
+    pub placed_at: OffsetDateTime,
 }
 
 /// What one statement did to rows of one kind.
@@ -90,7 +87,8 @@ pub struct Event {
 pub enum Read {
     /// The next events; fewer than [`PORTION`]: there are no more now.
     Events(Vec<Event>),
-    /// Events after this position were deleted because of their age: the listener must load its rows anew.
+    /// The position's round is not there, or is another one now: events were deleted because of their age, or the Site DB lost
+    /// its last commits. The listener must load its rows anew.
     Gone,
 }
 
@@ -114,12 +112,17 @@ pub async fn place(pool: &Pool) -> Result<usize, SiteError> {
 /// # Errors
 /// See [`SiteError`].
 pub async fn newest(pool: &Pool) -> Result<Position, SiteError> {
-    let (round, index) =
-        sqlx::query_as("SELECT round, cardinality(ids)::bigint FROM twinlog.event_rounds ORDER BY round DESC LIMIT 1")
-            .fetch_optional(&pool.0)
-            .await?
-            .ok_or(SiteError::Vanished("event_rounds"))?;
-    Ok(Position { round, index })
+    let (round, index, placed_at) = sqlx::query_as(
+        "SELECT round, cardinality(ids)::bigint, placed_at FROM twinlog.event_rounds ORDER BY round DESC LIMIT 1",
+    )
+    .fetch_optional(&pool.0)
+    .await?
+    .ok_or(SiteError::Vanished("event_rounds"))?;
+    Ok(Position {
+        round,
+        index,
+        placed_at,
+    })
 }
 
 /// The events after a position, in their order, at most [`PORTION`].
@@ -132,6 +135,7 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
         gone: bool,
         round: Option<i64>,
         index: Option<i64>,
+        placed_at: Option<OffsetDateTime>,
         kind: Option<String>,
         account_id: Option<Uuid>,
         ids: Option<Vec<Uuid>>,
@@ -140,8 +144,9 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
         written_at: Option<OffsetDateTime>,
     }
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT (SELECT min(round) FROM twinlog.event_rounds) > $1 AS gone, e.* FROM (SELECT) AS one LEFT JOIN LATERAL ( \
-           SELECT r.round, p.index, e.kind, e.account_id, e.ids, e.statuses, e.origin, e.written_at \
+        "SELECT NOT EXISTS (SELECT FROM twinlog.event_rounds WHERE round = $1 AND placed_at = $4) AS gone, e.* \
+         FROM (SELECT) AS one LEFT JOIN LATERAL ( \
+           SELECT r.round, p.index, r.placed_at, e.kind, e.account_id, e.ids, e.statuses, e.origin, e.written_at \
            FROM twinlog.event_rounds r CROSS JOIN LATERAL unnest(r.ids) WITH ORDINALITY AS p(id, index) \
              JOIN twinlog.events e ON e.id = p.id \
            WHERE r.round >= $1 AND (r.round > $1 OR p.index > $2) ORDER BY r.round, p.index LIMIT $3) AS e ON true \
@@ -150,6 +155,7 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
     .bind(position.round)
     .bind(position.index)
     .bind(i64::try_from(PORTION).unwrap_or(i64::MAX))
+    .bind(position.placed_at)
     .fetch_all(&pool.0)
     .await?;
     if rows.iter().any(|row| row.gone) {
@@ -160,6 +166,7 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
             position: Position {
                 round: row.round?,
                 index: row.index?,
+                placed_at: row.placed_at?,
             },
             kind: row.kind?.parse().unwrap_or(EventKind::Other),
             account_id: row.account_id,

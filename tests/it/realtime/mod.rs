@@ -8,20 +8,20 @@ use rand::{Rng, SeedableRng};
 use tokio_util::sync::CancellationToken;
 use twinlog::config;
 use twinlog::health::Health;
-use twinlog::realtime::EventLog;
+use twinlog::realtime::{EventLog, Heard};
 use twinlog::site_db::events::{self, Event, EventKind, Position, Read};
 use twinlog::site_db::{MessageStatus, Pool};
 use uuid::Uuid;
 
 use crate::harness::{Databases, SOON, databases};
 
-const BEGINNING: Position = Position::BEGINNING;
-
-async fn site() -> (Databases, Pool) {
+/// A migrated Site DB, a process on it, and the position before the first event.
+async fn site() -> (Databases, Pool, Position) {
     let db = databases().await;
     twinlog::migrations::apply_site(&db.site.database_url()).await.unwrap();
     let pool = process(&db);
-    (db, pool)
+    let beginning = events::newest(&pool).await.unwrap();
+    (db, pool, beginning)
 }
 
 /// The connections of another server process.
@@ -50,7 +50,7 @@ const LEAD: &str = "INSERT INTO leads (phone) VALUES ('1')";
 
 #[tokio::test]
 async fn every_change_leaves_an_event_in_its_transaction_whoever_makes_it() {
-    let (db, pool) = site().await;
+    let (db, pool, beginning) = site().await;
     db.on_site(NUMBER).await;
     db.on_site("INSERT INTO leads (phone) SELECT n::text FROM generate_series(1, 1200) AS n")
         .await;
@@ -67,7 +67,7 @@ async fn every_change_leaves_an_event_in_its_transaction_whoever_makes_it() {
         .await;
     db.on_site("INSERT INTO notifications (kind) VALUES ('x'); UPDATE leads SET name = 'n' WHERE phone = '7'")
         .await;
-    let found = read(&pool, BEGINNING).await;
+    let found = read(&pool, beginning).await;
     let expected = [
         (EventKind::LeadUpdated, 500),
         (EventKind::LeadUpdated, 500),
@@ -87,14 +87,14 @@ async fn every_change_leaves_an_event_in_its_transaction_whoever_makes_it() {
         (&found[4].ids, &MessageStatus::Sending)
     );
     assert!(found.iter().all(|event| event.origin.is_none()));
-    assert!(found.is_sorted_by(|a, b| a.position < b.position));
+    assert!(found.is_sorted_by(|a, b| (a.position.round, a.position.index) < (b.position.round, b.position.index)));
     assert_eq!(events::newest(&pool).await.unwrap(), found[7].position);
     assert_eq!(read(&pool, found[6].position).await, found[7..]);
 }
 
 #[tokio::test]
 async fn a_program_whose_role_knows_nothing_of_events_can_go_on_changing_its_tables() {
-    let (db, pool) = site().await;
+    let (db, pool, beginning) = site().await;
     let role = db.site.create_role("crm", "").await;
     db.on_site(&format!("GRANT SELECT, INSERT, UPDATE ON leads TO {role}"))
         .await;
@@ -102,7 +102,7 @@ async fn a_program_whose_role_knows_nothing_of_events_can_go_on_changing_its_tab
         "SET ROLE {role}; INSERT INTO leads (phone) VALUES ('2'); RESET ROLE"
     ))
     .await;
-    assert_eq!(kinds(&read(&pool, BEGINNING).await), [(EventKind::LeadUpdated, 1)]);
+    assert_eq!(kinds(&read(&pool, beginning).await), [(EventKind::LeadUpdated, 1)]);
     // Also with a two-phase commit, which allows no NOTIFY.
     if db
         .site
@@ -118,11 +118,11 @@ async fn a_program_whose_role_knows_nothing_of_events_can_go_on_changing_its_tab
 
 #[tokio::test]
 async fn a_transaction_that_stays_open_holds_no_other_event_back_and_its_own_come_later() {
-    let (db, pool) = site().await;
+    let (db, pool, beginning) = site().await;
     let open = db.site.connect().await;
     open.batch_execute(&format!("BEGIN; {LEAD}")).await.unwrap();
     db.on_site("INSERT INTO leads (phone) VALUES ('2')").await;
-    let first = read(&pool, BEGINNING).await;
+    let first = read(&pool, beginning).await;
     assert_eq!(kinds(&first), [(EventKind::LeadUpdated, 1)]);
     open.batch_execute("COMMIT").await.unwrap();
     let second = read(&pool, first[0].position).await;
@@ -133,20 +133,22 @@ async fn a_transaction_that_stays_open_holds_no_other_event_back_and_its_own_com
 
 #[tokio::test]
 async fn who_was_away_for_longer_than_events_are_kept_is_told_and_nobody_else() {
-    let (db, pool) = site().await;
-    let mut found = Vec::new();
+    let (db, pool, beginning) = site().await;
     for phone in 1..=4 {
         db.on_site(&format!("INSERT INTO leads (phone) VALUES ('{phone}')"))
             .await;
-        found = read(&pool, BEGINNING).await;
+        read(&pool, beginning).await;
     }
     let hour = Duration::from_secs(3600);
-    db.on_site("UPDATE twinlog.event_rounds SET placed_at = placed_at - interval '2 hours' WHERE round <= 3")
-        .await;
+    db.on_site(
+        "UPDATE twinlog.event_rounds SET placed_at = placed_at - interval '2 hours' WHERE round BETWEEN 1 AND 3",
+    )
+    .await;
+    let found = read(&pool, beginning).await;
     assert_eq!(events::delete_old(&pool, hour).await.unwrap(), 3);
     assert_eq!(db.site.value("SELECT count(*) FROM twinlog.events").await, "2");
     // Of the round that was the newest two hours ago, nothing is deleted: who has read it has missed nothing.
-    for position in [BEGINNING, found[0].position, found[1].position] {
+    for position in [beginning, found[0].position, found[1].position] {
         assert!(matches!(events::read_after(&pool, position).await.unwrap(), Read::Gone));
     }
     assert_eq!(read(&pool, found[2].position).await, found[3..]);
@@ -158,21 +160,58 @@ async fn who_was_away_for_longer_than_events_are_kept_is_told_and_nobody_else() 
 
 #[tokio::test]
 async fn a_restored_copy_tells_every_listener_to_load_anew_and_goes_on() {
-    let (db, pool) = site().await;
+    let (db, pool, beginning) = site().await;
     db.on_site(LEAD).await;
-    let before = read(&pool, BEGINNING).await;
+    let before = read(&pool, beginning).await;
     // As in another cluster, to which a dump was restored.
     db.on_site("UPDATE twinlog.event_rounds SET cluster = cluster + 1")
         .await;
     db.on_site("INSERT INTO leads (phone) VALUES ('2')").await;
     events::place(&pool).await.unwrap();
-    for position in [BEGINNING, before[0].position] {
+    for position in [beginning, before[0].position] {
         assert!(matches!(events::read_after(&pool, position).await.unwrap(), Read::Gone));
     }
     let newest = events::newest(&pool).await.unwrap();
-    assert!(newest > before[0].position);
+    assert!(newest.round > before[0].position.round);
     db.on_site("INSERT INTO leads (phone) VALUES ('3')").await;
     assert_eq!(kinds(&read(&pool, newest).await), [(EventKind::LeadUpdated, 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_that_lost_rounds_every_listener_is_told_that_it_has_missed_events() {
+    let (db, pool, beginning) = site().await;
+    db.on_site(LEAD).await;
+    let lost = read(&pool, beginning).await;
+    let stop = CancellationToken::new();
+    let hour = Duration::from_secs(3600);
+    let (log, tasks) = EventLog::start(process(&db), hour, Health::default().component("events"), stop.clone());
+    let mut heard = log.subscribe();
+    let begun = async {
+        loop {
+            db.on_site("UPDATE leads SET name = 'begun'").await;
+            if tokio::time::timeout(Duration::from_millis(700), heard.recv())
+                .await
+                .is_ok()
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, begun).await.unwrap();
+    // The new primary has not the last rounds: their numbers are given again, to other events.
+    db.on_site("UPDATE twinlog.event_rounds SET placed_at = placed_at + interval '1 second' WHERE round > 0")
+        .await;
+    assert!(matches!(
+        events::read_after(&pool, lost[0].position).await.unwrap(),
+        Read::Gone
+    ));
+    let missed = async { while !matches!(heard.recv().await.unwrap(), Heard::Missed) {} };
+    tokio::time::timeout(SOON, missed).await.unwrap();
+    db.on_site("UPDATE leads SET name = 'new'").await;
+    let next = async { while !matches!(heard.recv().await.unwrap(), Heard::Event(_)) {} };
+    tokio::time::timeout(SOON, next).await.unwrap();
+    stop.cancel();
+    tasks.join_all().await;
 }
 
 /// Writers change the same few messages in transactions of random length; some roll back. What each message went through
@@ -193,7 +232,7 @@ const STEP: &str = "
 async fn every_process_hears_each_change_once_and_causes_before_effects() {
     let seed: u64 = rand::rng().random();
     println!("seed {seed}");
-    let (db, pool) = site().await;
+    let (db, pool, _) = site().await;
     db.on_site(NUMBER).await;
     db.on_site(STAGE).await;
     let stop = CancellationToken::new();
@@ -256,12 +295,15 @@ async fn every_process_hears_each_change_once_and_causes_before_effects() {
     }
     for receiver in &mut heard {
         let mut told: HashMap<Uuid, Vec<String>> = HashMap::new();
-        let mut last = BEGINNING;
+        let mut last = (0, 0);
         let listening = async {
             while told != story {
-                let event = receiver.recv().await.unwrap();
-                assert!(event.position > last, "seed {seed}");
-                last = event.position;
+                let Heard::Event(event) = receiver.recv().await.unwrap() else {
+                    panic!("seed {seed}: events were missed");
+                };
+                let place = (event.position.round, event.position.index);
+                assert!(place > last, "seed {seed}");
+                last = place;
                 if event.kind == EventKind::MessageStatus {
                     for (id, status) in event.ids.iter().zip(&event.statuses) {
                         told.entry(*id).or_default().push(status.to_string());
