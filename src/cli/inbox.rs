@@ -28,8 +28,6 @@ use crate::site_db::{Pool, SiteError, servers};
 const BATCH: u32 = 500;
 /// How often their state is read.
 const TICK: Duration = Duration::from_millis(200);
-/// A server that has not reported for this long does not run.
-const SILENT_SECONDS: f64 = 20.0;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -209,7 +207,9 @@ async fn settle(
 
 async fn server_runs(pool: &Pool) -> Result<bool, SiteError> {
     let servers = servers::all(pool).await?.unwrap_or_default();
-    Ok(servers.iter().any(|server| server.age_seconds <= SILENT_SECONDS))
+    Ok(servers
+        .iter()
+        .any(|server| server.age_seconds <= servers::SILENT_SECONDS))
 }
 
 /// Processes webhooks while no server does.

@@ -11,11 +11,9 @@ use super::printable::one_line;
 use crate::config::Config;
 use crate::health;
 use crate::site_db::accounts::{self, AccountStatus};
-use crate::site_db::servers::{self, StoredServer};
+use crate::site_db::servers::{self, SILENT_SECONDS, StoredServer};
 use crate::site_db::{Pool, SiteError, messages, webhook_events};
 
-/// A server reports every five seconds; one that has not for this long has died, or does not reach the Site DB.
-const SILENT_SECONDS: f64 = 20.0;
 /// A webhook that waits for longer than this is late.
 const LATE: Duration = Duration::from_secs(10);
 /// How long the Site DB may take to answer everything: a person waits, and the daemon's part is known already.

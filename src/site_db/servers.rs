@@ -7,6 +7,9 @@ use uuid::Uuid;
 
 use super::{Pool, SiteError};
 
+/// A server reports every five seconds; one that has not for this long has died, or does not reach the Site DB.
+pub const SILENT_SECONDS: f64 = 20.0;
+
 /// Reports of servers that have been silent for longer are removed: they died long ago.
 const FORGET_AFTER: Duration = Duration::from_secs(24 * 3600);
 
