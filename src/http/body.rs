@@ -237,23 +237,31 @@ impl Reader {
         }
     }
 
-    /// Takes bytes from the budget, if need be those of the body that comes most slowly.
+    /// Takes bytes from the budget, if need be those of the body that comes most slowly. If that is this one, the others
+    /// may still give theirs back: they are read to the end, or their clients have gone.
     async fn hold(&mut self, bodies: &Bodies, bytes: usize) -> Result<(), BodyError> {
         let budget = bodies.budget(self.kind);
         let wanted = u32::try_from(bytes).map_err(|_| BodyError::TooLarge)?;
         let mut place = Arc::clone(budget).try_acquire_many_owned(wanted).ok();
         let mut waits = 0;
         while place.is_none() {
-            let slowest = self.connection.as_ref().filter(|connection| {
-                connection.set(self.doing());
-                connection.give_up_slowest(self.kind)
-            });
-            if slowest.is_none() || waits == WAITS_FOR_BYTES {
+            if waits == WAITS_FOR_BYTES {
                 return Err(BodyError::NoRoom);
             }
             waits += 1;
             let freed = tokio::time::timeout(WAIT_FOR_BYTES, Arc::clone(budget).acquire_many_owned(wanted));
-            place = freed.await.ok().and_then(Result::ok);
+            let freed = match &self.connection {
+                None => freed.await,
+                Some(connection) => {
+                    connection.set(self.doing());
+                    connection.give_up_slowest(self.kind);
+                    tokio::select! {
+                        freed = freed => freed,
+                        () = connection.given_up() => return Err(BodyError::NoRoom),
+                    }
+                }
+            };
+            place = freed.ok().and_then(Result::ok);
         }
         match (&mut self.place, place) {
             (Some(held), Some(more)) => held.merge(more),

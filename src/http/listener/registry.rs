@@ -221,16 +221,11 @@ impl Tracked {
         self.give_up.notified().await;
     }
 
-    /// Has the slowest body of this kind given up, to make room for another's bytes. False if that is this one. (If there
-    /// is none, those that have the bytes are about to give them back.)
-    pub(in crate::http) fn give_up_slowest(&self, kind: AwaitedBody) -> bool {
-        match self.registry.slowest(kind) {
-            Some(slowest) if slowest.id == self.id => false,
-            Some(slowest) => {
-                slowest.give_up.notify_one();
-                true
-            }
-            None => true,
+    /// Has the slowest body of this kind given up, to make room for another's bytes; never this one. (If there is none,
+    /// those that have the bytes are about to give them back.)
+    pub(in crate::http) fn give_up_slowest(&self, kind: AwaitedBody) {
+        if let Some(slowest) = self.registry.slowest(kind).filter(|slowest| slowest.id != self.id) {
+            slowest.give_up.notify_one();
         }
     }
 }
