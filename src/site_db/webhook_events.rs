@@ -145,8 +145,9 @@ pub async fn claim(tx: &mut Transaction<'_>, limit: ClaimLimit) -> Result<Vec<Cl
 /// # Errors
 /// See [`SiteError`].
 pub async fn claim_again(tx: &mut Transaction<'_>, ids: &[Uuid]) -> Result<Vec<Uuid>, SiteError> {
+    // Inside `coalesce`, so that the index of all that waits is not taken instead of the primary key.
     Ok(sqlx::query_scalar(
-        "SELECT id FROM public.webhook_events WHERE id = ANY($1) AND state = 'received' AND next_attempt_at <= now()
+        "SELECT id FROM public.webhook_events WHERE id = ANY($1) AND coalesce(state = 'received', false) AND next_attempt_at <= now()
           ORDER BY id FOR UPDATE SKIP LOCKED",
     )
     .bind(ids)
@@ -174,7 +175,7 @@ pub async fn postpone(tx: &mut Transaction<'_>, id: Uuid, wait: Duration) -> Res
 pub async fn retry_later(pool: &Pool, ids: &[Uuid], wait: Duration) -> Result<(), SiteError> {
     sqlx::query(
         "WITH failed AS (
-             SELECT id FROM public.webhook_events WHERE id = ANY($1) AND state = 'received' ORDER BY id FOR UPDATE
+             SELECT id FROM public.webhook_events WHERE id = ANY($1) AND coalesce(state = 'received', false) ORDER BY id FOR UPDATE
          )
          UPDATE public.webhook_events AS e SET attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => $2)
            FROM failed WHERE e.id = failed.id",

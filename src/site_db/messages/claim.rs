@@ -70,11 +70,11 @@ pub struct Claim {
 /// known of the first one.
 ///
 /// `$1` the number's row, `$2` how many at most, `$3` seconds of the lease, `$4` the claim's id, `$5` whether a hold is
-/// ignored; `only` is a further condition.
-fn due(only: &str) -> String {
+/// ignored; `chosen` chooses among the messages.
+fn due(chosen: &str) -> String {
     format!(
         "SELECT m.id FROM public.whatsapp_messages m JOIN public.whatsapp_accounts a ON a.id = m.account_id \
-         WHERE m.account_id = $1 AND m.status = 'pending' AND m.direction = 'outbound'{only} \
+         WHERE {chosen} \
            AND coalesce(m.next_attempt_at <= now(), true) AND coalesce(m.send_by > now(), true) \
            AND (a.status = 'active' OR $5) AND coalesce(a.throttled_until <= now(), true) \
            AND NOT EXISTS ( \
@@ -101,9 +101,15 @@ fn claiming(due: &str) -> String {
     write::chosen(due, &transition::CLAIM, columns)
 }
 
-pub(super) static CLAIM_DUE: LazyLock<String> = LazyLock::new(|| claiming(&due("")));
+/// Messages that wait to be sent from a number.
+const PENDING: &str = "m.account_id = $1 AND m.status = 'pending' AND m.direction = 'outbound'";
 
-pub(super) static CLAIM_THESE: LazyLock<String> = LazyLock::new(|| claiming(&due(" AND m.id = ANY ($6)")));
+pub(super) static CLAIM_DUE: LazyLock<String> = LazyLock::new(|| claiming(&due(PENDING)));
+
+pub(super) static CLAIM_THESE: LazyLock<String> = LazyLock::new(|| {
+    // Inside `coalesce`, so that the planner takes the primary key, and not an index of all that waits.
+    claiming(&due(&format!("m.id = ANY ($6) AND coalesce({PENDING}, false)")))
+});
 
 static GIVE_BACK: LazyLock<String> = LazyLock::new(|| {
     let claimed = "SELECT id FROM public.whatsapp_messages WHERE status = 'sending' AND lease_owner = $1 \

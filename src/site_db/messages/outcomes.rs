@@ -304,12 +304,13 @@ pub(in crate::site_db) async fn lock_rows(
     if ids.is_empty() {
         return Ok(HashMap::new());
     }
+    // Inside `coalesce`: without statistics, an index that begins with `direction` would look as good as the primary key.
     let rows: Vec<Locked> = sqlx::query_as(
         "SELECT m.id, m.status, m.wamid, m.error_code, m.error_class, m.error_message, m.accepted_at, m.held_at, m.sent_at,
                 m.delivered_at, m.read_at, m.played_at, m.failed_at, m.lead_id, m.recipient, l.wa_id AS lead_wa_id,
                 l.user_id AS lead_user_id, coalesce(l.phone LIKE 'group:%', false) AS to_group
            FROM public.whatsapp_messages m JOIN public.leads l ON l.id = m.lead_id
-          WHERE m.id = ANY($1) AND m.direction = 'outbound' ORDER BY m.id FOR UPDATE OF m",
+          WHERE m.id = ANY($1) AND coalesce(m.direction = 'outbound', false) ORDER BY m.id FOR UPDATE OF m",
     )
     .bind(ids)
     .fetch_all(tx.connection())

@@ -219,7 +219,7 @@ pub(in crate::site_db) async fn find_reported(
                 (SELECT id FROM public.whatsapp_messages m
                   WHERE m.account_id = c.account_id AND m.direction = 'outbound' AND m.wamid = c.wamid),
                 (SELECT id FROM public.whatsapp_messages m
-                  WHERE m.id = c.returned_id AND m.account_id = c.account_id AND m.direction = 'outbound'))
+                  WHERE m.id = c.returned_id AND coalesce(m.account_id = c.account_id AND m.direction = 'outbound', false)))
            FROM unnest($1::uuid[], $2::text[], $3::uuid[]) WITH ORDINALITY AS c(account_id, wamid, returned_id, number)
           ORDER BY number",
     )

@@ -24,6 +24,7 @@ mod meta_stub;
 mod observed;
 mod outages;
 mod plain_route;
+mod plans;
 mod pooler;
 mod recipients;
 mod several;
