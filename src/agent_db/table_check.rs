@@ -13,6 +13,7 @@ use super::error::AgentError;
 use crate::change::{TableDescription, TableName};
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::SessionKind;
+use crate::postgres::sqlstate::QUERY_CANCELED;
 use crate::postgres::{Side, connect, quote_identifier};
 
 /// A session that looks, and writes nothing.
@@ -20,6 +21,8 @@ use crate::postgres::{Side, connect, quote_identifier};
 pub struct TableCheck {
     client: Client,
     pipeline: Pipeline,
+    /// A statement that writes rows and takes longer is cancelled.
+    limit: Duration,
 }
 
 /// How long a statement waits for a lock: it is looked at again soon.
@@ -30,7 +33,7 @@ impl TableCheck {
     ///
     /// # Errors
     /// The connection's.
-    pub async fn connect(url: &DatabaseUrl, pipeline: Pipeline) -> Result<Self, AgentError> {
+    pub async fn connect(url: &DatabaseUrl, pipeline: Pipeline, limit: Duration) -> Result<Self, AgentError> {
         let (client, _) = connect::open(Side::Agent, url, "twinlog check", SessionKind::Writing, None).await?;
         // The same triggers and rules as for the session that writes.
         Rights::probe(&client).await?;
@@ -38,7 +41,11 @@ impl TableCheck {
             .batch_execute(&format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis()))
             .await
             .map_err(|source| AgentError::from_driver("set up the session", None, source))?;
-        Ok(Self { client, pipeline })
+        Ok(Self {
+            client,
+            pipeline,
+            limit,
+        })
     }
 
     /// The other slots of the pipeline's source for which tables are claimed.
@@ -73,16 +80,75 @@ impl TableCheck {
         let claimed = self.pipeline.look(&self.client, &table.table).await?;
         claimed.allowed(&table.table)?;
         let lock = format!(
-            "BEGIN; LOCK TABLE {} IN ROW EXCLUSIVE MODE NOWAIT",
+            "BEGIN; {}; LOCK TABLE {} IN ROW EXCLUSIVE MODE NOWAIT",
+            self.limited(),
             table.table.quoted()
         );
         let failed = |source| AgentError::from_driver("lock a table", Some(&table.table), source);
         let tried = match self.client.batch_execute(&lock).await {
-            Ok(()) => try_statements(&self.client, &target).await,
+            Ok(()) => try_statements(&self.client, &target)
+                .await
+                .map_err(|error| self.too_slow(error)),
             Err(source) => Err(failed(source)),
         };
         self.client.batch_execute("ROLLBACK").await.map_err(failed)?;
         tried
+    }
+
+    /// Sets the limit for the open transaction. It writes nothing that is committed, so the server may see to it.
+    fn limited(&self) -> String {
+        format!("SET LOCAL statement_timeout = {}", self.limit.as_millis())
+    }
+
+    /// The server's word for a statement that took too long, as the fault of its table.
+    fn too_slow(&self, error: AgentError) -> AgentError {
+        match error {
+            AgentError::Refused {
+                table: Some(table),
+                refusal,
+                ..
+            } if refusal.sqlstate == QUERY_CANCELED => AgentError::TooSlow {
+                action: "a statement",
+                table: Some(table),
+                rows: 0,
+                seconds: self.limit.as_secs(),
+                waited_for: None,
+            },
+            other => other,
+        }
+    }
+
+    /// Whether writing the table's parked rows still takes too long: tries some of those for which it did, each in a
+    /// transaction that is rolled back. False if there is none.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn is_too_slow(&self, slot: &str, table: &TableName) -> Result<bool, AgentError> {
+        let failed = |source| AgentError::from_driver("try a parked row", Some(table), source);
+        let rows = self
+            .client
+            .query(SLOW, &[&slot, &&*table.schema, &&*table.name, &QUERY_CANCELED])
+            .await
+            .map_err(failed)?;
+        for row in &rows {
+            let (key, columns): (Vec<String>, Vec<String>) = (row.get("key_columns"), row.get("columns"));
+            let statement = as_written(table, row.get("operation"), &key, &columns);
+            let begin = format!("BEGIN; {}", self.limited());
+            self.client.batch_execute(&begin).await.map_err(failed)?;
+            let tried = async {
+                self.client.execute(&statement, &[&row.get::<_, i64>("id")]).await?;
+                self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await
+            }
+            .await;
+            self.client.batch_execute("ROLLBACK").await.map_err(failed)?;
+            match tried {
+                Err(source) if source.as_db_error().is_none() => return Err(failed(source)),
+                Err(source) if source.code().is_some_and(|code| code.code() == QUERY_CANCELED) => return Ok(true),
+                // Whatever else it is refused for, it is not slow.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the database still refuses the table's parked rows: tries some of them, each in a transaction that is rolled
@@ -108,7 +174,8 @@ impl TableCheck {
                 table = table.quoted(),
                 columns = columns.join(", "),
             );
-            self.client.batch_execute("BEGIN").await.map_err(failed)?;
+            let begin = format!("BEGIN; {}", self.limited());
+            self.client.batch_execute(&begin).await.map_err(failed)?;
             let tried = async {
                 self.client.execute(&insert, &[&row.get::<_, i64>("id")]).await?;
                 self.client.batch_execute("SET CONSTRAINTS ALL IMMEDIATE").await
@@ -131,3 +198,66 @@ SELECT id, ARRAY(SELECT pg_catalog.jsonb_object_keys(image)) AS columns FROM twi
 WHERE slot OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2 AND table_name OPERATOR(pg_catalog.=) $3
     AND operation OPERATOR(pg_catalog.=) 'upsert' AND image OPERATOR(pg_catalog.<>) '{}'
 ORDER BY id DESC LIMIT 5";
+
+/// Parked rows of a table that took too long, with the columns that are known of them.
+const SLOW: &str = "
+SELECT id, operation, ARRAY(SELECT pg_catalog.jsonb_object_keys(image)) AS columns,
+    ARRAY(SELECT pg_catalog.jsonb_array_elements_text(row_key::pg_catalog.jsonb)) AS key_columns FROM twinlog.failed_rows
+WHERE slot OPERATOR(pg_catalog.=) $1 AND schema_name OPERATOR(pg_catalog.=) $2 AND table_name OPERATOR(pg_catalog.=) $3
+    AND reason OPERATOR(pg_catalog.=) $4 AND pg_catalog.jsonb_typeof(row_key::pg_catalog.jsonb) OPERATOR(pg_catalog.=) 'array'
+ORDER BY id DESC LIMIT 2";
+
+/// The statement that writes a parked row (`$1`: its id) as the stream's would: it fires the same triggers.
+fn as_written(table: &TableName, operation: &str, key: &[String], columns: &[String]) -> String {
+    let table = table.quoted();
+    let list = |columns: &[&String]| {
+        columns
+            .iter()
+            .map(|name| quote_identifier(name))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let others: Vec<&String> = columns.iter().filter(|name| !key.contains(name)).collect();
+    let is_key = key
+        .iter()
+        .map(|name| format!("t.{0} OPERATOR(pg_catalog.=) k.{0}", quote_identifier(name)))
+        .collect::<Vec<_>>()
+        .join(" AND ");
+    let of_key = format!(
+        "pg_catalog.jsonb_populate_record(NULL::{table}, (SELECT pg_catalog.jsonb_object(
+             ARRAY(SELECT pg_catalog.jsonb_array_elements_text(row_key::pg_catalog.jsonb)),
+             ARRAY(SELECT pg_catalog.jsonb_array_elements_text(key::pg_catalog.jsonb)))
+         FROM twinlog.failed_rows WHERE id OPERATOR(pg_catalog.=) $1)) AS k"
+    );
+    let image = format!(
+        "pg_catalog.jsonb_populate_record(NULL::{table}, (
+             SELECT image FROM twinlog.failed_rows WHERE id OPERATOR(pg_catalog.=) $1)) AS r"
+    );
+    let set = |from: &str| {
+        let set = others
+            .iter()
+            .map(|name| format!("{0} = {from}.{0}", quote_identifier(name)));
+        set.collect::<Vec<_>>().join(", ")
+    };
+    match operation {
+        "delete" => format!("DELETE FROM {table} AS t USING {of_key} WHERE {is_key}"),
+        "partial" => format!(
+            "UPDATE {table} AS t SET {} FROM {of_key}, {image} WHERE {is_key}",
+            set("r")
+        ),
+        _ => {
+            let all: Vec<&String> = columns.iter().collect();
+            let update = if others.is_empty() {
+                "NOTHING".to_owned()
+            } else {
+                format!("UPDATE SET {}", set("EXCLUDED"))
+            };
+            let key: Vec<&String> = key.iter().collect();
+            format!(
+                "INSERT INTO {table} ({all}) OVERRIDING SYSTEM VALUE SELECT {all} FROM {image} ON CONFLICT ({key}) DO {update}",
+                all = list(&all),
+                key = list(&key),
+            )
+        }
+    }
+}

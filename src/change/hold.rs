@@ -36,6 +36,8 @@ pub enum HoldCause {
     NotPublished,
     /// Another pipeline writes the table, or this one writes it as a partition of another table.
     Claimed,
+    /// Writing one of its rows takes too long.
+    TooSlow,
     /// Too many of its rows are parked.
     TooManyFailed,
     /// A row can be neither written nor parked.
@@ -81,7 +83,7 @@ impl HoldCause {
             | Self::Locked
             | Self::NotPublished
             | Self::Claimed => SeenGone::InCatalog,
-            Self::TooManyFailed => SeenGone::ByParkedRow,
+            Self::TooSlow | Self::TooManyFailed => SeenGone::ByParkedRow,
             Self::Row | Self::Refused | Self::KeepsChanging | Self::Unknown => SeenGone::ByAttempt,
         }
     }

@@ -30,5 +30,6 @@ pub(super) fn pipeline(config: &Config) -> PipelineSettings {
         },
         reconnect: (sync.reconnect_initial, sync.reconnect_max),
         ready_delay: sync.ready_delay,
+        statement_limit: sync.statement_limit,
     }
 }

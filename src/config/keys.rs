@@ -83,6 +83,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.reconnect_initial_ms", ValueKind::Integer),
     ("sync.reconnect_max_ms", ValueKind::Integer),
     ("sync.ready_delay_ms", ValueKind::Integer),
+    ("sync.statement_limit_ms", ValueKind::Integer),
     ("http.listen", ValueKind::Text),
     ("http.max_connections", ValueKind::Integer),
     ("http.max_connections_per_address", ValueKind::Integer),

@@ -54,6 +54,9 @@ pub fn disposition(sqlstate: &str) -> Disposition {
 /// The role has not the right to do something.
 pub const NOT_PERMITTED: &str = "42501";
 
+/// A statement was cancelled: somebody asked for it, or it was longer than a limit.
+pub const QUERY_CANCELED: &str = "57014";
+
 /// A lock was not to be had within `lock_timeout`.
 pub const LOCK_NOT_AVAILABLE: &str = "55P03";
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::agent_db::{AgentError, Pipeline, TableCheck, TableRecords, TableState};
-use crate::change::{SeenGone, TableName};
+use crate::change::{HoldCause, SeenGone, TableName};
 use crate::retry::backoff;
 use crate::shutdown;
 use crate::source::{Selection, Source, SourceTable, publication};
@@ -121,7 +121,12 @@ impl Release {
                 Some(sessions) => sessions,
                 None => (
                     Source::connect(&self.settings.site, "twinlog check").await?,
-                    TableCheck::connect(&self.settings.agent, self.pipeline.clone()).await?,
+                    TableCheck::connect(
+                        &self.settings.agent,
+                        self.pipeline.clone(),
+                        self.settings.statement_limit,
+                    )
+                    .await?,
                 ),
             };
             let slots = sessions.1.other_claiming_slots().await?;
@@ -149,11 +154,16 @@ impl Release {
         for table in held.into_iter().filter(|table| !faults.contains_key(&table.table)) {
             let name = &table.table;
             match session.check(&table.description()).await {
-                // So many rows were refused that the table was held: reading it again would only refuse them again.
-                Ok(()) if is_of_too_many(records, name) => {
+                // Reading the table again would only refuse its rows again, or wait for them.
+                Ok(()) if let Some(cause) = of_parked_rows(records, name) => {
                     if looks.probes.is_due(name) {
                         looks.probes.tried(name);
-                        if !session.refuses_parked(&self.settings.slot, name).await? {
+                        let slot = &self.settings.slot;
+                        let is_refused = match cause {
+                            HoldCause::TooSlow => session.is_too_slow(slot, name).await?,
+                            _ => session.refuses_parked(slot, name).await?,
+                        };
+                        if !is_refused {
                             self.release(table, &mut looks.releases).await?;
                         }
                     }
@@ -219,8 +229,8 @@ impl Release {
     }
 }
 
-/// Whether a table is held because too many of its rows are parked.
-fn is_of_too_many(records: &TableRecords, table: &TableName) -> bool {
+/// Why a table is held, if its parked rows tell when that is gone.
+fn of_parked_rows(records: &TableRecords, table: &TableName) -> Option<HoldCause> {
     let cause = records.get(table).and_then(|record| record.cause);
-    cause.is_some_and(|cause| cause.seen_gone() == SeenGone::ByParkedRow)
+    cause.filter(|cause| cause.seen_gone() == SeenGone::ByParkedRow)
 }

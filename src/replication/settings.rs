@@ -38,6 +38,8 @@ pub struct PipelineSettings {
     pub reconnect: (Duration, Duration),
     /// The delay beyond which the daemon is not ready.
     pub ready_delay: Duration,
+    /// A statement of the Agent DB that takes longer is cancelled, and its table held.
+    pub statement_limit: Duration,
 }
 
 /// A batch is handed to the Agent DB when it reaches one of these limits.

@@ -160,6 +160,7 @@ impl Start<'_> {
             max_failed_rows: parking.max_rows,
             retry_initial: parking.retry.0,
             retry_max: parking.retry.1,
+            statement_limit: self.settings.statement_limit,
         };
         let mut applier = Box::pin(Applier::connect(agent, slot, applier_settings)).await?;
         let source = Source::connect(site, "twinlog setup").await?;

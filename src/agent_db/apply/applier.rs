@@ -12,7 +12,7 @@ use super::parked_keys::ParkedKeys;
 use super::parking_log::ParkingLog;
 use super::session::Session;
 use super::targets::Targets;
-use super::write::{Constraints, CopyBackoff, Writer};
+use super::write::{Constraints, CopyBackoff, SlowTables, Writer};
 use crate::agent_db::bookkeeping::claims;
 use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::bookkeeping::{
@@ -36,6 +36,8 @@ pub struct ApplierSettings {
     pub retry_initial: Duration,
     /// Longest wait between two attempts.
     pub retry_max: Duration,
+    /// A statement that takes longer is cancelled.
+    pub statement_limit: Duration,
 }
 
 /// Holds the slot's lock and everything that outlives a transaction: resolved tables, prepared statements, parked keys,
@@ -66,7 +68,7 @@ impl Applier {
     /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection failed, or schema `twinlog` is
     /// missing.
     pub async fn connect(url: &DatabaseUrl, slot: &str, settings: ApplierSettings) -> Result<Self, AgentError> {
-        let session = Session::connect(url, &settings.application_name).await?;
+        let session = Session::connect(url, &settings.application_name, settings.statement_limit).await?;
         let client = &session.client;
         let rights = Rights::probe(client).await?;
         session.configure().await?;
@@ -95,6 +97,7 @@ impl Applier {
                 copying: HashSet::new(),
                 held: HashSet::new(),
                 copy_backoff: CopyBackoff::default(),
+                slow: SlowTables::default(),
                 locked_rows: None,
             },
             slot: slot.to_owned(),

@@ -16,12 +16,14 @@
 //! | `parked_keys` | the keys that are parked, and what a segment does to them |
 //! | `parking_log` | what is said about parked rows |
 //! | `ledger` | what became of each change |
+//! | `limit` | ends a statement that takes too long |
 //! | `session` | the connection and the state of its transaction |
 //! | `trial` | whether the database takes a table's statements at all |
 //! | `pipelined` | several statements in one round trip |
 
 mod applier;
 mod ledger;
+mod limit;
 mod parked_keys;
 mod parking_log;
 mod pipelined;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio_postgres::Client;
 
+use super::limit::StatementLimit;
 use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::SessionKind;
@@ -28,6 +29,8 @@ pub(super) struct Session {
     pub client: Client,
     /// Cuts the connection.
     connection: AbortHandle,
+    /// Ends statements that take too long.
+    pub limit: StatementLimit,
     /// Whether a transaction is open, or will be with the next statement.
     in_transaction: bool,
     /// What is to be sent before the next statement: BEGIN, SAVEPOINT.
@@ -38,11 +41,21 @@ pub(super) struct Session {
 
 impl Session {
     /// Opens the connection.
-    pub(super) async fn connect(url: &DatabaseUrl, application_name: &str) -> Result<Self, AgentError> {
+    pub(super) async fn connect(
+        url: &DatabaseUrl,
+        application_name: &str,
+        statement_limit: Duration,
+    ) -> Result<Self, AgentError> {
         let (client, connection) =
             connect::open(Side::Agent, url, application_name, SessionKind::Writing, None).await?;
+        let pid = client
+            .query_one("SELECT pg_catalog.pg_backend_pid()", &[])
+            .await
+            .map_err(|source| AgentError::from_driver("ask for the session's pid", None, source))?
+            .get(0);
         Ok(Self {
             client,
+            limit: StatementLimit::new(url.clone(), pid, statement_limit, connection.clone()),
             connection,
             in_transaction: false,
             opening: None,

@@ -11,7 +11,7 @@ use super::pipelined::{Call, in_order};
 use super::segment::{Applied, Committed, Item, Segment};
 use super::write::Constraints;
 use crate::agent_db::bookkeeping::accounting::Accounting;
-use crate::agent_db::bookkeeping::failed_rows::entries;
+use crate::agent_db::bookkeeping::failed_rows::entries::{self, ParkReason};
 use crate::agent_db::bookkeeping::{Checkpoint, TableChange, TableMode, Tally, checkpoint, tables};
 use crate::agent_db::error::AgentError;
 use crate::change::{Hold, Relation, Shape, TableDescription, TableName};
@@ -68,6 +68,7 @@ impl Transaction {
         let writer = &mut self.applier.writer;
         let deferred = writer.checks_constraints();
         writer.session.begin_segment(deferred);
+        writer.slow.row = None;
         let mut held = BTreeMap::new();
         // Each round holds one more table, so this comes to an end.
         let ledger = loop {
@@ -79,6 +80,7 @@ impl Transaction {
                 }
             }
         };
+        self.park_slow_row(&held, segment.lsn).await?;
         let tables = ledger.tables();
         self.wake_waiting(&tables).await?;
         self.save_tables(segment).await?;
@@ -87,6 +89,32 @@ impl Transaction {
             held,
             ..self.applied(tables)
         })
+    }
+
+    /// Parks the row that held its table because it takes too long: by trying it, it is seen that the table can be released.
+    async fn park_slow_row(&mut self, held: &BTreeMap<TableName, Hold>, lsn: Lsn) -> Result<(), AgentError> {
+        let writer = &mut self.applier.writer;
+        let Some(change) = writer.slow.row.take() else {
+            return Ok(());
+        };
+        if !held.contains_key(&change.relation.table) {
+            return Ok(());
+        }
+        let reason = ParkReason::too_slow(writer.session.limit.limit().as_secs());
+        if writer.parked.park(&change, &reason).is_err() {
+            return Ok(());
+        }
+        writer.session.open().await?;
+        writer.session.command("SAVEPOINT slow_row").await?;
+        match self.flush_parked(lsn).await {
+            Ok(()) => self.applier.writer.session.command("RELEASE SAVEPOINT slow_row").await,
+            // Then the table is released after a wait, and tried.
+            Err(_) => {
+                let writer = &mut self.applier.writer;
+                writer.parked.take_back();
+                writer.back_to("ROLLBACK TO SAVEPOINT slow_row").await
+            }
+        }
     }
 
     /// Writes a segment's rows and the entries of those that are parked.

@@ -147,6 +147,11 @@ impl AgentError {
                 table.quoted(),
                 columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
             ),
+            Self::TooSlow { table: Some(table), .. } => format!(
+                "look at what its triggers and checks wait for: SELECT tgname, tgfoid::regprocedure FROM pg_trigger WHERE tgrelid = \
+                 {}::regclass AND NOT tgisinternal; or raise sync.statement_limit_ms",
+                crate::postgres::quote_literal(&table.quoted())
+            ),
             Self::TooManyFailed { table, .. } => {
                 format!("find the common cause with: twinlog failed list {table}; repair it, or raise sync.max_failed_rows")
             }
@@ -158,7 +163,7 @@ impl AgentError {
                 "the schema twinlog was changed by hand or by another version: use the version of the daemon".to_owned()
             }
             Self::Condition(error) => error.hint().to_owned(),
-            Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::Aborted | Self::Internal(_) => return None,
+            Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::TooSlow { table: None, .. } | Self::Aborted | Self::Internal(_) => return None,
         })
     }
 }

@@ -31,6 +31,7 @@ impl AgentError {
             Self::RowSecurity { .. } => HoldCause::RowSecurity,
             Self::RowsLocked { .. } => HoldCause::Locked,
             Self::TooManyFailed { .. } => HoldCause::TooManyFailed,
+            Self::TooSlow { .. } => HoldCause::TooSlow,
             Self::CannotPark { .. } | Self::KeyEncoding { .. } => HoldCause::Row,
             Self::Refused { refusal, .. } | Self::TableRefused { refusal, .. } => match &*refusal.sqlstate {
                 LOCK_NOT_AVAILABLE => HoldCause::Locked,

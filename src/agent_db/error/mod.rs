@@ -218,6 +218,24 @@ pub enum AgentError {
         /// What most of them have in common: SQLSTATE, constraint and table.
         fingerprint: Option<String>,
     },
+    /// A statement was cancelled because it took too long.
+    #[error(
+        "{action} of {rows} row(s) in table {} of the Agent DB took longer than {seconds} s and was cancelled{}",
+        .table.as_ref().map_or("(not known)".to_owned(), ToString::to_string),
+        .waited_for.as_ref().map(|event| format!("; it waited for {event} (pg_stat_activity)")).unwrap_or_default()
+    )]
+    TooSlow {
+        /// The statement: INSERT, DELETE, …
+        action: &'static str,
+        /// `None`: it was about several.
+        table: Option<TableName>,
+        /// With how many rows it was tried.
+        rows: usize,
+        /// How long it took until it was cancelled.
+        seconds: u64,
+        /// `wait_event_type: wait_event`; `None`: it was working.
+        waited_for: Option<String>,
+    },
     /// A checkpoint may only move forward.
     #[error("the checkpoint would move from {from} back to {to}")]
     Backwards {
@@ -285,6 +303,15 @@ impl AgentError {
         }
     }
 
+    /// Names the table of a statement that took too long, where that is not known yet.
+    #[must_use]
+    pub(super) fn for_table(mut self, name: &TableName) -> Self {
+        if let Self::TooSlow { table, .. } = &mut self {
+            table.get_or_insert_with(|| name.clone());
+        }
+        self
+    }
+
     /// Names the role for the hint.
     #[must_use]
     pub(super) fn for_role(mut self, name: &str) -> Self {
@@ -326,7 +353,11 @@ impl AgentError {
     /// Whether one row may be at fault, though the SQLSTATE does not say so (see [`Refusal::may_be_of_a_row`]).
     #[must_use]
     pub(super) fn may_be_of_a_row(&self) -> bool {
-        matches!(self, Self::Refused { refusal, .. } if refusal.may_be_of_a_row())
+        match self {
+            Self::Refused { refusal, .. } => refusal.may_be_of_a_row(),
+            Self::TooSlow { .. } => true,
+            _ => false,
+        }
     }
 
     /// Whether to try again, park a row, or hold. The applier parks rows itself and never returns [`Disposition::Row`].
@@ -335,9 +366,11 @@ impl AgentError {
         match self {
             Self::Session(source) => source.disposition(),
             // With a new connection, tables are resolved again.
-            Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::Busy { .. } | Self::Aborted => {
-                Disposition::Transient
-            }
+            Self::KeyChanged { .. }
+            | Self::TableChanged { .. }
+            | Self::Busy { .. }
+            | Self::Aborted
+            | Self::TooSlow { .. } => Disposition::Transient,
             Self::Refused { refusal, .. } => refusal.disposition(),
             Self::KeyEncoding { .. }
             | Self::TableMissing { .. }
@@ -384,7 +417,7 @@ impl AgentError {
     #[must_use]
     pub fn table(&self) -> Option<&TableName> {
         match self {
-            Self::Refused { table, .. } => table.as_ref(),
+            Self::Refused { table, .. } | Self::TooSlow { table, .. } => table.as_ref(),
             Self::TableMissing { table }
             | Self::NotATable { table, .. }
             | Self::Claimed { table, .. }

@@ -62,6 +62,8 @@ pub struct Sync {
     pub reconnect_max: Duration,
     /// The delay beyond which the daemon is not ready.
     pub ready_delay: Duration,
+    /// A statement of the Agent DB that takes longer is cancelled.
+    pub statement_limit: Duration,
 }
 
 pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
@@ -91,6 +93,8 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
     let reconnect = reader.waits("sync.reconnect_initial_ms", "sync.reconnect_max_ms");
     // A monitor that measures once a second can't tell less; a delay of more than a day is never fine.
     let ready_delay = reader.milliseconds("sync.ready_delay_ms", 1_000..=86_400_000);
+    // Longer than the waits for locks, which have a limit of their own (3 s).
+    let statement_limit = reader.milliseconds("sync.statement_limit_ms", 4_000..=86_400_000);
     let ((retry_initial, retry_max), (reconnect_initial, reconnect_max)) = (retry?, reconnect?);
     Some(Sync {
         publication: publication?,
@@ -109,6 +113,7 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
         reconnect_initial,
         reconnect_max,
         ready_delay: ready_delay?,
+        statement_limit: statement_limit?,
     })
 }
 

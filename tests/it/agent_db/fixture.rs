@@ -40,6 +40,7 @@ pub(super) fn settings() -> ApplierSettings {
         max_failed_rows: 100,
         retry_initial: Duration::from_secs(60),
         retry_max: Duration::from_secs(600),
+        statement_limit: Duration::from_secs(10),
     }
 }
 

@@ -10,5 +10,6 @@ mod parking;
 mod property;
 mod rows;
 mod session;
+mod slow;
 mod triggers;
 mod values;

@@ -26,6 +26,7 @@ mod program;
 mod renames;
 mod resync;
 mod setup;
+mod slow;
 mod spelling;
 mod systemic;
 mod told;

@@ -212,8 +212,14 @@ impl<'e> Group<'e> {
     }
 
     /// Both halves, in order.
-    pub(in crate::agent_db::apply) fn halves(mut self) -> (Self, Self) {
-        let second = self.rows.split_off(self.rows.len() / 2);
+    pub(in crate::agent_db::apply) fn halves(self) -> (Self, Self) {
+        let middle = self.rows.len() / 2;
+        self.split_at(middle)
+    }
+
+    /// The rows before a position, and the others.
+    pub(in crate::agent_db::apply) fn split_at(mut self, position: usize) -> (Self, Self) {
+        let second = self.rows.split_off(position.min(self.rows.len()));
         let second = Self {
             relation: self.relation,
             kind: self.kind.clone(),

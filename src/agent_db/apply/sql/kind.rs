@@ -69,6 +69,18 @@ pub(in crate::agent_db::apply) enum Written {
 }
 
 impl StatementKind {
+    /// What it is called in Postgres.
+    pub(in crate::agent_db::apply) const fn name(&self) -> &'static str {
+        match self {
+            Self::Copy => "COPY",
+            Self::Upsert { .. } | Self::Insert => "INSERT",
+            Self::Partial { .. } | Self::Move { .. } | Self::UpdateOne => "UPDATE",
+            Self::Delete | Self::DeleteOne => "DELETE",
+            Self::Reinsert { .. } | Self::SetIdentity { .. } | Self::Count => "DELETE and INSERT",
+            Self::Look(_) => "SELECT",
+        }
+    }
+
     /// The look at what this has written.
     pub(in crate::agent_db::apply) fn look(&self) -> Option<Self> {
         Some(Self::Look(match self {

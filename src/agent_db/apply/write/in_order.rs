@@ -1,6 +1,8 @@
 //! Writes a segment in exact stream order: consecutive changes of one kind under one savepoint, which is halved until the
 //! refused rows are found.
 
+use std::time::Instant;
+
 use super::writer::{CHECK_DEFERRED, Writer, pass_over};
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::plan::{Group, OrderedRun, Purpose, RowWrite};
@@ -102,7 +104,7 @@ impl Writer {
     }
 
     /// Goes back to a savepoint. This also undoes `SET CONSTRAINTS`.
-    pub(super) async fn back_to(&self, savepoint: &str) -> Result<(), AgentError> {
+    pub(in crate::agent_db::apply) async fn back_to(&self, savepoint: &str) -> Result<(), AgentError> {
         self.session.command(savepoint).await?;
         if self.checks_constraints() {
             self.session.command("SET CONSTRAINTS ALL DEFERRED").await?;
@@ -122,17 +124,30 @@ impl Writer {
         } else {
             "RELEASE SAVEPOINT piece".to_owned()
         };
-        let mut pieces = vec![group];
+        let mut pieces = self.slow.pieces(group);
         // The group's statement was accepted with no rows, so what refuses it is some of its rows.
         let mut is_accepted = false;
         while let Some(piece) = pieces.pop() {
+            let began = Instant::now();
+            let (table, rows) = (&piece.relation.table, piece.rows.len());
             let mut of_piece = Ledger::default();
             let written = self
                 .write_groups(std::slice::from_ref(&piece), "SAVEPOINT piece", &after, &mut of_piece)
                 .await;
             let refusal = match written {
                 Ok(()) => {
+                    self.slow
+                        .written(table, rows, began.elapsed(), self.session.limit.limit());
                     ledger.add(&of_piece);
+                    continue;
+                }
+                Err(error @ AgentError::TooSlow { .. }) => {
+                    let error = error.for_table(table);
+                    self.too_slow(error, &piece)?;
+                    self.back_to("ROLLBACK TO SAVEPOINT piece; RELEASE SAVEPOINT piece")
+                        .await?;
+                    pieces.push(piece);
+                    pieces = pieces.into_iter().flat_map(|piece| self.slow.pieces(piece)).collect();
                     continue;
                 }
                 Err(AgentError::Refused { refusal, .. }) if self.parks_locked_rows(&refusal) => refusal,
@@ -163,6 +178,20 @@ impl Writer {
                 pieces.push(first);
             }
         }
+        Ok(())
+    }
+
+    /// A piece was cancelled: smaller ones are tried. A single row that takes too long is its table's fault.
+    fn too_slow(&mut self, error: AgentError, piece: &Group<'_>) -> Result<(), AgentError> {
+        match piece.rows.as_slice() {
+            [] => return Err(error),
+            [row] => {
+                self.slow.row = Some(row.change.clone());
+                return Err(error);
+            }
+            rows => self.slow.cancelled(&piece.relation.table, rows.len()),
+        }
+        tracing::warn!(%error, "it is tried again with fewer rows");
         Ok(())
     }
 

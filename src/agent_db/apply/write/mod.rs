@@ -13,6 +13,7 @@
 //! | `stale` | rows that must wait for parked rows that refer to them |
 //! | `truncate` | TRUNCATE, and whose fault it is |
 //! | `round_trip` | their statements, sent together |
+//! | `slow` | how many rows one statement of a slow table writes |
 //! | `copy_backoff` | how long a table is written without COPY |
 
 mod at_once;
@@ -24,9 +25,11 @@ mod in_order;
 mod order;
 mod round_trip;
 mod segment;
+mod slow;
 mod stale;
 mod truncate;
 mod writer;
 
 pub(super) use copy_backoff::CopyBackoff;
+pub(super) use slow::SlowTables;
 pub(super) use writer::{Constraints, Writer};

@@ -24,6 +24,10 @@ struct Done<'s> {
 impl Writer {
     /// Whether a segment must be written in its order from the beginning.
     pub(super) async fn must_keep_order(&mut self, segment: &Segment) -> Result<bool, AgentError> {
+        // Only then can a slow table be written in pieces.
+        if self.writes_slow_table(segment) {
+            return Ok(true);
+        }
         let Constraints::Checked(foreign_keys) = &self.constraints else {
             return Ok(false);
         };
@@ -46,6 +50,19 @@ impl Writer {
             }
         }
         Ok(false)
+    }
+}
+
+impl Writer {
+    fn writes_slow_table(&self, segment: &Segment) -> bool {
+        let is_slow = |item: &Item| match item {
+            Item::Change(change) => {
+                let table = &change.relation.table;
+                self.slow.contains(table) && !self.is_held(table)
+            }
+            _ => false,
+        };
+        !self.slow.is_empty() && segment.items.iter().any(is_slow)
     }
 }
 

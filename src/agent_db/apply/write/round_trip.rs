@@ -10,13 +10,15 @@ use indexmap::IndexMap;
 use tokio_postgres::{Client, Statement};
 
 use super::writer::Writer;
+use crate::agent_db::apply::limit::{Cancelled, Work};
 use crate::agent_db::apply::pipelined::{Call, in_order};
 use crate::agent_db::apply::plan::{Group, RowWrite};
 use crate::agent_db::apply::sql::{self, Parameter, StatementKind, TextArray, copy_pieces};
 use crate::agent_db::apply::targets::Prepared;
 use crate::agent_db::catalog::{Column, Target};
 use crate::agent_db::error::AgentError;
-use crate::change::{Key, Operation, Row, TableName};
+use crate::change::{ColumnValue, Key, Operation, Row, TableName};
+use crate::postgres::sqlstate;
 
 /// The server's answer to one statement.
 #[derive(Debug)]
@@ -172,7 +174,12 @@ impl Writer {
         }
         let mut replies = Vec::with_capacity(parts.len());
         let mut changed = None;
-        for (part, answer) in of.into_iter().zip(in_order(calls).await) {
+        let work = Work {
+            bytes: &|| parts.iter().map(Part::bytes).sum(),
+            scanned: parts.iter().filter_map(Part::scanned).collect(),
+        };
+        let (answers, cancelled) = self.session.limit.within(&work, in_order(calls)).await;
+        for (part, answer) in of.into_iter().zip(answers) {
             match answer {
                 Ok(Reply::Done) => {}
                 Ok(reply) => {
@@ -184,6 +191,12 @@ impl Writer {
                 Err(source) if copied.is_some() && !copy_started.load(Ordering::Relaxed) => {
                     self.session.cut();
                     return Err(AgentError::from_driver("begin a COPY", copied, source).of_whole_table());
+                }
+                Err(source)
+                    if let Some(cancelled) = &cancelled
+                        && is_cancelled(&source) =>
+                {
+                    return Err(too_slow(part.or(parts.first().filter(|_| parts.len() == 1)), cancelled));
                 }
                 // The first error is the cause; later ones only say that the transaction is aborted.
                 Err(source) => {
@@ -210,6 +223,23 @@ impl Writer {
 
 async fn command(client: &Client, sql: &str) -> Result<Reply, tokio_postgres::Error> {
     client.batch_execute(sql).await.map(|()| Reply::Done)
+}
+
+fn is_cancelled(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == sqlstate::QUERY_CANCELED)
+}
+
+/// The statement of a part, or what was sent with several, was cancelled.
+fn too_slow(part: Option<&Part<'_>>, cancelled: &Cancelled) -> AgentError {
+    let (action, table, rows) = match part {
+        Some(part) => (
+            part.group.kind.name(),
+            Some(part.group.relation.table.clone()),
+            part.group.rows.len(),
+        ),
+        None => ("the check of the constraints", None, 0),
+    };
+    cancelled.of(action, table, rows)
 }
 
 /// A group's statement and what goes into it.
@@ -245,7 +275,19 @@ fn old_row<'e>(write: &RowWrite<'e>) -> Option<&'e Row> {
     }
 }
 
-impl Part<'_> {
+impl<'e> Part<'e> {
+    /// Of the values to write, about.
+    fn bytes(&self) -> usize {
+        let values = self.rows.iter().flat_map(|row| &row.0);
+        values.filter_map(ColumnValue::text).map(<[u8]>::len).sum()
+    }
+
+    /// The table, where its rows are looked for by their values: all of it is read.
+    fn scanned(&self) -> Option<&'e TableName> {
+        let relation = self.group.relation;
+        relation.counts_rows().then_some(&relation.table)
+    }
+
     /// Runs the statement. `copy_started`: see [`copy`].
     async fn run(&self, client: &Client, copy_started: &AtomicBool) -> Result<Reply, tokio_postgres::Error> {
         let statement = &self.prepared.statement;

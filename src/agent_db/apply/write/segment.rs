@@ -113,6 +113,14 @@ impl Writer {
                 Err(error) => return Err(error),
             }
         };
+        if let AgentError::TooSlow {
+            table: Some(table),
+            rows,
+            ..
+        } = &error
+        {
+            self.slow.cancelled(table, *rows);
+        }
         tracing::debug!(%error, items = segment.items.len(), "a batch was refused; replaying it in order");
         Box::pin(self.replay(segment)).await
     }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::writer::Writer;
 use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
+use crate::agent_db::apply::limit::Work;
 use crate::agent_db::apply::segment::PassedOver;
 use crate::agent_db::apply::sql;
 use crate::agent_db::catalog::Target;
 use crate::agent_db::error::{AgentError, TRUNCATE};
 use crate::change::{TableName, Truncate};
+use crate::postgres::sqlstate::QUERY_CANCELED;
 
 /// The names (`schema`, `name`) of those of the tables to which a table refers that is not among them: by a foreign key that
 /// keeps them from being truncated.
@@ -65,7 +67,11 @@ impl Writer {
     async fn truncate_at_once(&self, targets: &[Arc<Target>], restart_identity: bool) -> Result<(), AgentError> {
         let sql = sql::truncate(&targets.iter().map(AsRef::as_ref).collect::<Vec<_>>(), restart_identity);
         let table = targets.first().map(|target| &target.relation.table);
-        let truncated = self.session.client.batch_execute(&sql).await;
+        let truncated = self.session.client.batch_execute(&sql);
+        let (truncated, cancelled) = self.session.limit.within(&Work::NONE, truncated).await;
+        if let (Err(_), Some(cancelled)) = (&truncated, cancelled) {
+            return Err(cancelled.of("TRUNCATE", table.cloned(), 0));
+        }
         truncated.map_err(|source| AgentError::from_driver(TRUNCATE, table, source).of_whole_table())
     }
 
@@ -118,6 +124,7 @@ fn sqlstate(error: &AgentError) -> Option<String> {
         AgentError::Refused { refusal, .. } | AgentError::TableRefused { refusal, .. } => {
             Some(refusal.sqlstate.clone())
         }
+        AgentError::TooSlow { .. } => Some(QUERY_CANCELED.to_owned()),
         _ => None,
     }
 }
@@ -139,6 +146,19 @@ fn of_table(error: AgentError, name: TableName) -> AgentError {
             table: name,
             refusal,
             role,
+        },
+        AgentError::TooSlow {
+            action,
+            rows,
+            seconds,
+            waited_for,
+            ..
+        } => AgentError::TooSlow {
+            action,
+            table: Some(name),
+            rows,
+            seconds,
+            waited_for,
         },
         other => other,
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tokio_postgres::Client;
 
 use super::copy_backoff::CopyBackoff;
+use super::slow::SlowTables;
 use crate::agent_db::apply::ledger::Ledger;
+use crate::agent_db::apply::limit::Work;
 use crate::agent_db::apply::parked_keys::ParkedKeys;
 use crate::agent_db::apply::plan::moved;
 use crate::agent_db::apply::segment::PassedOver;
@@ -45,6 +47,7 @@ pub(in crate::agent_db::apply) struct Writer {
     /// Tables that are held: their changes are counted and passed over.
     pub held: HashSet<TableName>,
     pub copy_backoff: CopyBackoff,
+    pub slow: SlowTables,
     /// While rows that are locked are parked: how many were in this segment.
     pub locked_rows: Option<u32>,
 }
@@ -152,10 +155,14 @@ impl Writer {
 
     /// Makes the server check the constraints that were deferred to the segment's end.
     pub(super) async fn check_deferred(&mut self) -> Result<(), AgentError> {
-        if self.checks_constraints() && !self.session.has_opening() {
-            self.session.command(CHECK_DEFERRED).await?;
+        if !self.checks_constraints() || self.session.has_opening() {
+            return Ok(());
         }
-        Ok(())
+        let checked = self.session.command(CHECK_DEFERRED);
+        match self.session.limit.within(&Work::NONE, checked).await {
+            (Err(_), Some(cancelled)) => Err(cancelled.of("the check of the constraints", None, 0)),
+            (checked, _) => checked,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::agent_db::error::{AgentError, CHANGED};
 use crate::change::{Coalesced, ColumnValue, Key, Relation, Row, TableName};
 use crate::lsn::Lsn;
 use crate::postgres::Refusal;
+use crate::postgres::sqlstate::QUERY_CANCELED;
 
 /// A partial update, or the move of a partial row, whose row is missing (pitfall P21).
 const MISSING_BASE: &str = "TW001";
@@ -62,6 +63,15 @@ impl ParkReason {
             code: MISSING_BASE.to_owned(),
             constraint: None,
             message: "the row to update is missing, and the change holds only some of its columns".to_owned(),
+        }
+    }
+
+    /// The statement that writes the row was cancelled because it took too long.
+    pub(in crate::agent_db) fn too_slow(seconds: u64) -> Self {
+        Self {
+            code: QUERY_CANCELED.to_owned(),
+            constraint: None,
+            message: format!("writing the row took longer than {seconds} s and was cancelled"),
         }
     }
 

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::rows::{Cause, Refused, RowsOfTable, by_table, image};
+use crate::agent_db::apply::limit::Work;
 use crate::agent_db::apply::plan::{Group, Purpose, RowWrite};
 use crate::agent_db::apply::sql::{self, Parameter, PartKind, StatementKind, TextArray};
 use crate::agent_db::apply::write::writer::{CHECK_DEFERRED, Constraints, Writer};
@@ -78,10 +79,8 @@ impl Writer {
         self.make_room(&tables, room).await?;
         self.write_tables(&mut tables).await?;
         if keep == Keep::IfChecked && self.checks_constraints() {
-            self.session
-                .client
-                .batch_execute(CHECK_DEFERRED)
-                .await
+            self.limited(None, self.session.client.batch_execute(CHECK_DEFERRED))
+                .await?
                 .map_err(|source| AgentError::from_driver("check the constraints", None, source))?;
         }
         Ok(())
@@ -122,13 +121,26 @@ impl Writer {
         }
     }
 
+    /// Waits for a statement, which is cancelled if it takes too long.
+    async fn limited<T>(
+        &self,
+        target: Option<&Target>,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<Result<T, tokio_postgres::Error>, AgentError> {
+        match self.session.limit.within(&Work::NONE, answer).await {
+            (Err(_), Some(cancelled)) => {
+                let table = target.map(|target| target.relation.table.clone());
+                Err(cancelled.of("healing", table, 0))
+            }
+            (answer, _) => Ok(answer),
+        }
+    }
+
     /// Runs a statement whose parameters are keys.
     async fn run(&self, sql: &str, target: &Target, keys: &[&Key]) -> Result<(), AgentError> {
         let parameters = (0..target.relation.key_positions().len()).map(|part| TextArray::KeyPart { keys, part });
-        self.session
-            .client
-            .execute_raw(sql, parameters)
-            .await
+        self.limited(Some(target), self.session.client.execute_raw(sql, parameters))
+            .await?
             .map_err(|source| AgentError::from_driver("make room for rows", Some(&target.relation.table), source))?;
         Ok(())
     }
@@ -169,10 +181,8 @@ impl Writer {
             })
         });
         let values: Vec<TextArray<'_>> = values.collect();
-        self.session
-            .client
-            .execute_raw(&sql, values)
-            .await
+        self.limited(None, self.session.client.execute_raw(&sql, values))
+            .await?
             .map_err(|source| AgentError::from_driver("write rows together", None, source))?;
         for part in &parts {
             for kind in self.behind(&part.group().kind, &part.target) {
@@ -197,13 +207,12 @@ impl Writer {
             Parameter::OldColumn(_) | Parameter::Count => TextArray::Texts(&[]),
         });
         let parameters: Vec<TextArray<'_>> = parameters.collect();
-        self.session
-            .client
-            .execute_raw(&text.sql, parameters)
-            .await
-            .map_err(|source| {
-                AgentError::from_driver("write rows together", Some(&part.target.relation.table), source)
-            })?;
+        self.limited(
+            Some(&part.target),
+            self.session.client.execute_raw(&text.sql, parameters),
+        )
+        .await?
+        .map_err(|source| AgentError::from_driver("write rows together", Some(&part.target.relation.table), source))?;
         Ok(())
     }
 }
@@ -262,6 +271,10 @@ pub(super) fn tolerated(result: Result<(), AgentError>) -> Result<Option<Refused
         {
             Ok(Some(Refused::by(&refusal)))
         }
+        // The rows stay parked; one that is tried by itself holds its table.
+        Err(AgentError::TooSlow {
+            seconds, table, rows, ..
+        }) if table.is_none() || rows > 1 => Ok(Some(Refused::too_slow(seconds))),
         Err(error) => Err(error),
     }
 }

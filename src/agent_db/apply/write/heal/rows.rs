@@ -37,6 +37,13 @@ impl Refused {
         }
     }
 
+    pub(super) fn too_slow(seconds: u64) -> Self {
+        Self {
+            reason: ParkReason::too_slow(seconds),
+            cause: Cause::Own,
+        }
+    }
+
     pub(super) const fn by_reference(reason: ParkReason) -> Self {
         Self {
             reason,
