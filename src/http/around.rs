@@ -45,7 +45,7 @@ pub(super) async fn around(request: Request, next: Next) -> Response {
         .get::<MatchedPath>()
         .map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
     let span = tracing::info_span!("request", id = %id, %method, route);
-    let limit = if route == media::UPLOAD {
+    let limit = if media::is_upload(&route) {
         UPLOAD_TIMEOUT
     } else {
         REQUEST_TIMEOUT

@@ -1,6 +1,8 @@
 //! Which client a request is from, by our own API tokens. They are never passed on to Meta, and Meta's tokens are not
 //! accepted here.
 
+use std::borrow::Cow;
+
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, Uri};
 use sha2::{Digest, Sha256};
@@ -28,10 +30,10 @@ pub(super) fn query(uri: &Uri, name: &str) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
-/// Whether the query has anything but the client's token.
-pub(super) fn has_other_parameters(uri: &Uri) -> bool {
+/// The parameters of the query, without the client's token.
+pub(super) fn other_parameters(uri: &Uri) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
     url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes())
-        .any(|(name, _)| !matches!(name.as_ref(), "access_token" | "appsecret_proof"))
+        .filter(|(name, _)| !matches!(name.as_ref(), "access_token" | "appsecret_proof"))
 }
 
 /// Compares with every token, even after a match, so that the time taken does not show which one matched.

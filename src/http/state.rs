@@ -14,7 +14,7 @@ use super::media_link::MediaLinks;
 use crate::config::ApiToken;
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
-use crate::provider::cloud;
+use crate::provider::{ApiVersion, cloud};
 use crate::site_db::Pool;
 
 /// The settings of the routes.
@@ -36,8 +36,22 @@ pub(super) struct HttpSettings {
     pub(super) public_url: Option<url::Url>,
     /// Signs links to media.
     pub(super) links: MediaLinks,
+    /// The Graph API's version for calls that name none. Always there: the configuration is checked.
+    pub(super) api_version: Option<ApiVersion>,
     /// The numbers whose token may be used to pass calls on.
     pub(super) accounts: Vec<PassthroughAccount>,
+}
+
+impl HttpSettings {
+    /// The version of a call whose path begins with an id instead of one: as with Meta, it may be left out.
+    pub(super) fn default_version(&self, first: &str) -> Option<&ApiVersion> {
+        self.api_version.as_ref().filter(|_| is_id(first))
+    }
+}
+
+/// Whether a part of a path is an id of Meta's.
+pub(super) fn is_id(part: &str) -> bool {
+    (1..=32).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A number whose token may be used to pass calls on.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::client::ClientThatWaits;
 use super::settings::OutboxSettings;
 use super::shared::{Hold, Shared};
 use super::submit::{self, NewMessage, SubmitError, Submitted};
@@ -77,14 +78,18 @@ impl Outbox {
     /// is cancelled atomically; if an attempt is under way, waits for its end. A message whose number is held is cancelled at
     /// once.
     ///
-    /// Goes on even if the caller's future is dropped, so that the message is not sent after its client gave up.
+    /// Goes on even if the caller's future is dropped, so that the message is not sent after its client gave up. That the
+    /// client left is noted then, so that its repeat is recognised.
     ///
     /// # Errors
     /// The Site DB can't be asked: the message may be cancelled or not.
     pub async fn wait_or_cancel(&self, submitted: Submitted) -> Result<Option<Delivered>, Arc<SiteError>> {
         let shared = Arc::clone(&self.0);
+        let client = ClientThatWaits::new(&self.0, submitted.id);
         let waiting = tokio::spawn(async move { shared.wait_or_cancel(submitted).await });
         // If the task panicked or the runtime shuts down, `send_by` still keeps the message from being sent late.
-        waiting.await.unwrap_or_else(|_| Err(Arc::new(SiteError::Stopped)))
+        let delivered = waiting.await.unwrap_or_else(|_| Err(Arc::new(SiteError::Stopped)));
+        client.done();
+        delivered
     }
 }

@@ -45,6 +45,7 @@
 //! | `outcome_writer` | writes the outcomes of many attempts in one transaction |
 //! | `commit` | commits an outcome, repeating until the Site DB takes it |
 //! | `wait` | a client that waits for its message |
+//! | `client` | notes that a client left before it had its answer |
 //! | `elsewhere` | wakes those whom a change of another process concerns |
 //! | `standing` | how a number stands, for the health report |
 //! | `sweeper` | settles the messages of processes that died, measures the gaps |
@@ -53,6 +54,7 @@
 mod attempt;
 mod batches;
 mod claims;
+mod client;
 mod commit;
 mod elsewhere;
 mod handle;

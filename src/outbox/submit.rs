@@ -7,6 +7,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use super::client::ClientThatWaits;
 use super::shared::{Sender, Shared};
 use crate::failpoint;
 use crate::group_commit::GroupError;
@@ -97,13 +98,28 @@ const ATTEMPTS: usize = 3;
 /// message is sent. With a call's time-out and the lease's slack below the time that a request may take.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-pub(super) async fn submit(shared: &Shared, message: NewMessage) -> Result<Submitted, SubmitError> {
+pub(super) async fn submit(shared: &Arc<Shared>, message: NewMessage) -> Result<Submitted, SubmitError> {
     let sender = shared
         .senders
         .get(&message.phone_number_id)
         .ok_or(SubmitError::UnknownNumber)?;
     let account_id = sender.account_id(&shared.pool).await?;
     let submission = Arc::new(submission(&message, account_id));
+    // It may be stored even if the client leaves now.
+    let client = message.send_within.map(|_| ClientThatWaits::new(shared, submission.id));
+    let submitted = store_once(shared, sender, message, submission).await;
+    if let Some(client) = client {
+        client.done();
+    }
+    submitted
+}
+
+async fn store_once(
+    shared: &Shared,
+    sender: &Sender,
+    message: NewMessage,
+    submission: Arc<Submission>,
+) -> Result<Submitted, SubmitError> {
     for _ in 0..ATTEMPTS {
         let result = match shared.submissions.commit(Arc::clone(&submission)).await {
             Ok(result) => result,

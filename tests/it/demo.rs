@@ -64,6 +64,29 @@ async fn with_keep_the_demo_runs_on_after_its_proof_and_exits_with_0_on_ctrl_c()
 }
 
 #[tokio::test]
+async fn for_a_program_the_demo_prints_one_line_with_all_that_it_needs() {
+    let folder = temporary();
+    let mut demo = start(&["--messages", "8", "--keep", "--json"], folder.path());
+    demo.wait_for_output("agent_url", LONG).await;
+    let printed = demo.output();
+    let line = printed.lines().find(|line| line.starts_with('{')).unwrap();
+    let world: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {printed}"));
+    assert_eq!(world["differences"], serde_json::json!([]), "{printed}");
+    let asked = reqwest::Client::builder().no_proxy().build().unwrap();
+    let asked = asked
+        .get(format!(
+            "{}/v26.0/{}",
+            world["api"].as_str().unwrap(),
+            world["phone_number_ids"][0].as_str().unwrap()
+        ))
+        .bearer_auth(world["token"].as_str().unwrap());
+    assert_eq!(asked.send().await.unwrap().status().as_u16(), 200, "{printed}");
+    assert!(!printed.contains("starting two"), "{printed}");
+    demo.signal(Signal::SIGINT);
+    assert!(demo.wait(LONG).await.success());
+}
+
+#[tokio::test]
 async fn ctrl_c_at_any_moment_leaves_nothing_and_reports_the_early_end() {
     const MANY: u32 = 2;
     for (moment, times) in [

@@ -17,8 +17,11 @@ mod screen;
 mod stage;
 mod traffic;
 
+use std::io::Write;
+
 use anyhow::{Context, bail};
 use clap::Args;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::logging;
@@ -31,7 +34,7 @@ use crate::shutdown;
 
 use live::Live;
 use screen::Screen;
-use stage::{PATIENCE, POLL, Stage};
+use stage::{EXPIRED, NUMBERS, PATIENCE, POLL, Stage, WABA_ID};
 use traffic::{REFUSED_NAME, Traffic};
 
 #[derive(Debug, Args)]
@@ -42,11 +45,18 @@ pub(super) struct Arguments {
     /// Keeps everything running afterwards, until Ctrl-C
     #[arg(long)]
     keep: bool,
+    /// Prints nothing but one JSON object after the comparison: what differs, addresses, ids and tokens
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the demo; a problem if anything differs at the end, or if it was stopped before.
 pub(super) async fn run(arguments: &Arguments, log_format: Option<LogFormat>) -> anyhow::Result<Outcome> {
-    let screen = Screen::new();
+    let screen = if arguments.json {
+        Screen::silent()
+    } else {
+        Screen::new()
+    };
     // Only errors: the display shows the rest.
     logging::start_on(log_format.unwrap_or(LogFormat::Text), "error", screen.log())?;
     let stop = shutdown::on_signal().context("listen for signals")?;
@@ -79,14 +89,18 @@ async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) 
         () = stop.cancelled() => return stopped(),
         ready = Box::pin(Stage::set_up(clusters, screen, &ending)) => ready?,
     };
-    let outcome = tokio::select! {
+    let differences = tokio::select! {
         biased;
         () = stop.cancelled() => None,
-        outcome = Box::pin(act_and_prove(arguments, &stage)) => Some(outcome?),
+        differences = Box::pin(act_and_prove(arguments, &stage)) => Some(differences?),
         error = running.failed() => return Err(error),
     };
-    if outcome.is_some() {
-        addresses(&stage, arguments.keep);
+    if let Some(differences) = &differences {
+        if arguments.json {
+            described(&mut anstream::stdout().lock(), &stage, differences)?;
+        } else {
+            addresses(&stage, arguments.keep);
+        }
         if arguments.keep {
             stop.cancelled().await;
         }
@@ -94,11 +108,15 @@ async fn play(arguments: &Arguments, screen: &Screen, stop: &CancellationToken) 
     ending.cancel();
     running.join().await?;
     stage.simulator.shutdown().await;
-    outcome.map_or_else(stopped, Ok)
+    match differences {
+        None => stopped(),
+        Some(differences) if differences.is_empty() => Ok(Outcome::Success),
+        Some(_) => Ok(Outcome::Problem),
+    }
 }
 
-/// The traffic with its live display, and the proof.
-async fn act_and_prove(arguments: &Arguments, stage: &Stage) -> anyhow::Result<Outcome> {
+/// The traffic with its live display, and the proof: what differs.
+async fn act_and_prove(arguments: &Arguments, stage: &Stage) -> anyhow::Result<Vec<String>> {
     let live = Live::start(&stage.agent_url, &stage.screen).await?;
     act(arguments, stage).await?;
     live.end().await;
@@ -185,6 +203,28 @@ async fn until(client: &Client, what: &'static str, condition: &str) -> anyhow::
         Ok(held) => held.with_context(|| format!("wait until {what}")),
         Err(_) => bail!("not within {} s: {what}", PATIENCE.as_secs()),
     }
+}
+
+/// Prints the result, and all that a program needs to use what runs, as one line of JSON.
+fn described(out: &mut impl Write, stage: &Stage, differences: &[String]) -> anyhow::Result<()> {
+    let (admin, http) = (stage.admin, stage.http);
+    let description = json!({
+        "differences": differences,
+        "api": format!("http://{http}"),
+        "webhook": format!("http://{http}/webhook"),
+        "health": format!("http://{admin}/health"),
+        "metrics": format!("http://{admin}/metrics"),
+        "simulator": stage.simulator.url(),
+        "token": stage.token,
+        "waba_id": WABA_ID,
+        "phone_number_ids": NUMBERS,
+        "expired_phone_number_id": EXPIRED,
+        "site_url": stage.site_url,
+        "agent_url": stage.agent_url,
+    });
+    writeln!(out, "{description}")?;
+    out.flush()?;
+    Ok(())
 }
 
 fn addresses(stage: &Stage, keep: bool) {

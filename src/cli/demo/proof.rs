@@ -7,14 +7,13 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use super::stage::{EXPIRED, PATIENCE, POLL, Stage};
-use crate::cli::outcome::Outcome;
 use crate::postgres::Client;
 
 const GOOD: Style = AnsiColor::Green.on_default().bold();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
-/// Prints what it compares and what differs.
-pub(super) async fn prove(stage: &Stage) -> anyhow::Result<Outcome> {
+/// Prints what it compares and what differs, and returns the latter.
+pub(super) async fn prove(stage: &Stage) -> anyhow::Result<Vec<String>> {
     let mut differences = different_tables(stage).await?;
     differences.extend(different_sends(stage).await?);
     differences.extend(different_receipts(stage).await?);
@@ -23,12 +22,11 @@ pub(super) async fn prove(stage: &Stage) -> anyhow::Result<Outcome> {
         stage.screen.say(format!(
             "{GOOD}proved{GOOD:#}: both databases are equal, the ledger matches, nothing is behind"
         ));
-        return Ok(Outcome::Success);
     }
-    for difference in differences {
+    for difference in &differences {
         stage.screen.say(format!("{BAD}differs{BAD:#}: {difference}"));
     }
-    Ok(Outcome::Problem)
+    Ok(differences)
 }
 
 /// A table's content, as far as it is compared.

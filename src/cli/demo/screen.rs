@@ -8,23 +8,48 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Standard output, a terminal or not. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Screen(MultiProgress);
+pub(super) struct Screen {
+    live: MultiProgress,
+    words: Words,
+}
+
+/// Whether the lines for people are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Words {
+    Printed,
+    /// Standard output is for a program.
+    LeftOut,
+}
 
 impl Screen {
     pub(super) fn new() -> Self {
-        Self(MultiProgress::with_draw_target(ProgressDrawTarget::stdout()))
+        Self {
+            live: MultiProgress::with_draw_target(ProgressDrawTarget::stdout()),
+            words: Words::Printed,
+        }
+    }
+
+    /// One that shows nothing but the log's lines.
+    pub(super) fn silent() -> Self {
+        Self {
+            live: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()),
+            words: Words::LeftOut,
+        }
     }
 
     /// Whether a live line would be seen; otherwise plain lines are printed.
     pub(super) fn is_live(&self) -> bool {
-        !self.0.is_hidden()
+        !self.live.is_hidden()
     }
 
     /// Prints one line.
     pub(super) fn say(&self, line: impl AsRef<str>) {
+        if self.words == Words::LeftOut {
+            return;
+        }
         // Nothing can be done if the terminal is gone.
         let _ = self
-            .0
+            .live
             .suspend(|| writeln!(anstream::stdout().lock(), "{}", line.as_ref()));
     }
 
@@ -32,12 +57,12 @@ impl Screen {
     pub(super) fn live(&self) -> ProgressBar {
         let style =
             ProgressStyle::with_template("  {spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-        self.0.add(ProgressBar::new_spinner().with_style(style))
+        self.live.add(ProgressBar::new_spinner().with_style(style))
     }
 
     /// A writer for the log's lines: to standard error, above the live line.
     pub(super) fn log(&self) -> impl Fn() -> LogLine + Send + Sync + 'static {
-        let screen = self.0.clone();
+        let screen = self.live.clone();
         move || LogLine(screen.clone())
     }
 }

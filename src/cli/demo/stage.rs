@@ -34,7 +34,7 @@ pub(super) const POLL: Duration = Duration::from_millis(50);
 const APP_SECRET: &str = "demo-app-secret";
 
 /// The business account of all numbers.
-const WABA_ID: &str = "102290129340398";
+pub(super) const WABA_ID: &str = "102290129340398";
 
 /// What the demo's parts share.
 pub(super) struct Stage {

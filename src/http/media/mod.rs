@@ -19,12 +19,20 @@ use super::media_link;
 use super::state::State;
 
 /// The route of uploads, which may take longer than other requests.
-pub(super) const UPLOAD: &str = "/{version}/{phone_number_id}/media";
+const UPLOAD: &str = "/{version}/{phone_number_id}/media";
+/// The same without a version.
+const UPLOAD_WITHOUT_VERSION: &str = "/{phone_number_id}/media";
+
+/// Whether a route is that of uploads.
+pub(super) fn is_upload(route: &str) -> bool {
+    [UPLOAD, UPLOAD_WITHOUT_VERSION].contains(&route)
+}
 
 /// The routes.
 pub(super) fn router() -> Router<State> {
     Router::new()
         .route(UPLOAD, routing::post(upload::post))
+        .route(UPLOAD_WITHOUT_VERSION, routing::post(upload::post_without_version))
         .route(media_link::PATH, routing::get(download::get))
         .route(media_link::PATH.trim_end_matches('/'), routing::get(download::get))
 }

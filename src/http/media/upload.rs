@@ -20,7 +20,9 @@ use crate::provider::cloud::media::{ByteStream, Upload};
 use crate::site_db::media;
 
 /// The parts of the form.
-const PARTS: &[&str] = &["messaging_product", "type", "file"];
+const PARTS: &[&str] = &["messaging_product", "type", "file", "ttl_minutes"];
+/// What some clients write into the query instead of the form.
+const PRODUCT: (&str, &str) = ("messaging_product", "whatsapp");
 /// How much of a refused form is still read, so that the client, which is still writing, gets the answer.
 const DRAINED_BYTES: usize = 128 * 1024 * 1024;
 /// For how long it is read.
@@ -52,10 +54,35 @@ pub(super) async fn post(
     headers: HeaderMap,
     request: Request,
 ) -> Response {
-    let Some(version) = ApiVersion::parse(&version) else {
-        return answer::not_found(&uri);
-    };
-    let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
+    match ApiVersion::parse(&version) {
+        Some(version) => upload(&state, &version, &phone_number_id, &uri, &headers, request).await,
+        None => answer::not_found(&uri),
+    }
+}
+
+/// The route without a version.
+pub(super) async fn post_without_version(
+    Extract(state): Extract<State>,
+    Path(phone_number_id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    request: Request,
+) -> Response {
+    match state.settings.default_version(&phone_number_id) {
+        Some(version) => upload(&state, version, &phone_number_id, &uri, &headers, request).await,
+        None => answer::not_found(&uri),
+    }
+}
+
+async fn upload(
+    state: &State,
+    version: &ApiVersion,
+    phone_number_id: &str,
+    uri: &Uri,
+    headers: &HeaderMap,
+    request: Request,
+) -> Response {
+    let Some(client) = auth::client(&state.settings.tokens, headers, uri) else {
         return answer::graph_unauthorized();
     };
     let body = Arc::new(tokio::sync::Mutex::new(request.into_body().into_data_stream()));
@@ -64,13 +91,16 @@ pub(super) async fn post(
         .accounts
         .iter()
         .find(|known| known.account.phone_number_id().as_str() == phone_number_id)
-        .filter(|_| client.may_use(&phone_number_id));
+        .filter(|_| client.may_use(phone_number_id));
     let response = match known {
-        None => answer::graph_unknown_object("post", &phone_number_id),
-        Some(_) if auth::has_other_parameters(&uri) => {
-            bad_request("an upload has no parameters; its form says everything")
-        }
-        Some(account) => take(&state, account, &version, &headers, &body).await,
+        None => answer::graph_unknown_object("post", phone_number_id),
+        Some(account) => match query(uri) {
+            Some(query) => {
+                let path = format!("{version}/{phone_number_id}/media{query}");
+                take(state, account, path, headers, &body).await
+            }
+            None => bad_request("an upload has no parameters but messaging_product; its form says everything else"),
+        },
     };
     if !response.status().is_success() {
         drain(&body).await;
@@ -78,11 +108,23 @@ pub(super) async fn post(
     response
 }
 
+/// The query that is passed on; `None`: it has a parameter that is not.
+fn query(uri: &Uri) -> Option<&'static str> {
+    let mut passed = "";
+    for (name, value) in auth::other_parameters(uri) {
+        if (name.as_ref(), value.as_ref()) != PRODUCT {
+            return None;
+        }
+        passed = "?messaging_product=whatsapp";
+    }
+    Some(passed)
+}
+
 /// Checks what the headers say, and passes the form on.
 async fn take(
     state: &State,
     known: &PassthroughAccount,
-    version: &ApiVersion,
+    path: String,
     headers: &HeaderMap,
     body: &SharedBody,
 ) -> Response {
@@ -108,7 +150,7 @@ async fn take(
     let uploaded = known
         .account
         .upload(Upload {
-            path: format!("{version}/{}/media", known.account.phone_number_id()),
+            path,
             content_type: format!("multipart/form-data; boundary=\"{boundary}\""),
             length,
             body: checked,

@@ -4,6 +4,8 @@
 
 use axum::http::Method;
 
+use crate::http::state::is_id;
+
 /// A call that is passed on.
 #[derive(Debug)]
 pub(super) struct Allowed {
@@ -41,7 +43,17 @@ pub(super) enum Body {
 }
 
 /// The parameters of a list, with those that Meta's own links to further pages have.
-const PAGE: &[&str] = &["fields", "limit", "after", "before", "pretty", "__paging_token"];
+const PAGE: &[&str] = &[
+    "fields",
+    "limit",
+    "after",
+    "before",
+    "pretty",
+    "__paging_token",
+    "offset",
+    "since",
+    "until",
+];
 const FIELDS: &[&str] = &["fields", "pretty"];
 const NOTHING: &[&str] = &[];
 const BLOCKED: Body = Body::Members(&["messaging_product", "block_users"]);
@@ -107,7 +119,20 @@ pub(super) const TABLE: &[Allowed] = &[
         "what became of messages",
     ),
     get("{waba}", FIELDS, "a WhatsApp Business account"),
-    get("{waba}/phone_numbers", PAGE, "its numbers"),
+    get(
+        "{waba}/phone_numbers",
+        &[
+            "fields",
+            "limit",
+            "after",
+            "before",
+            "pretty",
+            "__paging_token",
+            "sort",
+            "filtering",
+        ],
+        "its numbers",
+    ),
     get("{waba}/subscribed_apps", PAGE, "who gets its webhooks"),
     get(
         "{waba}/message_templates",
@@ -125,6 +150,7 @@ pub(super) const TABLE: &[Allowed] = &[
             "category",
             "status",
             "quality_score",
+            "summary",
         ],
         "its templates",
     ),
@@ -135,7 +161,13 @@ pub(super) const TABLE: &[Allowed] = &[
         "a medium, a template or a flow",
     ),
     get("{id}/assets", PAGE, "a flow's files"),
-    post("{number}/media", Body::Upload, "upload of a medium"),
+    call(
+        Verb::Post,
+        "{number}/media",
+        &["messaging_product"],
+        Body::Upload,
+        "upload of a medium",
+    ),
     post(
         "{number}/register",
         Body::Members(&["messaging_product", "pin", "data_localization_region"]),
@@ -218,7 +250,7 @@ pub(super) const TABLE: &[Allowed] = &[
     delete("{number}/message_qrdls/{code}", NOTHING, Body::None, "a QR code"),
     delete(
         "{waba}/message_templates",
-        &["name", "hsm_id", "hsm_ids"],
+        &["name", "hsm_id", "hsm_ids", "language"],
         Body::None,
         "templates",
     ),
@@ -251,9 +283,7 @@ impl Allowed {
         let shape = self.path.split('/');
         shape.clone().count() == parts.len()
             && shape.zip(parts).all(|(shape, part)| match shape {
-                "{number}" | "{waba}" | "{id}" => {
-                    (1..=32).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_digit())
-                }
+                "{number}" | "{waba}" | "{id}" => is_id(part),
                 "{code}" => (1..=64).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric()),
                 literal => literal == *part,
             })
@@ -347,7 +377,7 @@ mod tests {
                 Body::Members([]) => "empty".to_owned(),
                 Body::Members(members) => list(members),
                 Body::Template => "members of a template or flow".to_owned(),
-                Body::Upload => "form: `messaging_product` `type` `file`".to_owned(),
+                Body::Upload => "form: `messaging_product` `type` `file` `ttl_minutes`".to_owned(),
             };
             let line = format!(
                 "| {} | `{}` | {} | {body} | {} |\n",

@@ -48,14 +48,25 @@ pub(super) async fn call(
     let Some(path) = uri.path().strip_prefix('/') else {
         return answer::not_found(&uri);
     };
-    let mut parts = path.split('/');
-    let Some(version) = parts.next().and_then(ApiVersion::parse) else {
+    let mut parts: Vec<&str> = path.split('/').collect();
+    let version = parts.first().and_then(|first| ApiVersion::parse(first));
+    let version = if version.is_some() {
+        parts.remove(0);
+        version
+    } else {
+        let first = parts.first().copied().unwrap_or_default();
+        state.settings.default_version(first).cloned()
+    };
+    let Some(version) = version else {
         return answer::not_found(&uri);
     };
     let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
         return answer::graph_unauthorized();
     };
-    let parts: Vec<&str> = parts.collect();
+    // Some clients end the path of a list with a slash, where the id of one would be. Meta does not mind.
+    if method == Method::GET && parts.len() > 1 && parts.last() == Some(&"") {
+        parts.pop();
+    }
     let entries = allow_list::find(&method, &parts);
     let Some(resolved) = parts
         .first()

@@ -1,4 +1,5 @@
-//! The Graph-compatible send: `POST /v{N}.{m}/{phone_number_id}/messages`, as in Meta's API.
+//! The Graph-compatible send: `POST /v{N}.{m}/{phone_number_id}/messages`, as in Meta's API; without a version, `whatsapp.api_version`
+//! is taken.
 //!
 //! An existing client changes only its base URL and its token: requests, answers and errors are Meta's. Our own errors,
 //! all of them in Meta's error shape:
@@ -42,5 +43,7 @@ use super::state::State;
 
 /// The routes.
 pub(super) fn router() -> Router<State> {
-    Router::new().route("/{version}/{phone_number_id}/messages", routing::post(post::send))
+    Router::new()
+        .route("/{version}/{phone_number_id}/messages", routing::post(post::send))
+        .route("/{phone_number_id}/messages", routing::post(post::send_without_version))
 }

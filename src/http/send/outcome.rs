@@ -9,10 +9,15 @@ use crate::http::answer;
 use crate::outbox::Hold;
 use crate::provider::cloud::GraphError;
 use crate::site_db::MessageStatus;
+use crate::site_db::leads::Address;
 use crate::site_db::messages::{MessageRow, ProblemClass};
 
-/// The answer for a message that is settled, or was still being sent when the client's wait ended.
-pub(super) fn known(message: &MessageRow) -> Response {
+/// How the `phone` of a group's lead begins.
+const GROUP: &str = "group:";
+
+/// The answer for a message that is settled, or was still being sent when the client's wait ended. `None`: Meta has accepted
+/// it and its answer is not stored: see [`echoed`].
+pub(super) fn known(message: &MessageRow) -> Option<Response> {
     use MessageStatus::{
         Accepted, Cancelled, Delivered, Failed, Held, Pending, Played, Read, Received, Sending, Sent, Unknown,
     };
@@ -27,29 +32,42 @@ pub(super) fn known(message: &MessageRow) -> Response {
         metas.then(|| answer::passed(status, None, body))
     };
     match message.status {
-        Accepted | Held | Sent | Delivered | Read | Played => stored(true).unwrap_or_else(|| echoed(message)),
+        Accepted | Held | Sent | Delivered | Read | Played => stored(true),
         // If it failed after Meta had accepted it, the stored answer to the send is Meta's acceptance; if that answer was
         // lost, the report of the failure has the wamid.
+        Failed if message.wamid.is_some() => stored(true),
         Failed => stored(true)
-            .or_else(|| message.wamid.is_some().then(|| echoed(message)))
             .or_else(|| stored(false))
-            .unwrap_or_else(|| refused(message)),
-        Cancelled => cancelled(message),
-        Unknown | Pending | Sending | Received => unknown(
+            .or_else(|| Some(refused(message))),
+        Cancelled => Some(cancelled(message)),
+        Unknown | Pending | Sending | Received => Some(unknown(
             message.id,
             message
                 .error_message
                 .as_deref()
                 .unwrap_or("its answer is not there yet"),
-        ),
+        )),
     }
 }
 
-/// Meta's answer was lost, but a status webhook returned our id with the message's wamid.
-fn echoed(message: &MessageRow) -> Response {
+/// Meta's answer was lost or is not there yet, but a status webhook returned our id with the message's wamid. As in Meta's
+/// answer, the contact has the number if the client wrote one, else the user id: clients read one of the two.
+pub(super) fn echoed(message: &MessageRow, address: Option<&Address>) -> Response {
+    let written = message.recipient.as_deref().unwrap_or_default();
+    let phone = address.and_then(|address| address.phone.as_deref());
+    let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+    let mut contact = json!({"input": written});
+    if phone.is_some_and(|phone| phone.starts_with(GROUP)) {
+        contact["wa_id"] = json!(written);
+    } else if written.chars().any(|character| character.is_ascii_alphabetic()) {
+        let user_id = address.and_then(|address| address.user_id.as_deref());
+        contact["user_id"] = json!(user_id.unwrap_or(written));
+    } else {
+        contact["wa_id"] = json!(digits(phone.unwrap_or(written)));
+    }
     let body = json!({
         "messaging_product": "whatsapp",
-        "contacts": [{"input": message.recipient}],
+        "contacts": [contact],
         "messages": [{"id": message.wamid}],
     });
     answer::passed(200, None, body.to_string())

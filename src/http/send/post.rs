@@ -14,6 +14,8 @@ use crate::provider::cloud::GraphError;
 use crate::provider::cloud::client::PassedCall;
 use crate::provider::cloud::send::{self, Request};
 use crate::provider::{ApiVersion, PhoneNumberId, Wamid};
+use crate::site_db::leads;
+use crate::site_db::messages::MessageRow;
 
 /// `POST /v{N}.{m}/{phone_number_id}/messages`.
 pub(super) async fn send(
@@ -21,12 +23,38 @@ pub(super) async fn send(
     Path((version, phone_number_id)): Path<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
+    request: HttpRequest,
+) -> Response {
+    match ApiVersion::parse(&version) {
+        Some(version) => take(state, version, phone_number_id, uri, headers, request).await,
+        None => answer::not_found(&uri),
+    }
+}
+
+/// `POST /{phone_number_id}/messages`: some clients write no version, and Meta takes that.
+pub(super) async fn send_without_version(
+    Extract(state): Extract<State>,
+    Path(phone_number_id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    request: HttpRequest,
+) -> Response {
+    let version = state.settings.default_version(&phone_number_id);
+    match version.cloned() {
+        Some(version) => take(state, version, phone_number_id, uri, headers, request).await,
+        None => answer::not_found(&uri),
+    }
+}
+
+async fn take(
+    state: State,
+    version: ApiVersion,
+    phone_number_id: String,
+    uri: Uri,
+    headers: HeaderMap,
     // The body is read only after the token was checked: requests without a token must not fill our memory.
     request: HttpRequest,
 ) -> Response {
-    let Some(version) = ApiVersion::parse(&version) else {
-        return answer::not_found(&uri);
-    };
     let Some(client) = auth::client(&state.settings.tokens, &headers, &uri) else {
         return answer::graph_unauthorized();
     };
@@ -92,7 +120,10 @@ pub(super) async fn send(
 async fn settled(state: &State, submitted: Submitted) -> Response {
     let id = submitted.id;
     match state.outbox.wait_or_cancel(submitted).await {
-        Ok(Some(Delivered::Known(message))) => outcome::known(&message),
+        Ok(Some(Delivered::Known(message))) => match outcome::known(&message) {
+            Some(response) => response,
+            None => echoed(state, &message).await,
+        },
         Ok(Some(Delivered::Cancelled(message))) => outcome::cancelled(&message),
         Ok(Some(Delivered::Held(message, hold))) => outcome::held(&message, &hold),
         Ok(None) => outcome::unknown(id, "its row was deleted"),
@@ -101,6 +132,15 @@ async fn settled(state: &State, submitted: Submitted) -> Response {
             outcome::unknown(id, "the database went away while it was being sent")
         }
     }
+}
+
+/// The answer from the message's wamid and the ids of its recipient.
+async fn echoed(state: &State, message: &MessageRow) -> Response {
+    let address = leads::address(&state.pool, message.lead_id).await;
+    if let Err(error) = &address {
+        answer::log_unavailable(error);
+    }
+    outcome::echoed(message, address.ok().flatten().as_ref())
 }
 
 fn not_submitted(uri: &Uri, error: &SubmitError) -> Response {

@@ -9,7 +9,7 @@ use crate::inbox::InboxSettings;
 use crate::outbox::{AccountSettings, OutboxSettings, RetryPolicy};
 use crate::provider::cloud::secrets::Secrets;
 use crate::provider::cloud::{Account, Client, ClientSettings, ClientSetupError};
-use crate::provider::{self, Callback, PhoneNumberId};
+use crate::provider::{self, ApiVersion, Callback, PhoneNumberId};
 
 /// Names the one pipeline of today: messages over WhatsApp.
 const PIPELINE: &str = "whatsapp";
@@ -90,6 +90,7 @@ impl Settings {
                 max_media_bytes: config.http.max_media_bytes,
                 public_url: config.http.public_url.clone(),
                 links: MediaLinks::new(whatsapp.app_secrets.clone()),
+                api_version: ApiVersion::parse(&whatsapp.api_version),
                 accounts: passing,
             },
         })

@@ -41,6 +41,7 @@ static PUT_BACK: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transiti
 static FAIL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::FAIL));
 static LOSE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::LOSE));
 static CANCEL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::CANCEL));
+static LEAVE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::LEAVE));
 static REVIVE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REVIVE));
 static REPORT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REPORT));
 
@@ -251,6 +252,22 @@ pub async fn cancel_waiting(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
     let cancelled = CANCEL.execute(&mut connection, &[change]).await?;
     pool.committed();
     Ok(!cancelled.is_empty())
+}
+
+/// Notes that the client left before it had its answer: an equal request soon after is its repeat, see [`super::submit()`].
+/// Returns false if there is no such message, or it failed or was cancelled.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn client_left(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
+    let mut connection = pool.0.acquire().await?;
+    let change = Change {
+        id,
+        ..Change::default()
+    };
+    let left = LEAVE.execute(&mut connection, &[change]).await?;
+    pool.committed();
+    Ok(!left.is_empty())
 }
 
 /// Makes a cancelled message `pending` again, because the same client asks again. Returns false if it was not cancelled by

@@ -68,7 +68,7 @@ pub struct MessageRow {
     pub played_at: Option<OffsetDateTime>,
     /// When it failed first.
     pub failed_at: Option<OffsetDateTime>,
-    /// When it became `unknown`.
+    /// When it became `unknown`, or its client left without an answer.
     pub unknown_at: Option<OffsetDateTime>,
     /// When its client stopped waiting, or an operator cancelled it.
     pub cancelled_at: Option<OffsetDateTime>,

@@ -144,7 +144,8 @@ const INPUT: [(&str, &str); 19] = [
 const MAX_QUEUE: u32 = 100;
 
 /// A request without a client id from a client that waits is taken as the repeat of an equal one whose outcome has been
-/// unknown for less than this, because that client could not know better. Statuses settle nearly all within seconds.
+/// unknown for less than this, because that client could not know better; so is one whose client left without an answer, while
+/// it is under way. Statuses settle nearly all within seconds.
 const REPEAT_OF_UNKNOWN: &str = "15 minutes";
 /// The same if the outcome became known meanwhile: the client gets the answer that was lost. Shorter, because later an equal
 /// text is another message.
@@ -166,7 +167,7 @@ pub(super) static SUBMIT: LazyLock<String> = LazyLock::new(|| {
            UNION ALL (SELECT m.id, m.request_sha256, m.status, m.error_class FROM public.whatsapp_messages m \
              WHERE i.client_id IS NULL AND i.send_within IS NOT NULL AND m.unknown_at IS NOT NULL \
                AND m.client_name = i.client_name AND m.request_sha256 = i.request_sha256 \
-               AND ((m.status = 'unknown' AND m.unknown_at > now() - interval '{REPEAT_OF_UNKNOWN}') \
+               AND ((m.status IN ('unknown', 'pending', 'sending') AND m.unknown_at > now() - interval '{REPEAT_OF_UNKNOWN}') \
                  OR (m.wamid IS NOT NULL AND m.unknown_at > now() - interval '{REPEAT_OF_SETTLED}')) \
              ORDER BY m.unknown_at DESC LIMIT 1)) k), \
          fresh AS MATERIALIZED (SELECT i.* FROM input i WHERE NOT EXISTS (SELECT FROM known k WHERE k.input_id = i.id)), \

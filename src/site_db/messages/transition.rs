@@ -27,6 +27,7 @@
 //! | [`MAKE_DUE`] | outbox, when the number is released | pending | pending, due now |
 //! | [`REPORT`] | inbox, from the provider's reports | any outbound | as reported |
 //! | [`GIVE_BACK`] | outbox, when the answer to its claim was lost | sending | pending |
+//! | [`LEAVE`] | outbox, when its client leaves before it has an answer | any but failed and cancelled | the same |
 //!
 //! **What an outcome may overwrite.** A report often arrives before the answer to the send. So an outcome counts only for
 //! a row that still carries this attempt's lease and is `sending` or, after the lease has expired, `unknown`. An
@@ -62,6 +63,8 @@ pub(crate) struct Transition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum To {
     Status(MessageStatus),
+    /// The one that the row has.
+    Same,
     /// The caller has locked the row and folded reports into it; see [`fold`](super::fold).
     Folded,
 }
@@ -275,7 +278,6 @@ pub(crate) const PUT_BACK: Transition = Transition {
     only: Only::LeaseHeld,
     writes: &[
         &[
-            Write::Clear("unknown_at"),
             Write::Clear("lease_owner"),
             Write::Clear("lease_until"),
             Write::Computed(
@@ -369,6 +371,17 @@ pub(crate) const REVIVE: Transition = Transition {
     notifies: Notifies::Nothing,
 };
 
+/// The client broke the connection before it had its answer: it does not know whether the message was sent, as if the
+/// provider's answer had been lost. If it repeats the request, that is no other message.
+pub(crate) const LEAVE: Transition = Transition {
+    name: "leave",
+    from: &[Pending, Sending, Accepted, Held, Sent, Delivered, Read, Played, Unknown],
+    to: To::Same,
+    only: Only::Any,
+    writes: &[&[Write::Now("unknown_at")]],
+    notifies: Notifies::Nothing,
+};
+
 /// The number can send again: its waiting messages are due.
 pub(crate) const MAKE_DUE: Transition = Transition {
     name: "make due",
@@ -391,8 +404,8 @@ pub(crate) const REPORT: Transition = Transition {
 
 /// All of them, in the order of the table above.
 #[cfg(test)]
-pub(super) const ALL: [&Transition; 11] = [
-    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &MAKE_DUE, &REPORT, &GIVE_BACK,
+pub(super) const ALL: [&Transition; 12] = [
+    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &MAKE_DUE, &REPORT, &GIVE_BACK, &LEAVE,
 ];
 
 #[cfg(test)]

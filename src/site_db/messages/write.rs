@@ -131,6 +131,7 @@ pub(super) fn moved(source: &str, locked: &str, transition: &Transition) -> Stri
 fn update(source: &str, locked: &str, transition: &Transition) -> String {
     let status = match transition.to {
         To::Status(status) => format!("'{status}'"),
+        To::Same => "m.status".to_owned(),
         To::Folded => "c.status".to_owned(),
     };
     let writes: Vec<String> = transition

@@ -40,7 +40,11 @@ pub(super) fn upload(world: &World, number: &str, headers: &HeaderMap, query: &s
         .and_then(boundary)
         .map_or_else(Vec::new, |boundary| parts(body, boundary));
     let part = |name: &str| parts.iter().find(|part| part.name == name);
-    if part("messaging_product").is_none_or(|part| part.content != b"whatsapp") {
+    let product = match part("messaging_product") {
+        Some(part) => part.content == b"whatsapp",
+        None => parameter(query, "messaging_product").as_deref() == Some("whatsapp"),
+    };
+    if !product {
         return missing("messaging_product");
     }
     let Some(file) = part("file") else {

@@ -57,9 +57,14 @@ pub(super) async fn route(
             &Method::POST,
             &[
                 node,
-                "register" | "request_code" | "verify_code" | "whatsapp_business_profile" | "block_users",
+                "register" | "request_code" | "verify_code" | "whatsapp_business_profile",
             ],
         ) => nodes::subscribe(&world, node, &headers, query),
+        (&Method::POST | &Method::DELETE, &[node, "block_users"]) => {
+            nodes::block(&world, node, &method, &headers, &body)
+        }
+        (&Method::POST, &[node, "message_qrdls"]) => nodes::qr_code(&world, node, &headers, query),
+        (&Method::GET, &[node, edge]) if nodes::has_edge(edge) => nodes::edge(&world, node, edge, &headers, query),
         _ => unknown_object(segments.first().copied().unwrap_or_default()),
     }
 }

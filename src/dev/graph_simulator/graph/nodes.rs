@@ -1,13 +1,13 @@
 //! Reads: a number, a business account, its templates, a number's message history.
 
 use axum::Json;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Method};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::access::{token, unauthorised};
 use super::query::parameter;
-use crate::dev::graph_simulator::world::World;
+use crate::dev::graph_simulator::world::{Number, World};
 
 /// Answers a read of something about a node (a number or a business account) that the token gives access to.
 fn read(
@@ -34,7 +34,7 @@ pub(super) fn history(world: &World, node: &str, headers: &HeaderMap, query: &st
 pub(super) fn message_templates(world: &World, node: &str, headers: &HeaderMap, query: &str) -> Response {
     let bearer = token(headers, query).unwrap_or_default();
     read(world, node, headers, query, |_, node, query| {
-        templates(node, query, &bearer)
+        templates(&format!("{node}/message_templates"), query, &bearer)
     })
 }
 
@@ -55,23 +55,96 @@ pub(super) fn subscribe(world: &World, node: &str, headers: &HeaderMap, query: &
     read(world, node, headers, query, |_, _, _| json!({"success": true}))
 }
 
-fn node_value(world: &World, node: &str, _: &str) -> Value {
-    let numbers = world.numbers();
-    let Some(number) = numbers.get(node) else {
-        return json!({"id": node, "name": "Simulated business account"});
+/// Whether [`edge`] knows this.
+pub(super) fn has_edge(edge: &str) -> bool {
+    edge_value(edge).is_some() || edge == "phone_numbers"
+}
+
+/// `GET /{node}/{edge}`: what a number or an account has, always the same.
+pub(super) fn edge(world: &World, node: &str, edge: &str, headers: &HeaderMap, query: &str) -> Response {
+    let bearer = token(headers, query).unwrap_or_default();
+    read(world, node, headers, query, |world, node, _| match edge_value(edge) {
+        Some(value) => value,
+        None => paged(&format!("{node}/{edge}"), phone_numbers(world, node), query, &bearer),
+    })
+}
+
+fn edge_value(edge: &str) -> Option<Value> {
+    Some(match edge {
+        "whatsapp_business_profile" => {
+            json!({"data": [{"messaging_product": "whatsapp", "about": "Simulated", "vertical": "RETAIL",
+            "email": "business@example.com", "websites": ["https://example.com/"]}]})
+        }
+        "whatsapp_commerce_settings" => {
+            json!({"data": [{"id": "2", "is_cart_enabled": true, "is_catalog_visible": true}]})
+        }
+        "settings" => json!({"storage_configuration": {"status": "DEFAULT"}}),
+        "block_users" | "flows" => json!({"data": []}),
+        "message_qrdls" => json!({"data": [code()]}),
+        _ => return None,
+    })
+}
+
+fn code() -> Value {
+    json!({"code": "4O4YGZEG3RIVE1", "prefilled_message": "Hello", "deep_link_url": "https://wa.me/message/4O4YGZEG3RIVE1"})
+}
+
+/// `POST /{number}/message_qrdls`.
+pub(super) fn qr_code(world: &World, node: &str, headers: &HeaderMap, query: &str) -> Response {
+    read(world, node, headers, query, |_, _, _| code())
+}
+
+/// `POST` and `DELETE` of `/{number}/block_users`. Nobody is really blocked.
+pub(super) fn block(world: &World, node: &str, method: &Method, headers: &HeaderMap, body: &[u8]) -> Response {
+    let asked: Value = serde_json::from_slice(body).unwrap_or_default();
+    let users = asked["block_users"].as_array().cloned().unwrap_or_default();
+    let users: Vec<_> = users
+        .iter()
+        .map(|user| json!({"input": user["user"], "wa_id": user["user"]}))
+        .collect();
+    let done = if *method == Method::POST {
+        "added_users"
+    } else {
+        "removed_users"
     };
+    read(
+        world,
+        node,
+        headers,
+        "",
+        |_, _, _| json!({"messaging_product": "whatsapp", "block_users": {done: users}}),
+    )
+}
+
+fn phone_numbers(world: &World, waba: &str) -> Vec<Value> {
+    let numbers = world.numbers();
+    let of_account = numbers.values().filter(|number| number.account.waba_id == waba);
+    of_account.map(number_value).collect()
+}
+
+fn number_value(number: &Number) -> Value {
     json!({
-        "id": node,
+        "id": number.account.phone_number_id,
         "display_phone_number": number.account.display_phone_number,
         "verified_name": "Simulated business",
         "quality_rating": "GREEN",
         "code_verification_status": "VERIFIED",
         "platform_type": "CLOUD_API",
         "throughput": {"level": "STANDARD"},
-        "webhook_configuration": {"application": world.callback().map(String::from)},
-        "health_status": {"can_send_message": "AVAILABLE", "entities": [
-            {"entity_type": "PHONE_NUMBER", "id": node, "can_send_message": "AVAILABLE"}]},
     })
+}
+
+fn node_value(world: &World, node: &str, _: &str) -> Value {
+    let numbers = world.numbers();
+    let Some(number) = numbers.get(node) else {
+        return json!({"id": node, "name": "Simulated business account", "timezone_id": "1", "currency": "EUR",
+            "message_template_namespace": "simulated"});
+    };
+    let mut value = number_value(number);
+    value["webhook_configuration"] = json!({"application": world.callback().map(String::from)});
+    value["health_status"] = json!({"can_send_message": "AVAILABLE", "entities": [
+        {"entity_type": "PHONE_NUMBER", "id": node, "can_send_message": "AVAILABLE"}]});
+    value
 }
 
 /// What was reported of each message, newest first, as Meta's Message History API gives it.
@@ -104,19 +177,31 @@ fn message_history(world: &World, node: &str, query: &str) -> Value {
     json!({ "data": messages })
 }
 
-/// A page of the account's templates. If there is a next or a previous page, its link contains the token, as Meta's does.
-fn templates(node: &str, query: &str, token: &str) -> Value {
+/// A page of the account's templates.
+fn templates(path: &str, query: &str, token: &str) -> Value {
     const NAMES: [&str; 3] = ["hello_world", "order", "reminder"];
+    let all = (1..).zip(NAMES).map(|(id, name)| {
+        json!({"id": id.to_string(), "name": name, "language": "en_US", "status": "APPROVED", "category": "UTILITY",
+               "parameter_format": "POSITIONAL", "components": [{"type": "BODY", "text": "Hello"}]})
+    });
+    let mut answer = paged(path, all.collect(), query, token);
+    if parameter(query, "summary").is_some() {
+        answer["summary"] = json!({"total_count": NAMES.len(), "message_template_count": NAMES.len(),
+            "message_template_limit": 250, "are_translations_complete": true});
+    }
+    answer
+}
+
+/// A page of a list. If there is a next or a previous page, its link contains the token, as Meta's does.
+fn paged(path: &str, all: Vec<Value>, query: &str, token: &str) -> Value {
     let number = |name| parameter(query, name).and_then(|value| value.parse::<usize>().ok());
     let limit = number("limit").unwrap_or(25).max(1);
     let before = number("before").map(|before| before.saturating_sub(limit));
     let start = before.or(number("after")).unwrap_or(0);
     let end = start.saturating_add(limit);
-    let page = (1..).zip(NAMES).skip(start).take(limit).map(|(id, name)| {
-        json!({"id": id.to_string(), "name": name, "language": "en_US", "status": "APPROVED", "category": "UTILITY",
-               "components": [{"type": "BODY", "text": "Hello"}]})
-    });
-    let mut answer = json!({ "data": page.collect::<Vec<_>>() });
+    let count = all.len();
+    let page: Vec<_> = all.into_iter().skip(start).take(limit).collect();
+    let mut answer = json!({ "data": page });
     answer["paging"] = json!({"cursors": {"before": start.to_string(), "after": end.to_string()}});
     let link = |name: &str, start: usize| {
         let query = url::form_urlencoded::Serializer::new(String::new())
@@ -125,11 +210,9 @@ fn templates(node: &str, query: &str, token: &str) -> Value {
             .append_pair("limit", &limit.to_string())
             .append_pair(name, &start.to_string())
             .finish();
-        json!(format!(
-            "https://graph.facebook.com/v26.0/{node}/message_templates?{query}"
-        ))
+        json!(format!("https://graph.facebook.com/v26.0/{path}?{query}"))
     };
-    if end < NAMES.len() {
+    if end < count {
         answer["paging"]["next"] = link("after", end);
     }
     if start > 0 {

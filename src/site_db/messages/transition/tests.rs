@@ -36,6 +36,7 @@ fn the_table_of_transitions() {
         .map(|transition| {
             let to = match transition.to {
                 To::Status(status) => status.as_str(),
+                To::Same => "the same",
                 To::Folded => "as reported",
             };
             let columns: Vec<_> = writes(transition).into_iter().map(column).collect();
@@ -62,7 +63,7 @@ fn the_table_of_transitions() {
                 "accept | {outbound} | as reported | Any | {reported} {problem} {response} {no_attempt} | MarkedFailure"
             ),
             format!(
-                "put back | sending unknown | pending | LeaseHeld | unknown_at lease_owner lease_until next_attempt_at \
+                "put back | sending unknown | pending | LeaseHeld | lease_owner lease_until next_attempt_at \
                  attempt throttles {problem} {response} | Nothing"
             ),
             format!(
@@ -77,6 +78,8 @@ fn the_table_of_transitions() {
             "make due | pending | pending | Class(\"account\") | next_attempt_at | Nothing".to_owned(),
             format!("report | {outbound} | as reported | Any | {reported} {problem} | MarkedFailure"),
             "give back | sending | pending | Any | attempt lease_owner lease_until | Nothing".to_owned(),
+            "leave | pending sending accepted held sent delivered read played unknown | the same | Any | unknown_at | Nothing"
+                .to_owned(),
         ]
     );
 }
@@ -172,6 +175,7 @@ impl Row {
         }
         match transition.to {
             To::Status(status) => self.state.status = status,
+            To::Same => {}
             To::Folded => self.state.fold(Wamid::parse("wamid.1").as_ref(), report),
         }
         for write in writes(transition) {
