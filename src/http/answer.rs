@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::body::BodyError;
 use super::summed::{self, Line};
+use crate::provider::ApiVersion;
 use crate::provider::cloud::GraphError;
-use crate::provider::{ApiVersion, PhoneNumberId};
 use crate::site_db::SiteError;
 
 /// The header with the message's row id, in every answer about a message.
@@ -182,7 +182,8 @@ pub(super) fn broken(uri: &Uri, status: StatusCode, code: &str, message: &str) -
 /// An error in Meta's shape if the path begins with a version or an id (Graph clients know no other), else in ours.
 fn shaped(uri: &Uri, status: StatusCode, code: &str, message: &str) -> Response {
     let first = uri.path().trim_start_matches('/').split('/').next().unwrap_or_default();
-    if ApiVersion::parse(first).is_some() || PhoneNumberId::parse(first).is_some() {
+    let is_id = !first.is_empty() && first.bytes().all(|byte| byte.is_ascii_digit());
+    if ApiVersion::parse(first).is_some() || is_id {
         let error = if status == StatusCode::SERVICE_UNAVAILABLE {
             GraphError::new(2, "Service temporarily unavailable")
         } else if status.is_server_error() {
