@@ -241,15 +241,9 @@ impl<'a> Batch<'a> {
         batch
     }
 
-    /// Everybody whose lead is to be found: who wrote, and whose reports name both ids.
+    /// Who wrote. (What reports say of recipients is written later, see [`statuses`].)
     fn contacts(&self) -> Vec<&'a ContactIdentity> {
-        let wrote = self.texts.iter().map(|text| &text.message.contact);
-        wrote.chain(self.recipients()).collect()
-    }
-
-    fn recipients(&self) -> impl Iterator<Item = &'a ContactIdentity> {
-        let both = |contact: &&ContactIdentity| contact.wa_id.is_some() && contact.user_id.is_some();
-        self.reports.iter().map(|(_, _, report)| &report.contact).filter(both)
+        self.texts.iter().map(|text| &text.message.contact).collect()
     }
 }
 
@@ -260,19 +254,21 @@ async fn store(tx: &mut Transaction<'_>, batch: &Batch<'_>, processed: &[Process
         doubts: looked_up.has_doubts(),
         ..Effects::default()
     };
-    let open = (batch.texts.iter().map(|text| &text.message.contact))
-        .filter(|contact| looked_up.settled(contact).is_none())
-        .chain(batch.recipients().filter(|contact| looked_up.has_news(contact)));
+    let open =
+        (batch.texts.iter().map(|text| &text.message.contact)).filter(|contact| looked_up.settled(contact).is_none());
     locks::lock(tx, batch.reports.iter().map(|(_, _, report)| &report.wamid), open).await?;
 
     let mut numbers: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
+    let mut news: Vec<(Uuid, Seen<'_>)> = Vec::new();
     for (number, event) in &batch.numbers {
         let seen = Seen {
             phone_number_id: number,
             waba_id: event.waba_id.as_deref(),
             display_phone_number: event.display_phone_number.as_deref(),
         };
-        numbers.insert(number, accounts::find_or_make(tx, &seen).await?);
+        let found = accounts::find_or_make(tx, &seen).await?;
+        numbers.insert(number, found.id);
+        news.extend(found.has_news.then_some((found.id, seen)));
     }
     let account = |number: &PhoneNumberId| {
         let id = numbers.get(number).copied();
@@ -297,7 +293,7 @@ async fn store(tx: &mut Transaction<'_>, batch: &Batch<'_>, processed: &[Process
     let finished: Vec<_> = processed.iter().map(Processed::finished).collect();
     webhook_events::finish(tx, &finished).await?;
     let real: Vec<Uuid> = effects.real.keys().copied().collect();
-    accounts::touch(tx, &real).await?;
+    accounts::touch(tx, &real, &news).await?;
     conversations::touch_all(tx, &touches).await?;
     Ok(effects)
 }
@@ -321,9 +317,10 @@ async fn store_texts(
         .map(|((text, link), (account_id, _))| said::received(*account_id, *link, text.message, text.timed.received_at))
         .collect();
     let stored = messages::insert_said(tx, &rows).await?;
-    let (mut touches, mut referrals) = (Vec::new(), Vec::new());
+    let (mut touches, mut referrals, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
     for (((text, link), row), stored) in batch.texts.iter().zip(&links).zip(&rows).zip(stored) {
         if stored.is_none() {
+            repeated.push(said::repeated(row));
             continue;
         }
         effects.counted.push(Counted::INBOUND);
@@ -332,5 +329,6 @@ async fn store_texts(
         referrals.extend(text.message.referral.as_ref().map(|referral| (link.lead_id, referral)));
     }
     leads::set_referrals(tx, &referrals).await?;
+    messages::received_before(tx, &repeated).await?;
     Ok(touches)
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::provider::event::{Direction, Message, ReportedStatus, credible};
 use crate::site_db::conversations::{Link, Touch, link, link_group, of_lead};
 use crate::site_db::leads::{self, Source};
-use crate::site_db::messages::{self, Medium, NewSaid, News, ReportedStep, Said};
+use crate::site_db::messages::{self, Medium, NewSaid, News, Repeated, ReportedStep, Said};
 use crate::site_db::status_events::adopt_orphans;
 use crate::site_db::{MessageStatus, SiteError, Transaction, early_media};
 
@@ -37,6 +37,15 @@ pub(super) fn received(account_id: Uuid, link: Link, message: &Message, received
     NewSaid {
         announced: !message.is_notice() && !message.is_about_another(),
         ..said(account_id, link, Direction::Inbound, received_at, message)
+    }
+}
+
+/// A message that a user wrote to us, as far as its row changes if it is stored already.
+pub(super) fn repeated<'a>(new: &NewSaid<'a>) -> Repeated<'a> {
+    Repeated {
+        account_id: new.account_id,
+        wamid: new.said.wamid,
+        received_at: new.created_at,
     }
 }
 
@@ -79,10 +88,9 @@ pub(super) async fn inbound(
         (None, Some(speaker)) => of_lead(tx, account_id, speaker).await?,
         (None, None) => return Err(SiteError::Anonymous),
     };
-    if store(tx, received(account_id, link, message, received_at))
-        .await?
-        .is_none()
-    {
+    let new = received(account_id, link, message, received_at);
+    if store(tx, new).await?.is_none() {
+        messages::received_before(tx, &[repeated(&new)]).await?;
         return Ok(Kept::default());
     }
     if message.is_notice() {

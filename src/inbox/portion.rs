@@ -13,9 +13,9 @@ use super::failures::{self, Failure};
 use super::messages::{Counted, Kept};
 use super::order::TimedEvent;
 use super::{messages, statuses};
-use crate::provider::event::{Content, IdentityChange, credible};
+use crate::provider::event::{Content, Event, IdentityChange, credible};
 use crate::provider::{ContactIdentity, PhoneNumberId, Wamid};
-use crate::site_db::accounts::{self, Seen};
+use crate::site_db::accounts::{self, Found, Seen};
 use crate::site_db::conversations::{self, Touch};
 use crate::site_db::status_events::ReceivedReport;
 use crate::site_db::{SiteError, Transaction, leads, locks, notifications, storable};
@@ -43,7 +43,7 @@ enum Refused {
 
 /// An event that was stored.
 struct Stored {
-    account_id: Uuid,
+    account: Found,
     kept: Kept,
     /// Whether leads may have to be merged.
     doubts: bool,
@@ -72,7 +72,8 @@ async fn store_events(
     refused: Refused,
 ) -> Result<Effects, SiteError> {
     let mut effects = Effects::default();
-    let mut accounts: HashMap<&PhoneNumberId, Uuid> = HashMap::new();
+    let mut accounts: HashMap<&PhoneNumberId, Found> = HashMap::new();
+    let mut news: Vec<(Uuid, Seen<'_>)> = Vec::new();
     let mut touches: Vec<(Uuid, Touch)> = Vec::new();
     lock_all(tx, events).await?;
     for (index, timed) in (first..).zip(events) {
@@ -98,15 +99,12 @@ async fn store_events(
             }
         };
         match stored {
-            Ok(Stored {
-                account_id,
-                kept,
-                doubts,
-            }) => {
-                accounts.insert(number, account_id);
+            Ok(Stored { account, kept, doubts }) => {
+                accounts.insert(number, account);
+                news.extend(account.has_news.then_some((account.id, seen(number, event))));
                 effects.doubts |= doubts;
                 if event.is_real() && kept.counted.is_some() {
-                    effects.real.insert(account_id, number.clone());
+                    effects.real.insert(account.id, number.clone());
                 }
                 effects.counted.extend(kept.counted);
                 touches.extend(kept.touch);
@@ -120,7 +118,7 @@ async fn store_events(
         }
     }
     let numbers: Vec<Uuid> = effects.real.keys().copied().collect();
-    accounts::touch(tx, &numbers).await?;
+    accounts::touch(tx, &numbers, &news).await?;
     // Last, and all at once: see the order of the locks in `batch`.
     conversations::touch_all(tx, &touches).await?;
     Ok(effects)
@@ -139,12 +137,7 @@ async fn lock_all(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(),
                 groups.extend(message.group.as_deref());
                 contacts.extend(message.change.iter().flat_map(ids_of));
             }
-            Content::Status(status) => {
-                wamids.push(&status.wamid);
-                if status.contact.user_id.is_some() {
-                    contacts.push(status.contact.clone());
-                }
-            }
+            Content::Status(status) => wamids.push(&status.wamid),
             Content::IdentityChanged(change) => contacts.extend(ids_of(change)),
             Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {}
         }
@@ -162,22 +155,16 @@ fn ids_of(change: &IdentityChange) -> [ContactIdentity; 3] {
 
 async fn store_event(
     tx: &mut Transaction<'_>,
-    account_id: Option<Uuid>,
+    account: Option<Found>,
     number: &PhoneNumberId,
     TimedEvent { event, received_at }: &TimedEvent,
 ) -> Result<Stored, SiteError> {
     let received_at = *received_at;
-    let account_id = match account_id {
-        Some(id) => id,
-        None => {
-            let seen = Seen {
-                phone_number_id: number,
-                waba_id: event.waba_id.as_deref(),
-                display_phone_number: event.display_phone_number.as_deref(),
-            };
-            accounts::find_or_make(tx, &seen).await?
-        }
+    let account = match account {
+        Some(found) => found,
+        None => accounts::find_or_make(tx, &seen(number, event)).await?,
     };
+    let account_id = account.id;
     let counted = |counted| Kept { counted, touch: None };
     // Ids may be new; whether they led to several leads is asked once, after the commit.
     let mut doubts = true;
@@ -214,9 +201,14 @@ async fn store_event(
             counted(None)
         }
     };
-    Ok(Stored {
-        account_id,
-        kept,
-        doubts,
-    })
+    Ok(Stored { account, kept, doubts })
+}
+
+/// What an event says about the number that it is for.
+fn seen<'a>(phone_number_id: &'a PhoneNumberId, event: &'a Event) -> Seen<'a> {
+    Seen {
+        phone_number_id,
+        waba_id: event.waba_id.as_deref(),
+        display_phone_number: event.display_phone_number.as_deref(),
+    }
 }

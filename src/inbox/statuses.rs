@@ -1,13 +1,13 @@
-//! Stores status reports: records them, updates their messages, and learns the recipients' ids from them.
-
-use uuid::Uuid;
+//! Stores status reports: records them, updates their messages, and notes what they say of the recipients' ids. That is
+//! written to the leads later, in transactions of their own (see [`merging`](crate::site_db::merging)): this one has the
+//! messages' rows, and may not lock leads any more.
 
 use super::messages::Counted;
 use crate::provider::ContactIdentity;
-use crate::site_db::leads::statements::{Reached, Statement, Word};
+use crate::site_db::leads::statements::{self, Reached, Statement, Word};
 use crate::site_db::messages::Addressed;
 use crate::site_db::status_events::{self, ReceivedReport};
-use crate::site_db::{SiteError, Transaction, leads};
+use crate::site_db::{SiteError, Transaction};
 
 /// What became of reports.
 pub(super) struct Reported {
@@ -20,7 +20,6 @@ pub(super) struct Reported {
 /// Records reports.
 pub(super) async fn report(tx: &mut Transaction<'_>, reports: &[ReceivedReport<'_>]) -> Result<Reported, SiteError> {
     let recorded = status_events::record(tx, reports).await?;
-    let mut lacking: Vec<(Uuid, &ContactIdentity)> = Vec::new();
     let mut statements: Vec<Statement> = Vec::new();
     for (one, received) in recorded.iter().zip(reports) {
         if one.second_send && one.new {
@@ -34,25 +33,21 @@ pub(super) async fn report(tx: &mut Transaction<'_>, reports: &[ReceivedReport<'
         let Some(addressed) = one.addressed.as_ref().filter(|addressed| !addressed.to_group) else {
             continue;
         };
-        match news(addressed, contact) {
-            News::Nothing => {}
-            News::UserId => lacking.push((addressed.lead_id, contact)),
-            News::Differs => {
-                let statement = Statement {
-                    lead: Some(Reached {
-                        lead_id: addressed.lead_id,
-                        dialled: addressed.recipient.clone(),
-                    }),
-                    word: Word::Seen(contact.clone()),
-                };
-                if !statements.contains(&statement) {
-                    statements.push(statement);
-                }
-            }
+        if !has_news(addressed, contact) {
+            continue;
+        }
+        let statement = Statement {
+            lead: Some(Reached {
+                lead_id: addressed.lead_id,
+                dialled: addressed.recipient.clone(),
+            }),
+            word: Word::Seen(contact.clone()),
+        };
+        if !statements.contains(&statement) {
+            statements.push(statement);
         }
     }
-    leads::learn_from_reports(tx, &lacking).await?;
-    leads::statements::add(tx, &statements).await?;
+    statements::add(tx, &statements).await?;
     Ok(Reported {
         counted: recorded
             .iter()
@@ -62,24 +57,12 @@ pub(super) async fn report(tx: &mut Transaction<'_>, reports: &[ReceivedReport<'
     })
 }
 
-/// What a report says about the recipient that the message's lead does not have.
-enum News {
-    Nothing,
-    /// The user id, of the same number.
-    UserId,
-    /// Another id: the number may be written in another form, or belong to another lead.
-    Differs,
-}
-
-fn news(addressed: &Addressed, contact: &ContactIdentity) -> News {
+/// Whether a report names ids of the recipient that the message's lead does not have: a user id, or another number, which may
+/// be the same one in another form, or another lead's.
+fn has_news(addressed: &Addressed, contact: &ContactIdentity) -> bool {
     let (wa_id, user_id) = (addressed.lead_wa_id.as_deref(), addressed.lead_user_id.as_deref());
     let number = contact.wa_id.as_ref().map(|id| id.as_str());
     let user = contact.user_id.as_ref().map(|id| id.as_str());
-    if (number.is_some() && number != wa_id) || (user.is_some() && user_id.is_some() && user != user_id) {
-        News::Differs
-    } else if user.is_some() && user_id.is_none() && number.is_some() {
-        News::UserId
-    } else {
-        News::Nothing
-    }
+    let differs = (number.is_some() && number != wa_id) || (user.is_some() && user_id.is_some() && user != user_id);
+    differs || (user.is_some() && user_id.is_none() && number.is_some())
 }

@@ -1,5 +1,6 @@
 //! `whatsapp_accounts`: our numbers, their holds and throttles.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -168,18 +169,39 @@ pub async fn register(
     })
 }
 
+/// A number's row, as a webhook found it.
+#[derive(Debug, Clone, Copy, FromRow)]
+pub struct Found {
+    /// `whatsapp_accounts.id`.
+    pub id: Uuid,
+    /// Whether the webhook says something that the row lacks: see [`touch`].
+    pub has_news: bool,
+}
+
 /// Finds the row of a number that a webhook is for. Inserts it even if the number is not configured, so that no message
-/// is lost.
+/// is lost. Locks no row that was there before: what is new about it is written at the end, by [`touch`].
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn find_or_make(tx: &mut Transaction<'_>, seen: &Seen<'_>) -> Result<Uuid, SiteError> {
-    #[derive(FromRow)]
-    struct Known {
-        id: Uuid,
-        has_news: bool,
+pub async fn find_or_make(tx: &mut Transaction<'_>, seen: &Seen<'_>) -> Result<Found, SiteError> {
+    if let Some(found) = find(tx, seen).await? {
+        return Ok(found);
     }
-    let known: Option<Known> = sqlx::query_as(
+    sqlx::query(
+        "INSERT INTO public.whatsapp_accounts (phone_number_id, waba_id, display_phone_number) VALUES ($1, $2, $3)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(seen.phone_number_id)
+    .bind(seen.waba_id)
+    .bind(seen.display_phone_number)
+    .execute(tx.connection())
+    .await?;
+    // Another transaction may have inserted it meanwhile: then it is committed now.
+    find(tx, seen).await?.ok_or(SiteError::Vanished("whatsapp_accounts"))
+}
+
+async fn find(tx: &mut Transaction<'_>, seen: &Seen<'_>) -> Result<Option<Found>, SiteError> {
+    Ok(sqlx::query_as(
         "SELECT id, (waba_id IS NULL AND $2::text IS NOT NULL) OR (display_phone_number IS NULL AND $3::text IS NOT NULL)
                 AS has_news
            FROM public.whatsapp_accounts WHERE phone_number_id = $1",
@@ -188,24 +210,6 @@ pub async fn find_or_make(tx: &mut Transaction<'_>, seen: &Seen<'_>) -> Result<U
     .bind(seen.waba_id)
     .bind(seen.display_phone_number)
     .fetch_optional(tx.connection())
-    .await?;
-    if let Some(known) = known
-        && !known.has_news
-    {
-        return Ok(known.id);
-    }
-    Ok(sqlx::query_scalar(
-        "INSERT INTO public.whatsapp_accounts AS a (phone_number_id, waba_id, display_phone_number) VALUES ($1, $2, $3)
-         ON CONFLICT (phone_number_id) DO UPDATE SET
-             waba_id = coalesce(a.waba_id, excluded.waba_id),
-             display_phone_number = coalesce(a.display_phone_number, excluded.display_phone_number),
-             updated_at = now()
-         RETURNING id",
-    )
-    .bind(seen.phone_number_id)
-    .bind(seen.waba_id)
-    .bind(seen.display_phone_number)
-    .fetch_one(tx.connection())
     .await?)
 }
 
@@ -327,24 +331,51 @@ pub async fn throttle(
     Ok(())
 }
 
-/// The rows, and not [`lock_updated`]: a transaction that learns a number's display name has its row before, so who held the
-/// key and waited for the row would wait in a circle with it.
-const TOUCH: &str = "WITH due AS ( \
-       SELECT id FROM public.whatsapp_accounts \
-       WHERE id = ANY ($1) AND coalesce(last_real_message_at < clock_timestamp() - interval '1 second', true) \
-       ORDER BY id FOR NO KEY UPDATE) \
-     UPDATE public.whatsapp_accounts AS a SET last_real_message_at = clock_timestamp() FROM due WHERE a.id = due.id";
+/// Only rows that change are locked: a number's row is one for all its conversations, and every batch would wait for the one
+/// before it.
+static TOUCH: LazyLock<String> = LazyLock::new(|| {
+    let changes = "((s.is_real AND coalesce(a.last_real_message_at < clock_timestamp() - interval '1 second', true)) \
+       OR (a.waba_id IS NULL AND s.waba_id IS NOT NULL) \
+       OR (a.display_phone_number IS NULL AND s.display_phone_number IS NOT NULL))";
+    let locked = lock_updated("whatsapp_accounts", "ARRAY(SELECT due.id FROM due)");
+    format!(
+        "WITH seen AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bool[]) \
+             AS s(id, waba_id, display_phone_number, is_real)), \
+         due AS MATERIALIZED (SELECT a.id FROM public.whatsapp_accounts a JOIN seen s ON s.id = a.id WHERE {changes}), \
+         held AS MATERIALIZED ({locked}) \
+         UPDATE public.whatsapp_accounts AS a SET \
+           last_real_message_at = CASE WHEN s.is_real THEN clock_timestamp() ELSE a.last_real_message_at END, \
+           waba_id = coalesce(a.waba_id, s.waba_id), \
+           display_phone_number = coalesce(a.display_phone_number, s.display_phone_number) \
+         FROM seen s, held WHERE held.keys > 0 AND a.id = s.id AND {changes}"
+    )
+});
 
-/// Sets the time of these numbers' last message of a person to now. A time less than a second old stays: the row is one for
-/// all conversations of a number, and every batch would wait for the one before it.
+/// What a webhook says about numbers: sets the time of their last message of a person to now, for those in `real`, and fills
+/// what their rows lack. A time less than a second old stays.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn touch(tx: &mut Transaction<'_>, account_ids: &[Uuid]) -> Result<(), SiteError> {
-    if account_ids.is_empty() {
+pub async fn touch(tx: &mut Transaction<'_>, real: &[Uuid], news: &[(Uuid, Seen<'_>)]) -> Result<(), SiteError> {
+    let mut seen: BTreeMap<Uuid, (bool, Option<&str>, Option<&str>)> = BTreeMap::new();
+    for id in real {
+        seen.entry(*id).or_default().0 = true;
+    }
+    for (id, said) in news {
+        let (_, waba_id, display) = seen.entry(*id).or_default();
+        *waba_id = waba_id.or(said.waba_id);
+        *display = display.or(said.display_phone_number);
+    }
+    if seen.is_empty() {
         return Ok(());
     }
-    sqlx::query(TOUCH).bind(account_ids).execute(tx.connection()).await?;
+    sqlx::query(TOUCH.as_str())
+        .bind(seen.keys().copied().collect::<Vec<_>>())
+        .bind(seen.values().map(|(_, waba_id, _)| *waba_id).collect::<Vec<_>>())
+        .bind(seen.values().map(|(_, _, display)| *display).collect::<Vec<_>>())
+        .bind(seen.values().map(|(is_real, ..)| *is_real).collect::<Vec<_>>())
+        .execute(tx.connection())
+        .await?;
     Ok(())
 }
 

@@ -17,7 +17,7 @@
 //! 4. for what clients submit: `conversations`, then new messages by client id, and nothing more;
 //! 5. for what the provider says: rows of `whatsapp_messages`, then `whatsapp_accounts`, then `conversations`.
 //!
-//! **Conversations, and numbers that are throttled, are locked by such a lock too**, and not as rows, before a statement
+//! **Conversations, and numbers that are throttled or that webhooks tell something of, are locked by such a lock too**, and not as rows, before a statement
 //! updates several of them ([`lock_updated`]). `WITH held AS (SELECT … FOR NO KEY UPDATE) UPDATE …` waits in a circle with itself: if a row has
 //! changed since the statement began, `SELECT … FOR` locks its newest version, and `UPDATE` begins at the older one. There
 //! it queues behind everyone who waits for the row, and they wait for the newest version. (It queues only while somebody

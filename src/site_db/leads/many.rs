@@ -44,14 +44,6 @@ impl LookedUp<'_> {
         (found.news == News::Nothing).then_some(found.lead_id)
     }
 
-    /// Whether the contact has something that its lead lacks.
-    #[must_use]
-    pub fn has_news(&self, contact: &ContactIdentity) -> bool {
-        self.found
-            .get(&ids_of(contact))
-            .is_some_and(|found| found.news != News::Nothing)
-    }
-
     /// Whether ids of a contact differ from its lead's, so that leads may have to be merged.
     #[must_use]
     pub fn has_doubts(&self) -> bool {

@@ -29,8 +29,6 @@ pub use many::{LookedUp, find_or_make_all, look_up};
 pub(super) use identity::{About, write};
 pub(super) use merge::{join, lock_leads, record_moved};
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 use sqlx::FromRow;
 use sqlx::types::Json;
@@ -269,20 +267,6 @@ pub(super) fn of_submissions() -> String {
     )
 }
 
-/// Stores the recipients' user ids from status reports, each with its lead, whose number is the recipient's: without it, the
-/// reply of a user who hides the number would create a second lead. The caller has locked the contacts (see
-/// [`super::locks`]).
-///
-/// # Errors
-/// See [`SiteError`].
-pub async fn learn_from_reports(
-    tx: &mut Transaction<'_>,
-    recipients: &[(Uuid, &ContactIdentity)],
-) -> Result<(), SiteError> {
-    let once: BTreeMap<Uuid, &ContactIdentity> = recipients.iter().rev().copied().collect();
-    learn(tx, &once.into_iter().collect::<Vec<_>>()).await
-}
-
 /// Stores the advertisements that leads came from; a later one of a lead is ignored.
 ///
 /// # Errors
@@ -313,8 +297,14 @@ pub async fn set_referrals(tx: &mut Transaction<'_>, referrals: &[(Uuid, &Value)
 /// Fills empty columns of these leads, with ids that no other lead has. The user name comes from Meta, so the newest value
 /// counts. Each lead may be there once.
 async fn learn(tx: &mut Transaction<'_>, known: &[(Uuid, &ContactIdentity)]) -> Result<(), SiteError> {
-    if known.is_empty() {
-        return Ok(());
+    let ids: Vec<Uuid> = known.iter().map(|(lead_id, _)| *lead_id).collect();
+    match ids.as_slice() {
+        [] => return Ok(()),
+        [_] => {}
+        // In the order of their ids, which the update does not promise.
+        several => {
+            lock_leads(tx, several).await?;
+        }
     }
     sqlx::query(
         "UPDATE public.leads AS l SET
@@ -326,7 +316,7 @@ async fn learn(tx: &mut Transaction<'_>, known: &[(Uuid, &ContactIdentity)]) -> 
             FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[]) AS c(id, wa_id, user_id, name, username)
            WHERE l.id = c.id AND l.merged_into IS NULL",
     )
-    .bind(known.iter().map(|(lead_id, _)| *lead_id).collect::<Vec<_>>())
+    .bind(ids)
     .bind(known.iter().map(|(_, contact)| contact.wa_id.as_ref()).collect::<Vec<_>>())
     .bind(known.iter().map(|(_, contact)| contact.user_id.as_ref()).collect::<Vec<_>>())
     .bind(known.iter().map(|(_, contact)| contact.name.as_deref()).collect::<Vec<_>>())

@@ -43,7 +43,7 @@ pub use problem::{Problem, ProblemClass};
 pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, numbers_of, standing};
 pub use status::MessageStatus;
 pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};
-pub use write::{Medium, replace_placeholder};
+pub use write::{Medium, Repeated, received_before, replace_placeholder};
 
 pub(super) use claim::made_due_by_release;
 pub(super) use outcomes::{Locked, LockedReport, Taken, accepted, apply_reports, lock_rows};

@@ -6,12 +6,14 @@
 //!
 //! The text of a statement depends only on its transition, so that the server prepares it once.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::Value;
 use sqlx::Arguments;
 use sqlx::postgres::PgArguments;
 use sqlx::types::Json;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::fold::MessageState;
@@ -303,6 +305,55 @@ pub(in crate::site_db) async fn check_writable(pool: &Pool) -> Result<(), SiteEr
     sqlx::query("UPDATE public.whatsapp_messages SET updated_at = updated_at WHERE false")
         .execute(&pool.0)
         .await?;
+    Ok(())
+}
+
+/// A person's message that is stored already, as another webhook brought it.
+#[derive(Debug, Clone, Copy)]
+pub struct Repeated<'a> {
+    /// The row of the number that it is to.
+    pub account_id: Uuid,
+    /// Meta's id of the message.
+    pub wamid: &'a Wamid,
+    /// When that webhook was committed.
+    pub received_at: OffsetDateTime,
+}
+
+/// Messages of people that are stored already, and were received now or before: those whose webhook was received before the
+/// one that was processed first get its time, so that a person's messages stay in the order of their arrival when Meta
+/// repeats a webhook.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn received_before(tx: &mut Transaction<'_>, repeated: &[Repeated<'_>]) -> Result<(), SiteError> {
+    if repeated.is_empty() {
+        return Ok(());
+    }
+    // Locked in one order. Nearly always there is none.
+    let later: Vec<(Uuid, OffsetDateTime)> = sqlx::query_as(
+        "SELECT m.id, r.created_at FROM public.whatsapp_messages m
+           JOIN unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS r(account_id, wamid, created_at)
+             ON m.account_id = r.account_id AND m.direction = 'inbound' AND m.wamid = r.wamid
+          WHERE m.created_at > r.created_at ORDER BY m.id, r.created_at DESC FOR NO KEY UPDATE OF m",
+    )
+    .bind(repeated.iter().map(|one| one.account_id).collect::<Vec<_>>())
+    .bind(repeated.iter().map(|one| one.wamid).collect::<Vec<_>>())
+    .bind(repeated.iter().map(|one| one.received_at).collect::<Vec<_>>())
+    .fetch_all(tx.connection())
+    .await?;
+    if later.is_empty() {
+        return Ok(());
+    }
+    // Of several times of one message the last one is the earliest.
+    let later: BTreeMap<Uuid, OffsetDateTime> = later.into_iter().collect();
+    sqlx::query(
+        "UPDATE public.whatsapp_messages AS m SET created_at = r.at, received_at = r.at, updated_at = now()
+           FROM unnest($1::uuid[], $2::timestamptz[]) AS r(id, at) WHERE m.id = r.id AND m.created_at > r.at",
+    )
+    .bind(later.keys().copied().collect::<Vec<_>>())
+    .bind(later.values().copied().collect::<Vec<_>>())
+    .execute(tx.connection())
+    .await?;
     Ok(())
 }
 

@@ -204,3 +204,27 @@ async fn text_that_postgres_cannot_hold_is_stored_with_a_replacement() {
     );
     assert_eq!(site.value("SELECT state FROM webhook_events").await, "processed");
 }
+
+#[tokio::test]
+async fn a_repeated_webhook_that_is_processed_before_the_first_one_changes_no_order() {
+    // GIVEN two messages of a person, of which Meta repeats the first because its 200 was lost
+    let mut site = Site::at_rest().await;
+    let WebhookId(first) = site.post_text("wamid.1").await;
+    site.post_text("wamid.2").await;
+    site.post_text("wamid.1").await;
+
+    // WHEN the first webhook is processed last: its worker died, say
+    let due = |at: &str| format!("UPDATE webhook_events SET next_attempt_at = {at} WHERE id = '{first}'");
+    site.db.on_site(&due("now() + interval '1 hour'")).await;
+    site.work();
+    let stored = "SELECT count(*) FROM whatsapp_messages";
+    site.db.until_site("both messages are stored", stored, "2").await;
+    site.db.on_site(&due("now()")).await;
+    site.settle().await;
+
+    // THEN the messages are in the order of their arrival
+    let order = "SELECT string_agg(wamid, ' ' ORDER BY created_at) FROM whatsapp_messages";
+    assert_eq!(site.value(order).await, "wamid.1 wamid.2");
+    let times = "SELECT count(*) FROM whatsapp_messages m JOIN webhook_events w ON w.received_at = m.received_at";
+    assert_eq!(site.value(times).await, "2");
+}

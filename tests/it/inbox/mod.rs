@@ -107,9 +107,9 @@ impl Site {
     }
 
     /// Posts one text of one user.
-    async fn post_text(&self, wamid: &str) {
+    async fn post_text(&self, wamid: &str) -> WebhookId {
         let text = text(wamid, "16505551234", "x");
-        self.post(&envelope(&[("messages", messages(&[text]))])).await;
+        self.post(&envelope(&[("messages", messages(&[text]))])).await
     }
 
     /// One value of a query, as text, which is not NULL.

@@ -262,3 +262,37 @@ async fn outcomes_and_their_reports_never_miss_each_other() {
     assert_eq!(site.count("message_status_events WHERE message_id IS NULL").await, 0);
     assert_eq!(site.count("whatsapp_messages WHERE status <> 'delivered'").await, 0);
 }
+
+/// Waits until a transaction of the inbox waits for a lock.
+async fn somebody_waits(site: &Site) {
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    site.db
+        .until_site("a webhook waits for the message", waiting, "1")
+        .await;
+}
+
+#[tokio::test]
+async fn a_webhook_that_waits_for_a_message_has_neither_its_numbers_row_nor_a_leads() {
+    // GIVEN a message that another transaction has
+    let site = Site::working().await;
+    let message = site.outbound("accepted", Some("wamid.1")).await;
+    let other = site.db.site.connect().await;
+    let own = "BEGIN; SELECT FROM whatsapp_messages FOR UPDATE; SELECT FROM leads FOR KEY SHARE";
+    other.batch_execute(own).await.unwrap();
+
+    // WHEN a report on it comes, which also tells the number's name and the recipient's user id
+    let mut value = statuses_of(&[status("wamid.1", "read", 1)]);
+    value["statuses"][0]["recipient_user_id"] = json!("US.1");
+    site.post(&envelope(&[("messages", value)])).await;
+    somebody_waits(&site).await;
+
+    // THEN the other one can still write the number's row and the lead's
+    let theirs = "SET LOCAL lock_timeout = '1s'; UPDATE leads SET phone = 'x';
+                  UPDATE whatsapp_accounts SET throttled_until = now(); COMMIT";
+    other.batch_execute(theirs).await.unwrap();
+    site.settle_people().await;
+    assert_eq!(site.shown(message).await, "read");
+    let told = "SELECT waba_id || display_phone_number || user_id FROM whatsapp_accounts, leads";
+    assert_eq!(site.value(told).await, "WABA15550783881US.1");
+}

@@ -24,16 +24,19 @@ const TABLES: &[&str] = &[
 
 /// Nothing is under way any more, anywhere.
 pub(super) async fn settled(db: &Databases, meta: &Simulator) {
-    eventually_equal("Meta has its 200 for everything", SETTLED, 0, async || meta.pending()).await;
+    // In this order: a message that is sent brings reports.
     for (what, rows) in [
-        ("every event is processed", "webhook_events WHERE state <> 'processed'"),
         (
             "no message is under way",
             "whatsapp_messages WHERE status IN ('pending', 'sending')",
         ),
+        ("every event is processed", "webhook_events WHERE state <> 'processed'"),
     ] {
         eventually_equal(what, SETTLED, 0, || count(db, rows)).await;
+        eventually_equal("Meta has its 200 for everything", SETTLED, 0, async || meta.pending()).await;
     }
+    let received = "webhook_events WHERE state <> 'processed'";
+    eventually_equal("every event is processed", SETTLED, 0, || count(db, received)).await;
     db.until_equal_within(SETTLED, TABLES).await;
 }
 
