@@ -100,6 +100,7 @@ async fn run(databases: Databases, seed: u64, role: Role) {
         checked: false,
         lacking: false,
         renamed: false,
+        widened: false,
         log: Vec::new(),
     };
     for _ in 0..ACCIDENTS {
@@ -147,12 +148,14 @@ struct World {
     lacking: bool,
     /// Whether a table of the Site DB has another name.
     renamed: bool,
+    /// Whether the table without a key has one column more, on both sides.
+    widened: bool,
     log: Vec<&'static str>,
 }
 
 impl World {
     async fn accident(&mut self, random: &mut StdRng) {
-        match random.random_range(0..10) {
+        match random.random_range(0..11) {
             0 => {
                 self.log.push("kill -9");
                 self.daemon.relaunch_with("");
@@ -208,8 +211,35 @@ impl World {
                 );
                 self.twins.on_site(&anew).await;
             }
+            9 => {
+                self.log
+                    .push(if self.widened { "column dropped" } else { "column added" });
+                self.widen(!self.widened, random.random_bool(0.5)).await;
+            }
             _ => self.hold_or_end(random).await,
         }
+    }
+
+    /// Adds a column to the table without a key, or drops it: on one side after the other, while rows are written.
+    async fn widen(&mut self, widened: bool, site_first: bool) {
+        // Rows that exist get the Site DB's default there, which the log does not say.
+        let (on_site, on_agent) = if widened {
+            (
+                "ALTER TABLE bag ADD more text DEFAULT 'more'",
+                "ALTER TABLE bag ADD more text",
+            )
+        } else {
+            ("ALTER TABLE bag DROP more", "ALTER TABLE bag DROP more")
+        };
+        let mut sides = [(&self.twins.agent, on_agent), (&self.twins.site, on_site)];
+        if site_first {
+            sides.reverse();
+        }
+        for (side, statement) in sides {
+            // It may be the victim of a deadlock with the daemon, or with a writer.
+            eventually(statement, SOON, || side.batch_execute(statement)).await;
+        }
+        self.widened = widened;
     }
 
     /// Renames a column of the Agent DB that the Site DB publishes, so that the table is held; or back.
@@ -259,11 +289,15 @@ impl World {
             [
                 "ALTER TABLE docs ADD CONSTRAINT picky CHECK (n % 5 <> 2) NOT VALID",
                 "ALTER TABLE codes ADD CONSTRAINT picky CHECK (code NOT LIKE '%7') NOT VALID",
+                "ALTER TABLE ring ADD CONSTRAINT picky CHECK (place % 5 <> 2) NOT VALID",
+                "ALTER TABLE bag ADD CONSTRAINT picky CHECK (n <> 4) NOT VALID",
             ]
         } else {
             [
                 "ALTER TABLE docs DROP CONSTRAINT picky",
                 "ALTER TABLE codes DROP CONSTRAINT picky",
+                "ALTER TABLE ring DROP CONSTRAINT picky",
+                "ALTER TABLE bag DROP CONSTRAINT picky",
             ]
         };
         for statement in statements {

@@ -16,13 +16,17 @@ pub(super) const TABLES: &[&str] = &[
     "nodes",
     "places",
     "bag",
+    "marks",
+    "ring",
 ];
 
 /// Made on both sides. `docs.big` is stored out of line, so that most updates leave it out of the stream; `codes` has a
 /// second unique index, `swaps` one that is checked at the end of a statement; the
 /// odd one sends whole old rows and has names that need quotes, `made` is identified by another index than its key and has
-/// columns that the database makes; then three that refer to each other and to themselves; `places` is identified by an index
-/// under which its primary key changes unnoticed, and now and then by something else, and `bag` has no key at all.
+/// columns that the database makes; then three that refer to each other and to themselves, of which some are checked at the
+/// commit; `places` is identified by an index under which its primary key changes unnoticed, and now and then by something
+/// else; `bag` has no key at all, `marks` a unique index alone, and both have lost columns; `ring` refers to itself, and is
+/// checked at the commit alone.
 pub(super) const SCHEMA: &str = "
     CREATE TABLE docs (id bigint PRIMARY KEY, n int NOT NULL, small text, big text);
     ALTER TABLE docs ALTER big SET STORAGE EXTERNAL;
@@ -37,14 +41,20 @@ pub(super) const SCHEMA: &str = "
     CREATE TABLE made (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, code int NOT NULL UNIQUE, UNIQUE (id, code), twice int GENERATED ALWAYS AS (code * 2) STORED, big text);
     ALTER TABLE made REPLICA IDENTITY USING INDEX made_id_code_key;
     CREATE TABLE parents (id int PRIMARY KEY, name text);
-    CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, n int);
-    CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes ON DELETE SET NULL);
+    CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE DEFERRABLE INITIALLY DEFERRED, n int);
+    CREATE TABLE nodes (id int PRIMARY KEY, up int REFERENCES nodes ON DELETE SET NULL DEFERRABLE);
     CREATE TABLE places (id int PRIMARY KEY, place text NOT NULL UNIQUE, n int, big text);
     ALTER TABLE places ALTER big SET STORAGE EXTERNAL;
     ALTER TABLE places REPLICA IDENTITY USING INDEX places_place_key;
-    CREATE TABLE bag (n int, label text, x float8, doc json, big text);
-    ALTER TABLE bag ALTER big SET STORAGE EXTERNAL;
-    ALTER TABLE bag REPLICA IDENTITY FULL";
+    CREATE TABLE bag (gone date, n int, label text, x float8, away text, doc json, big text, twice int GENERATED ALWAYS AS (n * 2) STORED);
+    ALTER TABLE bag DROP gone, DROP away, ALTER big SET STORAGE EXTERNAL;
+    ALTER TABLE bag REPLICA IDENTITY FULL;
+    CREATE TABLE marks (gone int, v float8, at int NOT NULL, label text NOT NULL, big text);
+    ALTER TABLE marks DROP gone, ALTER big SET STORAGE EXTERNAL;
+    CREATE UNIQUE INDEX marks_key ON marks (label, at);
+    ALTER TABLE marks REPLICA IDENTITY USING INDEX marks_key;
+    CREATE TABLE ring (id text PRIMARY KEY, next text REFERENCES ring ON UPDATE CASCADE DEFERRABLE INITIALLY DEFERRED,
+        place bigint UNIQUE DEFERRABLE INITIALLY DEFERRED)";
 
 /// Rows that exist before the daemon starts.
 pub(super) const SEED_ROWS: &str = "
@@ -56,7 +66,9 @@ pub(super) const SEED_ROWS: &str = "
     INSERT INTO children SELECT i, 1 + i % 15, 0 FROM generate_series(1, 40) i;
     INSERT INTO nodes SELECT i, CASE WHEN i % 4 <> 0 THEN 21 - i END FROM generate_series(1, 20) i;
     INSERT INTO places SELECT i, 'p' || i, 0, repeat(md5(i::text), 80) FROM generate_series(1, 30) i;
-    INSERT INTO bag SELECT i % 5, nullif('l' || i % 3, 'l1'), i % 2, '{\"a\": 1}', NULL FROM generate_series(1, 100) i";
+    INSERT INTO bag SELECT i % 5, nullif('l' || i % 3, 'l1'), i % 2, '{\"a\": 1}', NULL FROM generate_series(1, 100) i;
+    INSERT INTO marks SELECT i, i, 'm' || i % 4, repeat(md5(i::text), 80) FROM generate_series(1, 20) i;
+    INSERT INTO ring SELECT 'r' || i, 'r' || (i + 1) % 15, i FROM generate_series(0, 14) i";
 
 /// Small, so that programs change their own rows again.
 const DOCS: i64 = 60;
@@ -119,7 +131,9 @@ impl Program {
     }
 
     fn statement(&mut self) -> String {
-        match self.below(165) {
+        match self.below(193) {
+            165..185 => self.ring(),
+            185..193 => self.marks(),
             135..150 => self.bag(),
             150..165 => self.places(),
             120..135 => self.family(),
@@ -249,7 +263,12 @@ impl Program {
     /// Rows that refer to each other.
     fn family(&mut self) -> String {
         let (x, y, child) = (self.below(15), self.below(15), self.below(40));
-        match self.below(8) {
+        match self.below(9) {
+            7 => format!(
+                "SET CONSTRAINTS nodes_up_fkey DEFERRED; INSERT INTO children VALUES ({child}, {x}, 2) ON CONFLICT (id) DO UPDATE SET parent = {x}; \
+                 INSERT INTO nodes VALUES ({x}, {y}) ON CONFLICT DO NOTHING; INSERT INTO nodes VALUES ({y}, {x}) ON CONFLICT DO NOTHING; \
+                 INSERT INTO parents VALUES ({x}, 'late') ON CONFLICT DO NOTHING"
+            ),
             0 => format!("DELETE FROM parents WHERE id = {x}"),
             1 => format!(
                 "INSERT INTO parents VALUES ({x}, 'again') ON CONFLICT DO NOTHING; \
@@ -298,7 +317,10 @@ impl Program {
     fn bag(&mut self) -> String {
         let (n, m, rows) = (self.below(6), self.below(6), 1 + self.below(4));
         let some = format!("ctid IN (SELECT ctid FROM bag WHERE n = {n} ORDER BY ctid LIMIT {rows})");
-        match self.below(9) {
+        match self.below(10) {
+            9 => format!(
+                "ALTER TABLE bag REPLICA IDENTITY NOTHING; INSERT INTO bag VALUES ({n}, 'only', {m}); ALTER TABLE bag REPLICA IDENTITY FULL"
+            ),
             0 => format!("INSERT INTO bag SELECT {n}, NULL, {m}, '[]', NULL FROM generate_series(1, {rows})"),
             1 => format!(
                 "INSERT INTO bag VALUES ({n}, 'l{m}', 'NaN', '{{\"a\":  {m}}}', {})",
@@ -312,6 +334,57 @@ impl Program {
             7 => format!("DELETE FROM bag WHERE {some}"),
             _ if m == 0 => "TRUNCATE bag".to_owned(),
             _ => format!("DELETE FROM bag WHERE n = {n} AND label IS NOT NULL"),
+        }
+    }
+
+    /// Rows that only a unique index tells apart.
+    fn marks(&mut self) -> String {
+        let (at, to, label) = (self.below(20), self.below(20), self.below(4));
+        match self.below(6) {
+            0 => format!(
+                "INSERT INTO marks VALUES ('NaN', {at}, 'm{label}', {}) ON CONFLICT DO NOTHING",
+                self.big()
+            ),
+            1 => format!("UPDATE marks SET v = nullif(v, 'NaN') * -1 WHERE at = {at}"),
+            2 => {
+                format!("UPDATE marks SET at = {to} WHERE at = {at} AND NOT EXISTS (SELECT FROM marks WHERE at = {to})")
+            }
+            3 => format!(
+                "UPDATE marks SET label = label || '!', big = {} WHERE at = {at}",
+                self.big()
+            ),
+            4 => format!(
+                "UPDATE marks SET label = 'm' || at % 4 WHERE at = {at} AND NOT EXISTS (SELECT FROM marks m WHERE m.at = {at} AND m.label LIKE 'm_')"
+            ),
+            _ => format!("DELETE FROM marks WHERE at = {at}"),
+        }
+    }
+
+    /// Rows that refer to each other in circles and change places, so that they fit together at the commit alone.
+    fn ring(&mut self) -> String {
+        let (x, y, place) = (self.below(15), self.below(15), self.below(40));
+        match self.below(9) {
+            0 => format!(
+                "INSERT INTO ring VALUES ('r{x}', 'r{y}', (SELECT max(place) + 1 FROM ring)) ON CONFLICT (id) DO NOTHING; \
+                 INSERT INTO ring VALUES ('r{y}', 'r{x}', (SELECT max(place) + 1 FROM ring)) ON CONFLICT (id) DO NOTHING"
+            ),
+            1 => format!(
+                "UPDATE ring SET id = 'r{y}' WHERE id = 'r{x}' AND NOT EXISTS (SELECT FROM ring WHERE id = 'r{y}')"
+            ),
+            2 => "UPDATE ring SET place = place + 1".to_owned(),
+            3 => format!(
+                "UPDATE ring SET place = place + 1 WHERE place >= {place}; \
+                 UPDATE ring SET place = {place} WHERE id = 'r{x}'"
+            ),
+            4 => format!("DELETE FROM ring WHERE id = 'r{x}'; UPDATE ring SET next = NULL WHERE next = 'r{x}'"),
+            5 => format!("UPDATE ring SET next = (SELECT max(id) FROM ring WHERE id <= 'r{y}') WHERE id = 'r{x}'"),
+            6 => format!(
+                "DELETE FROM ring WHERE id = 'r{x}'; INSERT INTO ring VALUES ('r{x}', NULL, {place} + 1000) ON CONFLICT (id) DO NOTHING"
+            ),
+            7 => format!(
+                "UPDATE ring r SET place = o.place FROM ring o WHERE r.id IN ('r{x}', 'r{y}') AND o.id IN ('r{x}', 'r{y}') AND r.id <> o.id"
+            ),
+            _ => format!("UPDATE ring SET place = NULL, next = id WHERE id = 'r{x}'"),
         }
     }
 
