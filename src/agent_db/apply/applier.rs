@@ -12,7 +12,7 @@ use super::parked_keys::ParkedKeys;
 use super::parking_log::ParkingLog;
 use super::session::Session;
 use super::targets::Targets;
-use super::write::{Constraints, CopyBackoff, SlowTables, Writer};
+use super::write::{Constraints, CopyBackoff, LockWait, SlowTables, Writer};
 use crate::agent_db::bookkeeping::claims;
 use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::bookkeeping::{
@@ -99,6 +99,7 @@ impl Applier {
                 copy_backoff: CopyBackoff::default(),
                 slow: SlowTables::default(),
                 locked_rows: None,
+                lock_wait: LockWait::default(),
             },
             slot: slot.to_owned(),
             pipeline: None,

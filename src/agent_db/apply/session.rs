@@ -20,7 +20,7 @@ use crate::postgres::{Side, connect};
 
 /// How long a statement waits for a lock. All tables wait meanwhile, so it is short: then the table is held, or the row
 /// parked.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The connection that writes.
 #[derive(Debug)]

@@ -95,20 +95,20 @@ impl Targets {
         resolved
     }
 
-    /// How to write a relation: as it was resolved, or read again if the versions were cleared meanwhile.
-    pub(super) async fn target(
+    /// How to write a relation, as it was resolved; `None` if it has to be looked up again.
+    pub(super) fn known(&self, relation: &Arc<Relation>) -> Option<Arc<Target>> {
+        let versions = self.tables.get(&relation.id)?;
+        let is_of = |version: &&Version| !version.doubted && version.target.relation == *relation;
+        let known = versions.iter().rev().find(is_of)?;
+        Some(Arc::clone(&known.target))
+    }
+
+    /// Looks a relation up again: the versions were cleared meanwhile, or its table was changed.
+    pub(super) async fn look_up(
         &mut self,
         client: &Client,
         relation: &Arc<Relation>,
     ) -> Result<Arc<Target>, AgentError> {
-        if let Some(known) = self.tables.get(&relation.id).and_then(|versions| {
-            versions
-                .iter()
-                .rev()
-                .find(|version| !version.doubted && version.target.relation == *relation)
-        }) {
-            return Ok(Arc::clone(&known.target));
-        }
         let target = Box::pin(catalog::resolve(client, &described(relation, Arc::default()))).await?;
         if target.relation.key != relation.key {
             return Err(AgentError::KeyChanged {
@@ -165,8 +165,15 @@ impl Targets {
         target
     }
 
-    /// A table's statement; prepares it if needed.
-    pub(super) async fn prepared(
+    /// A table's statement, if it is prepared.
+    pub(super) fn known_statement(&self, target: &Arc<Target>, kind: &StatementKind) -> Option<Arc<Prepared>> {
+        let versions = self.tables.get(&target.relation.id)?;
+        let version = versions.iter().find(|version| Arc::ptr_eq(&version.target, target))?;
+        version.statements.get(kind).map(Arc::clone)
+    }
+
+    /// Prepares a table's statement.
+    pub(super) async fn prepare(
         &mut self,
         client: &Client,
         target: &Arc<Target>,
@@ -174,14 +181,6 @@ impl Targets {
     ) -> Result<Arc<Prepared>, AgentError> {
         let id = target.relation.id;
         let of_target = |version: &&mut Version| Arc::ptr_eq(&version.target, target);
-        if let Some(known) = self
-            .tables
-            .get(&id)
-            .and_then(|versions| versions.iter().find(|version| Arc::ptr_eq(&version.target, target)))
-            .and_then(|version| version.statements.get(kind))
-        {
-            return Ok(Arc::clone(known));
-        }
         let text = sql::statement(target, kind);
         let statement = client.prepare(&text.sql).await.map_err(|source| {
             AgentError::from_driver("prepare a statement", Some(&target.relation.table), source).whatever_the_row()

@@ -9,12 +9,12 @@ use super::ledger::Ledger;
 use super::parking_log::ParkingCounts;
 use super::pipelined::{Call, in_order};
 use super::segment::{Applied, Committed, Item, Segment};
-use super::write::Constraints;
+use super::write::{Constraints, LockWait};
 use crate::agent_db::bookkeeping::accounting::Accounting;
 use crate::agent_db::bookkeeping::failed_rows::entries::{self, ParkReason};
 use crate::agent_db::bookkeeping::{Checkpoint, TableChange, TableMode, Tally, checkpoint, tables};
 use crate::agent_db::error::AgentError;
-use crate::change::{Hold, Relation, Shape, TableDescription, TableName};
+use crate::change::{Hold, HoldCause, Relation, Shape, TableDescription, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -80,6 +80,7 @@ impl Transaction {
                 }
             }
         };
+        self.applier.writer.end_short_lock_wait().await?;
         self.park_slow_row(&held, segment.lsn).await?;
         let tables = ledger.tables();
         self.wake_waiting(&tables).await?;
@@ -141,6 +142,9 @@ impl Transaction {
         else {
             return Err(fault);
         };
+        if fault.hold().cause == HoldCause::Locked {
+            writer.lock_wait = LockWait::Short;
+        }
         if writer.rewind().await.is_err() {
             return Err(fault);
         }

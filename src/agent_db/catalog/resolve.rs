@@ -36,6 +36,8 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
             table: description.table.clone(),
         });
     }
+    // Before the key, which may lack because a column of it does.
+    check_missing(description, &facts.columns)?;
     let chosen = key::choose(description, &facts.unique)?;
     let (key, equals) = match chosen {
         Some((index, positions)) => {
@@ -77,41 +79,49 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
     })
 }
 
-/// How to write each published column. Each must be there and let itself be written.
+/// Each published column must be there.
+fn check_missing(description: &TableDescription, facts: &[ColumnFacts]) -> Result<(), AgentError> {
+    let declared = |name: &str| {
+        let mut declared = description.facts.declared.iter();
+        declared.find_map(|(column, kind)| (**column == *name).then(|| kind.clone()))
+    };
+    let is_there = |name: &str| facts.iter().any(|column| *column.name == *name);
+    let missing: Vec<MissingColumn> = (description.columns.iter())
+        .filter(|name| !is_there(name))
+        .map(|name| MissingColumn {
+            name: name.to_string(),
+            declared: declared(name),
+        })
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(AgentError::ColumnMissing {
+        table: description.table.clone(),
+        columns: missing,
+    })
+}
+
+/// How to write each published column, which must let itself be written.
 fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &RowKey) -> Result<Vec<Column>, AgentError> {
-    let table = &description.table;
-    let mut missing = Vec::new();
     let mut columns = Vec::new();
     for (position, name) in description.columns.iter().enumerate() {
-        match facts.iter().find(|column| *column.name == **name) {
-            None => missing.push(MissingColumn {
-                name: name.to_string(),
-                declared: description
-                    .facts
-                    .declared
-                    .iter()
-                    .find_map(|(declared, kind)| (declared == name).then(|| kind.clone())),
-            }),
-            Some(column) if column.generated => {
-                return Err(AgentError::ColumnGenerated {
-                    table: table.clone(),
-                    column: name.to_string(),
-                });
-            }
-            Some(column) => columns.push(Column {
-                name: quote_identifier(name),
-                cast: column.cast.clone(),
-                stored: column.stored_type.clone(),
-                identity_always: column.identity_always,
-                in_key: matches!(key, RowKey::Columns(key) if key.contains(&position)),
-                alike: column.deterministic && is_spelled_one_way(&column.base_type),
-            }),
+        let Some(column) = facts.iter().find(|column| *column.name == **name) else {
+            continue;
+        };
+        if column.generated {
+            return Err(AgentError::ColumnGenerated {
+                table: description.table.clone(),
+                column: name.to_string(),
+            });
         }
-    }
-    if !missing.is_empty() {
-        return Err(AgentError::ColumnMissing {
-            table: table.clone(),
-            columns: missing,
+        columns.push(Column {
+            name: quote_identifier(name),
+            cast: column.cast.clone(),
+            stored: column.stored_type.clone(),
+            identity_always: column.identity_always,
+            in_key: matches!(key, RowKey::Columns(key) if key.contains(&position)),
+            alike: column.deterministic && is_spelled_one_way(&column.base_type),
         });
     }
     Ok(columns)

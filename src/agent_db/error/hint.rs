@@ -2,7 +2,7 @@
 
 use super::AgentError;
 use super::missing_column::{Refuses, add_columns};
-use super::refusal_hint::{refusal_hint, row_security_hint, unlogged_hint};
+use super::refusal_hint::{refusal_hint, row_security_hint, rows_locked_hint, unlogged_hint};
 use crate::postgres::quote_identifier as quote;
 
 impl AgentError {
@@ -104,11 +104,7 @@ impl AgentError {
                 let drops: Vec<String> = rules.iter().map(drop).collect();
                 format!("in the Agent DB: {}", drops.join(" "))
             }
-            Self::RowsLocked { .. } => {
-                "end the transaction of the Agent DB that holds the locks: SELECT pid, query FROM pg_stat_activity WHERE state = \
-                 'idle in transaction';"
-                    .to_owned()
-            }
+            Self::RowsLocked { table, .. } => rows_locked_hint(table),
             Self::CannotPark { .. } => {
                 "correct the row in the Site DB, or use an Agent DB in UTF8: its encoding lacks a character".to_owned()
             }
@@ -153,7 +149,9 @@ impl AgentError {
                 crate::postgres::quote_literal(&table.quoted())
             ),
             Self::TooManyFailed { table, .. } => {
-                format!("find the common cause with: twinlog failed list {table}; repair it, or raise sync.max_failed_rows")
+                format!(
+                    "find the common cause with: twinlog failed list {table}; repair it, or raise sync.max_failed_rows"
+                )
             }
             Self::Backwards { .. } | Self::AnotherSource => {
                 "the Site DB or the Agent DB was replaced or restored from a backup: run twinlog resync --all"
@@ -163,7 +161,11 @@ impl AgentError {
                 "the schema twinlog was changed by hand or by another version: use the version of the daemon".to_owned()
             }
             Self::Condition(error) => error.hint().to_owned(),
-            Self::KeyChanged { .. } | Self::TableChanged { .. } | Self::TooSlow { table: None, .. } | Self::Aborted | Self::Internal(_) => return None,
+            Self::KeyChanged { .. }
+            | Self::TableChanged { .. }
+            | Self::TooSlow { table: None, .. }
+            | Self::Aborted
+            | Self::Internal(_) => return None,
         })
     }
 }

@@ -26,13 +26,7 @@ pub(super) fn refusal_hint(
             "no daemon has worked on this database yet: start twinlog sync, which makes the tables that it needs (schema twinlog)"
                 .to_owned()
         }
-        LOCK_NOT_AVAILABLE if table.is_some() => format!(
-            // A prepared transaction has no pid: it is known by its id, on which it holds a lock as well.
-            "end the transaction of the Agent DB that has locked the table: SELECT l.pid, l.mode, p.gid FROM pg_locks l LEFT JOIN \
-             pg_locks x ON x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid' AND x.granted LEFT JOIN \
-             pg_prepared_xacts p ON p.transaction = x.transactionid WHERE l.granted AND l.relation = {}::regclass;",
-            quote_literal(&of_table)
-        ),
+        LOCK_NOT_AVAILABLE if table.is_some() => table.map(table_locked_hint)?,
         LOCK_NOT_AVAILABLE => {
             "end the session of the Agent DB that has locked a table of the schema twinlog: SELECT l.pid, l.relation::regclass FROM \
              pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND \
@@ -48,6 +42,41 @@ pub(super) fn refusal_hint(
         }
         _ => return session_hint(Side::Agent, sqlstate),
     })
+}
+
+/// Locks with who holds them. A prepared transaction has no pid: it is known by its id, on which it holds a lock as well.
+const LOCKS: &str = "FROM pg_locks l LEFT JOIN pg_locks x ON x.virtualtransaction = l.virtualtransaction AND \
+    x.locktype = 'transactionid' AND x.granted LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid \
+    LEFT JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.granted AND \
+    l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
+/// Locks that keep rows of a table from being written.
+const STRONG: &str = "l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')";
+
+/// A lock of the table, or of a partition of it.
+fn is_of(table: &TableName) -> String {
+    let table = quote_literal(&table.quoted());
+    format!("(l.relation = {table}::regclass OR l.relation IN (SELECT relid FROM pg_partition_tree({table})))")
+}
+
+/// Finds who has locked a table, or a partition of it.
+fn table_locked_hint(table: &TableName) -> String {
+    format!(
+        "end the transaction of the Agent DB that has locked the table: SELECT l.pid, a.application_name, l.relation::regclass, l.mode, \
+         p.gid {LOCKS} AND {STRONG} AND {};",
+        is_of(table)
+    )
+}
+
+/// Finds who may have locked rows of a table, or what its triggers wait for: another table, or an advisory lock.
+pub(super) fn rows_locked_hint(table: &TableName) -> String {
+    format!(
+        "end the transaction or the session of the Agent DB that holds the lock, which is one of these: SELECT l.pid, \
+         a.application_name, l.locktype, l.relation::regclass, l.mode, p.gid {LOCKS} AND \
+         coalesce(a.application_name, '') NOT LIKE 'twinlog %' AND (l.locktype = 'advisory' OR {STRONG} OR \
+         (l.mode IN ('RowShareLock', 'RowExclusiveLock') AND {}));",
+        is_of(table)
+    )
 }
 
 /// The statement for a table that a crash of the server would empty.

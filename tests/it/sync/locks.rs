@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use tokio_postgres::SimpleQueryMessage;
 use twinlog::dev::postgres::Settings;
 
-use crate::harness::{SOON, Twins, holds_for};
+use crate::harness::{SOON, Twins, eventually, holds_for};
 
 /// Clusters of its own, since its transactions stay open.
 async fn private() -> Twins {
@@ -94,4 +95,64 @@ async fn locks_and_transactions_that_stay_are_their_own_tables_alone() {
         twins.until_table(table, "streaming", 0).await;
     }
     twins.until_equal(&["locked", "a", "b"]).await;
+}
+
+/// A trigger that waits: for an advisory lock, for another table. What is locked meanwhile, and what the table waits for.
+const WAITING_TRIGGERS: [(&str, &str, &str); 2] = [
+    (
+        "first",
+        "PERFORM pg_advisory_xact_lock(7, 8);",
+        "SELECT pg_advisory_lock(7, 8)",
+    ),
+    (
+        "second",
+        "INSERT INTO public.audit VALUES (NEW.id);",
+        "BEGIN; LOCK TABLE audit IN EXCLUSIVE MODE",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_trigger_of_the_agent_db_waits_for_is_found_by_the_query_of_the_reason() {
+    // GIVEN tables whose triggers need a lock
+    let twins = Twins::new(
+        "CREATE TABLE first (id int PRIMARY KEY); CREATE TABLE second (id int PRIMARY KEY); CREATE TABLE other (id int PRIMARY KEY)",
+    )
+    .await;
+    twins.on_agent("CREATE TABLE audit (id int)").await;
+    let _daemon = twins.start().await;
+    for (table, waits, locks) in WAITING_TRIGGERS {
+        twins
+            .on_agent(&format!(
+                "CREATE FUNCTION {table}_waits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {waits} RETURN NEW; END $$;
+                 CREATE TRIGGER waits BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_waits();
+                 ALTER TABLE {table} ENABLE ALWAYS TRIGGER waits"
+            ))
+            .await;
+        // WHEN somebody holds that lock, and many rows come
+        let session = twins.agent.connect().await;
+        session.batch_execute(locks).await.unwrap();
+        let pid: i32 = session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        twins
+            .on_site(&format!(
+                "INSERT INTO {table} SELECT generate_series(1, 30); INSERT INTO other SELECT coalesce(max(id), 0) + 1 FROM other"
+            ))
+            .await;
+        // THEN the table is held, the others flow, and its reason has a query that finds the session
+        twins.until_equal(&["other"]).await;
+        let detail = format!("SELECT detail FROM twinlog.tables WHERE table_name = '{table}' AND state = 'held'");
+        let reason = eventually("it is held", 2 * SOON, || async {
+            let row = twins.agent.query_opt(&detail, &[]).await.unwrap();
+            row.map(|row| row.get::<_, String>("detail")).ok_or(())
+        })
+        .await;
+        let (_, query) = reason.split_once("one of these: ").unwrap();
+        let found = twins.agent.simple_query(query).await.unwrap();
+        let finds = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get("pid") == Some(&pid.to_string()));
+        assert!(found.iter().any(finds), "{pid}: {query}");
+        // and is equal once it has ended
+        drop(session);
+        twins.until_equal_within(4 * SOON, &[table]).await;
+    }
+    twins.until_parked(0).await;
+    twins.assert_balanced().await;
 }

@@ -317,10 +317,7 @@ impl Program {
     fn bag(&mut self) -> String {
         let (n, m, rows) = (self.below(6), self.below(6), 1 + self.below(4));
         let some = format!("ctid IN (SELECT ctid FROM bag WHERE n = {n} ORDER BY ctid LIMIT {rows})");
-        match self.below(10) {
-            9 => format!(
-                "ALTER TABLE bag REPLICA IDENTITY NOTHING; INSERT INTO bag VALUES ({n}, 'only', {m}); ALTER TABLE bag REPLICA IDENTITY FULL"
-            ),
+        match self.below(9) {
             0 => format!("INSERT INTO bag SELECT {n}, NULL, {m}, '[]', NULL FROM generate_series(1, {rows})"),
             1 => format!(
                 "INSERT INTO bag VALUES ({n}, 'l{m}', 'NaN', '{{\"a\":  {m}}}', {})",

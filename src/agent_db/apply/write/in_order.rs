@@ -1,9 +1,9 @@
 //! Writes a segment in exact stream order: consecutive changes of one kind under one savepoint, which is halved until the
 //! refused rows are found.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::writer::{CHECK_DEFERRED, Writer, pass_over};
+use super::writer::{CHECK_DEFERRED, LockWait, Writer, pass_over};
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::plan::{Group, OrderedRun, Purpose, RowWrite};
 use crate::agent_db::apply::segment::{Item, Segment};
@@ -14,8 +14,14 @@ use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED};
 use crate::postgres::{RaisedBy, Refusal};
 use crate::retry::Disposition;
 
-/// Locked rows of a segment that are parked; with more, their table is held.
-const MOST_LOCKED_ROWS: u32 = 20;
+/// Locked rows of a segment that are parked; with more, their table is held. Each costs a few waits, for which all tables wait.
+const MOST_LOCKED_ROWS: u32 = 10;
+
+/// How long a statement waits for a lock once another one of the segment has waited in vain.
+const SHORT_LOCK_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// The same once single rows are known to be locked.
+const ROW_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// When deferred constraints are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +105,14 @@ impl Writer {
         self.parked.take_back();
         if !self.session.has_opening() {
             self.back_to("ROLLBACK TO SAVEPOINT segment").await?;
+            if self.lock_wait == LockWait::Short {
+                let timeout = match self.locked_rows {
+                    Some(_) => ROW_LOCK_TIMEOUT,
+                    None => SHORT_LOCK_TIMEOUT,
+                };
+                // Going back has undone it.
+                self.set_lock_timeout(timeout).await?;
+            }
         }
         Ok(())
     }

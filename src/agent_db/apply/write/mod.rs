@@ -32,4 +32,4 @@ mod writer;
 
 pub(super) use copy_backoff::CopyBackoff;
 pub(super) use slow::SlowTables;
-pub(super) use writer::{Constraints, Writer};
+pub(super) use writer::{Constraints, LockWait, Writer};

@@ -60,7 +60,6 @@ impl Writer {
     ) -> Result<Vec<Reply>, AgentError> {
         let mut parts = Vec::with_capacity(groups.len());
         for (group, target) in groups {
-            let client = &self.session.client;
             let kind = match &group.kind {
                 StatementKind::Move { present } if !target.key_can_change() => StatementKind::Reinsert {
                     present: present.clone(),
@@ -70,11 +69,11 @@ impl Writer {
             let kinds_behind = self.behind(&kind, target);
             let mut behind = Vec::with_capacity(kinds_behind.len());
             for kind in &kinds_behind {
-                behind.push(self.targets.prepared(client, target, kind).await?);
+                behind.push(self.prepared(target, kind).await?);
             }
             parts.push(Part {
                 group,
-                prepared: self.targets.prepared(client, target, &kind).await?,
+                prepared: self.prepared(target, &kind).await?,
                 behind,
                 is_looked_at: target.guarded,
                 writes_each: target.columns.iter().any(Column::is_settable),

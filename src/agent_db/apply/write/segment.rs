@@ -1,10 +1,8 @@
 //! The ways to write a segment, from the fastest to the most exact: all at once, again without COPY, in stream order, in
 //! stream order with each piece checked.
 
-use std::time::Duration;
-
 use super::in_order::Checks;
-use super::writer::Writer;
+use super::writer::{LockWait, Writer};
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::segment::Segment;
 use crate::agent_db::error::AgentError;
@@ -14,9 +12,6 @@ use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
 /// How often a segment is begun anew because a table was changed meanwhile. Once for each table would do; who changes tables
 /// faster than this waits for the next connection.
 const MOST_ANEW: u32 = 5;
-
-/// How long a statement waits for a lock once single rows are known to be locked.
-const ROW_LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The table whose statement waited too long for a lock, if that is the error.
 fn waited_for_a_lock(error: &AgentError) -> Option<&TableName> {
@@ -52,10 +47,8 @@ impl Writer {
         if self.rewind().await.is_err() || self.is_locked(&table).await? {
             return Err(error);
         }
-        // The rows before it that are found by halving must not wait as long again.
-        self.session
-            .command(&format!("SET LOCAL lock_timeout = {}", ROW_LOCK_TIMEOUT.as_millis()))
-            .await?;
+        // The rows that are found by halving must not wait as long again.
+        self.lock_wait = LockWait::Short;
         self.locked_rows = Some(0);
         self.parked.begin_segment();
         let written = Box::pin(self.replay(segment)).await;

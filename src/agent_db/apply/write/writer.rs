@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Client;
 
@@ -12,8 +13,9 @@ use crate::agent_db::apply::limit::Work;
 use crate::agent_db::apply::parked_keys::ParkedKeys;
 use crate::agent_db::apply::plan::moved;
 use crate::agent_db::apply::segment::PassedOver;
-use crate::agent_db::apply::session::Session;
-use crate::agent_db::apply::targets::Targets;
+use crate::agent_db::apply::session::{LOCK_TIMEOUT, Session};
+use crate::agent_db::apply::sql::StatementKind;
+use crate::agent_db::apply::targets::{Prepared, Targets};
 use crate::agent_db::bookkeeping::TableMode;
 use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
 use crate::agent_db::catalog::{ForeignKeys, Rights, Sight, Target, has_deferred_triggers};
@@ -50,6 +52,18 @@ pub(in crate::agent_db::apply) struct Writer {
     pub slow: SlowTables,
     /// While rows that are locked are parked: how many were in this segment.
     pub locked_rows: Option<u32>,
+    pub lock_wait: LockWait,
+}
+
+/// How long the statements of a segment wait for a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::agent_db::apply) enum LockWait {
+    /// As the session does.
+    #[default]
+    Usual,
+    /// Shorter, since somebody was waited for in vain: with several tables that are locked, the others must not wait for the
+    /// sum of it.
+    Short,
 }
 
 impl Constraints {
@@ -92,7 +106,26 @@ impl Writer {
 
     /// How to write a relation.
     pub(super) async fn target(&mut self, relation: &Arc<Relation>) -> Result<Arc<Target>, AgentError> {
-        self.targets.target(&self.session.client, relation).await
+        if let Some(known) = self.targets.known(relation) {
+            return Ok(known);
+        }
+        // If this fails in an open transaction, only the segment's savepoint leads back.
+        self.session.open().await?;
+        self.targets.look_up(&self.session.client, relation).await
+    }
+
+    /// A table's statement; prepares it if needed.
+    pub(super) async fn prepared(
+        &mut self,
+        target: &Arc<Target>,
+        kind: &StatementKind,
+    ) -> Result<Arc<Prepared>, AgentError> {
+        if let Some(known) = self.targets.known_statement(target, kind) {
+            return Ok(known);
+        }
+        // As above: the table may be locked.
+        self.session.open().await?;
+        self.targets.prepare(&self.session.client, target, kind).await
     }
 
     /// The change, or the parts of one that is not written as a whole: an update of a counted row whose table has nothing to
@@ -149,6 +182,22 @@ impl Writer {
         }
         if sight.guarded != target.guarded {
             return Err(AgentError::TableChanged { table: table.clone() });
+        }
+        Ok(())
+    }
+
+    /// Makes statements wait for a lock for this long, until the transaction or the savepoint is rolled back.
+    pub(super) async fn set_lock_timeout(&mut self, timeout: Duration) -> Result<(), AgentError> {
+        self.session
+            .command(&format!("SET LOCAL lock_timeout = {}", timeout.as_millis()))
+            .await
+    }
+
+    /// After a segment: its transaction goes on with the usual wait.
+    pub(in crate::agent_db::apply) async fn end_short_lock_wait(&mut self) -> Result<(), AgentError> {
+        if std::mem::take(&mut self.lock_wait) == LockWait::Short {
+            self.session.open().await?;
+            self.set_lock_timeout(LOCK_TIMEOUT).await?;
         }
         Ok(())
     }
