@@ -2,6 +2,7 @@
 
 mod agent_db;
 mod architecture;
+mod campaign;
 mod command_line;
 mod demo;
 mod fuzz_seeds;

@@ -19,6 +19,8 @@ pub struct Accepted {
     pub kind: String,
     /// `biz_opaque_callback_data` of the request.
     pub opaque: Option<String>,
+    /// Whether its statuses carry that.
+    pub echoes: bool,
     /// SHA-256 of the request's bytes, in hexadecimal digits.
     pub body_sha256: String,
     /// By this machine's clock.

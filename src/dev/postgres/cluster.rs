@@ -283,6 +283,13 @@ impl Cluster {
         self.launch(false).await
     }
 
+    /// The server's whole log; empty if it can't be read.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// The last lines of the server's log.
     #[must_use]
     pub fn log_tail(&self) -> String {
