@@ -11,7 +11,12 @@
 //! | waiting | 4/16, of those of the api | sends whose clients wait for the outcome; the others always find a place |
 //! | passthrough | 1/16 | calls that are passed on to Meta, however long Meta takes |
 //! | media | 1/16 | media on their way, up and down; each holds a few hundred KB in buffers |
+//!
+//! **No client can take all places of the others.** Where several tokens are configured, each has at most three quarters of the
+//! places of a family. Fixed shares for each token would leave most places empty, as most clients are quiet most of the time;
+//! a quarter is enough for a client that was quiet, and nothing has to be counted beside the places.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,21 +41,31 @@ pub(super) struct NoPlace;
 /// A place; dropped, it is free for another request.
 #[derive(Debug)]
 #[must_use = "a place that is dropped is free"]
-pub(super) struct Place(#[expect(dead_code, reason = "dropping it frees the place")] OwnedSemaphorePermit);
+pub(super) struct Place(
+    #[expect(dead_code, reason = "dropping them frees the place, and the client's")] Vec<OwnedSemaphorePermit>,
+);
 
 /// The places of each family.
 #[derive(Debug)]
 pub(super) struct Budgets {
+    all: Places,
+    /// The most that each client may have of them, by the names of their tokens.
+    clients: HashMap<String, Places>,
+}
+
+#[derive(Debug)]
+struct Places {
     webhook: Arc<Semaphore>,
     api: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     passthrough: Arc<Semaphore>,
 }
 
-impl Budgets {
-    /// Shares the connections.
-    pub(super) fn new(connections: usize) -> Self {
-        let share = |sixteenths: usize| Arc::new(Semaphore::new((connections * sixteenths / 16).max(1)));
+impl Places {
+    /// This part of each family's places, in quarters.
+    fn new(connections: usize, quarters: usize) -> Self {
+        let share =
+            |sixteenths: usize| Arc::new(Semaphore::new((connections * sixteenths * quarters / (16 * 4)).max(1)));
         Self {
             webhook: share(7),
             api: share(6),
@@ -59,16 +74,40 @@ impl Budgets {
         }
     }
 
-    /// Takes a place, for as long as the request is answered.
-    pub(super) fn place(&self, family: Family) -> Result<Place, NoPlace> {
+    fn take(&self, family: Family) -> Result<OwnedSemaphorePermit, NoPlace> {
         let places = match family {
             Family::Webhook => &self.webhook,
             Family::Api => &self.api,
             Family::Waiting => &self.waiting,
             Family::Passthrough => &self.passthrough,
         };
-        let place = Arc::clone(places).try_acquire_owned();
-        place.map(Place).map_err(|_| NoPlace)
+        Arc::clone(places).try_acquire_owned().map_err(|_| NoPlace)
+    }
+}
+
+impl Budgets {
+    /// Shares the connections. `clients` are the names of the tokens.
+    pub(super) fn new<'a>(connections: usize, clients: impl IntoIterator<Item = &'a str>) -> Self {
+        let names: Vec<&str> = clients.into_iter().collect();
+        let quarters = if names.len() > 1 { 3 } else { 4 };
+        let clients = names
+            .into_iter()
+            .map(|name| (name.to_owned(), Places::new(connections, quarters)));
+        Self {
+            all: Places::new(connections, 4),
+            clients: clients.collect(),
+        }
+    }
+
+    /// Takes a place for Meta, for as long as the request is answered.
+    pub(super) fn place(&self, family: Family) -> Result<Place, NoPlace> {
+        Ok(Place(vec![self.all.take(family)?]))
+    }
+
+    /// Takes a place for a client, for as long as the request is answered.
+    pub(super) fn client_place(&self, family: Family, client: &str) -> Result<Place, NoPlace> {
+        let own = self.clients.get(client).map(|own| own.take(family)).transpose()?;
+        Ok(Place(own.into_iter().chain([self.all.take(family)?]).collect()))
     }
 }
 
@@ -84,7 +123,7 @@ mod tests {
 
     #[test]
     fn no_family_takes_the_places_of_another() {
-        let budgets = Budgets::new(64);
+        let budgets = Budgets::new(64, []);
         let take_all = |family| std::iter::from_fn(|| budgets.place(family).ok()).collect::<Vec<_>>();
         let taken: Vec<Vec<Place>> = [Family::Passthrough, Family::Waiting, Family::Api, Family::Webhook]
             .into_iter()
@@ -94,5 +133,19 @@ mod tests {
         assert_eq!(budgets.place(Family::Webhook).unwrap_err(), NoPlace);
         drop(taken);
         assert!(budgets.place(Family::Webhook).is_ok());
+    }
+
+    #[test]
+    fn one_client_leaves_places_for_the_others_and_a_lone_one_has_all() {
+        let take_all = |budgets: &Budgets, client| {
+            std::iter::from_fn(|| budgets.client_place(Family::Waiting, client).ok()).collect::<Vec<_>>()
+        };
+        let budgets = Budgets::new(64, ["crm", "bot"]);
+        let crm = take_all(&budgets, "crm");
+        let bot = take_all(&budgets, "bot");
+        assert_eq!((crm.len(), bot.len()), (12, 4));
+        drop(crm);
+        assert_eq!(take_all(&budgets, "crm").len(), 12);
+        assert_eq!(take_all(&Budgets::new(64, ["crm"]), "crm").len(), 16);
     }
 }

@@ -84,7 +84,10 @@ impl State {
     pub(super) fn new(settings: HttpSettings, pool: Pool, outbox: Outbox, inbox: Inbox) -> Self {
         let media = budget::media(settings.connections.connections);
         Self(Arc::new(Shared {
-            budgets: Budgets::new(settings.connections.connections),
+            budgets: Budgets::new(
+                settings.connections.connections,
+                settings.tokens.iter().map(|token| token.name.as_str()),
+            ),
             bodies: Bodies::new(settings.max_body_bytes),
             settings,
             pool,

@@ -24,6 +24,9 @@ const LONG_PAUSE: Duration = Duration::from_secs(10);
 const CALLS: u32 = 2;
 /// How often the provider is looked at while it does not answer, and while nothing is sent.
 const LOOK: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// How long a template's refusal shows: Meta does not say when it takes the template again.
+const TEMPLATE_SHOWS: Duration = Duration::from_secs(15 * 60);
+
 /// What is known of a number.
 #[derive(Debug)]
 pub(super) struct NumberStanding {
@@ -43,12 +46,21 @@ struct Facts {
     /// For which code it is held, and the provider's words.
     hold: Option<(i32, String)>,
     pause: Option<Pause>,
+    /// A template that the provider has stopped.
+    template: Option<StoppedTemplate>,
     /// Calls in a row without the provider's answer, and what was there instead.
     unanswered: (u32, String),
     /// The provider refused a look at the number.
     refused: Option<(i32, String)>,
     /// When the provider was asked last, by a call or a look.
     asked: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct StoppedTemplate {
+    code: i32,
+    why: String,
+    refused: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +87,8 @@ impl NumberStanding {
             facts.leased = leased;
             let reason = || gate.hold_reason.clone().unwrap_or_default();
             facts.hold = (gate.status == AccountStatus::Held).then(|| (gate.hold_code.unwrap_or_default(), reason()));
+            let is_old = |template: &mut StoppedTemplate| template.refused.elapsed() >= TEMPLATE_SHOWS;
+            facts.template.take_if(is_old);
             let left = Duration::try_from_secs_f64(gate.throttled_seconds).unwrap_or_default();
             facts.pause = (!left.is_zero()).then(|| Pause {
                 until: OffsetDateTime::now_utc() + left,
@@ -99,8 +113,12 @@ impl NumberStanding {
             Answer::Refused(refusal) => Some(refusal.message.as_str()),
             Answer::NotSent(why) | Answer::Lost(why) => Some(*why),
         };
+        let stopped = self.stopped_template(answer);
         self.learn(|facts| {
             facts.asked = Some(Instant::now());
+            if stopped.is_some() {
+                facts.template = stopped;
+            }
             match instead {
                 None => facts.unanswered = (0, String::new()),
                 Some(why) => facts.unanswered = (facts.unanswered.0.saturating_add(1), why.to_owned()),
@@ -109,6 +127,19 @@ impl NumberStanding {
                 facts.refused = None;
             }
         });
+    }
+
+    fn stopped_template(&self, answer: &Answer) -> Option<StoppedTemplate> {
+        let Answer::Refused(refusal) = answer else { return None };
+        let code = refusal
+            .code
+            .map(Code::number)
+            .filter(|code| self.account.stops_template(*code))?;
+        Some(StoppedTemplate {
+            code,
+            why: refusal.message.clone(),
+            refused: Instant::now(),
+        })
     }
 
     /// A look at the provider has ended.
@@ -167,6 +198,13 @@ fn standing(facts: &Facts, remedy: impl Fn(i32) -> &'static str) -> Standing {
     } else if let Some((code, why)) = &facts.refused {
         let reason = format!("Meta refuses calls for it (code {code}: {})", quoted(why));
         Trouble::new("refused", format!("{reason}; {}", remedy(*code)))
+    } else if let Some(StoppedTemplate { code, why, .. }) = &facts.template {
+        let reason = format!(
+            "Meta has stopped a template that its clients send (code {code}: {}): these messages fail, others go out; see the \
+             template's quality and status in Meta's WhatsApp Manager, and send another one meanwhile",
+            quoted(why)
+        );
+        Trouble::new("template", reason)
     } else if let Some(Pause { until, long: true }) = facts.pause {
         let until = until.replace_nanosecond(0).unwrap_or(until);
         let until = until.format(&Rfc3339).unwrap_or_default();
@@ -215,6 +253,13 @@ mod tests {
             kind == "paused" && reason.contains("until 1970-01-01T00:00:00Z"),
             "{reason}"
         );
+        facts.template = Some(StoppedTemplate {
+            code: 132_015,
+            why: "(#132015) Template is Paused".to_owned(),
+            refused: Instant::now(),
+        });
+        let (kind, reason) = shown(&facts);
+        assert!(kind == "template" && reason.contains("132015"), "{reason}");
         facts.refused = Some((190, "expired".to_owned()));
         assert!(shown(&facts).1.contains("access_token"));
         facts.unanswered = (1, "reset".to_owned());

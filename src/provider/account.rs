@@ -47,6 +47,14 @@ impl Account {
         }
     }
 
+    /// Whether the provider refuses a template with this code until somebody acts, or a pause ends.
+    #[must_use]
+    pub const fn stops_template(&self, code: i32) -> bool {
+        match self {
+            Self::Cloud(_) => cloud::stops_template(code),
+        }
+    }
+
     /// What a person can do about a code for which the provider refuses to send for the number at all.
     #[must_use]
     pub fn remedy(&self, code: i32) -> &'static str {

@@ -41,7 +41,7 @@ pub(super) async fn post(
         Ok(body) => body,
         Err(error) => return answer::plain_body_error(error),
     };
-    let Ok(_place) = state.budgets.place(Family::Api) else {
+    let Ok(_place) = state.budgets.client_place(Family::Api, &client.name) else {
         return answer::busy(&uri);
     };
     let (of_request, send_wait) = (headers.clone(), state.settings.send_wait);
@@ -79,7 +79,7 @@ async fn take(state: &State, client: &ApiToken, request: SendRequest) -> Result<
     // Without a place to wait the answer comes at once: the message is on its way.
     let waiting = request
         .wait
-        .and_then(|wait| Some((wait, state.budgets.place(Family::Waiting).ok()?)));
+        .and_then(|wait| Some((wait, state.budgets.client_place(Family::Waiting, &client.name).ok()?)));
     let submitted = state
         .outbox
         .submit(NewMessage {

@@ -28,7 +28,7 @@ pub(super) async fn get(
     let Ok(id) = Uuid::try_parse(&id) else {
         return not_found();
     };
-    let Ok(_place) = state.budgets.place(Family::Api) else {
+    let Ok(_place) = state.budgets.client_place(Family::Api, &client.name) else {
         return answer::busy(&uri);
     };
     match messages::find(&state.pool, id).await {

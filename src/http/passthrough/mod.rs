@@ -105,7 +105,7 @@ impl<'a> Asked<'a> {
             Ok(held) => held,
             Err(error) => return answer::graph_body_error(error),
         };
-        let Ok(_place) = self.state.budgets.place(Family::Passthrough) else {
+        let Ok(_place) = self.state.budgets.client_place(Family::Passthrough, &self.client.name) else {
             return answer::busy(uri);
         };
         let body = match body::check(self.entry.body, self.headers, held.bytes.clone()) {

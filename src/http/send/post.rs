@@ -67,7 +67,7 @@ async fn take(
         Ok(held) => held,
         Err(error) => return answer::graph_body_error(error),
     };
-    let Ok(_place) = state.budgets.place(Family::Api) else {
+    let Ok(_place) = state.budgets.client_place(Family::Api, &client.name) else {
         return answer::busy(&uri);
     };
     let body = held.bytes.clone();
@@ -90,7 +90,7 @@ async fn take(
     if let Err(error) = quotes::may_send(&state, client, &body).await {
         return not_quoted(&error);
     }
-    let Ok(_waiting) = state.budgets.place(Family::Waiting) else {
+    let Ok(_waiting) = state.budgets.client_place(Family::Waiting, &client.name) else {
         return answer::busy(&uri);
     };
     let submitted = state

@@ -42,7 +42,7 @@ pub mod webhook;
 
 pub use client::{Account, Client, ClientSettings, ClientSetupError};
 pub use error::{GraphError, classify};
-pub use remedy::remedy;
+pub use remedy::{remedy, stops_template};
 
 /// The names of a JSON object's members, duplicates included; `None` if the text is anything else.
 #[must_use]

@@ -1,4 +1,4 @@
-//! What a person can do about a code for which Meta refuses to send for a number at all.
+//! What a person can do about a code for which Meta refuses to send for a number at all, or one of its templates.
 
 /// A sentence, to be put after Meta's own.
 #[must_use]
@@ -30,4 +30,11 @@ pub fn remedy(code: i32) -> &'static str {
         134_011 => "accept Meta's terms for payments in the WhatsApp Manager",
         _ => "see the number in Meta's WhatsApp Manager",
     }
+}
+
+/// Whether Meta refuses a template or a flow with this code until somebody acts, or Meta ends the pause: it is paused, disabled,
+/// blocked or throttled. (A template that does not exist, or lacks a parameter, is the mistake of one request.)
+#[must_use]
+pub const fn stops_template(code: i32) -> bool {
+    matches!(code, 132_015 | 132_016 | 132_068 | 132_069)
 }

@@ -144,6 +144,27 @@ async fn a_long_pause_that_meta_asks_for_shows_and_a_short_one_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_meta_has_stopped_shows_and_the_mistake_of_one_request_does_not() {
+    let (world, server) = World::served().await;
+    for (code, shows) in [(132_001, false), (132_015, true)] {
+        world.fault_once(Fault::Error { code, subcode: None });
+        assert_ne!(server.graph(&text("a template")).await.status, 200);
+        if shows {
+            let reason = server.is_in_trouble(&number(), "template").await;
+            assert!(
+                reason.contains("132015") && reason.contains("WhatsApp Manager"),
+                "{reason}"
+            );
+        } else {
+            server.all_is_well().await;
+        }
+    }
+    // The others go out.
+    assert_eq!(server.graph(&text("hi")).await.status, 200);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_column_is_looked_at_and_what_is_missing_is_named_with_the_statement_that_mends_it() {
     let (world, server) = World::served().await;
     let site = &world.db.site;
