@@ -235,7 +235,8 @@ pub(super) fn group_phone(group_id: &str) -> String {
 /// Members of the `WITH` that stores submissions: `found` and `of_lead` say which lead each row of `fresh` is for
 /// (`input_id`, `lead_id`). A person without a lead gets one; the person is locked while it is inserted. Rows are left out
 /// whose lead lacks an id of theirs (`learns`), whose group has no lead, or whose lead is being inserted by another
-/// transaction.
+/// transaction, or became known by its ids while the statement waited for the person's lock (`is_known`: the statement itself
+/// sees the tables as they were when it began).
 ///
 /// The leads that are there are locked in the order of their ids, before any conversation: a new message refers to its
 /// lead, and waits if the lead's number is being changed or the lead is being merged. A merged one is left out.
@@ -256,7 +257,8 @@ pub(super) fn of_submissions() -> String {
              AND NOT EXISTS (SELECT FROM found f WHERE f.input_id = i.id)), \
          locked AS MATERIALIZED ({locked}), \
          made_leads AS (INSERT INTO public.leads (wa_id, user_id) \
-           SELECT DISTINCT m.wa_id, m.user_id FROM missing m, locked WHERE locked.keys >= 0 \
+           SELECT DISTINCT m.wa_id, m.user_id FROM missing m, locked \
+             WHERE NOT twinlog.is_known(m.user_id, m.wa_id, m.other_form, locked.keys) \
            ON CONFLICT DO NOTHING RETURNING id, wa_id, user_id), \
          held_leads AS MATERIALIZED (SELECT l.id FROM public.leads l, locked WHERE locked.keys >= 0 AND l.merged_into IS NULL \
              AND l.id = ANY (ARRAY(SELECT f.lead_id FROM found f WHERE NOT f.learns)) ORDER BY l.id FOR KEY SHARE OF l), \

@@ -148,3 +148,39 @@ async fn a_person_with_a_new_number_and_a_history_is_one_conversation() {
     world.db.until_site("one conversation", one, "1 16505550002 US.2").await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_who_becomes_known_while_a_message_to_them_is_stored_has_one_lead() {
+    // GIVEN a person of whom another process just learns that the number was theirs before; it has locked the number
+    let (world, server) = World::served().await;
+    let learns = world.db.site.connect().await;
+    learns
+        .batch_execute(
+            "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('lead:16505551234', 0));
+             INSERT INTO leads (id, wa_id) VALUES (md5('person')::uuid, '16505550000');
+             INSERT INTO lead_ids (lead_id, kind, known_id) VALUES (md5('person')::uuid, 'wa_id', '16505551234')",
+        )
+        .await
+        .unwrap();
+    // WHEN a client writes to that number, and the other commits while the message waits
+    let sent = async {
+        let id = server.takes(&json!({"to": USER, "text": "hi"})).await;
+        world.is_sent(&id).await;
+    };
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let committed = async {
+        eventually_equal("the message waits", SOON, "1".to_owned(), || {
+            world.db.site.value(waiting)
+        })
+        .await;
+        learns.batch_execute("COMMIT").await.unwrap();
+    };
+    tokio::join!(sent, committed);
+    // THEN it is that person's
+    let of = "SELECT string_agg(lead_id::text, ',') FROM whatsapp_messages";
+    let person = world.db.site.value("SELECT md5('person')::uuid::text").await;
+    assert_eq!(world.db.site.value(of).await, person);
+    assert_eq!(world.db.site.value("SELECT count(*) FROM leads").await, "1");
+    server.stop().await;
+}
