@@ -17,12 +17,12 @@ use std::collections::BTreeMap;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnection;
-use sqlx::{ConnectOptions, Connection, Executor};
+use sqlx::{Connection, Executor};
 
 use crate::config::DatabaseUrl;
 use crate::postgres::error::{UNREACHABLE_HINT, not_of_a_row, session_hint};
 use crate::postgres::sqlstate::READ_ONLY;
-use crate::postgres::{SessionError, Side, disposition, quote_identifier, refuse_pooler, sqlx_options, tls};
+use crate::postgres::{SessionError, Side, disposition, quote_identifier, refuse_pooler, sqlx_access, tls};
 use crate::retry::Disposition;
 
 /// Migrations that belong together.
@@ -192,7 +192,10 @@ fn connect_hint(side: Side, error: &sqlx::Error) -> String {
     match error {
         // The driver has no other sign for it.
         sqlx::Error::Tls(cause) if cause.to_string().contains("does not support TLS") => tls::NOT_OFFERED.to_owned(),
-        sqlx::Error::Tls(_) => "check sslmode and sslrootcert in the URL".to_owned(),
+        sqlx::Error::Tls(cause) => cause
+            .downcast_ref::<std::io::Error>()
+            .and_then(tls::refusal_hint)
+            .unwrap_or_else(|| "check sslmode and sslrootcert in the URL".to_owned()),
         _ => sqlstate(error)
             .and_then(|code| session_hint(side, &code))
             .unwrap_or_else(|| UNREACHABLE_HINT.to_owned()),
@@ -255,8 +258,8 @@ pub async fn apply(url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationErro
     if let Err(error @ SessionError::Pooled { .. }) = refuse_pooler(set.side(), url).await {
         return Err(MigrationError::Pooled(Box::new(error)));
     }
-    let connect = sqlx_options(url, "twinlog migrate");
-    let mut connection = connect.connect().await.map_err(|source| MigrationError::Connect {
+    let access = sqlx_access(url, "twinlog migrate");
+    let mut connection = access.connect().await.map_err(|source| MigrationError::Connect {
         side: set.side(),
         address: url.to_string(),
         source,

@@ -7,7 +7,8 @@
 //! | `pooler` | refuses a connection pooler in transaction mode |
 //! | [`session_settings`] | the one list of settings that every session pins |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
-//! | [`sqlx_options()`] | the same for sqlx |
+//! | [`sqlx_access()`] | the same for sqlx |
+//! | [`sqlx_tls`] | does TLS for sqlx |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what each SQLSTATE means |
 //! | [`quote`] | names in statements |
@@ -33,6 +34,7 @@ pub mod row_text;
 pub mod session_settings;
 pub mod sqlstate;
 pub mod sqlx_options;
+pub mod sqlx_tls;
 pub mod tls;
 pub mod waits;
 
@@ -43,7 +45,8 @@ pub use plain::connect_plain;
 pub use pooler::refuse_pooler;
 pub use quote::{quote_identifier, quote_literal};
 pub use sqlstate::{DEADLOCK, disposition};
-pub use sqlx_options::sqlx_options;
+pub use sqlx_options::sqlx_access;
+pub use sqlx_tls::SqlxAccess;
 pub use tokio_postgres::{Client, Error as DriverError};
 
 /// Where the driver's log lines come from. At `debug` it prints the parameters of every statement.

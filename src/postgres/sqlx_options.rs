@@ -1,22 +1,27 @@
 //! A database URL as options for sqlx, with the same meaning as for the other connections.
 //!
-//! sqlx verifies certificates itself. Where it differs from [`super::tls`]:
-//! - `require` with `sslrootcert`, and `sslrootcert=system`, are translated here, so that they mean what they mean in libpq;
-//! - beside the file's authorities it also trusts the system's;
-//! - a certificate that is marked as an authority (`CA:TRUE`), or that has only a CN, is refused by `verify-ca` and `verify-full` even
-//!   if it is in `sslrootcert`. Use a certificate with a `subjectAltName` that is no authority.
+//! Where the URL names authorities, TLS is not sqlx's: see [`super::sqlx_tls`]. Otherwise sqlx verifies certificates by the
+//! system's authorities itself. Where that differs from [`super::tls`]: a certificate that has only a CN is refused by
+//! `verify-full`. On other systems than Linux, sqlx trusts the system's authorities beside those of the file, and refuses a
+//! certificate that is marked as an authority even if it is in the file.
 
 use std::path::Path;
 
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
+use super::sqlx_tls::SqlxAccess;
 use super::tls::SYSTEM_ROOTS;
 use crate::config::{DatabaseUrl, Host, SslMode};
 
-/// How sqlx connects to this database.
+/// How sqlx reaches this database.
 #[must_use]
-pub fn sqlx_options(url: &DatabaseUrl, application_name: &str) -> PgConnectOptions {
+pub fn sqlx_access(url: &DatabaseUrl, application_name: &str) -> SqlxAccess {
+    SqlxAccess::new(url, sqlx_options(url, application_name))
+}
+
+/// As if sqlx did TLS itself.
+fn sqlx_options(url: &DatabaseUrl, application_name: &str) -> PgConnectOptions {
     let (mode, root) = ssl(url.sslmode, url.sslrootcert.as_deref());
     let mut options = PgConnectOptions::new_without_pgpass()
         .port(url.port)

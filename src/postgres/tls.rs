@@ -1,8 +1,7 @@
 //! TLS for Postgres: the one meaning of `sslmode` and `sslrootcert`, for all connections.
 //!
 //! Makes a rustls configuration that trusts what libpq would trust, and the hash that ties a SCRAM login to the
-//! certificate (channel binding). It opens no connection: [`super::connect()`] and `wire` do. sqlx verifies certificates
-//! itself; [`super::sqlx_options()`] gives it the same meaning as far as it can.
+//! certificate (channel binding). It opens no connection: [`super::connect()`], [`super::sqlx_tls`] and `wire` do.
 //!
 //! | `sslmode` | without `sslrootcert` | with it |
 //! |---|---|---|

@@ -4,16 +4,16 @@
 use std::io::Write;
 
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+use sqlx::{AssertSqlSafe, Connection, Executor};
 use tempfile::NamedTempFile;
 use twinlog::config::DatabaseUrl;
 use twinlog::dev::postgres::{Cluster, Settings};
 use twinlog::postgres::connect::open;
 use twinlog::postgres::session_settings::{PINNED, SessionKind, pin_values};
-use twinlog::postgres::{Side, connect, sqlx_options};
+use twinlog::postgres::{Side, connect, sqlx_access};
 use twinlog::wire::ReplicationConnection;
 
-use crate::harness::databases;
+use crate::harness::{ConfigFile, Process, SOON, databases, private_databases, serve_tls};
 
 #[tokio::test]
 async fn every_session_prints_and_parses_values_under_the_one_list_of_settings() {
@@ -50,7 +50,7 @@ async fn every_session_prints_and_parses_values_under_the_one_list_of_settings()
     )
     .await
     .unwrap();
-    let mut sqlx = sqlx_options(&db.site.database_url(), "test").connect().await.unwrap();
+    let mut sqlx = sqlx_access(&db.site.database_url(), "test").connect().await.unwrap();
     sqlx.execute(AssertSqlSafe(pin_values())).await.unwrap();
     // THEN each has every pinned setting, as the server itself says
     let names: Vec<String> = PINNED
@@ -114,7 +114,7 @@ async fn reached(url: &str) -> [(&'static str, Result<(), String>); 3] {
     let url: DatabaseUrl = url.parse().unwrap();
     let plain = connect(Side::Site, &url, "test").await;
     let stream = ReplicationConnection::connect(&url, "test").await;
-    let pool = match sqlx_options(&url, "test").connect().await {
+    let pool = match sqlx_access(&url, "test").connect().await {
         Ok(connection) => connection.close().await.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
@@ -191,4 +191,67 @@ async fn sslmode_means_the_same_to_every_driver() {
             assert_eq!(result.is_ok(), expected, "{driver}: {host} {tail}: {result:?}");
         }
     }
+    // AND one that a user has made as the manual says, which calls itself an authority and has a CN alone
+    let mut params = authority("localhost");
+    params.subject_alt_names.clear();
+    let key = KeyPair::generate().unwrap();
+    let itself = params.self_signed(&key).unwrap().pem();
+    serve_tls(&cluster, &itself, &key).await;
+    let root = file(itself);
+    let root = root.path().display();
+    for (host, mode, expected) in [
+        ("localhost", "verify-full", true),
+        ("127.0.0.1", "verify-ca", true),
+        ("127.0.0.1", "verify-full", false),
+    ] {
+        for (driver, result) in reached(&url(host, &format!("sslmode={mode}&sslrootcert={root}"))).await {
+            assert_eq!(result.is_ok(), expected, "{driver}: {host} {mode}: {result:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_authority_that_the_system_trusts_is_no_authority_where_another_one_is_named() {
+    // GIVEN a server with a certificate of an authority that the system trusts
+    let db = private_databases(Settings::default(), Settings::default()).await;
+    let authority = |name: &str| {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    };
+    let file = |pem: String| {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(pem.as_bytes()).unwrap();
+        file
+    };
+    let (public, private) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let trusted = file(authority("public").self_signed(&public).unwrap().pem());
+    let named = file(authority("private").self_signed(&private).unwrap().pem());
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(["localhost".to_owned()])
+        .unwrap()
+        .signed_by(&key, &Issuer::new(authority("public"), public))
+        .unwrap();
+    serve_tls(&db.site.cluster, &certificate.pem(), &key).await;
+    let environment = [("SSL_CERT_FILE", trusted.path().to_str().unwrap())];
+    let run = async |tail: &str, arguments: &[&str]| {
+        let site = db.site.url.replace("127.0.0.1", "localhost");
+        let joint = if site.contains('?') { '&' } else { '?' };
+        let config = ConfigFile::layered(&format!("{site}{joint}{tail}"), &db.agent.url, "slot", &[]);
+        let mut process = Process::start_with(&config.path(), arguments, &environment);
+        let status = process.wait(2 * SOON).await;
+        (status.success(), process.output())
+    };
+    // WHEN another one is named, THEN nothing connects, and the reason is said
+    let named = named.path().display();
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let tail = format!("sslmode={mode}&sslrootcert={named}");
+        let (succeeded, output) = run(&tail, &["migrate", "site"]).await;
+        assert!(!succeeded && output.contains("sslrootcert=FILE"), "{mode}: {output}");
+    }
+    // AND the system's are asked where none is named
+    let (succeeded, output) = run("sslmode=verify-full", &["migrate", "site"]).await;
+    assert!(succeeded, "{output}");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, PgConnection, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::store::Connection;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::pin_values;
-use crate::postgres::{SessionError, Side, refuse_pooler, sqlx_options};
+use crate::postgres::{SessionError, Side, SqlxAccess, refuse_pooler, sqlx_access};
 
 /// How long opening may take, with TLS, login and the settings: a dozen round trips.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ const POOLER_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Opening {
     url: Arc<DatabaseUrl>,
-    options: PgConnectOptions,
+    access: SqlxAccess,
     /// Statements that are prepared on each new connection.
     prepared: fn() -> [&'static str; 3],
     /// The process's id in the Site DB's sessions.
@@ -65,7 +65,7 @@ impl Opening {
     ) -> Self {
         Self {
             // The driver would write a line for each slow statement: the health report says what is slow.
-            options: sqlx_options(url, "twinlog serve").disable_statement_logging(),
+            access: sqlx_access(url, "twinlog serve").without_statement_logging(),
             url: Arc::new(url.clone()),
             prepared,
             process,
@@ -74,8 +74,8 @@ impl Opening {
     }
 
     /// How connections are made.
-    pub(super) const fn options(&self) -> &PgConnectOptions {
-        &self.options
+    pub(super) fn options(&self) -> &PgConnectOptions {
+        self.access.options()
     }
 
     /// # Errors
@@ -87,7 +87,7 @@ impl Opening {
     }
 
     async fn connect(&self) -> Result<Connection, sqlx::Error> {
-        let mut driver = PgConnection::connect_with(&self.options).await?;
+        let mut driver = self.access.connect().await?;
         // Before anything of the session is changed.
         self.look_for_pooler().await;
         if self.shared_sessions.is_cancelled() {
