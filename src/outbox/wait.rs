@@ -107,6 +107,7 @@ impl Shared {
         if message.status.is_settled() {
             return Ok(Some(Delivered::Known(Box::new(message))));
         }
+        let refused = refusal(&message);
         // Between attempts the message can be cancelled; during an attempt, wait for its outcome first.
         let last = Instant::now() + self.lease();
         loop {
@@ -114,7 +115,7 @@ impl Shared {
                 metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Cancelled.as_str());
                 self.waiters.committed(id);
                 let message = self.find(id).await?;
-                return Ok(message.map(|message| cancelled(message, hold)));
+                return Ok(message.map(|message| cancelled(message, hold, refused)));
             }
             let left = last.saturating_duration_since(Instant::now());
             let Some(message) = self.wait_while_sending(id, left).await? else {
@@ -153,12 +154,11 @@ impl Shared {
 /// Whether the message waits for a held number, and is not needed to test it: the provider has refused it, or the number is
 /// held and no probe is due.
 fn is_held(message: &MessageRow, hold: &Option<watch::Receiver<Option<Hold>>>) -> bool {
-    let refused = message.error_class.as_deref() == Some(ErrorClass::Account.as_str());
     let held = || {
         hold.as_ref()
             .is_some_and(|hold| hold.borrow().as_ref().is_some_and(|hold| !hold.probe_due))
     };
-    message.status == MessageStatus::Pending && (refused || held())
+    message.status == MessageStatus::Pending && (refusal(message).is_some() || held())
 }
 
 /// Ends when the number is held or released, or a probe is due or refused.
@@ -172,9 +172,19 @@ async fn hold_changes(hold: &mut Option<watch::Receiver<Option<Hold>>>) {
     }
 }
 
-fn cancelled(message: MessageRow, hold: Option<watch::Receiver<Option<Hold>>>) -> Delivered {
+/// Why the provider refused the message, if it refuses all of its number's. The row says so as soon as the outcome is
+/// committed, a moment before the number's hold is told.
+fn refusal(message: &MessageRow) -> Option<Hold> {
+    (message.error_class.as_deref() == Some(ErrorClass::Account.as_str())).then(|| Hold {
+        code: message.error_code.unwrap_or_default(),
+        reason: message.error_message.clone().unwrap_or_default(),
+        probe_due: false,
+    })
+}
+
+fn cancelled(message: MessageRow, hold: Option<watch::Receiver<Option<Hold>>>, refused: Option<Hold>) -> Delivered {
     let message = Box::new(message);
-    match hold.and_then(|hold| hold.borrow().clone()) {
+    match hold.and_then(|hold| hold.borrow().clone()).or(refused) {
         Some(hold) => Delivered::Held(message, hold),
         None => Delivered::Cancelled(message),
     }
