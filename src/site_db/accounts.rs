@@ -346,7 +346,8 @@ static TOUCH: LazyLock<String> = LazyLock::new(|| {
          UPDATE public.whatsapp_accounts AS a SET \
            last_real_message_at = CASE WHEN s.is_real THEN clock_timestamp() ELSE a.last_real_message_at END, \
            waba_id = coalesce(a.waba_id, s.waba_id), \
-           display_phone_number = coalesce(a.display_phone_number, s.display_phone_number) \
+           display_phone_number = coalesce(a.display_phone_number, s.display_phone_number), \
+           updated_at = now() \
          FROM seen s, held WHERE held.keys > 0 AND a.id = s.id AND {changes}"
     )
 });

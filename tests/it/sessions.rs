@@ -125,25 +125,28 @@ async fn reached(url: &str) -> [(&'static str, Result<(), String>); 3] {
     ]
 }
 
+/// What the certificate of an authority with this name says.
+fn authority(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params
+}
+
+fn file(pem: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(pem.as_bytes()).unwrap();
+    file
+}
+
 #[tokio::test]
 async fn sslmode_means_the_same_to_every_driver() {
     // GIVEN a server whose certificate an authority signed for the name localhost
     let cluster = Cluster::start(Settings::default()).await.unwrap();
-    let authority = |name: &str| {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-    };
-    let file = |pem: String| {
-        let mut file = NamedTempFile::new().unwrap();
-        file.write_all(pem.as_bytes()).unwrap();
-        file
-    };
     let (ours, others) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let right = file(authority("ours").self_signed(&ours).unwrap().pem());
-    let wrong = file(authority("others").self_signed(&others).unwrap().pem());
+    let right = file(&authority("ours").self_signed(&ours).unwrap().pem());
+    let wrong = file(&authority("others").self_signed(&others).unwrap().pem());
     let issuer = Issuer::new(authority("ours"), ours);
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["localhost".to_owned()])
@@ -197,7 +200,7 @@ async fn sslmode_means_the_same_to_every_driver() {
     let key = KeyPair::generate().unwrap();
     let itself = params.self_signed(&key).unwrap().pem();
     serve_tls(&cluster, &itself, &key).await;
-    let root = file(itself);
+    let root = file(&itself);
     let root = root.path().display();
     for (host, mode, expected) in [
         ("localhost", "verify-full", true),
@@ -214,21 +217,9 @@ async fn sslmode_means_the_same_to_every_driver() {
 async fn an_authority_that_the_system_trusts_is_no_authority_where_another_one_is_named() {
     // GIVEN a server with a certificate of an authority that the system trusts
     let db = private_databases(Settings::default(), Settings::default()).await;
-    let authority = |name: &str| {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-    };
-    let file = |pem: String| {
-        let mut file = NamedTempFile::new().unwrap();
-        file.write_all(pem.as_bytes()).unwrap();
-        file
-    };
     let (public, private) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
-    let trusted = file(authority("public").self_signed(&public).unwrap().pem());
-    let named = file(authority("private").self_signed(&private).unwrap().pem());
+    let trusted = file(&authority("public").self_signed(&public).unwrap().pem());
+    let named = file(&authority("private").self_signed(&private).unwrap().pem());
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["localhost".to_owned()])
         .unwrap()
