@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::Signal;
 
-use crate::harness::{Process, SOON, eventually};
+use crate::harness::{Process, SOON, eventually, http_client};
 
 /// Longest wait for the demo's end. On an idle machine it needs a tenth of that.
 const LONG: Duration = Duration::from_secs(90);
@@ -72,7 +72,7 @@ async fn for_a_program_the_demo_prints_one_line_with_all_that_it_needs() {
     let line = printed.lines().find(|line| line.starts_with('{')).unwrap();
     let world: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {printed}"));
     assert_eq!(world["differences"], serde_json::json!([]), "{printed}");
-    let asked = reqwest::Client::builder().no_proxy().build().unwrap();
+    let asked = http_client();
     let asked = asked
         .get(format!(
             "{}/v26.0/{}",

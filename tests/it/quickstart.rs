@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ use tokio_postgres::Client;
 use twinlog::dev::graph_simulator::{Account, Settings as SimulatorSettings, Simulator};
 use twinlog::dev::postgres::{Cluster, Settings};
 
-use crate::harness::{Process, SOON, eventually, eventually_equal};
+use crate::harness::{Process, SOON, eventually, eventually_equal, http_client};
 
 /// The database and the password in the README.
 const DATABASE: &str = "crm";
@@ -246,11 +245,7 @@ async fn follow(own: bool) {
         let base = format!("http://{}", listening["http"].as_str().unwrap());
         let admin = format!("http://{}", listening["admin"].as_str().unwrap());
         simulator.set_callback(Some(format!("{base}/webhook").parse().unwrap()));
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(20))
-            .build()
-            .unwrap();
+        let client = http_client();
         eventually("it is ready", SOON, || async {
             let answer = client
                 .get(format!("{admin}/readyz"))

@@ -1,22 +1,12 @@
 //! `twinlog simulate` as users run it: in a process of its own, used only through HTTP.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use twinlog::config::{self, Needs};
 use twinlog::dev::graph_simulator::CONTROL_ROUTES;
 
-use crate::harness::{self, ConfigFile, Process, SOON};
-
-fn client() -> reqwest::Client {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(20))
-        .build()
-        .unwrap()
-}
+use crate::harness::{self, ConfigFile, Process, SOON, http_client};
 
 /// Starts it on a free port and returns its URL.
 async fn simulate(arguments: &[&str]) -> (Process, String) {
@@ -38,7 +28,7 @@ async fn simulate(arguments: &[&str]) -> (Process, String) {
 async fn it_accepts_a_message_offers_every_control_route_and_ends_on_ctrl_c() {
     // GIVEN the simulator with its defaults
     let (mut process, url) = simulate(&[]).await;
-    let client = client();
+    let client = http_client();
     let send = || {
         client
             .post(format!("{url}/v26.0/106540352242922/messages"))
@@ -134,7 +124,7 @@ async fn a_server_with_the_printed_configuration_receives_a_users_message() {
     // THEN the server starts, passes the handshake, and receives a user's message
     let mut server = Process::start(&config, &["serve"], "");
     server.wait_for_output("listening", SOON).await;
-    let client = client();
+    let client = http_client();
     let ok = |answer: reqwest::Result<reqwest::Response>| answer.is_ok_and(|answer| answer.status().is_success());
     harness::eventually("the handshake succeeds", SOON, || async {
         let asked = client.post(format!("{url}/_simulator/handshake")).send().await;

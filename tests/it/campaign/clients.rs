@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::people::dialled;
 use super::servers::Servers;
 use super::{NUMBERS, SETTLED, Size};
-use crate::harness::{eventually, pace};
+use crate::harness::{eventually, http_client_within, pace};
 use crate::server::TOKEN;
 
 /// A client's time limit for one request.
@@ -51,11 +51,7 @@ impl Clients {
                 number,
                 people: size.people,
                 servers: servers.urls(),
-                http: reqwest::Client::builder()
-                    .no_proxy()
-                    .timeout(REQUEST_LIMIT)
-                    .build()
-                    .unwrap(),
+                http: http_client_within(REQUEST_LIMIT),
                 random: StdRng::seed_from_u64(seed.wrapping_add(number as u64)),
             };
             tasks.spawn(client.run(stop.clone(), Arc::clone(&answered)));

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use twinlog::dev::graph_simulator::Simulator;
 
 use super::{NUMBERS, SOON};
-use crate::harness::{ConfigFile, Databases, Process, Proxy, eventually};
+use crate::harness::{ConfigFile, Databases, Process, Proxy, eventually, http_client};
 use crate::server::sections;
 
 /// Short waits everywhere.
@@ -132,7 +132,7 @@ impl Servers {
     }
 
     async fn are_ready(&mut self) {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = http_client();
         for server in &self.servers {
             eventually("a server is ready", SOON, || async {
                 let asked = http.get(server.config.admin("/readyz")).send().await;

@@ -15,6 +15,7 @@
 //! | `tables` | whether both sides are equal, and what the daemon's own tables say |
 //! | `process`, `config_file` | the built binary: starts it, reads its output, ends it |
 //! | `proxy` | a network that can fail |
+//! | `http` | clients for our servers' ports |
 //! | `pooler` | PgBouncer before a database |
 //! | `tls` | certificates for servers |
 //! | `background` | writers and readers in the background |
@@ -27,6 +28,7 @@
 mod background;
 mod config_file;
 mod databases;
+mod http;
 mod pooler;
 mod process;
 mod proxy;
@@ -38,6 +40,7 @@ mod wait;
 pub(crate) use background::{Background, Rounds, pace};
 pub(crate) use config_file::ConfigFile;
 pub(crate) use databases::{Database, Databases, databases, private_databases};
+pub(crate) use http::{http_client, http_client_within};
 pub(crate) use pooler::Pooler;
 pub(crate) use process::Process;
 pub(crate) use proxy::{Direction, Proxy};

@@ -99,6 +99,20 @@ impl Twins {
         .await;
     }
 
+    /// Waits until `twinlog status` finds nothing wrong, and returns what it printed. (It reads the daemon's last report,
+    /// which is about a second old.)
+    pub(crate) async fn until_status_is_good(&self, options: &[&str]) -> String {
+        let arguments = [&["status"], options].concat();
+        let (_, output) = eventually_is(
+            "the status is good",
+            2 * SOON,
+            || self.run(&arguments),
+            |(status, _)| status.success(),
+        )
+        .await;
+        output
+    }
+
     /// Overrides keys of the daemon's configuration with TOML such as `sync.batch_rows = 7`, for daemons and commands that
     /// start from now on.
     pub(crate) fn configure(&mut self, more: &str) {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::TOKEN;
 use super::in_process::{Answer, try_answer};
 use super::world::{World, sections};
-use crate::harness::{ConfigFile, Process, SOON};
+use crate::harness::{ConfigFile, Process, SOON, http_client};
 
 /// `twinlog serve`, with Meta's webhooks going to it.
 pub(super) struct Binary {
@@ -46,7 +46,7 @@ impl Binary {
         Self {
             process,
             config,
-            http: reqwest::Client::builder().no_proxy().build().unwrap(),
+            http: http_client(),
         }
     }
 

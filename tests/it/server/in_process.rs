@@ -11,7 +11,7 @@ use twinlog::health::Health;
 use twinlog::http::{ServerError, run_server};
 
 use super::{NUMBER, TOKEN};
-use crate::harness::{SOON, eventually};
+use crate::harness::{SOON, eventually, http_client};
 
 /// A server that runs in this process.
 pub(super) struct Server {
@@ -55,7 +55,7 @@ impl Server {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (health, stop) = (Health::default(), CancellationToken::new());
         let task = tokio::spawn(run_server(Arc::new(config), health.clone(), listener, stop.clone()));
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = http_client();
         Self {
             url,
             health,

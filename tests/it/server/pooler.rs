@@ -1,7 +1,7 @@
 //! A connection pooler in transaction mode before the Site DB: neither the server nor `migrate` works through it.
 
 use super::world::{World, sections};
-use crate::harness::{ConfigFile, Pooler, Process, SOON};
+use crate::harness::{ConfigFile, Pooler, Process, SOON, http_client};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_and_migrate_refuse_a_pooler_in_transaction_mode() {
@@ -21,9 +21,7 @@ async fn the_server_and_migrate_refuse_a_pooler_in_transaction_mode() {
     server.says(refusal).await;
     server.says("pool_mode = session").await;
 
-    let ready = reqwest::get(format!("http://127.0.0.1:{}/readyz", config.admin_port))
-        .await
-        .unwrap();
+    let ready = http_client().get(config.admin("/readyz")).send().await.unwrap();
     assert_eq!(ready.status(), 503);
     pooler.is_untouched(site).await;
     let locks = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \

@@ -300,8 +300,7 @@ async fn a_database_that_never_stops_sending_takes_neither_the_probes_nor_the_si
     );
     let mut process = harness::Process::start(&config, &["serve"], "");
     process.wait_for_output("listening", SOON).await;
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = harness::http_client();
 
     harness::holds_for("it answers", Duration::from_secs(2), || async {
         let answer = http.get(config.admin("/healthz")).timeout(IN_TIME).send().await;

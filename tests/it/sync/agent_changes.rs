@@ -221,7 +221,7 @@ async fn what_the_agent_dbs_types_change_and_what_is_not_sent_is_said() {
     daemon
         .says("column n is numeric in the Site DB and numeric(10,2) in the Agent DB")
         .await;
-    let status = twins.succeeds(&["status", "--json"]).await;
+    let status = twins.until_status_is_good(&["--json"]).await;
     assert!(
         status.contains("column n is numeric in the Site DB and numeric(10,2)"),
         "{status}"

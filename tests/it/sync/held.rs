@@ -285,7 +285,7 @@ async fn tables_that_can_not_be_replicated_are_left_out_if_that_is_wanted() {
     change(&twins, 2).await;
     all_are_equal(&twins).await;
     daemon.until_state("streaming").await;
-    let output = twins.succeeds(&["status"]).await;
+    let output = twins.until_status_is_good(&[]).await;
     assert!(
         output.contains("left out") && output.contains("public.scratch"),
         "{output}"

@@ -186,7 +186,7 @@ async fn a_table_without_identity_receives_its_inserts() {
         .on_site("INSERT INTO log SELECT 1, 'new' FROM generate_series(1, 200); INSERT INTO keyed VALUES (100, 'new')")
         .await;
     twins.until_equal(&["log", "keyed"]).await;
-    let shown = twins.succeeds(&["status"]).await;
+    let shown = twins.until_status_is_good(&[]).await;
     assert_eq!(shown.matches("inserts only").count(), 2, "{shown}");
     twins.on_agent("DELETE FROM log WHERE n = 1").await;
     twins.succeeds(&["resync", "log", "keyed", "--wait"]).await;

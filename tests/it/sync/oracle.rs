@@ -82,7 +82,7 @@ async fn the_built_in_subscription_and_ours_give_the_same_rows() {
     // THEN all three are equal
     twins.until_equal_within(2 * SOON, TABLES).await;
     until_equal(&third, &twins.agent, &common(), 2 * SOON).await;
-    assert_eq!(twins.parked().await, 0);
+    twins.until_parked_within(2 * SOON, 0).await;
     twins.assert_balanced().await;
     unsubscribe(&third).await;
 }

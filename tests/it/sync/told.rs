@@ -165,5 +165,5 @@ async fn a_publication_that_was_dropped_for_a_while_is_told_with_steps_that_work
     twins.succeeds(&["resync", "--all", "--wait"]).await;
     twins.until_equal(&["notes"]).await;
     daemon.until_state("streaming").await;
-    twins.succeeds(&["status"]).await;
+    twins.until_status_is_good(&[]).await;
 }

@@ -226,7 +226,7 @@ async fn a_copy_that_gets_no_connection_is_told_with_the_servers_own_words() {
     twins.until_equal(&["notes"]).await;
     twins.on_site(&limit(50)).await;
     daemon.until_ready(200, &[]).await;
-    twins.succeeds(&["status"]).await;
+    twins.until_status_is_good(&[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use twinlog::dev::graph_simulator::{Fault, Inbound, Simulator};
 
 use super::SETTLED;
 use super::processes::Twinlog;
-use crate::harness::{SOON, eventually, pace};
+use crate::harness::{SOON, eventually, http_client_within, pace};
 use crate::server::{NUMBER, TOKEN};
 
 /// Clients of each API.
@@ -22,11 +22,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(4);
 /// After this number of answers that the outcome is unknown, a client stops asking.
 const TOLD_UNKNOWN: u32 = 3;
 pub(super) fn client() -> reqwest::Client {
-    reqwest::Client::builder()
-        .no_proxy()
-        .timeout(REQUEST_LIMIT)
-        .build()
-        .unwrap()
+    http_client_within(REQUEST_LIMIT)
 }
 
 /// What a client knows of a message that it wanted sent.
