@@ -22,7 +22,7 @@ pub enum HoldCause {
     ColumnMissing,
     /// A column of the Agent DB's table can't be written: it is generated, must have a value, or has another type.
     ColumnUnwritable,
-    /// The Agent DB's table is UNLOGGED, so a crash would empty it.
+    /// The table is UNLOGGED: in the Agent DB a crash would empty it, in the Site DB its changes are in no log.
     Unlogged,
     /// No key tells the table's rows apart, or not the right one.
     Key,
@@ -34,6 +34,8 @@ pub enum HoldCause {
     Locked,
     /// The publication does not have the table.
     NotPublished,
+    /// Logical replication can't send its rows: a view, a foreign table, a partition whose root is not selected.
+    NotReplicable,
     /// Another pipeline writes the table, or this one writes it as a partition of another table.
     Claimed,
     /// Writing one of its rows takes too long.
@@ -82,6 +84,7 @@ impl HoldCause {
             | Self::RowSecurity
             | Self::Locked
             | Self::NotPublished
+            | Self::NotReplicable
             | Self::Claimed => SeenGone::InCatalog,
             Self::TooSlow | Self::TooManyFailed => SeenGone::ByParkedRow,
             Self::Row | Self::Refused | Self::KeepsChanging | Self::Unknown => SeenGone::ByAttempt,

@@ -302,7 +302,7 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
         let tables = one_line(&tables);
         writeln!(
             out,
-            "  left out, since they can't be replicated (sync.on_unreplicable_table): {tables}"
+            "  left out, since they can't be replicated (the log says why): {tables}"
         )?;
     }
     if status.failed_rows > 0 {

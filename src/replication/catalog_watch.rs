@@ -19,15 +19,16 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::agent_db::{TableRecord, TableRecords, TableState};
+use crate::agent_db::{TableRecords, TableState};
 use crate::change::TableName;
-use crate::config::OnUnreplicableTable;
 use crate::shutdown;
 use crate::source::publication::{self, CatalogChange, CatalogLook};
 use crate::source::{Faults, Selection, Source, SourceTable};
 
 use super::error::SyncError;
+use super::faults::is_left_out;
 use super::settings::PipelineSettings;
+use super::status::sync_status::SyncStatus;
 use super::stream::requests::StreamRequests;
 use super::tables::life::TableEvent;
 
@@ -56,6 +57,7 @@ pub(super) struct CatalogWatch {
     pub(super) fresh_slot: Arc<AtomicBool>,
     /// The Site DB's version, as `server_version_num`.
     pub(super) version: i32,
+    pub(super) status: Arc<SyncStatus>,
     /// Notified when the stream describes a table.
     pub(super) hint: Arc<Notify>,
 }
@@ -131,6 +133,13 @@ impl CatalogWatch {
             // Every state accepts this event.
             let _ = self.requests.table(&record.table, TableEvent::LeftPublication).await?;
         }
+        // The Agent DB's faults are looked at elsewhere.
+        let known = self.ignored.len();
+        self.ignored
+            .retain(|table| self.tables.contains_key(table) || faults.contains_key(table));
+        if self.ignored.len() != known {
+            self.status.set_ignored(self.ignored.iter());
+        }
         for (table, hold) in faults {
             let record = records.get(&table);
             if record
@@ -138,11 +147,11 @@ impl CatalogWatch {
             {
                 continue;
             }
-            let is_left_out = self.settings.on_unreplicable_table == OnUnreplicableTable::Ignore
-                && !record.is_some_and(TableRecord::was_copied);
-            if is_left_out {
+            let policy = self.settings.on_unreplicable_table;
+            if is_left_out(&table, &hold, policy, &self.selection, record) {
                 if self.ignored.insert(table.clone()) {
-                    info!(%table, reason = %hold, "a table is left out (sync.on_unreplicable_table)");
+                    info!(%table, reason = %hold, "a table is left out, since it can't be replicated");
+                    self.status.set_ignored(self.ignored.iter());
                 }
                 continue;
             }

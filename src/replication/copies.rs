@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, info, warn};
 
 use crate::agent_db::{AgentError, Control, PublishedChanges, TableRecord, TableRecords, TableSettings, TableState};
-use crate::change::{Identity, TableName};
+use crate::change::{Hold, HoldCause, Identity, TableName};
 use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace, ForeignRows};
 use crate::postgres::{self, Condition, SessionError, Side};
 use crate::retry::{Disposition, backoff};
@@ -37,6 +37,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// First and longest wait before a failed copy is tried again. The longest is short: an attempt costs only a connection
 /// and a chunk, and an operator who has repaired the cause wants to see the copy continue.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+
+/// How long a copy waits for a lock of the Agent DB: then the table is held, and said to be locked.
+const AGENT_LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a copy fails for temporary reasons until its table is shown with the reason: it may be one that lasts, such as
 /// connections that are all taken.
@@ -284,6 +287,12 @@ impl Copies {
     /// Logs a failed attempt, and stores its reason with the table's state (the next finished chunk removes it).
     async fn failed(&self, record: &TableRecord, error: &SyncError, failures: &Failures) -> Result<(), SyncError> {
         let (table, reason, attempt) = (&record.table, error.explain(), failures.attempt);
+        if let Some(hold) = locked_in_agent(error) {
+            warn!(%table, attempt, %reason, "a table is held: its changes are passed over until the reason is gone, then it is read again");
+            // Every state accepts this event.
+            let _ = self.requests.table(table, TableEvent::Held(hold)).await?;
+            return Ok(());
+        }
         let event = match AfterFailure::of(error.disposition(), record.condition.is_some()) {
             AfterFailure::TryAgain => {
                 info!(%table, attempt, %reason, "the copy of a table was interrupted: trying again");
@@ -329,6 +338,11 @@ impl Copies {
         let agent = postgres::connect(Side::Agent, &self.settings.agent, "twinlog copy")
             .await
             .map_err(AgentError::from)?;
+        let wait = format!("SET lock_timeout = {}", AGENT_LOCK_TIMEOUT.as_millis());
+        agent
+            .batch_execute(&wait)
+            .await
+            .map_err(|source| AgentError::from(SessionError::new(Side::Agent, "set lock_timeout", source)))?;
         let who = format!("the copy of {}", table.table);
         let on_wait = &|wait| self.status.set_wait(&who, wait);
         self.visibility.wait(source.client(), stop, on_wait).await?;
@@ -376,6 +390,15 @@ impl Copies {
             Some((place, record.condition.clone()))
         }))
     }
+}
+
+/// Why a table is held, if somebody has locked it in the Agent DB: it could be neither read nor written there.
+fn locked_in_agent(error: &SyncError) -> Option<Hold> {
+    let SyncError::Copy(CopyError::Agent(error)) = error else {
+        return None;
+    };
+    error.table_fault()?;
+    Some(error.hold()).filter(|hold| hold.cause == HoldCause::Locked)
 }
 
 #[cfg(test)]

@@ -55,6 +55,19 @@ pub enum SyncError {
         /// The server's error.
         source: WireError,
     },
+    /// The server can't decode its own log past a change. Each attempt begins at the same position and ends there.
+    #[error(
+        "the Site DB can't decode its log past {after}: Postgres finds no table for a change there, mostly because DDL (DROP, \
+         TRUNCATE, ALTER, SET UNLOGGED) ran beside it"
+    )]
+    CannotDecode {
+        /// The value of `sync.slot`.
+        slot: String,
+        /// The last position that is durable in the Agent DB.
+        after: Lsn,
+        /// The server's error.
+        source: WireError,
+    },
     /// `site.url` and `agent.url` are exchanged. Nothing was written.
     #[error("site.url and agent.url look swapped: the database of site.url is the one that a daemon has written")]
     UrlsSwapped,
@@ -133,6 +146,7 @@ impl SyncError {
             Self::Stream(_)
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
+            | Self::CannotDecode { .. }
             | Self::WrongPlugin { .. }
             | Self::UrlsSwapped
             | Self::TableKeepsChanging(_)
@@ -172,6 +186,7 @@ impl SyncError {
             | Self::SlotName(_)
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
+            | Self::CannotDecode { .. }
             | Self::WrongPlugin { .. }
             | Self::UrlsSwapped
             | Self::TableChanged(_)
@@ -218,6 +233,11 @@ impl SyncError {
                 "the publication was dropped for a while, or created after the slot: on the Site DB: SELECT \
                  pg_drop_replication_slot('{slot}'); then run: twinlog resync --all (a new slot is created and every table is read \
                  again)"
+            )),
+            Self::CannotDecode { slot, .. } => Some(format!(
+                "it is tried again every 2 s; if it stays (newer minor versions of Postgres have fewer of these faults), give up \
+                 the slot, on the Site DB: SELECT pg_drop_replication_slot('{slot}'); then run: twinlog resync --all (a new slot is \
+                 created and every table is read again)"
             )),
             Self::WrongPlugin { slot, .. } => Some(format!(
                 "choose another sync.slot, or on the Site DB: SELECT pg_drop_replication_slot('{slot}');"

@@ -3,13 +3,16 @@
 
 use tracing::{info, warn};
 
-use crate::agent_db::{AgentError, Applier, TableRecords};
-use crate::change::{Hold, TableName};
+use crate::agent_db::{AgentError, Applier, TableRecord, TableRecords, TableState};
+use crate::change::{Hold, HoldCause, TableName};
 use crate::config::{OnNewColumn, OnUnreplicableTable};
 use crate::source::publication::Prepared;
-use crate::source::{Faults, SourceTable};
+use crate::source::{Faults, Selection, SourceTable};
 
 use super::error::SyncError;
+
+/// Tables that are left out and get a log line of their own, at each start.
+const MOST_TOLD: usize = 20;
 
 /// Tables of a start that can't be replicated, each with the fault and its remedy.
 #[derive(Debug, Default)]
@@ -79,32 +82,83 @@ async fn with_new_columns(
     applier.resolve(&table.description()).await.map(|_| ())
 }
 
+/// Whether a table that can't be replicated is left out, not held: one that was replicated before is always held, and so is
+/// one that is selected by its name. Pure.
+pub(super) fn is_left_out(
+    table: &TableName,
+    hold: &Hold,
+    policy: OnUnreplicableTable,
+    selection: &Selection,
+    record: Option<&TableRecord>,
+) -> bool {
+    let is_no_table = hold.cause == HoldCause::NotReplicable && !selection.names(table);
+    (policy == OnUnreplicableTable::Ignore || is_no_table) && !record.is_some_and(TableRecord::was_copied)
+}
+
 impl Unreplicable {
-    /// What becomes of the tables: one that was replicated before is always held. Pure.
-    pub(super) fn new(faults: Faults, policy: OnUnreplicableTable, stored: &TableRecords) -> Self {
-        let (ignored, held) = faults.into_iter().partition(|(table, _)| {
-            policy == OnUnreplicableTable::Ignore && !stored.get(table).is_some_and(|record| record.was_copied())
-        });
+    /// What becomes of the tables. Pure.
+    pub(super) fn new(
+        faults: Faults,
+        policy: OnUnreplicableTable,
+        selection: &Selection,
+        stored: &TableRecords,
+    ) -> Self {
+        let (ignored, held) = faults
+            .into_iter()
+            .partition(|(table, hold)| is_left_out(table, hold, policy, selection, stored.get(table)));
         Self { held, ignored }
+    }
+
+    /// Keeps tables held that were locked when they were looked at last. The catalog does not say whether they still are, and to
+    /// copy one that is would only wait; the look at held tables releases the others within seconds.
+    pub(super) fn keep_locked(&mut self, stored: &TableRecords, is_published: impl Fn(&TableName) -> bool) {
+        let locked = stored.values().filter(|record| {
+            record.state == TableState::Held && record.cause == Some(HoldCause::Locked) && is_published(&record.table)
+        });
+        for record in locked {
+            let reason = record.detail.clone().unwrap_or_default();
+            if !self.ignored.contains_key(&record.table) {
+                let hold = || Hold::new(HoldCause::Locked, reason);
+                self.held.entry(record.table.clone()).or_insert_with(hold);
+            }
+        }
+    }
+
+    /// Says which tables are left out, and why.
+    pub(super) fn log_ignored(&self) {
+        for (table, reason) in self.ignored.iter().take(MOST_TOLD) {
+            info!(%table, %reason, "a table is left out, since it can't be replicated");
+        }
+        if self.ignored.len() > MOST_TOLD {
+            let tables = self.ignored.len();
+            info!(tables, "further tables are left out, since they can't be replicated");
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent_db::TableRecord;
-
     #[test]
     fn a_table_that_was_copied_is_never_left_out() {
         let (copied, new) = (TableName::new("public", "copied"), TableName::new("public", "new"));
         let mut record = TableRecord::new(copied.clone());
         record.finished_at = Some(time::OffsetDateTime::UNIX_EPOCH);
         let stored = TableRecords::from([(copied.clone(), record)]);
-        let why = || Hold::new(crate::change::HoldCause::Refused, "why");
+        let why = || Hold::new(HoldCause::Refused, "why");
         let faults = || Faults::from([(copied.clone(), why()), (new.clone(), why())]);
-        let both = Unreplicable::new(faults(), OnUnreplicableTable::Hold, &stored);
+        let all = Selection::new(&["*".to_owned()]).unwrap();
+        let both = Unreplicable::new(faults(), OnUnreplicableTable::Hold, &all, &stored);
         assert_eq!((both.held.len(), both.ignored.len()), (2, 0));
-        let one = Unreplicable::new(faults(), OnUnreplicableTable::Ignore, &stored);
+        let one = Unreplicable::new(faults(), OnUnreplicableTable::Ignore, &all, &stored);
         assert!(one.held.contains_key(&copied) && one.ignored.contains_key(&new));
+
+        // A view is left out, unless it is named.
+        let view = Hold::new(HoldCause::NotReplicable, "why");
+        let named = Selection::new(&["public.new".to_owned()]).unwrap();
+        for (selection, left_out) in [(&all, true), (&named, false)] {
+            let is = is_left_out(&new, &view, OnUnreplicableTable::Hold, selection, None);
+            assert_eq!(is, left_out, "{selection:?}");
+        }
     }
 }

@@ -152,6 +152,11 @@ impl Daemon {
                     source: error,
                 }
             }
+            SyncError::Wire(error) if error.fault() == Some(ServerFault::Undecodable) => SyncError::CannotDecode {
+                slot: self.settings.slot.clone(),
+                after: self.status.settled_lsn(),
+                source: error,
+            },
             other => other,
         }
     }
@@ -300,8 +305,7 @@ impl Daemon {
             .filter(|table| !ignored.contains_key(&table.table))
             .map(|table| (table.id, table.table.clone()))
             .collect();
-        self.status
-            .set_ignored(ignored.keys().map(ToString::to_string).collect());
+        self.status.set_ignored(ignored.keys());
         let catalog_hint = Arc::new(Notify::new());
         let stream = StreamLoop::new(StreamParts {
             frames,
@@ -331,6 +335,7 @@ impl Daemon {
             requests,
             fresh_slot,
             version: prepared.version,
+            status: Arc::clone(&self.status),
             hint: catalog_hint,
         };
         Run {

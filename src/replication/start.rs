@@ -382,14 +382,14 @@ impl Start<'_> {
             faults,
             ..
         } = connected;
-        let unreplicable = Unreplicable::new(
+        let mut unreplicable = Unreplicable::new(
             std::mem::take(faults),
             self.settings.on_unreplicable_table,
+            self.selection,
             tables.records(),
         );
-        for (table, reason) in &unreplicable.ignored {
-            info!(%table, %reason, "a table is left out (sync.on_unreplicable_table)");
-        }
+        unreplicable.keep_locked(tables.records(), |table| prepared.tables.contains_key(table));
+        unreplicable.log_ignored();
         let shapes = control.shapes().await?;
         let found: BTreeMap<TableName, Shape> = prepared
             .tables

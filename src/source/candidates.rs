@@ -1,5 +1,8 @@
 //! The tables that `sync.tables` selects, and for each whether it can be replicated: the fault and its remedy if not. One
 //! table's fault never keeps the others out of the publication.
+//!
+//! A pattern also selects what holds no rows that the log has: views, foreign tables, partitions of a table that is not
+//! selected. These are told, and left out ([`HoldCause::NotReplicable`]); one that is named without a wildcard is held.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +15,32 @@ use crate::change::{Hold, HoldCause, TableName};
 use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
 use crate::postgres::{Refusal, quote_identifier};
 
+/// What kind of relation a candidate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    /// A table, or the root of partitions.
+    Table,
+    View,
+    MaterializedView,
+    ForeignTable,
+    /// A partition of this table, which is not selected, and is published by itself by nobody.
+    Partition(TableName),
+}
+
 /// A table of the Site DB that `sync.tables` selects.
 #[derive(Debug, Clone)]
 pub(super) struct Candidate {
     pub(super) table: TableName,
+    kind: Kind,
     /// Whether the stream can identify the row of an update or a delete. In a publication, the Site DB refuses both for a
     /// table that has none.
     has_identity: bool,
     /// Whether it has a column: the rows of a table without any can't be told apart, nor copied.
     has_columns: bool,
+    /// The table, or those of its partitions, that are UNLOGGED, quoted: what is written to them never comes through the log.
+    unlogged: Vec<String>,
+    /// Partitions that are foreign tables, quoted: nor does what is written to these.
+    foreign: Vec<String>,
     /// Whether the role may read the table.
     readable: bool,
     /// Whether the role may use the schema.
@@ -42,8 +62,8 @@ pub(super) struct Candidate {
 /// Tables with the fault of each and its remedy.
 pub type Faults = BTreeMap<TableName, Hold>;
 
-/// The selected tables that can be published. Not partitions, which are published as part of their root, and not
-/// temporary or unlogged tables.
+/// The selected tables. Not partitions whose root is selected, which are published as part of it, and not temporary tables,
+/// which only their own session sees.
 pub(super) async fn candidates(
     client: &Client,
     publication: &str,
@@ -58,13 +78,29 @@ pub(super) async fn candidates(
              JOIN pg_catalog.pg_namespace vn ON vn.nspname = v.schemaname \
              JOIN pg_catalog.pg_class vc ON vc.relname = v.tablename AND vc.relnamespace = vn.oid WHERE v.pubname = $1 \
              UNION SELECT r.prrelid FROM pg_catalog.pg_publication_rel r \
-             JOIN pg_catalog.pg_publication rp ON rp.oid = r.prpubid WHERE rp.pubname = $1) \
+             JOIN pg_catalog.pg_publication rp ON rp.oid = r.prpubid WHERE rp.pubname = $1), \
+             published_alone AS MATERIALIZED (SELECT vc.oid FROM pg_catalog.pg_publication_tables v \
+             JOIN pg_catalog.pg_namespace vn ON vn.nspname = v.schemaname \
+             JOIN pg_catalog.pg_class vc ON vc.relname = v.tablename AND vc.relnamespace = vn.oid WHERE v.pubname = $1), \
+             roots AS MATERIALIZED (WITH RECURSIVE tree (oid, root) AS ( \
+             SELECT p.partrelid, p.partrelid FROM pg_catalog.pg_partitioned_table p \
+             JOIN pg_catalog.pg_class pc ON pc.oid = p.partrelid WHERE NOT pc.relispartition \
+             UNION ALL SELECT h.inhrelid, t.root FROM tree t JOIN pg_catalog.pg_inherits h ON h.inhparent = t.oid) \
+             SELECT oid, root FROM tree), \
+             outside AS MATERIALIZED (SELECT coalesce(o.root, u.oid) AS root, u.relkind AS kind, \
+             pg_catalog.format('%I.%I', un.nspname, u.relname) AS name FROM pg_catalog.pg_class u \
+             JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace LEFT JOIN roots o ON o.oid = u.oid \
+             WHERE u.relkind = 'r' AND u.relpersistence = 'u' OR u.relkind = 'f' AND u.relispartition) \
              SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, \
              c.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid \
              AND ((c.relreplident = 'd' AND i.indisprimary) OR (c.relreplident = 'i' AND i.indisreplident))) \
              AS has_identity, \
              EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
              AS has_columns, \
+             c.relkind::text AS kind, rn.nspname::text AS root_schema, rc.relname::text AS root_name, \
+             CASE WHEN c.relispartition AND c.relpersistence = 'u' THEN ARRAY[pg_catalog.format('%I.%I', n.nspname, c.relname)] \
+             ELSE ARRAY(SELECT u.name FROM outside u WHERE u.root = c.oid AND u.kind = 'r' ORDER BY 1) END AS unlogged, \
+             ARRAY(SELECT u.name FROM outside u WHERE u.root = c.oid AND u.kind = 'f' ORDER BY 1) AS foreign_partitions, \
              pg_catalog.has_table_privilege(c.oid, 'SELECT') AS readable, \
              pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS schema_usable, \
              pg_catalog.row_security_active(c.oid) AS hides_rows, \
@@ -77,11 +113,14 @@ pub(super) async fn candidates(
              (SELECT b.puballtables OR c.oid IN (SELECT p.oid FROM published p) FROM pg_catalog.pg_publication b \
              WHERE b.pubname = $1) AS published \
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p' \
+             LEFT JOIN roots o ON o.oid = c.oid AND c.relispartition LEFT JOIN pg_catalog.pg_class rc ON rc.oid = o.root \
+             LEFT JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace \
+             WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence IN ('p', 'u') \
+             AND NOT (c.relispartition AND c.oid IN (SELECT a.oid FROM published_alone a)) \
              AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
             &[&publication],
             "list the tables",
-            |row| Ok(Some(candidate(row)).filter(|candidate| selection.takes(&candidate.table))),
+            |row| Ok(Some(candidate(row)).filter(|candidate| candidate.is_selected(selection))),
         )
         .await
 }
@@ -89,8 +128,11 @@ pub(super) async fn candidates(
 fn candidate(row: &Row) -> Candidate {
     Candidate {
         table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
+        kind: kind(row),
         has_identity: row.get("has_identity"),
         has_columns: row.get("has_columns"),
+        unlogged: row.get("unlogged"),
+        foreign: row.get("foreign_partitions"),
         readable: row.get("readable"),
         schema_usable: row.get("schema_usable"),
         hides_rows: row.get("hides_rows"),
@@ -102,7 +144,82 @@ fn candidate(row: &Row) -> Candidate {
     }
 }
 
+fn kind(row: &Row) -> Kind {
+    let root: (Option<&str>, Option<&str>) = (row.get("root_schema"), row.get("root_name"));
+    match (root, row.get("kind")) {
+        ((Some(schema), Some(name)), _) => Kind::Partition(TableName::new(schema, name)),
+        (_, "v") => Kind::View,
+        (_, "m") => Kind::MaterializedView,
+        (_, "f") => Kind::ForeignTable,
+        _ => Kind::Table,
+    }
+}
+
 impl Candidate {
+    fn is_selected(&self, selection: &Selection) -> bool {
+        let is_of_selected = matches!(&self.kind, Kind::Partition(root) if selection.takes(root));
+        selection.takes(&self.table) && !is_of_selected
+    }
+
+    /// Why a relation that is no table of its own can't be replicated, and the remedy; `None` if it is one.
+    fn not_a_table(&self) -> Option<(HoldCause, String, String)> {
+        let (what, remedy) = match &self.kind {
+            Kind::Table => return None,
+            Kind::View => (
+                "is a view, which has no rows of its own".to_owned(),
+                "select the tables that it reads,".to_owned(),
+            ),
+            Kind::MaterializedView => (
+                "is a materialized view, whose rows are not sent by logical replication".to_owned(),
+                "select the tables that it reads, and make it in the Agent DB as well,".to_owned(),
+            ),
+            Kind::ForeignTable => (
+                "is a foreign table, whose rows are in another server".to_owned(),
+                "replicate it from there,".to_owned(),
+            ),
+            Kind::Partition(root) => (
+                format!(
+                    "is a partition of {root}, which sync.tables does not select: it is replicated as part of that table"
+                ),
+                format!("select {root},"),
+            ),
+        };
+        let fault = format!("{} of the Site DB {what}", self.table);
+        Some((HoldCause::NotReplicable, fault, remedy))
+    }
+
+    /// Why changes of the table, or of a partition of it, are in no log, and the remedy; `None` if all are.
+    fn outside_the_log(&self) -> Option<(HoldCause, String, String)> {
+        if !self.unlogged.is_empty() {
+            let set = |name: &String| format!("ALTER TABLE {name} SET LOGGED;");
+            let statements: Vec<String> = self.unlogged.iter().map(set).collect();
+            let fault = format!(
+                "table {} is UNLOGGED in the Site DB, or a partition of it is, so its changes can't be replicated",
+                self.table
+            );
+            return Some((
+                HoldCause::Unlogged,
+                fault,
+                format!("on the Site DB: {}", statements.join(" ")),
+            ));
+        }
+        if self.foreign.is_empty() {
+            return None;
+        }
+        let detach = |name: &String| format!("ALTER TABLE {} DETACH PARTITION {name};", self.table.quoted());
+        let statements: Vec<String> = self.foreign.iter().map(detach).collect();
+        let fault = format!(
+            "table {} of the Site DB has a partition that is a foreign table ({}), whose changes can't be replicated",
+            self.table,
+            self.foreign.join(", ")
+        );
+        let remedy = format!(
+            "on the Site DB, if its rows may leave the table: {}",
+            statements.join(" ")
+        );
+        Some((HoldCause::NotReplicable, fault, remedy))
+    }
+
     /// Whether the publication would have to be extended by it.
     pub(super) fn lacks(&self) -> bool {
         self.published != Some(true)
@@ -112,7 +229,11 @@ impl Candidate {
     /// is another question.
     pub(super) fn fault(&self, selection: &Selection) -> Option<Hold> {
         let (table, role) = (self.table.quoted(), quote_identifier(&self.role));
-        let (cause, fault, remedy) = if !self.has_columns {
+        // A partition may be published by itself once it is logged.
+        let is_unlogged = matches!(self.kind, Kind::Partition(_)) && !self.unlogged.is_empty();
+        let (cause, fault, remedy) = if let Some(fault) = self.not_a_table().filter(|_| !is_unlogged) {
+            fault
+        } else if !self.has_columns {
             (
                 HoldCause::Key,
                 format!(
@@ -123,6 +244,8 @@ impl Candidate {
                     "on the Site DB: ALTER TABLE {table} ADD COLUMN id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY; (and the same in the Agent DB)"
                 ),
             )
+        } else if let Some(fault) = self.outside_the_log() {
+            fault
         } else if self.lacks() && !self.has_identity {
             (
                 HoldCause::Key,

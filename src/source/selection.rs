@@ -49,6 +49,14 @@ impl Selection {
                 .is_some_and(|pattern| pattern.takes)
     }
 
+    /// Whether a table is selected by its name, not by a wildcard.
+    #[must_use]
+    pub fn names(&self, table: &TableName) -> bool {
+        let name = table.to_string();
+        let decides = self.0.iter().rev().find(|pattern| pattern.glob.is_match(&name));
+        decides.is_some_and(|pattern| pattern.takes && !pattern.glob.glob().glob().contains(['*', '?', '[', '{']))
+    }
+
     /// The patterns as they are configured, extended so that they leave a table out; as TOML.
     #[must_use]
     pub fn without(&self, table: &TableName) -> String {
@@ -79,6 +87,8 @@ mod tests {
         let selection = Selection::new(&patterns).unwrap();
         let takes = |schema: &str, name: &str| selection.takes(&TableName::new(schema, name));
         assert!(takes("public", "leads") && takes("public", "audit_keep") && takes("crm", "leads"));
+        let names = |schema: &str, name: &str| selection.names(&TableName::new(schema, name));
+        assert!(names("crm", "leads") && !names("public", "leads") && !names("crm", "other"));
         assert!(takes("public", "with.dot") && takes("public", "with/slash"));
         assert!(!takes("public", "audit_log") && !takes("crm", "other"));
         assert!(

@@ -77,7 +77,19 @@ pub enum ServerFault {
     LockTimeout,
     /// The server can't send a row, as its message would be longer than a gigabyte.
     RowTooLarge,
+    /// The server can't read its own log: it finds no table for a change, mostly after DDL ("could not map filenode").
+    Undecodable,
 }
+
+/// The functions of the server in which a change of the log is decoded: an internal error of theirs is met again by every attempt.
+const DECODING: [&str; 5] = [
+    "ReorderBufferProcessTXN",
+    // Before 14.
+    "ReorderBufferCommit",
+    "ReorderBufferToastReplace",
+    "ReorderBufferToastAppendChunk",
+    "DecodeInsert",
+];
 
 /// Why there is no replication connection, or why it ended.
 #[derive(Debug, thiserror::Error)]
@@ -162,8 +174,18 @@ impl ServerError {
             }
             ("55000", Phase::Start | Phase::Stream) => ServerFault::SlotInvalidated,
             (code, Phase::Stream) if is_row_too_large(code, &self.message) => ServerFault::RowTooLarge,
+            ("XX000", Phase::Stream) if self.is_of_decoding() => ServerFault::Undecodable,
             _ => return None,
         })
+    }
+
+    fn is_of_decoding(&self) -> bool {
+        // Internal errors are not translated. From 16 on it is a "filenumber".
+        self.message.starts_with("could not map file")
+            || self
+                .routine
+                .as_deref()
+                .is_some_and(|routine| DECODING.contains(&routine))
     }
 
     /// The statement or setting that an operator can paste, if the fault is known.
@@ -215,6 +237,9 @@ impl ServerError {
             }
             ServerFault::RowTooLarge => {
                 "make the row smaller, or leave its large column out of the publication".to_owned()
+            }
+            ServerFault::Undecodable => {
+                "drop the slot, which can't be read any further, and resync: twinlog resync --all".to_owned()
             }
             ServerFault::PublicationMissing => {
                 "CREATE PUBLICATION … FOR TABLE …; a slot that is older than its publication must be dropped and created again"
@@ -338,6 +363,11 @@ mod tests {
             Some(ServerFault::NoReplicationRight)
         );
         assert_eq!(fault("XX000", Phase::Stream, None), None);
+        assert_eq!(
+            fault("XX000", Phase::Stream, Some("ReorderBufferProcessTXN")),
+            Some(ServerFault::Undecodable)
+        );
+        assert_eq!(fault("XX000", Phase::Query, Some("ReorderBufferProcessTXN")), None);
     }
 
     #[test]

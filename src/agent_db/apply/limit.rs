@@ -5,8 +5,14 @@
 //! simpler, and wrong: it also ends the wait of a COMMIT for its synchronous standby, after which the commit counts without
 //! being safe. So only what is passed to [`StatementLimit::within`] is ever cancelled. The cancel has arrived before the next
 //! statement is sent, so it can't hit another one.
+//!
+//! To find the row that takes too long, its statement is tried again with fewer rows, several times. All tables wait meanwhile, so
+//! once a statement of a segment was cancelled, the others of it have less time: a segment takes hardly longer than the limit. A
+//! row that would have ended within the limit holds its table by mistake then; it is tried with the whole limit by another
+//! session, and its table released.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
@@ -27,6 +33,16 @@ const BYTES_READ_PER_SECOND: u64 = 20 << 20;
 /// Wait before the other session is opened once more, or the statement is cancelled once more: a function may have caught it.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// The part of the limit that a statement with several rows has once another one of its segment was cancelled: they are
+/// tried with a sixteenth of the rows.
+const OF_SEVERAL_ROWS: u32 = 8;
+
+/// The same for a single row, and for what writes none.
+const OF_ONE_ROW: u32 = 4;
+
+/// No statement has less time than this because others were cancelled.
+const SHORTEST: Duration = Duration::from_millis(250);
+
 /// How long the other session's query may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -34,6 +50,8 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) struct Work<'w> {
     /// Bytes of the rows to write; only asked for if the limit is reached.
     pub bytes: &'w (dyn Fn() -> usize + Sync),
+    /// Rows to write.
+    pub rows: usize,
     /// Tables that are read as a whole.
     pub scanned: Vec<&'w TableName>,
 }
@@ -42,6 +60,7 @@ impl Work<'_> {
     /// Work that neither writes large values nor reads whole tables.
     pub(super) const NONE: Work<'static> = Work {
         bytes: &|| 0,
+        rows: 0,
         scanned: Vec::new(),
     };
 }
@@ -75,17 +94,34 @@ pub(super) struct StatementLimit {
     /// Of the session's server process.
     pid: i32,
     limit: Duration,
+    /// Whether a statement of the present segment was cancelled.
+    has_cancelled: AtomicBool,
     /// Cuts the session.
     connection: AbortHandle,
 }
 
 impl StatementLimit {
-    pub(super) const fn new(url: DatabaseUrl, pid: i32, limit: Duration, connection: AbortHandle) -> Self {
+    pub(super) fn new(url: DatabaseUrl, pid: i32, limit: Duration, connection: AbortHandle) -> Self {
         Self {
             url,
             pid,
             limit,
+            has_cancelled: AtomicBool::new(false),
             connection,
+        }
+    }
+
+    /// The statements of the next segment have the whole limit.
+    pub(super) fn begin_segment(&self) {
+        self.has_cancelled.store(false, Ordering::Relaxed);
+    }
+
+    /// How long a statement of the present segment may take.
+    pub(super) fn allowed(&self, rows: usize) -> Duration {
+        match rows {
+            _ if !self.has_cancelled.load(Ordering::Relaxed) => self.limit,
+            0 | 1 => (self.limit / OF_ONE_ROW).max(SHORTEST).min(self.limit),
+            _ => (self.limit / OF_SEVERAL_ROWS).max(SHORTEST).min(self.limit),
         }
     }
 
@@ -97,9 +133,9 @@ impl StatementLimit {
     /// Waits for the session's answers. If they take longer than the limit, the running statement is cancelled: then the
     /// answers are errors, unless the statement has ended by itself meanwhile.
     pub(super) async fn within<T>(&self, work: &Work<'_>, answers: impl Future<Output = T>) -> (T, Option<Cancelled>) {
-        let began = Instant::now();
+        let (began, allowed) = (Instant::now(), self.allowed(work.rows));
         let mut answers = pin!(answers);
-        if let Ok(answers) = tokio::time::timeout(self.limit, &mut answers).await {
+        if let Ok(answers) = tokio::time::timeout(allowed, &mut answers).await {
             return (answers, None);
         }
         let more = Duration::from_secs((work.bytes)() as u64 / BYTES_PER_SECOND);
@@ -114,7 +150,7 @@ impl StatementLimit {
         };
         if !work.scanned.is_empty() {
             let more = scan_time(&client, &work.scanned).await;
-            let left = (self.limit + more).saturating_sub(began.elapsed());
+            let left = (allowed + more).saturating_sub(began.elapsed());
             if let Ok(answers) = tokio::time::timeout(left, &mut answers).await {
                 return (answers, None);
             }
@@ -122,7 +158,10 @@ impl StatementLimit {
         let mut cancelled = None;
         loop {
             match self.cancel(&client, began).await {
-                Ok(Some(now)) => cancelled = Some(now),
+                Ok(Some(now)) => {
+                    self.has_cancelled.store(true, Ordering::Relaxed);
+                    cancelled = Some(now);
+                }
                 Ok(None) => {}
                 // Whether and when it is cancelled is not known.
                 Err(NotKnown) => self.connection.abort(),

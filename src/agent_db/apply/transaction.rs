@@ -68,6 +68,7 @@ impl Transaction {
         let writer = &mut self.applier.writer;
         let deferred = writer.checks_constraints();
         writer.session.begin_segment(deferred);
+        writer.session.limit.begin_segment();
         writer.slow.row = None;
         let mut held = BTreeMap::new();
         // Each round holds one more table, so this comes to an end.
@@ -101,7 +102,7 @@ impl Transaction {
         if !held.contains_key(&change.relation.table) {
             return Ok(());
         }
-        let reason = ParkReason::too_slow(writer.session.limit.limit().as_secs());
+        let reason = ParkReason::too_slow(writer.session.limit.allowed(1).as_secs());
         if writer.parked.park(&change, &reason).is_err() {
             return Ok(());
         }

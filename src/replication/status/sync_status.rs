@@ -22,6 +22,9 @@ use super::state::{Setback, SyncFacts, SyncState};
 /// Held tables that are named with their reason in the state's reason, so that it stays readable.
 const MOST_NAMED: usize = 5;
 
+/// Tables that are left out and are named.
+const MOST_IGNORED: usize = 100;
+
 /// A run that streams for so long without being held again has shown that the cause of the last one is gone.
 const PROVED_AFTER: Duration = Duration::from_secs(10);
 
@@ -162,9 +165,14 @@ impl SyncStatus {
         })
     }
 
-    /// Sets the tables that are left out.
-    pub(in crate::replication) fn set_ignored(&self, tables: Vec<String>) {
-        *self.ignored.lock().unwrap_or_else(PoisonError::into_inner) = tables;
+    /// Sets the tables that are left out. There may be thousands (partitions): the first of them are shown.
+    pub(in crate::replication) fn set_ignored<'t>(&self, tables: impl ExactSizeIterator<Item = &'t TableName>) {
+        let more = tables.len().saturating_sub(MOST_IGNORED);
+        let mut shown: Vec<String> = tables.take(MOST_IGNORED).map(ToString::to_string).collect();
+        if more > 0 {
+            shown.push(format!("and {more} more"));
+        }
+        *self.ignored.lock().unwrap_or_else(PoisonError::into_inner) = shown;
     }
 
     pub(in crate::replication) fn ignored(&self) -> Vec<String> {

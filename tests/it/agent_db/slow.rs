@@ -1,6 +1,6 @@
 //! A statement that does not end is cancelled, and holds the table that it is about; rows that are merely slow are written.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use twinlog::agent_db::{ApplierSettings, Item};
 
@@ -27,11 +27,41 @@ const KEY: &str = "PRIMARY KEY";
 const FOR_EVER: &str = "3600000";
 
 async fn impatient(sql: &str) -> Fixture {
+    with_limit(sql, Duration::from_millis(500)).await
+}
+
+async fn with_limit(sql: &str, statement_limit: Duration) -> Fixture {
     let settings = ApplierSettings {
-        statement_limit: Duration::from_millis(500),
+        statement_limit,
         ..settings()
     };
     Fixture::with(sql, settings).await
+}
+
+#[tokio::test]
+async fn the_rows_of_other_tables_wait_hardly_longer_than_the_limit_for_a_row_that_takes_too_long() {
+    let sql = schema(KEY, "TRIGGER slow BEFORE INSERT ON t FOR EACH ROW");
+    let limit = Duration::from_secs(6);
+    let mut fixture = with_limit(&sql, limit).await;
+    let (t, other) = (fixture.resolve("t").await, fixture.resolve("other").await);
+    // WHEN one of many rows takes for ever
+    let mut changes = vec![insert(&other, &["1", "1"])];
+    for id in 0..600 {
+        changes.push(insert(&t, &[&id.to_string(), if id == 423 { FOR_EVER } else { "0" }]));
+    }
+    let began = Instant::now();
+    let applied = fixture.try_apply(changes).await.unwrap();
+    let took = began.elapsed();
+    // THEN it is found, by statements that have less time than the first one had
+    assert_eq!(applied.held[&t.table].cause.as_str(), "too_slow");
+    assert!(took >= limit && took < 2 * limit, "{took:?}");
+    fixture.commit().await;
+    assert_eq!(fixture.parked().await, [r#"["423"] upsert 57014 1"#]);
+    // AND the next segment's have the whole limit again
+    fixture.release(&t);
+    let applied = fixture.try_apply(vec![insert(&t, &["1000", "2500"])]).await.unwrap();
+    assert!(applied.held.is_empty(), "{:?}", applied.held);
+    fixture.commit().await;
 }
 
 #[tokio::test]

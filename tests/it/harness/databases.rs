@@ -86,6 +86,22 @@ impl Databases {
         Self { site, agent }
     }
 
+    /// The same with another Agent DB, whose encoding is LATIN1.
+    pub(crate) async fn with_latin1_agent(mut self) -> Self {
+        let cluster = Arc::clone(&self.agent.cluster);
+        let name = format!("{}_latin1", self.agent.name);
+        let postgres = cluster.client("postgres").await.unwrap();
+        let create = format!("CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+        postgres.batch_execute(&create).await.unwrap();
+        self.agent = Database {
+            url: cluster.url(&name),
+            client: cluster.client(&name).await.unwrap(),
+            name,
+            cluster,
+        };
+        self
+    }
+
     /// A further fresh pair on the same two clusters.
     pub(crate) async fn another(&self) -> Self {
         Self::on(&self.site.cluster, &self.agent.cluster).await

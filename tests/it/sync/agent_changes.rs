@@ -1,8 +1,6 @@
 //! The Agent DB is changed while the daemon runs, or can't hold every character.
 
-use std::sync::Arc;
-
-use crate::harness::{Database, NOTES, SOON, Twins, databases};
+use crate::harness::{NOTES, SOON, Twins, databases};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_type_that_is_widened_in_the_agent_db_heals_its_rows_and_takes_further_ones() {
@@ -46,18 +44,7 @@ async fn a_constraint_that_goes_in_the_agent_db_heals_its_rows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_character_that_the_agent_db_can_not_hold_parks_its_row() {
     // GIVEN an Agent DB in LATIN1
-    let mut databases = databases().await;
-    let cluster = Arc::clone(&databases.agent.cluster);
-    let name = format!("{}_latin1", databases.agent.name);
-    let postgres = cluster.client("postgres").await.unwrap();
-    let create = format!("CREATE DATABASE {name} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
-    postgres.batch_execute(&create).await.unwrap();
-    databases.agent = Database {
-        url: cluster.url(&name),
-        client: cluster.client(&name).await.unwrap(),
-        name,
-        cluster,
-    };
+    let databases = databases().await.with_latin1_agent().await;
     let twins = Twins::on(databases, "CREATE TABLE t (id text PRIMARY KEY, v text)").await;
     let _daemon = twins.start().await;
     // WHEN rows hold what it lacks: in a value, in a key, in both

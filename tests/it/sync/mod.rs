@@ -21,6 +21,7 @@ mod locks;
 mod memory;
 mod merging_keys;
 mod oracle;
+mod outside_log;
 mod pooler;
 mod program;
 mod renames;

@@ -175,6 +175,7 @@ impl Writer {
         let mut changed = None;
         let work = Work {
             bytes: &|| parts.iter().map(Part::bytes).sum(),
+            rows: parts.iter().map(|part| part.group.rows.len()).sum(),
             scanned: parts.iter().filter_map(Part::scanned).collect(),
         };
         let (answers, cancelled) = self.session.limit.within(&work, in_order(calls)).await;

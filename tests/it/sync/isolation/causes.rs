@@ -1,13 +1,25 @@
 //! What can be wrong with one table, how it is made, and how it is repaired.
 //!
-//! In the statements, `{t}` is the table, `{schema}` its schema, `{aside}` another name in that schema, and `{role}` the
-//! daemon's role on that side.
+//! In the statements, `{t}` is the table, `{schema}` its schema, `{aside}` another name in that schema, `{role}` the
+//! daemon's role on that side, `{publication}` the publication, and `{number}` a number that no other table has.
 
 /// Where a statement is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum On {
     Site,
     Agent,
+    /// On the Agent DB, in a session that stays open.
+    AgentSession,
+}
+
+/// The publications with which something can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Publication {
+    Any,
+    /// `FOR ALL TABLES`.
+    OfAll,
+    /// One that lists its tables.
+    Listed,
 }
 
 /// What becomes of the table, or of its rows, meanwhile.
@@ -26,6 +38,10 @@ pub(super) enum Repair {
     Pasted,
     /// By a statement that nobody but its owner can know.
     By(&'static str),
+    /// The same, on the Agent DB though the cause is on the Site DB.
+    OnAgent(&'static str),
+    /// By ending the session, which is one of those that the query in the reason finds.
+    SessionEnded,
 }
 
 /// Something that is wrong with one table.
@@ -36,6 +52,9 @@ pub(super) struct Cause {
     pub(super) broken: &'static str,
     pub(super) then: Then,
     pub(super) repair: Repair,
+    /// Run on the Agent DB while the table is well.
+    pub(super) before: &'static str,
+    pub(super) with: Publication,
 }
 
 const fn cause(name: &'static str, on: On, broken: &'static str, then: Then, repair: Repair) -> Cause {
@@ -45,11 +64,25 @@ const fn cause(name: &'static str, on: On, broken: &'static str, then: Then, rep
         broken,
         then,
         repair,
+        before: "",
+        with: Publication::Any,
     }
 }
 
-use On::{Agent, Site};
-use Repair::{By, Pasted};
+impl Cause {
+    const fn after(mut self, before: &'static str) -> Self {
+        self.before = before;
+        self
+    }
+
+    const fn with(mut self, publication: Publication) -> Self {
+        self.with = publication;
+        self
+    }
+}
+
+use On::{Agent, AgentSession, Site};
+use Repair::{By, OnAgent, Pasted, SessionEnded};
 use Then::{Held, Parked};
 
 const RECREATED: Repair = By("CREATE TABLE {t} (id bigint PRIMARY KEY, body text, n int); GRANT ALL ON {t} TO {role}");
@@ -282,5 +315,117 @@ pub(super) const CAUSES: &[Cause] = &[
         "ALTER TABLE {t} ADD \"Pri ce\" numeric(10,2); UPDATE {t} SET \"Pri ce\" = n",
         Held("lacks column(s) Pri ce"),
         Pasted,
+    ),
+    cause(
+        "unlogged",
+        Agent,
+        "ALTER TABLE {t} SET UNLOGGED",
+        Held("is UNLOGGED in the Agent DB"),
+        Pasted,
+    ),
+    cause(
+        "unlogged on the Site DB",
+        Site,
+        "ALTER TABLE {t} SET UNLOGGED",
+        Held("is UNLOGGED in the Site DB"),
+        Pasted,
+    )
+    .with(Publication::OfAll),
+    cause(
+        "out of the publication",
+        Site,
+        "ALTER PUBLICATION {publication} DROP TABLE {t}",
+        Held("is not in publication"),
+        Pasted,
+    )
+    .with(Publication::Listed),
+    cause(
+        "keys that the type merges",
+        Agent,
+        "ALTER TABLE {t} ALTER id TYPE real",
+        Held("different keys of"),
+        Pasted,
+    ),
+    cause(
+        "a column whose type is dropped",
+        Agent,
+        "DROP DOMAIN {schema}.\"Wo rds\" CASCADE",
+        Held("lacks column(s) body"),
+        Pasted,
+    )
+    .after("CREATE DOMAIN {schema}.\"Wo rds\" AS text; ALTER TABLE {t} ALTER body TYPE {schema}.\"Wo rds\""),
+    cause(
+        "an extension's type",
+        Agent,
+        "DROP EXTENSION citext CASCADE",
+        Held("lacks column(s) body"),
+        Pasted,
+    )
+    .after("CREATE EXTENSION citext SCHEMA {schema}; ALTER TABLE {t} ALTER body TYPE {schema}.citext"),
+    cause(
+        "the key's type is dropped",
+        Agent,
+        "DROP DOMAIN {schema}.\"Nu m\" CASCADE",
+        Held("lacks column(s) id"),
+        By("DELETE FROM {t}; ALTER TABLE {t} ADD id bigint PRIMARY KEY"),
+    )
+    .after("CREATE DOMAIN {schema}.\"Nu m\" AS bigint; ALTER TABLE {t} ALTER id TYPE {schema}.\"Nu m\""),
+    cause(
+        "the key's operator class is dropped",
+        Agent,
+        "DROP EXTENSION btree_gist CASCADE; DROP OPERATOR CLASS {schema}.\"Back wards\" USING btree CASCADE",
+        Held("has no primary key"),
+        Pasted,
+    )
+    .after(
+        "CREATE EXTENSION btree_gist SCHEMA {schema};
+         ALTER TABLE {t} DROP CONSTRAINT {pkey}, ADD EXCLUDE USING gist (id WITH =);
+         CREATE OPERATOR CLASS {schema}.\"Back wards\" FOR TYPE bigint USING btree AS OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =,
+            OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 btint8cmp(bigint, bigint);
+         CREATE UNIQUE INDEX ON {t} (id {schema}.\"Back wards\"); ALTER TABLE {t} ALTER id SET NOT NULL",
+    ),
+    cause(
+        "a check whose type is missing",
+        Agent,
+        "CREATE FUNCTION {schema}.typed(int) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN $1::gone IS NOT NULL; END';
+         ALTER TABLE {t} ADD CONSTRAINT typed CHECK ({schema}.typed(n)) NOT VALID",
+        Parked,
+        By("ALTER TABLE {t} DROP CONSTRAINT typed"),
+    ),
+    cause(
+        "a type that the Agent DB does not know",
+        Site,
+        "CREATE TYPE {schema}.\"Mo od\" AS ENUM ('sad', 'it''s ok'); ALTER TABLE {t} ADD feeling {schema}.\"Mo od\"[];
+         UPDATE {t} SET feeling = ARRAY['it''s ok', NULL]::{schema}.\"Mo od\"[]",
+        Held("lacks column(s) feeling"),
+        OnAgent(
+            "CREATE TYPE {schema}.\"Mo od\" AS ENUM ('sad', 'it''s ok'); ALTER TABLE {t} ADD feeling {schema}.\"Mo od\"[]",
+        ),
+    ),
+    cause(
+        "a character that the Agent DB does not have",
+        Site,
+        "INSERT INTO {t} VALUES (10000, '🚀', 1)",
+        Parked,
+        By("UPDATE {t} SET body = 'x' WHERE id = 10000"),
+    ),
+    cause(
+        "locked",
+        AgentSession,
+        "BEGIN; LOCK TABLE {t}",
+        Held("lock"),
+        SessionEnded,
+    ),
+    cause(
+        "a partition that is locked",
+        AgentSession,
+        "BEGIN; LOCK TABLE {aside} IN SHARE MODE",
+        Held("lock"),
+        SessionEnded,
+    )
+    .after(
+        "ALTER TABLE {t} RENAME TO {aside_name};
+         CREATE TABLE {t} (id bigint PRIMARY KEY, body text, n int) PARTITION BY RANGE (id); GRANT ALL ON {t} TO {role};
+         ALTER TABLE {t} ATTACH PARTITION {aside} FOR VALUES FROM (MINVALUE) TO (MAXVALUE)",
     ),
 ];

@@ -4,9 +4,13 @@
 
 mod causes;
 
-use causes::{CAUSES, Cause, On, Repair, Then};
+use std::collections::BTreeMap;
 
-use crate::harness::{Daemon, SOON, Twins, eventually};
+use causes::{CAUSES, Cause, On, Publication, Repair, Then};
+
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::harness::{Daemon, SOON, Twins, databases, eventually};
 
 /// What all causes need.
 const BEFORE: &str = "
@@ -23,6 +27,7 @@ struct Names {
     aside_name: String,
     aside: String,
     pkey: String,
+    number: usize,
 }
 
 impl Names {
@@ -36,6 +41,7 @@ impl Names {
             schema,
             name,
             aside_name,
+            number,
         }
     }
 
@@ -46,6 +52,7 @@ impl Names {
             .replace("{aside}", &self.aside)
             .replace("{aside_name}", &self.aside_name)
             .replace("{pkey}", &self.pkey)
+            .replace("{number}", &self.number.to_string())
             .replace("{role}", role)
     }
 }
@@ -56,47 +63,80 @@ struct World {
     /// The daemon's role on both sides, quoted.
     role: String,
     tables: Vec<(&'static Cause, Names)>,
+    /// Sessions of the Agent DB that hold something, by the number of the table, each with its process id.
+    sessions: BTreeMap<usize, (Client, String)>,
     /// Number of changes so far.
     round: usize,
 }
 
 impl World {
-    async fn new() -> Self {
-        let mut twins = Twins::new(BEFORE)
+    /// `publication`: who adds tables to it.
+    async fn new(publication: Publication) -> Self {
+        let twins = Twins::on(databases().await.with_latin1_agent().await, BEFORE)
             .await
             .with("sync.tables = ['My Schema.*', 'public.*']\nsync.copy_chunk_rows = 40");
         let role = format!("\"Odd-{}\"", twins.site.name);
         let create = format!("CREATE ROLE {role} LOGIN PASSWORD 'odd' REPLICATION");
         twins.on_both(&create).await;
         let (site, agent) = (as_role(&twins.site.url, &role), as_role(&twins.agent.url, &role));
+        let mut world = Self {
+            twins,
+            role,
+            tables: Vec::new(),
+            sessions: BTreeMap::new(),
+            round: 0,
+        };
+        world.create_tables(publication).await;
+        world.twins.set_site_url(&site);
+        world.twins.set_agent_url(&agent);
+        world.change().await;
+        world
+    }
+
+    async fn create_tables(&mut self, publication: Publication) {
+        let (twins, role) = (&self.twins, &self.role);
+        let with = match publication {
+            Publication::Listed => "one, two",
+            Publication::OfAll | Publication::Any => "",
+        };
+        let created = match with {
+            "" => "FOR ALL TABLES".to_owned(),
+            tables => format!("FOR TABLE {tables}"),
+        };
         twins
-            .on_site(&format!("CREATE PUBLICATION \"{}\" FOR ALL TABLES", twins.site.name))
+            .on_site(&format!("CREATE PUBLICATION \"{}\" {created}", twins.site.name))
             .await;
+        if publication == Publication::Listed {
+            // The daemon adds tables that are its own.
+            twins
+                .on_site(&format!(
+                    "GRANT CREATE ON DATABASE \"{name}\" TO {role}; ALTER PUBLICATION \"{name}\" OWNER TO {role}",
+                    name = twins.site.name
+                ))
+                .await;
+        }
         twins
             .on_agent(&format!("GRANT CREATE ON DATABASE \"{}\" TO {role}", twins.agent.name))
             .await;
-        let mut tables = Vec::new();
         for (number, cause) in CAUSES.iter().enumerate() {
+            if cause.with != Publication::Any && cause.with != publication {
+                continue;
+            }
             let names = Names::of(number);
             let create = names.fill(
                 "CREATE SCHEMA {schema}; GRANT USAGE ON SCHEMA {schema} TO {role}; CREATE DOMAIN {schema}.needed AS int NOT NULL;
                  CREATE TABLE {t} (id bigint PRIMARY KEY, body text, n int); GRANT ALL ON {t} TO {role}",
-                &role,
+                role,
             );
             twins.on_both(&create).await;
-            tables.push((cause, names));
+            twins.on_agent(&names.fill(cause.before, role)).await;
+            if publication == Publication::Listed {
+                let add = format!("ALTER PUBLICATION \"{}\" ADD TABLE {}", twins.site.name, names.table);
+                twins.on_site(&add).await;
+            }
+            self.tables.push((cause, names));
         }
         twins.on_both(&format!("GRANT ALL ON one, two TO {role}")).await;
-        twins.set_site_url(&site);
-        twins.set_agent_url(&agent);
-        let mut world = Self {
-            twins,
-            role,
-            tables,
-            round: 0,
-        };
-        world.change().await;
-        world
     }
 
     /// Changes every table on the Site DB, in one transaction.
@@ -118,16 +158,48 @@ impl World {
     }
 
     async fn run(&self, on: On, sql: &str) {
+        let sql = sql.replace("{publication}", &format!("\"{}\"", self.twins.site.name));
         match on {
-            On::Site => self.twins.on_site(sql).await,
-            On::Agent => self.twins.on_agent(sql).await,
+            On::Site => self.twins.on_site(&sql).await,
+            On::Agent | On::AgentSession => self.twins.on_agent(&sql).await,
         }
     }
 
-    async fn break_all(&self) {
+    async fn break_all(&mut self) {
         for (cause, names) in &self.tables {
-            self.run(cause.on, &names.fill(cause.broken, &self.role)).await;
+            let broken = names.fill(cause.broken, &self.role);
+            if cause.on != On::AgentSession {
+                self.run(cause.on, &broken).await;
+                continue;
+            }
+            let session = self.twins.agent.connect().await;
+            session.batch_execute(&broken).await.unwrap();
+            let pid: i32 = session.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+            self.sessions.insert(names.number, (session, pid.to_string()));
         }
+    }
+
+    /// The query in the reason finds the session, which ends.
+    async fn end_session(&self, names: &Names) {
+        // It may just be tried again.
+        let held = eventually("it is held", SOON, || async {
+            let (state, detail) = self.seen(names).await;
+            if state == "held" { Ok(detail) } else { Err(state) }
+        });
+        let (_, query) = advised(&held.await);
+        let found = self.twins.agent.simple_query(&query).await.unwrap();
+        let pids: Vec<&str> = found
+            .iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get("pid"),
+                _ => None,
+            })
+            .collect();
+        let (_, pid) = &self.sessions[&names.number];
+        assert!(pids.contains(&&**pid), "{pid} is not among {pids:?}: {query}");
+        self.twins
+            .on_agent(&format!("SELECT pg_terminate_backend({pid})"))
+            .await;
     }
 
     /// The state and reason of a cause's table, as the daemon's own tables have them.
@@ -177,7 +249,7 @@ impl World {
         self.twins.until_equal(&["one", "two"]).await;
         self.twins
             .on_both(&format!(
-                "CREATE TABLE new_{phase} (id int PRIMARY KEY); GRANT ALL ON new_{phase} TO {}",
+                "CREATE TABLE new_{phase} (id int PRIMARY KEY); ALTER TABLE new_{phase} OWNER TO {}",
                 self.role
             ))
             .await;
@@ -195,6 +267,8 @@ impl World {
     async fn repair_all(&self) {
         for (cause, names) in &self.tables {
             match cause.repair {
+                Repair::OnAgent(sql) => self.run(On::Agent, &names.fill(sql, &self.role)).await,
+                Repair::SessionEnded => self.end_session(names).await,
                 Repair::By(sql) => self.run(cause.on, &names.fill(sql, &self.role)).await,
                 Repair::Pasted => {
                     let (_, detail) = self.seen(names).await;
@@ -208,7 +282,7 @@ impl World {
 
     /// All are released, healed and equal.
     async fn all_are_equal(&self) {
-        eventually("all are released", 3 * SOON, || async {
+        eventually("all are released", 4 * SOON, || async {
             let mut wrong = Vec::new();
             for (cause, names) in &self.tables {
                 let (state, detail) = self.seen(names).await;
@@ -248,7 +322,7 @@ impl World {
     /// What is common to all phases, after the tables were broken.
     async fn is_isolated(&mut self, phase: &str) {
         self.change().await;
-        eventually("each is held", 2 * SOON, || self.each_is_held()).await;
+        eventually("each is held", 4 * SOON, || self.each_is_held()).await;
         let status = self.twins.fails(&["status", "--json"]).await;
         for cause in ["table_missing", "rights", "key", "row_security", "column_unwritable"] {
             assert!(
@@ -270,9 +344,14 @@ fn as_role(url: &str, role: &str) -> String {
 
 /// The statement in a reason, and where it is to be run.
 fn advised(reason: &str) -> (On, String) {
+    // An Agent DB in LATIN1 has no such dash.
+    let reason = &reason.replace(" — ", " - ");
     let (on, rest) = match () {
-        _ if reason.contains(" — in the Agent DB") => (On::Agent, reason.split_once(" — in the Agent DB").unwrap().1),
-        _ if reason.contains(" — on the Site DB") => (On::Site, reason.split_once(" — on the Site DB").unwrap().1),
+        _ if reason.contains("of the Agent DB that h") => {
+            return (On::Agent, reason[reason.find(": SELECT ").unwrap() + 2..].to_owned());
+        }
+        _ if reason.contains(" - in the Agent DB") => (On::Agent, reason.split_once(" - in the Agent DB").unwrap().1),
+        _ if reason.contains(" - on the Site DB") => (On::Site, reason.split_once(" - on the Site DB").unwrap().1),
         _ => panic!("no statement in {reason}"),
     };
     let statements = rest.split_once(": ").unwrap().1;
@@ -290,7 +369,7 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_wrong_with_tables_at_the_start_is_theirs_alone() {
-    let mut world = World::new().await;
+    let mut world = World::new(Publication::OfAll).await;
     world.break_all().await;
     let _daemon = world.twins.start().await;
     world.is_isolated("start").await;
@@ -298,7 +377,7 @@ async fn whatever_is_wrong_with_tables_at_the_start_is_theirs_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_wrong_with_tables_while_the_stream_flows_is_theirs_alone() {
-    let mut world = World::new().await;
+    let mut world = World::new(Publication::Listed).await;
     let _daemon = world.healthy().await;
     world.break_all().await;
     world.change().await;
@@ -307,7 +386,7 @@ async fn whatever_is_wrong_with_tables_while_the_stream_flows_is_theirs_alone() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_wrong_with_tables_while_they_are_copied_is_theirs_alone() {
-    let mut world = World::new().await;
+    let mut world = World::new(Publication::OfAll).await;
     // In the middle of first copies, each chunk of which takes a while.
     let mut daemon = world.twins.launch_with("copy.before_high_fence=sleep(50)");
     daemon.until_flowing().await;
@@ -323,7 +402,7 @@ async fn whatever_is_wrong_with_tables_while_they_are_copied_is_theirs_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_wrong_with_tables_after_the_connections_are_lost_is_theirs_alone() {
-    let mut world = World::new().await;
+    let mut world = World::new(Publication::Listed).await;
     let daemon = world.healthy().await;
     world.break_all().await;
     for on in [On::Site, On::Agent] {
