@@ -1,5 +1,6 @@
 //! Whether a table can be written now, found out over a session of its own, so that looking never disturbs the writing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +94,26 @@ impl TableCheck {
         };
         self.client.batch_execute("ROLLBACK").await.map_err(failed)?;
         tried
+    }
+
+    /// Of some types, given with their schemas, and both as they are quoted, those that the database lacks, and their schemas if
+    /// it lacks these.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub async fn missing_types(&self, schemas: &[&str], names: &[&str]) -> Result<BTreeSet<String>, AgentError> {
+        let rows = self
+            .client
+            .query(
+                "SELECT s.name FROM pg_catalog.unnest($1::pg_catalog.text[]) AS s(name)
+                 WHERE pg_catalog.to_regnamespace(s.name) IS NULL
+                 UNION ALL SELECT t.name FROM pg_catalog.unnest($2::pg_catalog.text[]) AS t(name)
+                 WHERE pg_catalog.to_regtype(t.name) IS NULL",
+                &[&schemas, &names],
+            )
+            .await
+            .map_err(|source| AgentError::from_driver("look types up", None, source))?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// Sets the limit for the open transaction. It writes nothing that is committed, so the server may see to it.

@@ -16,7 +16,7 @@ use crate::agent_db::{AgentError, Pipeline, TableCheck, TableRecords, TableState
 use crate::change::{HoldCause, SeenGone, TableName};
 use crate::retry::backoff;
 use crate::shutdown;
-use crate::source::{Selection, Source, SourceTable, publication};
+use crate::source::{Selection, Source, SourceTable, publication, type_definitions};
 
 use super::agent_watch::ChangedTables;
 use super::claims;
@@ -173,6 +173,7 @@ impl Release {
                 Ok(()) => self.release(table, &mut looks.releases).await?,
                 Err(error) if error.table_fault().is_some() => {
                     looks.releases.forget(name);
+                    let error = with_types(site, session, table, error).await?;
                     self.stays_held(name, &error).await?;
                 }
                 Err(error) => return Err(error.into()),
@@ -227,6 +228,46 @@ impl Release {
         }
         Ok(())
     }
+}
+
+/// Adds the statements that create the types which the Agent DB lacks together with a column.
+async fn with_types(
+    site: &Source,
+    agent: &TableCheck,
+    table: &SourceTable,
+    error: AgentError,
+) -> Result<AgentError, SyncError> {
+    let AgentError::ColumnMissing {
+        table: name, columns, ..
+    } = error
+    else {
+        return Ok(error);
+    };
+    let names: Vec<&str> = columns.iter().map(|column| &*column.name).collect();
+    let known = type_definitions(site.client(), table.id, &names).await?;
+    let lacks = if known.is_empty() {
+        BTreeSet::new()
+    } else {
+        let schemas: Vec<&str> = known.iter().map(|definition| &*definition.schema).collect();
+        let types: Vec<&str> = known.iter().map(|definition| &*definition.name).collect();
+        agent.missing_types(&schemas, &types).await?
+    };
+    let mut statements: Vec<String> = Vec::new();
+    for definition in known.iter().filter(|definition| lacks.contains(&definition.name)) {
+        let schema = lacks
+            .contains(&definition.schema)
+            .then(|| format!("CREATE SCHEMA {}", definition.schema));
+        for statement in schema.into_iter().chain([definition.statement.clone()]) {
+            if !statements.contains(&statement) {
+                statements.push(statement);
+            }
+        }
+    }
+    Ok(AgentError::ColumnMissing {
+        table: name,
+        columns,
+        types: statements,
+    })
 }
 
 /// Why a table is held, if its parked rows tell when that is gone.

@@ -15,6 +15,7 @@
 //! | `catalog` | what the publication sends: tables, columns, types, keys, filters |
 //! | `marks` | traces in the catalog of what the log does not carry |
 //! | `table` | what the daemon knows about a table |
+//! | `type_definitions` | the statements that create the types of columns |
 //! | `slot_facts` | what the Site DB says about the slot |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
 //! | `samples` | where the log ends and what the slot retains |
@@ -39,6 +40,7 @@ mod server;
 mod slot_facts;
 pub mod snapshot;
 mod table;
+mod type_definitions;
 pub mod visibility;
 
 pub use candidates::Faults;
@@ -52,4 +54,5 @@ pub use selection::Selection;
 pub use slot_facts::{SlotFacts, end_reader, slot};
 pub use snapshot::Snapshot;
 pub use table::SourceTable;
+pub use type_definitions::type_definitions;
 pub use visibility::Visibility;

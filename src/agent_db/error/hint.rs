@@ -77,11 +77,14 @@ impl AgentError {
                 columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", "),
                 table = table.quoted(),
             ),
-            Self::ColumnMissing { table, columns } => format!(
-                "in the Agent DB: ALTER TABLE {} {}; (or let the daemon do it: sync.on_new_column = \"add\")",
-                table.quoted(),
-                add_columns(columns)
-            ),
+            Self::ColumnMissing { table, columns, types } => {
+                let add = format!("ALTER TABLE {} {};", table.quoted(), add_columns(columns));
+                if types.is_empty() {
+                    format!("in the Agent DB: {add} (or let the daemon do it: sync.on_new_column = \"add\")")
+                } else {
+                    format!("in the Agent DB: {}; {add}", types.join("; "))
+                }
+            }
             Self::NotPermitted { table, role, rights } => {
                 let schema = if rights.contains(&"USAGE") {
                     format!("GRANT USAGE ON SCHEMA {} TO {}; ", quote(&table.schema), quote(role))

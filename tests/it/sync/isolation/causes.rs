@@ -38,8 +38,6 @@ pub(super) enum Repair {
     Pasted,
     /// By a statement that nobody but its owner can know.
     By(&'static str),
-    /// The same, on the Agent DB though the cause is on the Site DB.
-    OnAgent(&'static str),
     /// By ending the session, which is one of those that the query in the reason finds.
     SessionEnded,
 }
@@ -82,7 +80,7 @@ impl Cause {
 }
 
 use On::{Agent, AgentSession, Site};
-use Repair::{By, OnAgent, Pasted, SessionEnded};
+use Repair::{By, Pasted, SessionEnded};
 use Then::{Held, Parked};
 
 const RECREATED: Repair = By("CREATE TABLE {t} (id bigint PRIMARY KEY, body text, n int); GRANT ALL ON {t} TO {role}");
@@ -397,10 +395,8 @@ pub(super) const CAUSES: &[Cause] = &[
         Site,
         "CREATE TYPE {schema}.\"Mo od\" AS ENUM ('sad', 'it''s ok'); ALTER TABLE {t} ADD feeling {schema}.\"Mo od\"[];
          UPDATE {t} SET feeling = ARRAY['it''s ok', NULL]::{schema}.\"Mo od\"[]",
-        Held("lacks column(s) feeling"),
-        OnAgent(
-            "CREATE TYPE {schema}.\"Mo od\" AS ENUM ('sad', 'it''s ok'); ALTER TABLE {t} ADD feeling {schema}.\"Mo od\"[]",
-        ),
+        Held("CREATE TYPE"),
+        Pasted,
     ),
     cause(
         "a character that the Agent DB does not have",

@@ -263,16 +263,31 @@ impl World {
         self.twins.until_equal(&["one", "two"]).await;
     }
 
+    /// Why a table is held. A restart may just have said less than the next look does.
+    async fn reason(&self, cause: &Cause, names: &Names) -> String {
+        let Then::Held(words) = cause.then else {
+            return self.seen(names).await.1;
+        };
+        eventually("the reason is there", SOON, || async {
+            let (state, detail) = self.seen(names).await;
+            let is_said = state == "held" && detail.contains(words);
+            if is_said {
+                Ok(detail)
+            } else {
+                Err(format!("{}: {state}: {detail}", cause.name))
+            }
+        })
+        .await
+    }
+
     /// Repairs each table, by the statement that its reason names.
     async fn repair_all(&self) {
         for (cause, names) in &self.tables {
             match cause.repair {
-                Repair::OnAgent(sql) => self.run(On::Agent, &names.fill(sql, &self.role)).await,
                 Repair::SessionEnded => self.end_session(names).await,
                 Repair::By(sql) => self.run(cause.on, &names.fill(sql, &self.role)).await,
                 Repair::Pasted => {
-                    let (_, detail) = self.seen(names).await;
-                    let (on, sql) = advised(&detail);
+                    let (on, sql) = advised(&self.reason(cause, names).await);
                     eprintln!("{}: {sql}", cause.name);
                     self.run(on, &sql).await;
                 }
