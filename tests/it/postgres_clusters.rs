@@ -163,16 +163,12 @@ async fn every_test_gets_two_fresh_databases_and_leaves_no_slot() {
         (db.site.name.clone(), Arc::clone(&db.site.cluster))
     };
     let client = cluster.client("postgres").await.unwrap();
-    let left: i64 = client
-        .query_one(
-            "SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1)
-                  + (SELECT count(*) FROM pg_database WHERE datname = $1)",
-            &[&name],
-        )
-        .await
-        .unwrap()
-        .get(0);
-    assert_eq!(left, 0);
+    harness::eventually_equal("nothing is left", SOON, 0, || async {
+        let left = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1)
+                  + (SELECT count(*) FROM pg_database WHERE datname = $1)";
+        client.query_one(left, &[&name]).await.unwrap().get::<_, i64>(0)
+    })
+    .await;
 }
 
 #[tokio::test]

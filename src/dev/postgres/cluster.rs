@@ -91,7 +91,7 @@ impl Cluster {
     }
 
     fn initialise(installation: Installation, settings: Settings) -> Result<Self, ClusterError> {
-        let workspace = Workspace::create()?;
+        let workspace = Workspace::create(settings.folder.as_deref())?;
         let password = hex::encode(rand::rng().random::<[u8; 16]>());
         let password_file = workspace.write("password", password.as_bytes())?;
         let mut initdb = workspace.command(&installation.bin.join("initdb"));

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub(super) bin: Option<PathBuf>,
+    pub(super) folder: Option<PathBuf>,
     durable: bool,
     parameters: BTreeMap<String, String>,
 }
@@ -16,6 +17,13 @@ impl Settings {
     #[must_use]
     pub fn bin(mut self, folder: impl Into<PathBuf>) -> Self {
         self.bin = Some(folder.into());
+        self
+    }
+
+    /// Makes the cluster's folder in this one instead of in the one for temporary files.
+    #[must_use]
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = Some(folder.into());
         self
     }
 

@@ -58,10 +58,10 @@ struct Account {
 }
 
 impl Workspace {
-    /// Creates a folder and its watchdog, and removes folders that dead processes left.
-    pub(super) fn create() -> io::Result<Self> {
+    /// Creates a folder in this one (without it: the one for temporary files) and its watchdog, and removes folders that dead processes left.
+    pub(super) fn create(folder: Option<&Path>) -> io::Result<Self> {
         let account = account()?;
-        let parent = parent(account);
+        let parent = parent(folder, account);
         sweep(&parent, account);
         let path = parent.join(format!("{PREFIX}{:08x}", rand::rng().random::<u32>()));
         DirBuilder::new()
@@ -203,10 +203,10 @@ fn account() -> io::Result<Option<Account>> {
 /// The folder for temporary files, or `/tmp` if the server could not work there. As root, another user must be able to enter
 /// it (a private TMPDIR is closed), and the watchdog, which runs as that user, must be able to remove a folder from it. And
 /// the path of a Unix socket may have 107 bytes (macOS: 103).
-fn parent(account: Option<Account>) -> PathBuf {
+fn parent(folder: Option<&Path>, account: Option<Account>) -> PathBuf {
     // /twinlog-pg-01234567/.s.PGSQL.31999
     const SOCKET_BYTES: usize = 36;
-    let folder = std::env::temp_dir();
+    let folder = folder.map_or_else(std::env::temp_dir, Path::to_path_buf);
     let allows = |path: &Path, bits: u32| path.metadata().is_ok_and(|metadata| metadata.mode() & bits == bits);
     let open = allows(&folder, 0o003) && folder.ancestors().all(|path| allows(path, 0o001));
     let closed = account.is_some() && !open;
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_dropped_workspace_leaves_nothing() {
-        let workspace = Workspace::create().unwrap();
+        let workspace = Workspace::create(None).unwrap();
         let path = workspace.path().to_owned();
         workspace.write("file", b"x").unwrap();
         assert!(path.join("file").is_file());
@@ -270,7 +270,7 @@ mod tests {
         std::fs::set_permissions(secret.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let target = secret.path().join("target");
         std::fs::write(&target, b"of root").unwrap();
-        let workspace = Workspace::create().unwrap();
+        let workspace = Workspace::create(None).unwrap();
         std::os::unix::fs::symlink(&target, workspace.path().join("password")).unwrap();
 
         assert!(workspace.write("password", b"x").is_err());
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn the_sweep_removes_only_folders_of_dead_processes() {
-        let living = Workspace::create().unwrap();
+        let living = Workspace::create(None).unwrap();
         let dead = living
             .path()
             .parent()
@@ -292,7 +292,7 @@ mod tests {
         std::fs::create_dir(&unfinished).unwrap();
         File::create(dead.join(LOCK)).unwrap();
 
-        let other = Workspace::create().unwrap();
+        let other = Workspace::create(None).unwrap();
 
         assert!(!dead.exists());
         assert!(living.path().exists() && other.path().exists());

@@ -7,8 +7,17 @@ use std::time::{Duration, Instant};
 /// A deadline for what takes milliseconds on an idle machine; tests also run on busy ones.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// The pause between two polls.
+/// The pause between two polls, at first.
 const POLL: Duration = Duration::from_millis(10);
+
+/// The longest pause between two polls.
+const LONGEST_POLL: Duration = Duration::from_millis(200);
+
+/// After a longer wait the pause is longer: a tenth of it, so that no test takes much longer, and hundreds of looks, of which
+/// some start a process, don't take the time from what is waited for.
+fn pause(waited: Duration) -> Duration {
+    (waited / 10).clamp(POLL, LONGEST_POLL)
+}
 
 /// Calls `probe` until it is `Ok` and returns that.
 ///
@@ -20,15 +29,15 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, E>>,
 {
-    let end = Instant::now() + deadline;
+    let start = Instant::now();
     let mut last = None;
-    while let Some(left) = end.checked_duration_since(Instant::now()) {
+    while let Some(left) = deadline.checked_sub(start.elapsed()) {
         match tokio::time::timeout(left, probe()).await {
             Ok(Ok(value)) => return value,
             Ok(Err(observed)) => last = Some(observed),
             Err(_) => panic!("not within {deadline:?}: {what}; the last look hung, the one before saw {last:?}"),
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(pause(start.elapsed())).await;
     }
     panic!("not within {deadline:?}: {what}; last seen: {last:?}");
 }
