@@ -6,16 +6,16 @@ use tokio_postgres::types::ToSql;
 use super::quote::quote_identifier;
 
 /// An SQL expression: the schemas, except `pg_catalog`, of the operators of a table's unique indexes. `table` is an
-/// expression for the table's OID.
+/// expression for the table's OID. (Subqueries instead of joins: a join is planned as a scan of all operators, for each table.)
 #[must_use]
 pub fn operator_schemas(table: &str) -> String {
     format!(
         "ARRAY(SELECT DISTINCT on_.nspname::text FROM pg_catalog.pg_index oi \
          CROSS JOIN LATERAL pg_catalog.unnest(oi.indclass::oid[]) AS oc(opclass) \
-         JOIN pg_catalog.pg_opclass of_ ON of_.oid = oc.opclass \
-         JOIN pg_catalog.pg_amop om ON om.amopfamily = of_.opcfamily \
-         JOIN pg_catalog.pg_operator oo ON oo.oid = om.amopopr \
-         JOIN pg_catalog.pg_namespace on_ ON on_.oid = oo.oprnamespace \
+         JOIN pg_catalog.pg_amop om ON om.amopfamily = \
+         (SELECT of_.opcfamily FROM pg_catalog.pg_opclass of_ WHERE of_.oid = oc.opclass) \
+         JOIN pg_catalog.pg_namespace on_ ON on_.oid = \
+         (SELECT oo.oprnamespace FROM pg_catalog.pg_operator oo WHERE oo.oid = om.amopopr) \
          WHERE oi.indrelid = {table} AND oi.indisunique AND on_.nspname <> 'pg_catalog' ORDER BY 1)"
     )
 }

@@ -74,10 +74,12 @@ fn statement(version: i32) -> String {
          pg_catalog.array_agg(a.attnotnull ORDER BY a.attnum) AS not_null, \
          ARRAY(SELECT o.attname::text FROM pg_catalog.pg_attribute o WHERE o.attrelid = c.oid AND o.attnum > 0 \
          AND NOT o.attisdropped ORDER BY o.attnum) AS all_columns, \
-         pg_catalog.array_agg((WITH RECURSIVE base (type, length) AS (SELECT a.atttypid, a.atttypmod UNION ALL \
+         pg_catalog.array_agg((SELECT CASE WHEN y.typtype <> 'd' THEN pg_catalog.format_type(a.atttypid, a.atttypmod) ELSE (\
+         WITH RECURSIVE base (type, length) AS (SELECT a.atttypid, a.atttypmod UNION ALL \
          SELECT t.typbasetype, t.typtypmod FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.type WHERE t.typtype = 'd') \
          SELECT pg_catalog.format_type(b.type, b.length) FROM base b \
-         JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd') ORDER BY a.attnum) AS stored_types, \
+         JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd') END \
+         FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid) ORDER BY a.attnum) AS stored_types, \
          (SELECT pg_catalog.concat_ws(':', b.oid, (SELECT pg_catalog.string_agg(r.oid::text, ',' ORDER BY r.oid) \
          FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = b.oid AND (r.prrelid = c.oid OR r.prrelid IN \
          (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \

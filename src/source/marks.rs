@@ -33,8 +33,8 @@ pub(super) fn columns(schemas: &str) -> String {
          FROM pg_catalog.pg_publication b WHERE b.pubname = $1) AS mark_publication, \
          ARRAY(WITH RECURSIVE tree (oid, attached) AS (SELECT c.oid, NULL::xid UNION ALL SELECT i.inhrelid, i.xmin FROM tree \
          JOIN pg_catalog.pg_inherits i ON i.inhparent = tree.oid WHERE c.relkind = 'p' AND NOT i.inhdetachpending) \
-         SELECT pg_catalog.concat_ws(':', f.oid, f.relfilenode, attached) FROM tree JOIN pg_catalog.pg_class f ON f.oid = tree.oid \
-         WHERE f.relkind = 'r' ORDER BY f.oid) AS mark_files, \
+         SELECT pg_catalog.concat_ws(':', tree.oid, (SELECT f.relfilenode FROM pg_catalog.pg_class f WHERE f.oid = tree.oid), attached) \
+         FROM tree WHERE (SELECT f.relkind FROM pg_catalog.pg_class f WHERE f.oid = tree.oid) = 'r' ORDER BY tree.oid) AS mark_files, \
          pg_catalog.array_agg(a.attnum::int4 ORDER BY a.attnum) AS mark_numbers, \
          pg_catalog.array_agg(a.atttypid || ' ' || a.atttypmod ORDER BY a.attnum) AS mark_kinds, {} AS mark_types",
         types()
