@@ -269,3 +269,26 @@ impl SyncError {
         explain(self, self.hint())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_can_not_be_decoded_is_told_with_the_steps() {
+        let error = SyncError::CannotDecode {
+            slot: "twinlog".to_owned(),
+            after: Lsn(0x16_B374_D848),
+            source: WireError::Closed,
+        };
+        let told = error.explain();
+        for words in [
+            "16/B374D848",
+            "SELECT pg_drop_replication_slot('twinlog');",
+            "twinlog resync --all",
+        ] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        assert_eq!(error.disposition(), Disposition::Systemic);
+    }
+}

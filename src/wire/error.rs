@@ -368,6 +368,11 @@ mod tests {
             Some(ServerFault::Undecodable)
         );
         assert_eq!(fault("XX000", Phase::Query, Some("ReorderBufferProcessTXN")), None);
+        let mut unmapped = server("XX000", Phase::Stream, None);
+        if let WireError::Server(error) = &mut unmapped {
+            error.message = "could not map filenode \"base/5/16384\" to relation OID".to_owned();
+        }
+        assert_eq!(unmapped.fault(), Some(ServerFault::Undecodable));
     }
 
     #[test]

@@ -12,7 +12,8 @@ pub(super) enum On {
     AgentSession,
 }
 
-/// The publications with which something can go wrong.
+/// The publications with which something is tried. Each is of two of the four tests; what does not depend on the moment is in
+/// two of them, so that they stay quick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Publication {
     Any,
@@ -320,7 +321,8 @@ pub(super) const CAUSES: &[Cause] = &[
         "ALTER TABLE {t} SET UNLOGGED",
         Held("is UNLOGGED in the Agent DB"),
         Pasted,
-    ),
+    )
+    .with(Publication::Listed),
     cause(
         "unlogged on the Site DB",
         Site,
@@ -343,7 +345,8 @@ pub(super) const CAUSES: &[Cause] = &[
         "ALTER TABLE {t} ALTER id TYPE real",
         Held("different keys of"),
         Pasted,
-    ),
+    )
+    .with(Publication::OfAll),
     cause(
         "a column whose type is dropped",
         Agent,
@@ -351,7 +354,8 @@ pub(super) const CAUSES: &[Cause] = &[
         Held("lacks column(s) body"),
         Pasted,
     )
-    .after("CREATE DOMAIN {schema}.\"Wo rds\" AS text; ALTER TABLE {t} ALTER body TYPE {schema}.\"Wo rds\""),
+    .after("CREATE DOMAIN {schema}.\"Wo rds\" AS text; ALTER TABLE {t} ALTER body TYPE {schema}.\"Wo rds\"")
+    .with(Publication::Listed),
     cause(
         "an extension's type",
         Agent,
@@ -359,7 +363,8 @@ pub(super) const CAUSES: &[Cause] = &[
         Held("lacks column(s) body"),
         Pasted,
     )
-    .after("CREATE EXTENSION citext SCHEMA {schema}; ALTER TABLE {t} ALTER body TYPE {schema}.citext"),
+    .after("CREATE EXTENSION citext SCHEMA {schema}; ALTER TABLE {t} ALTER body TYPE {schema}.citext")
+    .with(Publication::OfAll),
     cause(
         "the key's type is dropped",
         Agent,
@@ -367,7 +372,8 @@ pub(super) const CAUSES: &[Cause] = &[
         Held("lacks column(s) id"),
         By("DELETE FROM {t}; ALTER TABLE {t} ADD id bigint PRIMARY KEY"),
     )
-    .after("CREATE DOMAIN {schema}.\"Nu m\" AS bigint; ALTER TABLE {t} ALTER id TYPE {schema}.\"Nu m\""),
+    .after("CREATE DOMAIN {schema}.\"Nu m\" AS bigint; ALTER TABLE {t} ALTER id TYPE {schema}.\"Nu m\"")
+    .with(Publication::OfAll),
     cause(
         "the key's operator class is dropped",
         Agent,
@@ -381,7 +387,8 @@ pub(super) const CAUSES: &[Cause] = &[
          CREATE OPERATOR CLASS {schema}.\"Back wards\" FOR TYPE bigint USING btree AS OPERATOR 1 <, OPERATOR 2 <=, OPERATOR 3 =,
             OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 btint8cmp(bigint, bigint);
          CREATE UNIQUE INDEX ON {t} (id {schema}.\"Back wards\"); ALTER TABLE {t} ALTER id SET NOT NULL",
-    ),
+    )
+    .with(Publication::Listed),
     cause(
         "a check whose type is missing",
         Agent,
@@ -389,7 +396,8 @@ pub(super) const CAUSES: &[Cause] = &[
          ALTER TABLE {t} ADD CONSTRAINT typed CHECK ({schema}.typed(n)) NOT VALID",
         Parked,
         By("ALTER TABLE {t} DROP CONSTRAINT typed"),
-    ),
+    )
+    .with(Publication::Listed),
     cause(
         "a type that the Agent DB does not know",
         Site,
@@ -397,14 +405,16 @@ pub(super) const CAUSES: &[Cause] = &[
          UPDATE {t} SET feeling = ARRAY['it''s ok', NULL]::{schema}.\"Mo od\"[]",
         Held("CREATE TYPE"),
         Pasted,
-    ),
+    )
+    .with(Publication::Listed),
     cause(
         "a character that the Agent DB does not have",
         Site,
         "INSERT INTO {t} VALUES (10000, '🚀', 1)",
         Parked,
         By("UPDATE {t} SET body = 'x' WHERE id = 10000"),
-    ),
+    )
+    .with(Publication::OfAll),
     cause(
         "locked",
         AgentSession,
@@ -423,5 +433,6 @@ pub(super) const CAUSES: &[Cause] = &[
         "ALTER TABLE {t} RENAME TO {aside_name};
          CREATE TABLE {t} (id bigint PRIMARY KEY, body text, n int) PARTITION BY RANGE (id); GRANT ALL ON {t} TO {role};
          ALTER TABLE {t} ATTACH PARTITION {aside} FOR VALUES FROM (MINVALUE) TO (MAXVALUE)",
-    ),
+    )
+    .with(Publication::OfAll),
 ];
