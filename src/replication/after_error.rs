@@ -29,6 +29,7 @@ pub(super) fn setback(error: &SyncError) -> Setback {
     match error {
         SyncError::Agent(AgentError::Busy { .. }) => Setback::SlotTaken,
         SyncError::Gap(_) => Setback::RowsMissing,
+        SyncError::SlotOfAnother { .. } => Setback::SlotOfAnother,
         other => other.disposition().into(),
     }
 }
@@ -38,7 +39,7 @@ pub(super) fn setback(error: &SyncError) -> Setback {
 pub(super) fn wait(setback: Setback, attempt: u32, reconnect: (Duration, Duration)) -> Duration {
     match setback {
         Setback::SlotTaken => STANDBY_RETRY,
-        Setback::RowsMissing | Setback::NeedsRepair => HELD_RETRY,
+        Setback::RowsMissing | Setback::NeedsRepair | Setback::SlotOfAnother => HELD_RETRY,
         Setback::Temporary => backoff(attempt, reconnect.0, reconnect.1),
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use crate::agent_db::{Pipeline, TableSettings};
+use crate::agent_db::{Applier, Pipeline, TableSettings};
 use crate::change::TableName;
+use crate::source::publication::Prepared;
 use crate::source::{self, Selection, Source};
 
 use super::error::SyncError;
@@ -51,6 +52,17 @@ pub(super) async fn gone(source: &Source, slots: Vec<String>, version: i32) -> R
         }
     }
     Ok(gone)
+}
+
+/// Gives back the claims of tables that are not selected any more, and takes over those of slots that are gone.
+pub(super) async fn settle(applier: &Applier, source: &Source, prepared: &Prepared) -> Result<(), SyncError> {
+    let slots = applier.other_claiming_slots().await?;
+    for slot in gone(source, slots, prepared.version).await? {
+        log_taken_over(&slot, applier.remove_abandoned_claims(&slot).await?);
+    }
+    // A table that is not published any more may be a partition of one that is, or the reverse.
+    let selected = prepared.tables.keys().chain(prepared.faults.keys());
+    Ok(applier.settle_claims(selected.chain(&prepared.refused)).await?)
 }
 
 /// Says that claims were removed.

@@ -39,9 +39,19 @@ pub enum GapReason {
         checkpoint: Lsn,
     },
     /// `site.url` names another cluster than before.
-    OtherSystem,
+    OtherSystem {
+        /// What the slot's rows in the Agent DB are of.
+        first: String,
+        /// What is read now.
+        now: String,
+    },
     /// The slot belongs to another database, or another publication is read, than before.
-    OtherSource,
+    OtherSource {
+        /// What the slot is of.
+        first: String,
+        /// What is read now.
+        now: String,
+    },
     /// A failover happened at a position before the checkpoint: what was applied past that position is not part of the
     /// Site DB's history any more.
     TimelineDiverged {
@@ -65,7 +75,7 @@ impl GapReason {
     /// `site.url`, however, leaves nothing behind once it is corrected.
     #[must_use]
     pub(super) const fn must_be_stored(&self) -> bool {
-        !matches!(self, Self::OtherSystem | Self::OtherSource)
+        !matches!(self, Self::OtherSystem { .. } | Self::OtherSource { .. })
     }
 }
 
@@ -91,8 +101,15 @@ impl fmt::Display for GapReason {
                 f,
                 "the slot is at {slot}, past the checkpoint {checkpoint}: it was recreated or moved"
             ),
-            Self::OtherSystem => write!(f, "the Site DB is another cluster than the one that was synchronised"),
-            Self::OtherSource => write!(f, "the slot belongs to another database or publication than before"),
+            Self::OtherSystem { first, now } => write!(
+                f,
+                "the Site DB is another cluster than the one that was synchronised: the Agent DB has the rows of {first}, and \
+                 site.url names {now}"
+            ),
+            Self::OtherSource { first, now } => write!(
+                f,
+                "the slot belongs to another database or publication than before: it is of {first}, and now {now} is read"
+            ),
             Self::TimelineDiverged {
                 switched_at,
                 checkpoint,
@@ -144,7 +161,7 @@ pub(super) fn judge(slot: Option<&SlotFacts>, stored: Option<&StoredCheckpoint>,
 /// How to start without a checkpoint.
 fn first_start(slot: Option<&SlotFacts>, identity: &SourceIdentity) -> Verdict {
     match slot {
-        Some(slot) if slot.database != identity.database => Verdict::Gap(GapReason::OtherSource),
+        Some(slot) if slot.database != identity.database => Verdict::Gap(slot_of_other(slot, identity)),
         Some(SlotFacts {
             wal_status: Some(status),
             invalidation,
@@ -158,15 +175,45 @@ fn first_start(slot: Option<&SlotFacts>, identity: &SourceIdentity) -> Verdict {
     }
 }
 
+/// A gap because something else is read than before, so that no position can be compared. Pure.
+#[must_use]
+pub(super) fn other_source(was: &SourceIdentity, is: &SourceIdentity) -> Option<GapReason> {
+    let (first, now) = (described(was), described(is));
+    if was.system_identifier != is.system_identifier {
+        Some(GapReason::OtherSystem { first, now })
+    } else if was.database != is.database || was.publication != is.publication {
+        Some(GapReason::OtherSource { first, now })
+    } else {
+        None
+    }
+}
+
+/// What is read, in words that tell it from everything else.
+fn described(identity: &SourceIdentity) -> String {
+    let SourceIdentity {
+        system_identifier,
+        database,
+        publication,
+        ..
+    } = identity;
+    format!(
+        "publication {publication} of database {database} of the server with the system identifier {system_identifier}"
+    )
+}
+
+fn slot_of_other(slot: &SlotFacts, is: &SourceIdentity) -> GapReason {
+    GapReason::OtherSource {
+        first: format!("database {}", slot.database),
+        now: described(is),
+    }
+}
+
 /// A gap because the Site DB's log is not the checkpoint's log, or ends before the checkpoint.
 fn gap_in_log(stored: &StoredCheckpoint, source: &SourceLog) -> Option<GapReason> {
     let (was, is) = (&stored.checkpoint.identity, &source.identity);
     let checkpoint = stored.checkpoint.end_lsn;
-    if was.system_identifier != is.system_identifier {
-        return Some(GapReason::OtherSystem);
-    }
-    if was.database != is.database || was.publication != is.publication {
-        return Some(GapReason::OtherSource);
+    if let Some(other) = other_source(was, is) {
+        return Some(other);
     }
     if was.timeline != is.timeline {
         // Every switch between then and now must lie at or past the checkpoint.
@@ -196,7 +243,7 @@ fn gap_at_slot(slot: Option<&SlotFacts>, stored: &StoredCheckpoint, source: &Sou
         return Some(GapReason::SlotMissing);
     };
     if slot.database != source.identity.database {
-        return Some(GapReason::OtherSource);
+        return Some(slot_of_other(slot, &source.identity));
     }
     if slot.wal_status.as_deref() == Some("lost") || slot.invalidation.is_some() {
         return Some(GapReason::SlotLost(slot.invalidation.clone()));
@@ -327,18 +374,28 @@ mod tests {
             change(&mut source);
             judge(Some(&slot(60)), Some(&stored(100)), &source)
         };
-        assert_eq!(
-            change(|source| source.identity.system_identifier = "8".into()),
-            Verdict::Gap(GapReason::OtherSystem)
-        );
-        assert_eq!(
-            change(|source| source.identity.database = "other".into()),
-            Verdict::Gap(GapReason::OtherSource)
-        );
-        assert_eq!(
-            change(|source| source.identity.publication = "other".into()),
-            Verdict::Gap(GapReason::OtherSource)
-        );
+        let said = |verdict: Verdict| match verdict {
+            Verdict::Gap(reason) if !reason.must_be_stored() => reason.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let first = "publication twinlog of database site of the server with the system identifier 7";
+        for (verdict, now) in [
+            (
+                change(|source| source.identity.system_identifier = "8".into()),
+                "identifier 8",
+            ),
+            (
+                change(|source| source.identity.database = "other".into()),
+                "database other",
+            ),
+            (
+                change(|source| source.identity.publication = "other".into()),
+                "publication other",
+            ),
+        ] {
+            let said = said(verdict);
+            assert!(said.contains(first) && said.contains(now), "{said}");
+        }
         assert!(is_gap(&change(|source| source.wal_end = Lsn(99))));
         assert!(
             is_gap(&change(|source| source.identity.timeline = 2)),
@@ -357,7 +414,6 @@ mod tests {
             checkpoint: Lsn(2),
         };
         assert!(restored.must_be_stored() && GapReason::SlotMissing.must_be_stored());
-        assert!(!GapReason::OtherSystem.must_be_stored() && !GapReason::OtherSource.must_be_stored());
     }
 
     #[test]

@@ -99,15 +99,24 @@ struct Failures {
 }
 
 impl Failures {
-    /// Counts one more; returns how many there are. A copy that has gone on in between starts afresh.
-    fn count(&mut self, record: &TableRecord) -> u32 {
+    /// Counts one more. A copy that has gone on in between starts afresh.
+    fn count(&mut self, record: &TableRecord) {
         if self.rows_copied != record.rows_copied {
             *self = Self::default();
         }
         self.rows_copied = record.rows_copied;
         self.since.get_or_insert_with(Instant::now);
         self.attempt += 1;
-        self.attempt
+    }
+
+    /// How long to wait before the next attempt. One attempt falls on [`TOLD_AFTER`], as it is after an attempt that the
+    /// reason is told.
+    fn pause(&self) -> Duration {
+        let pause = backoff(self.attempt, RETRY.0, RETRY.1);
+        let untold = self.since.map(|since| TOLD_AFTER.saturating_sub(since.elapsed()));
+        untold
+            .filter(|left| !left.is_zero())
+            .map_or(pause, |left| left.min(pause))
     }
 
     fn last_long(&self) -> bool {
@@ -255,12 +264,12 @@ impl Copies {
             if stop.is_cancelled() {
                 return;
             }
-            let attempt = failures.count(record);
+            failures.count(record);
             if Box::pin(self.failed(record, &error, &failures)).await.is_err() {
                 // The stream has ended; its own error is the one to report.
                 return;
             }
-            if !shutdown::sleep(backoff(attempt, RETRY.0, RETRY.1), stop).await {
+            if !shutdown::sleep(failures.pause(), stop).await {
                 return;
             }
             match permits.acquire().await {
@@ -416,5 +425,22 @@ mod tests {
         ] {
             assert_eq!(AfterFailure::of(disposition, has_condition), expected);
         }
+    }
+
+    #[test]
+    fn an_attempt_falls_on_the_time_at_which_the_reason_of_a_failing_copy_is_told() {
+        let failing = |attempt, millis| Failures {
+            attempt,
+            since: Instant::now().checked_sub(Duration::from_millis(millis)),
+            rows_copied: 0,
+        };
+        for attempt in 3..50 {
+            let left = failing(attempt, 4_500).pause();
+            assert!(left <= Duration::from_millis(500), "{left:?}");
+            let told = failing(attempt, 6_000);
+            assert!(told.last_long() && told.pause() >= Duration::from_secs(2), "{told:?}");
+        }
+        let first = failing(1, 0).pause();
+        assert!(first >= RETRY.0 / 2 && first <= RETRY.0, "{first:?}");
     }
 }

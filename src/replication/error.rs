@@ -42,6 +42,14 @@ pub enum SyncError {
     /// Rows may be missing, and nobody has asked for a full resync yet.
     #[error("GAP: {0}; rows may be missing")]
     Gap(GapReason),
+    /// The slot's lock and its rows in the Agent DB are another pipeline's, whose daemon runs. Nothing was written.
+    #[error("slot {slot} is used in the Agent DB by the running daemon of another pipeline: {reason}")]
+    SlotOfAnother {
+        /// The value of `sync.slot`.
+        slot: String,
+        /// Whose it is.
+        reason: String,
+    },
     /// The publication did not exist when a change was made that has to be decoded now: the log can't be read past it.
     #[error(
         "publication {publication} of the Site DB did not exist when the next change in the log was made, so slot {slot} can't \
@@ -147,6 +155,7 @@ impl SyncError {
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
             | Self::CannotDecode { .. }
+            | Self::SlotOfAnother { .. }
             | Self::WrongPlugin { .. }
             | Self::UrlsSwapped
             | Self::TableKeepsChanging(_)
@@ -187,6 +196,7 @@ impl SyncError {
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
             | Self::CannotDecode { .. }
+            | Self::SlotOfAnother { .. }
             | Self::WrongPlugin { .. }
             | Self::UrlsSwapped
             | Self::TableChanged(_)
@@ -238,6 +248,10 @@ impl SyncError {
                 "it is tried again every 2 s; if it stays (newer minor versions of Postgres have fewer of these faults), give up \
                  the slot, on the Site DB: SELECT pg_drop_replication_slot('{slot}'); then run: twinlog resync --all (a new slot is \
                  created and every table is read again)"
+            )),
+            Self::SlotOfAnother { slot, .. } => Some(format!(
+                "give this pipeline a slot of its own: sync.slot = '{slot}_2'; or, if its Site DB takes the other one's place, stop the \
+                 other daemon, and run: twinlog resync --all"
             )),
             Self::WrongPlugin { slot, .. } => Some(format!(
                 "choose another sync.slot, or on the Site DB: SELECT pg_drop_replication_slot('{slot}');"

@@ -17,6 +17,7 @@
 //! | [`resync`] | serves the commands of `twinlog resync` |
 //! | [`healing`] | tries parked rows again when they are due |
 //! | [`claims`] | which tables are this pipeline's to write |
+//! | [`other_pipeline`] | whether the slot's lock is another pipeline's |
 //! | [`faults`] | which tables can't be replicated at a start |
 //! | [`release`] | releases held tables once the reason is gone |
 //! | [`agent_watch`] | notices that tables were changed in the Agent DB |
@@ -38,6 +39,7 @@ mod copies;
 mod error;
 mod faults;
 mod healing;
+mod other_pipeline;
 mod release;
 mod resync;
 mod run;

@@ -178,10 +178,14 @@ impl Daemon {
             Setback::Temporary if is_news => {
                 warn!(%slot, attempt, %reason, "the stream was interrupted, reconnecting");
             }
-            Setback::NeedsRepair if is_news => {
+            Setback::NeedsRepair | Setback::SlotOfAnother if is_news => {
                 error!(%slot, %reason, "the stream is held: repair what the reason names, it continues by itself");
             }
-            Setback::SlotTaken | Setback::RowsMissing | Setback::Temporary | Setback::NeedsRepair => {}
+            Setback::SlotTaken
+            | Setback::SlotOfAnother
+            | Setback::RowsMissing
+            | Setback::Temporary
+            | Setback::NeedsRepair => {}
         }
     }
 

@@ -2,9 +2,10 @@
 //!
 //! 1. *connect*: the Agent DB (schema, the slot's lock), the Site DB (publication, tables), the replication connection;
 //! 2. *check the slot*: compare the Agent DB's checkpoint with what the Site DB says ([`continuity::judge`] decides);
-//! 3. *take a position*: resume, adopt the slot, create it, or continue after a gap that a person accepted;
-//! 4. *register the tables*: what happened to them while no daemon ran (`tables::at_start`);
-//! 5. *start streaming*, and check the slot's position once more.
+//! 3. *look at the tables*: which are this pipeline's to write, and what is wrong with others;
+//! 4. *take a position*: resume, adopt the slot, create it, or continue after a gap that a person accepted;
+//! 5. *register the tables*: what happened to them while no daemon ran (`tables::at_start`);
+//! 6. *start streaming*, and check the slot's position once more.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use super::claims;
 use super::continuity::{self, GapReason, SourceLog, Verdict, parse_history};
 use super::error::SyncError;
 use super::faults::{self, Unreplicable};
+use super::other_pipeline::{identity, is_accepted, or_busy};
 use super::resync;
 use super::settings::PipelineSettings;
 use super::status::sync_status::SyncStatus;
@@ -95,7 +97,7 @@ struct SlotCheck {
     tip: Lsn,
 }
 
-/// Result of step 3: where the stream continues.
+/// Result of step 4: where the stream continues.
 struct Position {
     resume_after: Lsn,
     fresh_slot: bool,
@@ -106,6 +108,13 @@ impl Start<'_> {
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<Started, SyncError> {
         let mut connected = Box::pin(self.connect()).await?;
         let check = Box::pin(self.check_slot(&mut connected)).await?;
+        // Before anything of another pipeline is written.
+        if let Verdict::Gap(reason) = &check.verdict
+            && !is_accepted(&connected.control, reason).await?
+        {
+            return Err(SyncError::Gap(reason.clone()));
+        }
+        Box::pin(self.examine_tables(&mut connected)).await?;
         let mut tables = TableBook::new(connected.control.tables().await?);
         let position = Box::pin(self.take_position(&mut connected, &check, &mut tables)).await?;
         let ignored = Box::pin(self.register_tables(&mut connected, &mut tables, check.stored.is_none())).await?;
@@ -162,56 +171,48 @@ impl Start<'_> {
             retry_max: parking.retry.1,
             statement_limit: self.settings.statement_limit,
         };
-        let mut applier = Box::pin(Applier::connect(agent, slot, applier_settings)).await?;
+        let mut applier = match Box::pin(Applier::connect(agent, slot, applier_settings)).await {
+            Err(busy @ AgentError::Busy { .. }) => return Err(Box::pin(or_busy(self.settings, busy)).await),
+            connected => connected?,
+        };
         let source = Source::connect(site, "twinlog setup").await?;
         let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
         let mut replication = ReplicationConnection::connect(site, &self.application_name()).await?;
         let system = replication.identify_system().await?;
         let pipeline = claims::pipeline(self.settings, system.system_identifier)?;
         applier.claim_for(pipeline.clone());
-        let slots = applier.other_claiming_slots().await?;
-        for slot in claims::gone(&source, slots, prepared.version).await? {
-            claims::log_taken_over(&slot, applier.remove_abandoned_claims(&slot).await?);
-        }
-        // A table that is not published any more may be a partition of one that is, or the reverse.
-        let selected = prepared.tables.keys().chain(prepared.faults.keys());
-        applier.settle_claims(selected.chain(&prepared.refused)).await?;
-        let faults = Box::pin(faults::find(
-            &mut applier,
-            &prepared,
-            self.settings.on_new_column,
-            self.fault,
-        ))
-        .await?;
         let control = Control::connect(agent, slot, "twinlog setup").await?;
         Ok(Connected {
             applier,
             control,
             source,
             prepared,
-            faults,
+            faults: Faults::default(),
             replication,
             pipeline,
         })
     }
 
-    async fn check_slot(&self, connected: &mut Connected) -> Result<SlotCheck, SyncError> {
-        let PipelineSettings {
-            site,
-            slot: name,
-            publication,
+    /// Takes over what is this pipeline's to write, and finds the tables that can't be replicated.
+    async fn examine_tables(&self, connected: &mut Connected) -> Result<(), SyncError> {
+        let Connected {
+            applier,
+            source,
+            prepared,
+            faults,
             ..
-        } = self.settings;
+        } = connected;
+        claims::settle(applier, source, prepared).await?;
+        *faults = Box::pin(faults::find(applier, prepared, self.settings.on_new_column, self.fault)).await?;
+        Ok(())
+    }
+
+    async fn check_slot(&self, connected: &mut Connected) -> Result<SlotCheck, SyncError> {
+        let PipelineSettings { site, slot: name, .. } = self.settings;
         let replication = &mut connected.replication;
         let system = replication.identify_system().await?;
         let stored = connected.applier.durable_checkpoint().await?;
-        let identity = SourceIdentity {
-            system_identifier: system.system_identifier,
-            timeline: system.timeline,
-            database: site.database.clone(),
-            slot: name.clone(),
-            publication: publication.clone(),
-        };
+        let identity = identity(self.settings, &system);
         let mut history = Vec::new();
         if stored
             .as_ref()

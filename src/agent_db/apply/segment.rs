@@ -52,7 +52,7 @@ pub enum PassedOver {
 pub struct Applied {
     /// By table.
     pub tables: BTreeMap<TableName, Tally>,
-    /// How many rows of each of these tables are parked now.
+    /// How many rows of each table that has, or had, some are parked now.
     pub parked_now: BTreeMap<TableName, u64>,
     /// The tables whose own fault showed itself here, each with the fault and its remedy. Nothing of the segment was
     /// written to them, and nothing will be before [`Transaction::set_mode`](super::Transaction::set_mode) says so.

@@ -222,10 +222,11 @@ impl Transaction {
 
     fn applied(&self, tables: BTreeMap<TableName, Tally>) -> Applied {
         let parked = &self.applier.writer.parked;
-        let parked_now = tables
-            .keys()
-            .map(|table| (table.clone(), parked.count(table)))
-            .collect();
+        // Of all tables, as entries are also removed where no row is written: of another key, of a table that left.
+        let mut parked_now = parked.counts();
+        for table in tables.keys() {
+            parked_now.entry(table.clone()).or_default();
+        }
         Applied {
             tables,
             parked_now,

@@ -23,7 +23,10 @@ pub(super) fn refusal_hint(
             "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {of_table} TO {role};"
         ),
         "42P01" | "3F000" if table.is_none() => {
-            "no daemon has worked on this database yet: start twinlog sync, which makes the tables that it needs (schema twinlog)"
+            "if no daemon has worked on this database yet: start twinlog sync, which makes the tables that it needs (schema twinlog); \
+             if one of them was dropped, drop the others too, in the Agent DB: DROP TABLE IF EXISTS twinlog.accounting, \
+             twinlog.checkpoint, twinlog.claims, twinlog.commands, twinlog.daemon, twinlog.failed_rows, twinlog.tables, \
+             twinlog._sqlx_migrations; the daemon makes them anew, and reads every table again"
                 .to_owned()
         }
         LOCK_NOT_AVAILABLE if table.is_some() => table.map(table_locked_hint)?,

@@ -1,7 +1,6 @@
 //! One throwaway server: starts on a free port, can be stopped and started again, and is removed at the end.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -20,6 +19,9 @@ use super::find::{FindError, Installation, find};
 use super::settings::Settings;
 use super::workspace::Workspace;
 use crate::postgres::{Client, connect_plain, quote_identifier};
+
+/// The server's log, in the workspace.
+const LOG: &str = "postgres.log";
 
 /// The superuser of every throwaway cluster.
 const USER: &str = "postgres";
@@ -115,7 +117,7 @@ impl Cluster {
                 String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             ));
         }
-        std::fs::remove_file(password_file)?;
+        workspace.remove("password")?;
         Ok(Self {
             installation,
             password,
@@ -286,7 +288,11 @@ impl Cluster {
     /// The server's whole log; empty if it can't be read.
     #[must_use]
     pub fn log(&self) -> String {
-        let bytes = std::fs::read(self.log_path()).unwrap_or_default();
+        let mut bytes = Vec::new();
+        let _ = self
+            .workspace
+            .open(LOG)
+            .and_then(|mut file| file.read_to_end(&mut bytes));
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -296,7 +302,7 @@ impl Cluster {
         // Enough for about 40 lines.
         const TAIL_BYTES: u64 = 4096;
         let read = || -> io::Result<String> {
-            let mut file = std::fs::File::open(self.log_path())?;
+            let mut file = self.workspace.open(LOG)?;
             let length = file.metadata()?.len();
             file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
             let mut bytes = Vec::new();
@@ -332,19 +338,13 @@ impl Cluster {
     fn spawn_server(&self) -> Result<(), ClusterError> {
         self.write_parameters()?;
         // Each start has its own log, so that the tail is about this start.
-        let log = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .open(self.log_path())?;
-        let mut postgres = self.workspace.command(&self.installation.bin.join("postgres"));
+        let program = self.installation.bin.join("postgres");
+        let mut postgres = self.workspace.command_with_log(&program, LOG);
         postgres
             .args(["-D", "data", "-c", "listen_addresses=127.0.0.1", "-c"])
             .arg(format!("port={}", self.port()))
             .arg("-c")
-            .arg(format!("unix_socket_directories={}", self.workspace.path().display()))
-            .stdout(log.try_clone()?)
-            .stderr(log);
+            .arg(format!("unix_socket_directories={}", self.workspace.path().display()));
         let server = self.workspace.spawn(&mut postgres)?;
         self.lock().server = Some(server);
         Ok(())
@@ -401,10 +401,6 @@ impl Cluster {
         state.server = None;
         self.workspace.nothing_runs();
         Ok(false)
-    }
-
-    fn log_path(&self) -> PathBuf {
-        self.workspace.path().join("postgres.log")
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

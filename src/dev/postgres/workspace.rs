@@ -151,6 +151,56 @@ impl Workspace {
         }
     }
 
+    /// Removes a file, as the server's user: root would remove one of its own if the folder was exchanged for a link.
+    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
+        let path = self.path.join(name);
+        let status = command(Path::new("rm"), self.account)
+            .arg("--")
+            .arg(&path)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("{} could not be removed", path.display())))
+        }
+    }
+
+    /// Opens a file that the server has written. Neither a link, nor a file of anybody else, which may be one that only root
+    /// may read.
+    pub(super) fn open(&self, name: &str) -> io::Result<File> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+            .open(self.path.join(name))?;
+        let metadata = file.metadata()?;
+        let owner = self.account.map_or_else(|| geteuid().as_raw(), |account| account.uid);
+        if metadata.is_file() && metadata.uid() == owner {
+            Ok(file)
+        } else {
+            Err(io::Error::other(format!("{name} is not a file of the server's user")))
+        }
+    }
+
+    /// A program of [`Self::command`] whose output goes to a new file of the folder, which its own user makes.
+    pub(super) fn command_with_log(&self, program: &Path, log: &str) -> Command {
+        let mut command = self.command(Path::new("sh"));
+        command
+            .args([
+                "-c",
+                "log=$1; shift; umask 077; exec \"$@\" >\"$log\" 2>&1",
+                "twinlog-server",
+                log,
+            ])
+            .arg(program)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    }
+
     fn tell_watchdog(&self, line: &str) {
         // If the watchdog was killed, the work goes on, and the next sweep removes the folder.
         if let Some(mut pipe) = self.pipe.as_ref() {
@@ -201,19 +251,36 @@ fn account() -> io::Result<Option<Account>> {
 }
 
 /// The folder for temporary files, or `/tmp` if the server could not work there. As root, another user must be able to enter
-/// it (a private TMPDIR is closed), and the watchdog, which runs as that user, must be able to remove a folder from it. And
+/// it (a private TMPDIR is closed), and the watchdog, which runs as that user, must be able to remove a folder from it; and no
+/// other user may be able to exchange what root makes there ([`is_safe`]). And
 /// the path of a Unix socket may have 107 bytes (macOS: 103).
 fn parent(folder: Option<&Path>, account: Option<Account>) -> PathBuf {
     // /twinlog-pg-01234567/.s.PGSQL.31999
     const SOCKET_BYTES: usize = 36;
     let folder = folder.map_or_else(std::env::temp_dir, Path::to_path_buf);
-    let allows = |path: &Path, bits: u32| path.metadata().is_ok_and(|metadata| metadata.mode() & bits == bits);
-    let open = allows(&folder, 0o003) && folder.ancestors().all(|path| allows(path, 0o001));
+    let open = folder
+        .ancestors()
+        .enumerate()
+        .all(|(depth, path)| is_safe(path, depth == 0));
     let closed = account.is_some() && !open;
     if closed || folder.as_os_str().len() + SOCKET_BYTES > 103 {
         return PathBuf::from("/tmp");
     }
     folder
+}
+
+/// Whether the server's user can work below a folder, and nobody but root can exchange what root makes there: of the folder
+/// itself (`is_parent`), everybody must be able to make and remove own files; and where others may write, the sticky bit
+/// keeps them from all that is not theirs.
+fn is_safe(path: &Path, is_parent: bool) -> bool {
+    const STICKY: u32 = 0o1000;
+    const OTHERS_WRITE: u32 = 0o022;
+    let needed = if is_parent { 0o003 } else { 0o001 };
+    path.symlink_metadata().is_ok_and(|metadata| {
+        let mode = metadata.mode();
+        let is_kept = mode & OTHERS_WRITE == 0 || mode & STICKY != 0;
+        metadata.is_dir() && metadata.uid() == 0 && mode & needed == needed && is_kept
+    })
 }
 
 /// Removes folders whose process has ended and whose watchdog was killed too. A server that still runs in one ends by itself:
@@ -277,6 +344,59 @@ mod tests {
 
         assert_eq!(std::fs::read(&target).unwrap(), b"of root");
         assert_eq!(target.metadata().unwrap().uid(), 0);
+    }
+
+    #[test]
+    fn root_reads_and_removes_nothing_through_a_link_and_works_in_no_folder_where_others_exchange_files() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let secret = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(secret.path(), b"of root").unwrap();
+        let workspace = Workspace::create(None).unwrap();
+        let log = workspace.path().join("postgres.log");
+        std::os::unix::fs::symlink(secret.path(), &log).unwrap();
+        assert!(workspace.open("postgres.log").is_err(), "a link");
+        let mut server = workspace.command_with_log(Path::new("true"), "postgres.log");
+        let status = workspace.spawn(&mut server).unwrap().wait().unwrap();
+        workspace.nothing_runs();
+        assert!(!status.success(), "the server's user may not write it");
+        std::fs::remove_file(&log).unwrap();
+        // Another file system allows no hard link.
+        if std::fs::hard_link(secret.path(), &log).is_ok() {
+            assert!(workspace.open("postgres.log").is_err(), "a hard link");
+            std::fs::remove_file(&log).unwrap();
+        }
+        assert_eq!(std::fs::read(secret.path()).unwrap(), b"of root");
+
+        let moved = workspace.path().with_extension("moved");
+        std::fs::rename(workspace.path(), &moved).unwrap();
+        let of_root = tempfile::tempdir().unwrap();
+        std::fs::write(of_root.path().join("password"), b"of root").unwrap();
+        std::os::unix::fs::symlink(of_root.path(), workspace.path()).unwrap();
+        assert!(workspace.remove("password").is_err());
+        drop(workspace);
+        assert!(of_root.path().join("password").is_file());
+        std::fs::remove_dir_all(moved).unwrap();
+
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let account = Some(Account { uid: 1, gid: 1 });
+        for (mode, is_taken) in [(0o1777, true), (0o777, false), (0o755, false), (0o700, false)] {
+            std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let taken = parent(Some(folder.path()), account) == folder.path();
+            assert_eq!(taken, is_taken, "{mode:o}");
+        }
+        let below = folder.path().join("below");
+        std::fs::create_dir(&below).unwrap();
+        std::fs::set_permissions(&below, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(
+            parent(Some(&below), account),
+            Path::new("/tmp"),
+            "others can move its parent"
+        );
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(parent(Some(&below), account), below);
     }
 
     #[test]

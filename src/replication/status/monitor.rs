@@ -223,11 +223,11 @@ impl Monitor {
         }
     }
 
-    /// Writes `twinlog.daemon`; `None` if that fails. A daemon in standby does not write: the row belongs to the active
-    /// daemon.
+    /// Writes `twinlog.daemon`; `None` if that fails. A daemon does not write while another one has the slot's lock: the row is that
+    /// one's.
     async fn write_report(&mut self, figures: DaemonFigures) -> Option<()> {
         let (state, reason) = self.state();
-        if state == SyncState::Standby {
+        if self.status.is_another_active() {
             return Some(());
         }
         let report = DaemonReport {

@@ -46,6 +46,8 @@ impl SyncState {
 pub(in crate::replication) enum Setback {
     /// Another daemon holds the slot's lock.
     SlotTaken,
+    /// Another pipeline's daemon holds it: the slot's rows in the Agent DB are not this one's.
+    SlotOfAnother,
     /// Rows may be missing, and no full resync was asked for yet.
     RowsMissing,
     /// The cause is temporary: reconnect.
@@ -84,6 +86,12 @@ pub(in crate::replication) struct SyncFacts {
 }
 
 impl SyncFacts {
+    /// Whether the slot's row in `twinlog.daemon` is another daemon's to write, as long as that one runs.
+    pub(in crate::replication) fn is_another_active(&self) -> bool {
+        let setback = self.setback.as_ref().map(|(setback, _)| *setback);
+        !self.flowing && matches!(setback, Some(Setback::SlotTaken | Setback::SlotOfAnother))
+    }
+
     /// The state, and the reason for it if it needs one. Pure.
     pub(in crate::replication) fn state(&self) -> (SyncState, Option<String>) {
         if self.stopped {
@@ -97,7 +105,7 @@ impl SyncFacts {
                         Setback::SlotTaken => SyncState::Standby,
                         Setback::RowsMissing => SyncState::Gap,
                         Setback::Temporary => SyncState::Connecting,
-                        Setback::NeedsRepair => SyncState::Held,
+                        Setback::NeedsRepair | Setback::SlotOfAnother => SyncState::Held,
                     };
                     (state, Some(reason.clone()))
                 }

@@ -235,6 +235,14 @@ impl SyncStatus {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner).state()
     }
 
+    /// Whether another daemon writes the slot's report.
+    pub(in crate::replication) fn is_another_active(&self) -> bool {
+        self.facts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_another_active()
+    }
+
     /// Waits until the state changes. A change that happened before the call is not lost.
     pub(in crate::replication) async fn changed(&self) {
         self.changed.notified().await;
@@ -256,10 +264,7 @@ impl SyncStatus {
 
     /// Sets the number of parked rows of each table, at the start of a run.
     pub(in crate::replication) fn set_parked(&self, counts: Vec<(TableName, u64)>) {
-        let mut parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        for (table, rows) in counts {
-            parked.insert(table, rows);
-        }
+        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = counts.into_iter().collect();
     }
 
     pub(in crate::replication) fn set_clock_offset(&self, micros: i64) {

@@ -21,6 +21,8 @@ mod locks;
 mod memory;
 mod merging_keys;
 mod oracle;
+mod other_pipeline;
+mod outages;
 mod outside_log;
 mod pooler;
 mod program;

@@ -1,6 +1,6 @@
 //! Rows whose text has more than a gigabyte, which Postgres can't send: only their table waits.
 
-use crate::harness::{SOON, Twins};
+use crate::harness::{SOON, Twins, eventually};
 
 /// A `bytea` of 560 MB: its text would have 1.12 GB. (It is compressed in the table and in the log.)
 const TOO_LARGE: &str = "convert_to(repeat('x', 560000000), 'UTF8')";
@@ -63,4 +63,61 @@ async fn a_row_that_the_site_can_not_print_keeps_only_its_own_table() {
     // and its own is equal once the row is gone
     twins.on_site("DELETE FROM big WHERE id = 2").await;
     twins.until_equal(&["big", "notes"]).await;
+}
+
+/// `TWINLOG_LONG_TESTS=1` runs it: it needs some GB of memory and disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_rows_are_copied_updated_or_held_with_a_reason_in_bounded_memory() {
+    if std::env::var_os("TWINLOG_LONG_TESTS").is_none() {
+        return;
+    }
+    for mb in [64_u64, 130, 250, 450, 900] {
+        let twins = Twins::private(
+            "CREATE TABLE big (id int PRIMARY KEY, v text);
+             CREATE TABLE notes (id int PRIMARY KEY, v text)",
+        )
+        .await;
+        let row = |letter: &str| format!("repeat('{letter}', {})", mb * 1_000_000);
+        twins
+            .on_site(&format!("INSERT INTO big VALUES (1, {})", row("c")))
+            .await;
+        let mut daemon = twins.start().await;
+        let mut phases = Vec::new();
+        for (what, change) in [
+            ("copied", "SELECT 1".to_owned()),
+            ("inserted", format!("INSERT INTO big VALUES (2, {})", row("i"))),
+            ("updated", format!("UPDATE big SET v = {} WHERE id = 2", row("u"))),
+        ] {
+            twins
+                .on_site(&format!(
+                    "{change}; INSERT INTO notes VALUES ((SELECT count(*) FROM notes) + 1, '{what}')"
+                ))
+                .await;
+            // The other table flows.
+            twins.until_equal_within(6 * SOON, &["notes"]).await;
+            let sums = "SELECT string_agg(id || left(v, 1) || length(v), ' ' ORDER BY id) FROM big";
+            let wanted = twins.site.text(sums).await;
+            let end = eventually(
+                &format!("a row of {mb} MB is {what}, or its table is held"),
+                9 * SOON,
+                || async {
+                    let state = "SELECT detail FROM twinlog.tables WHERE table_name = 'big' AND detail IS NOT NULL";
+                    if twins.agent.text(sums).await == wanted {
+                        return Ok("equal".to_owned());
+                    }
+                    match twins.agent.text(state).await {
+                        Some(reason) => Ok(format!("held: {reason}")),
+                        None => Err(()),
+                    }
+                },
+            )
+            .await;
+            phases.push(format!("{what}: {end}, peak {:?} MB", daemon.peak_mb()));
+            assert!(daemon.is_running());
+        }
+        println!("{mb} MB: {}", phases.join("; "));
+        if let Some(peak) = daemon.peak_mb() {
+            assert!(peak <= MOST_MB + 2 * mb, "{mb} MB: {peak} MB: {phases:?}");
+        }
+    }
 }

@@ -1,0 +1,54 @@
+//! Another daemon has the slot's lock in the Agent DB: the same pipeline's, for which this one stands by, or that of another
+//! Site DB with the same `sync.slot`, which must never take over from it.
+
+use crate::agent_db::{AgentError, Control, SourceIdentity};
+use crate::wire::{ReplicationConnection, SystemIdentity};
+
+use super::continuity::{GapReason, other_source};
+use super::error::SyncError;
+use super::resync::complete_resync;
+use super::settings::PipelineSettings;
+
+/// The error of a start that found the slot's lock taken.
+pub(super) async fn or_busy(settings: &PipelineSettings, busy: AgentError) -> SyncError {
+    match of_another(settings).await {
+        // Where that can't be found out, the start that gets the lock finds it.
+        Ok(None) | Err(_) => SyncError::Agent(busy),
+        Ok(Some(reason)) => SyncError::SlotOfAnother {
+            slot: settings.slot.clone(),
+            reason,
+        },
+    }
+}
+
+/// Why the stored checkpoint is of another source than this pipeline's; `None` if it is not, or nothing is stored.
+async fn of_another(settings: &PipelineSettings) -> Result<Option<String>, SyncError> {
+    let control = Control::connect(&settings.agent, &settings.slot, "twinlog setup").await?;
+    let Some(stored) = control.visible_checkpoint().await? else {
+        return Ok(None);
+    };
+    let mut replication = ReplicationConnection::connect(&settings.site, "twinlog identify").await?;
+    let system = replication.identify_system().await?;
+    Ok(other_source(&stored.checkpoint.identity, &identity(settings, &system)).map(|reason| reason.to_string()))
+}
+
+/// Whether a start may go on to look at the tables. Where the slot's rows in the Agent DB are of another source, nothing is
+/// written, until an operator says by `resync --all` that this one takes its place.
+pub(super) async fn is_accepted(control: &Control, reason: &GapReason) -> Result<bool, SyncError> {
+    if reason.must_be_stored() {
+        return Ok(true);
+    }
+    let commands = control.open_commands().await?;
+    Ok(commands.into_iter().find_map(complete_resync).is_some())
+}
+
+/// What the pipeline reads.
+pub(super) fn identity(settings: &PipelineSettings, system: &SystemIdentity) -> SourceIdentity {
+    SourceIdentity {
+        system_identifier: system.system_identifier.clone(),
+        timeline: system.timeline,
+        database: settings.site.database.clone(),
+        slot: settings.slot.clone(),
+        publication: settings.publication.clone(),
+    }
+}
