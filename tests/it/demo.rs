@@ -14,11 +14,11 @@ use crate::harness::{Process, SOON, eventually, http_client};
 /// Longest wait for the demo's end. On an idle machine it needs a tenth of that.
 const LONG: Duration = Duration::from_secs(90);
 
-/// A folder for temporary files that a server's user may use too.
+/// A folder for temporary files that a server's user may use too, as `/tmp` is: with the sticky bit.
 fn temporary() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     folder
 }
 
