@@ -17,12 +17,13 @@
 //! 1. its webhooks (skipping those of others);
 //! 2. advisory locks, in one call: the wamids of reports, and people of whom something is new (see [`locks`]). A
 //!    person who is known is not locked;
-//! 3. new leads and conversations, new messages;
+//! 3. the leads: of all its people before it writes to one; new leads and conversations, new messages;
 //! 4. the rows of messages that reports are about;
-//! 5. the numbers' rows, then the conversations' rows, at the end: these are what others wait for.
+//! 5. leads' referrals, the numbers' rows, then the conversations' rows, at the end: these are what others wait for.
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::messages::{self as said, Counted};
@@ -275,7 +276,7 @@ async fn store(tx: &mut Transaction<'_>, batch: &Batch<'_>, processed: &[Process
         id.ok_or(SiteError::Vanished("whatsapp_accounts"))
     };
 
-    let touches = store_texts(tx, batch, &looked_up, account, &mut effects).await?;
+    let told = store_texts(tx, batch, &looked_up, account, &mut effects).await?;
     if !batch.reports.is_empty() {
         let reports: Vec<ReceivedReport<'_>> = (batch.reports.iter())
             .map(|(number, timed, report)| {
@@ -293,21 +294,29 @@ async fn store(tx: &mut Transaction<'_>, batch: &Batch<'_>, processed: &[Process
     let finished: Vec<_> = processed.iter().map(Processed::finished).collect();
     webhook_events::finish(tx, &finished).await?;
     let real: Vec<Uuid> = effects.real.keys().copied().collect();
+    leads::set_referrals(tx, &told.referrals).await?;
     accounts::touch(tx, &real, &news).await?;
-    conversations::touch_all(tx, &touches).await?;
+    conversations::touch_all(tx, &told.touches).await?;
     Ok(effects)
 }
 
-/// Writes the users' messages; returns what they do to their conversations.
-async fn store_texts(
+/// What messages do to their conversations and leads.
+#[derive(Default)]
+struct Told<'a> {
+    touches: Vec<(Uuid, Touch)>,
+    referrals: Vec<(Uuid, &'a Value)>,
+}
+
+/// Writes the users' messages.
+async fn store_texts<'a>(
     tx: &mut Transaction<'_>,
-    batch: &Batch<'_>,
+    batch: &Batch<'a>,
     looked_up: &leads::LookedUp<'_>,
     account: impl Fn(&PhoneNumberId) -> Result<Uuid, SiteError>,
     effects: &mut Effects,
-) -> Result<Vec<(Uuid, Touch)>, SiteError> {
+) -> Result<Told<'a>, SiteError> {
     if batch.texts.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Told::default());
     }
     let wanted: Vec<(Uuid, &ContactIdentity)> = (batch.texts.iter())
         .map(|text| Ok((account(text.number)?, &text.message.contact)))
@@ -317,7 +326,7 @@ async fn store_texts(
         .map(|((text, link), (account_id, _))| said::received(*account_id, *link, text.message, text.timed.received_at))
         .collect();
     let stored = messages::insert_said(tx, &rows).await?;
-    let (mut touches, mut referrals, mut repeated) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut told, mut repeated) = (Told::default(), Vec::new());
     for (((text, link), row), stored) in batch.texts.iter().zip(&links).zip(&rows).zip(stored) {
         if stored.is_none() {
             repeated.push(said::repeated(row));
@@ -325,10 +334,10 @@ async fn store_texts(
         }
         effects.counted.push(Counted::INBOUND);
         effects.real.insert(row.account_id, text.number.clone());
-        touches.push((link.conversation_id, said::touch_of(text.message)));
-        referrals.extend(text.message.referral.as_ref().map(|referral| (link.lead_id, referral)));
+        told.touches.push((link.conversation_id, said::touch_of(text.message)));
+        told.referrals
+            .extend(text.message.referral.as_ref().map(|referral| (link.lead_id, referral)));
     }
-    leads::set_referrals(tx, &referrals).await?;
     messages::received_before(tx, &repeated).await?;
-    Ok(touches)
+    Ok(told)
 }

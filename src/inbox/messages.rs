@@ -1,5 +1,6 @@
 //! Stores a message: a user's, one that we wrote in the phone's app, or one from before the number joined the API.
 
+use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -60,20 +61,22 @@ pub(super) fn touch_of(message: &Message) -> Touch {
 
 /// What storing a message does beside its own row.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Kept {
+pub(super) struct Kept<'a> {
     /// What it counts as, if it is news.
     pub(super) counted: Option<Counted>,
     /// What it does to its conversation, which is written last (see the order of the locks in `batch`).
     pub(super) touch: Option<(Uuid, Touch)>,
+    /// The advertisement that a lead came from, written late for the same reason.
+    pub(super) referral: Option<(Uuid, &'a Value)>,
 }
 
 /// Stores a message that a user wrote to us.
-pub(super) async fn inbound(
+pub(super) async fn inbound<'a>(
     tx: &mut Transaction<'_>,
     account_id: Uuid,
-    message: &Message,
+    message: &'a Message,
     received_at: OffsetDateTime,
-) -> Result<Kept, SiteError> {
+) -> Result<Kept<'a>, SiteError> {
     let speaker = match &message.change {
         Some(change) => {
             let at = credible(change.at, received_at).unwrap_or(received_at);
@@ -97,13 +100,11 @@ pub(super) async fn inbound(
         // Not the user's words: it opens no window, and there is nothing to read.
         return Ok(Kept {
             counted: Some(Counted::INBOUND),
-            touch: None,
+            ..Kept::default()
         });
     }
-    if let (Some(referral), Some(speaker)) = (&message.referral, speaker) {
-        leads::set_referrals(tx, &[(speaker, referral)]).await?;
-    }
     Ok(Kept {
+        referral: speaker.zip(message.referral.as_ref()),
         counted: Some(Counted::INBOUND),
         touch: Some((link.conversation_id, touch_of(message))),
     })
@@ -124,7 +125,7 @@ pub(super) async fn echo(
     account_id: Uuid,
     message: &Message,
     received_at: OffsetDateTime,
-) -> Result<Kept, SiteError> {
+) -> Result<Kept<'static>, SiteError> {
     let link = place(tx, account_id, message).await?.ok_or(SiteError::Anonymous)?;
     let new = said(account_id, link, Direction::Outbound, received_at, message);
     let Some(message_id) = store(tx, new).await? else {
@@ -142,6 +143,7 @@ pub(super) async fn echo(
     Ok(Kept {
         counted: adopted.or(shown).map(Counted::outbound),
         touch: Some((link.conversation_id, touch)),
+        referral: None,
     })
 }
 
@@ -154,7 +156,7 @@ pub(super) async fn history(
     direction: Direction,
     status: Option<&ReportedStatus>,
     received_at: OffsetDateTime,
-) -> Result<Kept, SiteError> {
+) -> Result<Kept<'static>, SiteError> {
     if message.kind != PLACEHOLDER && messages::replace_placeholder(tx, &medium(account_id, message)).await? {
         return Ok(Kept::default());
     }
@@ -191,6 +193,7 @@ pub(super) async fn history(
     Ok(Kept {
         counted: None,
         touch: Some((link.conversation_id, touch)),
+        referral: None,
     })
 }
 

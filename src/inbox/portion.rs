@@ -42,9 +42,9 @@ enum Refused {
 }
 
 /// An event that was stored.
-struct Stored {
+struct Stored<'a> {
     account: Found,
-    kept: Kept,
+    kept: Kept<'a>,
     /// Whether leads may have to be merged.
     doubts: bool,
 }
@@ -75,6 +75,7 @@ async fn store_events(
     let mut accounts: HashMap<&PhoneNumberId, Found> = HashMap::new();
     let mut news: Vec<(Uuid, Seen<'_>)> = Vec::new();
     let mut touches: Vec<(Uuid, Touch)> = Vec::new();
+    let mut referrals = Vec::new();
     lock_all(tx, events).await?;
     for (index, timed) in (first..).zip(events) {
         let event = &timed.event;
@@ -108,6 +109,7 @@ async fn store_events(
                 }
                 effects.counted.extend(kept.counted);
                 touches.extend(kept.touch);
+                referrals.extend(kept.referral);
             }
             Err(error) => match failures::of_row(&error) {
                 Some(reason) if refused == Refused::FailsAlone => {
@@ -118,8 +120,9 @@ async fn store_events(
         }
     }
     let numbers: Vec<Uuid> = effects.real.keys().copied().collect();
-    accounts::touch(tx, &numbers, &news).await?;
     // Last, and all at once: see the order of the locks in `batch`.
+    leads::set_referrals(tx, &referrals).await?;
+    accounts::touch(tx, &numbers, &news).await?;
     conversations::touch_all(tx, &touches).await?;
     Ok(effects)
 }
@@ -145,7 +148,12 @@ async fn lock_all(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(),
     if wamids.is_empty() && contacts.is_empty() {
         return Ok(());
     }
-    locks::lock_all(tx, wamids, &contacts, groups).await
+    locks::lock_all(tx, wamids, &contacts, groups).await?;
+    let known: Vec<&ContactIdentity> = contacts.iter().filter(|contact| contact.is_known()).collect();
+    match known.as_slice() {
+        [] | [_] => Ok(()),
+        several => leads::lock_in_order(tx, several).await,
+    }
 }
 
 /// All ids that a change names.
@@ -153,19 +161,22 @@ fn ids_of(change: &IdentityChange) -> [ContactIdentity; 3] {
     [&change.previous, &change.current, &change.other].map(Clone::clone)
 }
 
-async fn store_event(
+async fn store_event<'a>(
     tx: &mut Transaction<'_>,
     account: Option<Found>,
     number: &PhoneNumberId,
-    TimedEvent { event, received_at }: &TimedEvent,
-) -> Result<Stored, SiteError> {
+    TimedEvent { event, received_at }: &'a TimedEvent,
+) -> Result<Stored<'a>, SiteError> {
     let received_at = *received_at;
     let account = match account {
         Some(found) => found,
         None => accounts::find_or_make(tx, &seen(number, event)).await?,
     };
     let account_id = account.id;
-    let counted = |counted| Kept { counted, touch: None };
+    let counted = |counted| Kept {
+        counted,
+        ..Kept::default()
+    };
     // Ids may be new; whether they led to several leads is asked once, after the commit.
     let mut doubts = true;
     let kept = match &event.content {

@@ -12,12 +12,15 @@
 //! (SQLSTATE 40P01), and within a table the order of the ids:
 //!
 //! 1. these locks;
-//! 2. rows of `leads`, new and old; whoever stores messages of a lead locks it (`FOR KEY SHARE`) and sees that it is not merged;
+//! 2. rows of `leads`, new and old; whoever stores messages of a lead locks it (`FOR KEY SHARE`) and sees that it is not merged.
+//!    Who writes to one lead and needs others locks all of them first, in one statement: a lock that is taken because
+//!    something is learnt of the second person, and then one of the first because of its message, is against the order;
 //! 3. new rows of `conversations`, by number and lead;
 //! 4. for what clients submit: `conversations`, then new messages by client id, and nothing more;
-//! 5. for what the provider says: rows of `whatsapp_messages`, then `whatsapp_accounts`, then `conversations`.
+//! 5. for what the provider says: rows of `whatsapp_messages`, then the `referral` of leads, then `whatsapp_accounts`, then
+//!    `conversations`.
 //!
-//! **Conversations, and numbers that are throttled or that webhooks tell something of, are locked by such a lock too**, and not as rows, before a statement
+//! **Referrals, conversations, and numbers that are throttled or that webhooks tell something of, are locked by such a lock too**, and not as rows, before a statement
 //! updates several of them ([`lock_updated`]). `WITH held AS (SELECT … FOR NO KEY UPDATE) UPDATE …` waits in a circle with itself: if a row has
 //! changed since the statement began, `SELECT … FOR` locks its newest version, and `UPDATE` begins at the older one. There
 //! it queues behind everyone who waits for the row, and they wait for the newest version. (It queues only while somebody

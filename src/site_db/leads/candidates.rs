@@ -100,14 +100,19 @@ pub(super) async fn of_person(
     of(tx, &ids).await
 }
 
+/// Whether WhatsApp's ids say that a candidate is the person: by an id as it is; or by the other form of a number that no lead
+/// has as it is. An exact match of another contact, or of the user id, says nothing about a number.
+pub(super) fn counts(one: &Candidate, candidates: &[Candidate]) -> bool {
+    let has_number = |other: &Candidate| other.number == one.number && matches!(other.rank, 2 | 4);
+    one.is_exact() || (one.is_by_id() && !candidates.iter().any(has_number))
+}
+
 /// The leads among the candidates of one person that have the person's ids at WhatsApp, the oldest first: one, if all is
-/// well. A line's other form counts only where no lead has a number as it is.
+/// well. A line's other form counts only where no lead has that contact's number as it is.
 pub(super) fn leads(candidates: &[Candidate]) -> Vec<&Candidate> {
-    let exact_number = candidates.iter().any(|one| matches!(one.rank, 2 | 4));
     let mut leads: Vec<&Candidate> = Vec::new();
     for one in candidates {
-        let counts = one.is_exact() || (one.is_by_id() && !exact_number);
-        if counts && leads.iter().all(|other| other.id != one.id) {
+        if counts(one, candidates) && leads.iter().all(|other| other.id != one.id) {
             leads.push(one);
         }
     }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::candidates::{self, Candidate};
-use super::{Source, find_or_make, learn};
+use super::{Source, find_or_make, learn, lock_leads};
 use crate::provider::{ContactIdentity, UserId, WaId};
 use crate::site_db::{SiteError, Transaction};
 
@@ -17,6 +17,8 @@ use crate::site_db::{SiteError, Transaction};
 #[derive(Debug)]
 pub struct LookedUp<'a> {
     found: HashMap<Ids<'a>, Found>,
+    /// All leads that have an id of one of the contacts.
+    candidates: Vec<Uuid>,
 }
 
 /// A contact's lead.
@@ -53,7 +55,7 @@ impl LookedUp<'_> {
 
 /// What the contacts say that is new to the best of their candidates.
 fn news(candidates: &[Candidate], best: &Candidate, (user_id, wa_id): Ids<'_>, said: &[&ContactIdentity]) -> News {
-    let several = candidates.iter().any(|other| other.is_exact() && other.id != best.id);
+    let several = (candidates.iter()).any(|other| other.id != best.id && candidates::counts(other, candidates));
     if several || !best.is_exact() {
         return News::Differs;
     }
@@ -94,12 +96,16 @@ pub async fn look_up<'a>(
     for contact in contacts.iter().filter(|contact| contact.is_known()) {
         of.entry(ids_of(contact)).or_default().push(contact);
     }
-    let mut looked_up = LookedUp { found: HashMap::new() };
+    let mut looked_up = LookedUp {
+        found: HashMap::new(),
+        candidates: Vec::new(),
+    };
     if of.is_empty() {
         return Ok(looked_up);
     }
     let ids: Vec<Ids<'a>> = of.keys().copied().collect();
     let candidates = candidates::of(tx, &ids).await?;
+    looked_up.candidates = candidates.iter().map(|one| one.id).collect();
     for of_one in candidates.chunk_by(|one, next| one.number == next.number) {
         let Some(best) = of_one.first() else { continue };
         let Some(ids) = usize::try_from(best.number - 1).ok().and_then(|at| ids.get(at)) else {
@@ -135,7 +141,8 @@ pub async fn find_or_make_all(
         .filter(|contact| looked_up.settled(contact).is_none())
         .collect();
     let people = people_apart(&open);
-    let made = settle(tx, &people).await?;
+    let again = look_up_again(tx, &open, looked_up).await?;
+    let made = settle(tx, &people, &again).await?;
     let mut leads = Vec::with_capacity(contacts.len());
     for contact in contacts {
         leads.push(
@@ -149,6 +156,40 @@ pub async fn find_or_make_all(
         );
     }
     Ok(leads)
+}
+
+/// Looks up contacts that are locked now: another batch may have inserted some of them before it gave the lock free. If
+/// something will be written to a lead, all leads of the batch are locked, in the order of their ids: else two batches that
+/// learn of different people and have messages of both wait for each other. (People of whom nothing is new are not locked
+/// by their ids.)
+async fn look_up_again<'a>(
+    tx: &mut Transaction<'_>,
+    open: &[&'a ContactIdentity],
+    first: &LookedUp<'_>,
+) -> Result<LookedUp<'a>, SiteError> {
+    let again = look_up(tx, open).await?;
+    if again.found.values().any(|found| found.news != News::Nothing) {
+        let leads: Vec<Uuid> = first.candidates.iter().chain(&again.candidates).copied().collect();
+        lock_leads(tx, &leads).await?;
+    }
+    Ok(again)
+}
+
+/// Locks the leads of these contacts in the order of their ids, for a transaction that finds, or changes, one after the other.
+/// The caller has locked the contacts.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn lock_in_order(tx: &mut Transaction<'_>, contacts: &[&ContactIdentity]) -> Result<(), SiteError> {
+    let looked_up = look_up(tx, contacts).await?;
+    if looked_up
+        .candidates
+        .iter()
+        .any(|id| Some(id) != looked_up.candidates.first())
+    {
+        lock_leads(tx, &looked_up.candidates).await?;
+    }
+    Ok(())
 }
 
 /// One contact for each person of whom all contacts have the same ids, with what all of them say. Left out are those that
@@ -194,12 +235,11 @@ fn people_apart(contacts: &[&ContactIdentity]) -> Vec<ContactIdentity> {
 async fn settle<'a>(
     tx: &mut Transaction<'_>,
     people: &'a [ContactIdentity],
+    looked_up: &LookedUp<'_>,
 ) -> Result<HashMap<Ids<'a>, Uuid>, SiteError> {
     if people.is_empty() {
         return Ok(HashMap::new());
     }
-    // Again, now that the contacts are locked: another batch may have inserted some of them before it gave the lock free.
-    let looked_up = look_up(tx, &people.iter().collect::<Vec<_>>()).await?;
     let (mut settled, mut news, mut new) = (HashMap::new(), Vec::new(), Vec::new());
     let mut taught: HashSet<Uuid> = HashSet::new();
     for person in people {

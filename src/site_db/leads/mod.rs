@@ -24,10 +24,12 @@ mod merge;
 pub mod statements;
 
 pub use identity::{changed, learn_recipient};
-pub use many::{LookedUp, find_or_make_all, look_up};
+pub use many::{LookedUp, find_or_make_all, lock_in_order, look_up};
 
 pub(super) use identity::{About, write};
 pub(super) use merge::{join, lock_leads, record_moved};
+
+use std::sync::LazyLock;
 
 use serde_json::Value;
 use sqlx::FromRow;
@@ -35,7 +37,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use self::candidates::Candidate;
-use super::locks::{group_key, lock, lock_keys, lock_missing};
+use super::locks::{group_key, lock, lock_keys, lock_missing, lock_updated};
 use super::{Pool, SiteError, Transaction};
 use crate::provider::ContactIdentity;
 
@@ -269,7 +271,21 @@ pub(super) fn of_submissions() -> String {
     )
 }
 
+static SET_REFERRALS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "WITH held AS MATERIALIZED ({})
+         UPDATE public.leads AS l SET referral = c.referral, updated_at = now()
+           FROM held, (SELECT DISTINCT ON (id) id, referral
+                   FROM unnest($1::uuid[], $2::jsonb[]) WITH ORDINALITY AS given(id, referral, number)
+                  ORDER BY id, number) AS c
+          WHERE l.id = c.id AND l.referral IS NULL AND held.keys >= 0",
+        lock_updated("leads", "$1")
+    )
+});
+
 /// Stores the advertisements that leads came from; a later one of a lead is ignored.
+///
+/// The rows are locked by [`lock_updated`], so a transaction calls it once, for all its leads (see [`locks`](super::locks)).
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -277,22 +293,16 @@ pub async fn set_referrals(tx: &mut Transaction<'_>, referrals: &[(Uuid, &Value)
     if referrals.is_empty() {
         return Ok(());
     }
-    sqlx::query(
-        "UPDATE public.leads AS l SET referral = c.referral, updated_at = now()
-           FROM (SELECT DISTINCT ON (id) id, referral
-                   FROM unnest($1::uuid[], $2::jsonb[]) WITH ORDINALITY AS given(id, referral, number)
-                  ORDER BY id, number) AS c
-          WHERE l.id = c.id AND l.referral IS NULL",
-    )
-    .bind(referrals.iter().map(|(lead_id, _)| *lead_id).collect::<Vec<_>>())
-    .bind(
-        referrals
-            .iter()
-            .map(|(_, referral)| Json(*referral))
-            .collect::<Vec<_>>(),
-    )
-    .execute(tx.connection())
-    .await?;
+    sqlx::query(SET_REFERRALS.as_str())
+        .bind(referrals.iter().map(|(lead_id, _)| *lead_id).collect::<Vec<_>>())
+        .bind(
+            referrals
+                .iter()
+                .map(|(_, referral)| Json(*referral))
+                .collect::<Vec<_>>(),
+        )
+        .execute(tx.connection())
+        .await?;
     Ok(())
 }
 

@@ -368,3 +368,94 @@ async fn a_message_that_was_filed_under_another_lead_does_not_merge_it() {
     assert_eq!(site.shown(message).await, "sent");
     assert_eq!(site.count(LEADS).await, 2);
 }
+
+/// The two forms of a line: Brazil, Mexico, Argentina.
+const FORMS: [(&str, &str); 6] = [
+    ("551181234567", "5511981234567"),
+    ("5511981234568", "551181234568"),
+    ("525512345678", "5215512345678"),
+    ("5215512345679", "525512345679"),
+    ("541112345678", "5491112345678"),
+    ("5491112345679", "541112345679"),
+];
+
+#[tokio::test]
+async fn a_person_known_by_another_id_and_by_the_other_form_of_the_number_is_one_lead() {
+    // GIVEN persons with two leads each: one by the user id, one by a form of the number
+    let site = Site::working().await;
+    let (mut first, mut then) = (Vec::new(), Vec::new());
+    for (index, (form, other)) in FORMS.into_iter().enumerate() {
+        let user = format!("BR.{index}");
+        first.push(said(&format!("{index}.hidden"), Ids(None, Some(&user))));
+        first.push(said(&format!("{index}.number"), Ids(Some(form), None)));
+        then.push(said(&format!("{index}.both"), Ids(Some(other), Some(&user))));
+    }
+    site.post(&webhook_of(&first)).await;
+    site.settle().await;
+    assert_eq!(site.count(LEADS).await, 12);
+
+    // WHEN the user id and the other form are seen together, those of all persons in one webhook
+    site.post(&webhook_of(&then)).await;
+    site.settle_people().await;
+
+    // THEN each is one lead
+    assert_eq!(site.count(LEADS).await, 6);
+    assert_eq!(site.count(CONVERSATIONS).await, 6);
+
+    // And so is a person whose number changes to one of which the other form has a lead
+    let changes = FORMS.into_iter().enumerate().map(|(index, (form, other))| {
+        let former = format!("1650557{index:04}");
+        let (form, other) = (form.replace("1234", "4321"), other.replace("1234", "4321"));
+        let (former, form, other) = (
+            Ids(Some(&former), None),
+            Ids(Some(&form), None),
+            Ids(Some(&other), None),
+        );
+        let notice = format!("{index}.notice");
+        [
+            said(&format!("{index}.former"), former),
+            said(&format!("{index}.form"), form),
+            changed(&notice, "user_changed_number", former, other, 1),
+        ]
+    });
+    let changes: Vec<Value> = changes.flatten().collect();
+    site.post(&webhook_of(&changes)).await;
+    site.settle_people().await;
+    assert_eq!(site.count(LEADS).await, 12);
+    assert_eq!(site.count(CONVERSATIONS).await, 12);
+}
+
+/// What is written to a lead takes a while.
+const SLOW_LEADS: &str =
+    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+    CREATE TRIGGER slow AFTER UPDATE ON leads FOR EACH ROW EXECUTE FUNCTION slow()";
+
+#[tokio::test]
+async fn batches_that_learn_of_different_people_and_have_messages_of_both_do_not_wait_in_a_circle() {
+    // GIVEN two people, and several workers
+    let site = Site::working().await;
+    let _other = site.another_process();
+    let (one, two) = (Some("16505550001"), Some("16505550002"));
+    site.post(&webhook_of(&[said("1", Ids(one, None)), said("2", Ids(two, None))]))
+        .await;
+    site.settle().await;
+    site.db.on_site(SLOW_LEADS).await;
+
+    // WHEN one batch learns of the second person and has a message of the first, and another one the other way round
+    let teaching = |number, user| said(&format!("{user}.teaching"), Ids(number, Some(user)));
+    site.post(&webhook_of(&[teaching(two, "US.2"), said("3", Ids(one, None))]))
+        .await;
+    let sleeping =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    site.db
+        .until_site("something is written to a lead", sleeping, "1")
+        .await;
+    site.post(&webhook_of(&[teaching(one, "US.1"), said("4", Ids(two, None))]))
+        .await;
+    site.settle().await;
+
+    // THEN neither had to be tried again
+    assert_eq!(site.count("webhook_events WHERE attempts > 1").await, 0);
+    assert_eq!(site.count("leads WHERE user_id IS NOT NULL").await, 2);
+    assert_eq!(site.count("whatsapp_messages").await, 6);
+}
