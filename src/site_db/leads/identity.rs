@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::candidates::{self, Candidate};
 use super::ids::{IdKind, Ids};
-use super::known_ids::{load, read, save};
+use super::known_ids::{load, save};
 use super::statements::{self, Reached, Statement, Word};
 use crate::provider::event::IdentityChange;
 use crate::provider::{ContactIdentity, WaId};
@@ -79,8 +79,7 @@ async fn reached_lead(
     .fetch_optional(tx.connection())
     .await?;
     let Some(row) = row else { return Ok(None) };
-    // Not locked: it may be that another lead is written, and two are locked in the order of their ids.
-    let Some(ids) = read(tx, row.id).await? else {
+    let Some(ids) = load(tx, row.id).await? else {
         return Ok(None);
     };
     let phone = row.phone.as_deref().and_then(WaId::parse);

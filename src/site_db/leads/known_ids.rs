@@ -28,17 +28,8 @@ impl Row {
 
 /// Locks a lead's row and reads all its ids; `None` if the lead is gone or merged into another one.
 pub(super) async fn load(tx: &mut Transaction<'_>, lead_id: Uuid) -> Result<Option<Ids>, SiteError> {
-    sqlx::query("SELECT FROM public.leads WHERE id = $1 FOR UPDATE")
-        .bind(lead_id)
-        .execute(tx.connection())
-        .await?;
-    read(tx, lead_id).await
-}
-
-/// Reads all ids of a lead, without a lock: for who may have to lock another lead; `None` as for [`load`].
-pub(super) async fn read(tx: &mut Transaction<'_>, lead_id: Uuid) -> Result<Option<Ids>, SiteError> {
     let columns: Option<(Option<String>, Option<String>)> =
-        sqlx::query_as("SELECT wa_id, user_id FROM public.leads WHERE id = $1 AND merged_into IS NULL")
+        sqlx::query_as("SELECT wa_id, user_id FROM public.leads WHERE id = $1 AND merged_into IS NULL FOR UPDATE")
             .bind(lead_id)
             .fetch_optional(tx.connection())
             .await?;

@@ -168,11 +168,13 @@ async fn look_up_again<'a>(
     first: &LookedUp<'_>,
 ) -> Result<LookedUp<'a>, SiteError> {
     let again = look_up(tx, open).await?;
-    if again.found.values().any(|found| found.news != News::Nothing) {
-        let leads: Vec<Uuid> = first.candidates.iter().chain(&again.candidates).copied().collect();
-        lock_leads(tx, &leads).await?;
+    if again.found.values().all(|found| found.news == News::Nothing) {
+        return Ok(again);
     }
-    Ok(again)
+    let leads: Vec<Uuid> = first.candidates.iter().chain(&again.candidates).copied().collect();
+    lock_leads(tx, &leads).await?;
+    // While these locks were waited for, their holder may have learnt more of the same people.
+    look_up(tx, open).await
 }
 
 /// Locks the leads of these contacts in the order of their ids, for a transaction that finds, or changes, one after the other.
