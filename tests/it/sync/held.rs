@@ -166,6 +166,10 @@ async fn a_table_that_somebody_locks_in_the_agent_db_is_held_within_seconds_and_
     change(&twins, 3).await;
     twins.until_equal(&["one", "two"]).await;
     twins.until_table("notes", "streaming", 0).await;
+    // A copy that meets the locked row parks it too.
+    twins.run(&["resync", "notes", "--wait"]).await;
+    twins.until_table("notes", "streaming", 0).await;
+    twins.until_parked(1).await;
     other.batch_execute("ROLLBACK").await.unwrap();
     twins.until_equal_within(2 * SOON, &["notes"]).await;
     twins.until_parked(0).await;

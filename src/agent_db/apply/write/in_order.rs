@@ -231,7 +231,7 @@ impl Writer {
     }
 
     /// Whether the refusal is one row's because it is locked.
-    fn parks_locked_rows(&self, refusal: &Refusal) -> bool {
+    pub(super) fn parks_locked_rows(&self, refusal: &Refusal) -> bool {
         self.locked_rows.is_some() && refusal.sqlstate == LOCK_NOT_AVAILABLE
     }
 

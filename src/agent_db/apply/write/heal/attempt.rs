@@ -48,7 +48,8 @@ impl Writer {
         let mut refused = None;
         for room in [Room::None, Room::Null, Room::Delete] {
             self.session.command("SAVEPOINT piece").await?;
-            match tolerated(Box::pin(self.write_rows(rows, room, keep)).await)? {
+            let written = Box::pin(self.write_rows(rows, room, keep)).await;
+            match self.tolerated(written)? {
                 None => {
                     let end = if keep == Keep::IfChecked {
                         "RELEASE SAVEPOINT piece"
@@ -261,20 +262,26 @@ impl<'e> Part<'e> {
     }
 }
 
-/// The refusal in a result. What stops the whole session remains an error; everything else leaves the rows parked: also a
-/// right that is missing, which the table's own changes will meet.
-pub(super) fn tolerated(result: Result<(), AgentError>) -> Result<Option<Refused>, AgentError> {
-    match result {
-        Ok(()) => Ok(None),
-        Err(AgentError::Refused { refusal, .. })
-            if refusal.disposition() != Disposition::Transient || refusal.may_be_of_a_row() =>
-        {
-            Ok(Some(Refused::by(&refusal)))
+impl Writer {
+    /// The refusal in a result. What stops the whole session remains an error; everything else leaves the rows parked: also a
+    /// right that is missing, which the table's own changes will meet.
+    pub(super) fn tolerated(&self, result: Result<(), AgentError>) -> Result<Option<Refused>, AgentError> {
+        match result {
+            Ok(()) => Ok(None),
+            // Somebody has locked the row: it stays parked. (Of a table that is locked, none is tried.)
+            Err(AgentError::Refused { refusal, .. }) if self.parks_locked_rows(&refusal) => {
+                Ok(Some(Refused::by(&refusal)))
+            }
+            Err(AgentError::Refused { refusal, .. })
+                if refusal.disposition() != Disposition::Transient || refusal.may_be_of_a_row() =>
+            {
+                Ok(Some(Refused::by(&refusal)))
+            }
+            // The rows stay parked; one that is tried by itself holds its table.
+            Err(AgentError::TooSlow {
+                seconds, table, rows, ..
+            }) if table.is_none() || rows > 1 => Ok(Some(Refused::too_slow(seconds))),
+            Err(error) => Err(error),
         }
-        // The rows stay parked; one that is tried by itself holds its table.
-        Err(AgentError::TooSlow {
-            seconds, table, rows, ..
-        }) if table.is_none() || rows > 1 => Ok(Some(Refused::too_slow(seconds))),
-        Err(error) => Err(error),
     }
 }

@@ -1,7 +1,7 @@
 //! Which of some rows can't be written with the others: they are refused for reasons of their own, or depend on rows that
 //! are not written.
 
-use super::attempt::{Keep, Room, tolerated};
+use super::attempt::{Keep, Room};
 use super::rows::{Cause, Refused, by_table};
 use crate::agent_db::apply::write::writer::Writer;
 use crate::agent_db::error::AgentError;
@@ -34,7 +34,8 @@ impl Writer {
         let tables = by_table(rows);
         for room in [Room::Null, Room::Delete] {
             self.session.command("SAVEPOINT piece").await?;
-            let made = tolerated(Box::pin(self.make_room(&tables, room)).await)?;
+            let made = Box::pin(self.make_room(&tables, room)).await;
+            let made = self.tolerated(made)?;
             let undo = if made.is_none() {
                 ""
             } else {
