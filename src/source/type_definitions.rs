@@ -1,9 +1,10 @@
 //! Statements that create the types of columns as the Site DB has them, for a table whose column the Agent DB lacks together with
 //! its type. Not what a type that was written in C needs, unless an extension brings it.
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use super::error::{SourceError, failed};
+use super::bounded;
+use super::error::SourceError;
 use crate::change::RelationId;
 
 /// A type of the Site DB that is not Postgres' own.
@@ -69,16 +70,21 @@ pub async fn type_definitions(
     relation: RelationId,
     columns: &[&str],
 ) -> Result<Vec<TypeDefinition>, SourceError> {
-    let rows = client
-        .query(DEFINITIONS, &[&relation.0, &columns])
-        .await
-        .map_err(failed("read the definitions of types"))?;
-    let definition = |row: &tokio_postgres::Row| {
-        Some(TypeDefinition {
-            schema: row.get("schema"),
-            name: row.get("name"),
-            statement: row.get::<_, Option<String>>("statement")?,
-        })
+    let definition = |row: &Row| {
+        Ok(row
+            .get::<_, Option<String>>("statement")
+            .map(|statement| TypeDefinition {
+                schema: row.get("schema"),
+                name: row.get("name"),
+                statement,
+            }))
     };
-    Ok(rows.iter().filter_map(definition).collect())
+    bounded::rows(
+        client,
+        DEFINITIONS,
+        &[&relation.0, &columns],
+        "read the definitions of types",
+        definition,
+    )
+    .await
 }

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// A deadline for what takes milliseconds on an idle machine; tests also run on busy ones.
-pub(crate) const SOON: Duration = Duration::from_secs(40);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// The pause between two polls, at first.
 const POLL: Duration = Duration::from_millis(10);

@@ -1,7 +1,5 @@
 //! Outages in a row, and how soon all goes on once a cause is gone.
 
-use std::time::{Duration, Instant};
-
 use crate::harness::{SOON, Twins};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,9 +23,9 @@ async fn after_several_outages_the_pause_before_the_next_attempt_starts_afresh()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_parked_rows_heal_soon_after_their_cause_is_gone_and_delay_no_others() {
-    // GIVEN rows that were refused so often that their next attempt is minutes away
+    // GIVEN rows whose next attempt is ten minutes away
     let mut twins = Twins::with_notes(1).await;
-    twins.configure("sync.retry_initial_ms = 60000\nsync.retry_max_ms = 600000");
+    twins.configure("sync.retry_initial_ms = 600000\nsync.retry_max_ms = 600000");
     let _daemon = twins.start().await;
     twins.until_equal(&["notes"]).await;
     twins
@@ -39,12 +37,10 @@ async fn thousands_of_parked_rows_heal_soon_after_their_cause_is_gone_and_delay_
     twins.until_parked_within(2 * SOON, 3001).await;
 
     // WHEN the cause of all but one is gone
-    let began = Instant::now();
     twins.on_agent("ALTER TABLE notes DROP CONSTRAINT no").await;
 
     // THEN they heal within seconds, though one stays refused
     twins.until_parked_within(2 * SOON, 1).await;
-    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
     twins.on_site("UPDATE notes SET n = 9 WHERE id = 5000").await;
     twins.until_parked_within(4 * SOON, 0).await;
     twins.until_equal(&["notes"]).await;
