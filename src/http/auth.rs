@@ -13,14 +13,16 @@ use crate::config::ApiToken;
 /// The client whose token the request carries: `Authorization: Bearer`, else `access_token` in the query, which some
 /// Graph clients use (Chatwoot).
 pub(super) fn client<'a>(tokens: &'a [ApiToken], headers: &HeaderMap, uri: &Uri) -> Option<&'a ApiToken> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| {
-        let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
-        // Meta takes both words.
-        let known = scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("oauth");
-        known.then(|| token.trim().to_owned())
-    });
-    let token = bearer.or_else(|| query(uri, "access_token"))?;
+    let token = bearer(headers).or_else(|| query(uri, "access_token"))?;
     known(tokens, &token)
+}
+
+/// The token of the header.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<String> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.to_str().ok()?.trim().split_once(' ')?;
+    // Meta takes both words.
+    let known = scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("oauth");
+    known.then(|| token.trim().to_owned())
 }
 
 /// A parameter of the query string.
@@ -37,7 +39,7 @@ pub(super) fn other_parameters(uri: &Uri) -> impl Iterator<Item = (Cow<'_, str>,
 }
 
 /// Compares with every token, even after a match, so that the time taken does not show which one matched.
-fn known<'a>(tokens: &'a [ApiToken], token: &str) -> Option<&'a ApiToken> {
+pub(super) fn known<'a>(tokens: &'a [ApiToken], token: &str) -> Option<&'a ApiToken> {
     let digest: [u8; 32] = Sha256::digest(token).into();
     let mut found = None;
     for known in tokens {

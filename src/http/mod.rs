@@ -7,10 +7,12 @@
 //! | `webhook` | Meta's handshake and events |
 //! | `send` | the Graph-compatible send |
 //! | `messages` | the plain JSON API |
+//! | `pages` | conversations, messages and leads, in pages |
 //! | `passthrough` | other Graph calls, passed through |
 //! | `media` | media, streamed to and from Meta |
 //! | `state` | the state that all routes share |
 //! | `auth` | which client a request is from |
+//! | `access` | who may look: a client, or a user with a JSON Web Token; and from which web pages |
 //! | `quotes` | whether a client may answer or quote a message |
 //! | `media_link` | links to media: signed, checked |
 //! | `form` | forms with files, checked while they pass |
@@ -28,6 +30,7 @@
 //! request, calls the [`outbox`](crate::outbox) or the [`inbox`](crate::inbox), and puts the result into the shape that the
 //! client knows. TLS is left to a proxy.
 
+mod access;
 mod answer;
 mod around;
 mod auth;
@@ -40,6 +43,7 @@ pub(crate) mod listener;
 mod media;
 mod media_link;
 mod messages;
+mod pages;
 mod passthrough;
 mod quotes;
 mod router;

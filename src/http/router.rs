@@ -4,19 +4,26 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 
 use super::state::State;
-use super::{answer, around, media, messages, passthrough, send, webhook};
+use super::{access, answer, around, media, messages, pages, passthrough, send, webhook};
 
 /// The routes. A family's own layers (limits, time-outs) belong into its `router`.
 pub(super) fn router(state: State) -> Router {
-    Router::new()
+    let cors = access::cors(&state.settings.cors_origins);
+    let router = Router::new()
         .merge(webhook::router())
         .merge(send::router())
         .merge(messages::router())
+        .merge(pages::router())
         .merge(media::router())
         // All other paths: calls of the Graph API that are passed on, or 404.
         .fallback(passthrough::call)
         .method_not_allowed_fallback(answer::method_not_allowed)
         .layer(DefaultBodyLimit::max(state.settings.max_body_bytes))
         .layer(axum::middleware::from_fn(around::around))
-        .with_state(state)
+        .with_state(state);
+    // Outside of everything: a browser's question before a call has no token.
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
+use super::access::Access;
 use super::body::Bodies;
 use super::budget::{self, Budgets};
 use super::listener::Bounds;
 use super::media_link::MediaLinks;
-use crate::config::ApiToken;
+use crate::config::{ApiToken, CorsOrigins, Jwt};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::provider::{ApiVersion, cloud};
@@ -22,6 +23,10 @@ use crate::site_db::Pool;
 pub(super) struct HttpSettings {
     /// Our API tokens, one for each client.
     pub(super) tokens: Vec<ApiToken>,
+    /// Which JSON Web Tokens are accepted; `None`: none.
+    pub(super) jwt: Option<Jwt>,
+    /// Which web pages may call the API.
+    pub(super) cors_origins: CorsOrigins,
     /// Token of the webhook's handshake; `None`: every handshake is refused.
     pub(super) verify_token: Option<SecretString>,
     /// How long a client of the Graph-compatible route waits for its answer.
@@ -72,6 +77,8 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
+    /// Who may look.
+    pub(super) access: Access,
     /// How many requests are answered at a time.
     pub(super) budgets: Budgets,
     /// Reads the requests' bodies.
@@ -84,6 +91,7 @@ impl State {
     pub(super) fn new(settings: HttpSettings, pool: Pool, outbox: Outbox, inbox: Inbox) -> Self {
         let media = budget::media(settings.connections.connections);
         Self(Arc::new(Shared {
+            access: Access::new(settings.tokens.clone(), settings.jwt.clone()),
             budgets: Budgets::new(
                 settings.connections.connections,
                 settings.tokens.iter().map(|token| token.name.as_str()),

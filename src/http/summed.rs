@@ -20,6 +20,8 @@ pub(super) enum Line {
     Handshake,
     /// The Site DB did not take a request's message.
     Unavailable,
+    /// The public keys of JSON Web Tokens could not be read.
+    JwtKeys,
     /// A request was answered with this status.
     Answered(u16),
 }

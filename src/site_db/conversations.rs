@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::leads::{self, LookedUp, Source};
 use super::locks::lock_updated;
-use super::{SiteError, Transaction};
+use super::{Pool, SiteError, Transaction, notifications};
 use crate::provider::ContactIdentity;
 use crate::provider::event::Direction;
 
@@ -335,4 +335,40 @@ pub async fn touch_all(tx: &mut Transaction<'_>, touches: &[(Uuid, Touch)]) -> R
         .execute(tx.connection())
         .await?;
     Ok(())
+}
+
+/// Counts a conversation's messages as read, and what notifies of them: all, or those up to one of them. `None`: there is no such
+/// conversation, or no such message in it.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn mark_read(pool: &Pool, id: Uuid, up_to: Option<Uuid>) -> Result<Option<()>, SiteError> {
+    let mut tx = pool.begin().await?;
+    // Locked first: a message that comes meanwhile is counted after this, or is seen by it.
+    let known: Option<Option<OffsetDateTime>> = sqlx::query_scalar(
+        "SELECT (SELECT m.created_at FROM public.whatsapp_messages m WHERE m.id = $2 AND m.conversation_id = c.id) \
+         FROM public.conversations c WHERE c.id = $1 FOR NO KEY UPDATE",
+    )
+    .bind(id)
+    .bind(up_to)
+    .fetch_optional(tx.connection())
+    .await?;
+    let read_to = match known {
+        Some(read_to) if read_to.is_some() || up_to.is_none() => read_to,
+        _ => return Ok(None),
+    };
+    sqlx::query(
+        "UPDATE public.conversations c SET updated_at = now(), unread_count = CASE WHEN $2::timestamptz IS NULL THEN 0 ELSE \
+           least(c.unread_count, (SELECT count(*) FROM public.whatsapp_messages m WHERE m.conversation_id = c.id \
+             AND m.direction = 'inbound' AND (m.created_at, m.id) > ($2, $3)))::integer END \
+         WHERE c.id = $1 AND c.unread_count > 0",
+    )
+    .bind(id)
+    .bind(read_to)
+    .bind(up_to)
+    .execute(tx.connection())
+    .await?;
+    notifications::mark_read(&mut tx, id, read_to.zip(up_to)).await?;
+    tx.commit().await?;
+    Ok(Some(()))
 }

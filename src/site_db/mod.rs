@@ -21,6 +21,8 @@
 //! | [`servers`] | `twinlog.servers`: what each running server reports about itself |
 //! | [`media`] | `twinlog.uploaded_media`: whose medium an upload is |
 //! | [`locks`] | advisory locks on things that have no row yet |
+//! | [`pages`] | what people leaf through: conversations, messages, leads |
+//! | `shown` | rows as people are shown them |
 //! | `schema` | checks that all these tables are there |
 //! | `pool` | [`Pool`] and [`Transaction`] |
 //! | `connect` | which statements are prepared on new connections |
@@ -45,9 +47,11 @@ pub mod merging;
 pub mod messages;
 pub mod notifications;
 pub mod number_leases;
+pub mod pages;
 mod pool;
 mod schema;
 pub mod servers;
+mod shown;
 pub mod status_events;
 pub mod webhook_events;
 

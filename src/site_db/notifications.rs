@@ -1,6 +1,7 @@
 //! `notifications`: what a person should look at.
 
 use strum::{Display, EnumIter, EnumString, IntoStaticStr};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{SiteError, Transaction};
@@ -78,4 +79,24 @@ pub(super) async fn move_to(tx: &mut Transaction<'_>, conversation: Uuid, into: 
     .bind(into)
     .fetch_all(tx.connection())
     .await?)
+}
+
+/// Marks what notifies of a conversation's received messages as read, up to a message (its `created_at` and id).
+pub(super) async fn mark_read(
+    tx: &mut Transaction<'_>,
+    conversation: Uuid,
+    read_to: Option<(OffsetDateTime, Uuid)>,
+) -> Result<(), SiteError> {
+    sqlx::query(
+        "UPDATE public.notifications n SET read_at = now() WHERE n.conversation_id = $1 AND n.read_at IS NULL AND n.kind = $2 \
+           AND ($3::timestamptz IS NULL OR EXISTS (SELECT FROM public.whatsapp_messages m \
+             WHERE m.id = n.message_id AND (m.created_at, m.id) <= ($3, $4)))",
+    )
+    .bind(conversation)
+    .bind(NotificationKind::InboundMessage)
+    .bind(read_to.map(|(at, _)| at))
+    .bind(read_to.map(|(_, id)| id))
+    .execute(tx.connection())
+    .await?;
+    Ok(())
 }

@@ -22,6 +22,17 @@ pub struct Http {
     pub public_url: Option<url::Url>,
     /// How long a client of the Graph-compatible route waits for its message to be sent before it is cancelled.
     pub send_wait: Duration,
+    /// Which web pages may call the API from a browser.
+    pub cors_origins: CorsOrigins,
+}
+
+/// The web pages whose scripts may call the API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CorsOrigins {
+    /// All of them.
+    Any,
+    /// These, as browsers name them in `Origin`; maybe none.
+    Named(Vec<String>),
 }
 
 /// The admin listener: health and metrics.
@@ -42,6 +53,7 @@ pub(super) fn http(reader: &mut ValueReader<'_>) -> Option<Http> {
     let max_media_bytes = reader.integer("http.max_media_bytes", 65_536..=1_073_741_824);
     let public_url = public_url(reader);
     let send_wait = reader.milliseconds("http.send_wait_ms", 100..=60_000);
+    let cors_origins = cors_origins(reader);
     Some(Http {
         listen: listen?,
         max_connections: max_connections?,
@@ -50,6 +62,7 @@ pub(super) fn http(reader: &mut ValueReader<'_>) -> Option<Http> {
         max_media_bytes: max_media_bytes?,
         public_url: public_url?,
         send_wait: send_wait?,
+        cors_origins: cors_origins?,
     })
 }
 
@@ -92,6 +105,29 @@ fn public_url(reader: &mut ValueReader<'_>) -> Option<Option<url::Url>> {
             "write it as in https://whatsapp.example.com",
         ),
     }
+}
+
+fn cors_origins(reader: &mut ValueReader<'_>) -> Option<CorsOrigins> {
+    let key = "http.cors_origins";
+    let mut origins = Vec::new();
+    for value in reader.list(key)? {
+        let text = value.as_str().unwrap_or_default();
+        if text == "*" {
+            return Some(CorsOrigins::Any);
+        }
+        // What a browser writes: no path, no default port, lower case.
+        let origin = url::Url::parse(text).map(|url| url.origin().ascii_serialization());
+        if origin.as_deref().is_ok_and(|origin| origin != "null") && !text.contains('*') {
+            origins.extend(origin);
+        } else {
+            return reader.wrong(
+                key,
+                format!("{text:?} is not the origin of a web page"),
+                "write it as in [\"https://crm.example.com\"]",
+            );
+        }
+    }
+    Some(CorsOrigins::Named(origins))
 }
 
 fn listen(reader: &mut ValueReader<'_>, key: &str) -> Option<SocketAddr> {

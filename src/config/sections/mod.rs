@@ -3,6 +3,7 @@
 mod auth;
 mod databases;
 mod events;
+mod jwt;
 mod listeners;
 mod log;
 mod retention;
@@ -12,7 +13,8 @@ mod whatsapp;
 pub use auth::ApiToken;
 pub use databases::{Agent, Site};
 pub use events::Events;
-pub use listeners::{Admin, Http};
+pub use jwt::{Jwt, JwtKeySource};
+pub use listeners::{Admin, CorsOrigins, Http};
 pub use log::{Log, LogFormat};
 pub use retention::Retention;
 pub use sync::{OnNewColumn, OnUnreplicableTable, Sync};
@@ -37,6 +39,8 @@ pub struct Config {
     pub whatsapp: Whatsapp,
     /// `[[auth.tokens]]`
     pub tokens: Vec<ApiToken>,
+    /// `[auth] jwt_…`; `None`: no JSON Web Token is accepted.
+    pub jwt: Option<Jwt>,
     /// `[events]`
     pub events: Events,
     /// `[retention]`
@@ -71,6 +75,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
     }
     let whatsapp = whatsapp::whatsapp(reader, needs.whatsapp);
     let tokens = auth::tokens(reader, needs.whatsapp);
+    let jwt = jwt::jwt(reader);
     let events = events::events(reader);
     let retention = retention::retention(reader);
     if let (Some(whatsapp), Some(tokens), true) = (&whatsapp, &tokens, needs.whatsapp) {
@@ -85,6 +90,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
         admin: admin?,
         whatsapp: whatsapp?,
         tokens: tokens?,
+        jwt: jwt?,
         events: events?,
         retention: retention?,
         log: log?,

@@ -79,6 +79,8 @@ impl Settings {
             },
             http: HttpSettings {
                 tokens: config.tokens.clone(),
+                jwt: config.jwt.clone(),
+                cors_origins: config.http.cors_origins.clone(),
                 verify_token: whatsapp.verify_token.clone(),
                 send_wait: config.http.send_wait,
                 connections: Bounds {

@@ -100,7 +100,8 @@ const DRIVERS: &[(&str, &[&str])] = &[
     // `change` and `postgres` quote identifiers with it.
     ("postgres_protocol", &["wire", "change", "postgres"]),
     ("axum", &["http", "realtime", "dev", "cli"]),
-    ("reqwest", &["provider", "dev", "cli"]),
+    // `http` reads the public keys of JSON Web Tokens.
+    ("reqwest", &["provider", "http", "dev", "cli"]),
 ];
 
 /// A longer file should be two files.

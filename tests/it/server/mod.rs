@@ -19,6 +19,7 @@ mod graph_route;
 mod holds;
 mod in_process;
 mod light;
+mod looking;
 mod media;
 mod meta_stub;
 mod observed;
