@@ -204,7 +204,10 @@ static MERGE_ALL: LazyLock<String> = LazyLock::new(|| {
              unread_count = CASE WHEN p.other IS NULL THEN c.unread_count ELSE 0 END,
              updated_at   = now()
             FROM held, pairs p WHERE (c.id = p.id OR (c.merged_into = p.id AND p.other IS NOT NULL)) AND held.keys >= 0",
-        lock_updated("conversations", "$1")
+        lock_updated(
+            "conversations",
+            "ARRAY(SELECT c.id FROM public.conversations c WHERE c.id = ANY ($1) OR c.merged_into = ANY ($1))"
+        )
     )
 });
 

@@ -29,7 +29,8 @@ pub struct EarlyMedium {
 /// See [`SiteError`].
 pub async fn keep(tx: &mut Transaction<'_>, medium: &Medium<'_>) -> Result<(), SiteError> {
     sqlx::query(
-        "WITH old AS (DELETE FROM twinlog.early_media WHERE created_at < now() - interval '60 days')
+        "WITH old AS (DELETE FROM twinlog.early_media WHERE ctid = ANY (ARRAY(SELECT ctid FROM twinlog.early_media
+              WHERE created_at < now() - interval '60 days' FOR UPDATE SKIP LOCKED)))
          INSERT INTO twinlog.early_media (account_id, wamid, type, body, payload) SELECT $1, $2, $3, $4, $5
           WHERE NOT EXISTS (SELECT FROM public.whatsapp_messages m WHERE m.account_id = $1 AND m.wamid = $2)
          ON CONFLICT (account_id, wamid) DO NOTHING",

@@ -188,8 +188,9 @@ pub async fn delete_old(pool: &Pool, keep: Duration) -> Result<usize, SiteError>
     let deleted: i64 = sqlx::query_scalar(
         "WITH oldest AS MATERIALIZED (SELECT round, lead(placed_at) OVER (ORDER BY round) AS followed_at \
            FROM (SELECT round, placed_at FROM twinlog.event_rounds ORDER BY round LIMIT $2 + 1) AS r), \
-         deleted AS (DELETE FROM twinlog.event_rounds r USING oldest o \
-           WHERE r.round = o.round AND o.followed_at < now() - make_interval(secs => $1) RETURNING r.ids), \
+         due AS MATERIALIZED (SELECT r.round FROM twinlog.event_rounds r JOIN oldest o USING (round) \
+           WHERE o.followed_at < now() - make_interval(secs => $1) ORDER BY r.round FOR UPDATE OF r SKIP LOCKED), \
+         deleted AS (DELETE FROM twinlog.event_rounds r USING due d WHERE r.round = d.round RETURNING r.ids), \
          emptied AS (DELETE FROM twinlog.events e USING (SELECT unnest(ids) AS id FROM deleted) AS d WHERE e.id = d.id) \
          SELECT count(*) FROM deleted",
     )

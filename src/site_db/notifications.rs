@@ -73,7 +73,8 @@ pub async fn history_declined(tx: &mut Transaction<'_>, account_id: Uuid, detail
 /// Moves the notifications about a conversation to the one that it is merged into; returns their ids.
 pub(super) async fn move_to(tx: &mut Transaction<'_>, conversation: Uuid, into: Uuid) -> Result<Vec<Uuid>, SiteError> {
     Ok(sqlx::query_scalar(
-        "UPDATE public.notifications SET conversation_id = $2 WHERE conversation_id = $1 RETURNING id",
+        "WITH held AS MATERIALIZED (SELECT id FROM public.notifications WHERE conversation_id = $1 ORDER BY id FOR UPDATE)
+         UPDATE public.notifications AS n SET conversation_id = $2 FROM held WHERE n.id = held.id RETURNING n.id",
     )
     .bind(conversation)
     .bind(into)

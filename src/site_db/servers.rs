@@ -51,7 +51,8 @@ pub struct StoredServer {
 /// See [`SiteError`].
 pub async fn report(pool: &Pool, report: &ServerReport<'_>) -> Result<(), SiteError> {
     sqlx::query(
-        "WITH forgotten AS (DELETE FROM twinlog.servers WHERE reported_at < now() - make_interval(secs => $6))
+        "WITH forgotten AS (DELETE FROM twinlog.servers WHERE id = ANY (ARRAY(SELECT id FROM twinlog.servers
+              WHERE reported_at < now() - make_interval(secs => $6) FOR UPDATE SKIP LOCKED)))
          INSERT INTO twinlog.servers AS s (id, hostname, pid, version, components) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (id) DO UPDATE SET components = excluded.components, reported_at = now()",
     )

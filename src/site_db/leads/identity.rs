@@ -5,6 +5,8 @@
 //! locks that the caller may not take any more, so a [`Statement`] is stored, and the message is stored with the lead that
 //! will be kept.
 
+use std::collections::BTreeSet;
+
 use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -12,6 +14,7 @@ use uuid::Uuid;
 use super::candidates::{self, Candidate};
 use super::ids::{IdKind, Ids};
 use super::known_ids::{load, save};
+use super::merge::lock_to_join;
 use super::statements::{self, Reached, Statement, Word};
 use crate::provider::event::IdentityChange;
 use crate::provider::{ContactIdentity, WaId};
@@ -32,7 +35,7 @@ pub(in crate::site_db) enum About {
 
 /// Writes what is known to the person's lead, if it is one.
 pub(in crate::site_db) async fn write(tx: &mut Transaction<'_>, statement: &Statement) -> Result<About, SiteError> {
-    let candidates = candidates::of_person(tx, &statement.contacts()).await?;
+    let candidates = lock_candidates(tx, statement).await?;
     let mut leads: Vec<(OffsetDateTime, Uuid)> = candidates::leads(&candidates)
         .into_iter()
         .map(|lead| (lead.created_at, lead.id))
@@ -56,6 +59,22 @@ pub(in crate::site_db) async fn write(tx: &mut Transaction<'_>, statement: &Stat
         several => return Ok(About::Several(several.iter().map(|(_, id)| *id).collect())),
     }
     Ok(About::Written)
+}
+
+/// The leads that a statement may be about by its ids. If there are several with the one that a message was sent to, all are
+/// locked, in one order: each of them may be written to.
+async fn lock_candidates(tx: &mut Transaction<'_>, statement: &Statement) -> Result<Vec<Candidate>, SiteError> {
+    let candidates = candidates::of_person(tx, &statement.contacts()).await?;
+    let by_ids = candidates::leads(&candidates).into_iter().map(|lead| lead.id);
+    let leads: BTreeSet<Uuid> = by_ids
+        .chain(statement.lead.as_ref().map(|reached| reached.lead_id))
+        .collect();
+    if leads.len() < 2 {
+        return Ok(candidates);
+    }
+    lock_to_join(tx, &Vec::from_iter(leads)).await?;
+    // While the locks were waited for, their holder may have merged some of them.
+    candidates::of_person(tx, &statement.contacts()).await
 }
 
 /// The lead that a message was sent to, if the number that was dialled is the lead's: a client may send a message to any number

@@ -21,7 +21,29 @@ pub(in crate::site_db) async fn lock_leads(tx: &mut Transaction<'_>, leads: &[Uu
     Ok(locked.into_iter().map(|(_, id)| id).collect())
 }
 
-/// Makes `merged` point to `kept`, which gets its ids; both are locked. Returns the record's id.
+/// Locks what a merge of these leads changes, or of those that they were merged into: their rows and the rows that were merged
+/// into them, in the order of their ids, and then the known ids.
+pub(super) async fn lock_to_join(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Result<(), SiteError> {
+    let locked: Vec<Uuid> = sqlx::query_scalar(
+        "WITH wanted AS MATERIALIZED (
+             SELECT array_agg(coalesce(merged_into, id)) AS ids FROM public.leads WHERE id = ANY ($1)
+         )
+         SELECT id FROM public.leads
+          WHERE id = ANY ((SELECT ids FROM wanted)::uuid[])
+             OR (merged_into IS NOT NULL AND merged_into = ANY ((SELECT ids FROM wanted)::uuid[]))
+          ORDER BY id FOR UPDATE",
+    )
+    .bind(leads)
+    .fetch_all(tx.connection())
+    .await?;
+    sqlx::query("SELECT FROM public.lead_ids WHERE lead_id = ANY ($1) ORDER BY known_id FOR UPDATE")
+        .bind(locked)
+        .execute(tx.connection())
+        .await?;
+    Ok(())
+}
+
+/// Makes `merged` point to `kept`, which gets its ids; all is locked (see [`lock_to_join`]). Returns the record's id.
 pub(in crate::site_db) async fn join(tx: &mut Transaction<'_>, kept: Uuid, merged: Uuid) -> Result<Uuid, SiteError> {
     let (Some(before), Some(other)) = (load(tx, kept).await?, load(tx, merged).await?) else {
         return Err(SiteError::Vanished("leads"));

@@ -260,7 +260,7 @@ pub(super) fn of_submissions() -> String {
          locked AS MATERIALIZED ({locked}), \
          made_leads AS (INSERT INTO public.leads (wa_id, user_id) \
            SELECT DISTINCT m.wa_id, m.user_id FROM missing m, locked \
-             WHERE NOT twinlog.is_known(m.user_id, m.wa_id, m.other_form, locked.keys) \
+             WHERE NOT twinlog.is_known(m.user_id, m.wa_id, m.other_form, locked.keys) ORDER BY m.wa_id, m.user_id \
            ON CONFLICT DO NOTHING RETURNING id, wa_id, user_id), \
          held_leads AS MATERIALIZED (SELECT l.id FROM public.leads l, locked WHERE locked.keys >= 0 AND l.merged_into IS NULL \
              AND l.id = ANY (ARRAY(SELECT f.lead_id FROM found f WHERE NOT f.learns)) ORDER BY l.id FOR KEY SHARE OF l), \

@@ -459,3 +459,40 @@ async fn batches_that_learn_of_different_people_and_have_messages_of_both_do_not
     assert_eq!(site.count("leads WHERE user_id IS NOT NULL").await, 2);
     assert_eq!(site.count("whatsapp_messages").await, 6);
 }
+
+#[tokio::test]
+async fn who_merges_leads_locks_them_in_the_order_of_their_ids() {
+    // GIVEN a person with two leads. A message went to the one with the higher id, into which another one was merged before
+    let site = Site::at_rest().await;
+    let [merged, by_user, by_number] = [1, 2, 3].map(Uuid::from_u128);
+    site.db
+        .on_site(&format!(
+            "INSERT INTO leads (id, wa_id) VALUES ('{by_number}', '16505550001');
+             INSERT INTO leads (id, user_id) VALUES ('{by_user}', 'US.1');
+             INSERT INTO leads (id, merged_into) VALUES ('{merged}', '{by_number}');
+             INSERT INTO twinlog.lead_statements (lead_id, dialled, current_wa_id, current_user_id)
+             VALUES ('{by_number}', '16505550001', '16505550001', 'US.1')"
+        ))
+        .await;
+    // WHEN somebody else has locked the lowest, and the person's leads are merged
+    let other = site.db.site.connect().await;
+    let lock = async |lead: Uuid| {
+        let lock = format!("SELECT FROM leads WHERE id = '{lead}' FOR UPDATE NOWAIT");
+        other.batch_execute(&lock).await.map_err(|error| error.to_string())
+    };
+    other.batch_execute("BEGIN").await.unwrap();
+    lock(merged).await.unwrap();
+    let pool = site.pool.clone();
+    let merging = tokio::spawn(async move { settle_due(&pool).await });
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    site.db.until_site("the merge waits", waiting, "1").await;
+    // THEN the others are still free
+    lock(by_user).await.unwrap();
+    lock(by_number).await.unwrap();
+    other.batch_execute("COMMIT").await.unwrap();
+    merging.await.unwrap().unwrap();
+    assert_eq!(site.count(LEADS).await, 1);
+    let into = format!("leads WHERE merged_into = (SELECT id FROM {LEADS})");
+    assert_eq!(site.count(&into).await, 2);
+}
