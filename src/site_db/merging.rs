@@ -17,11 +17,13 @@ use uuid::Uuid;
 use super::leads::statements::{self, Claimed};
 use super::leads::{self, About};
 use super::{Pool, SiteError, Transaction, conversations, locks, messages, notifications};
+use crate::retry::Disposition;
 
 /// Most statements of one call; the next call goes on.
 const AT_ONCE: usize = 100;
-/// How long a statement waits that could not be settled. The others go on.
-const RETRY: Duration = Duration::from_secs(30);
+/// How long a statement waits that could not be settled: after an error that passes, such as a lock or a connection, and after
+/// any other. The others go on.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// Settles the statements that are due. Several processes may do that at once.
 ///
@@ -40,7 +42,8 @@ pub async fn settle_due(pool: &Pool) -> Result<(), SiteError> {
             tx.commit().await
         };
         if let Err(error) = settled.await {
-            statements::postpone(pool, claimed.id, RETRY).await?;
+            let passes = error.disposition() == Disposition::Transient;
+            statements::postpone(pool, claimed.id, if passes { RETRY.0 } else { RETRY.1 }).await?;
             failed = failed.or(Some(error));
         }
     }

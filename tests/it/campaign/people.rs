@@ -54,7 +54,7 @@ impl People {
                 index,
                 meta: Arc::clone(meta),
                 random: StdRng::seed_from_u64(seed.wrapping_add(index as u64)),
-                numbers_change: size.numbers_change,
+                pause: size.pause,
                 number_changes: 0,
                 user_id_changes: 0,
                 has_user_id: false,
@@ -79,7 +79,7 @@ struct Person {
     index: usize,
     meta: Arc<Simulator>,
     random: StdRng,
-    numbers_change: bool,
+    pause: (u64, u64),
     number_changes: u32,
     user_id_changes: u32,
     /// Whether a message has named the number and the user id together.
@@ -92,14 +92,17 @@ impl Person {
     async fn run(mut self, stop: CancellationToken) -> (usize, Written) {
         while !stop.is_cancelled() {
             match self.random.random_range(0..20) {
-                0 if self.numbers_change => self.changes_number().await,
+                0 => self.changes_number().await,
                 1 => self.changes_user_id().await,
                 2 => self.history().await,
                 3 => self.echo().await,
                 4 => self.repeated().await,
                 _ => self.writes().await,
             }
-            pace(Duration::from_millis(self.random.random_range(30..250))).await;
+            pace(Duration::from_millis(
+                self.random.random_range(self.pause.0..self.pause.1),
+            ))
+            .await;
         }
         // Says who it is in the end, whatever was lost before.
         self.has_user_id = true;

@@ -74,6 +74,12 @@ pub(crate) async fn private_databases(site: Settings, agent: Settings) -> Databa
     Databases::on(&site, &agent).await
 }
 
+/// A fresh pair of which the Site DB has a cluster of the test's own, in memory as the shared ones.
+pub(crate) async fn databases_with_private_site() -> Databases {
+    let (site, agent) = tokio::join!(start(shared()), AGENT.get_or_init(|| start(agent_programs(shared()))));
+    Databases::on(&site, agent).await
+}
+
 /// Environment variable that names other server programs for the Agent DB than for the Site DB, as `TWINLOG_PG_BIN` names
 /// those of both: two databases need not be of one version.
 const AGENT_BIN_VARIABLE: &str = "TWINLOG_AGENT_PG_BIN";

@@ -39,7 +39,7 @@ mod wait;
 
 pub(crate) use background::{Background, Rounds, pace};
 pub(crate) use config_file::ConfigFile;
-pub(crate) use databases::{Database, Databases, databases, private_databases};
+pub(crate) use databases::{Database, Databases, databases, databases_with_private_site, private_databases};
 pub(crate) use http::{http_client, http_client_within};
 pub(crate) use pooler::Pooler;
 pub(crate) use process::Process;
