@@ -22,6 +22,10 @@ pub mod name {
     pub const COPY_AFTER_MERGE: &str = "copy.after_merge";
     /// Parked keys were read again from the Site DB; nothing is healed yet.
     pub const HEAL_AFTER_READ: &str = "heal.after_read";
+    /// Rows that differ were read again from the Site DB; nothing is repaired yet.
+    pub const REPAIR_AFTER_READ: &str = "repair.after_read";
+    /// Rows that differ are repaired and durable; the command does not say so yet.
+    pub const REPAIR_AFTER_WRITE: &str = "repair.after_write";
     /// The message is committed `pending`; nothing was sent.
     pub const SEND_AFTER_PENDING: &str = "send.after_pending";
     /// The message is committed `sending`; the Graph API was not called.

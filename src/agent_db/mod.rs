@@ -23,6 +23,7 @@
 //! | `bookkeeping` | the daemon's own tables, one file each |
 //! | `catalog` | what the Agent DB's catalog says about a table |
 //! | `distinct_rows` | the rows that it has of a table without a key, page by page |
+//! | `difference` | where it differs from what it should hold |
 //! | `table_check` | whether a table can be written now |
 //! | `condition` | a resync's condition as SQL |
 //! | `keys` | the keys that the Agent DB has of a table, page by page |
@@ -33,19 +34,21 @@ mod apply;
 mod bookkeeping;
 mod catalog;
 mod condition;
+mod difference;
 mod distinct_rows;
 mod error;
 mod keys;
 mod table_check;
 
-pub use apply::{Applied, Applier, ApplierSettings, Committed, Item, PassedOver, Segment, Transaction};
+pub use apply::{Applied, Applier, ApplierSettings, Committed, Comparer, Item, PassedOver, Segment, Transaction};
 pub use bookkeeping::{
     AgentMark, AgentMarks, Checkpoint, Command, CommandError, CommandKind, CommandState, Control, CopyPhase,
-    DaemonFigures, DaemonReport, FailedFilter, FailedKey, FailedRow, Gap, Pipeline, PublishedChanges, RequestedRetry,
-    Resync, ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable, RetryOutcome, SourceIdentity,
-    StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableMode, TableRecord, TableRecords, TableSettings,
-    TableState, Tally,
+    DaemonFigures, DaemonReport, DifferentRow, FailedFilter, FailedKey, FailedRow, Gap, Pipeline, PublishedChanges,
+    RequestedRetry, Resync, ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable, RetryOutcome, ShownKey,
+    SourceIdentity, StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableMode, TableRecord, TableRecords,
+    TableSettings, TableState, Tally, VerifiedTable, Verify, VerifyArguments, VerifyProgress, VerifyState,
 };
+pub use difference::{Comparison, Difference, DifferenceKind};
 pub use distinct_rows::{AgentRows, AgentRowsPage};
 pub use error::{AgentError, Holder, MissingColumn, OtherClaim, OtherDaemon, Refuses};
 pub use keys::AgentKeys;

@@ -29,6 +29,7 @@ mod keep_alive;
 mod logging;
 mod migrate;
 mod outcome;
+mod own_daemon;
 mod pipelines;
 mod printable;
 mod report;
@@ -36,6 +37,7 @@ mod resync;
 mod server_status;
 mod simulate;
 mod status;
+mod verify;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -100,6 +102,12 @@ enum Command {
     /// The running daemon does it; if none runs, this command does it itself. Meanwhile the tables stay readable and
     /// synchronised. Rows that only the Agent DB has are deleted.
     Resync(resync::Arguments),
+    /// Proves that tables are equal in both databases, or lists the keys that differ; exits with 1 if anything does
+    ///
+    /// While both databases are written and read. The running daemon does it; if none runs, this command does it itself. Equal
+    /// means: writing the Site DB's value now would leave the stored one as it is. With --repair, what differs is written as the
+    /// Site DB has it, in the order of its log.
+    Verify(verify::Arguments),
     /// Lists or retries the parked rows: those that the Agent DB refused
     ///
     /// The daemon also retries them by itself, each time with the row's current values from the Site DB.
@@ -158,6 +166,7 @@ fn work(cli: Cli, builder: &mut tokio::runtime::Builder) -> anyhow::Result<Work>
         Command::Sync => until_signal(&global, Halves::Daemon, builder)?,
         Command::Status(arguments) => Box::pin(async move { Box::pin(status::run(&global, &arguments)).await }),
         Command::Resync(arguments) => Box::pin(async move { Box::pin(resync::run(&global, &arguments)).await }),
+        Command::Verify(arguments) => Box::pin(async move { Box::pin(verify::run(&global, &arguments)).await }),
         Command::Failed(arguments) => Box::pin(async move { Box::pin(failed::run(&global, &arguments)).await }),
         Command::Inbox(arguments) => Box::pin(async move { Box::pin(inbox::run(&global, &arguments)).await }),
         Command::Simulate(arguments) => {

@@ -1,7 +1,6 @@
 //! `twinlog resync`: reads tables again, online, through the running daemon, or through one of its own if none runs.
 
 use std::io::{IsTerminal, Write};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,13 +10,13 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::failed::table_name;
-use super::{Global, Outcome, pipelines};
+use super::own_daemon::{OwnDaemon, daemon_runs};
+use super::{Global, Outcome};
 use crate::agent_db::{CommandKind, CommandState, Control, ResyncArguments, ResyncProgress, ResyncedState};
 use crate::change::TableName;
-use crate::config::{Config, Needs};
-use crate::health::Health;
+use crate::config::Needs;
 use crate::postgres::{Condition, ConditionError};
-use crate::{migrations, replication, shutdown};
+use crate::{migrations, shutdown};
 
 /// How often progress is read.
 const TICK: Duration = Duration::from_millis(200);
@@ -81,48 +80,13 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
         return Ok(Outcome::Success);
     }
     // Without a daemon this process is one until the resync is done.
-    let mut own = OwnDaemon {
-        config: Arc::new(config),
-        stop: stop.child_token(),
-        task: None,
-    };
+    let mut own = OwnDaemon::new(config, &stop);
     if !running {
         own.start();
     }
     let result = follow(&control, id, arguments, &stop, &mut own).await;
     own.end().await;
     result
-}
-
-/// Whether a daemon is at work, by its own report.
-async fn daemon_runs(control: &Control) -> anyhow::Result<bool> {
-    Ok(control.daemon().await?.is_some_and(|daemon| daemon.is_running()))
-}
-
-/// This process as the daemon, if there is no other.
-struct OwnDaemon {
-    config: Arc<Config>,
-    stop: CancellationToken,
-    task: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl OwnDaemon {
-    fn start(&mut self) {
-        let (pipeline, stop) = (pipelines::pipeline(&self.config), self.stop.clone());
-        self.task = Some(tokio::spawn(async move {
-            if let Err(error) = Box::pin(replication::run(pipeline, &Health::default(), stop)).await {
-                tracing::error!(error = error.explain(), "the daemon of this command ended");
-            }
-        }));
-    }
-
-    async fn end(self) {
-        self.stop.cancel();
-        if let Some(task) = self.task {
-            // A panic in it has been reported; what it committed stays.
-            let _ = tokio::time::timeout(shutdown::GRACE, task).await;
-        }
-    }
 }
 
 async fn follow(
@@ -143,7 +107,9 @@ async fn follow(
         let Some(command) = control.command(id).await? else {
             anyhow::bail!("resync {id} is not in the Agent DB any more");
         };
-        let CommandKind::Resync(resync) = command.kind?;
+        let CommandKind::Resync(resync) = command.kind? else {
+            anyhow::bail!("command {id} is not a resync");
+        };
         let progress = resync.progress;
         show(&bar, &progress);
         match command.state {
@@ -167,14 +133,14 @@ async fn follow(
             }
             CommandState::Requested | CommandState::Running => {}
         }
-        if own.task.is_none() && !daemon_runs(control).await? {
+        if !own.runs() && !daemon_runs(control).await? {
             tracing::warn!("the daemon does not report: this command does its work");
             own.start();
         }
         if !shutdown::sleep(TICK, stop).await {
             bar.finish_and_clear();
             say(arguments.json, &json!({ "command": id, "state": "running" }), || {
-                if own.task.is_some() {
+                if own.runs() {
                     format!("resync {id} is not done; the next daemon that runs goes on with it")
                 } else {
                     format!("resync {id} goes on in the daemon; twinlog status shows its progress")

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::agent_db::{AgentError, Comparison};
 use crate::change::{Change, Key, Relation, Row};
 use crate::source::Snapshot;
 
@@ -18,7 +19,12 @@ pub enum Purpose {
     /// each key, since the parked entry has that spelling; and what the stream did between the fences is part of the
     /// result, since the stream's changes to a parked key are not written but folded into its entry.
     Parked(RequestedKeys),
-    /// Rows that are counted, for whatever reason: for each row that was read, how many rows equal it (none for one that
+    /// Keys whose rows are compared with the Agent DB's (verify): as for parked keys, so that the result says what the Agent DB
+    /// must hold of each key, but every key has its row's own spelling.
+    Compared(RequestedKeys),
+    /// Rows that are counted and compared: as for counts.
+    ComparedCounts(Vec<u64>),
+    /// Rows that are counted to be written, for whatever reason: for each row that was read, how many rows equal it (none for one that
     /// was asked for and is not there).
     Counts(Vec<u64>),
 }
@@ -37,9 +43,15 @@ impl Purpose {
     #[must_use]
     pub const fn keys(&self) -> Option<&RequestedKeys> {
         match self {
-            Self::Rows | Self::Counts(_) => None,
-            Self::Extras(keys) | Self::Parked(keys) => Some(keys),
+            Self::Rows | Self::Counts(_) | Self::ComparedCounts(_) => None,
+            Self::Extras(keys) | Self::Parked(keys) | Self::Compared(keys) => Some(keys),
         }
+    }
+
+    /// Whether the result is compared with what the Agent DB holds, and not written.
+    #[must_use]
+    pub const fn compares(&self) -> bool {
+        matches!(self, Self::Compared(_) | Self::ComparedCounts(_))
     }
 }
 
@@ -101,6 +113,8 @@ pub enum InvalidChunk {
     OtherSpelling,
     /// The table is held: its copy ends, and begins anew when the table is released.
     TableHeld,
+    /// A row changed of which the stream has only some columns, and the read has none.
+    PartlyKnown,
     /// The fences are of an earlier run, or the reader has withdrawn the chunk.
     Unknown,
 }
@@ -116,10 +130,20 @@ impl InvalidChunk {
             Self::RelationChanged => "the table's columns changed while it was read",
             Self::OtherSpelling => "a row changed whose key may be a requested one in another spelling",
             Self::TableHeld => "the table is held",
+            Self::PartlyKnown => "a row changed of which only some columns are known",
             Self::Unknown => "the fence is of an earlier run",
         }
     }
 }
 
-/// The result for a chunk's reader: the rows are durable in the Agent DB, or the chunk has to be read again.
-pub type ChunkOutcome = Result<(), InvalidChunk>;
+/// What became of a valid chunk.
+#[derive(Debug)]
+pub enum ChunkResult {
+    /// Its rows are durable in the Agent DB.
+    Durable,
+    /// Its rows were compared with the Agent DB's, or could not be.
+    Compared(Result<Comparison, AgentError>),
+}
+
+/// The result for a chunk's reader; or the chunk has to be read again.
+pub type ChunkOutcome = Result<ChunkResult, InvalidChunk>;

@@ -24,7 +24,7 @@ pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Merged, Inv
         .filter(|(xid, change)| change.relation.id == relation.id && !snapshot.sees(*xid))
         .map(|(_, change)| change)
         .collect();
-    if let Purpose::Counts(counts) = &purpose {
+    if let Purpose::Counts(counts) | Purpose::ComparedCounts(counts) = &purpose {
         return Ok(Merged {
             changes: counted::merge(&relation, rows, counts, &unseen),
             respelled: Vec::new(),
@@ -44,9 +44,14 @@ pub(super) fn merge(read: Chunk, window: &[(Xid, Change)]) -> Result<Merged, Inv
     }
     for change in unseen {
         match purpose {
-            Purpose::Rows | Purpose::Extras(_) | Purpose::Counts(_) => states.apply(change),
-            Purpose::Parked(_) => states.overtake(change),
+            Purpose::Parked(_) | Purpose::Compared(_) => states.overtake(change),
+            _ => states.apply(change),
         }
+    }
+    if let Purpose::Compared(requested) = &purpose
+        && !states.answer_all(requested, &respelled)
+    {
+        return Err(InvalidChunk::PartlyKnown);
     }
 
     let chunk_change = |key, operation| Change {
@@ -93,6 +98,12 @@ impl KeyStates {
         if self.rows.insert(key.clone(), row).is_none() {
             self.order.push(key);
         }
+    }
+
+    /// Whether it is known what each requested key is now.
+    fn answer_all(&self, requested: &RequestedKeys, respelled: &[Respelled]) -> bool {
+        let is_known = |key: &Key| self.rows.contains_key(key) || respelled.iter().any(|row| row.requested == *key);
+        requested.keys.iter().all(is_known)
     }
 
     /// Whether a requested key found no row.
@@ -246,6 +257,9 @@ fn respelled_changes(
     change: &impl Fn(Key, Operation) -> Change,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
+    if purpose.compares() {
+        return changes;
+    }
     for Respelled { requested, own, row } in respelled {
         let update = Operation::Update {
             old_key: Some(requested.clone()),

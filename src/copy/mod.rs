@@ -13,6 +13,7 @@
 //! | `reader` | reads chunk after chunk: a table's copy, the healing of counted rows |
 //! | `parked` | reads parked keys of several tables: the healing |
 //! | `compare` | compares both databases: which rows only the Agent DB has |
+//! | `verify` | proves that a table is equal in both databases, or finds where it is not |
 //! | `step` | where a copy continues, and the progress that a chunk makes |
 //! | `error` | why a copy was interrupted |
 //!
@@ -27,12 +28,14 @@ mod parked;
 mod reader;
 mod registry;
 mod step;
+mod verify;
 mod window;
 
-pub use chunk::{Chunk, ChunkOutcome, Delivery, InvalidChunk, Merged, Purpose, RequestedKeys, Wanted};
+pub use chunk::{Chunk, ChunkOutcome, ChunkResult, Delivery, InvalidChunk, Merged, Purpose, RequestedKeys, Wanted};
 pub use error::CopyError;
 pub use parked::ParkedReader;
 pub use reader::{ChunkReader, ForeignRows};
 pub use registry::{ChunkRegistry, RegisteredChunk};
 pub use step::{CopyPlace, CopyStep};
+pub use verify::{TableVerifier, VerifiedPage};
 pub use window::Windows;

@@ -40,7 +40,7 @@ impl ParkedReader<'_> {
             self.chunks.deliver(chunk.id, delivery(tables, rows));
             self.source.fence(Fence::High(chunk.id)).await?;
             match (&mut chunk.outcome).await {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(_)) => return Ok(()),
                 Ok(Err(InvalidChunk::RelationChanged)) => return Err(relation_changed(tables)),
                 Ok(Err(invalid)) => {
                     attempt += 1;

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::chunk::{Chunk, Delivery, InvalidChunk, Purpose, RequestedKeys, Wanted};
+use super::chunk::{Chunk, ChunkResult, Delivery, InvalidChunk, Purpose, RequestedKeys, Wanted};
 use super::compare;
 use super::error::CopyError;
 use super::registry::ChunkRegistry;
 use super::step::{CopyPlace, CopyStep};
-use crate::agent_db::{AgentKeys, AgentRows, CopyPhase};
+use crate::agent_db::{AgentKeys, AgentRows, Comparison, CopyPhase};
 use crate::change::{Key, Relation, Row};
 use crate::failpoint;
 use crate::lsn::Lsn;
@@ -70,6 +70,12 @@ enum NextChunk<'a> {
     },
     /// Parked rows that are counted.
     Parked { wanted: Wanted<'a> },
+    /// What is suspected to differ: it is compared at the high fence.
+    Compared { wanted: Wanted<'a> },
+    /// The next rows that are counted: the same.
+    ComparedCounts { after: Option<&'a Key>, limit: u32 },
+    /// Keys of rows that differ: they are written as the Site DB has them.
+    Repaired { keys: &'a [Key] },
 }
 
 /// What the Agent DB has of the table, page by page.
@@ -80,7 +86,7 @@ enum AgentPages<'a> {
 
 /// Most distinct rows of a page, where rows are counted. No index gives their order, so each page reads the whole table;
 /// larger pages are fewer. (The rows' bytes limit a page as well.)
-const COUNTED_PAGE: u32 = 50_000;
+pub(super) const COUNTED_PAGE: u32 = 50_000;
 
 /// A chunk that is durable in the Agent DB.
 struct ReadChunk {
@@ -88,6 +94,8 @@ struct ReadChunk {
     step: Option<CopyStep>,
     /// How many of the requested keys it answered for.
     keys: usize,
+    /// What the comparison has found; nothing where the chunk was written.
+    comparison: Comparison,
 }
 
 /// What follows after the last rows of a copy.
@@ -216,6 +224,63 @@ impl ChunkReader<'_> {
         Ok(())
     }
 
+    /// Compares the rows of these keys at one place of the stream: what differs there is different.
+    ///
+    /// # Errors
+    /// A read failed, or the stream ended.
+    pub(super) async fn compare_keys(&self, mut keys: &[Key]) -> Result<Comparison, CopyError> {
+        let mut whole = Comparison::default();
+        while !keys.is_empty() {
+            let wanted = Wanted::Keys(keys);
+            let read = Box::pin(self.read_until_valid(NextChunk::Compared { wanted })).await?;
+            whole.differences.extend(read.comparison.differences);
+            whole.parked += read.comparison.parked;
+            keys = match keys.get(read.keys..) {
+                Some(rest) if read.keys > 0 => rest,
+                _ => &[],
+            };
+        }
+        Ok(whole)
+    }
+
+    /// The same for the next rows that are counted. Returns as well how many they are, and the place of the last one unless no row
+    /// follows.
+    ///
+    /// # Errors
+    /// A read failed, or the stream ended.
+    pub(super) async fn compare_counts(
+        &self,
+        after: Option<&Key>,
+        limit: u32,
+    ) -> Result<(Comparison, u64, Option<Key>), CopyError> {
+        let read = Box::pin(self.read_until_valid(NextChunk::ComparedCounts { after, limit })).await?;
+        let (rows, last) = match read.step {
+            Some(CopyStep::Chunk { rows, last_key }) => (rows, last_key),
+            Some(CopyStep::PhaseFinished { rows } | CopyStep::Finished { rows }) => (rows, None),
+            None => (0, None),
+        };
+        Ok((read.comparison, rows, last))
+    }
+
+    /// The same for rows that are counted, and given.
+    ///
+    /// # Errors
+    /// A read failed, or the stream ended.
+    pub(super) async fn compare_rows(&self, rows: &[Row]) -> Result<Comparison, CopyError> {
+        let wanted = Wanted::Rows(rows);
+        let read = Box::pin(self.read_until_valid(NextChunk::Compared { wanted })).await?;
+        Ok(read.comparison)
+    }
+
+    /// Writes the rows of these keys as the Site DB has them, and deletes those that it does not have. Returns once that is
+    /// durable.
+    ///
+    /// # Errors
+    /// A read failed, or the stream ended.
+    pub async fn repair_keys(&self, keys: &[Key]) -> Result<(), CopyError> {
+        self.read_all_keys(keys, |keys| NextChunk::Repaired { keys }).await
+    }
+
     /// Reads the rows of some keys, in several chunks if they are too large for one.
     async fn read_all_keys<'k>(
         &self,
@@ -238,8 +303,9 @@ impl ChunkReader<'_> {
             let mut chunk = self.chunks.register(&[self.relation.id]);
             // If any of this fails, the chunk is dropped, and with it the stream's window.
             self.source.fence(Fence::Low(chunk.id)).await?;
-            let delivery = self.read(&next).await?;
-            let read = ReadChunk {
+            let mut delivery = self.read(&next).await?;
+            let mut read = ReadChunk {
+                comparison: Comparison::default(),
                 step: delivery.step.clone(),
                 keys: delivery
                     .reads
@@ -249,11 +315,19 @@ impl ChunkReader<'_> {
                     .sum(),
             };
             failpoint::reach(failpoint::name::COPY_BEFORE_HIGH_FENCE);
+            if delivery.reads.iter().any(|read| read.purpose.compares()) {
+                // A comparison is no progress of a copy.
+                delivery.step = None;
+            }
             self.chunks.deliver(chunk.id, delivery);
             let high: Lsn = self.source.fence(Fence::High(chunk.id)).await?;
             debug!(table = %self.relation.table, %high, "chunk read");
             match (&mut chunk.outcome).await {
-                Ok(Ok(())) => return Ok(read),
+                Ok(Ok(ChunkResult::Durable)) => return Ok(read),
+                Ok(Ok(ChunkResult::Compared(comparison))) => {
+                    read.comparison = comparison?;
+                    return Ok(read);
+                }
                 Ok(Err(InvalidChunk::RelationChanged)) => {
                     return Err(CopyError::RelationChanged(self.relation.table.clone()));
                 }
@@ -280,17 +354,7 @@ impl ChunkReader<'_> {
                 after_rows,
             } => {
                 if self.relation.counts_rows() {
-                    let read = self
-                        .source
-                        .read_distinct(self.table, *after, *condition, *limit)
-                        .await?;
-                    let step = step(
-                        read.rows.iter().map(|(_, rows)| rows).sum(),
-                        read.finished,
-                        read.last.clone(),
-                        *after_rows,
-                    );
-                    return Ok(self.counted(read, Some(step)));
+                    return self.read_counts(*after, *condition, *limit, *after_rows).await;
                 }
                 let chunk = self
                     .source
@@ -303,12 +367,39 @@ impl ChunkReader<'_> {
                 Ok(self.delivery(chunk, Purpose::Rows, Some(step)))
             }
             NextChunk::Extras { wanted, step } => self.read_wanted(*wanted, Purpose::Extras, Some(step.clone())).await,
+            NextChunk::Compared { wanted } => Ok(compared(self.read_wanted(*wanted, Purpose::Compared, None).await?)),
+            NextChunk::ComparedCounts { after, limit } => Ok(compared(
+                self.read_counts(*after, None, *limit, AfterRows::Extras).await?,
+            )),
+            NextChunk::Repaired { keys } => {
+                let delivery = self.read_wanted(Wanted::Keys(keys), Purpose::Extras, None).await?;
+                failpoint::reach(failpoint::name::REPAIR_AFTER_READ);
+                Ok(delivery)
+            }
             NextChunk::Parked { wanted } => {
                 let delivery = self.read_wanted(*wanted, Purpose::Parked, None).await?;
                 failpoint::reach(failpoint::name::HEAL_AFTER_READ);
                 Ok(delivery)
             }
         }
+    }
+
+    /// Reads the next rows that are counted.
+    async fn read_counts(
+        &self,
+        after: Option<&Key>,
+        condition: Option<&Condition>,
+        limit: u32,
+        after_rows: AfterRows,
+    ) -> Result<Delivery, CopyError> {
+        let read = self.source.read_distinct(self.table, after, condition, limit).await?;
+        let step = step(
+            read.rows.iter().map(|(_, rows)| rows).sum(),
+            read.finished,
+            read.last.clone(),
+            after_rows,
+        );
+        Ok(self.counted(read, Some(step)))
     }
 
     async fn read_wanted(
@@ -373,6 +464,16 @@ impl ChunkReader<'_> {
             step,
         }
     }
+}
+
+/// What was read, to be compared instead of written.
+fn compared(mut delivery: Delivery) -> Delivery {
+    for read in &mut delivery.reads {
+        if let Purpose::Counts(counts) = &mut read.purpose {
+            read.purpose = Purpose::ComparedCounts(std::mem::take(counts));
+        }
+    }
+    delivery
 }
 
 /// The progress that a page of the Agent DB's rows makes. `last`: its last key; `None` if it was empty: the end.

@@ -15,6 +15,7 @@
 //! | [`tables`] | the life of each table: held, released, copied, streaming; its transitions and their one writer |
 //! | [`copies`] | which tables are copied, for the first time or again |
 //! | [`resync`] | serves the commands of `twinlog resync` |
+//! | [`verify`] | serves the commands of `twinlog verify` |
 //! | [`healing`] | tries parked rows again when they are due |
 //! | [`claims`] | which tables are this pipeline's to write |
 //! | [`other_pipeline`] | whether the slot's lock is another pipeline's |
@@ -49,6 +50,7 @@ mod status;
 mod stream;
 mod stream_error;
 mod tables;
+mod verify;
 
 pub use continuity::GapReason;
 pub use error::SyncError;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tracing::info;
 
 use crate::agent_db::{
-    Command, CommandKind, Control, Resync, ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable, TableRecord,
-    TableRecords, TableState,
+    Command, CommandKind, Control, Resync, ResyncProgress, ResyncedState, ResyncedTable, TableRecord, TableRecords,
+    TableState,
 };
 use crate::change::TableName;
 use crate::postgres::{Condition, ConditionError};
@@ -44,6 +44,8 @@ impl ResyncCommands {
                     self.serve_resync(control, records, running, &mut claimed, command.id, resync)
                         .await?
                 }
+                // Served by `verify`.
+                Ok(CommandKind::Verify(_)) => Ok(()),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(error) = served {
@@ -66,7 +68,7 @@ impl ResyncCommands {
         command: i64,
         mut resync: Resync,
     ) -> Result<Result<(), String>, SyncError> {
-        let wanted = self.wanted(&resync.arguments).and_then(|wanted| {
+        let wanted = named(&self.tables, resync.arguments.all, &resync.arguments.tables).and_then(|wanted| {
             self.check_condition(&wanted, resync.arguments.condition.as_deref())
                 .map_err(|error| format!("{error}: {}", error.hint()))?;
             Ok(wanted)
@@ -125,39 +127,44 @@ impl ResyncCommands {
         }
         Ok(())
     }
+}
 
-    /// The tables that a command names.
-    fn wanted(&self, arguments: &ResyncArguments) -> Result<HashSet<TableName>, String> {
-        if arguments.all {
-            return Ok(self.tables.keys().cloned().collect());
-        }
-        if arguments.tables.is_empty() {
-            return Err("the command names no table: name at least one, or use --all".to_owned());
-        }
-        arguments
-            .tables
-            .iter()
-            .map(|name| {
-                // A name without a schema means the schema public.
-                let full = if name.contains('.') {
-                    name.clone()
-                } else {
-                    format!("public.{name}")
-                };
-                self.tables
-                    .keys()
-                    .find(|table| table.to_string() == full)
-                    .cloned()
-                    .ok_or_else(|| format!("table {full} is not synchronised: see twinlog status"))
-            })
-            .collect()
+/// The tables that a command names, of those that are synchronised.
+pub(super) fn named(
+    tables: &BTreeMap<TableName, SourceTable>,
+    all: bool,
+    names: &[String],
+) -> Result<HashSet<TableName>, String> {
+    if all {
+        return Ok(tables.keys().cloned().collect());
     }
+    if names.is_empty() {
+        return Err("the command names no table: name at least one, or use --all".to_owned());
+    }
+    names
+        .iter()
+        .map(|name| {
+            // A name without a schema means the schema public.
+            let full = if name.contains('.') {
+                name.clone()
+            } else {
+                format!("public.{name}")
+            };
+            tables
+                .keys()
+                .find(|table| table.to_string() == full)
+                .cloned()
+                .ok_or_else(|| format!("table {full} is not synchronised: see twinlog status"))
+        })
+        .collect()
 }
 
 /// The id and the content of the command if it is a complete resync (`--all` without a condition), after which no row
 /// of the Site DB can be missing.
 pub(super) fn complete_resync(command: Command) -> Option<(i64, Resync)> {
-    let CommandKind::Resync(resync) = command.kind.ok()?;
+    let CommandKind::Resync(resync) = command.kind.ok()? else {
+        return None;
+    };
     resync.arguments.is_complete().then_some((command.id, resync))
 }
 

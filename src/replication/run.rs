@@ -40,6 +40,7 @@ use super::stream::buffer::TransactionBuffer;
 use super::stream::described::CatalogColumns;
 use super::stream::requests::StreamRequests;
 use super::stream::stream_loop::{StreamLoop, StreamParts};
+use super::verify::Verification;
 
 /// Runs a pipeline until `stop` is cancelled. A failure of either database does not end it: it is reported, and tried
 /// again.
@@ -217,11 +218,12 @@ impl Daemon {
         // The readers stop before the stream, whose loop then drains what they have sent.
         let readers = stop.child_token();
         let (copy_control, heal_control) = (control, self.control().await?);
-        let watch_control = self.control().await?;
+        let (watch_control, verify_control) = (self.control().await?, self.control().await?);
         let result = tokio::select! {
             result = Box::pin(run.stream.run(stop)) => result,
             result = Box::pin(only_errors(run.copies.run(copy_control, &readers))) => result,
             result = Box::pin(only_errors(run.healing.run(heal_control, &readers))) => result,
+            result = Box::pin(only_errors(run.verification.run(verify_control, &readers))) => result,
             result = Box::pin(only_errors(run.catalog_watch.run(&readers))) => result,
             result = Box::pin(only_errors(run.release.run(&readers))) => result,
             result = Box::pin(only_errors(run.agent_watch.run(watch_control, &readers))) => result,
@@ -276,6 +278,16 @@ impl Daemon {
             visibility: Arc::clone(&visibility),
             shared: Arc::clone(&pipeline.tables),
             older: OlderTransactions::default(),
+        };
+        let verification = Verification {
+            settings: Arc::clone(&self.settings),
+            tables: Arc::clone(&tables),
+            states: book.committed(),
+            chunks: chunks.clone(),
+            requests: requests.clone(),
+            status: Arc::clone(&self.status),
+            visibility: Arc::clone(&visibility),
+            shared: Arc::clone(&pipeline.tables),
         };
         let healing = Healing {
             settings: Arc::clone(&self.settings),
@@ -346,6 +358,7 @@ impl Daemon {
             stream,
             copies,
             healing,
+            verification,
             catalog_watch,
             agent_watch,
             release,
@@ -358,6 +371,7 @@ struct Run {
     stream: StreamLoop,
     copies: Copies,
     healing: Healing,
+    verification: Verification,
     catalog_watch: CatalogWatch,
     agent_watch: AgentWatch,
     release: Release,

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `applier` | what outlives a transaction |
 //! | `transaction` | apply, commit, rollback |
+//! | `compare` | compares rows with what the Agent DB holds |
 //! | `segment` | what is applied, and the result |
 //! | `write` | how a segment is written |
 //! | `plan` | which changes one statement can write: pure |
@@ -22,6 +23,7 @@
 //! | `pipelined` | several statements in one round trip |
 
 mod applier;
+mod compare;
 mod ledger;
 mod limit;
 mod parked_keys;
@@ -37,6 +39,7 @@ mod trial;
 mod write;
 
 pub use applier::{Applier, ApplierSettings};
+pub use compare::Comparer;
 pub use segment::{Applied, Committed, Item, PassedOver, Segment};
 pub use transaction::Transaction;
 pub(super) use trial::try_statements;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::applier::Applier;
+use super::compare::compare;
 use super::ledger::Ledger;
+use super::limit::Work;
 use super::parking_log::ParkingCounts;
 use super::pipelined::{Call, in_order};
 use super::segment::{Applied, Committed, Item, Segment};
@@ -13,8 +15,9 @@ use super::write::{Constraints, LockWait};
 use crate::agent_db::bookkeeping::accounting::Accounting;
 use crate::agent_db::bookkeeping::failed_rows::entries::{self, ParkReason};
 use crate::agent_db::bookkeeping::{Checkpoint, TableChange, TableMode, Tally, checkpoint, tables};
+use crate::agent_db::difference::Comparison;
 use crate::agent_db::error::AgentError;
-use crate::change::{Hold, HoldCause, Relation, Shape, TableDescription, TableName};
+use crate::change::{Change, Hold, HoldCause, Relation, Shape, TableDescription, TableName};
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::metrics;
@@ -218,6 +221,41 @@ impl Transaction {
             .await?;
         }
         Ok(())
+    }
+
+    /// Compares what a table should hold at this place of the stream with what it holds; parked keys are only counted. To be
+    /// called between a commit and the next segment. Writes nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the table, or the connection's. The session stays usable.
+    pub async fn compare(&mut self, relation: &Arc<Relation>, expected: &[Change]) -> Result<Comparison, AgentError> {
+        let writer = &mut self.applier.writer;
+        if writer.session.is_broken() || writer.session.in_transaction() {
+            return Err(AgentError::Aborted);
+        }
+        let target = match writer.targets.known(relation) {
+            Some(known) => known,
+            None => writer.targets.look_up(&writer.session.client, relation).await?,
+        };
+        let table = &relation.table;
+        let (parked, compared): (Vec<&Change>, Vec<&Change>) = expected
+            .iter()
+            .partition(|change| writer.parked.contains(table, &change.key));
+        let (rows, session) = (compared.len(), &writer.session);
+        let work = Work {
+            bytes: &|| expected.iter().map(Change::size).sum(),
+            rows,
+            scanned: relation.counts_rows().then_some(table).into_iter().collect(),
+        };
+        let answer = Box::pin(compare(&session.client, &target, compared));
+        let differences = match session.limit.within(&work, answer).await {
+            (Err(_), Some(cancelled)) => return Err(cancelled.of("a comparison", Some(table.clone()), rows)),
+            (answer, _) => answer?,
+        };
+        Ok(Comparison {
+            differences,
+            parked: parked.len() as u64,
+        })
     }
 
     fn applied(&self, tables: BTreeMap<TableName, Tally>) -> Applied {

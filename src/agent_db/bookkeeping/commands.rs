@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio_postgres::Row;
 
 use super::control::{Control, failed};
+use super::verifications::{Verify, VerifyArguments, VerifyProgress};
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
 
@@ -15,6 +16,8 @@ use crate::change::TableName;
 pub enum CommandKind {
     /// Tables are read again.
     Resync(Resync),
+    /// Tables are compared in both databases.
+    Verify(Verify),
 }
 
 /// A `resync`: what was asked, and how far it is.
@@ -131,6 +134,9 @@ pub enum CommandError {
 /// The name of [`CommandKind::Resync`].
 const RESYNC: &str = "resync";
 
+/// The name of [`CommandKind::Verify`].
+const VERIFY: &str = "verify";
+
 impl CommandKind {
     /// A `resync` that has not begun.
     #[must_use]
@@ -141,9 +147,19 @@ impl CommandKind {
         })
     }
 
+    /// A `verify` that has not begun.
+    #[must_use]
+    pub fn verify(arguments: VerifyArguments) -> Self {
+        Self::Verify(Verify {
+            arguments,
+            progress: VerifyProgress::default(),
+        })
+    }
+
     const fn name(&self) -> &'static str {
         match self {
             Self::Resync(_) => RESYNC,
+            Self::Verify(_) => VERIFY,
         }
     }
 
@@ -154,6 +170,10 @@ impl CommandKind {
                 arguments: serde_json::from_value(arguments).map_err(|_| CommandError::Arguments { kind: RESYNC })?,
                 progress: serde_json::from_value(progress).unwrap_or_default(),
             })),
+            VERIFY => Ok(Self::Verify(Verify {
+                arguments: serde_json::from_value(arguments).map_err(|_| CommandError::Arguments { kind: VERIFY })?,
+                progress: serde_json::from_value(progress).unwrap_or_default(),
+            })),
             other => Err(CommandError::Unknown { kind: other.to_owned() }),
         }
     }
@@ -161,12 +181,14 @@ impl CommandKind {
     fn arguments(&self) -> Result<Value, AgentError> {
         match self {
             Self::Resync(resync) => to_json(&resync.arguments),
+            Self::Verify(verify) => to_json(&verify.arguments),
         }
     }
 
     fn progress(&self) -> Result<Value, AgentError> {
         match self {
             Self::Resync(resync) => to_json(&resync.progress),
+            Self::Verify(verify) => to_json(&verify.progress),
         }
     }
 }
@@ -280,23 +302,24 @@ impl Control {
         row.as_ref().map(Command::from_row).transpose()
     }
 
-    /// Writes how far a command is; it counts as running from now on.
+    /// Writes how far a command is; it counts as running from now on. Returns whether it is still wanted: nobody has ended it.
     ///
     /// # Errors
     /// The statement's or the connection's.
-    pub async fn command_progress(&self, id: i64, command: &CommandKind) -> Result<(), AgentError> {
-        self.client
+    pub async fn command_progress(&self, id: i64, command: &CommandKind) -> Result<bool, AgentError> {
+        let changed = self
+            .client
             .execute(
                 "UPDATE twinlog.commands SET state = 'running', progress = $3, started_at = coalesce(started_at, now())
                  WHERE slot = $1 AND id = $2 AND state IN ('requested', 'running')",
-                &[&self.slot, &id, &command.progress()?],
+                &[&self.slot, &id, &self.encoding.document(command.progress()?)],
             )
             .await
             .map_err(failed("report a command's progress"))?;
-        Ok(())
+        Ok(changed > 0)
     }
 
-    /// Ends a command: well, or with what went wrong.
+    /// Ends a command, unless that was done before: well, or with what went wrong.
     ///
     /// # Errors
     /// The statement's or the connection's.
@@ -310,7 +333,7 @@ impl Control {
             .execute(
                 "UPDATE twinlog.commands SET state = $3, error = $4, started_at = coalesce(started_at, now()),
                      finished_at = now()
-                 WHERE slot = $1 AND id = $2",
+                 WHERE slot = $1 AND id = $2 AND state IN ('requested', 'running')",
                 &[&self.slot, &id, &state, &outcome.err()],
             )
             .await
@@ -370,10 +393,10 @@ mod tests {
 
     #[test]
     fn a_command_of_another_version_is_refused_with_what_to_do() {
-        let error = CommandKind::parse("verify", json!({}), json!({})).unwrap_err();
+        let error = CommandKind::parse("rewind", json!({}), json!({})).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "this daemon does not know the command \"verify\"; upgrade it"
+            "this daemon does not know the command \"rewind\"; upgrade it"
         );
         let error = CommandKind::parse("resync", json!({ "tables": 7 }), json!({})).unwrap_err();
         assert!(matches!(error, CommandError::Arguments { .. }));

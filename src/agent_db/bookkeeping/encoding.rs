@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use serde_json::Value;
 use tokio_postgres::Client;
 
 use crate::agent_db::error::AgentError;
@@ -44,6 +45,20 @@ impl Encoding {
             }
         }
         Cow::Owned(ascii)
+    }
+
+    /// A JSON document for people, as [`Self::shown`]. (Postgres reads a document's escapes, so they would not help.)
+    pub(in crate::agent_db) fn document(self, document: Value) -> Value {
+        match document {
+            _ if self == Self::Any => document,
+            Value::String(text) => Value::String(self.shown(&text).into_owned()),
+            Value::Array(items) => items.into_iter().map(|item| self.document(item)).collect(),
+            Value::Object(members) => members
+                .into_iter()
+                .map(|(name, value)| (name, self.document(value)))
+                .collect(),
+            other => other,
+        }
     }
 
     /// JSON with the same meaning.

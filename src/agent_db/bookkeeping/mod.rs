@@ -13,6 +13,7 @@
 //! | `accounting` | `accounting`: what became of the changes |
 //! | `claims` | `claims`: which pipeline writes which table |
 //! | `commands` | `commands`: what people asked for |
+//! | `verifications` | what a command to verify asks for and has found |
 //! | `daemon` | `daemon`: the daemon's last report |
 //! | `lock` | none: the advisory lock that one daemon holds |
 //! | `agent_marks` | none: whether tables were changed in the Agent DB |
@@ -31,6 +32,7 @@ pub(super) mod failed_rows;
 pub(super) mod lock;
 pub(super) mod shapes;
 pub(super) mod tables;
+mod verifications;
 
 pub use accounting::Tally;
 pub use agent_marks::{AgentMark, AgentMarks};
@@ -44,3 +46,4 @@ pub use control::Control;
 pub use daemon::{DaemonFigures, DaemonReport, StoredDaemon, SyncFigures};
 pub use failed_rows::{FailedFilter, FailedKey, FailedRow, RequestedRetry, RetryOutcome};
 pub use tables::{CopyPhase, PublishedChanges, TableChange, TableMode, TableRecord, TableRecords, TableState};
+pub use verifications::{DifferentRow, ShownKey, VerifiedTable, Verify, VerifyArguments, VerifyProgress, VerifyState};

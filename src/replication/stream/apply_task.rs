@@ -39,7 +39,7 @@ enum ApplyOrder {
     Checkpoint(Lsn),
     /// Look up in the Agent DB how a table's rows are written.
     Resolve(TableDescription, oneshot::Sender<Result<Arc<Relation>, AgentError>>),
-    /// Store a fact about a table or a gap.
+    /// Store a fact about a table or a gap, or compare.
     Store(StoreRequest),
 }
 
@@ -191,6 +191,10 @@ impl ApplyTask {
                 }
                 ApplyOrder::Store(StoreRequest::AgentChanged(table, reply)) => {
                     self.agent_changed(&mut transaction, &table, reply).await.map(|()| None)
+                }
+                ApplyOrder::Store(StoreRequest::Compare(chunk)) => {
+                    chunk.compare(&mut transaction, &self.tables).await;
+                    Ok(None)
                 }
                 ApplyOrder::Apply(segment) => self.apply(&mut transaction, segment).await.map(Some),
                 ApplyOrder::Commit(batch) => match self.commit(transaction, batch).await {

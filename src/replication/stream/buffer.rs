@@ -123,6 +123,12 @@ impl TransactionBuffer {
         }
     }
 
+    /// Whether nothing waits in it, and nothing of the open transaction was taken out.
+    #[must_use]
+    pub(in crate::replication) const fn is_empty(&self) -> bool {
+        self.items.is_empty() && !self.open_taken
+    }
+
     /// The estimate of the memory that the items take.
     #[must_use]
     pub(in crate::replication) const fn bytes(&self) -> usize {

@@ -11,6 +11,8 @@ use crate::replication::error::SyncError;
 use crate::replication::tables::life::{TableEvent, TransitionError};
 use crate::source::SourceTable;
 
+use super::comparing::ComparedChunk;
+
 /// Capacity of the channel. A few tasks send requests, and each waits for its answer before it sends another.
 const CAPACITY: usize = 16;
 
@@ -36,6 +38,8 @@ pub(in crate::replication) enum StoreRequest {
     ClearGap(i64, oneshot::Sender<bool>),
     /// A table was changed in the Agent DB: look it up again.
     AgentChanged(TableName, oneshot::Sender<()>),
+    /// Stores nothing, but has the same place: compare what a table should hold here with what it holds.
+    Compare(ComparedChunk),
 }
 
 /// The sending end of the channel. Every call fails with [`CopyError::StreamEnded`] once the stream has ended.

@@ -36,4 +36,5 @@ mod told;
 mod too_large;
 mod unlogged;
 mod unseen;
+mod verify;
 mod waiting;

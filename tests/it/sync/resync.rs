@@ -278,15 +278,15 @@ async fn a_command_that_the_daemon_does_not_know_fails_with_what_to_do_and_stops
 
     twins
         .on_agent(
-            "INSERT INTO twinlog.commands (slot, kind) SELECT slot, 'verify' FROM twinlog.checkpoint; NOTIFY twinlog",
+            "INSERT INTO twinlog.commands (slot, kind) SELECT slot, 'rewind' FROM twinlog.checkpoint; NOTIFY twinlog",
         )
         .await;
 
     twins
         .until_agent(
             "the command is refused",
-            "SELECT state || ': ' || error FROM twinlog.commands WHERE kind = 'verify'",
-            "failed: this daemon does not know the command \"verify\"; upgrade it",
+            "SELECT state || ': ' || error FROM twinlog.commands WHERE kind = 'rewind'",
+            "failed: this daemon does not know the command \"rewind\"; upgrade it",
         )
         .await;
     twins.succeeds(&["resync", "notes", "--wait"]).await;

@@ -198,7 +198,7 @@ fn returned(target: &Target) -> String {
 }
 
 /// The rows of the table, each with its place and its text.
-fn stored(target: &Target) -> String {
+pub(super) fn stored(target: &Target) -> String {
     let mut row = String::new();
     list(&mut row, target.columns.iter(), |sql, column| {
         let _ = write!(sql, "t.{}", column.name);
@@ -219,7 +219,7 @@ fn stored(target: &Target) -> String {
 }
 
 /// The text that a given row has once it is stored.
-fn given(target: &Target) -> String {
+pub(super) fn given(target: &Target) -> String {
     text_of(target, |index| format!("u.c{index}"))
 }
 
@@ -263,7 +263,7 @@ fn values(target: &Target, from: &str) -> String {
 }
 
 /// `c0, c1, …`, each with this before it.
-fn names(before: &str, target: &Target) -> String {
+pub(super) fn names(before: &str, target: &Target) -> String {
     let mut sql = String::new();
     list(&mut sql, 0..target.columns.len(), |sql, index| {
         let _ = write!(sql, "{before}c{index}");
@@ -272,7 +272,7 @@ fn names(before: &str, target: &Target) -> String {
 }
 
 /// `unnest($1::text[], …)`
-fn unnest(parameters: usize) -> String {
+pub(super) fn unnest(parameters: usize) -> String {
     // Of several arrays it is syntax, and cannot be named with its schema; of one it is a function like others.
     let mut sql = if parameters == 1 {
         "pg_catalog.unnest("

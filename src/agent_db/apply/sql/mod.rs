@@ -5,6 +5,7 @@
 //! | `kind` | what statements there are |
 //! | `statement` | the text of a statement for a table |
 //! | `counted` | the same for tables whose rows are counted |
+//! | `compare` | statements that compare rows with what the table holds |
 //! | `reinsert` | statements that delete rows and insert them anew, where an UPDATE can't set a column |
 //! | `look` | the statement that looks at what was written |
 //! | `text` | parts of them |
@@ -13,6 +14,7 @@
 //! | `copy_text` | rows as lines of `COPY … FROM STDIN` |
 
 mod array;
+mod compare;
 mod copy_text;
 mod counted;
 mod kind;
@@ -23,7 +25,8 @@ mod text;
 mod together;
 
 pub(super) use array::TextArray;
+pub(super) use compare::{Compared, counts, expected, unexpected};
 pub(super) use copy_text::pieces as copy_pieces;
-pub(super) use kind::{Parameter, StatementKind};
+pub(super) use kind::{Parameter, StatementKind, StatementText};
 pub(super) use statement::{check_copy, statement, truncate};
 pub(super) use together::{PartKind, missing_parents, referenced, set_null, together};

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 
 use crate::agent_db::{Item, PassedOver};
 use crate::change::{Change, Identity, Operation, Relation, RelationId, TableDescription, TableName, Truncate};
-use crate::copy::{CopyStep, Delivery, InvalidChunk, Merged, Purpose};
+use crate::copy::{ChunkOutcome, CopyStep, Delivery, InvalidChunk, Merged, Purpose};
 use crate::failpoint;
 use crate::pgoutput::{RelationMessage, ReplicaIdentity};
 use crate::replication::error::SyncError;
@@ -19,6 +19,7 @@ use crate::source::{ChunkId, Fence};
 use super::StreamLoop;
 use crate::replication::stream::assemble::Event;
 use crate::replication::stream::buffer::{Boundary, MergedChunk};
+use crate::replication::stream::comparing::ComparedChunk;
 use crate::replication::stream::requests::StoreRequest;
 
 impl StreamLoop {
@@ -185,6 +186,7 @@ impl StreamLoop {
         let (reads, step) = delivery.map_or_else(Default::default, |Delivery { reads, step }| (reads, step));
         let read_as: Vec<_> = reads.iter().map(|read| Arc::clone(&read.relation)).collect();
         let heals = matches!(reads.first().map(|read| &read.purpose), Some(Purpose::Parked(_)));
+        let compares = reads.first().is_some_and(|read| read.purpose.compares());
         let outdated = read_as.iter().any(|read_as| {
             let known = self.relations.get(&read_as.id);
             known.is_some_and(|known| !same_shape(known, read_as))
@@ -202,6 +204,10 @@ impl StreamLoop {
                 return Ok(());
             }
         };
+        if let Some(relation) = read_as.first().filter(|_| compares) {
+            self.to_known_relations(&mut changes);
+            return self.compare(Arc::clone(relation), changes, reader).await;
+        }
         self.progress.effect();
         if heals {
             self.to_known_relations(&mut changes);
@@ -223,6 +229,28 @@ impl StreamLoop {
         self.buffer.push_chunk(chunk);
         failpoint::reach(failpoint::name::COPY_AFTER_MERGE);
         Ok(())
+    }
+
+    /// Has a chunk compared with what the Agent DB holds here: after everything that came before, and before what comes next.
+    async fn compare(
+        &mut self,
+        relation: Arc<Relation>,
+        changes: Vec<Change>,
+        reader: oneshot::Sender<ChunkOutcome>,
+    ) -> Result<(), SyncError> {
+        self.commit_whole().await?;
+        // Only a message of somebody else's, with our prefix, comes in a transaction with rows.
+        if !self.buffer.is_empty() {
+            let _ = reader.send(Err(InvalidChunk::Unknown));
+            return Ok(());
+        }
+        let relation = self.relations.get(&relation.id).map_or(relation, Arc::clone);
+        self.store(StoreRequest::Compare(ComparedChunk {
+            relation,
+            expected: changes,
+            reader,
+        }))
+        .await
     }
 
     /// Gives changes the shared relations, by which the apply task groups them.

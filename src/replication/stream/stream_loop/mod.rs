@@ -26,7 +26,7 @@ use tracing::{debug, info};
 
 use crate::agent_db::{AgentError, Segment, TableSettings};
 use crate::change::{Relation, RelationId, SourceFacts, TableDescription};
-use crate::copy::{ChunkRegistry, Windows};
+use crate::copy::{ChunkRegistry, ChunkResult, Windows};
 use crate::lsn::Lsn;
 use crate::metrics;
 use crate::pgoutput::{self, Message, PgTimestamp};
@@ -291,7 +291,7 @@ impl StreamLoop {
                 self.status.committed(has_changes);
                 for chunk in chunks {
                     // A reader that no longer waits has been stopped.
-                    let _ = chunk.reader.send(Ok(()));
+                    let _ = chunk.reader.send(Ok(ChunkResult::Durable));
                 }
             }
             ApplyReport::Failed(error) => return Err(error.into()),
