@@ -52,6 +52,12 @@ pub const ACCOUNT_LAST_REAL_MESSAGE: &str = "twinlog_account_last_real_message_t
 pub const ACCOUNT_DEGRADED: &str = "twinlog_account_degraded";
 /// 1 while a part of the process is degraded or not ready, else 0.
 pub const COMPONENT_DEGRADED: &str = "twinlog_component_degraded";
+/// Listeners of events now.
+pub const LISTENERS: &str = "twinlog_listeners";
+/// Time from a change to the moment at which its listeners are given it.
+pub const LISTENER_DELAY_SECONDS: &str = "twinlog_listener_delay_seconds";
+/// What happened to listeners, by event.
+pub const LISTENER_EVENTS_TOTAL: &str = "twinlog_listener_events_total";
 
 /// How a metric behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
@@ -210,6 +216,20 @@ pub const ALL: &[Metric] = &[
         &["component"],
         "1 while a part of the process is degraded or not ready (/health says why), else 0",
     ),
+    metric(Kind::Gauge, LISTENERS, &[], "listeners of events now"),
+    metric(
+        Kind::Histogram,
+        LISTENER_DELAY_SECONDS,
+        &[],
+        "time from a change to the moment at which its listeners are given it",
+    ),
+    metric(
+        Kind::Counter,
+        LISTENER_EVENTS_TOTAL,
+        &["event"],
+        "what happened to listeners: behind (too slow, reads from the Site DB), refused (all places are taken), reload (events were \
+         missed)",
+    ),
 ];
 
 /// Bounds of [`SYNC_COMMIT_TO_APPLY_SECONDS`]: about a millisecond is what a lone change takes, 50 ms the goal for a busy
@@ -221,6 +241,11 @@ const APPLY_BUCKETS: &[f64] = &[
 /// Bounds of [`SEND_SECONDS`]: Meta answers in 0.1 to 1 s, 2 s is the limit that users set, 10 s our default time-out.
 const SEND_BUCKETS: &[f64] = &[0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 30.0];
 
+/// Bounds of [`LISTENER_DELAY_SECONDS`]: 50 ms is the goal; half a second is how often what other programs changed is looked for.
+const LISTENER_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+];
+
 /// The recorder that the process installs, with buckets for its histograms: without buckets the exporter would make
 /// summaries, which cannot be added up over several servers.
 ///
@@ -230,6 +255,7 @@ pub fn prometheus() -> Result<PrometheusBuilder, BuildError> {
     [
         (SYNC_COMMIT_TO_APPLY_SECONDS, APPLY_BUCKETS),
         (SEND_SECONDS, SEND_BUCKETS),
+        (LISTENER_DELAY_SECONDS, LISTENER_BUCKETS),
     ]
     .into_iter()
     .try_fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
@@ -374,6 +400,21 @@ pub fn set_component_degraded(component: &str, degraded: bool) {
     gauge!(COMPONENT_DEGRADED, "component" => component.to_owned()).set(if degraded { 1.0 } else { 0.0 });
 }
 
+/// How many listeners there are.
+pub fn set_listeners(listeners: usize) {
+    gauge!(LISTENERS).set(listeners as f64);
+}
+
+/// Listeners were given a change this long after it was made.
+pub fn observe_listener_delay(delay: Duration) {
+    histogram!(LISTENER_DELAY_SECONDS).record(delay.as_secs_f64());
+}
+
+/// Something happened to listeners.
+pub fn count_listener_events(event: &'static str, times: u64) {
+    counter!(LISTENER_EVENTS_TOTAL, "event" => event).increment(times);
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
@@ -403,6 +444,9 @@ mod tests {
         set_account_last_real_message("106540352242922", 1.0);
         set_account_degraded("106540352242922", false);
         set_component_degraded("inbox", false);
+        set_listeners(1);
+        observe_listener_delay(Duration::from_millis(3));
+        count_listener_events("behind", 1);
     }
 
     #[test]

@@ -111,6 +111,8 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("auth.jwt_numbers_claim", ValueKind::Text),
     ("auth.tokens", ValueKind::Tables(TOKEN)),
     ("events.keep_hours", ValueKind::Integer),
+    ("events.max_listeners", ValueKind::Integer),
+    ("events.heartbeat_ms", ValueKind::Integer),
     ("retention.processed_webhooks_months", ValueKind::Integer),
     ("retention.failed_webhooks_months", ValueKind::Integer),
     ("log.format", ValueKind::Text),

@@ -7,6 +7,7 @@
 //! | `webhook` | Meta's handshake and events |
 //! | `send` | the Graph-compatible send |
 //! | `messages` | the plain JSON API |
+//! | `events` | what happens, as server-sent events |
 //! | `pages` | conversations, messages and leads, in pages |
 //! | `passthrough` | other Graph calls, passed through |
 //! | `media` | media, streamed to and from Meta |
@@ -19,6 +20,7 @@
 //! | `client_id` | the client's own id for a message |
 //! | `limits` | bounds on number, time and size |
 //! | `listener` | the connections, bounded in number and time: idle and slow ones make room |
+//! | `listener_places` | how many may listen to events |
 //! | `budget` | how many requests of each family are answered at a time |
 //! | `body` | reads a request's body, bounded in bytes and time |
 //! | `around` | layers for every request: id, log line, time-out, panics |
@@ -37,9 +39,11 @@ mod auth;
 mod body;
 mod budget;
 mod client_id;
+mod events;
 mod form;
 mod limits;
 pub(crate) mod listener;
+mod listener_places;
 mod media;
 mod media_link;
 mod messages;

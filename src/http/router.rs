@@ -4,7 +4,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 
 use super::state::State;
-use super::{access, answer, around, media, messages, pages, passthrough, send, webhook};
+use super::{access, answer, around, events, media, messages, pages, passthrough, send, webhook};
 
 /// The routes. A family's own layers (limits, time-outs) belong into its `router`.
 pub(super) fn router(state: State) -> Router {
@@ -13,6 +13,7 @@ pub(super) fn router(state: State) -> Router {
         .merge(webhook::router())
         .merge(send::router())
         .merge(messages::router())
+        .merge(events::router())
         .merge(pages::router())
         .merge(media::router())
         // All other paths: calls of the Graph API that are passed on, or 404.

@@ -11,11 +11,13 @@ use super::access::Access;
 use super::body::Bodies;
 use super::budget::{self, Budgets};
 use super::listener::Bounds;
+use super::listener_places::ListenerPlaces;
 use super::media_link::MediaLinks;
 use crate::config::{ApiToken, CorsOrigins, Jwt};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::provider::{ApiVersion, cloud};
+use crate::realtime::Hub;
 use crate::site_db::Pool;
 
 /// The settings of the routes.
@@ -31,6 +33,8 @@ pub(super) struct HttpSettings {
     pub(super) verify_token: Option<SecretString>,
     /// How long a client of the Graph-compatible route waits for its answer.
     pub(super) send_wait: Duration,
+    /// How many may listen to events.
+    pub(super) max_listeners: usize,
     /// How many connections the listener has.
     pub(super) connections: Bounds,
     /// Longest body of a request, in bytes.
@@ -77,6 +81,10 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
+    /// Tells listeners what happens.
+    pub(super) hub: Hub,
+    /// One for each listener.
+    pub(super) listeners: Arc<ListenerPlaces>,
     /// Who may look.
     pub(super) access: Access,
     /// How many requests are answered at a time.
@@ -88,7 +96,7 @@ pub(super) struct Shared {
 }
 
 impl State {
-    pub(super) fn new(settings: HttpSettings, pool: Pool, outbox: Outbox, inbox: Inbox) -> Self {
+    pub(super) fn new(settings: HttpSettings, pool: Pool, outbox: Outbox, inbox: Inbox, hub: Hub) -> Self {
         let media = budget::media(settings.connections.connections);
         Self(Arc::new(Shared {
             access: Access::new(settings.tokens.clone(), settings.jwt.clone()),
@@ -96,6 +104,11 @@ impl State {
                 settings.connections.connections,
                 settings.tokens.iter().map(|token| token.name.as_str()),
             ),
+            listeners: ListenerPlaces::new(
+                settings.max_listeners,
+                settings.tokens.len() + usize::from(settings.jwt.is_some()),
+            ),
+            hub,
             bodies: Bodies::new(settings.max_body_bytes),
             settings,
             pool,

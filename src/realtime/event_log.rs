@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -43,7 +43,10 @@ const CLEAN_PAUSE: Duration = Duration::from_millis(50);
 
 /// The events of the Site DB, as this process hears them. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct EventLog(broadcast::Sender<Heard>);
+pub struct EventLog {
+    subscribers: broadcast::Sender<Heard>,
+    position: watch::Receiver<Option<Position>>,
+}
 
 /// What a subscriber hears.
 #[derive(Debug, Clone)]
@@ -60,22 +63,31 @@ impl EventLog {
     pub fn start(pool: Pool, keep: Duration, health: Component, stop: CancellationToken) -> (Self, JoinSet<()>) {
         let (subscribers, _) = broadcast::channel(KEPT);
         let heard = Arc::new(Notify::new());
+        let (read, position) = watch::channel(None);
         let reader = Reader {
             pool: pool.clone(),
             subscribers: subscribers.clone(),
-            read: None,
+            read,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(listen(pool.clone(), Arc::clone(&heard), stop.clone()));
         tasks.spawn(clean(pool, keep, stop.clone()));
         tasks.spawn(reader.run(heard, health, stop));
-        (Self(subscribers), tasks)
+        let log = Self { subscribers, position };
+        (log, tasks)
     }
 
     /// The events from now on, in their order. Reading late gives [`broadcast::error::RecvError::Lagged`]: some were missed.
     #[must_use]
     pub fn subscribe(&self) -> broadcast::Receiver<Heard> {
-        self.0.subscribe()
+        self.subscribers.subscribe()
+    }
+
+    /// The position of the last event that subscribers were told, or are about to be told; `None`: nothing was read yet. So who
+    /// subscribes first and looks at this then, hears of every event after it.
+    #[must_use]
+    pub fn position(&self) -> watch::Receiver<Option<Position>> {
+        self.position.clone()
     }
 }
 
@@ -83,11 +95,11 @@ struct Reader {
     pool: Pool,
     subscribers: broadcast::Sender<Heard>,
     /// The position up to which events were handed on.
-    read: Option<Position>,
+    read: watch::Sender<Option<Position>>,
 }
 
 impl Reader {
-    async fn run(mut self, heard: Arc<Notify>, health: Component, stop: CancellationToken) {
+    async fn run(self, heard: Arc<Notify>, health: Component, stop: CancellationToken) {
         let (mut failures, mut place) = (0_u32, true);
         while !stop.is_cancelled() {
             let began = tokio::time::Instant::now();
@@ -95,7 +107,7 @@ impl Reader {
             match round.unwrap_or(Err(SiteError::timed_out())) {
                 Ok(()) => {
                     failures = 0;
-                    health.ready(json!({"round": self.read.map(|position| position.round)}));
+                    health.ready(json!({"round": self.read().map(|position| position.round)}));
                 }
                 Err(error) => {
                     failures = failures.saturating_add(1);
@@ -123,12 +135,16 @@ impl Reader {
         }
     }
 
-    async fn round(&mut self, place: bool) -> Result<(), SiteError> {
-        let mut read = match self.read {
+    fn read(&self) -> Option<Position> {
+        *self.read.borrow()
+    }
+
+    async fn round(&self, place: bool) -> Result<(), SiteError> {
+        let mut read = match self.read() {
             Some(read) => read,
             None => events::newest(&self.pool).await?,
         };
-        self.read = Some(read);
+        self.read.send_replace(Some(read));
         if place {
             events::place(&self.pool).await?;
         }
@@ -138,14 +154,15 @@ impl Reader {
                     "events were missed: this process was away for longer than events.keep_hours, or the Site DB lost its last \
                      commits (a failover, a restore); listeners are told to load anew"
                 );
-                self.read = Some(events::newest(&self.pool).await?);
+                let newest = events::newest(&self.pool).await?;
+                self.read.send_replace(Some(newest));
                 let _ = self.subscribers.send(Heard::Missed);
                 return Ok(());
             };
             let last = found.len() < PORTION;
             for event in found {
                 read = event.position;
-                self.read = Some(read);
+                self.read.send_replace(Some(read));
                 // Fails if nobody listens.
                 let _ = self.subscribers.send(Heard::Event(Arc::new(event)));
             }

@@ -17,6 +17,7 @@
 //! | [`notifications`] | `notifications`: what a person should look at |
 //! | [`webhook_events`] | `webhook_events`: what Meta posted, byte for byte |
 //! | [`events`] | `twinlog.events`: what listeners are told of, in order |
+//! | [`event_rows`] | the rows that events are about, as people are shown them |
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
 //! | [`servers`] | `twinlog.servers`: what each running server reports about itself |
 //! | [`media`] | `twinlog.uploaded_media`: whose medium an upload is |
@@ -39,6 +40,7 @@ mod connect;
 pub mod conversations;
 pub mod early_media;
 mod error;
+pub mod event_rows;
 pub mod events;
 pub mod leads;
 pub mod locks;

@@ -22,7 +22,7 @@ use axum::response::Response;
 pub(super) use self::cors::cors;
 use self::jwt::Refused;
 use self::keys::{Keys, Lookup};
-pub(super) use self::viewer::Viewer;
+pub(super) use self::viewer::{Viewer, Who};
 use super::{answer, auth};
 use crate::config::{ApiToken, Jwt};
 

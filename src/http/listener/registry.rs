@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub(in crate::http) struct Tracked {
     id: u64,
     peer: IpAddr,
     doing: Mutex<Doing>,
+    /// Whether it is counted among the listeners, and not among the connections of requests.
+    listens: AtomicBool,
     /// Notified to close the connection, unless its request is being answered by then.
     close: Notify,
     /// Notified to give up reading its request's body.
@@ -76,6 +79,8 @@ pub(in crate::http) struct Registry {
 struct Open {
     next_id: u64,
     connections: HashMap<u64, Weak<Tracked>>,
+    /// How many of them are listeners', which are bounded elsewhere.
+    listeners: usize,
     of_peer: HashMap<IpAddr, usize>,
 }
 
@@ -124,7 +129,7 @@ impl Registry {
 
     fn insert(self: &Arc<Self>, peer: IpAddr) -> Result<Arc<Tracked>, Full> {
         let mut open = self.open();
-        if open.connections.len() >= self.bounds.connections {
+        if open.connections.len() - open.listeners >= self.bounds.connections {
             return Err(Full::All);
         }
         let of_peer = open.of_peer.entry(peer).or_default();
@@ -139,6 +144,7 @@ impl Registry {
             id,
             peer,
             doing: Mutex::new(Doing::Idle { since: Instant::now() }),
+            listens: AtomicBool::new(false),
             close: Notify::new(),
             give_up: Notify::new(),
         });
@@ -189,6 +195,18 @@ impl Registry {
     }
 }
 
+impl Open {
+    /// One connection of the address less is counted.
+    fn leaves(&mut self, peer: IpAddr) {
+        if let Some(of_peer) = self.of_peer.get_mut(&peer) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                self.of_peer.remove(&peer);
+            }
+        }
+    }
+}
+
 impl Tracked {
     pub(in crate::http) fn doing(&self) -> Doing {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -196,6 +214,18 @@ impl Tracked {
 
     pub(in crate::http) fn set(&self, doing: Doing) {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = doing;
+    }
+
+    /// From now on the connection is a listener's, whose answer does not end: it takes no place of the others, and is not to be used
+    /// for another request.
+    pub(in crate::http) fn listens(&self) {
+        if !self.listens.swap(true, Ordering::Relaxed) {
+            let mut open = self.registry.open();
+            open.listeners += 1;
+            open.leaves(self.peer);
+            drop(open);
+            self.registry.closed.notify_one();
+        }
     }
 
     /// Bytes were read: the first ones begin a request's head.
@@ -235,11 +265,10 @@ impl Drop for Tracked {
         {
             let mut open = self.registry.open();
             open.connections.remove(&self.id);
-            if let Some(of_peer) = open.of_peer.get_mut(&self.peer) {
-                *of_peer -= 1;
-                if *of_peer == 0 {
-                    open.of_peer.remove(&self.peer);
-                }
+            if *self.listens.get_mut() {
+                open.listeners -= 1;
+            } else {
+                open.leaves(self.peer);
             }
         }
         self.registry.closed.notify_one();
@@ -308,6 +337,27 @@ mod tests {
         // What is being answered stays.
         assert!(registry.admit(OTHER).await.is_none());
         assert!(!tasks[3].is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn listeners_take_no_place_of_requests() {
+        let registry = registry(1, 1);
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            let tracked = registry.admit(ONE).await.unwrap();
+            tracked.set(Doing::Answer);
+            tracked.listens();
+            tracked.listens();
+            listeners.push(tracked);
+        }
+        let one = registry.admit(ONE).await.unwrap();
+        one.set(Doing::Answer);
+        assert!(registry.admit(ONE).await.is_none());
+        drop(listeners);
+        assert!(registry.admit(OTHER).await.is_none());
+        drop(one);
+        assert!(registry.admit(ONE).await.is_some());
+        assert!(registry.open().of_peer.is_empty() && registry.open().listeners == 0);
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,6 +23,14 @@ pub(super) async fn viewer(state: &State, headers: &HeaderMap, uri: &Uri) -> Res
     Ok((viewer, place))
 }
 
+/// Where the events stand, as a member of an answer: who listens from there on misses nothing of what was read after this call.
+pub(super) fn position(state: &State) -> String {
+    match state.hub.place() {
+        Some(place) => format!("\"position\":\"{place}\","),
+        None => String::new(),
+    }
+}
+
 /// A page, after members of its own (JSON, each with a comma at its end).
 pub(super) fn page(first: &str, rows: &[ShownRow], limit: u16) -> Response {
     let shown: Vec<&str> = rows.iter().map(|row| row.shown.as_str()).collect();

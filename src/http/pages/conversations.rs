@@ -22,9 +22,10 @@ pub(super) async fn all(Extract(state): Extract<State>, uri: Uri, headers: Heade
             lead_id: asked.lead_id,
             unread: asked.unread,
         };
+        let position = answers::position(&state);
         let rows = pages::conversations(&state.pool, &wanted, asked.before, asked.limit).await;
         let rows = rows.map_err(|error| answers::unavailable(&error))?;
-        Ok(answers::page("", &rows, asked.limit))
+        Ok(answers::page(&position, &rows, asked.limit))
     };
     answered.await.unwrap_or_else(|refused: Response| refused)
 }
@@ -41,13 +42,14 @@ pub(super) async fn messages(
         let asked = Parameters::read(&uri, &["limit", "before"]).map_err(WrongParameter::into_response)?;
         let not_found = || answers::not_found("conversation");
         let id = Uuid::try_parse(&id).map_err(|_| not_found())?;
+        let position = answers::position(&state);
         let found = pages::conversation(&state.pool, id, viewer.numbers.as_deref()).await;
         let found = found
             .map_err(|error| answers::unavailable(&error))?
             .ok_or_else(not_found)?;
         let rows = pages::messages(&state.pool, found.id, asked.before, asked.limit).await;
         let rows = rows.map_err(|error| answers::unavailable(&error))?;
-        let conversation = format!("\"conversation\":{},", found.shown);
+        let conversation = format!("\"conversation\":{},{position}", found.shown);
         Ok(answers::page(&conversation, &rows, asked.limit))
     };
     answered.await.unwrap_or_else(|refused: Response| refused)

@@ -24,6 +24,7 @@ pub(super) async fn get(
         Parameters::read(&uri, &[]).map_err(WrongParameter::into_response)?;
         let not_found = || answers::not_found("lead");
         let id = Uuid::try_parse(&id).map_err(|_| not_found())?;
+        let position = answers::position(&state);
         let numbers = viewer.numbers.as_deref();
         let found = pages::lead(&state.pool, id, numbers).await;
         let (lead_id, lead) = found
@@ -38,7 +39,7 @@ pub(super) async fn get(
         let rows = rows.map_err(|error| answers::unavailable(&error))?;
         let shown: Vec<&str> = rows.iter().map(|row| row.shown.as_str()).collect();
         Ok(answers::json(format!(
-            "{{\"lead\":{lead},\"conversations\":[{}]}}",
+            "{{{position}\"lead\":{lead},\"conversations\":[{}]}}",
             shown.join(",")
         )))
     };

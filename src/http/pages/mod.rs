@@ -2,7 +2,8 @@
 //! `POST /v1/conversations/{id}/read`.
 //!
 //! A page has at most `limit` rows (50; up to 200), the newest first, and `next`, which is the next page's `before`; without it
-//! this was the last one. Rows of numbers that somebody may not see are answered as if they did not exist.
+//! this was the last one. `position` is where the events stood before the rows were read: who listens from there on
+//! (`/v1/events?last_event_id=…`) misses nothing. Rows of numbers that somebody may not see are answered as if they did not exist.
 //!
 //! | file | its job |
 //! |---|---|

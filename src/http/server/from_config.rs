@@ -83,6 +83,7 @@ impl Settings {
                 cors_origins: config.http.cors_origins.clone(),
                 verify_token: whatsapp.verify_token.clone(),
                 send_wait: config.http.send_wait,
+                max_listeners: config.events.max_listeners,
                 connections: Bounds {
                     connections: config.http.max_connections,
                     per_address: config.http.max_connections_per_address,

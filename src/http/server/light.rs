@@ -36,6 +36,8 @@ pub(super) const INBOX: &str = "inbox";
 pub(super) const WEBHOOKS: &str = "webhooks";
 /// See [`SITE_DB`].
 pub(super) const EVENTS: &str = "events";
+/// See [`SITE_DB`].
+pub(super) const LISTENERS: &str = "listeners";
 /// The outbox registers these itself.
 const OUTBOX: &str = "outbox";
 const NUMBER: &str = "number ";
@@ -117,8 +119,8 @@ enum Line {
 
 impl Told {
     fn look(&mut self, report: &BTreeMap<String, ComponentStatus>, now: Instant) -> Vec<Line> {
-        let is_ours =
-            |name: &str| [SITE_DB, POOL, INBOX, WEBHOOKS, EVENTS, OUTBOX].contains(&name) || name.starts_with(NUMBER);
+        let ours = [SITE_DB, POOL, INBOX, WEBHOOKS, EVENTS, LISTENERS, OUTBOX];
+        let is_ours = |name: &str| ours.contains(&name) || name.starts_with(NUMBER);
         let site_db_is_well = report.get(SITE_DB).is_none_or(ComponentStatus::is_well);
         let mut lines = Vec::new();
         for (name, status) in report.iter().filter(|(name, _)| is_ours(name)) {

@@ -31,7 +31,7 @@ use crate::health::Health;
 use crate::inbox::{Inbox, Worker};
 use crate::outbox::Outbox;
 use crate::provider::cloud::ClientSetupError;
-use crate::realtime::EventLog;
+use crate::realtime::{EventLog, Hub};
 use crate::shutdown;
 use crate::site_db::Pool;
 
@@ -73,6 +73,13 @@ pub async fn run_server(
         stop.clone(),
     );
     let (outbox, sending) = Outbox::start(pool.clone(), settings.outbox, &events, &health, stop.clone());
+    let (hub, telling) = Hub::start(
+        pool.clone(),
+        &events,
+        config.events.heartbeat,
+        health.component(light::LISTENERS).reports_every(EVENTS_ROUND),
+        stop.clone(),
+    );
     let inbox = Inbox::new(pool.clone(), settings.inbox);
 
     let mut parts: JoinSet<Result<(), ServerError>> = JoinSet::new();
@@ -83,6 +90,7 @@ pub async fn run_server(
     });
     parts.spawn(join(sending));
     parts.spawn(join(reading));
+    parts.spawn(join(telling));
     let reporting = report::run(health.clone(), pool.clone(), stop.clone());
     parts.spawn(async move {
         reporting.await;
@@ -99,7 +107,7 @@ pub async fn run_server(
         worker.run(worker_stop).await;
         Ok(())
     });
-    let state = State::new(settings.http, pool.clone(), outbox, inbox);
+    let state = State::new(settings.http, pool.clone(), outbox, inbox, hub);
     let listening = health.component("http");
     listening.ready(json!({"listen": listener.local_addr().ok().map(|address| address.to_string())}));
     let serving_stop = stop.clone();

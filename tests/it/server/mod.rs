@@ -7,18 +7,21 @@
 //! | `firms` | two firms with a client each |
 //! | `meta_stub` | a Meta that keeps what it was asked |
 //! | `binary` | the real binary, which may die |
+//! | `ear` | a listener to events |
 //! | the others | tests |
 
 mod batches;
 mod binary;
 mod clients;
 mod deaths;
+mod ear;
 mod faults;
 mod firms;
 mod graph_route;
 mod holds;
 mod in_process;
 mod light;
+mod listeners;
 mod looking;
 mod media;
 mod meta_stub;
