@@ -16,6 +16,7 @@ mod joining;
 mod keyless;
 mod kills;
 mod knots;
+mod large_values;
 mod leftovers;
 mod locks;
 mod memory;

@@ -87,6 +87,7 @@ async fn the_largest_rows_are_copied_updated_or_held_with_a_reason_in_bounded_me
             ("copied", "SELECT 1".to_owned()),
             ("inserted", format!("INSERT INTO big VALUES (2, {})", row("i"))),
             ("updated", format!("UPDATE big SET v = {} WHERE id = 2", row("u"))),
+            ("moved", "UPDATE big SET id = 3 WHERE id = 2".to_owned()),
         ] {
             twins
                 .on_site(&format!(

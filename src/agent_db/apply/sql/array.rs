@@ -31,7 +31,7 @@ pub(in crate::agent_db::apply) enum TextArray<'a> {
 }
 
 impl<'a> TextArray<'a> {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::Column { rows, .. } => rows.len(),
             Self::KeyPart { keys, .. } => keys.len(),
@@ -39,7 +39,7 @@ impl<'a> TextArray<'a> {
         }
     }
 
-    fn cell(&self, index: usize) -> Option<&'a [u8]> {
+    pub(super) fn cell(&self, index: usize) -> Option<&'a [u8]> {
         match *self {
             Self::Column { rows, column } => match rows.get(index)?.0.get(column)? {
                 ColumnValue::Text(text) => Some(text),

@@ -72,7 +72,8 @@ impl Lines<'_> {
     }
 }
 
-fn put_text(out: &mut BytesMut, mut text: &[u8]) {
+/// Writes a value's text with its escapes.
+pub(super) fn put_text(out: &mut BytesMut, mut text: &[u8]) {
     while let Some(at) = text
         .iter()
         .position(|byte| matches!(byte, b'\\' | b'\t' | b'\n' | b'\r'))

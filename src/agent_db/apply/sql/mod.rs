@@ -12,6 +12,7 @@
 //! | `together` | statements for rows that wait for each other |
 //! | `array` | one column of many rows as a `text[]` parameter |
 //! | `copy_text` | rows as lines of `COPY … FROM STDIN` |
+//! | `staged` | values that are too large for a parameter |
 
 mod array;
 mod compare;
@@ -20,6 +21,7 @@ mod counted;
 mod kind;
 mod look;
 mod reinsert;
+mod staged;
 mod statement;
 mod text;
 mod together;
@@ -28,5 +30,6 @@ pub(super) use array::TextArray;
 pub(super) use compare::{Compared, counts, expected, unexpected};
 pub(super) use copy_text::pieces as copy_pieces;
 pub(super) use kind::{Parameter, StatementKind, StatementText};
+pub(super) use staged::{COPY_STAGED, CREATE_STAGED, read_staged, staged_lines};
 pub(super) use statement::{check_copy, statement, truncate};
 pub(super) use together::{PartKind, missing_parents, referenced, set_null, together};

@@ -1,6 +1,6 @@
 //! Writes groups of rows in one round trip, and counts the result for each row.
 
-use super::round_trip::Reply;
+use super::part::Reply;
 use super::stale::Waiting;
 use super::writer::Writer;
 use crate::agent_db::apply::ledger::{ChangeKind, Ledger};

@@ -13,6 +13,8 @@
 //! | `stale` | rows that must wait for parked rows that refer to them |
 //! | `truncate` | TRUNCATE, and whose fault it is |
 //! | `round_trip` | their statements, sent together |
+//! | `part` | one of them with its values, and its answer |
+//! | `staged` | values that are sent ahead of their statements |
 //! | `slow` | how many rows one statement of a slow table writes |
 //! | `copy_backoff` | how long a table is written without COPY |
 
@@ -23,9 +25,11 @@ mod groups;
 mod heal;
 mod in_order;
 mod order;
+mod part;
 mod round_trip;
 mod segment;
 mod slow;
+mod staged;
 mod stale;
 mod truncate;
 mod writer;

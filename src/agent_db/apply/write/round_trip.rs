@@ -1,53 +1,21 @@
 //! Sends the statements of several groups in one round trip.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
-use futures_util::{SinkExt, TryStreamExt};
 use indexmap::IndexMap;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::Client;
 
+use super::part::{Part, Reply, count, old_row};
 use super::writer::Writer;
 use crate::agent_db::apply::limit::{Cancelled, Work};
 use crate::agent_db::apply::pipelined::{Call, in_order};
-use crate::agent_db::apply::plan::{Group, RowWrite};
-use crate::agent_db::apply::sql::{self, Parameter, StatementKind, TextArray, copy_pieces};
-use crate::agent_db::apply::targets::Prepared;
+use crate::agent_db::apply::plan::Group;
+use crate::agent_db::apply::sql::{self, StatementKind};
 use crate::agent_db::catalog::{Column, Target};
 use crate::agent_db::error::AgentError;
-use crate::change::{ColumnValue, Key, Operation, Row, TableName};
+use crate::change::TableName;
 use crate::postgres::sqlstate;
-
-/// The server's answer to one statement.
-#[derive(Debug)]
-pub(super) enum Reply {
-    /// A command without rows.
-    Done,
-    /// Rows written.
-    Count(u64),
-    /// Positions (from 1) of the rows that were found.
-    Found(Vec<i64>),
-}
-
-impl Reply {
-    /// The group's rows that the table does not have.
-    pub(super) fn missing<'e>(&self, group: &Group<'e>) -> Vec<RowWrite<'e>> {
-        let Self::Found(found) = self else {
-            return Vec::new();
-        };
-        if found.len() == group.rows.len() {
-            return Vec::new();
-        }
-        let found: ahash::AHashSet<i64> = found.iter().copied().collect();
-        (1..)
-            .zip(&group.rows)
-            .filter(|(position, _)| !found.contains(position))
-            .map(|(_, row)| *row)
-            .collect()
-    }
-}
 
 impl Writer {
     /// `before`, the groups' statements, `after`: one round trip, one more for each COPY, and one to check them first. One
@@ -59,6 +27,7 @@ impl Writer {
         after: &str,
     ) -> Result<Vec<Reply>, AgentError> {
         let mut parts = Vec::with_capacity(groups.len());
+        let mut large = Vec::new();
         for (group, target) in groups {
             let kind = match &group.kind {
                 StatementKind::Move { present } if !target.key_can_change() => StatementKind::Reinsert {
@@ -71,7 +40,7 @@ impl Writer {
             for kind in &kinds_behind {
                 behind.push(self.prepared(target, kind).await?);
             }
-            parts.push(Part {
+            let part = Part {
                 group,
                 prepared: self.prepared(target, &kind).await?,
                 behind,
@@ -85,12 +54,20 @@ impl Writer {
                     StatementKind::Count => group.rows.iter().filter_map(count).collect(),
                     _ => Vec::new(),
                 },
-            });
+            };
+            if part.is_too_large_for_parameters() {
+                let kinds: Vec<StatementKind> = [kind].into_iter().chain(kinds_behind).collect();
+                large.push((parts.len(), Arc::clone(target), kinds));
+            }
+            parts.push(part);
         }
         let mut heads = vec![self.session.take_opening(), before];
         if groups.iter().any(|(group, _)| group.copies()) {
             self.check_copied(&heads, groups).await?;
             heads.clear();
+        }
+        if !large.is_empty() {
+            self.send_ahead(&mut parts, &large, &std::mem::take(&mut heads)).await?;
         }
         let mut replies = Vec::with_capacity(groups.len());
         let mut rest = parts.as_slice();
@@ -240,143 +217,4 @@ fn too_slow(part: Option<&Part<'_>>, cancelled: &Cancelled) -> AgentError {
         None => ("the check of the constraints", None, 0),
     };
     cancelled.of(action, table, rows)
-}
-
-/// A group's statement and what goes into it.
-struct Part<'e> {
-    group: &'e Group<'e>,
-    prepared: Arc<Prepared>,
-    /// Sent behind the statement: see [`Writer::behind`].
-    behind: Vec<Arc<Prepared>>,
-    /// Whether what is written is looked at, row by row.
-    is_looked_at: bool,
-    /// An upsert writes each of its rows: there is a column to overwrite.
-    writes_each: bool,
-    rows: Vec<&'e Row>,
-    /// What the rows were before, where rows are counted.
-    old_rows: Vec<&'e Row>,
-    keys: Vec<&'e Key>,
-    new_keys: Vec<&'e Key>,
-    /// How many rows equal each of `rows`, where that is to be made right.
-    counts: Vec<String>,
-}
-
-fn count(write: &RowWrite<'_>) -> Option<String> {
-    match &write.change.operation {
-        Operation::Count { rows, .. } => Some(rows.to_string()),
-        _ => None,
-    }
-}
-
-fn old_row<'e>(write: &RowWrite<'e>) -> Option<&'e Row> {
-    match &write.change.operation {
-        Operation::ReplaceOne(replaced) => replaced.old.operation.row(),
-        _ => None,
-    }
-}
-
-impl<'e> Part<'e> {
-    /// Of the values to write, about.
-    fn bytes(&self) -> usize {
-        let values = self.rows.iter().flat_map(|row| &row.0);
-        values.filter_map(ColumnValue::text).map(<[u8]>::len).sum()
-    }
-
-    /// The table, where its rows are looked for by their values: all of it is read.
-    fn scanned(&self) -> Option<&'e TableName> {
-        let relation = self.group.relation;
-        relation.counts_rows().then_some(&relation.table)
-    }
-
-    /// Runs the statement. `copy_started`: see [`copy`].
-    async fn run(&self, client: &Client, copy_started: &AtomicBool) -> Result<Reply, tokio_postgres::Error> {
-        let statement = &self.prepared.statement;
-        let parameters = self.parameters(&self.prepared);
-        match self.group.kind {
-            StatementKind::Copy => copy(client, statement, &self.rows, copy_started)
-                .await
-                .map(Reply::Count),
-            StatementKind::Partial { .. }
-            | StatementKind::Move { .. }
-            | StatementKind::Reinsert { .. }
-            | StatementKind::UpdateOne => {
-                let found = client
-                    .query_raw(statement, parameters)
-                    .await?
-                    .and_then(|row| std::future::ready(row.try_get::<_, i64>("ord")))
-                    .try_collect()
-                    .await?;
-                Ok(Reply::Found(found))
-            }
-            StatementKind::Insert | StatementKind::DeleteOne | StatementKind::Count => {
-                let changed: Vec<i64> = client
-                    .query_raw(statement, parameters)
-                    .await?
-                    .and_then(|row| std::future::ready(row.try_get::<_, i64>("changed")))
-                    .try_collect()
-                    .await?;
-                Ok(Reply::Count(changed.iter().map(|rows| rows.unsigned_abs()).sum()))
-            }
-            StatementKind::Upsert { .. }
-            | StatementKind::Delete
-            | StatementKind::SetIdentity { .. }
-            | StatementKind::Look(_) => client.execute_raw(statement, parameters).await.map(Reply::Count),
-        }
-    }
-
-    /// Runs what is sent behind the statement. A look fails where a row is not as it was sent.
-    async fn run_behind(&self, client: &Client, behind: &Prepared) -> Result<Reply, tokio_postgres::Error> {
-        client.execute_raw(&behind.statement, self.parameters(behind)).await?;
-        Ok(Reply::Done)
-    }
-
-    fn parameters<'p>(&'p self, prepared: &'p Prepared) -> impl ExactSizeIterator<Item = TextArray<'p>> {
-        prepared.parameters.iter().map(|parameter| match *parameter {
-            Parameter::Column(column) => TextArray::Column {
-                rows: &self.rows,
-                column,
-            },
-            Parameter::OldColumn(column) => TextArray::Column {
-                rows: &self.old_rows,
-                column,
-            },
-            Parameter::KeyPart(part) => TextArray::KeyPart { keys: &self.keys, part },
-            Parameter::NewKeyPart(part) => TextArray::KeyPart {
-                keys: &self.new_keys,
-                part,
-            },
-            Parameter::Count => TextArray::Texts(&self.counts),
-        })
-    }
-
-    /// Whether the server has written as many rows as a table without triggers and rules must.
-    fn expects(&self, reply: &Reply) -> bool {
-        let each = match self.group.kind {
-            StatementKind::Copy | StatementKind::Insert => true,
-            StatementKind::Upsert { only_if_different } => self.writes_each && !only_if_different,
-            _ => false,
-        };
-        match reply {
-            Reply::Count(written) if each && !self.is_looked_at => *written == self.group.rows.len() as u64,
-            _ => true,
-        }
-    }
-}
-
-/// Sends the rows of a COPY; returns how many were written. `started` tells whether the server started the COPY.
-///
-/// If it did not, the driver still sends a CopyFail and a second Sync, and would take the answer for that of the next
-/// call: the connection can't be used any more.
-async fn copy(
-    client: &Client,
-    statement: &Statement,
-    rows: &[&Row],
-    started: &AtomicBool,
-) -> Result<u64, tokio_postgres::Error> {
-    let mut copy = pin!(client.copy_in::<_, Bytes>(statement).await?);
-    started.store(true, Ordering::Relaxed);
-    for piece in copy_pieces(rows) {
-        copy.feed(piece).await?;
-    }
-    copy.finish().await
 }
