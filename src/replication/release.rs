@@ -256,7 +256,7 @@ async fn with_types(
     for definition in known.iter().filter(|definition| lacks.contains(&definition.name)) {
         let schema = lacks
             .contains(&definition.schema)
-            .then(|| format!("CREATE SCHEMA {}", definition.schema));
+            .then(|| format!("CREATE SCHEMA IF NOT EXISTS {}", definition.schema));
         for statement in schema.into_iter().chain([definition.statement.clone()]) {
             if !statements.contains(&statement) {
                 statements.push(statement);
@@ -266,7 +266,7 @@ async fn with_types(
     Ok(AgentError::ColumnMissing {
         table: name,
         columns,
-        types: statements,
+        types: Some(statements),
     })
 }
 

@@ -120,28 +120,30 @@ pub(super) async fn candidates(
              AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
             &[&publication],
             "list the tables",
-            |row| Ok(Some(candidate(row)).filter(|candidate| candidate.is_selected(selection))),
+            |row| Ok(candidate(row).filter(|candidate| candidate.is_selected(selection))),
         )
         .await
 }
 
-fn candidate(row: &Row) -> Candidate {
-    Candidate {
+/// `None` for a table that was dropped while the query ran: the rows of the catalog are those of the query's snapshot, but what
+/// the role may do with an OID is asked of the catalog as it is at that moment, which knows it no more and answers NULL.
+fn candidate(row: &Row) -> Option<Candidate> {
+    Some(Candidate {
         table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
         kind: kind(row),
         has_identity: row.get("has_identity"),
         has_columns: row.get("has_columns"),
         unlogged: row.get("unlogged"),
         foreign: row.get("foreign_partitions"),
-        readable: row.get("readable"),
-        schema_usable: row.get("schema_usable"),
+        readable: row.get::<_, Option<bool>>("readable")?,
+        schema_usable: row.get::<_, Option<bool>>("schema_usable")?,
         hides_rows: row.get("hides_rows"),
         owned: row.get("owned"),
         owner: row.get("owner"),
         extension: row.get("extension"),
         role: row.get("role"),
         published: row.get("published"),
-    }
+    })
 }
 
 fn kind(row: &Row) -> Kind {

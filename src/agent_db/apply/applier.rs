@@ -256,7 +256,12 @@ impl Applier {
     /// # Errors
     /// The statement or the connection failed.
     pub async fn add_columns(&mut self, table: &TableName, columns: &[MissingColumn]) -> Result<(), AgentError> {
-        let sql = format!("ALTER TABLE {} {}", table.quoted(), add_columns(columns));
+        let Some(add) = add_columns(columns) else {
+            return Err(AgentError::Internal(format!(
+                "the types of new columns of {table} are not known"
+            )));
+        };
+        let sql = format!("ALTER TABLE {} {add}", table.quoted());
         self.writer
             .session
             .client

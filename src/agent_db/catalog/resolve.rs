@@ -99,7 +99,7 @@ fn check_missing(description: &TableDescription, facts: &[ColumnFacts]) -> Resul
     Err(AgentError::ColumnMissing {
         table: description.table.clone(),
         columns: missing,
-        types: Vec::new(),
+        types: None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! What an operator can do about an error: the statement to paste, if there is one.
 
 use super::AgentError;
-use super::missing_column::{Refuses, add_columns};
+use super::missing_column::{MissingColumn, Refuses, add_columns};
 use super::refusal_hint::{refusal_hint, row_security_hint, rows_locked_hint, unlogged_hint};
 use crate::postgres::quote_identifier as quote;
 
@@ -78,11 +78,22 @@ impl AgentError {
                 table = table.quoted(),
             ),
             Self::ColumnMissing { table, columns, types } => {
-                let add = format!("ALTER TABLE {} {};", table.quoted(), add_columns(columns));
-                if types.is_empty() {
-                    format!("in the Agent DB: {add} (or let the daemon do it: sync.on_new_column = \"add\")")
-                } else {
-                    format!("in the Agent DB: {}; {add}", types.join("; "))
+                let Some(add) = add_columns(columns) else {
+                    return Some(
+                        "add them as the Site DB has them: the statement is here within seconds (or let the daemon do it: \
+                         sync.on_new_column = \"add\")"
+                            .to_owned(),
+                    );
+                };
+                let add = format!("ALTER TABLE {} {add};", table.quoted());
+                match types.as_deref() {
+                    None if columns.iter().any(MissingColumn::is_of_users_type) => {
+                        format!("in the Agent DB: {add} (if it lacks the type, what creates it is here within seconds)")
+                    }
+                    None | Some([]) => {
+                        format!("in the Agent DB: {add} (or let the daemon do it: sync.on_new_column = \"add\")")
+                    }
+                    Some(types) => format!("in the Agent DB: {}; {add}", types.join("; ")),
                 }
             }
             Self::NotPermitted { table, role, rights } => {

@@ -19,14 +19,20 @@ pub enum Refuses {
     Domain,
 }
 
-/// The part of an ALTER TABLE that adds columns as the Site DB declares them.
-pub(in crate::agent_db) fn add_columns(columns: &[MissingColumn]) -> String {
+impl MissingColumn {
+    /// Whether its type is not one of Postgres' own: only those are shown without a schema.
+    pub(super) fn is_of_users_type(&self) -> bool {
+        self.declared.as_deref().is_some_and(|declared| declared.contains('.'))
+    }
+}
+
+/// The part of an ALTER TABLE that adds columns as the Site DB declares them; `None` if that is not known of all.
+pub(in crate::agent_db) fn add_columns(columns: &[MissingColumn]) -> Option<String> {
     let add = |column: &MissingColumn| {
-        format!(
-            "ADD COLUMN {} {}",
-            crate::postgres::quote_identifier(&column.name),
-            column.declared.as_deref().unwrap_or("…")
-        )
+        let declared = column.declared.as_deref()?;
+        let name = crate::postgres::quote_identifier(&column.name);
+        Some(format!("ADD COLUMN {name} {declared}"))
     };
-    columns.iter().map(add).collect::<Vec<_>>().join(", ")
+    let clauses: Option<Vec<String>> = columns.iter().map(add).collect();
+    clauses.map(|clauses| clauses.join(", "))
 }

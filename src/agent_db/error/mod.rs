@@ -105,8 +105,8 @@ pub enum AgentError {
         table: TableName,
         /// The columns.
         columns: Vec<MissingColumn>,
-        /// The statements that create the types which it lacks as well, where they are known.
-        types: Vec<String>,
+        /// The statements that create the types which it lacks as well; `None` before the Site DB was asked for them.
+        types: Option<Vec<String>>,
     },
     /// The role has no right that writing the table needs.
     #[error("the role {role} has no right to {} in table {table} of the Agent DB", .rights.join(", "))]

@@ -17,29 +17,32 @@ pub(super) fn refusal_hint(
     role: Option<&str>,
 ) -> Option<String> {
     let role = role.map_or_else(|| "the daemon's role".to_owned(), crate::postgres::quote_identifier);
-    let of_table = table.map_or_else(|| "ALL TABLES IN SCHEMA twinlog".to_owned(), TableName::quoted);
-    Some(match sqlstate {
-        "42501" => format!(
-            "in the Agent DB, as the owner: GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {of_table} TO {role};"
+    let rights = "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON";
+    Some(match (sqlstate, table) {
+        ("42501", Some(table)) => {
+            format!("in the Agent DB, as the owner: {rights} {} TO {role};", table.quoted())
+        }
+        ("42501", None) => format!(
+            "in the Agent DB, as the owner: GRANT USAGE ON SCHEMA twinlog TO {role}; {rights} ALL TABLES IN SCHEMA twinlog TO {role};"
         ),
-        "42P01" | "3F000" if table.is_none() => {
+        ("42P01" | "3F000", None) => {
             "if no daemon has worked on this database yet: start twinlog sync, which makes the tables that it needs (schema twinlog); \
              if one of them was dropped, drop the others too, in the Agent DB: DROP TABLE IF EXISTS twinlog.accounting, \
              twinlog.checkpoint, twinlog.claims, twinlog.commands, twinlog.daemon, twinlog.failed_rows, twinlog.tables, \
              twinlog._sqlx_migrations; the daemon makes them anew, and reads every table again"
                 .to_owned()
         }
-        LOCK_NOT_AVAILABLE if table.is_some() => table.map(table_locked_hint)?,
-        LOCK_NOT_AVAILABLE => {
+        (LOCK_NOT_AVAILABLE, Some(table)) => table_locked_hint(table),
+        (LOCK_NOT_AVAILABLE, None) => {
             "end the session of the Agent DB that has locked a table of the schema twinlog: SELECT l.pid, l.relation::regclass FROM \
              pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND \
              c.relnamespace = 'twinlog'::regnamespace;"
                 .to_owned()
         }
-        "42P01" | "42703" | "42804" | "42P10" => {
+        ("42P01" | "42703" | "42804" | "42P10", _) => {
             "the table was changed in the Agent DB: make it match the Site DB's".to_owned()
         }
-        "0A000" if action == TRUNCATE => {
+        ("0A000", _) if action == TRUNCATE => {
             "a table that is not synchronised refers to a truncated one in the Agent DB: drop that foreign key"
                 .to_owned()
         }
