@@ -7,9 +7,8 @@
 //! statement is sent, so it can't hit another one.
 //!
 //! To find the row that takes too long, its statement is tried again with fewer rows, several times. All tables wait meanwhile, so
-//! once a statement of a segment was cancelled, the others of it have less time: a segment takes hardly longer than the limit. A
-//! row that would have ended within the limit holds its table by mistake then; it is tried with the whole limit by another
-//! session, and its table released.
+//! once a statement of a segment was cancelled, those of it that write several rows have less time. A row alone always has the
+//! whole limit: no table is held for a row that would have ended in time.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,9 +35,6 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// The part of the limit that a statement with several rows has once another one of its segment was cancelled: they are
 /// tried with a sixteenth of the rows.
 const OF_SEVERAL_ROWS: u32 = 8;
-
-/// The same for a single row, and for what writes none.
-const OF_ONE_ROW: u32 = 4;
 
 /// No statement has less time than this because others were cancelled.
 const SHORTEST: Duration = Duration::from_millis(250);
@@ -118,10 +114,10 @@ impl StatementLimit {
 
     /// How long a statement of the present segment may take.
     pub(super) fn allowed(&self, rows: usize) -> Duration {
-        match rows {
-            _ if !self.has_cancelled.load(Ordering::Relaxed) => self.limit,
-            0 | 1 => (self.limit / OF_ONE_ROW).max(SHORTEST).min(self.limit),
-            _ => (self.limit / OF_SEVERAL_ROWS).max(SHORTEST).min(self.limit),
+        if rows > 1 && self.has_cancelled.load(Ordering::Relaxed) {
+            (self.limit / OF_SEVERAL_ROWS).max(SHORTEST).min(self.limit)
+        } else {
+            self.limit
         }
     }
 

@@ -132,10 +132,14 @@ impl Targets {
         Some(described(&target.relation, facts.unwrap_or_default()))
     }
 
-    /// Has a table looked up again before it is written the next time.
+    /// Has a table looked up again before it is written the next time, and its statements prepared again: the server keeps
+    /// the plan of a statement for which a rule does nothing also after the rule is gone, since such a plan depends on no table.
     pub(super) fn doubt(&mut self, table: &TableName) {
-        for version in self.tables.values_mut().flatten() {
-            version.doubted |= version.target.relation.table == *table;
+        let of_table = |version: &&mut Version| version.target.relation.table == *table;
+        for version in self.tables.values_mut().flatten().filter(of_table) {
+            version.doubted = true;
+            self.statements -= version.statements.len();
+            version.statements.clear();
         }
     }
 

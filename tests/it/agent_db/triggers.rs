@@ -402,6 +402,23 @@ async fn a_rule_that_swallows_deletes_is_noticed() {
 }
 
 #[tokio::test]
+async fn deletes_reach_a_table_again_after_a_rule_that_swallowed_all_of_them() {
+    let sql = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'a'), (3, 'a');
+         CREATE RULE keep AS ON DELETE TO t DO INSTEAD NOTHING; ALTER TABLE t ENABLE ALWAYS RULE keep";
+    let (mut fixture, t) = Fixture::new(sql).await.with_table("t").await;
+    // Often enough that the server has a plan of the statement.
+    for id in ["1", "2"] {
+        let tally = fixture.apply(vec![delete(&t, &[id])]).await;
+        assert_eq!((tally.applied, tally.parked), (0, 1));
+    }
+    fixture.on_agent("DROP RULE keep ON t").await;
+    fixture.applier().agent_changed(&t.table).await.unwrap();
+    let tally = fixture.apply(vec![delete(&t, &["3"])]).await;
+    assert_eq!((tally.applied, tally.parked), (1, 0));
+    assert_eq!(fixture.lines("SELECT count(*) FROM t").await, ["2"]);
+}
+
+#[tokio::test]
 async fn triggers_that_change_nothing_cost_no_row() {
     // Types whose text is another one after a cast, limits that round, NULLs.
     let sql = trigger(
