@@ -65,10 +65,16 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
             }
         }
     }
+    // Only a complete resync can put a Site DB in the place of another one.
+    let site = match &arguments.condition {
+        None if arguments.all => Box::pin(replication::site_of(&pipelines::pipeline(&config))).await,
+        _ => None,
+    };
     let command = CommandKind::resync(ResyncArguments {
         all: arguments.all,
         tables: tables.iter().map(ToString::to_string).collect(),
         condition: arguments.condition.clone(),
+        site,
     });
     let id = control.request(&command).await?;
 

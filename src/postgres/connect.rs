@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::poll_fn;
+use futures_util::future::{join, poll_fn};
 use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
@@ -49,10 +49,11 @@ pub async fn open(
 ) -> Result<(Client, AbortHandle), SessionError> {
     let attempt = Box::pin(async {
         let (client, connection) = establish(side, url, application_name, notified).await?;
-        client
-            .simple_query(&session_settings::statements(kind))
-            .await
-            .map_err(|source| SessionError::new(side, "pin the session's settings", source))?;
+        // In the same round trip: a `statement_timeout` of a few milliseconds would cancel what pins the settings.
+        let at_once = client.batch_execute("SET statement_timeout = 0");
+        let pinned = session_settings::statements(kind);
+        let (_, pinned) = join(at_once, client.simple_query(&pinned)).await;
+        pinned.map_err(|source| SessionError::new(side, "pin the session's settings", source))?;
         Ok((client, connection))
     });
     in_time(side, url, attempt).await

@@ -54,6 +54,7 @@ mod verify;
 
 pub use continuity::GapReason;
 pub use error::SyncError;
+pub use other_pipeline::site_of;
 pub use run::run;
 pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings};
 pub use status::state::SyncState;

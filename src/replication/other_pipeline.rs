@@ -33,13 +33,27 @@ async fn of_another(settings: &PipelineSettings) -> Result<Option<String>, SyncE
 }
 
 /// Whether a start may go on to look at the tables. Where the slot's rows in the Agent DB are of another source, nothing is
-/// written, until an operator says by `resync --all` that this one takes its place.
-pub(super) async fn is_accepted(control: &Control, reason: &GapReason) -> Result<bool, SyncError> {
+/// written, until an operator says by `resync --all` that this one takes its place. A command that was meant for the other
+/// Site DB, while its daemon is down, says nothing of the kind.
+pub(super) async fn is_accepted(
+    control: &Control,
+    reason: &GapReason,
+    identity: &SourceIdentity,
+) -> Result<bool, SyncError> {
     if reason.must_be_stored() {
         return Ok(true);
     }
-    let commands = control.open_commands().await?;
-    Ok(commands.into_iter().find_map(complete_resync).is_some())
+    let mut asked = control.open_commands().await?.into_iter().filter_map(complete_resync);
+    Ok(asked.any(|(_, resync)| resync.arguments.site == Some(identity.site())))
+}
+
+/// The Site DB that a command is meant for, as [`SourceIdentity::site`] has it; `None` if it can't be reached.
+pub async fn site_of(settings: &PipelineSettings) -> Option<String> {
+    let mut replication = ReplicationConnection::connect(&settings.site, "twinlog identify")
+        .await
+        .ok()?;
+    let system = replication.identify_system().await.ok()?;
+    Some(identity(settings, &system).site())
 }
 
 /// What the pipeline reads.

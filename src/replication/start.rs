@@ -110,7 +110,7 @@ impl Start<'_> {
         let check = Box::pin(self.check_slot(&mut connected)).await?;
         // Before anything of another pipeline is written.
         if let Verdict::Gap(reason) = &check.verdict
-            && !is_accepted(&connected.control, reason).await?
+            && !is_accepted(&connected.control, reason, &check.identity).await?
         {
             return Err(SyncError::Gap(reason.clone()));
         }

@@ -23,6 +23,14 @@ pub struct SourceIdentity {
     pub publication: String,
 }
 
+impl SourceIdentity {
+    /// The Site DB, whatever is read of it.
+    #[must_use]
+    pub fn site(&self) -> String {
+        format!("{} of {}", self.database, self.system_identifier)
+    }
+}
+
 /// The position up to which every effect is in the Agent DB.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {

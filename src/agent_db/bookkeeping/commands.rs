@@ -40,6 +40,11 @@ pub struct ResyncArguments {
     /// Only those for which this SQL condition holds in the Site DB.
     #[serde(rename = "where")]
     pub condition: Option<String>,
+    /// The Site DB that is meant, see [`SourceIdentity::site`]; `None` if who asked could not reach it.
+    ///
+    /// [`SourceIdentity::site`]: super::checkpoint::SourceIdentity::site
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
 }
 
 impl ResyncArguments {
@@ -355,6 +360,7 @@ mod tests {
                 all: false,
                 tables: vec!["public.t".to_owned()],
                 condition: Some("id > 3".to_owned()),
+                site: Some("crm of 7".to_owned()),
             },
             progress: ResyncProgress {
                 tables: vec![ResyncedTable {

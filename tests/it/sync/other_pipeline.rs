@@ -1,6 +1,6 @@
 //! Two Site DBs and one Agent DB with one name of a slot: the second writes nothing, and names the first.
 
-use crate::harness::{ConfigFile, Daemon, NOTES, SOON, Twins, eventually_is};
+use crate::harness::{ConfigFile, Daemon, NOTES, Process, SOON, Twins, eventually_is};
 
 /// All that the first pipeline has in the Agent DB, as one text.
 async fn all(twins: &Twins) -> Option<String> {
@@ -26,6 +26,9 @@ async fn a_second_site_db_with_the_slots_name_of_the_first_writes_nothing_and_na
     let slot = first.site.name.clone();
     let mut daemon = first.start().await;
     first.until_equal(&["notes", "more"]).await;
+    for table in ["notes", "more"] {
+        first.until_table(table, "streaming", 0).await;
+    }
     let before = all(&first).await;
     let other = first.another().await;
     other.on_agent(NOTES).await;
@@ -61,11 +64,22 @@ async fn a_second_site_db_with_the_slots_name_of_the_first_writes_nothing_and_na
 
     // and WHEN the first one is down
     daemon.kill9();
-    let mut second = Daemon::launch(
-        ConfigFile::with_urls(&other.agent.url, &first.agent.url, &slot, add),
-        "",
-    );
+    let launch = || {
+        let config = ConfigFile::with_urls(&other.agent.url, &first.agent.url, &slot, add);
+        Daemon::launch(config, "")
+    };
+    let mut second = launch();
     second.until_state("gap").await;
+    second.until_ready(503, &["another cluster", &named]).await;
+    // also if a resync is asked for that is meant for the first one, or for nobody knows which
+    for site in [format!(r#", "site": "{slot} of {was}""#), String::new()] {
+        let ask = format!(
+            r#"INSERT INTO twinlog.commands (slot, kind, arguments) VALUES ('{slot}', 'resync', '{{"all": true{site}}}')"#
+        );
+        first.on_agent(&ask).await;
+    }
+    second.kill9();
+    second = launch();
     second.until_ready(503, &["another cluster", &named]).await;
     second.kill9();
     assert_eq!(all(&first).await, before, "nothing was written");
@@ -75,4 +89,15 @@ async fn a_second_site_db_with_the_slots_name_of_the_first_writes_nothing_and_na
     first.on_site("INSERT INTO notes VALUES (3, 'first', 3)").await;
     first.until_equal(&["notes", "more"]).await;
     first.until_status_is_good(&[]).await;
+
+    // and the second takes its place once that is asked for with its own configuration
+    daemon.kill9();
+    let config = ConfigFile::with_urls(&other.agent.url, &first.agent.url, &slot, add);
+    let mut resync = Process::start(&config, &["resync", "--all", "--wait"], "");
+    let status = resync.wait(2 * SOON).await;
+    assert!(status.success(), "{}", resync.output());
+    assert_eq!(
+        first.agent.value("SELECT string_agg(r::text, ',') FROM notes r").await,
+        "(2,second,2,)"
+    );
 }
