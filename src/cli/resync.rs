@@ -11,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::failed::table_name;
 use super::own_daemon::{OwnDaemon, daemon_runs};
-use super::{Global, Outcome};
+use super::{Global, Outcome, pipelines};
 use crate::agent_db::{CommandKind, CommandState, Control, ResyncArguments, ResyncProgress, ResyncedState};
 use crate::change::TableName;
 use crate::config::Needs;
 use crate::postgres::{Condition, ConditionError};
-use crate::{migrations, shutdown};
+use crate::{migrations, replication, shutdown};
 
 /// How often progress is read.
 const TICK: Duration = Duration::from_millis(200);
