@@ -72,18 +72,27 @@ impl<'a> AgentKeys<'a> {
     /// # Errors
     /// A statement failed.
     pub async fn page(&self, after: Option<&Key>, limit: u32) -> Result<Vec<Key>, AgentError> {
+        self.page_upto(after, None, limit).await
+    }
+
+    /// The same, up to and with another key.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub async fn page_upto(&self, after: Option<&Key>, upto: Option<&Key>, limit: u32) -> Result<Vec<Key>, AgentError> {
         let names = quote_columns("t", self.relation.key_columns());
         let mut filters: Vec<String> = self.filter.iter().cloned().collect();
         let mut parameters = Vec::new();
-        if let Some(after) = after {
+        for (bound, operator) in [(after, ">"), (upto, "<=")] {
+            let Some(bound) = bound else { continue };
             let casts: Vec<_> = self
                 .types
                 .iter()
                 .enumerate()
-                .map(|(index, kind)| format!("${}::text::{kind}", index + 1))
+                .map(|(index, kind)| format!("${}::text::{kind}", parameters.len() + index + 1))
                 .collect();
-            filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
-            parameters = after.texts();
+            filters.push(format!("({}) {operator} ({})", names.join(", "), casts.join(", ")));
+            parameters.extend(bound.texts());
         }
         let sql = format!(
             "DECLARE page NO SCROLL CURSOR FOR SELECT {list} FROM {} t {} ORDER BY {list} LIMIT {limit}",

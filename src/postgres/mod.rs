@@ -15,6 +15,7 @@
 //! | [`condition`] | the condition of `resync --where`: parsed, and written anew as SQL |
 //! | [`keys`] | how Postgres compares keys |
 //! | [`row_text`] | rows that no key tells apart, known by their text |
+//! | [`row_digest`] | digests of ranges of rows, which both databases compute alike |
 //! | [`waits`] | what our sessions wait for, and who makes them wait |
 //! | `lsn` | positions as `pg_lsn` |
 //!
@@ -30,6 +31,7 @@ mod lsn;
 pub mod plain;
 mod pooler;
 pub mod quote;
+pub mod row_digest;
 pub mod row_text;
 pub mod session_settings;
 pub mod sqlstate;

@@ -40,6 +40,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often progress is stored while nothing is found.
 const STORE_EVERY: Duration = Duration::from_millis(500);
 
+/// Rows of a range whose digests are compared: some tens of milliseconds.
+const RANGE_ROWS: u32 = 50_000;
+
 /// First and longest wait before a page that could not be verified is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -265,8 +268,11 @@ impl Verification {
                 ForeignRows::Delete
             },
         };
-        let verifier = TableVerifier::new(reader, &agent, self.settings.copies.chunk_rows).await?;
         let (repair, rate) = (command.verify.arguments.repair, command.verify.arguments.rate);
+        // A page takes no more than a second at the rate that is asked for, so that it can be given up.
+        let at_most = |rows: u32| rows.min(rate.unwrap_or(rows)).max(1);
+        let (limit, range) = (at_most(self.settings.copies.chunk_rows), at_most(RANGE_ROWS));
+        let verifier = TableVerifier::new(reader, &agent, limit, range).await?;
         let Some(shown) = command.table(at) else {
             return Ok(Goes::On);
         };

@@ -141,18 +141,35 @@ impl Source {
         condition: Option<&Condition>,
         limit: u32,
     ) -> Result<ChunkRows, SourceError> {
+        self.read_between(table, relation, (after, None), condition, limit)
+            .await
+    }
+
+    /// The same, up to and with another key: `range` is both.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub async fn read_between(
+        &self,
+        table: &SourceTable,
+        relation: &Relation,
+        range: (Option<&Key>, Option<&Key>),
+        condition: Option<&Condition>,
+        limit: u32,
+    ) -> Result<ChunkRows, SourceError> {
         let key = key_columns(table, relation);
         let mut filters = table.filters(condition)?;
         let mut parameters = Vec::new();
-        if let Some(after) = after {
+        for (bound, operator) in [(range.0, ">"), (range.1, "<=")] {
+            let Some(bound) = bound else { continue };
             let casts: Vec<_> = key
                 .iter()
                 .enumerate()
-                .map(|(index, (_, kind))| format!("${}::text::{kind}", index + 1))
+                .map(|(index, (_, kind))| format!("${}::text::{kind}", parameters.len() + index + 1))
                 .collect();
             let names: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
-            filters.push(format!("({}) > ({})", names.join(", "), casts.join(", ")));
-            parameters = after.texts();
+            filters.push(format!("({}) {operator} ({})", names.join(", "), casts.join(", ")));
+            parameters.extend(bound.texts());
         }
         let order: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
         let sql = format!(

@@ -5,6 +5,7 @@
 //! | `chunk_rows` | a chunk's rows while it is read: their images, and how many more may come |
 //! | `chunks` | a connection that reads chunks of rows and writes fences |
 //! | `counted` | the same for tables whose rows are counted |
+//! | `digests` | digests of ranges of rows |
 //! | `parked_keys` | rows of several tables by their keys, under one snapshot |
 //! | [`fence`] | the marks in the log, as messages |
 //! | [`snapshot`] | what a snapshot sees |
@@ -29,6 +30,7 @@ mod catalog;
 mod chunk_rows;
 mod chunks;
 mod counted;
+mod digests;
 mod error;
 pub mod fence;
 mod marks;

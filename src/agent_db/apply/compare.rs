@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row as Answer};
 
 use super::sql::{self, Compared, Parameter, StatementText, TextArray};
@@ -17,6 +18,7 @@ use crate::agent_db::difference::{Difference, DifferenceKind};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Key, Operation, Row, TableDescription};
 use crate::config::DatabaseUrl;
+use crate::postgres::row_digest::{Digest, DigestedTable};
 use crate::postgres::session_settings::SessionKind;
 use crate::postgres::{Side, connect};
 use crate::retry::Disposition;
@@ -47,6 +49,45 @@ impl Comparer {
     #[must_use]
     pub const fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// How ranges of the table are digested here.
+    #[must_use]
+    pub fn digested(&self) -> DigestedTable {
+        let relation = &self.target.relation;
+        let keys = relation.key_positions().iter();
+        DigestedTable {
+            table: self.target.only(),
+            columns: relation.columns.iter().map(|name| name.to_string()).collect(),
+            key: keys
+                .filter_map(|&key| self.target.columns.get(key))
+                .map(|column| (column.name.clone(), column.cast.clone()))
+                .collect(),
+            filters: Vec::new(),
+        }
+    }
+
+    /// The digest of the rows after a key, up to and with another one.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn digest(
+        &self,
+        table: &DigestedTable,
+        after: Option<&Key>,
+        upto: Option<&Key>,
+    ) -> Result<Digest, AgentError> {
+        let texts: Vec<String> = after.into_iter().chain(upto).flat_map(Key::texts).collect();
+        let parameters: Vec<&(dyn ToSql + Sync)> = texts.iter().map(|text| text as _).collect();
+        let row = self
+            .client
+            .query_one(&table.digest(after.is_some(), upto.is_some()), &parameters)
+            .await
+            .map_err(|source| AgentError::from_driver("read a digest", Some(&self.target.relation.table), source))?;
+        Ok(Digest {
+            rows: row.get("rows"),
+            sum: row.get("sum"),
+        })
     }
 
     /// Compares rows with what the table holds just now. Changes of the stream come in between, so what differs is only

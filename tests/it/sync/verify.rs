@@ -8,9 +8,11 @@ use twinlog::failpoint::name::{REPAIR_AFTER_READ, REPAIR_AFTER_WRITE};
 
 use crate::harness::{Background, Databases, NOTES, SOON, Twins};
 
-/// A table with values that are easily changed without a trace, and one whose rows no key tells apart.
+/// A table with values that are easily changed without a trace and keys that both databases sort alike, one with keys of which
+/// that is not known, and one whose rows no key tells apart.
 const SCHEMA: &str = "
 CREATE TABLE t (id bigint PRIMARY KEY, name text, amount numeric, seen timestamptz, doc json, ratio float8, code char(4));
+CREATE TABLE words (key text PRIMARY KEY, v text);
 CREATE TABLE plain (v text, n int);
 ALTER TABLE plain REPLICA IDENTITY FULL";
 
@@ -28,6 +30,7 @@ async fn filled() -> Twins {
         .on_site(&format!(
             "INSERT INTO t SELECT i, 'name ' || i, i + 0.5, timestamptz '2024-01-01' + i * interval '1 microsecond',
                  format('{{\"b\": %s,  \"a\": 1}}', i)::json, 0, 'ab' FROM generate_series(1, {ROWS}) i;
+             INSERT INTO words SELECT 'word ' || i, i FROM generate_series(1, 700) i;
              INSERT INTO plain SELECT 'v' || i % 200, NULLIF(i % 200, 7) FROM generate_series(1, 600) i"
         ))
         .await;
@@ -75,6 +78,7 @@ async fn load(twins: &Twins) -> Background<()> {
                  DELETE FROM t WHERE id = {other};
                  INSERT INTO t (id, name) VALUES ({one}, 'back') ON CONFLICT DO NOTHING;
                  UPDATE t SET id = {one} WHERE id = {other} + 2 AND NOT EXISTS (SELECT FROM t WHERE id = {one});
+                 UPDATE words SET v = '{at}' WHERE key = 'word ' || {at} % 300 + 400;
                  INSERT INTO plain VALUES ('w{}', 1); DELETE FROM plain WHERE v = 'w{}'",
                 at % 50,
                 (at + 25) % 50
@@ -112,6 +116,9 @@ struct Wanted {
     missing: Vec<Value>,
     extra: Vec<Value>,
     different: Vec<Value>,
+    missing_words: Vec<Value>,
+    extra_words: Vec<Value>,
+    different_words: Vec<Value>,
     missing_plain: Vec<Value>,
     extra_plain: Vec<Value>,
 }
@@ -161,6 +168,21 @@ async fn corrupt(databases: &Databases, random: &mut Random, wanted: &mut Wanted
         let id = row(random);
         sql += &format!("UPDATE t SET note = 'other' WHERE id = {id};");
     }
+    // A key that is spelled otherwise is another key.
+    let gone = 1 + random.next() % 300;
+    let (wrong, blank) = (gone + 1, gone + 2);
+    sql += &format!(
+        "DELETE FROM words WHERE key = 'word {gone}'; UPDATE words SET v = NULL WHERE key = 'word {wrong}';
+         UPDATE words SET key = key || ' ' WHERE key = 'word {blank}'; INSERT INTO words VALUES ('Word {gone}');"
+    );
+    let word = |number: u64| json!([format!("word {number}")]);
+    wanted.missing_words.extend([word(gone), word(blank)]);
+    wanted
+        .extra_words
+        .extend([json!([format!("word {blank} ")]), json!([format!("Word {gone}")])]);
+    wanted
+        .different_words
+        .push(json!({ "key": word(wrong), "columns": ["v"] }));
     // Each of them is there three times.
     let (more, less) = (random.next() % 100, 100 + random.next() % 100);
     let shown = |v: u64| json!([format!("v{v}"), (v != 7).then(|| v.to_string())]);
@@ -195,6 +217,14 @@ fn assert_found(answer: &Value, wanted: &Wanted, seed: u64) {
         "seed {seed}"
     );
     assert_eq!(
+        of_table(answer, "public.words"),
+        json!({
+            "missing": list(&wanted.missing_words), "extra": list(&wanted.extra_words),
+            "different": list(&wanted.different_words),
+        }),
+        "seed {seed}"
+    );
+    assert_eq!(
         of_table(answer, "public.plain"),
         json!({ "missing": list(&wanted.missing_plain), "extra": list(&wanted.extra_plain), "different": [] }),
         "seed {seed}"
@@ -214,6 +244,7 @@ async fn under_load_exactly_what_was_damaged_is_found_then_repaired_then_equal()
     let _daemon = twins.start().await;
     twins.until_table("plain", "streaming", 600).await;
     twins.until_table("t", "streaming", ROWS).await;
+    twins.until_table("words", "streaming", 700).await;
     let load = load(&twins).await;
     load.more(20).await;
 
@@ -226,7 +257,7 @@ async fn under_load_exactly_what_was_damaged_is_found_then_repaired_then_equal()
         corrupt(&twins, &mut random, &mut wanted).await;
 
         // THEN those are found and no others, also by a rehearsal of the repair, which changes nothing
-        let (good, answer) = verify(&twins, &["t", "plain"]).await;
+        let (good, answer) = verify(&twins, &["t", "words", "plain"]).await;
         assert!(!good && answer["equal"] == false, "seed {seed}: {answer}");
         assert_found(&answer, &wanted, seed);
         let (good, rehearsed) = verify(&twins, &["--all", "--repair", "--dry-run"]).await;

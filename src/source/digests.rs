@@ -1,0 +1,80 @@
+//! Digests of ranges of a table's rows: the Site DB's side of [`row_digest`](crate::postgres::row_digest).
+
+use bytes::Bytes;
+use tokio_postgres::types::ToSql;
+
+use super::chunks::Source;
+use super::error::{SourceError, failed};
+use super::table::{SourceTable, key_columns};
+use crate::change::{Key, Relation};
+use crate::postgres::row_digest::{Digest, DigestedTable};
+
+impl SourceTable {
+    /// How ranges of it are digested.
+    ///
+    /// # Errors
+    /// The row filter can't be one.
+    pub fn digested(&self, relation: &Relation) -> Result<DigestedTable, SourceError> {
+        Ok(DigestedTable {
+            table: self.from(),
+            columns: relation.columns.iter().map(|name| name.to_string()).collect(),
+            key: key_columns(self, relation),
+            filters: self.filters(None)?,
+        })
+    }
+}
+
+impl Source {
+    /// The digest of the rows after a key, up to and with another one.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn digest(
+        &self,
+        table: &DigestedTable,
+        after: Option<&Key>,
+        upto: Option<&Key>,
+    ) -> Result<Digest, SourceError> {
+        let texts = texts(after, upto);
+        let row = self
+            .client()
+            .query_one(&table.digest(after.is_some(), upto.is_some()), &parameters(&texts))
+            .await
+            .map_err(failed("read a digest"))?;
+        Ok(Digest {
+            rows: row.get("rows"),
+            sum: row.get("sum"),
+        })
+    }
+
+    /// The last key of the range of so many rows after a key; `None` where there are not so many up to another one.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn bound(
+        &self,
+        table: &DigestedTable,
+        after: Option<&Key>,
+        upto: Option<&Key>,
+        rows: u64,
+    ) -> Result<Option<Key>, SourceError> {
+        let texts = texts(after, upto);
+        let row = self
+            .client()
+            .query_opt(&table.bound(after.is_some(), upto.is_some(), rows), &parameters(&texts))
+            .await
+            .map_err(failed("read the bound of a range"))?;
+        Ok(row.map(|row| {
+            let parts: Vec<String> = row.get("key");
+            Key(parts.into_iter().map(Bytes::from).collect())
+        }))
+    }
+}
+
+fn texts(after: Option<&Key>, upto: Option<&Key>) -> Vec<String> {
+    after.into_iter().chain(upto).flat_map(Key::texts).collect()
+}
+
+fn parameters(texts: &[String]) -> Vec<&(dyn ToSql + Sync)> {
+    texts.iter().map(|text| text as _).collect()
+}
