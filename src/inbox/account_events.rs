@@ -1,7 +1,7 @@
 //! Events about a number or an account, without a message. They get no row of their own (the raw event is kept), but a
 //! person should know of them.
 
-use crate::provider::event::{Content, Event};
+use crate::provider::event::{Content, Event, TemplateNews};
 use crate::provider::{Code, PhoneNumberId, quoted};
 
 /// Most events that are named one by one: a webhook may have thousands.
@@ -27,6 +27,20 @@ fn note_one(event: &Event) {
             class = refusal.class.as_str(),
             "WEBHOOK: Meta reports an error of the account"
         ),
+        Content::Template(notice) => {
+            let said = match &notice.news {
+                TemplateNews::Stopped(word) | TemplateNews::Quality(Some(word)) => word.as_str(),
+                TemplateNews::Usable => "usable",
+                TemplateNews::Quality(None) => "no low quality",
+            };
+            let template = quoted(&notice.name);
+            tracing::info!(
+                waba_id = event.waba_id,
+                template,
+                said,
+                "WEBHOOK: Meta reports on a template"
+            );
+        }
         Content::AccountNotice(_) => tracing::warn!(
             phone_number_id = number,
             waba_id = event.waba_id,

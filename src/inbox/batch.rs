@@ -139,7 +139,7 @@ fn is_common(event: &Event) -> bool {
         // Of the history: it will not come, which a person should know.
         Content::AccountError(_) => event.field != "history",
         Content::Status(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => true,
-        Content::Echo(_) | Content::History { .. } | Content::IdentityChanged(_) => false,
+        Content::Echo(_) | Content::History { .. } | Content::IdentityChanged(_) | Content::Template(_) => false,
     }
 }
 

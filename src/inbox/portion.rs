@@ -18,7 +18,7 @@ use crate::provider::{ContactIdentity, PhoneNumberId, Wamid};
 use crate::site_db::accounts::{self, Found, Seen};
 use crate::site_db::conversations::{self, Touch};
 use crate::site_db::status_events::ReceivedReport;
-use crate::site_db::{SiteError, Transaction, leads, locks, notifications, storable};
+use crate::site_db::{SiteError, Transaction, leads, locks, notifications, storable, template_notices};
 
 /// What a portion does, once it is committed.
 #[derive(Debug, Default)]
@@ -124,7 +124,23 @@ async fn store_events(
     leads::set_referrals(tx, &referrals).await?;
     accounts::touch(tx, &numbers, &news).await?;
     conversations::touch_all(tx, &touches).await?;
+    note_templates(tx, events).await?;
     Ok(effects)
+}
+
+/// Notes what the events tell of templates, in one order.
+async fn note_templates(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(), SiteError> {
+    let told = events.iter().filter_map(|timed| match &timed.event.content {
+        Content::Template(notice) => Some((timed.event.waba_id.as_deref()?, notice, timed.received_at)),
+        _ => None,
+    });
+    let mut told: Vec<_> = told.collect();
+    told.sort_by_key(|(waba_id, notice, _)| (*waba_id, notice.id.as_str()));
+    for (waba_id, notice, received_at) in told {
+        let at = credible(notice.at, received_at).unwrap_or(received_at);
+        template_notices::note(tx, waba_id, notice, at).await?;
+    }
+    Ok(())
 }
 
 /// Takes every lock that the portion needs, before it touches a row.
@@ -142,7 +158,11 @@ async fn lock_all(tx: &mut Transaction<'_>, events: &[TimedEvent]) -> Result<(),
             }
             Content::Status(status) => wamids.push(&status.wamid),
             Content::IdentityChanged(change) => contacts.extend(ids_of(change)),
-            Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {}
+            Content::AccountError(_)
+            | Content::AccountNotice(_)
+            | Content::Template(_)
+            | Content::Other(_)
+            | Content::Malformed(_) => {}
         }
     }
     if wamids.is_empty() && contacts.is_empty() {
@@ -207,7 +227,11 @@ async fn store_event<'a>(
             doubts = false;
             counted(None)
         }
-        Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_) | Content::Malformed(_) => {
+        Content::AccountError(_)
+        | Content::AccountNotice(_)
+        | Content::Template(_)
+        | Content::Other(_)
+        | Content::Malformed(_) => {
             doubts = false;
             counted(None)
         }

@@ -126,7 +126,7 @@ fn notes(webhook: &Webhook) -> impl Iterator<Item = &Event> {
     events.filter(|event| {
         matches!(
             event.content,
-            Content::AccountError(_) | Content::AccountNotice(_) | Content::Other(_)
+            Content::AccountError(_) | Content::AccountNotice(_) | Content::Template(_) | Content::Other(_)
         )
     })
 }

@@ -48,6 +48,8 @@ pub enum Content {
     IdentityChanged(Box<IdentityChange>),
     /// An error that is not about a message: throughput, the app, the account.
     AccountError(Box<Refusal>),
+    /// News of a template: whether it may be sent.
+    Template(Box<TemplateNotice>),
     /// A notice about the account or the number that may stop us from sending: a person should look.
     AccountNotice(Value),
     /// Anything else, unchanged.
@@ -113,6 +115,32 @@ pub struct IdentityChange {
     pub other: ContactIdentity,
     /// When they changed, by the provider's clock, to the second.
     pub at: Option<OffsetDateTime>,
+}
+
+/// What a provider tells of a template of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateNotice {
+    /// The provider's id of it.
+    pub id: String,
+    /// Its name; empty if the provider does not say.
+    pub name: String,
+    /// Its language's code; empty if the provider does not say.
+    pub language: String,
+    /// What is new.
+    pub news: TemplateNews,
+    /// When the provider wrote it, by its clock, to the second.
+    pub at: Option<OffsetDateTime>,
+}
+
+/// What is new of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TemplateNews {
+    /// Messages with it are refused, by this word of the provider's.
+    Stopped(String),
+    /// It may be sent, or is no more there.
+    Usable,
+    /// People refuse it, by this word of the provider's, which will stop it; `None`: they don't.
+    Quality(Option<String>),
 }
 
 /// A status that a provider reports for a message of ours.

@@ -21,6 +21,7 @@
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
 //! | [`servers`] | `twinlog.servers`: what each running server reports about itself |
 //! | [`media`] | `twinlog.uploaded_media`: whose medium an upload is |
+//! | [`template_notices`] | `twinlog.template_notices`: which templates Meta has stopped, or will |
 //! | [`locks`] | advisory locks on things that have no row yet |
 //! | [`pages`] | what people leaf through: conversations, messages, leads |
 //! | `shown` | rows as people are shown them |
@@ -55,6 +56,7 @@ mod schema;
 pub mod servers;
 mod shown;
 pub mod status_events;
+pub mod template_notices;
 pub mod webhook_events;
 
 pub use error::SiteError;

@@ -38,6 +38,8 @@ pub(super) const WEBHOOKS: &str = "webhooks";
 pub(super) const EVENTS: &str = "events";
 /// See [`SITE_DB`].
 pub(super) const LISTENERS: &str = "listeners";
+/// See [`SITE_DB`].
+pub(super) const TEMPLATES: &str = "templates";
 /// The outbox registers these itself.
 const OUTBOX: &str = "outbox";
 const NUMBER: &str = "number ";
@@ -119,7 +121,7 @@ enum Line {
 
 impl Told {
     fn look(&mut self, report: &BTreeMap<String, ComponentStatus>, now: Instant) -> Vec<Line> {
-        let ours = [SITE_DB, POOL, INBOX, WEBHOOKS, EVENTS, LISTENERS, OUTBOX];
+        let ours = [SITE_DB, POOL, INBOX, WEBHOOKS, EVENTS, LISTENERS, TEMPLATES, OUTBOX];
         let is_ours = |name: &str| ours.contains(&name) || name.starts_with(NUMBER);
         let site_db_is_well = report.get(SITE_DB).is_none_or(ComponentStatus::is_well);
         let mut lines = Vec::new();

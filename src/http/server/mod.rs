@@ -8,11 +8,13 @@
 //! | `from_config` | the configuration → the settings of each part |
 //! | `light` | what the parts report about themselves, in the log |
 //! | `report` | the same, in the Site DB |
+//! | `templates` | the templates that Meta has stopped, or will |
 //! | `watch` | checks every few seconds that the Site DB answers |
 
 mod from_config;
 mod light;
 mod report;
+mod templates;
 mod watch;
 
 use std::sync::Arc;
@@ -94,6 +96,11 @@ pub async fn run_server(
     let reporting = report::run(health.clone(), pool.clone(), stop.clone());
     parts.spawn(async move {
         reporting.await;
+        Ok(())
+    });
+    let templates = templates::run(pool.clone(), health.component(light::TEMPLATES), stop.clone());
+    parts.spawn(async move {
+        templates.await;
         Ok(())
     });
     let lighting = light::run(health.clone(), pool.clone(), inbox.clone(), stop.clone());

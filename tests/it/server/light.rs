@@ -165,6 +165,69 @@ async fn a_template_that_meta_has_stopped_shows_and_the_mistake_of_one_request_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_meta_stops_by_a_notice_shows_until_meta_approves_it() {
+    let (world, server) = World::served().await;
+    let tell = async |second: u32, field: &str, mut value: Value| {
+        for (member, content) in [
+            ("message_template_id", json!(594_425_479_261_596_u64)),
+            ("message_template_name", json!("order_update")),
+            ("message_template_language", json!("en_US")),
+        ] {
+            value[member] = content;
+        }
+        let change = json!({"field": field, "value": value});
+        let entry = json!({"id": "102290129340398", "time": 1_790_000_000 + second, "changes": [change]});
+        let body = json!({"object": "whatsapp_business_account", "entry": [entry]}).to_string();
+        assert_eq!(world.meta.post_webhook(body.as_bytes()).await, Some(200));
+    };
+    // Told early is not stopped.
+    tell(
+        1,
+        "message_template_quality_update",
+        json!({"previous_quality_score": "GREEN", "new_quality_score": "RED"}),
+    )
+    .await;
+    let reason = server.is_in_trouble("templates", "template_quality").await;
+    assert!(reason.contains("order_update (en_US): RED"), "{reason}");
+    tell(
+        3,
+        "message_template_status_update",
+        json!({"event": "PAUSED", "reason": "NONE"}),
+    )
+    .await;
+    let reason = server.is_in_trouble("templates", "template").await;
+    assert!(
+        reason.contains("order_update (en_US): PAUSED") && reason.contains("WhatsApp Manager"),
+        "{reason}"
+    );
+    // A notice from before that comes late changes nothing.
+    tell(
+        2,
+        "message_template_status_update",
+        json!({"event": "APPROVED", "reason": null}),
+    )
+    .await;
+    tell(
+        4,
+        "message_template_quality_update",
+        json!({"new_quality_score": "GREEN"}),
+    )
+    .await;
+    let processed = "SELECT count(*) FROM webhook_events WHERE state = 'processed'";
+    world.db.until_site("all is processed", processed, "4").await;
+    let stopped = "SELECT concat_ws(' ', stopped_by, quality) FROM twinlog.template_notices";
+    assert_eq!(world.db.site.value(stopped).await, "PAUSED");
+    tell(
+        5,
+        "message_template_status_update",
+        json!({"event": "APPROVED", "reason": "NONE"}),
+    )
+    .await;
+    server.all_is_well().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_column_is_looked_at_and_what_is_missing_is_named_with_the_statement_that_mends_it() {
     let (world, server) = World::served().await;
     let site = &world.db.site;

@@ -10,6 +10,7 @@
 //! | `message` | one message |
 //! | `change` | the notice that a user has other ids |
 //! | `report` | one status of a message, one error of an account |
+//! | `template` | what Meta tells of a template |
 //!
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api/webhooks/components>
 
@@ -17,20 +18,24 @@ mod change;
 mod message;
 mod people;
 mod report;
+mod template;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
+use time::OffsetDateTime;
 
 use super::members::{Members, scalar, value};
 use crate::provider::event::{Content, Event, IdentityChange};
 use crate::provider::ids::{ContactIdentity, PhoneNumberId, UserId, WaId};
 
 /// Fields that say whether we may send at all.
-const ACCOUNT_NOTICES: [&str; 4] = [
+const ACCOUNT_NOTICES: [&str; 5] = [
     "account_update",
     "account_alerts",
     "phone_number_quality_update",
     "security",
+    // A template of another category costs another price, and some people get no marketing.
+    "template_category_update",
 ];
 
 /// Most events of a webhook. Meta sends a thousand at most; a body of the greatest length has more only if they are nearly
@@ -64,12 +69,13 @@ pub fn parse(body: &[u8]) -> Result<Vec<Event>, NotAWebhook> {
             continue;
         };
         let waba_id = entry.string("id").filter(|id| id.len() <= MAX_NAME);
+        let written_at = entry.string("time").and_then(|at| message::timestamp(&at));
         let Some(changes) = entry.array("changes") else {
             events.push(malformed(waba_id.as_ref(), "", "an entry has no changes"));
             continue;
         };
         for change in changes {
-            read_change(waba_id.as_ref(), change, &mut events);
+            read_change(waba_id.as_ref(), written_at, change, &mut events);
         }
     }
     Ok(events.list)
@@ -120,7 +126,7 @@ fn malformed(waba_id: Option<&String>, field: &str, why: &'static str) -> Event 
     }
 }
 
-fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Events) {
+fn read_change(waba_id: Option<&String>, written_at: Option<OffsetDateTime>, change: &RawValue, events: &mut Events) {
     let Some(change) = Members::read(change.get()) else {
         events.push(malformed(waba_id, "", "a change is not an object"));
         return;
@@ -151,9 +157,17 @@ fn read_change(waba_id: Option<&String>, change: &RawValue, events: &mut Events)
     if change.events.count() == before {
         change.push(match value(raw) {
             None => Content::Malformed("the value is not readable JSON"),
-            Some(value) if ACCOUNT_NOTICES.contains(&change.origin.field.as_str()) => Content::AccountNotice(value),
-            Some(value) => Content::Other(value),
+            Some(value) => whole(&change.origin.field, value, written_at),
         });
+    }
+}
+
+/// A change that is one event.
+fn whole(field: &str, value: Value, written_at: Option<OffsetDateTime>) -> Content {
+    match template::read(field, &value, written_at) {
+        Some(notice) => Content::Template(Box::new(notice)),
+        None if ACCOUNT_NOTICES.contains(&field) => Content::AccountNotice(value),
+        None => Content::Other(value),
     }
 }
 

@@ -259,6 +259,7 @@ fn what_may_stop_us_from_sending_is_told_from_other_news() {
             .content
     };
     assert!(matches!(read("account_update"), Content::AccountNotice(_)));
+    assert!(matches!(read("template_category_update"), Content::AccountNotice(_)));
     assert!(matches!(read("message_template_status_update"), Content::Other(_)));
 }
 
