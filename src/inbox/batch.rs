@@ -70,8 +70,21 @@ pub(super) struct Claim {
     pub(super) attempts: i32,
 }
 
+/// How often a transaction begins again because leads were merged while it waited for them.
+const ATTEMPTS: usize = 3;
+
 /// Claims webhooks and processes them. Nothing is claimed if none is due.
 pub(super) async fn next(pool: &Pool, callback: &Callback, claims: &mut Claims) -> Result<(), SiteError> {
+    for _ in 1..ATTEMPTS {
+        match Box::pin(attempt(pool, callback, claims)).await {
+            Err(SiteError::Merged) if claims.processed.is_empty() => *claims = Claims::default(),
+            ended => return ended,
+        }
+    }
+    attempt(pool, callback, claims).await
+}
+
+async fn attempt(pool: &Pool, callback: &Callback, claims: &mut Claims) -> Result<(), SiteError> {
     let mut tx = pool.begin().await?;
     let claimed = webhook_events::claim(&mut tx, LIMIT).await?;
     let claim = |webhook_id, attempts| Claim { webhook_id, attempts };

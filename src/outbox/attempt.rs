@@ -131,15 +131,17 @@ fn is_news(message: &Claimed, accepted: &Accepted) -> bool {
 }
 
 async fn store_recipient(shared: &Shared, lead_id: Uuid, accepted: &Accepted) -> Result<(), SiteError> {
-    let mut transaction = shared.pool.begin().await?;
-    let several = leads::learn_recipient(
-        &mut transaction,
-        lead_id,
-        accepted.dialled.as_ref(),
-        &accepted.recipient,
-    )
-    .await?;
-    transaction.commit().await?;
+    let (dialled, recipient) = (accepted.dialled.as_ref(), &accepted.recipient);
+    let learnt = async || {
+        let mut transaction = shared.pool.begin().await?;
+        let several = leads::learn_recipient(&mut transaction, lead_id, dialled, recipient).await?;
+        transaction.commit().await?;
+        Ok(several)
+    };
+    let several = match learnt().await {
+        Err(SiteError::Merged) => learnt().await?,
+        several => several?,
+    };
     if several {
         merging::settle_due(&shared.pool).await?;
     }

@@ -127,6 +127,10 @@ async fn of_leads(tx: &mut Transaction<'_>, pairs: &[(Uuid, Uuid)]) -> Result<Ha
         if attempt > 0 {
             let leads: Vec<Uuid> = pairs.iter().map(|pair| pair.1).collect();
             merged.extend(leads::merged_into(tx, &leads).await?);
+            // The others are locked, and the lead that is kept may come before them.
+            if !merged.is_empty() && !known.is_empty() {
+                return Err(SiteError::Merged);
+            }
             missing = missing.into_iter().map(|pair| kept(&merged, pair)).collect();
         }
         // One that another program inserts in this moment is found at the next attempt.

@@ -52,6 +52,10 @@ pub enum SiteError {
     /// A row could be neither found nor inserted, several times in a row.
     #[error("another program deletes rows of {0} as fast as they are written")]
     Vanished(&'static str),
+    /// Leads were merged while the transaction waited for their locks: it has other leads to lock, and may hold locks already
+    /// that come after these. Nothing is stored; it may begin again at once.
+    #[error("leads were merged while their locks were waited for")]
+    Merged,
     /// The task that asked ended, because the process is stopping.
     #[error("the process is stopping")]
     Stopped,
@@ -88,7 +92,7 @@ impl SiteError {
     #[must_use]
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Unreachable(_) | Self::Silent | Self::Stopped => Disposition::Transient,
+            Self::Unreachable(_) | Self::Silent | Self::Merged | Self::Stopped => Disposition::Transient,
             Self::Refused { sqlstate, .. } => disposition(sqlstate),
             Self::Missing { .. } | Self::Shape(_) | Self::Vanished(_) | Self::Pooled => Disposition::Systemic,
             Self::Value(_) | Self::Anonymous => Disposition::Row,
@@ -175,7 +179,7 @@ impl SiteError {
             }
             Self::Pooled => Some(POOLER_HINT),
             Self::Shape(_) => Some(MIGRATE),
-            Self::Value(_) | Self::Anonymous | Self::Vanished(_) | Self::Stopped => None,
+            Self::Value(_) | Self::Anonymous | Self::Vanished(_) | Self::Merged | Self::Stopped => None,
             Self::Refused { sqlstate, .. } => match sqlstate.as_str() {
                 "42P01" | "42703" | "3F000" => Some(MIGRATE),
                 "42501" => Some(

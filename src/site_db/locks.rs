@@ -14,7 +14,9 @@
 //! 1. these locks;
 //! 2. rows of `leads`, new and old; whoever stores messages of a lead locks it (`FOR KEY SHARE`) and sees that it is not merged.
 //!    Who writes to one lead and needs others locks all of them first, in one statement: a lock that is taken because
-//!    something is learnt of the second person, and then one of the first because of its message, is against the order;
+//!    something is learnt of the second person, and then one of the first because of its message, is against the order. If one of
+//!    them was merged while its lock was waited for, the transaction begins again ([`SiteError::Merged`]): the lead that is kept
+//!    may come before those that are locked by then;
 //! 3. new rows of `conversations`, by number and lead;
 //! 4. for what clients submit: `conversations`, then new messages by client id, and nothing more;
 //! 5. for what the provider says: rows of `whatsapp_messages`, then the `referral` of leads, then `whatsapp_accounts`, then

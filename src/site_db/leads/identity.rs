@@ -72,9 +72,17 @@ async fn lock_candidates(tx: &mut Transaction<'_>, statement: &Statement) -> Res
     if leads.len() < 2 {
         return Ok(candidates);
     }
-    lock_to_join(tx, &Vec::from_iter(leads)).await?;
+    let locked = lock_to_join(tx, &Vec::from_iter(leads)).await?;
     // While the locks were waited for, their holder may have merged some of them.
-    candidates::of_person(tx, &statement.contacts()).await
+    let candidates = candidates::of_person(tx, &statement.contacts()).await?;
+    let is_locked = candidates::leads(&candidates)
+        .iter()
+        .all(|lead| locked.contains(&lead.id));
+    if is_locked {
+        Ok(candidates)
+    } else {
+        Err(SiteError::Merged)
+    }
 }
 
 /// The lead that a message was sent to, if the number that was dialled is the lead's: a client may send a message to any number

@@ -1,6 +1,8 @@
 //! `lead_merges`, and the leads' part of a merge: the older lead gets the ids, and the names that it lacks; the other one
 //! points to it. The record has both as they were.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 use sqlx::types::Json;
 use time::OffsetDateTime;
@@ -9,7 +11,11 @@ use uuid::Uuid;
 use super::known_ids::{load, save};
 use crate::site_db::{SiteError, Transaction};
 
-/// Locks these leads, as far as they are there and not merged yet; returns them, the oldest first.
+/// Locks these leads; returns them, the oldest first.
+///
+/// # Errors
+/// See [`SiteError`]; [`SiteError::Merged`] if one of them is merged, or gone, by now: which lead stands for it is to be looked up
+/// before anything is locked.
 pub(in crate::site_db) async fn lock_leads(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Result<Vec<Uuid>, SiteError> {
     let mut locked: Vec<(OffsetDateTime, Uuid)> = sqlx::query_as(
         "SELECT created_at, id FROM public.leads WHERE id = ANY ($1) AND merged_into IS NULL ORDER BY id FOR UPDATE",
@@ -17,13 +23,16 @@ pub(in crate::site_db) async fn lock_leads(tx: &mut Transaction<'_>, leads: &[Uu
     .bind(leads)
     .fetch_all(tx.connection())
     .await?;
+    if locked.len() < leads.iter().collect::<HashSet<_>>().len() {
+        return Err(SiteError::Merged);
+    }
     locked.sort_unstable();
     Ok(locked.into_iter().map(|(_, id)| id).collect())
 }
 
 /// Locks what a merge of these leads changes, or of those that they were merged into: their rows and the rows that were merged
-/// into them, in the order of their ids, and then the known ids.
-pub(super) async fn lock_to_join(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Result<(), SiteError> {
+/// into them, in the order of their ids, and then the known ids. Returns all leads that are locked.
+pub(super) async fn lock_to_join(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Result<HashSet<Uuid>, SiteError> {
     let locked: Vec<Uuid> = sqlx::query_scalar(
         "WITH wanted AS MATERIALIZED (
              SELECT array_agg(coalesce(merged_into, id)) AS ids FROM public.leads WHERE id = ANY ($1)
@@ -37,10 +46,10 @@ pub(super) async fn lock_to_join(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Re
     .fetch_all(tx.connection())
     .await?;
     sqlx::query("SELECT FROM public.lead_ids WHERE lead_id = ANY ($1) ORDER BY known_id FOR UPDATE")
-        .bind(locked)
+        .bind(&locked)
         .execute(tx.connection())
         .await?;
-    Ok(())
+    Ok(locked.into_iter().collect())
 }
 
 /// Makes `merged` point to `kept`, which gets its ids; all is locked (see [`lock_to_join`]). Returns the record's id.

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use super::*;
 
 /// Leads and conversations that count.
-const LEADS: &str = "leads WHERE merged_into IS NULL";
+pub(super) const LEADS: &str = "leads WHERE merged_into IS NULL";
 const CONVERSATIONS: &str = "conversations WHERE merged_into IS NULL";
 
 /// A person's number and user id.
 #[derive(Clone, Copy)]
-struct Ids<'a>(Option<&'a str>, Option<&'a str>);
+pub(super) struct Ids<'a>(pub(super) Option<&'a str>, pub(super) Option<&'a str>);
 
-fn said(wamid: &str, Ids(number, user): Ids<'_>) -> Value {
+pub(super) fn said(wamid: &str, Ids(number, user): Ids<'_>) -> Value {
     let mut message = json!({"id": wamid, "timestamp": "1750000000", "type": "text", "text": {"body": wamid}});
     if let Some(number) = number {
         message["from"] = json!(number);
@@ -43,7 +43,7 @@ fn user_id_update(from: &str, to: &str, second: i64) -> Vec<u8> {
     envelope(&[("user_id_update", value(update))])
 }
 
-fn webhook_of(parts: &[Value]) -> Vec<u8> {
+pub(super) fn webhook_of(parts: &[Value]) -> Vec<u8> {
     envelope(&[("messages", messages(parts))])
 }
 
@@ -423,76 +423,4 @@ async fn a_person_known_by_another_id_and_by_the_other_form_of_the_number_is_one
     site.settle_people().await;
     assert_eq!(site.count(LEADS).await, 12);
     assert_eq!(site.count(CONVERSATIONS).await, 12);
-}
-
-/// What is written to a lead takes a while.
-const SLOW_LEADS: &str =
-    "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
-    CREATE TRIGGER slow AFTER UPDATE ON leads FOR EACH ROW EXECUTE FUNCTION slow()";
-
-#[tokio::test]
-async fn batches_that_learn_of_different_people_and_have_messages_of_both_do_not_wait_in_a_circle() {
-    // GIVEN two people, and several workers
-    let site = Site::working().await;
-    let _other = site.another_process();
-    let (one, two) = (Some("16505550001"), Some("16505550002"));
-    site.post(&webhook_of(&[said("1", Ids(one, None)), said("2", Ids(two, None))]))
-        .await;
-    site.settle().await;
-    site.db.on_site(SLOW_LEADS).await;
-
-    // WHEN one batch learns of the second person and has a message of the first, and another one the other way round
-    let teaching = |number, user| said(&format!("{user}.teaching"), Ids(number, Some(user)));
-    site.post(&webhook_of(&[teaching(two, "US.2"), said("3", Ids(one, None))]))
-        .await;
-    let sleeping =
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
-    site.db
-        .until_site("something is written to a lead", sleeping, "1")
-        .await;
-    site.post(&webhook_of(&[teaching(one, "US.1"), said("4", Ids(two, None))]))
-        .await;
-    site.settle().await;
-
-    // THEN neither had to be tried again
-    assert_eq!(site.count("webhook_events WHERE attempts > 1").await, 0);
-    assert_eq!(site.count("leads WHERE user_id IS NOT NULL").await, 2);
-    assert_eq!(site.count("whatsapp_messages").await, 6);
-}
-
-#[tokio::test]
-async fn who_merges_leads_locks_them_in_the_order_of_their_ids() {
-    // GIVEN a person with two leads. A message went to the one with the higher id, into which another one was merged before
-    let site = Site::at_rest().await;
-    let [merged, by_user, by_number] = [1, 2, 3].map(Uuid::from_u128);
-    site.db
-        .on_site(&format!(
-            "INSERT INTO leads (id, wa_id) VALUES ('{by_number}', '16505550001');
-             INSERT INTO leads (id, user_id) VALUES ('{by_user}', 'US.1');
-             INSERT INTO leads (id, merged_into) VALUES ('{merged}', '{by_number}');
-             INSERT INTO twinlog.lead_statements (lead_id, dialled, current_wa_id, current_user_id)
-             VALUES ('{by_number}', '16505550001', '16505550001', 'US.1')"
-        ))
-        .await;
-    // WHEN somebody else has locked the lowest, and the person's leads are merged
-    let other = site.db.site.connect().await;
-    let lock = async |lead: Uuid| {
-        let lock = format!("SELECT FROM leads WHERE id = '{lead}' FOR UPDATE NOWAIT");
-        other.batch_execute(&lock).await.map_err(|error| error.to_string())
-    };
-    other.batch_execute("BEGIN").await.unwrap();
-    lock(merged).await.unwrap();
-    let pool = site.pool.clone();
-    let merging = tokio::spawn(async move { settle_due(&pool).await });
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
-    site.db.until_site("the merge waits", waiting, "1").await;
-    // THEN the others are still free
-    lock(by_user).await.unwrap();
-    lock(by_number).await.unwrap();
-    other.batch_execute("COMMIT").await.unwrap();
-    merging.await.unwrap().unwrap();
-    assert_eq!(site.count(LEADS).await, 1);
-    let into = format!("leads WHERE merged_into = (SELECT id FROM {LEADS})");
-    assert_eq!(site.count(&into).await, 2);
 }

@@ -5,6 +5,7 @@ mod faults;
 mod history;
 mod identities;
 mod kept;
+mod lead_locks;
 mod messages;
 mod people;
 mod receiving;
