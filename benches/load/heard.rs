@@ -31,7 +31,7 @@ pub(crate) async fn heard(world: &World<'_>) -> Result<Figures> {
     let (log, tasks) = EventLog::start(pool, KEEP, Health::default().component("events"), stop.clone());
     let listening = tokio::spawn(listen(log.subscribe()));
     let before = Spent::so_far(&server, world.cluster)?;
-    sends::paced(&server, world.options.people).await?;
+    sends::paced(&server, world.options.people, sends::HALF).await?;
     let spent = Spent::so_far(&server, world.cluster)? - before;
     let (rows, took, mut latencies) = listening.await?;
     stop.cancel();

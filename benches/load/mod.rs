@@ -4,6 +4,7 @@ pub(crate) mod clients;
 mod delay;
 pub(crate) mod events;
 pub(crate) mod heard;
+pub(crate) mod listeners;
 mod meta;
 pub(crate) mod pgbench;
 mod process;
@@ -36,6 +37,8 @@ pub(crate) struct Options {
     count: u64,
     /// People who write.
     people: u64,
+    /// How many listen to events.
+    listeners: usize,
 }
 
 impl Options {
@@ -63,6 +66,7 @@ impl Options {
                 .context("--clients")?,
             count: number("--count", 40_000)?,
             people: number("--people", 5_000)?.max(1),
+            listeners: usize::try_from(number("--listeners", 10_000)?)?,
         })
     }
 

@@ -17,7 +17,7 @@ use super::{Figures, World};
 /// How long the messages of a load may take to go out.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Messages a second for the latency: half of the number's limit.
-const HALF: u64 = 500;
+pub(crate) const HALF: u64 = 500;
 /// Connections that share these.
 const PACED: u64 = 50;
 
@@ -59,7 +59,7 @@ pub(crate) async fn out(world: &World<'_>) -> Result<Figures> {
         // Calls that were made within the limit may arrive a little closer to each other.
         ensure!(fastest.as_seconds_f64() > 0.9, "1001 messages arrived within {fastest}");
     }
-    paced(&server, people).await?;
+    paced(&server, people, HALF).await?;
     until_sent(world).await?;
     let latencies = in_order(world, ledger.len()).await?;
     let at = |part: usize| latencies.get(latencies.len() * part / 100).copied().unwrap_or(f64::NAN);
@@ -91,19 +91,19 @@ fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// [`HALF`] messages a second, for five seconds.
-pub(crate) async fn paced(server: &Server, people: u64) -> Result<()> {
+/// So many messages a second, for five seconds.
+pub(crate) async fn paced(server: &Server, people: u64, rate: u64) -> Result<()> {
     let next = Arc::new(AtomicU64::new(0));
     let mut clients = JoinSet::new();
     for client in 0..PACED {
         let (next, http) = (Arc::clone(&next), server.http);
         clients.spawn(async move {
             let mut connection = Client::connect(http).await?;
-            let every = Duration::from_secs(1) * u32::try_from(PACED)? / u32::try_from(HALF)?;
+            let every = Duration::from_secs(1) * u32::try_from(PACED)? / u32::try_from(rate)?;
             let mut ticks = tokio::time::interval(every);
             tokio::time::sleep(every * u32::try_from(client)? / u32::try_from(PACED)?).await;
             ticks.reset();
-            for _ in 0..5 * HALF / PACED {
+            for _ in 0..5 * rate / PACED {
                 ticks.tick().await;
                 connection
                     .send(&request(next.fetch_add(1, Ordering::Relaxed), people))

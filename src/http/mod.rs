@@ -8,6 +8,8 @@
 //! | `send` | the Graph-compatible send |
 //! | `messages` | the plain JSON API |
 //! | `events` | what happens, as server-sent events |
+//! | `socket_io` | the same for clients of Socket.IO |
+//! | `front_end` | the health of a number, and the logs of pages |
 //! | `pages` | conversations, messages and leads, in pages |
 //! | `passthrough` | other Graph calls, passed through |
 //! | `media` | media, streamed to and from Meta |
@@ -41,6 +43,7 @@ mod budget;
 mod client_id;
 mod events;
 mod form;
+mod front_end;
 mod limits;
 pub(crate) mod listener;
 mod listener_places;
@@ -53,6 +56,7 @@ mod quotes;
 mod router;
 mod send;
 pub mod server;
+mod socket_io;
 mod state;
 mod summed;
 mod webhook;

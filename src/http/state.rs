@@ -13,7 +13,8 @@ use super::budget::{self, Budgets};
 use super::listener::Bounds;
 use super::listener_places::ListenerPlaces;
 use super::media_link::MediaLinks;
-use crate::config::{ApiToken, CorsOrigins, Jwt};
+use crate::config::{ApiToken, CorsOrigins, Jwt, SocketIo};
+use crate::health::Health;
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::provider::{ApiVersion, cloud};
@@ -33,6 +34,8 @@ pub(super) struct HttpSettings {
     pub(super) verify_token: Option<SecretString>,
     /// How long a client of the Graph-compatible route waits for its answer.
     pub(super) send_wait: Duration,
+    /// The connections of Socket.IO's clients.
+    pub(super) socket_io: SocketIo,
     /// How many may listen to events.
     pub(super) max_listeners: usize,
     /// How many connections the listener has.
@@ -81,6 +84,8 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) outbox: Outbox,
     pub(super) inbox: Inbox,
+    /// What the parts of the server say about themselves.
+    pub(super) health: Health,
     /// Tells listeners what happens.
     pub(super) hub: Hub,
     /// One for each listener.
@@ -96,7 +101,14 @@ pub(super) struct Shared {
 }
 
 impl State {
-    pub(super) fn new(settings: HttpSettings, pool: Pool, outbox: Outbox, inbox: Inbox, hub: Hub) -> Self {
+    pub(super) fn new(
+        settings: HttpSettings,
+        pool: Pool,
+        outbox: Outbox,
+        inbox: Inbox,
+        hub: Hub,
+        health: Health,
+    ) -> Self {
         let media = budget::media(settings.connections.connections);
         Self(Arc::new(Shared {
             access: Access::new(settings.tokens.clone(), settings.jwt.clone()),
@@ -109,6 +121,7 @@ impl State {
                 settings.tokens.len() + usize::from(settings.jwt.is_some()),
             ),
             hub,
+            health,
             bodies: Bodies::new(settings.max_body_bytes),
             settings,
             pool,

@@ -41,6 +41,16 @@ pub struct Filter {
     pub kinds: Option<Vec<EventKind>>,
 }
 
+impl Frame {
+    /// The rows alone, as JSON.
+    #[must_use]
+    pub fn data(&self) -> &str {
+        let text = std::str::from_utf8(&self.text).unwrap_or_default();
+        let data = text.split_once("\ndata: ").map_or("", |(_, data)| data);
+        data.trim_end_matches('\n')
+    }
+}
+
 impl Filter {
     /// Whether the listener wants it.
     #[must_use]

@@ -412,6 +412,46 @@ pub async fn overview(pool: &Pool) -> Result<Vec<Overview>, SiteError> {
     Ok(rows.into_iter().filter_map(overview).collect())
 }
 
+/// The signs by which people judge a number.
+#[derive(Debug, Clone, FromRow)]
+pub struct Signs {
+    /// `whatsapp_accounts.id`.
+    pub id: Uuid,
+    /// Meta's id of the number.
+    pub phone_number_id: String,
+    /// Whether it may send.
+    pub status: AccountStatus,
+    /// Meta's reason while it is held.
+    pub hold_reason: Option<String>,
+    /// When a person last wrote, in milliseconds since 1970.
+    pub last_real_ms: Option<i64>,
+    /// The time by the same clock.
+    pub now_ms: i64,
+    /// Messages of the last hour that Meta took more than five minutes ago, and of which it has reported nothing since.
+    pub unreported: i64,
+}
+
+/// The signs of a number, by its row's id or by its `phone_number_id`.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn signs(pool: &Pool, id: &str) -> Result<Option<Signs>, SiteError> {
+    Ok(sqlx::query_as(
+        "SELECT a.id, a.phone_number_id, a.status, a.hold_reason, \
+           (extract(epoch FROM a.last_real_message_at) * 1000)::bigint AS last_real_ms, \
+           (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms, \
+           (SELECT count(*) FROM public.conversations c JOIN public.whatsapp_messages m ON m.conversation_id = c.id \
+              AND m.created_at > now() - interval '1 hour' AND m.direction = 'outbound' AND m.status = 'accepted' \
+              AND m.accepted_at < now() - interval '5 minutes' \
+            WHERE c.account_id = a.id AND c.last_outbound_at > now() - interval '1 hour') AS unreported \
+         FROM public.whatsapp_accounts a WHERE a.phone_number_id = $1 OR a.id = $2",
+    )
+    .bind(id)
+    .bind(Uuid::try_parse(id).ok())
+    .fetch_optional(&pool.0)
+    .await?)
+}
+
 /// When people last wrote over each number; numbers as for [`overview`].
 ///
 /// # Errors

@@ -7,6 +7,7 @@ mod jwt;
 mod listeners;
 mod log;
 mod retention;
+mod socket_io;
 mod sync;
 mod whatsapp;
 
@@ -17,6 +18,7 @@ pub use jwt::{Jwt, JwtKeySource};
 pub use listeners::{Admin, CorsOrigins, Http};
 pub use log::{Log, LogFormat};
 pub use retention::Retention;
+pub use socket_io::SocketIo;
 pub use sync::{OnNewColumn, OnUnreplicableTable, Sync};
 pub use whatsapp::{Account, Whatsapp};
 
@@ -43,6 +45,8 @@ pub struct Config {
     pub jwt: Option<Jwt>,
     /// `[events]`
     pub events: Events,
+    /// `[socket_io]`
+    pub socket_io: SocketIo,
     /// `[retention]`
     pub retention: Retention,
     /// `[log]`
@@ -77,6 +81,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
     let tokens = auth::tokens(reader, needs.whatsapp);
     let jwt = jwt::jwt(reader);
     let events = events::events(reader);
+    let socket_io = socket_io::socket_io(reader);
     let retention = retention::retention(reader);
     if let (Some(whatsapp), Some(tokens), true) = (&whatsapp, &tokens, needs.whatsapp) {
         auth::check_numbers(reader, tokens, &whatsapp.accounts);
@@ -92,6 +97,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
         tokens: tokens?,
         jwt: jwt?,
         events: events?,
+        socket_io: socket_io?,
         retention: retention?,
         log: log?,
     })

@@ -26,6 +26,7 @@ use std::task::{Context, Poll};
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
+use axum::http::StatusCode;
 use axum::serve::Listener;
 use hyper::Request;
 use hyper::body::{Frame, Incoming, SizeHint};
@@ -91,7 +92,13 @@ async fn serve_one(
         tracked.set(Doing::Answer);
         request.extensions_mut().insert(Arc::clone(&tracked));
         let answer = service.call(request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await?.map(|body| Answer { body, tracked })) }
+        async move {
+            let answer = answer.await?;
+            // Its connection goes on in another protocol, and can't be closed from here.
+            let goes_on = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+            let answer = answer.map(|body| Answer { body, tracked, goes_on });
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let mut serving = std::pin::pin!(
         http1::Builder::new()
@@ -119,6 +126,7 @@ async fn serve_one(
 struct Answer {
     body: Body,
     tracked: Arc<Tracked>,
+    goes_on: bool,
 }
 
 impl HttpBody for Answer {
@@ -143,7 +151,9 @@ impl HttpBody for Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.tracked.set(Doing::Idle { since: Instant::now() });
+        if !self.goes_on {
+            self.tracked.set(Doing::Idle { since: Instant::now() });
+        }
     }
 }
 

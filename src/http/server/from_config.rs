@@ -84,6 +84,7 @@ impl Settings {
                 verify_token: whatsapp.verify_token.clone(),
                 send_wait: config.http.send_wait,
                 max_listeners: config.events.max_listeners,
+                socket_io: config.socket_io.clone(),
                 connections: Bounds {
                     connections: config.http.max_connections,
                     per_address: config.http.max_connections_per_address,

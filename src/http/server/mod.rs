@@ -114,7 +114,7 @@ pub async fn run_server(
         worker.run(worker_stop).await;
         Ok(())
     });
-    let state = State::new(settings.http, pool.clone(), outbox, inbox, hub);
+    let state = State::new(settings.http, pool.clone(), outbox, inbox, hub, health.clone());
     let listening = health.component("http");
     listening.ready(json!({"listen": listener.local_addr().ok().map(|address| address.to_string())}));
     let serving_stop = stop.clone();
@@ -149,13 +149,18 @@ async fn join(mut tasks: JoinSet<()>) -> Result<(), ServerError> {
 /// Serves the public listener until the stop; then requests under way have [`shutdown::GRACE`] to end.
 async fn serve(listener: TcpListener, state: State, stop: CancellationToken) {
     let bounds = state.settings.connections;
-    let serving = connections::serve(listener, router::router(state), bounds, stop.clone());
+    let (router, socket_io) = router::router(state);
+    let serving = connections::serve(listener, router, bounds, stop.clone());
+    let closing = async {
+        stop.cancelled().await;
+        socket_io.close().await;
+    };
     let out_of_time = async {
         stop.cancelled().await;
         tokio::time::sleep(shutdown::GRACE + Duration::from_secs(1)).await;
     };
     tokio::select! {
-        () = serving => {}
+        _ = async { tokio::join!(serving, closing) } => {}
         () = out_of_time => {}
     }
 }

@@ -8,6 +8,7 @@
 //! | `meta_stub` | a Meta that keeps what it was asked |
 //! | `binary` | the real binary, which may die |
 //! | `ear` | a listener to events |
+//! | `web_socket` | a client of Socket.IO |
 //! | the others | tests |
 
 mod batches;
@@ -17,6 +18,7 @@ mod deaths;
 mod ear;
 mod faults;
 mod firms;
+mod front_end;
 mod graph_route;
 mod holds;
 mod in_process;
@@ -34,8 +36,10 @@ mod recipients;
 mod repeats;
 mod several;
 mod silence;
+mod socket_io;
 mod spellings;
 mod strangers;
+mod web_socket;
 mod webhooks;
 mod world;
 

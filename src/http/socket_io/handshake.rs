@@ -1,0 +1,102 @@
+//! Who connects: the token comes after the connection is open, so those who have not sent it yet are bounded.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{Request, State as Extract};
+use axum::middleware::Next;
+use axum::response::Response;
+use serde::Deserialize;
+use socketioxide::extract::SocketRef;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::http::access::{Denied, Viewer};
+use crate::http::listener::{Doing, Tracked};
+use crate::http::listener_places::Place;
+use crate::http::state::State;
+use crate::http::{answer, auth};
+use crate::metrics;
+use crate::realtime::Begin;
+
+/// What a client says when it connects.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Auth {
+    token: Option<String>,
+    position: Option<String>,
+}
+
+/// Places for those who have not sent their token yet.
+#[derive(Debug, Clone)]
+pub(super) struct Pending(Arc<Semaphore>);
+
+/// The place of one of them, given back when it has sent its token, or is gone.
+#[derive(Debug, Clone)]
+struct PendingPlace(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
+/// A client whose token was checked.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub(super) viewer: Viewer,
+    pub(super) begin: Begin,
+    /// Taken by the one task that serves it.
+    pub(super) place: Arc<Mutex<Option<Place>>>,
+}
+
+/// Why a client may not connect.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("too many listen already; try again")]
+    Full,
+}
+
+impl Pending {
+    /// A sixteenth of the connections.
+    pub(super) fn new(connections: usize) -> Self {
+        Self(Arc::new(Semaphore::new((connections / 16).max(1))))
+    }
+}
+
+/// Takes a place before a connection to Socket.IO is opened.
+pub(super) async fn admit(Extract(pending): Extract<Pending>, mut request: Request, next: Next) -> Response {
+    if request.uri().path().starts_with("/socket.io") {
+        let Ok(permit) = pending.0.try_acquire_owned() else {
+            return answer::busy(request.uri());
+        };
+        let place = PendingPlace(Arc::new(Mutex::new(Some(permit))));
+        request.extensions_mut().insert(place);
+    }
+    next.run(request).await
+}
+
+/// Checks a client's token, and gives it a listener's place.
+pub(super) async fn check(state: &State, socket: &SocketRef, auth: Auth) -> Result<(), Refused> {
+    let request = socket.req_parts();
+    // Some front ends write the header's whole value.
+    let of_auth = auth
+        .token
+        .map(|token| token.trim_start_matches("Bearer ").trim().to_owned());
+    let token = of_auth.or_else(|| auth::bearer(&request.headers));
+    let viewer = state.access.viewer(token.as_deref()).await?;
+    let Some(place) = state.listeners.take(&viewer.who) else {
+        metrics::count_listener_events("refused", 1);
+        return Err(Refused::Full);
+    };
+    if let Some(connection) = request.extensions.get::<Arc<Tracked>>() {
+        connection.set(Doing::Answer);
+        connection.listens();
+    }
+    if let Some(PendingPlace(pending)) = request.extensions.get() {
+        drop(pending.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+    let begin = match auth.position.as_deref().map(str::trim) {
+        None | Some("") => Begin::Now,
+        Some(position) => position.parse().map_or(Begin::Unknown, Begin::After),
+    };
+    socket.extensions.insert(Session {
+        viewer,
+        begin,
+        place: Arc::new(Mutex::new(Some(place))),
+    });
+    Ok(())
+}
