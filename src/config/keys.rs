@@ -109,6 +109,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("auth.jwt_audience", ValueKind::Text),
     ("auth.jwt_roles", ValueKind::Texts),
     ("auth.jwt_numbers_claim", ValueKind::Text),
+    ("auth.jwt_users", ValueKind::Text),
     ("auth.tokens", ValueKind::Tables(TOKEN)),
     ("events.keep_hours", ValueKind::Integer),
     ("events.max_listeners", ValueKind::Integer),

@@ -19,6 +19,17 @@ pub struct Jwt {
     pub roles: Vec<String>,
     /// Where a token lists the numbers that its user may see: the names of nested claims. `None`: all numbers.
     pub numbers_claim: Option<Vec<String>>,
+    /// What users may do.
+    pub users: JwtUsers,
+}
+
+/// What the users of JSON Web Tokens may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JwtUsers {
+    /// Look, and mark as read.
+    Look,
+    /// Send texts as well.
+    Send,
 }
 
 /// Where a JSON Web Key Set is.
@@ -45,7 +56,9 @@ pub(super) fn jwt(reader: &mut ValueReader<'_>) -> Option<Option<Jwt>> {
         None => Some(None),
         Some(_) => numbers_claim(reader).map(Some),
     };
+    let users = users(reader);
     let jwt = Jwt {
+        users: users?,
         secret: secret?,
         keys: keys?,
         audience: audience?,
@@ -53,6 +66,15 @@ pub(super) fn jwt(reader: &mut ValueReader<'_>) -> Option<Option<Jwt>> {
         numbers_claim: numbers_claim?,
     };
     Some((jwt.secret.is_some() || jwt.keys.is_some()).then_some(jwt))
+}
+
+fn users(reader: &mut ValueReader<'_>) -> Option<JwtUsers> {
+    let key = "auth.jwt_users";
+    match reader.text(key)?.as_str() {
+        "look" => Some(JwtUsers::Look),
+        "send" => Some(JwtUsers::Send),
+        other => reader.wrong(key, format!("{other:?} is not known"), "set it to \"look\" or \"send\""),
+    }
 }
 
 fn key_source(reader: &mut ValueReader<'_>) -> Option<JwtKeySource> {

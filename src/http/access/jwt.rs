@@ -111,6 +111,7 @@ mod tests {
             audience: "authenticated".to_owned(),
             roles: vec!["authenticated".to_owned()],
             numbers_claim: None,
+            users: crate::config::JwtUsers::Look,
         }
     }
 

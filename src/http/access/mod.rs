@@ -1,7 +1,7 @@
 //! Who may look at conversations and hear of changes: clients with an API token, and users of another system (a Supabase
 //! project) with its JSON Web Tokens; and from which web pages browsers may ask.
 //!
-//! A user may look, mark as read, and nothing else: sending, and everything that is passed on to Meta, needs an API token (`auth`). An API token
+//! A user may look and mark as read, and send texts by a route of its own if `auth.jwt_users` says so: all other sending, and everything that is passed on to Meta, needs an API token (`auth`). An API token
 //! looks at what its numbers own; a JSON Web Token at all numbers, or at those that it lists (`auth.jwt_numbers_claim`).
 //!
 //! | file | its job |
@@ -24,7 +24,7 @@ use self::jwt::Refused;
 use self::keys::{Keys, Lookup};
 pub(super) use self::viewer::{Viewer, Who};
 use super::{answer, auth};
-use crate::config::{ApiToken, Jwt};
+use crate::config::{ApiToken, Jwt, JwtUsers};
 
 /// Checks tokens.
 #[derive(Debug)]
@@ -78,6 +78,24 @@ impl Access {
             return Err(Refused::Numbers.into());
         }
         Ok(viewer)
+    }
+}
+
+impl Access {
+    /// The client that somebody sends as. `None`: a user who may not.
+    pub(super) fn sender(&self, viewer: &Viewer) -> Option<ApiToken> {
+        match &viewer.who {
+            Who::Client(name) => self.tokens.iter().find(|token| token.name == *name).cloned(),
+            Who::User(_) => {
+                let (rules, _) = self.jwt.as_ref()?;
+                (rules.users == JwtUsers::Send).then(|| ApiToken {
+                    // No token of the configuration has it: names of clients are kept apart by it.
+                    name: "(users)".to_owned(),
+                    sha256: [0; 32],
+                    numbers: viewer.numbers.clone(),
+                })
+            }
+        }
     }
 }
 

@@ -85,6 +85,7 @@ mod tests {
             audience: "a".to_owned(),
             roles: Vec::new(),
             numbers_claim: path.map(|path| path.split('.').map(ToOwned::to_owned).collect()),
+            users: crate::config::JwtUsers::Look,
         };
         let claims: Claims = serde_json::from_value(json!({
             "exp": 1, "sub": "u", "app_metadata": {"numbers": ["1", 2, null], "one": "3", "deep": {"er": []}}

@@ -34,9 +34,23 @@ mod request_error;
 mod show;
 
 use axum::Router;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
 use axum::routing;
+use serde_json::Value;
 
 use super::state::State;
+use crate::config::ApiToken;
+
+/// Sends what a request to the plain API says, for a client. `Err`: the answer to a request that left no row.
+pub(super) async fn send(state: &State, client: &ApiToken, request: &Value) -> Result<Response, Response> {
+    let request = read::read(
+        request.to_string().as_bytes(),
+        &HeaderMap::new(),
+        state.settings.send_wait,
+    );
+    post::take(state, client, request.map_err(IntoResponse::into_response)?).await
+}
 
 /// The routes.
 pub(super) fn router() -> Router<State> {

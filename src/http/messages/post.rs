@@ -56,7 +56,7 @@ pub(super) async fn post(
 }
 
 /// Stores the message. `Err`: the answer to a request that left no row.
-async fn take(state: &State, client: &ApiToken, request: SendRequest) -> Result<Response, Response> {
+pub(super) async fn take(state: &State, client: &ApiToken, request: SendRequest) -> Result<Response, Response> {
     let phone_number_id =
         sending_number(state, client, request.phone_number_id.clone()).map_err(RequestError::into_response)?;
     if let Some(lead_id) = request.lead_id {

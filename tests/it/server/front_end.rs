@@ -1,5 +1,8 @@
 //! Routes that front ends call already: the health of a number, and the log of a page.
 
+use jsonwebtoken::{EncodingKey, Header, encode};
+use twinlog::config::{CorsOrigins, Jwt, JwtUsers};
+
 use super::*;
 
 #[tokio::test]
@@ -86,4 +89,83 @@ async fn a_pages_log_goes_into_the_servers_without_what_may_be_a_persons() {
         !output.contains("15112345678") && !output.contains("secret text"),
         "{output}"
     );
+}
+
+#[tokio::test]
+async fn a_supabase_front_end_sends_a_text_and_is_told_what_became_of_it() {
+    let mut world = World::new().await;
+    world.config.jwt = Some(Jwt {
+        secret: Some("secret".into()),
+        keys: None,
+        audience: "authenticated".to_owned(),
+        roles: vec!["authenticated".to_owned()],
+        numbers_claim: None,
+        users: JwtUsers::Send,
+    });
+    world.config.http.cors_origins = CorsOrigins::Named(vec!["https://crm.example.com".to_owned()]);
+    let server = world.serve().await;
+    let token = |sub: &str| {
+        let claims = json!({"exp": 4_000_000_000_u64, "aud": "authenticated", "role": "authenticated", "sub": sub});
+        let token = encode(&Header::default(), &claims, &EncodingKey::from_secret(b"secret")).unwrap();
+        format!("Bearer {token}")
+    };
+    let path = "/functions/v1/whatsapp-send";
+    let invoke = async |sub: &str, body: Value| {
+        let headers = [
+            ("authorization", &*token(sub)),
+            ("apikey", "anon"),
+            ("origin", "https://crm.example.com"),
+        ];
+        server.post(path, &headers, body.to_string()).await
+    };
+    let send = json!({"action": "send_message", "to": USER, "message": "hello", "user_id": "u1", "client_id": "c"});
+    let sent = invoke("u1", send.clone()).await;
+    assert_eq!((sent.status, &sent.body["success"]), (200, &json!(true)), "{sent:?}");
+    assert_eq!(sent.headers["access-control-allow-origin"], "https://crm.example.com");
+    let id = sent.body["message_id"].as_str().unwrap();
+    world.is_sent(id).await;
+    // The same call again sends nothing; another user's ids are other ones.
+    assert_eq!(invoke("u1", send.clone()).await.body["message_id"], id);
+    assert_ne!(invoke("u2", send.clone()).await.body["message_id"], id);
+    world.until_accepted(2).await;
+
+    // What can't be sent, and what Meta refuses, is an error with a reason.
+    for (body, status, said) in [
+        (
+            json!({"action": "delete_message", "to": USER, "message": "x"}),
+            400,
+            "action",
+        ),
+        (json!({"action": "send_message", "to": USER}), 400, "message"),
+        (json!({"action": "send_message", "to": "x", "message": "x"}), 422, ""),
+    ] {
+        let refused = invoke("u1", body).await;
+        let error = refused.body["error"].as_str().unwrap_or_else(|| panic!("{refused:?}"));
+        assert!(
+            refused.status == status && error.contains(said) && refused.body["success"] == json!(false),
+            "{refused:?}"
+        );
+    }
+    world.fault_once(Fault::Error {
+        code: 131_026,
+        subcode: None,
+    });
+    let refused = invoke("u1", json!({"action": "send_message", "to": USER, "message": "y"})).await;
+    assert_eq!(
+        (refused.status, &refused.body["status"]),
+        (422, &json!("failed")),
+        "{refused:?}"
+    );
+    assert_eq!(server.post(path, &[], send.to_string()).await.status, 401);
+    server.stop().await;
+
+    world.config.jwt.as_mut().unwrap().users = JwtUsers::Look;
+    let server = world.serve().await;
+    let headers = [("authorization", &*token("u1"))];
+    let refused = server.post(path, &headers, send.to_string()).await;
+    assert!(
+        refused.status == 403 && refused.body["error"].as_str().unwrap().contains("jwt_users"),
+        "{refused:?}"
+    );
+    server.stop().await;
 }

@@ -1,7 +1,7 @@
 //! Who may look at conversations, and what they see: API tokens, JSON Web Tokens, web pages; pages of rows.
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use twinlog::config::{CorsOrigins, Jwt, JwtKeySource};
+use twinlog::config::{CorsOrigins, Jwt, JwtKeySource, JwtUsers};
 
 use super::*;
 
@@ -78,6 +78,7 @@ async fn staged(keys: &std::path::Path) -> (World, Server) {
         keys: Some(JwtKeySource::File(keys.to_owned())),
         audience: "authenticated".to_owned(),
         roles: vec!["authenticated".to_owned()],
+        users: JwtUsers::Look,
         numbers_claim: Some(vec!["app_metadata".to_owned(), "numbers".to_owned()]),
     });
     world.config.http.cors_origins = CorsOrigins::Named(vec!["https://crm.example.com".to_owned()]);
