@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -38,6 +38,10 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Shortest interval between two checks: a transaction that creates many tables describes them all.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// With thousands of tables both are longer, so that a check takes at most this part of the time. (It takes 0.1 ms for each table or
+/// partition.)
+const SHARE: u32 = 10;
 
 /// What the start of the run found; the catalog is compared with it.
 pub(super) struct CatalogWatch {
@@ -70,10 +74,11 @@ impl CatalogWatch {
     pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<(), SyncError> {
         let source = Source::connect(&self.settings.site, "twinlog catalog").await?;
         let mut hinted = false;
-        while shutdown::sleep(PAUSE, stop).await {
+        let mut pause = PAUSE;
+        while shutdown::sleep(pause, stop).await {
             // The hint's transaction is in the log, and may become visible only a moment later: look once more then.
             if !hinted {
-                let hint = timeout(INTERVAL - PAUSE, self.hint.notified());
+                let hint = timeout(INTERVAL.saturating_sub(pause), self.hint.notified());
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     hint = hint => hinted = hint.is_ok(),
@@ -81,6 +86,7 @@ impl CatalogWatch {
             } else {
                 hinted = false;
             }
+            let began = Instant::now();
             let changed = publication::changed(
                 source.client(),
                 &self.settings.publication,
@@ -90,6 +96,7 @@ impl CatalogWatch {
                 &self.refused,
             );
             let CatalogLook { change, faults } = changed.await?;
+            pause = PAUSE.max(began.elapsed() * SHARE);
             if let Some(table) = self.joins(&faults) {
                 return Err(SyncError::TableChanged(table));
             }

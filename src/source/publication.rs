@@ -14,7 +14,7 @@ use super::selection::Selection;
 use super::server::{check_role, check_server};
 use super::table::SourceTable;
 use crate::change::TableName;
-use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED, is_of_its_table};
+use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED, READ_ONLY, is_of_its_table};
 use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
 
 /// The result of [`prepare`]: the Site DB is ready for a stream.
@@ -154,7 +154,12 @@ async fn add(client: &Client, publication: &str, table: &TableName) -> Result<Op
         return Ok(None);
     };
     match SessionError::new(Side::Site, "extend the publication", source) {
-        SessionError::Refused { refusal, .. } if is_of_its_table(&refusal.sqlstate) => Ok(Some(*refusal)),
+        // A server that takes no writes just now sends those of the tables that it has.
+        SessionError::Refused { refusal, .. }
+            if is_of_its_table(&refusal.sqlstate) || refusal.sqlstate == READ_ONLY =>
+        {
+            Ok(Some(*refusal))
+        }
         other => Err(other.into()),
     }
 }

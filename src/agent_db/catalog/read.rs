@@ -169,6 +169,8 @@ SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type,
        a.attgenerated OPERATOR(pg_catalog.<>) '' AS generated,
        a.attidentity OPERATOR(pg_catalog.=) 'a' AS identity_always,
        CASE WHEN a.atthasdef OR a.attidentity OPERATOR(pg_catalog.<>) '' THEN NULL
+           WHEN a.attnotnull AND EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid OPERATOR(pg_catalog.=) $1
+               AND (i.indisprimary OR i.indisreplident) AND a.attnum OPERATOR(pg_catalog.=) ANY (i.indkey)) THEN 'key'
            WHEN a.attnotnull THEN 'column'
            WHEN EXISTS (SELECT FROM base b2 JOIN pg_catalog.pg_type t2 ON t2.oid OPERATOR(pg_catalog.=) b2.type
                WHERE b2.attnum OPERATOR(pg_catalog.=) a.attnum AND t2.typnotnull)
@@ -285,6 +287,7 @@ impl ColumnFacts {
             generated: row.get("generated"),
             identity_always: row.get("identity_always"),
             must_be_given: match row.get("must_be_given") {
+                Some("key") => Some(Refuses::Key),
                 Some("column") => Some(Refuses::Column),
                 Some(_) => Some(Refuses::Domain),
                 None => None,

@@ -137,6 +137,16 @@ impl AgentError {
                 table.quoted(),
                 quote(column)
             ),
+            Self::ColumnUnfilled {
+                table,
+                column,
+                refuses: Refuses::Key,
+            } => format!(
+                "it is in a key of the table: publish the column in the Site DB; or in the Agent DB: ALTER TABLE {} ALTER COLUMN {} SET \
+                 DEFAULT …;",
+                table.quoted(),
+                quote(column)
+            ),
             Self::ColumnUnfilled { table, column, .. } => format!(
                 "in the Agent DB: ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL; (or SET DEFAULT, or publish the column)",
                 table.quoted(),

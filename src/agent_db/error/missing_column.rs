@@ -17,6 +17,8 @@ pub enum Refuses {
     Column,
     /// Its domain is.
     Domain,
+    /// The column is in the primary key or the replica identity, where NOT NULL can't be dropped.
+    Key,
 }
 
 impl MissingColumn {

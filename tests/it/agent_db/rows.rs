@@ -347,6 +347,7 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
          CREATE TABLE computed (id int PRIMARY KEY, a int GENERATED ALWAYS AS (id * 2) STORED);
          CREATE TABLE strict (id int PRIMARY KEY, must int NOT NULL);
          CREATE TABLE otherkey (id int, k int PRIMARY KEY);
+         CREATE TABLE tenants (id int NOT NULL UNIQUE, tenant int PRIMARY KEY);
          CREATE VIEW v AS SELECT 1 AS id",
     )
     .await;
@@ -369,6 +370,7 @@ async fn what_is_wrong_with_a_table_is_said_with_the_statement_to_paste() {
         ("short", &["id", "a", "b"], "the statement is here within seconds"),
         ("computed", &["id", "a"], r#"ALTER COLUMN "a" DROP EXPRESSION"#),
         ("strict", &["id"], r#"ALTER COLUMN "must" DROP NOT NULL"#),
+        ("tenants", &["id"], r#"ALTER COLUMN "tenant" SET DEFAULT"#),
         (
             "otherkey",
             &["id", "k"],

@@ -85,6 +85,61 @@ async fn an_unlogged_table_that_is_left_out_is_told_and_joins_once_it_is_logged(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn temporary_tables_are_nobodys_business_and_a_read_only_site_db_keeps_only_new_tables_out() {
+    // GIVEN temporary tables on both sides, of which one has the name of a table
+    let twins =
+        Twins::new("CREATE TABLE t (id int PRIMARY KEY); CREATE SCHEMA more; CREATE TABLE more.u (id int PRIMARY KEY)")
+            .await
+            .with("sync.tables = ['*.*']");
+    let daemon = twins.start().await;
+    twins
+        .on_both("CREATE TEMPORARY TABLE t (v text); CREATE TEMPORARY TABLE scratch (id int PRIMARY KEY); INSERT INTO scratch VALUES (1)")
+        .await;
+    twins
+        .on_site("INSERT INTO public.t VALUES (1); CREATE TABLE late (id int PRIMARY KEY)")
+        .await;
+    twins.on_agent("CREATE TABLE late (id int PRIMARY KEY)").await;
+    twins.until_table("late", "streaming", 0).await;
+    twins.until_equal(&["public.t"]).await;
+    let status = twins.until_status_is_good(&["--json"]).await;
+    assert!(
+        status.contains(r#""ignored_tables":[]"#) && !status.contains("scratch"),
+        "{status}"
+    );
+
+    // WHEN the Site DB takes no writes, as where its disk is full, and a table is new all the same
+    let database = &twins.site.name;
+    twins
+        .on_site(&format!(
+            "ALTER DATABASE {database} SET default_transaction_read_only = on"
+        ))
+        .await;
+    twins
+        .on_site("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'twinlog %'")
+        .await;
+    twins
+        .on_site("CREATE TABLE newest (id int PRIMARY KEY); INSERT INTO newest VALUES (1)")
+        .await;
+    twins.on_agent("CREATE TABLE newest (id int PRIMARY KEY)").await;
+    // THEN it is held, and the others flow
+    until_held(&twins, "newest", "read-only transaction").await;
+    twins
+        .on_site("INSERT INTO public.t VALUES (2); INSERT INTO more.u VALUES (2)")
+        .await;
+    twins.until_equal(&["public.t", "more.u"]).await;
+    twins
+        .on_site(&format!(
+            "ALTER DATABASE {database} RESET default_transaction_read_only"
+        ))
+        .await;
+    twins
+        .on_site("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'twinlog %'")
+        .await;
+    twins.until_equal_within(2 * SOON, &["newest"]).await;
+    daemon.until_state("streaming").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_table_of_its_own_is_told_and_held_only_where_it_is_named() {
     let mut twins = Twins::new("CREATE TABLE t (id int PRIMARY KEY)").await;
     twins
