@@ -36,6 +36,10 @@ pub const TABLES: &str = "twinlog_tables";
 pub const HELD_TABLES: &str = "twinlog_held_tables";
 /// Things that should be in a database and are not, by kind.
 pub const PERSISTENCE_GAP: &str = "twinlog_persistence_gap";
+/// When the last verification began by which a table was equal in both databases.
+pub const VERIFIED_THROUGH: &str = "twinlog_verified_through_timestamp_seconds";
+/// Rows that the last verification has found to differ, by table.
+pub const VERIFIED_DIFFERENCES: &str = "twinlog_verified_differences";
 /// Messages by direction and the status that they reached.
 pub const MESSAGES_TOTAL: &str = "twinlog_messages_total";
 /// Duration of a send to the Graph API.
@@ -169,6 +173,18 @@ pub const ALL: &[Metric] = &[
         PERSISTENCE_GAP,
         &["kind"],
         "things that should be in a database and are not, by kind",
+    ),
+    metric(
+        Kind::Gauge,
+        VERIFIED_THROUGH,
+        &["table"],
+        "unix time as of which a table is proved to be equal in both databases, by table",
+    ),
+    metric(
+        Kind::Gauge,
+        VERIFIED_DIFFERENCES,
+        &["table"],
+        "rows that the last verification found to differ and did not repair, by table",
     ),
     metric(
         Kind::Counter,
@@ -365,6 +381,16 @@ pub fn set_held_tables(cause: &'static str, count: u64) {
 /// How many things of one kind should be in a database and are not.
 pub fn set_persistence_gap(kind: &'static str, count: u64) {
     gauge!(PERSISTENCE_GAP, "kind" => kind).set(count as f64);
+}
+
+/// As of when a table is proved to be equal in both databases, in seconds since 1970.
+pub fn set_verified_through(table: &TableName, seconds: i64) {
+    gauge!(VERIFIED_THROUGH, "table" => table.to_string()).set(seconds as f64);
+}
+
+/// How many rows of a table the last verification has found to differ.
+pub fn set_verified_differences(table: &TableName, rows: u64) {
+    gauge!(VERIFIED_DIFFERENCES, "table" => table.to_string()).set(rows as f64);
 }
 
 /// A message reached a status.

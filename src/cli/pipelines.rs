@@ -1,7 +1,7 @@
 //! The configuration → the daemon's pipelines: one today.
 
 use crate::config::Config;
-use crate::replication::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings};
+use crate::replication::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};
 
 /// The pipeline of `[site]`, `[agent]` and `[sync]`.
 pub(super) fn pipeline(config: &Config) -> PipelineSettings {
@@ -31,5 +31,9 @@ pub(super) fn pipeline(config: &Config) -> PipelineSettings {
         reconnect: (sync.reconnect_initial, sync.reconnect_max),
         ready_delay: sync.ready_delay,
         statement_limit: sync.statement_limit,
+        verification: VerificationSettings {
+            every: sync.verify_every,
+            rows_per_second: sync.verify_rows_per_second,
+        },
     }
 }

@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use super::printable::one_line;
 use super::server_status::{self, ServerStatus};
 use super::{Global, Outcome};
-use crate::agent_db::{Control, CopyPhase, DaemonFigures, PublishedChanges, StoredDaemon, TableState};
-use crate::change::HoldCause;
+use crate::agent_db::{Control, CopyPhase, DaemonFigures, Proof, PublishedChanges, StoredDaemon, TableState};
+use crate::change::{HoldCause, TableName};
 use crate::config::{Config, Needs};
 use crate::lsn::Lsn;
 use crate::postgres::diagnosis::are_swapped;
@@ -157,6 +157,10 @@ struct TableStatus {
     detail: Option<String>,
     /// The kind of fault for which the table is held.
     hold_cause: Option<&'static str>,
+    /// As of when the table is proved to be equal in both databases, in seconds since 1970.
+    proved_at: Option<i64>,
+    /// Rows that the last verification found to differ.
+    differing: u64,
     /// When a held table is looked at again.
     looked_at: Option<&'static str>,
 }
@@ -179,7 +183,7 @@ impl Status {
             && self
                 .tables
                 .iter()
-                .all(|table| table.detail.is_none() && table.state != TableState::Held.as_str())
+                .all(|table| table.detail.is_none() && table.state != TableState::Held.as_str() && table.differing == 0)
     }
 }
 
@@ -189,6 +193,8 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
     let checkpoint = control.visible_checkpoint().await?;
     let tables = control.tables().await?;
     let failed = control.failed_counts().await?;
+    let proofs = control.proofs().await?;
+    let proof = |table: &TableName| proofs.iter().find(|proof| proof.table == *table);
     let (state, detail) = match &daemon {
         None => ("never started".to_owned(), None),
         Some(daemon) => state_line(daemon),
@@ -210,6 +216,10 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
                 phase: table.phase.map(CopyPhase::as_str),
                 published: table.published.as_str(),
                 notes: table.notes,
+                proved_at: proof(&table.table).and_then(|proof| Some(proof.proved_at?.unix_timestamp())),
+                differing: proof(&table.table)
+                    .filter(|proof| !proof.is_outdated(table.finished_at))
+                    .map_or(0, Proof::differing),
                 rows_copied: table.rows_copied,
                 rows_estimated: table.rows_estimated,
                 failed_rows: failed
@@ -283,7 +293,7 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
     table
         .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["table", "state", "copied", "of about", "failed rows", ""]);
+    table.set_header(["table", "state", "copied", "of about", "failed rows", "proved", ""]);
     for row in &status.tables {
         table.add_row([
             one_line(&row.table).into_owned(),
@@ -291,6 +301,7 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
             row.rows_copied.to_string(),
             row.rows_estimated.map(|rows| rows.to_string()).unwrap_or_default(),
             row.failed_rows.to_string(),
+            row.proved_at.map_or_else(|| "-".to_owned(), |at| ago(status.at - at)),
             remark(row),
         ]);
     }
@@ -311,10 +322,28 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// An age in the largest unit that it has twice.
+fn ago(seconds: i64) -> String {
+    let (number, unit) = match seconds {
+        ..120 => (seconds.max(0), "s"),
+        120..7_200 => (seconds / 60, "min"),
+        7_200..172_800 => (seconds / 3600, "h"),
+        _ => (seconds / 86_400, "d"),
+    };
+    format!("{number} {unit} ago")
+}
+
 /// What there is to say about a table.
 fn remark(row: &TableStatus) -> String {
     if let Some(detail) = &row.detail {
         return one_line(detail).into_owned();
+    }
+    if row.differing > 0 {
+        return format!(
+            "{} row(s) differ in the Agent DB: twinlog verify {} lists them, --repair writes them",
+            row.differing,
+            one_line(&row.table)
+        );
     }
     let inserts_only = row.published == PublishedChanges::Inserts.as_str();
     let inserts_only = inserts_only.then_some("inserts only: no replica identity");

@@ -84,6 +84,8 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.reconnect_max_ms", ValueKind::Integer),
     ("sync.ready_delay_ms", ValueKind::Integer),
     ("sync.statement_limit_ms", ValueKind::Integer),
+    ("sync.verify_every", ValueKind::Text),
+    ("sync.verify_rows_per_second", ValueKind::Integer),
     ("http.listen", ValueKind::Text),
     ("http.max_connections", ValueKind::Integer),
     ("http.max_connections_per_address", ValueKind::Integer),

@@ -106,10 +106,11 @@ impl<'a> TableVerifier<'a> {
                 limit,
             )
         };
-        let ranges = Ranges {
+        let mut ranges = Ranges {
             site: reader.table.digested(relation)?,
             agent: agent.digested(),
         };
+        ranges.site.agree(&mut ranges.agent);
         Ok(Self {
             ranges: Some(ranges).filter(|ranges| ranges.site.is_sorted_as(&ranges.agent)),
             range_rows,

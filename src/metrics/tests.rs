@@ -19,6 +19,8 @@ fn record_all() {
     set_tables("held", 1);
     set_held_tables("rights", 1);
     set_persistence_gap("unsent", 0);
+    set_verified_through(&table, 1);
+    set_verified_differences(&table, 1);
     count_message("outbound", "sent");
     observe_send(Duration::from_millis(200));
     count_send_error(Some(131_047), "window");

@@ -1,12 +1,14 @@
-//! Digests of the rows of a range of keys, which both databases compute alike: a number of rows, and the sum of the hashes of
-//! their texts (see [`super::row_text`]).
+//! Digests of the rows of a range of keys, which both databases compute alike: a number of rows, and the sum of their hashes.
 //!
-//! Where two digests are the same, each row of one side is the same as one of the other: only the same text has the same hash,
-//! but for a chance of one in 2^64. Where types, versions or locales print or hash differently the digests differ, and prove
-//! nothing. That holds in whatever order either side sorts its keys.
+//! A row's hash is made of those of its values. Where both sides have the same type, and its equal values are always the same
+//! (integers, texts, uuids, times), that is Postgres' own hash of the type; else that of the value's text, as different values
+//! may be equal (0 and -0, 1.0 and 1.00), and the text is what is compared. (The text of a row takes several times as long.)
+//!
+//! Where two digests are the same, each row of one side is the same as one of the other, but for a chance of one in 2^64. Where
+//! types, versions or locales print or hash differently the digests differ, and prove nothing. That holds in whatever order
+//! either side sorts its keys.
 
-use super::quote::where_clause;
-use super::row_text::row_text;
+use super::quote::{quote_identifier, where_clause};
 
 /// Rows of a range: how many, and the sum of their hashes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +24,70 @@ pub struct Digest {
 pub struct DigestedTable {
     /// As it stands in FROM.
     pub table: String,
-    /// Its columns that are compared, unquoted.
-    pub columns: Vec<String>,
+    /// Its columns that are compared.
+    pub columns: Vec<DigestedColumn>,
     /// The columns of its key, quoted, with their types.
     pub key: Vec<(String, String)>,
     /// Only rows that meet all of these, on the alias `t`.
     pub filters: Vec<String>,
+}
+
+/// A column that is compared.
+#[derive(Debug, Clone)]
+pub struct DigestedColumn {
+    /// Its name, quoted.
+    pub name: String,
+    /// Its type, without length.
+    pub kind: String,
+    /// Whether its values are hashed as what they are; else as texts.
+    hashed_natively: bool,
+}
+
+impl DigestedColumn {
+    /// A column, given with its unquoted name. Its values are hashed as texts before both sides have agreed.
+    #[must_use]
+    pub fn new(name: &str, kind: &str) -> Self {
+        Self {
+            name: quote_identifier(name),
+            kind: kind.to_owned(),
+            hashed_natively: false,
+        }
+    }
+
+    /// The hash of its value, never NULL. `seed` tells the columns apart.
+    fn hash(&self, seed: usize) -> String {
+        let name = format!("t.{}", self.name);
+        let native = self
+            .hashed_natively
+            .then(|| native_hash(&self.kind, &name, seed))
+            .flatten();
+        let hash = native.unwrap_or_else(|| {
+            // The text of a row of one value is never NULL, and tells NULL from an empty text.
+            format!("pg_catalog.hashtextextended(ROW({name})::text COLLATE pg_catalog.\"C\", {seed})")
+        });
+        // Any number stands for NULL.
+        format!("coalesce({hash}, {})", 7_919 * (seed + 1))
+    }
+}
+
+/// Postgres' own hash of a value, for types whose equal values are always the same.
+fn native_hash(kind: &str, value: &str, seed: usize) -> Option<String> {
+    Some(match kind {
+        "smallint" => format!("pg_catalog.hashint2extended({value}, {seed})"),
+        "integer" => format!("pg_catalog.hashint4extended({value}, {seed})"),
+        "bigint" => format!("pg_catalog.hashint8extended({value}, {seed})"),
+        "boolean" => format!("pg_catalog.hashint4extended({value}::integer, {seed})"),
+        "uuid" => format!("pg_catalog.uuid_hash_extended({value}, {seed})"),
+        // Byte for byte, whatever the column's collation.
+        "text" | "character varying" => {
+            format!("pg_catalog.hashtextextended({value}::text COLLATE pg_catalog.\"C\", {seed})")
+        }
+        "timestamp without time zone" => format!("pg_catalog.timestamp_hash_extended({value}, {seed})"),
+        "timestamp with time zone" => {
+            format!("pg_catalog.timestamp_hash_extended(pg_catalog.timezone('UTC', {value}), {seed})")
+        }
+        _ => return None,
+    })
 }
 
 /// Types whose values every server sorts alike: a range of them has the same keys on both sides.
@@ -62,13 +122,25 @@ impl DigestedTable {
                 .all(|((_, one), (_, other))| is_alike(one, other))
     }
 
+    /// Has values hashed as what they are where both sides have the same type.
+    pub fn agree(&mut self, other: &mut Self) {
+        for (one, other) in self.columns.iter_mut().zip(&mut other.columns) {
+            let is_native = native_hash(&one.kind, "", 0).is_some() && one.kind == other.kind;
+            one.hashed_natively = is_native;
+            other.hashed_natively = is_native;
+        }
+    }
+
     /// The digest of a range: after a key (`$1`, …), up to and with another one (the parameters that follow).
     #[must_use]
     pub fn digest(&self, after: bool, upto: bool) -> String {
-        let columns: Vec<&str> = self.columns.iter().map(String::as_str).collect();
+        let hashes: Vec<String> = (self.columns.iter().enumerate())
+            .map(|(seed, column)| column.hash(seed))
+            .collect();
+        // Hashed once more: sums of sums would not tell which values stand in one row.
         format!(
-            "SELECT pg_catalog.count(*) AS rows, pg_catalog.sum(pg_catalog.hashtextextended({}, 0))::text AS sum FROM {} t {}",
-            row_text("t", &columns),
+            "SELECT pg_catalog.count(*) AS rows, pg_catalog.sum(pg_catalog.hashint8extended({}, 0))::text AS sum FROM {} t {}",
+            hashes.join(" # "),
             self.table,
             self.within(after, upto),
         )
@@ -114,7 +186,7 @@ mod tests {
     fn table(kinds: &[&str]) -> DigestedTable {
         DigestedTable {
             table: "ONLY \"public\".\"t\"".to_owned(),
-            columns: vec!["a".to_owned(), "b".to_owned()],
+            columns: vec![DigestedColumn::new("a", "bigint"), DigestedColumn::new("b", "numeric")],
             key: (kinds.iter().enumerate())
                 .map(|(index, kind)| (format!("\"k{index}\""), (*kind).to_owned()))
                 .collect(),
@@ -124,9 +196,11 @@ mod tests {
 
     #[test]
     fn a_range_lies_between_two_keys() {
+        let (mut one, mut other) = (table(&["bigint", "uuid"]), table(&["bigint", "uuid"]));
+        one.agree(&mut other);
         assert_eq!(
-            table(&["bigint", "uuid"]).digest(true, true),
-            r#"SELECT pg_catalog.count(*) AS rows, pg_catalog.sum(pg_catalog.hashtextextended(ROW(t."a", t."b")::text COLLATE pg_catalog."C", 0))::text AS sum FROM ONLY "public"."t" t WHERE (a > 0) AND (t."k0", t."k1") > ($1::text::bigint, $2::text::uuid) AND (t."k0", t."k1") <= ($3::text::bigint, $4::text::uuid)"#
+            one.digest(true, true),
+            r#"SELECT pg_catalog.count(*) AS rows, pg_catalog.sum(pg_catalog.hashint8extended(coalesce(pg_catalog.hashint8extended(t."a", 0), 7919) # coalesce(pg_catalog.hashtextextended(ROW(t."b")::text COLLATE pg_catalog."C", 1), 15838), 0))::text AS sum FROM ONLY "public"."t" t WHERE (a > 0) AND (t."k0", t."k1") > ($1::text::bigint, $2::text::uuid) AND (t."k0", t."k1") <= ($3::text::bigint, $4::text::uuid)"#
         );
         assert!(
             table(&["bigint"])

@@ -16,6 +16,7 @@
 //! | [`copies`] | which tables are copied, for the first time or again |
 //! | [`resync`] | serves the commands of `twinlog resync` |
 //! | [`verify`] | serves the commands of `twinlog verify` |
+//! | [`schedule`] | verifying by a schedule, and what the metrics say about it |
 //! | [`healing`] | tries parked rows again when they are due |
 //! | [`claims`] | which tables are this pipeline's to write |
 //! | [`other_pipeline`] | whether the slot's lock is another pipeline's |
@@ -44,6 +45,7 @@ mod other_pipeline;
 mod release;
 mod resync;
 mod run;
+mod schedule;
 mod settings;
 mod start;
 mod status;
@@ -56,7 +58,7 @@ pub use continuity::GapReason;
 pub use error::SyncError;
 pub use other_pipeline::site_of;
 pub use run::run;
-pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings};
+pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};
 pub use status::state::SyncState;
 pub use stream_error::StreamError;
 pub use tables::life::TransitionError;

@@ -40,6 +40,8 @@ pub struct PipelineSettings {
     pub ready_delay: Duration,
     /// A statement of the Agent DB that takes longer is cancelled, and its table held.
     pub statement_limit: Duration,
+    /// Verifying by a schedule.
+    pub verification: VerificationSettings,
 }
 
 /// A batch is handed to the Agent DB when it reaches one of these limits.
@@ -67,4 +69,13 @@ pub struct ParkingSettings {
     pub max_rows: usize,
     /// First and longest wait before a parked row is tried again.
     pub retry: (Duration, Duration),
+}
+
+/// How tables are verified by a schedule.
+#[derive(Debug, Clone, Copy)]
+pub struct VerificationSettings {
+    /// How often; `None`: never.
+    pub every: Option<Duration>,
+    /// Rows that are compared in a second.
+    pub rows_per_second: u32,
 }

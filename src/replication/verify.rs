@@ -5,6 +5,9 @@
 //! stored before they are repaired, so the report has them also where the daemon dies in between; the page is then verified
 //! once more, and what is left of them repaired.
 //!
+//! By `sync.verify_every` the daemon asks itself, slowly; what people ask for comes first. What was found last of each table is
+//! in `twinlog.proofs`, and in metrics.
+//!
 //! Not here: how rows are compared (`copy::verify`).
 
 use std::collections::BTreeMap;
@@ -30,6 +33,7 @@ use crate::source::{Source, SourceTable, Visibility};
 
 use super::error::SyncError;
 use super::resync::named;
+use super::schedule::{is_of_person, is_of_schedule, is_scheduled, show};
 use super::settings::PipelineSettings;
 use super::status::sync_status::SyncStatus;
 use super::stream::requests::StreamRequests;
@@ -91,8 +95,13 @@ impl Served<'_> {
         self.verify.progress.tables.get_mut(at)
     }
 
-    /// Stores the progress; tells whether the command is still wanted.
+    /// Stores the progress; tells whether the command goes on: it is still wanted, and nobody waits for another one.
     async fn store(&mut self) -> Result<Goes, SyncError> {
+        if is_scheduled(&self.verify) && self.control.open_commands().await?.iter().any(is_of_person) {
+            let kind = CommandKind::Verify(self.verify.clone());
+            self.control.command_progress(self.id, &kind).await?;
+            return Ok(Goes::NoFurther);
+        }
         let kind = CommandKind::Verify(self.verify.clone());
         self.stored = Instant::now();
         Ok(match self.control.command_progress(self.id, &kind).await? {
@@ -105,8 +114,19 @@ impl Served<'_> {
 impl Verification {
     /// Serves commands until it is stopped.
     pub(super) async fn run(self, control: Control, stop: &CancellationToken) -> Result<(), SyncError> {
+        let mut looked: Option<Instant> = None;
         loop {
-            for command in control.open_commands().await? {
+            let mut commands = control.open_commands().await?;
+            commands.sort_by_key(|command| !is_of_person(command));
+            let schedule = self.settings.verification;
+            if looked.is_none_or(|looked| looked.elapsed() >= schedule.look_every()) {
+                looked = Some(Instant::now());
+                show(&control, &self.records()).await?;
+                if !commands.iter().any(is_of_schedule) && schedule.ask(&control, &self.records()).await? {
+                    continue;
+                }
+            }
+            for command in commands {
                 if let Ok(CommandKind::Verify(verify)) = command.kind {
                     let served = Served {
                         control: &control,
@@ -128,6 +148,11 @@ impl Verification {
                 () = tokio::time::sleep(TICK) => {}
             }
         }
+    }
+
+    /// The tables' committed states.
+    fn records(&self) -> Arc<TableRecords> {
+        Arc::clone(&self.states.borrow())
     }
 
     async fn serve(&self, mut command: Served<'_>, stop: &CancellationToken) -> Result<(), SyncError> {
@@ -187,6 +212,9 @@ impl Verification {
             shown.held = held;
             if let Some(source) = source {
                 told(&source.table, shown);
+                let found = shown.clone();
+                command.control.save_proof(&source.table, &found, command.id).await?;
+                show(command.control, &self.records()).await?;
             }
         }
         command.store().await
@@ -334,7 +362,7 @@ impl Verification {
     }
 
     fn readiness(&self, table: &TableName) -> Readiness {
-        let records = Arc::clone(&self.states.borrow());
+        let records = self.records();
         let reason = |record: &TableRecord| record.detail.clone().unwrap_or_else(|| "it is held".to_owned());
         match records.get(table) {
             None => Readiness::Held("it is not synchronised: see twinlog status".to_owned()),

@@ -7,7 +7,7 @@ use super::chunks::Source;
 use super::error::{SourceError, failed};
 use super::table::{SourceTable, key_columns};
 use crate::change::{Key, Relation};
-use crate::postgres::row_digest::{Digest, DigestedTable};
+use crate::postgres::row_digest::{Digest, DigestedColumn, DigestedTable};
 
 impl SourceTable {
     /// How ranges of it are digested.
@@ -17,7 +17,13 @@ impl SourceTable {
     pub fn digested(&self, relation: &Relation) -> Result<DigestedTable, SourceError> {
         Ok(DigestedTable {
             table: self.from(),
-            columns: relation.columns.iter().map(|name| name.to_string()).collect(),
+            columns: (relation.columns.iter())
+                .map(|name| {
+                    let at = self.columns.iter().position(|column| column == name);
+                    let kind = at.and_then(|at| self.types.get(at));
+                    DigestedColumn::new(name, kind.map_or("", String::as_str))
+                })
+                .collect(),
             key: key_columns(self, relation),
             filters: self.filters(None)?,
         })

@@ -18,7 +18,7 @@ use crate::agent_db::difference::{Difference, DifferenceKind};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Key, Operation, Row, TableDescription};
 use crate::config::DatabaseUrl;
-use crate::postgres::row_digest::{Digest, DigestedTable};
+use crate::postgres::row_digest::{Digest, DigestedColumn, DigestedTable};
 use crate::postgres::session_settings::SessionKind;
 use crate::postgres::{Side, connect};
 use crate::retry::Disposition;
@@ -58,7 +58,9 @@ impl Comparer {
         let keys = relation.key_positions().iter();
         DigestedTable {
             table: self.target.only(),
-            columns: relation.columns.iter().map(|name| name.to_string()).collect(),
+            columns: (relation.columns.iter().zip(&self.target.columns))
+                .map(|(name, column)| DigestedColumn::new(name, &column.cast))
+                .collect(),
             key: keys
                 .filter_map(|&key| self.target.columns.get(key))
                 .map(|column| (column.name.clone(), column.cast.clone()))

@@ -13,6 +13,7 @@
 //! | `accounting` | `accounting`: what became of the changes |
 //! | `claims` | `claims`: which pipeline writes which table |
 //! | `commands` | `commands`: what people asked for |
+//! | `proofs` | `proofs`: what verifying has found of each table |
 //! | `verifications` | what a command to verify asks for and has found |
 //! | `daemon` | `daemon`: the daemon's last report |
 //! | `lock` | none: the advisory lock that one daemon holds |
@@ -30,6 +31,7 @@ mod daemon;
 pub(super) mod encoding;
 pub(super) mod failed_rows;
 pub(super) mod lock;
+mod proofs;
 pub(super) mod shapes;
 pub(super) mod tables;
 mod verifications;
@@ -45,5 +47,6 @@ pub use commands::{
 pub use control::Control;
 pub use daemon::{DaemonFigures, DaemonReport, StoredDaemon, SyncFigures};
 pub use failed_rows::{FailedFilter, FailedKey, FailedRow, RequestedRetry, RetryOutcome};
+pub use proofs::{BY_SCHEDULE, Proof};
 pub use tables::{CopyPhase, PublishedChanges, TableChange, TableMode, TableRecord, TableRecords, TableState};
 pub use verifications::{DifferentRow, ShownKey, VerifiedTable, Verify, VerifyArguments, VerifyProgress, VerifyState};

@@ -64,6 +64,10 @@ pub struct Sync {
     pub ready_delay: Duration,
     /// A statement of the Agent DB that takes longer is cancelled.
     pub statement_limit: Duration,
+    /// How often all tables are verified; `None`: never.
+    pub verify_every: Option<Duration>,
+    /// Rows that are compared then in a second.
+    pub verify_rows_per_second: u32,
 }
 
 pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
@@ -95,6 +99,8 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
     let ready_delay = reader.milliseconds("sync.ready_delay_ms", 1_000..=86_400_000);
     // Longer than the waits for locks, which have a limit of their own (3 s).
     let statement_limit = reader.milliseconds("sync.statement_limit_ms", 4_000..=86_400_000);
+    let verify_every = verify_every(reader);
+    let verify_rows_per_second = reader.integer("sync.verify_rows_per_second", 1..=100_000_000);
     let ((retry_initial, retry_max), (reconnect_initial, reconnect_max)) = (retry?, reconnect?);
     Some(Sync {
         publication: publication?,
@@ -114,7 +120,37 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
         reconnect_max,
         ready_delay: ready_delay?,
         statement_limit: statement_limit?,
+        verify_every: verify_every?,
+        verify_rows_per_second: verify_rows_per_second?,
     })
+}
+
+/// A number of seconds, minutes, hours or days, up to a year; or `off`.
+#[expect(clippy::option_option, reason = "the outer one: whether the value is valid")]
+fn verify_every(reader: &mut ValueReader<'_>) -> Option<Option<Duration>> {
+    let text = reader.text("sync.verify_every")?;
+    if text == "off" {
+        return Some(None);
+    }
+    let unit = text.chars().last().and_then(|unit| match unit {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3600),
+        'd' => Some(86_400),
+        _ => None,
+    });
+    let number = text
+        .get(..text.len().saturating_sub(1))
+        .and_then(|number| number.parse::<u64>().ok());
+    let seconds = number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    match seconds.filter(|seconds| (1..=366 * 86_400).contains(seconds)) {
+        Some(seconds) => Some(Some(Duration::from_secs(seconds))),
+        None => reader.wrong(
+            "sync.verify_every",
+            format!("{text:?} is no interval"),
+            "use a number with s, m, h or d, as 24h, or off",
+        ),
+    }
 }
 
 fn one_of<T: std::str::FromStr>(reader: &mut ValueReader<'_>, key: &str, values: &str) -> Option<T> {

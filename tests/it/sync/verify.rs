@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use twinlog::failpoint::name::{REPAIR_AFTER_READ, REPAIR_AFTER_WRITE};
 
-use crate::harness::{Background, Databases, NOTES, SOON, Twins};
+use crate::harness::{Background, Databases, NOTES, SOON, Twins, eventually_is};
 
 /// A table with values that are easily changed without a trace and keys that both databases sort alike, one with keys of which
 /// that is not known, and one whose rows no key tells apart.
@@ -399,4 +399,55 @@ async fn a_daemon_that_dies_in_a_repair_loses_nothing_and_the_report_is_whole() 
             .on_site("INSERT INTO notes VALUES (904) ON CONFLICT DO NOTHING")
             .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_its_schedule_the_daemon_finds_what_differs_and_says_so_until_it_is_repaired() {
+    // GIVEN a daemon that verifies all the time
+    let twins = Twins::with_notes(100).await.with("sync.verify_every = \"1s\"");
+    let daemon = twins.start().await;
+    twins.until_equal(&["notes"]).await;
+    let until_shown = async |metrics: &[&str]| {
+        let page = || async { daemon.admin("/metrics").await.unwrap_or_default().1 };
+        let are_shown = |page: &String| {
+            metrics
+                .iter()
+                .all(|metric| page.lines().any(|line| line.starts_with(metric)))
+        };
+        eventually_is(&format!("{metrics:?} is shown"), 2 * SOON, page, are_shown).await;
+    };
+    until_shown(&[
+        "twinlog_verified_through_timestamp_seconds{table=\"public.notes\"} 1",
+        "twinlog_verified_differences{table=\"public.notes\"} 0",
+        "twinlog_persistence_gap{kind=\"rows_missing\"} 0",
+    ])
+    .await;
+    let status = twins.until_status_is_good(&[]).await;
+    assert!(status.contains(" ago"), "{status}");
+
+    // WHEN somebody changes the Agent DB
+    twins
+        .on_agent("DELETE FROM notes WHERE id = 1; UPDATE notes SET n = 0 WHERE id = 2; INSERT INTO notes VALUES (999)")
+        .await;
+
+    // THEN it is found, and stays so
+    until_shown(&[
+        "twinlog_verified_differences{table=\"public.notes\"} 3",
+        "twinlog_persistence_gap{kind=\"rows_missing\"} 2",
+    ])
+    .await;
+    let output = twins.fails(&["status"]).await;
+    assert!(
+        output.contains("3 row(s) differ in the Agent DB: twinlog verify public.notes"),
+        "{output}"
+    );
+
+    // UNTIL a person has it repaired, who need not wait for the schedule
+    assert!(verify(&twins, &["notes", "--repair"]).await.0);
+    until_shown(&[
+        "twinlog_verified_differences{table=\"public.notes\"} 0",
+        "twinlog_persistence_gap{kind=\"rows_missing\"} 0",
+    ])
+    .await;
+    twins.until_status_is_good(&[]).await;
 }
