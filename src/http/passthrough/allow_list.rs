@@ -11,15 +11,18 @@ use crate::http::state::is_id;
 pub(super) struct Allowed {
     pub(super) method: Verb,
     /// The path after the version. `{number}` and `{waba}` are ids that a client's numbers own, `{id}` any other id (a
-    /// medium, a template, a flow), `{code}` letters and digits.
+    /// medium, a template, a flow), `{group}` a group's id, `{code}` letters and digits.
     pub(super) path: &'static str,
-    /// Parameters of the query, beside the client's token.
-    pub(super) query: &'static [&'static str],
+    /// Parameters of the query, beside the client's token, in groups.
+    query: Query,
     pub(super) body: Body,
     /// What clients use it for.
     #[cfg_attr(not(test), expect(dead_code, reason = "README.md shows it"))]
     pub(super) purpose: &'static str,
 }
+
+/// Lists of parameters.
+type Query = &'static [&'static [&'static str]];
 
 /// The method of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,19 +46,13 @@ pub(super) enum Body {
 }
 
 /// The parameters of a list, with those that Meta's own links to further pages have.
-const PAGE: &[&str] = &[
-    "fields",
-    "limit",
-    "after",
-    "before",
-    "pretty",
-    "__paging_token",
-    "offset",
-    "since",
-    "until",
-];
-const FIELDS: &[&str] = &["fields", "pretty"];
-const NOTHING: &[&str] = &[];
+const CURSOR: &[&str] = &["fields", "limit", "after", "before", "pretty", "__paging_token"];
+/// The same for lists that may be in pages by number or by time.
+const PAGE: Query = &[CURSOR, &["offset", "since", "until"]];
+const FIELDS: Query = &[&["fields", "pretty"]];
+const NOTHING: Query = &[];
+/// How the ids of groups begin: `capi_group:` in base64.
+const GROUP: &str = "Y2FwaV9ncm91cDo";
 const BLOCKED: Body = Body::Members(&["messaging_product", "block_users"]);
 const FLOW: Body = Body::Members(&[
     "name",
@@ -67,7 +64,7 @@ const FLOW: Body = Body::Members(&[
     "publish",
 ]);
 
-const fn get(path: &'static str, query: &'static [&'static str], purpose: &'static str) -> Allowed {
+const fn get(path: &'static str, query: Query, purpose: &'static str) -> Allowed {
     call(Verb::Get, path, query, Body::None, purpose)
 }
 
@@ -75,17 +72,11 @@ const fn post(path: &'static str, body: Body, purpose: &'static str) -> Allowed 
     call(Verb::Post, path, NOTHING, body, purpose)
 }
 
-const fn delete(path: &'static str, query: &'static [&'static str], body: Body, purpose: &'static str) -> Allowed {
+const fn delete(path: &'static str, query: Query, body: Body, purpose: &'static str) -> Allowed {
     call(Verb::Delete, path, query, body, purpose)
 }
 
-const fn call(
-    method: Verb,
-    path: &'static str,
-    query: &'static [&'static str],
-    body: Body,
-    purpose: &'static str,
-) -> Allowed {
+const fn call(method: Verb, path: &'static str, query: Query, body: Body, purpose: &'static str) -> Allowed {
     Allowed {
         method,
         path,
@@ -105,66 +96,46 @@ pub(super) const TABLE: &[Allowed] = &[
     get("{number}/whatsapp_business_encryption", PAGE, "the key of its flows"),
     get("{number}/message_qrdls", PAGE, "QR codes"),
     get("{number}/message_qrdls/{code}", FIELDS, "a QR code"),
+    get("{number}/groups", PAGE, "its groups"),
     get(
         "{number}/message_history",
-        &[
-            "fields",
-            "limit",
-            "after",
-            "before",
-            "pretty",
-            "__paging_token",
-            "message_id",
-        ],
+        &[CURSOR, &["message_id"]],
         "what became of messages",
     ),
     get("{waba}", FIELDS, "a WhatsApp Business account"),
-    get(
-        "{waba}/phone_numbers",
-        &[
-            "fields",
-            "limit",
-            "after",
-            "before",
-            "pretty",
-            "__paging_token",
-            "sort",
-            "filtering",
-        ],
-        "its numbers",
-    ),
+    get("{waba}/phone_numbers", &[CURSOR, &["sort", "filtering"]], "its numbers"),
     get("{waba}/subscribed_apps", PAGE, "who gets its webhooks"),
     get(
         "{waba}/message_templates",
         &[
-            "fields",
-            "limit",
-            "after",
-            "before",
-            "pretty",
-            "__paging_token",
-            "name",
-            "name_or_content",
-            "content",
-            "language",
-            "category",
-            "status",
-            "quality_score",
-            "summary",
+            CURSOR,
+            &[
+                "name",
+                "name_or_content",
+                "content",
+                "language",
+                "category",
+                "status",
+                "quality_score",
+                "summary",
+            ],
         ],
         "its templates",
     ),
     get("{waba}/flows", PAGE, "its flows"),
     get(
         "{id}",
-        &["fields", "pretty", "phone_number_id", "date_format"],
+        &[&["fields", "pretty", "phone_number_id", "date_format"]],
         "a medium, a template or a flow",
     ),
     get("{id}/assets", PAGE, "a flow's files"),
+    get("{group}", FIELDS, "a group"),
+    get("{group}/invite_link", FIELDS, "how people join a group"),
+    get("{group}/join_requests", PAGE, "who wants to join a group"),
     call(
         Verb::Post,
         "{number}/media",
-        &["messaging_product"],
+        &[&["messaging_product"]],
         Body::Upload,
         "upload of a medium",
     ),
@@ -202,7 +173,7 @@ pub(super) const TABLE: &[Allowed] = &[
     call(
         Verb::Post,
         "{number}/whatsapp_commerce_settings",
-        &["is_cart_enabled", "is_catalog_visible"],
+        &[&["is_cart_enabled", "is_catalog_visible"]],
         Body::Members(&["is_cart_enabled", "is_catalog_visible"]),
         "its shop's settings",
     ),
@@ -219,14 +190,14 @@ pub(super) const TABLE: &[Allowed] = &[
     call(
         Verb::Post,
         "{number}/message_qrdls",
-        &["prefilled_message", "generate_qr_image", "code"],
+        &[&["prefilled_message", "generate_qr_image", "code"]],
         Body::Members(&["messaging_product", "prefilled_message", "generate_qr_image", "code"]),
         "QR codes",
     ),
     call(
         Verb::Post,
         "{number}/message_qrdls/{code}",
-        &["prefilled_message"],
+        &[&["prefilled_message"]],
         Body::Members(&["messaging_product", "prefilled_message"]),
         "a QR code",
     ),
@@ -250,11 +221,11 @@ pub(super) const TABLE: &[Allowed] = &[
     delete("{number}/message_qrdls/{code}", NOTHING, Body::None, "a QR code"),
     delete(
         "{waba}/message_templates",
-        &["name", "hsm_id", "hsm_ids", "language"],
+        &[&["name", "hsm_id", "hsm_ids", "language"]],
         Body::None,
         "templates",
     ),
-    delete("{id}", &["phone_number_id"], Body::None, "a medium or a flow"),
+    delete("{id}", &[&["phone_number_id"]], Body::None, "a medium or a flow"),
 ];
 
 /// What the first part of a path names.
@@ -262,7 +233,7 @@ pub(super) const TABLE: &[Allowed] = &[
 pub(super) enum Node {
     Number,
     Waba,
-    /// A medium, a template, a flow: whose it is, the path does not say.
+    /// A medium, a template, a flow, a group: whose it is, the path does not say.
     Object,
 }
 
@@ -277,6 +248,11 @@ impl Allowed {
         }
     }
 
+    /// Whether a parameter of the query may be passed on.
+    pub(super) fn takes(&self, parameter: &str) -> bool {
+        self.query.iter().any(|group| group.contains(&parameter))
+    }
+
     /// Whether the part after the version has this shape. The parts are compared byte for byte: an escape, a double slash,
     /// two dots or another case are no shape of ours, so Meta reads the path exactly as it is checked here.
     fn has_shape(&self, parts: &[&str]) -> bool {
@@ -284,10 +260,19 @@ impl Allowed {
         shape.clone().count() == parts.len()
             && shape.zip(parts).all(|(shape, part)| match shape {
                 "{number}" | "{waba}" | "{id}" => is_id(part),
+                "{group}" => is_group(part),
                 "{code}" => (1..=64).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric()),
                 literal => literal == *part,
             })
     }
+}
+
+fn is_group(part: &str) -> bool {
+    let rest = part.strip_prefix(GROUP).unwrap_or_default();
+    (1..=128).contains(&rest.len())
+        && rest
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_=".contains(&byte))
 }
 
 /// The entries for a call; several where only the id tells them apart.
@@ -335,6 +320,20 @@ mod tests {
             (Method::DELETE, "1065/media", false),
             (Method::DELETE, "1022/subscribed_apps", false),
             (Method::DELETE, "me", false),
+            (Method::GET, "1065/groups", true),
+            (
+                Method::GET,
+                "Y2FwaV9ncm91cDoxOTUwNTU1MDA3OToxMjAzNjMzOTQzMjAdOTY0MTUZD",
+                true,
+            ),
+            (Method::GET, "Y2FwaV9ncm91cDoxOTUw/join_requests", true),
+            (Method::GET, "Y2FwaV9ncm91cDo", false),
+            (Method::GET, "Y2FwaV9ncm91cDoxOTUw/participants", false),
+            (Method::POST, "Y2FwaV9ncm91cDoxOTUw", false),
+            (Method::POST, "1065/groups", false),
+            // Resumable uploads are an app's, and nothing tells whose app it is.
+            (Method::POST, "1065/uploads", false),
+            (Method::POST, "upload:MTphdHRhY2htZW50", false),
             (Method::PUT, "1065", false),
             (Method::PATCH, "1065", false),
         ] {
@@ -356,7 +355,7 @@ mod tests {
                 Body::Members(members) => members,
                 _ => &[],
             };
-            for name in allowed.query.iter().chain(members) {
+            for name in allowed.query.iter().copied().flatten().chain(members) {
                 assert!(!is_control(name), "{allowed:?}");
             }
             assert!(allowed.method != Verb::Get || allowed.body == Body::None, "{allowed:?}");
@@ -383,7 +382,7 @@ mod tests {
                 "| {} | `{}` | {} | {body} | {} |\n",
                 format!("{:?}", allowed.method).to_uppercase(),
                 allowed.path,
-                list(allowed.query),
+                list(&allowed.query.concat()),
                 allowed.purpose
             );
             table.push_str(&line.replace("|  |", "| |").replace("|  |", "| |"));

@@ -29,7 +29,7 @@ pub(super) fn check(allowed: &Allowed, uri: &Uri) -> Result<Vec<(String, String)
         if CLIENTS_OWN.contains(&name.as_ref()) {
             continue;
         }
-        if !allowed.query.contains(&name.as_ref()) {
+        if !allowed.takes(&name) {
             return Err(QueryError::Parameter(shown(&name)));
         }
         if passed.iter().any(|(known, _)| *known == name) {

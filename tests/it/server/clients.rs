@@ -346,3 +346,27 @@ async fn a_token_that_two_firms_share_shows_a_client_only_media_of_its_number() 
     assert_eq!(firms.get("/v26.0/7004", TOKEN).await.status, 400);
     firms.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_reads_its_groups_and_changes_none() {
+    const GROUP: &str = "Y2FwaV9ncm91cDoxOTUwNTU1MDA3OToxMjAzNjMzOTQzMjAdOTY0MTUZD";
+    let firms = firms(vec![
+        (
+            "106540352242922/groups",
+            META_ONE,
+            json!({"data": {"groups": [{"id": GROUP}]}}),
+        ),
+        (GROUP, META_ONE, json!({"id": GROUP, "subject": "us"})),
+    ])
+    .await;
+    for (path, passes) in [
+        (format!("/v26.0/{NUMBER}/groups?limit=25"), true),
+        (format!("/v26.0/{GROUP}?fields=subject"), true),
+        (format!("/v26.0/{GROUP}/participants"), false),
+    ] {
+        assert_eq!(firms.get(&path, TOKEN).await.status == 200, passes, "{path}");
+    }
+    // Another firm's client does not find it.
+    assert_eq!(firms.get(&format!("/v26.0/{GROUP}"), OTHER_CLIENT).await.status, 400);
+    firms.server.stop().await;
+}
