@@ -30,7 +30,8 @@ const QUIET: Duration = Duration::from_secs(8);
 /// to the moment at which a listener has its event. `rate`: events that were heard, a second.
 pub(crate) async fn measure(world: &World<'_>) -> Result<Figures> {
     let server = world.serve().await?;
-    let people = world.options.people;
+    // Each of them gets a message, so that each listener hears something.
+    let people = world.options.people.min(SENDS * 5);
     let conversations = conversations(world, people).await?;
     let connected = Arc::new(AtomicUsize::new(0));
     let mut listening = JoinSet::new();
