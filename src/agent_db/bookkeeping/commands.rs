@@ -376,7 +376,7 @@ mod tests {
         let (arguments, progress) = (command.arguments().unwrap(), command.progress().unwrap());
         assert_eq!(
             arguments,
-            json!({ "all": false, "tables": ["public.t"], "where": "id > 3" })
+            json!({ "all": false, "tables": ["public.t"], "where": "id > 3", "site": "crm of 7" })
         );
         assert_eq!(
             progress,
