@@ -95,7 +95,12 @@ impl CatalogWatch {
                 &self.tables,
                 &self.refused,
             );
-            let CatalogLook { change, faults } = changed.await?;
+            let CatalogLook { change, faults } = match changed.await {
+                // Since version 16, Postgres locks each table to list those of a publication. One that is locked for long must not
+                // end the run of all.
+                Err(error) if error.is_of_lock() => continue,
+                look => look?,
+            };
             pause = PAUSE.max(began.elapsed() * SHARE);
             if let Some(table) = self.joins(&faults) {
                 return Err(SyncError::TableChanged(table));

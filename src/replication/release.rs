@@ -149,7 +149,11 @@ impl Release {
         records: &TableRecords,
         held: Vec<&SourceTable>,
     ) -> Result<(), SyncError> {
-        let faults = publication::faults(site.client(), &self.settings.publication, &self.selection).await?;
+        let faults = match publication::faults(site.client(), &self.settings.publication, &self.selection).await {
+            // See the watch over the catalog.
+            Err(error) if error.is_of_lock() => return Ok(()),
+            faults => faults?,
+        };
         // The watch over the catalog says what is wrong with the others.
         for table in held.into_iter().filter(|table| !faults.contains_key(&table.table)) {
             let name = &table.table;

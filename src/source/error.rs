@@ -3,7 +3,7 @@
 use crate::change::{Hold, HoldCause, TableName};
 use crate::lsn::ParseLsnError;
 use crate::postgres::error::explain;
-use crate::postgres::sqlstate::{NOT_PERMITTED, is_row_too_large};
+use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED, is_row_too_large};
 use crate::postgres::{ConditionError, Refusal, SessionError, Side, quote_identifier};
 use crate::retry::Disposition;
 
@@ -130,6 +130,12 @@ impl SourceError {
     #[must_use]
     pub fn hold(&self) -> Hold {
         Hold::new(HoldCause::Row, explain(self, self.hint()))
+    }
+
+    /// Whether a lock was waited for in vain.
+    #[must_use]
+    pub fn is_of_lock(&self) -> bool {
+        matches!(self, Self::Session(SessionError::Refused { refusal, .. }) if refusal.sqlstate == LOCK_NOT_AVAILABLE)
     }
 
     /// The statement or setting to use, if an operator has to act.
