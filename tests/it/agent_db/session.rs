@@ -361,12 +361,12 @@ async fn a_command_of_a_newer_version_is_kept_and_refused() {
     let daemon = Control::connect(&url, "slot", "daemon").await.unwrap();
     fixture
         .agent()
-        .batch_execute("INSERT INTO twinlog.commands (slot, kind) VALUES ('slot', 'verify')")
+        .batch_execute("INSERT INTO twinlog.commands (slot, kind) VALUES ('slot', 'of_a_newer_version')")
         .await
         .unwrap();
     let open = daemon.open_commands().await.unwrap();
     assert!(
-        matches!(&open[0].kind, Err(CommandError::Unknown { kind }) if kind == "verify"),
+        matches!(&open[0].kind, Err(CommandError::Unknown { kind }) if kind == "of_a_newer_version"),
         "{open:?}"
     );
 }
