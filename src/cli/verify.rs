@@ -168,6 +168,9 @@ fn report(arguments: &Arguments, id: i64, progress: &VerifyProgress) -> anyhow::
         let tables: Vec<Value> = progress.tables.iter().map(in_json).collect();
         writeln!(out, "{}", json!({ "equal": equal, "command": id, "tables": tables }))?;
     } else {
+        if progress.tables.is_empty() {
+            writeln!(out, "nothing is verified: no table is synchronised")?;
+        }
         for table in &progress.tables {
             for line in lines(table, arguments.dry_run) {
                 writeln!(out, "{line}")?;

@@ -11,7 +11,7 @@
 //!    stream, and compared by the session that writes, at the high fence: after everything that came before and before what
 //!    comes next. What differs there is different, and nothing else is reported.
 //!
-//! Where both databases sort the keys alike (integers, uuids, times), whole ranges come before that: both compute a digest of a
+//! Where both databases sort the keys alike (integers, uuids, times) and store texts in the same encoding, whole ranges come before that: both compute a digest of a
 //! range (see [`row_digest`](crate::postgres::row_digest)), and where the digests are the same, no row has to be moved. The same
 //! reasoning as in the first step makes that a proof. Where they differ, the range is divided, down to a few rows, which are
 //! compared as above, together with the keys that the Agent DB has in that range. So there is one pass instead of two.
@@ -111,8 +111,10 @@ impl<'a> TableVerifier<'a> {
             agent: agent.digested(),
         };
         ranges.site.agree(&mut ranges.agent);
+        let is_alike =
+            ranges.site.is_sorted_as(&ranges.agent) && reader.source.encoding().await? == agent.encoding().await?;
         Ok(Self {
-            ranges: Some(ranges).filter(|ranges| ranges.site.is_sorted_as(&ranges.agent)),
+            ranges: Some(ranges).filter(|_| is_alike),
             range_rows,
             reader,
             agent,
@@ -133,6 +135,8 @@ impl<'a> TableVerifier<'a> {
         match (place.phase, &self.pages) {
             (CopyPhase::Rows, AgentPages::Keys(_)) => self.rows(after).await,
             (CopyPhase::Rows, AgentPages::Rows(_)) => self.counted_rows(after).await,
+            // The other pipelines' rows.
+            (CopyPhase::Extras, _) if self.reader.foreign_rows == ForeignRows::Keep => Ok(VerifiedPage::default()),
             (CopyPhase::Extras, AgentPages::Keys(keys)) => self.extras(keys, after).await,
             (CopyPhase::Extras, AgentPages::Rows(rows)) => self.counted_extras(rows, after).await,
         }
@@ -155,10 +159,10 @@ impl<'a> TableVerifier<'a> {
             .filter(|difference| difference.row.is_none())
             .map(|difference| difference.key.clone())
             .collect();
-        if keys.is_empty() {
-            return Ok(());
+        for keys in keys.chunks(usize::try_from(self.limit).unwrap_or(usize::MAX).max(1)) {
+            self.reader.repair_keys(keys).await?;
         }
-        self.reader.repair_keys(&keys).await
+        Ok(())
     }
 
     /// The page after a key: a range.
@@ -176,10 +180,9 @@ impl<'a> TableVerifier<'a> {
             upto: upto.as_ref(),
         };
         self.range(ranges, keys, range, &mut page).await?;
-        page.next = upto.map(|last_key| CopyPlace {
-            phase: CopyPhase::Rows,
-            last_key: Some(last_key),
-        });
+        if page.next.is_none() {
+            page.next = upto.map(in_rows);
+        }
         Ok(page)
     }
 
@@ -209,7 +212,7 @@ impl<'a> TableVerifier<'a> {
         }
         let rows = site.rows.unsigned_abs();
         if rows <= SMALL {
-            return self.small_range(keys, range, page).await;
+            return self.small_range(ranges, keys, range, page).await;
         }
         let mut from = after.cloned();
         loop {
@@ -220,6 +223,10 @@ impl<'a> TableVerifier<'a> {
                 upto: to.as_ref().or(upto),
             };
             Box::pin(self.range(ranges, keys, part, page)).await?;
+            // The page ends before the part does.
+            if page.next.is_some() {
+                return Ok(());
+            }
             if to.is_none() || to.as_ref() == upto {
                 return Ok(());
             }
@@ -227,13 +234,20 @@ impl<'a> TableVerifier<'a> {
         }
     }
 
-    /// Compares the rows of a range one by one, then the keys that the Agent DB has there.
+    /// Compares the keys that the Agent DB has in a range, then the rows of the Site DB one by one. The page ends before the range
+    /// does where more keys than the limit are only in the Agent DB.
     async fn small_range(
         &self,
+        ranges: &Ranges,
         keys: &AgentKeys<'_>,
         Range { after, upto }: Range<'_>,
         page: &mut VerifiedPage,
     ) -> Result<(), CopyError> {
+        let end = match self.reader.foreign_rows {
+            ForeignRows::Keep => None,
+            ForeignRows::Delete => self.extras_between(ranges, keys, Range { after, upto }, page).await?,
+        };
+        let upto = end.as_ref().or(upto);
         let mut from = after.cloned();
         loop {
             let rows = self.rows_between(from.as_ref(), upto).await?;
@@ -245,17 +259,36 @@ impl<'a> TableVerifier<'a> {
                 _ => break,
             }
         }
-        if self.reader.foreign_rows == ForeignRows::Keep {
-            return Ok(());
-        }
-        from = after.cloned();
+        page.next = end.map(in_rows);
+        Ok(())
+    }
+
+    /// Looks for keys of a range that only the Agent DB has. Returns the last one it has looked at where there are more of them
+    /// than a page may have.
+    async fn extras_between(
+        &self,
+        ranges: &Ranges,
+        keys: &AgentKeys<'_>,
+        Range { after, upto }: Range<'_>,
+        page: &mut VerifiedPage,
+    ) -> Result<Option<Key>, CopyError> {
+        // The Site DB must be able to read the key after which the next page begins.
+        let may_end = (ranges.site.key.iter().zip(&ranges.agent.key)).all(|((_, site), (_, agent))| site == agent);
+        let mut from = after.cloned();
+        let mut extras = 0;
         loop {
             let keys = keys.page_upto(from.as_ref(), upto, self.limit).await?;
-            let Some(last) = keys.last() else { return Ok(()) };
+            let Some(last) = keys.last().map(Key::compact) else {
+                return Ok(None);
+            };
             let comparison = self.extras_of(&keys).await?;
+            extras += comparison.differences.len();
             page.differences.extend(comparison.differences);
             page.parked += comparison.parked;
-            from = Some(last.clone());
+            if may_end && extras >= usize::try_from(self.limit).unwrap_or(usize::MAX) {
+                return Ok(Some(last));
+            }
+            from = Some(last);
         }
     }
 
@@ -291,9 +324,7 @@ impl<'a> TableVerifier<'a> {
         let suspects: Vec<Key> = suspects.into_iter().map(|suspect| suspect.key).collect();
         let mut comparison = self.reader.compare_keys(&suspects).await?;
         // Those are met among the keys that the Agent DB has.
-        comparison
-            .differences
-            .retain(|difference| !matches!(difference.kind, DifferenceKind::Extra(_)));
+        comparison.differences.retain(|difference| !is_extra(difference));
         Ok(ComparedRows {
             rows,
             differences: comparison.differences,
@@ -305,7 +336,9 @@ impl<'a> TableVerifier<'a> {
 
     /// All of them are counted between fences: equal numbers prove nothing while changes are on their way.
     async fn counted_rows(&self, after: Option<&Key>) -> Result<VerifiedPage, CopyError> {
-        let (comparison, rows, last) = self.reader.compare_counts(after, self.limit).await?;
+        let (mut comparison, rows, last) = self.reader.compare_counts(after, self.limit).await?;
+        // Those are met among the rows that the Agent DB has.
+        comparison.differences.retain(|difference| !is_extra(difference));
         Ok(VerifiedPage {
             rows,
             next: self.after_rows(last.is_none(), last),
@@ -342,25 +375,28 @@ impl<'a> TableVerifier<'a> {
             ..
         } = self.reader;
         let suspects = only_in_agent(source, table, relation, keys).await?;
-        self.reader.compare_keys(&suspects).await
+        let mut comparison = self.reader.compare_keys(&suspects).await?;
+        // A key that is spelled otherwise was compared with the Site DB's rows.
+        comparison.differences.retain(is_extra);
+        Ok(comparison)
     }
 
     async fn counted_extras(&self, rows: &AgentRows<'_>, after: Option<&Key>) -> Result<VerifiedPage, CopyError> {
-        let ChunkReader { source, table, .. } = self.reader;
         let agent = rows.page(after, self.limit).await?;
         let next = after_extras(agent.last.as_ref());
-        // Those that the Site DB has as well were compared with the Site DB's rows.
-        let counted = source.count_rows(table, agent.rows).await?;
-        let gone = counted.rows.into_iter().filter(|(_, rows)| *rows == 0);
-        let gone: Vec<Row> = gone.map(|(row, _)| row).collect();
-        if gone.is_empty() {
+        if agent.rows.is_empty() {
             return Ok(VerifiedPage {
                 next,
                 ..VerifiedPage::default()
             });
         }
-        let page = page(self.reader.compare_rows(&gone).await?);
-        Ok(VerifiedPage { next, ..page })
+        // All of them, also those that the Site DB has just now: equal ones may have come since its rows were compared.
+        let mut comparison = self.reader.compare_rows(&agent.rows).await?;
+        comparison.differences.retain(is_extra);
+        Ok(VerifiedPage {
+            next,
+            ..page(comparison)
+        })
     }
 
     fn change(&self, key: Key, operation: Operation) -> Change {
@@ -388,6 +424,18 @@ fn page(comparison: Comparison) -> VerifiedPage {
         differences: comparison.differences,
         parked: comparison.parked,
         ..VerifiedPage::default()
+    }
+}
+
+const fn is_extra(difference: &Difference) -> bool {
+    matches!(difference.kind, DifferenceKind::Extra(_))
+}
+
+/// Where the page of rows after this key begins.
+fn in_rows(last: Key) -> CopyPlace {
+    CopyPlace {
+        phase: CopyPhase::Rows,
+        last_key: Some(last),
     }
 }
 

@@ -10,7 +10,7 @@
 //!
 //! Not here: how rows are compared (`copy::verify`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -158,12 +158,23 @@ impl Verification {
     async fn serve(&self, mut command: Served<'_>, stop: &CancellationToken) -> Result<(), SyncError> {
         let arguments = &command.verify.arguments;
         let wanted = match named(&self.tables, arguments.all, &arguments.tables) {
-            Ok(wanted) => wanted,
+            Ok(mut wanted) => {
+                // Those as well that are selected and can't be read, such as one that is not in the publication.
+                wanted.extend(self.records().keys().filter(|_| arguments.all).cloned());
+                wanted
+            }
             Err(error) => return Ok(command.control.finish_command(command.id, Err(&error)).await?),
         };
         if command.verify.progress.tables.is_empty() {
-            let tables = self.tables.keys().filter(|table| wanted.contains(table));
-            command.verify.progress.tables = tables.map(VerifiedTable::new).collect();
+            let scheduled = is_scheduled(&command.verify);
+            let mut tables = Vec::new();
+            for table in BTreeSet::from_iter(wanted) {
+                if scheduled && self.counts_rows(&table).await? {
+                    continue;
+                }
+                tables.push(VerifiedTable::new(&table));
+            }
+            command.verify.progress.tables = tables;
             if command.store().await? == Goes::NoFurther {
                 return Ok(());
             }
@@ -177,6 +188,31 @@ impl Verification {
         let (equal, id) = (command.verify.progress.is_equal(), command.id);
         info!(command = id, equal, "verify done");
         Ok(())
+    }
+
+    /// Whether a table has no key. Each page of such a one reads the whole table in the stream.
+    async fn counts_rows(&self, table: &TableName) -> Result<bool, SyncError> {
+        let Some(table) = self.tables.get(table) else {
+            return Ok(false);
+        };
+        if !matches!(self.readiness(&table.table), Readiness::Ready) {
+            return Ok(false);
+        }
+        Ok(self
+            .requests
+            .resolve(table.description())
+            .await
+            .is_ok_and(|relation| relation.counts_rows()))
+    }
+
+    /// Why a table can't be verified that the stream does not have.
+    fn why_unread(&self, name: &str) -> String {
+        let records = self.records();
+        let record = records.iter().find(|(table, _)| table.to_string() == name);
+        match record.map(|(table, _)| self.readiness(table)) {
+            Some(Readiness::Held(reason)) => reason,
+            _ => "it is not synchronised: see twinlog status".to_owned(),
+        }
     }
 
     /// Verifies a table to its end, unless that was done before.
@@ -200,7 +236,7 @@ impl Verification {
                 Some(held) => held,
                 None => return Ok(Goes::NoFurther),
             },
-            None => Some("it is not synchronised any more".to_owned()),
+            None => Some(self.why_unread(&name)),
         };
         let parked = command.control.failed_counts().await?;
         if let Some(shown) = command.table(at) {

@@ -31,6 +31,19 @@ impl SourceTable {
 }
 
 impl Source {
+    /// The encoding in which the database stores texts.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn encoding(&self) -> Result<String, SourceError> {
+        let row = self
+            .client()
+            .query_one("SELECT pg_catalog.current_setting('server_encoding') AS encoding", &[])
+            .await
+            .map_err(failed("read the encoding"))?;
+        Ok(row.get("encoding"))
+    }
+
     /// The digest of the rows after a key, up to and with another one.
     ///
     /// # Errors

@@ -51,6 +51,19 @@ impl Comparer {
         &self.client
     }
 
+    /// The encoding in which the database stores texts.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn encoding(&self) -> Result<String, AgentError> {
+        let row = self
+            .client
+            .query_one("SELECT pg_catalog.current_setting('server_encoding') AS encoding", &[])
+            .await
+            .map_err(|source| AgentError::from_driver("read the encoding", None, source))?;
+        Ok(row.get("encoding"))
+    }
+
     /// How ranges of the table are digested here.
     #[must_use]
     pub fn digested(&self) -> DigestedTable {

@@ -134,6 +134,12 @@ pub enum CommandError {
         /// Of which command.
         kind: &'static str,
     },
+    /// It was written by hand, by another version, or is too long.
+    #[error("the progress of the command {kind} is not readable; ask for it again, for fewer tables at a time")]
+    Progress {
+        /// Of which command.
+        kind: &'static str,
+    },
 }
 
 /// The name of [`CommandKind::Resync`].
@@ -168,7 +174,8 @@ impl CommandKind {
         }
     }
 
-    /// Reads what a command's columns hold. Progress only adds to what is known: where it is not readable, it is empty.
+    /// Reads what a command's columns hold. The progress of a resync only adds to what is known: where it is not readable, it is
+    /// empty. That of a verify is its result.
     fn parse(kind: &str, arguments: Value, progress: Value) -> Result<Self, CommandError> {
         match kind {
             RESYNC => Ok(Self::Resync(Resync {
@@ -177,7 +184,7 @@ impl CommandKind {
             })),
             VERIFY => Ok(Self::Verify(Verify {
                 arguments: serde_json::from_value(arguments).map_err(|_| CommandError::Arguments { kind: VERIFY })?,
-                progress: serde_json::from_value(progress).unwrap_or_default(),
+                progress: serde_json::from_value(progress).map_err(|_| CommandError::Progress { kind: VERIFY })?,
             })),
             other => Err(CommandError::Unknown { kind: other.to_owned() }),
         }

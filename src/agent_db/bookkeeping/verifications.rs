@@ -13,7 +13,7 @@ use crate::change::{ColumnValue, Key, Row, TableName};
 /// Keys that are listed of one table, of each kind of difference.
 const MOST_LISTED: usize = 1000;
 
-/// Bytes of keys that are listed of all tables of a command. (A command's progress is read up to 4 MB, and JSON may take six
+/// Bytes of keys and names of columns that are listed of all tables of a command. (A command's progress is read up to 4 MB, and JSON may take six
 /// bytes for one.)
 const MOST_BYTES: usize = 256 << 10;
 
@@ -165,7 +165,11 @@ impl VerifiedTable {
     /// Counts a difference, and lists its key while that takes no more than `bytes`.
     fn add(&mut self, difference: &Difference, bytes: &mut usize) {
         let key = shown(difference);
-        let size: usize = key.iter().map(|part| 4 + part.as_ref().map_or(0, String::len)).sum();
+        let columns: Vec<String> = match &difference.kind {
+            DifferenceKind::Columns(columns) => columns.iter().map(|column| column.to_string()).collect(),
+            DifferenceKind::Missing(_) | DifferenceKind::Extra(_) => Vec::new(),
+        };
+        let size = size_of(&key, &columns);
         let mut listed = |list: usize| {
             let fits = list < MOST_LISTED && size <= *bytes;
             *bytes -= if fits { size } else { 0 };
@@ -190,14 +194,20 @@ impl VerifiedTable {
                     self.extra.push(key.clone());
                 }
             }
-            DifferenceKind::Columns(columns) => {
+            DifferenceKind::Columns(_) => {
                 self.different_rows += 1;
                 if listed(self.different.len()) {
-                    let columns = columns.iter().map(|column| column.to_string()).collect();
                     self.different.push(DifferentRow { key, columns });
                 }
             }
         }
+    }
+
+    /// Bytes of what is listed.
+    fn size(&self) -> usize {
+        let keys = self.missing.iter().chain(&self.extra);
+        let different = self.different.iter().map(|row| size_of(&row.key, &row.columns));
+        keys.map(|key| size_of(key, &[])).chain(different).sum()
     }
 
     /// The keys that are listed.
@@ -210,11 +220,7 @@ impl VerifiedTable {
 impl VerifyProgress {
     /// Counts and lists the differences of a table's page.
     pub fn add(&mut self, table: usize, differences: &[Difference]) {
-        let listed = self.tables.iter().flat_map(VerifiedTable::listed);
-        let taken: usize = listed
-            .flatten()
-            .map(|part| 4 + part.as_ref().map_or(0, String::len))
-            .sum();
+        let taken: usize = self.tables.iter().map(VerifiedTable::size).sum();
         let mut bytes = MOST_BYTES.saturating_sub(taken);
         let Some(table) = self.tables.get_mut(table) else {
             return;
@@ -231,11 +237,20 @@ impl VerifyProgress {
         }
     }
 
-    /// Whether every table is proved to be equal.
+    /// Whether every table is proved to be equal. Without a table nothing is proved.
     #[must_use]
     pub fn is_equal(&self) -> bool {
-        self.tables.iter().all(VerifiedTable::is_equal)
+        !self.tables.is_empty() && self.tables.iter().all(VerifiedTable::is_equal)
     }
+}
+
+/// Bytes that a difference takes in the lists.
+fn size_of(key: &ShownKey, columns: &[String]) -> usize {
+    let parts = key.iter().map(|part| part.as_ref().map_or(0, String::len));
+    parts
+        .chain(columns.iter().map(String::len))
+        .map(|bytes| 4 + bytes)
+        .sum()
 }
 
 /// The key as it is shown.
@@ -254,6 +269,8 @@ fn shown(difference: &Difference) -> ShownKey {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
 
     use super::*;
@@ -278,6 +295,33 @@ mod tests {
         let table = &progress.tables[0];
         assert_eq!((table.missing_rows, table.missing.len()), (3001, MOST_LISTED));
         assert!(table.is_cut() && !progress.is_equal());
+    }
+
+    #[test]
+    fn nothing_is_proved_without_a_table() {
+        assert!(!VerifyProgress::default().is_equal());
+    }
+
+    #[test]
+    fn a_report_stays_readable_whatever_is_listed() {
+        let columns: Vec<Arc<str>> = (0..1600).map(|column| format!("{column:\u{1}>60}").into()).collect();
+        let mut progress = VerifyProgress {
+            tables: vec![VerifiedTable::new(&TableName::new("public", "t"))],
+        };
+        for key in 0..MOST_LISTED {
+            let kind = DifferenceKind::Columns(columns.clone());
+            progress.add(
+                0,
+                &[Difference {
+                    kind,
+                    ..missing(&key.to_string())
+                }],
+            );
+        }
+        let bytes = serde_json::to_string(&progress).unwrap().len();
+        assert!(bytes < 4 << 20, "{bytes}");
+        assert_eq!(progress.tables[0].different_rows, MOST_LISTED as u64);
+        assert!(progress.tables[0].is_cut());
     }
 
     #[test]
