@@ -243,7 +243,17 @@ impl ChunkReader<'_> {
         Ok(whole)
     }
 
-    /// The same for the next rows that are counted. Returns as well how many they are, and the place of the last one unless no row
+    /// Waits until the stream has come to where the Site DB is now.
+    ///
+    /// # Errors
+    /// A read failed, the stream ended, or the table was held or altered.
+    pub(super) async fn reach_stream(&self) -> Result<(), CopyError> {
+        let wanted = Wanted::Keys(&[]);
+        Box::pin(self.read_until_valid(NextChunk::Compared { wanted })).await?;
+        Ok(())
+    }
+
+    /// Compares the next rows that are counted in the same way. Returns as well how many they are, and the place of the last one unless no row
     /// follows.
     ///
     /// # Errors

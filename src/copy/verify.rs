@@ -142,6 +142,18 @@ impl<'a> TableVerifier<'a> {
         }
     }
 
+    /// Returns once the stream has come to what was read: what was equal then is proved, unless the table was held before.
+    ///
+    /// # Errors
+    /// A read failed, the stream ended, or the table was held or altered.
+    pub async fn settle(&self) -> Result<(), CopyError> {
+        match self.pages {
+            AgentPages::Keys(_) => self.reader.reach_stream().await,
+            // Each page was compared in the stream.
+            AgentPages::Rows(_) => Ok(()),
+        }
+    }
+
     /// Writes what differs as the Site DB has it, in the stream's order. Returns once that is durable.
     ///
     /// # Errors
@@ -197,7 +209,7 @@ impl<'a> TableVerifier<'a> {
         let source = self.reader.source;
         let Range { after, upto } = range;
         let (site, agent) = tokio::join!(
-            source.digest(&ranges.site, after, upto),
+            source.digest(self.reader.table, &ranges.site, after, upto),
             self.agent.digest(&ranges.agent, after, upto)
         );
         let site = site?;

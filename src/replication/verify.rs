@@ -29,7 +29,7 @@ use crate::failpoint;
 use crate::postgres::{SessionError, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
-use crate::source::{Source, SourceTable, Visibility};
+use crate::source::{Source, SourceError, SourceTable, Visibility};
 
 use super::error::SyncError;
 use super::resync::named;
@@ -93,6 +93,13 @@ struct Served<'a> {
 impl Served<'_> {
     fn table(&mut self, at: usize) -> Option<&mut VerifiedTable> {
         self.verify.progress.tables.get_mut(at)
+    }
+
+    /// Forgets what was found of a table: it is not the same any more.
+    fn begin_anew(&mut self, at: usize) {
+        if let Some(table) = self.table(at) {
+            table.begin_anew(OffsetDateTime::now_utc().unix_timestamp());
+        }
     }
 
     /// Stores the progress; tells whether the command goes on: it is still wanted, and nobody waits for another one.
@@ -278,7 +285,14 @@ impl Verification {
                 Readiness::Ready => {}
             }
             let error = match Box::pin(self.verify_pages(command, at, source, stop)).await {
-                Ok(Goes::On) => return Ok(Some(None)),
+                Ok(Goes::On) => match self.readiness(&source.table) {
+                    Readiness::Ready => return Ok(Some(None)),
+                    // What was read is of a table that is read anew.
+                    Readiness::Held(_) | Readiness::NotYet => {
+                        command.begin_anew(at);
+                        continue;
+                    }
+                },
                 Ok(Goes::NoFurther) | Err(SyncError::Copy(CopyError::StreamEnded)) => return Ok(None),
                 // Of the run itself.
                 Err(error) if !is_of_reading(&error) => return Err(error),
@@ -286,6 +300,9 @@ impl Verification {
             };
             if stop.is_cancelled() {
                 return Ok(None);
+            }
+            if is_another_table(&error) {
+                command.begin_anew(at);
             }
             let now = command.table(at).map(|table| table.place());
             if now != place {
@@ -373,7 +390,13 @@ impl Verification {
                 return Ok(Goes::NoFurther);
             }
         }
-        Ok(Goes::On)
+        tokio::select! {
+            () = stop.cancelled() => Ok(Goes::NoFurther),
+            settled = Box::pin(verifier.settle()) => {
+                settled?;
+                Ok(Goes::On)
+            }
+        }
     }
 
     /// Counts a page's differences; stores them before they are repaired.
@@ -423,6 +446,16 @@ fn pause(rows: u64, rate: Option<u32>, took: Duration) -> Duration {
 /// Whether the error is one of reading a table, and no other table has to wait for it.
 const fn is_of_reading(error: &SyncError) -> bool {
     matches!(error, SyncError::Source(_) | SyncError::Agent(_) | SyncError::Copy(_))
+}
+
+/// Whether the error says that the table is not as it was when its verification began.
+const fn is_another_table(error: &SyncError) -> bool {
+    matches!(
+        error,
+        SyncError::Copy(
+            CopyError::RelationChanged(_) | CopyError::TableHeld(_) | CopyError::Source(SourceError::Replaced(_))
+        )
+    )
 }
 
 /// Says what was found, without a key.

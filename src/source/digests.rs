@@ -47,19 +47,30 @@ impl Source {
     /// The digest of the rows after a key, up to and with another one.
     ///
     /// # Errors
-    /// The statement's or the connection's.
+    /// The statement's or the connection's; or another table has the name by now.
     pub async fn digest(
         &self,
+        of: &SourceTable,
         table: &DigestedTable,
         after: Option<&Key>,
         upto: Option<&Key>,
     ) -> Result<Digest, SourceError> {
-        let texts = texts(after, upto);
+        let mut texts = texts(after, upto);
+        texts.push(of.table.quoted());
+        // Of the same statement: it holds a lock, so that the name stays the table's.
+        let sql = format!(
+            "SELECT d.rows, d.sum, pg_catalog.to_regclass(${}::text)::oid AS relation_id FROM ({}) d",
+            texts.len(),
+            table.digest(after.is_some(), upto.is_some()),
+        );
         let row = self
             .client()
-            .query_one(&table.digest(after.is_some(), upto.is_some()), &parameters(&texts))
+            .query_one(&sql, &parameters(&texts))
             .await
             .map_err(failed("read a digest"))?;
+        if row.get::<_, Option<u32>>("relation_id") != Some(of.id.0) {
+            return Err(SourceError::Replaced(of.table.clone()));
+        }
         Ok(Digest {
             rows: row.get("rows"),
             sum: row.get("sum"),

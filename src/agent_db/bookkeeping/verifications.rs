@@ -125,6 +125,17 @@ impl VerifiedTable {
         }
     }
 
+    /// Forgets what was found: the table is verified from its beginning. What was repaired stays so.
+    pub fn begin_anew(&mut self, began: i64) {
+        *self = Self {
+            table: std::mem::take(&mut self.table),
+            state: VerifyState::Verifying,
+            estimated: self.estimated,
+            began,
+            ..Self::default()
+        };
+    }
+
     /// Rows that differ.
     #[must_use]
     pub const fn differing(&self) -> u64 {
@@ -295,6 +306,18 @@ mod tests {
         let table = &progress.tables[0];
         assert_eq!((table.missing_rows, table.missing.len()), (3001, MOST_LISTED));
         assert!(table.is_cut() && !progress.is_equal());
+    }
+
+    #[test]
+    fn a_table_that_is_another_one_begins_anew() {
+        let name = TableName::new("public", "t");
+        let mut table = VerifiedTable::new(&name);
+        table.add(&missing("1"), &mut 1000);
+        table.set_place(CopyPhase::Extras, Some(&missing("1").key));
+        table.begin_anew(7);
+        assert_eq!(table.place(), (CopyPhase::Rows, None));
+        assert_eq!((table.differing(), table.missing.len(), table.began), (0, 0, 7));
+        assert_eq!(table.table, name.to_string());
     }
 
     #[test]
