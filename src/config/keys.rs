@@ -110,6 +110,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("auth.jwt_keys", ValueKind::Text),
     ("auth.jwt_audience", ValueKind::Text),
     ("auth.jwt_roles", ValueKind::Texts),
+    ("auth.jwt_numbers", ValueKind::Text),
     ("auth.jwt_numbers_claim", ValueKind::Text),
     ("auth.jwt_users", ValueKind::Text),
     ("auth.tokens", ValueKind::Tables(TOKEN)),

@@ -34,6 +34,6 @@ pub use layers::DEFAULTS;
 pub use load::load;
 pub use problem::{ConfigError, Problem};
 pub use sections::{
-    Account, Admin, Agent, ApiToken, Config, CorsOrigins, Events, Http, Jwt, JwtKeySource, JwtUsers, Log, LogFormat,
-    Needs, OnNewColumn, OnUnreplicableTable, Retention, Site, SocketIo, Sync, Whatsapp,
+    Account, Admin, Agent, ApiToken, Config, CorsOrigins, Events, Http, Jwt, JwtKeySource, JwtNumbers, JwtUsers, Log,
+    LogFormat, Needs, OnNewColumn, OnUnreplicableTable, Retention, Site, SocketIo, Sync, Whatsapp,
 };

@@ -266,6 +266,21 @@ fn each_bad_value_is_one_problem_under_its_key() {
             "\"2\" is not the phone_number_id",
         ),
         (
+            "auth.jwt_secret = \"s\"",
+            "auth.jwt_numbers_claim",
+            "which numbers a user may see",
+        ),
+        (
+            "auth.jwt_secret = \"s\"\nauth.jwt_numbers = \"some\"",
+            "auth.jwt_numbers",
+            "not known",
+        ),
+        (
+            "auth.jwt_secret = \"s\"\nauth.jwt_numbers = \"all\"\nauth.jwt_numbers_claim = \"n\"",
+            "auth.jwt_numbers",
+            "both set",
+        ),
+        (
             "http.public_url = \"whatsapp.example.com\"",
             "http.public_url",
             "base URL",

@@ -45,6 +45,7 @@ mod events;
 mod form;
 mod front_end;
 mod limits;
+mod line_rates;
 pub(crate) mod listener;
 mod listener_places;
 mod media;

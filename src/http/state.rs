@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use super::access::Access;
 use super::body::Bodies;
 use super::budget::{self, Budgets};
+use super::line_rates::LineRates;
 use super::listener::Bounds;
 use super::listener_places::ListenerPlaces;
 use super::media_link::MediaLinks;
@@ -90,6 +91,8 @@ pub(super) struct Shared {
     pub(super) hub: Hub,
     /// One for each listener.
     pub(super) listeners: Arc<ListenerPlaces>,
+    /// How many lines front ends may log.
+    pub(super) front_end_lines: LineRates,
     /// Who may look.
     pub(super) access: Access,
     /// How many requests are answered at a time.
@@ -110,8 +113,10 @@ impl State {
         health: Health,
     ) -> Self {
         let media = budget::media(settings.connections.connections);
+        let numbers = settings.accounts.iter().map(|known| known.account.phone_number_id());
+        let configured = numbers.map(|number| number.as_str().to_owned()).collect();
         Self(Arc::new(Shared {
-            access: Access::new(settings.tokens.clone(), settings.jwt.clone()),
+            access: Access::new(settings.tokens.clone(), settings.jwt.clone(), configured),
             budgets: Budgets::new(
                 settings.connections.connections,
                 settings.tokens.iter().map(|token| token.name.as_str()),
@@ -120,6 +125,7 @@ impl State {
                 settings.max_listeners,
                 settings.tokens.len() + usize::from(settings.jwt.is_some()),
             ),
+            front_end_lines: LineRates::default(),
             hub,
             health,
             bodies: Bodies::new(settings.max_body_bytes),

@@ -38,7 +38,7 @@ fn tell(shared: &Shared, event: &Event) {
     if event.kind == EventKind::MessageStatus {
         for (id, status) in event.ids.iter().zip(&event.statuses) {
             // Nobody waits for an attempt to begin.
-            if *status != MessageStatus::Sending {
+            if status != MessageStatus::Sending.as_str() {
                 shared.waiters.committed(*id);
             }
         }
@@ -46,7 +46,13 @@ fn tell(shared: &Shared, event: &Event) {
     // What this process stored or put back, it knows itself.
     let elsewhere = event.origin != Some(shared.pool.process());
     let about_messages = matches!(event.kind, EventKind::MessageCreated | EventKind::MessageStatus);
-    if elsewhere && about_messages && event.statuses.contains(&MessageStatus::Pending) {
+    if elsewhere
+        && about_messages
+        && event
+            .statuses
+            .iter()
+            .any(|status| status == MessageStatus::Pending.as_str())
+    {
         let number = |id: Uuid| {
             shared
                 .senders

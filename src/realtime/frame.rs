@@ -134,7 +134,7 @@ fn frame(event: &Event, number: usize, of: RowOf, row: &EventRow) -> Frame {
     // The status that the message was given then: the row may have a later one already.
     if let Some(status) = event.statuses.get(number) {
         text.push_str(",\"status\":\"");
-        text.push_str(status.as_str());
+        text.push_str(status);
         text.push('"');
     }
     text.push_str("}\n\n");

@@ -80,6 +80,10 @@ impl FromStr for Place {
             return Err(NoPlace);
         };
         let placed_at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).map_err(|_| NoPlace)?;
+        // Postgres has no time before 4713 BC.
+        if placed_at.year() < 1 {
+            return Err(NoPlace);
+        }
         let rows = u32::try_from(rows).map_err(|_| NoPlace)?;
         if rows == 0 || (rows != Self::ALL && index < 1) {
             return Err(NoPlace);

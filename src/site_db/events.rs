@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::pool::Listening;
-use super::{MessageStatus, Pool, SiteError};
+use super::{Pool, SiteError};
 
 /// The channel on which `twinlog.place_events` tells all processes that events have been placed.
 const CHANNEL: &str = "twinlog_events";
@@ -74,8 +74,8 @@ pub struct Event {
     pub account_id: Option<Uuid>,
     /// The rows, in the order of the change.
     pub ids: Vec<Uuid>,
-    /// For messages: the status that each was given; otherwise empty.
-    pub statuses: Vec<MessageStatus>,
+    /// For messages: the status that each was given, which may be one that only a newer version knows; otherwise empty.
+    pub statuses: Vec<String>,
     /// The process that made the change, see [`Pool::process`]; `None`: another program.
     pub origin: Option<Uuid>,
     /// When the change was made; its commit came later.
@@ -139,14 +139,14 @@ pub async fn read_after(pool: &Pool, position: Position) -> Result<Read, SiteErr
         kind: Option<String>,
         account_id: Option<Uuid>,
         ids: Option<Vec<Uuid>>,
-        statuses: Option<Vec<MessageStatus>>,
+        statuses: Option<Vec<String>>,
         origin: Option<Uuid>,
         written_at: Option<OffsetDateTime>,
     }
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT NOT EXISTS (SELECT FROM twinlog.event_rounds WHERE round = $1 AND placed_at = $4) AS gone, e.* \
          FROM (SELECT) AS one LEFT JOIN LATERAL ( \
-           SELECT r.round, p.index, r.placed_at, e.kind, e.account_id, e.ids, e.statuses, e.origin, e.written_at \
+           SELECT r.round, p.index, r.placed_at, e.kind, e.account_id, e.ids, e.statuses::text[], e.origin, e.written_at \
            FROM twinlog.event_rounds r CROSS JOIN LATERAL unnest(r.ids) WITH ORDINALITY AS p(id, index) \
              JOIN twinlog.events e ON e.id = p.id \
            WHERE r.round >= $1 AND (r.round > $1 OR p.index > $2) ORDER BY r.round, p.index LIMIT $3) AS e ON true \

@@ -17,10 +17,19 @@ pub struct Jwt {
     pub audience: String,
     /// What `role` may be; at least one.
     pub roles: Vec<String>,
-    /// Where a token lists the numbers that its user may see: the names of nested claims. `None`: all numbers.
-    pub numbers_claim: Option<Vec<String>>,
+    /// Which numbers users may see.
+    pub numbers: JwtNumbers,
     /// What users may do.
     pub users: JwtUsers,
+}
+
+/// Which numbers the users of JSON Web Tokens may see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JwtNumbers {
+    /// Those that the token lists, at the end of these nested claims.
+    Claim(Vec<String>),
+    /// All that are configured, whoever the user is.
+    Configured,
 }
 
 /// What the users of JSON Web Tokens may do.
@@ -52,20 +61,21 @@ pub(super) fn jwt(reader: &mut ValueReader<'_>) -> Option<Option<Jwt>> {
     };
     let audience = reader.text("auth.jwt_audience");
     let roles = roles(reader);
-    let numbers_claim = match reader.value("auth.jwt_numbers_claim") {
-        None => Some(None),
-        Some(_) => numbers_claim(reader).map(Some),
-    };
     let users = users(reader);
-    let jwt = Jwt {
+    let is_used = reader.value("auth.jwt_secret").is_some() || reader.value("auth.jwt_keys").is_some();
+    let claimed = reader.value("auth.jwt_numbers_claim").is_some();
+    let numbers = (is_used || claimed).then(|| numbers(reader));
+    if !is_used {
+        return Some(None);
+    }
+    Some(Some(Jwt {
         users: users?,
         secret: secret?,
         keys: keys?,
         audience: audience?,
         roles: roles?,
-        numbers_claim: numbers_claim?,
-    };
-    Some((jwt.secret.is_some() || jwt.keys.is_some()).then_some(jwt))
+        numbers: numbers??,
+    }))
 }
 
 fn users(reader: &mut ValueReader<'_>) -> Option<JwtUsers> {
@@ -121,6 +131,36 @@ fn roles(reader: &mut ValueReader<'_>) -> Option<Vec<String>> {
             key,
             "must be a list with at least one text",
             "list the roles whose tokens are accepted: [\"authenticated\"]",
+        ),
+    }
+}
+
+/// Never all without a word: who may register with the issuer is not ours to know.
+fn numbers(reader: &mut ValueReader<'_>) -> Option<JwtNumbers> {
+    let key = "auth.jwt_numbers";
+    let claimed = reader.value("auth.jwt_numbers_claim").is_some();
+    if reader.value(key).is_none() {
+        if claimed {
+            return numbers_claim(reader).map(JwtNumbers::Claim);
+        }
+        return reader.wrong(
+            "auth.jwt_numbers_claim",
+            "is missing: nothing says which numbers a user may see",
+            "name the claim that lists them, as in \"app_metadata.whatsapp_numbers\"; or set auth.jwt_numbers = \"all\" if \
+             everybody who can register with the issuer may read every conversation",
+        );
+    }
+    match reader.text(key)?.as_str() {
+        "all" if claimed => reader.wrong(
+            key,
+            "and auth.jwt_numbers_claim are both set",
+            "remove the one that you don't mean",
+        ),
+        "all" => Some(JwtNumbers::Configured),
+        other => reader.wrong(
+            key,
+            format!("{other:?} is not known"),
+            "set it to \"all\", or name a claim in auth.jwt_numbers_claim",
         ),
     }
 }

@@ -14,7 +14,7 @@ mod whatsapp;
 pub use auth::ApiToken;
 pub use databases::{Agent, Site};
 pub use events::Events;
-pub use jwt::{Jwt, JwtKeySource, JwtUsers};
+pub use jwt::{Jwt, JwtKeySource, JwtNumbers, JwtUsers};
 pub use listeners::{Admin, CorsOrigins, Http};
 pub use log::{Log, LogFormat};
 pub use retention::Retention;

@@ -26,7 +26,11 @@ pub(in crate::http) enum Refused {
     Audience,
     #[error("its claim role is not in auth.jwt_roles")]
     Role,
-    #[error("it lists no number at the place that auth.jwt_numbers_claim names")]
+    #[error("it is an anonymous visitor's (is_anonymous)")]
+    Anonymous,
+    #[error("it lacks the claim sub, which says whose it is")]
+    Nobodys,
+    #[error("it lists no number at the place that auth.jwt_numbers_claim names, and auth.jwt_numbers is not \"all\"")]
     Numbers,
     #[error("none of the keys in auth.jwt_secret and auth.jwt_keys is the one that it names")]
     Key,
@@ -68,8 +72,10 @@ pub(super) fn check(token: &str, algorithm: Algorithm, keys: &[DecodingKey], rul
         match jsonwebtoken::decode::<Claims>(token, key, &validation) {
             Ok(decoded) => {
                 let role = decoded.claims.role.as_ref().ok_or(Refused::Malformed)?;
-                let known = rules.roles.contains(role);
-                return if known { Ok(decoded.claims) } else { Err(Refused::Role) };
+                if !rules.roles.contains(role) {
+                    return Err(Refused::Role);
+                }
+                return of_somebody(decoded.claims);
             }
             Err(error) => refused = reason(error.kind()),
         }
@@ -78,6 +84,21 @@ pub(super) fn check(token: &str, algorithm: Algorithm, keys: &[DecodingKey], rul
         }
     }
     Err(refused)
+}
+
+/// Visitors who signed in anonymously have the role of those who have logged in. Users are kept apart by `sub`.
+fn of_somebody(claims: Claims) -> Result<Claims, Refused> {
+    if claims
+        .others
+        .get("is_anonymous")
+        .is_some_and(|anonymous| *anonymous != Value::Bool(false))
+    {
+        return Err(Refused::Anonymous);
+    }
+    if claims.sub.as_ref().is_none_or(String::is_empty) {
+        return Err(Refused::Nobodys);
+    }
+    Ok(claims)
 }
 
 fn reason(error: &ErrorKind) -> Refused {
@@ -110,7 +131,7 @@ mod tests {
             keys: None,
             audience: "authenticated".to_owned(),
             roles: vec!["authenticated".to_owned()],
-            numbers_claim: None,
+            numbers: crate::config::JwtNumbers::Configured,
             users: crate::config::JwtUsers::Look,
         }
     }
@@ -134,12 +155,16 @@ mod tests {
             ("aud", json!([]), Refused::Audience),
             ("role", json!("anon"), Refused::Role),
             ("role", json!(null), Refused::Malformed),
+            ("is_anonymous", json!(true), Refused::Anonymous),
+            ("sub", json!(null), Refused::Nobodys),
+            ("sub", json!(""), Refused::Nobodys),
         ] {
             let mut claims = good.clone();
             claims[name] = value.clone();
             assert_eq!(checked(&claims).unwrap_err(), refused, "{name} {value}");
         }
         let mut several = good;
+        several["is_anonymous"] = json!(false);
         several["aud"] = json!(["x", "authenticated"]);
         checked(&several).unwrap();
     }

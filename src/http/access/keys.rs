@@ -11,6 +11,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, Jwk};
 use jsonwebtoken::{Algorithm, DecodingKey, Header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use crate::config::JwtKeySource;
@@ -148,7 +149,7 @@ impl Keys {
 enum KeysError {
     #[error("{0}")]
     File(#[from] std::io::Error),
-    #[error("{}", without_url(.0))]
+    #[error("{}", with_causes(.0))]
     Http(reqwest::Error),
     #[error("the answer has status {0}")]
     Status(u16),
@@ -160,8 +161,8 @@ enum KeysError {
     Empty,
 }
 
-/// The error with its cause.
-fn without_url(error: &reqwest::Error) -> String {
+/// The error with its cause; addresses may have keys in them.
+fn with_causes(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -173,7 +174,15 @@ fn without_url(error: &reqwest::Error) -> String {
 
 async fn read(source: &JwtKeySource) -> Result<Vec<PublicKey>, KeysError> {
     let bytes = match source {
-        JwtKeySource::File(path) => tokio::fs::read(path).await?,
+        JwtKeySource::File(path) => {
+            let mut bytes = Vec::new();
+            let file = tokio::fs::File::open(path).await?;
+            file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).await?;
+            if bytes.len() > MAX_BYTES {
+                return Err(KeysError::TooLong);
+            }
+            bytes
+        }
         JwtKeySource::Url(url) => fetch(url.clone()).await?,
     };
     parse(&bytes)
@@ -181,17 +190,20 @@ async fn read(source: &JwtKeySource) -> Result<Vec<PublicKey>, KeysError> {
 
 async fn fetch(url: url::Url) -> Result<Vec<u8>, KeysError> {
     // `main` installs it too, but a user of the library may not. The error only says that it is installed already.
+    let http = |error: reqwest::Error| KeysError::Http(error.without_url());
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder()
         .timeout(TIMEOUT)
+        // To where https does not hold, perhaps.
+        .redirect(reqwest::redirect::Policy::none())
         .build()
-        .map_err(KeysError::Http)?;
-    let mut response = client.get(url).send().await.map_err(KeysError::Http)?;
+        .map_err(http)?;
+    let mut response = client.get(url).send().await.map_err(http)?;
     if !response.status().is_success() {
         return Err(KeysError::Status(response.status().as_u16()));
     }
     let mut bytes = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(KeysError::Http)? {
+    while let Some(piece) = response.chunk().await.map_err(http)? {
         if bytes.len() + piece.len() > MAX_BYTES {
             return Err(KeysError::TooLong);
         }

@@ -2,7 +2,7 @@
 //! project) with its JSON Web Tokens; and from which web pages browsers may ask.
 //!
 //! A user may look and mark as read, and send texts by a route of its own if `auth.jwt_users` says so: all other sending, and everything that is passed on to Meta, needs an API token (`auth`). An API token
-//! looks at what its numbers own; a JSON Web Token at all numbers, or at those that it lists (`auth.jwt_numbers_claim`).
+//! looks at what its numbers own; a JSON Web Token at the numbers that it lists (`auth.jwt_numbers_claim`), or at all that are configured.
 //!
 //! | file | its job |
 //! |---|---|
@@ -31,6 +31,8 @@ use crate::config::{ApiToken, Jwt, JwtUsers};
 pub(super) struct Access {
     tokens: Vec<ApiToken>,
     jwt: Option<(Jwt, Keys)>,
+    /// The numbers of this server.
+    configured: Vec<String>,
 }
 
 /// Why somebody may not look.
@@ -49,19 +51,24 @@ pub(super) enum Denied {
 }
 
 impl Access {
-    pub(super) fn new(tokens: Vec<ApiToken>, jwt: Option<Jwt>) -> Self {
+    /// `configured`: the numbers of this server.
+    pub(super) fn new(tokens: Vec<ApiToken>, jwt: Option<Jwt>, configured: Vec<String>) -> Self {
         let jwt = jwt.map(|jwt| {
             let keys = Keys::new(jwt.secret.as_ref(), jwt.keys.clone());
             (jwt, keys)
         });
-        Self { tokens, jwt }
+        Self {
+            tokens,
+            jwt,
+            configured,
+        }
     }
 
     /// Who has this token, of either kind.
     pub(super) async fn viewer(&self, token: Option<&str>) -> Result<Viewer, Denied> {
         let token = token.filter(|token| !token.is_empty()).ok_or(Denied::NoToken)?;
         if let Some(client) = auth::known(&self.tokens, token) {
-            return Ok(Viewer::client(client));
+            return Ok(Viewer::client(client, &self.configured));
         }
         let Some((rules, keys)) = &self.jwt else {
             return Err(Denied::Unknown);
@@ -73,7 +80,7 @@ impl Access {
             Lookup::Unreadable => return Err(Denied::NoKeys),
         };
         let claims = jwt::check(token, header.alg, &candidates, rules)?;
-        let viewer = Viewer::user(&claims, rules);
+        let viewer = Viewer::user(&claims, rules, &self.configured);
         if viewer.numbers.as_ref().is_some_and(Vec::is_empty) {
             return Err(Refused::Numbers.into());
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use super::jwt::{Claims, LEEWAY};
-use crate::config::{ApiToken, Jwt};
+use crate::config::{ApiToken, Jwt, JwtNumbers};
 
 /// Somebody who may look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,20 +28,29 @@ pub(in crate::http) enum Who {
 }
 
 impl Viewer {
-    pub(super) fn client(token: &ApiToken) -> Self {
+    /// `configured`: the numbers of this server. A Site DB may have those of other servers, too.
+    pub(super) fn client(token: &ApiToken, configured: &[String]) -> Self {
+        let several = || (configured.len() > 1).then(|| configured.to_vec());
         Self {
             who: Who::Client(token.name.clone()),
-            numbers: token.numbers.clone(),
+            numbers: token.numbers.clone().or_else(several),
             valid_for: None,
         }
     }
 
-    pub(super) fn user(claims: &Claims, rules: &Jwt) -> Self {
+    pub(super) fn user(claims: &Claims, rules: &Jwt, configured: &[String]) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             who: Who::User(claims.sub.clone().unwrap_or_default()),
-            numbers: (rules.numbers_claim.as_ref()).map(|path| numbers(claims, path)),
-            valid_for: Some((Duration::from_secs(claims.exp) + LEEWAY).saturating_sub(now)),
+            numbers: Some(match &rules.numbers {
+                JwtNumbers::Claim(path) => numbers(claims, path),
+                JwtNumbers::Configured => configured.to_vec(),
+            }),
+            valid_for: Some(
+                Duration::from_secs(claims.exp)
+                    .saturating_add(LEEWAY)
+                    .saturating_sub(now),
+            ),
         }
     }
 
@@ -84,16 +93,26 @@ mod tests {
             keys: None,
             audience: "a".to_owned(),
             roles: Vec::new(),
-            numbers_claim: path.map(|path| path.split('.').map(ToOwned::to_owned).collect()),
+            numbers: match path {
+                Some(path) => JwtNumbers::Claim(path.split('.').map(ToOwned::to_owned).collect()),
+                None => JwtNumbers::Configured,
+            },
             users: crate::config::JwtUsers::Look,
         };
         let claims: Claims = serde_json::from_value(json!({
-            "exp": 1, "sub": "u", "app_metadata": {"numbers": ["1", 2, null], "one": "3", "deep": {"er": []}}
+            "exp": u64::MAX, "sub": "u", "app_metadata": {"numbers": ["1", 2, null], "one": "3", "deep": {"er": []}}
         }))
         .unwrap();
-        let seen = |path| Viewer::user(&claims, &rules(path)).numbers;
-        assert_eq!(seen(None), None);
+        let configured = ["7".to_owned(), "8".to_owned()];
+        let seen = |path| Viewer::user(&claims, &rules(path), &configured).numbers;
         let listed = |numbers: &[&str]| Some(numbers.iter().map(|&number| number.to_owned()).collect::<Vec<_>>());
+        assert_eq!(seen(None), listed(&["7", "8"]));
+        let unbound = ApiToken {
+            name: "crm".to_owned(),
+            sha256: [0; 32],
+            numbers: None,
+        };
+        assert_eq!(Viewer::client(&unbound, &configured).numbers, listed(&["7", "8"]));
         assert_eq!(seen(Some("app_metadata.numbers")), listed(&["1", "2"]));
         assert_eq!(seen(Some("app_metadata.one")), listed(&["3"]));
         for nothing in [

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::http::access::Viewer;
 use crate::http::answer;
+use crate::http::state::is_id;
 use crate::realtime::{Begin, Filter};
 use crate::site_db::events::EventKind;
 
@@ -53,9 +54,17 @@ impl Listen {
                 name: name.clone().into_owned(),
                 what,
             };
-            let values = value.split(',').map(str::trim).filter(|value| !value.is_empty());
+            // Nothing chosen would be everything.
+            let values = value.split(',').map(str::trim);
             match name.as_ref() {
-                "number" => numbers.extend(values.map(ToOwned::to_owned)),
+                "number" => {
+                    for value in values {
+                        if !is_id(value) {
+                            return Err(refuse("must be a phone_number_id, or several with commas"));
+                        }
+                        numbers.push(value.to_owned());
+                    }
+                }
                 "conversation" => {
                     let wanted = filter.conversations.get_or_insert_default();
                     for value in values {
@@ -134,7 +143,17 @@ mod tests {
         assert_eq!(some.begin, Begin::Unknown);
         let of_one = read("conversation=00000000-0000-0000-0000-000000000001", None).unwrap();
         assert_eq!(of_one.filter.conversations.unwrap(), [Uuid::from_u128(1)]);
-        for wrong in ["kind=other", "kind=x", "conversation=1", "numbers=1"] {
+        for wrong in [
+            "kind=other",
+            "kind=x",
+            "kind=",
+            "conversation=1",
+            "conversation=",
+            "numbers=1",
+            "number=",
+            "number=,",
+            "number=1,%00",
+        ] {
             assert!(read(wrong, None).is_err(), "{wrong}");
         }
     }

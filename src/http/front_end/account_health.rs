@@ -9,7 +9,7 @@ use serde_json::json;
 use super::verdict::verdict;
 use crate::http::access::Denied;
 use crate::http::budget::Family;
-use crate::http::state::State;
+use crate::http::state::{State, is_id};
 use crate::http::{answer, auth};
 use crate::site_db::accounts;
 
@@ -26,6 +26,10 @@ pub(super) async fn get(
     let Ok(_place) = state.budgets.client_place(Family::Api, viewer.budget()) else {
         return answer::busy(&uri);
     };
+    let not_found = || answer::plain_error(StatusCode::NOT_FOUND, "not_found", "there is no such number", None);
+    if !is_id(&id) && uuid::Uuid::try_parse(&id).is_err() {
+        return not_found();
+    }
     let signs = match accounts::signs(&state.pool, &id).await {
         Ok(signs) => signs,
         Err(error) => {
@@ -45,7 +49,7 @@ pub(super) async fn get(
             .is_none_or(|numbers| numbers.iter().any(|own| own == number))
     };
     let Some(signs) = signs.filter(|signs| may_see(&signs.phone_number_id)) else {
-        return answer::plain_error(StatusCode::NOT_FOUND, "not_found", "there is no such number", None);
+        return not_found();
     };
     let report = state.health.report();
     let names = [format!("number {}", signs.phone_number_id), "webhooks".to_owned()];

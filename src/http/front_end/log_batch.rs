@@ -1,8 +1,9 @@
 //! `POST /api/logging/batch`: what a front end logs, into this server's structured log: `{"logs": [{level, message, timestamp,
 //! context…}, …]}`, or the list alone.
 //!
-//! A page's log may quote anything: a body, a number, a token. So of each record the level goes into the log, and its message with
-//! everything in it cut out that looks like one of these; the other members by their names alone.
+//! A page's log may quote anything: a body, a number, a token. So of each record the level goes into the log, how long its message is,
+//! and the names of its other members. The message itself is a line of level `debug`, with everything cut out that looks like one of
+//! these.
 
 use axum::Json;
 use axum::extract::{Request, State as Extract};
@@ -16,8 +17,8 @@ use crate::http::state::State;
 use crate::http::{answer, auth};
 use crate::metrics;
 
-/// Most records of a batch that are logged; the others are counted.
-const RECORDS: usize = 100;
+/// Largest body, in bytes.
+const BODY: usize = 256 * 1024;
 /// Longest message, in characters.
 const MESSAGE: usize = 500;
 /// Most members of a record whose names are logged, and the longest name.
@@ -41,6 +42,14 @@ pub(super) async fn post(
     let Ok(_place) = state.budgets.client_place(Family::Api, viewer.budget()) else {
         return answer::busy(&uri);
     };
+    if body.bytes.len() > BODY {
+        return answer::plain_error(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body",
+            "the body has more than 262144 bytes",
+            None,
+        );
+    }
     let parsed = body.parse(|bytes| serde_json::from_slice::<Value>(bytes).ok()).await;
     let records = match parsed {
         Some(Value::Array(records)) => records,
@@ -54,19 +63,22 @@ pub(super) async fn post(
         Who::Client(name) => name.as_str(),
         Who::User(_) => "(a user)",
     };
-    for record in records.iter().take(RECORDS) {
+    let accepted = state.front_end_lines.take(client, records.len());
+    for record in records.iter().take(accepted) {
         write(client, record);
     }
-    let dropped = records.len().saturating_sub(RECORDS);
+    let dropped = records.len() - accepted;
     if dropped > 0 {
         metrics::count_front_end_records("dropped", dropped as u64);
+    }
+    // Once in a minute: then there are no lines left.
+    if dropped > 0 && accepted > 0 {
         tracing::warn!(
             client,
             dropped,
-            "front end: a batch had more records than are logged at once"
+            "front end: more records came than a client may log in a minute; the others are only counted"
         );
     }
-    let accepted = records.len() - dropped;
     Json(json!({"success": true, "received": records.len(), "accepted": accepted})).into_response()
 }
 
@@ -81,7 +93,8 @@ fn malformed() -> Response {
 
 fn write(client: &str, record: &Value) {
     let level = record["level"].as_str().unwrap_or("info").to_ascii_lowercase();
-    let message = redacted(record["message"].as_str().unwrap_or_default());
+    let message = record["message"].as_str().unwrap_or_default();
+    let characters = message.chars().count();
     let names = names(record);
     let at = record["timestamp"]
         .as_str()
@@ -90,20 +103,23 @@ fn write(client: &str, record: &Value) {
     match level.as_str() {
         "error" | "fatal" | "critical" => {
             metrics::count_front_end_records("error", 1);
-            tracing::error!(client, at, members = names, "front end: {message}");
+            tracing::error!(client, at, characters, members = names, "front end: a record");
         }
         "warn" | "warning" => {
             metrics::count_front_end_records("warn", 1);
-            tracing::warn!(client, at, members = names, "front end: {message}");
+            tracing::warn!(client, at, characters, members = names, "front end: a record");
         }
         "debug" | "trace" => {
             metrics::count_front_end_records("debug", 1);
-            tracing::debug!(client, at, members = names, "front end: {message}");
+            tracing::debug!(client, at, characters, members = names, "front end: a record");
         }
         _ => {
             metrics::count_front_end_records("info", 1);
-            tracing::info!(client, at, members = names, "front end: {message}");
+            tracing::info!(client, at, characters, members = names, "front end: a record");
         }
+    }
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        tracing::debug!(client, "front end: the record's message: {}", redacted(message));
     }
 }
 
@@ -138,6 +154,11 @@ fn redacted(message: &str) -> String {
                 plain.push_str("[…]");
             }
             (None, c) if c.is_control() => plain.push(' '),
+            // They turn round what stands beside them.
+            (
+                None,
+                '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}',
+            ) => {}
             (None, c) => plain.push(c),
         }
     }
@@ -150,7 +171,29 @@ fn redacted(message: &str) -> String {
             word.to_owned()
         }
     };
+    let plain = without_groups(&plain);
     plain.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// The text without numbers that are written in groups: digits with at most spaces, dashes, dots, slashes and brackets between them.
+fn without_groups(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.find(|c: char| c.is_numeric()) {
+        let (before, from) = rest.split_at(first);
+        let joins =
+            |c: char| c.is_numeric() || c.is_whitespace() || "-().+/,:\u{2010}\u{2011}\u{2012}\u{2013}".contains(c);
+        let length = from.find(|c| !joins(c)).unwrap_or(from.len());
+        let (run, after) = from.split_at(length);
+        plain.push_str(before);
+        if run.chars().filter(|c| c.is_numeric()).count() > 4 {
+            plain.push_str("[…] ");
+        } else {
+            plain.push_str(run);
+        }
+        rest = after;
+    }
+    plain + rest
 }
 
 #[cfg(test)]
@@ -161,7 +204,11 @@ mod tests {
     fn what_may_be_a_persons_is_cut_out() {
         for (message, logged) in [
             ("send failed with status 503", "send failed with status 503"),
-            ("no answer for +4915112345678, gave up", "no answer for […] gave up"),
+            ("no answer for +4915112345678, gave up", "no answer for +[…] gave up"),
+            ("no answer for +49 151 1234 5678!", "no answer for +[…] !"),
+            ("call (0151) 12-34.56 7", "call ([…]"),
+            ("０１５１ ２３４", "[…]"),
+            ("a\u{202e}b", "ab"),
             ("token eyJhbGciOiJIUzI1NiJ9.e30.x refused", "token […] refused"),
             (
                 "could not send \"meet me at six\" to ada@example.com",

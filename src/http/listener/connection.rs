@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::pace::Pace;
 use super::registry::{Doing, Tracked};
@@ -33,10 +34,13 @@ pub(super) struct Connection {
     /// Since when the peer takes no more bytes of an answer.
     blocked: Option<Instant>,
     timer: Pin<Box<Sleep>>,
+    /// Done when it is to end.
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Connection {
     pub(super) fn new(stream: TcpStream, tracked: Arc<Tracked>, silence: Duration) -> Self {
+        let ended = Box::pin(tracked.ended());
         Self {
             stream,
             tracked,
@@ -45,6 +49,7 @@ impl Connection {
             writing: Pace::new(),
             blocked: None,
             timer: Box::pin(tokio::time::sleep(silence)),
+            ended,
         }
     }
 
@@ -62,6 +67,9 @@ impl Connection {
 
     /// Nothing can be read or written now: fails if the time is over.
     fn wait<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if self.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let end = self.end();
         if self.timer.deadline() != end {
             self.timer.as_mut().reset(end);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// How many connections a listener has.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,8 @@ pub(in crate::http) struct Tracked {
     listens: AtomicBool,
     /// Notified to close the connection, unless its request is being answered by then.
     close: Notify,
+    /// Cancelled to end it, whatever it is doing.
+    end: CancellationToken,
     /// Notified to give up reading its request's body.
     give_up: Notify,
 }
@@ -146,6 +149,7 @@ impl Registry {
             doing: Mutex::new(Doing::Idle { since: Instant::now() }),
             listens: AtomicBool::new(false),
             close: Notify::new(),
+            end: CancellationToken::new(),
             give_up: Notify::new(),
         });
         open.connections.insert(id, Arc::downgrade(&tracked));
@@ -244,6 +248,16 @@ impl Tracked {
                 return;
             }
         }
+    }
+
+    /// Ends the connection, whatever it is doing, also if it goes on in another protocol.
+    pub(in crate::http) fn end(&self) {
+        self.end.cancel();
+    }
+
+    /// Ends when the connection is to end.
+    pub(super) fn ended(&self) -> WaitForCancellationFutureOwned {
+        self.end.clone().cancelled_owned()
     }
 
     /// Ends when the reading of the request's body is to be given up.

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::place;
 use crate::http::access::Viewer;
 use crate::http::answer;
+use crate::http::state::is_id;
 use crate::site_db::pages::Place;
 
 /// Rows of a page, if nobody says how many, and at most.
@@ -67,7 +68,14 @@ impl Parameters {
                 }
                 "lead_id" => read.lead_id = Some(value.parse().map_err(|_| refuse("must be a uuid"))?),
                 "unread" => read.unread = value.parse().map_err(|_| refuse("must be true or false"))?,
-                _ => read.numbers.get_or_insert_default().push(value.into_owned()),
+                _ => {
+                    for value in value.split(',').map(str::trim) {
+                        if !is_id(value) {
+                            return Err(refuse("must be a phone_number_id, or several with commas"));
+                        }
+                        read.numbers.get_or_insert_default().push(value.to_owned());
+                    }
+                }
             }
         }
         Ok(read)

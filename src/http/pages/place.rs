@@ -13,8 +13,10 @@ pub(super) fn write(place: Place) -> String {
 pub(super) fn read(text: &str) -> Option<Place> {
     let (micros, id) = text.split_once('.')?;
     let micros: i64 = micros.parse().ok()?;
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).ok()?;
     Some(Place {
-        at: OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1000).ok()?,
+        // Postgres has no time before 4713 BC.
+        at: Some(at).filter(|at| at.year() > 0)?,
         id: Uuid::try_parse(id).ok()?,
     })
 }
@@ -36,6 +38,7 @@ mod tests {
             "1",
             "1.x",
             "x.00000000000000000000000000000007",
+            "-99999999999999999.00000000000000000000000000000007",
             "9223372036854775807.00000000000000000000000000000007",
         ] {
             assert_eq!(read(text), None, "{text}");

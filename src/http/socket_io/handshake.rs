@@ -8,6 +8,7 @@ use axum::response::Response;
 use serde::Deserialize;
 use socketioxide::extract::SocketRef;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use uuid::Uuid;
 
 use crate::http::access::{Denied, Viewer};
 use crate::http::listener::{Doing, Tracked};
@@ -22,6 +23,8 @@ use crate::realtime::Begin;
 pub(super) struct Auth {
     token: Option<String>,
     position: Option<String>,
+    /// As if it had joined them.
+    join: Option<Ids>,
 }
 
 /// Places for those who have not sent their token yet.
@@ -32,13 +35,34 @@ pub(super) struct Pending(Arc<Semaphore>);
 #[derive(Debug, Clone)]
 struct PendingPlace(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
+/// The listener's place, once the token was checked: held as long as the connection is open, whatever the client does on it.
+#[derive(Debug, Clone, Default)]
+struct ListenerPlace(Arc<Mutex<Option<Place>>>);
+
 /// A client whose token was checked.
 #[derive(Debug, Clone)]
 pub(super) struct Session {
     pub(super) viewer: Viewer,
     pub(super) begin: Begin,
-    /// Taken by the one task that serves it.
-    pub(super) place: Arc<Mutex<Option<Place>>>,
+    /// The conversations that it has joined already.
+    pub(super) joined: Option<Vec<Uuid>>,
+}
+
+/// An id, or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Ids {
+    One(Uuid),
+    Several(Vec<Uuid>),
+}
+
+impl Ids {
+    pub(super) fn all(self) -> Vec<Uuid> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Several(ids) => ids,
+        }
+    }
 }
 
 /// Why a client may not connect.
@@ -65,6 +89,7 @@ pub(super) async fn admit(Extract(pending): Extract<Pending>, mut request: Reque
         };
         let place = PendingPlace(Arc::new(Mutex::new(Some(permit))));
         request.extensions_mut().insert(place);
+        request.extensions_mut().insert(ListenerPlace::default());
     }
     next.run(request).await
 }
@@ -82,6 +107,9 @@ pub(super) async fn check(state: &State, socket: &SocketRef, auth: Auth) -> Resu
         metrics::count_listener_events("refused", 1);
         return Err(Refused::Full);
     };
+    if let Some(ListenerPlace(of_connection)) = request.extensions.get() {
+        *of_connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+    }
     if let Some(connection) = request.extensions.get::<Arc<Tracked>>() {
         connection.set(Doing::Answer);
         connection.listens();
@@ -96,7 +124,7 @@ pub(super) async fn check(state: &State, socket: &SocketRef, auth: Auth) -> Resu
     socket.extensions.insert(Session {
         viewer,
         begin,
-        place: Arc::new(Mutex::new(Some(place))),
+        joined: auth.join.map(Ids::all),
     });
     Ok(())
 }

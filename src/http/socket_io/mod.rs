@@ -12,7 +12,8 @@
 //!
 //! Each has a `position`. A client connects with `auth: {token, position}`, and gets everything after the position that it had last,
 //! as with `/v1/events`. Once it has joined conversations (`join`, `leave`, with an id or a list of them, up to 1,000), `new_message`
-//! and `message_status` come of these alone.
+//! and `message_status` come of these alone, and of none once it has left the last one. `auth: {join}` joins before anything is heard.
+//! A client that leaves the namespace is disconnected.
 //!
 //! | file | its job |
 //! |---|---|
@@ -25,9 +26,9 @@ mod payload;
 mod session;
 
 use axum::Router;
-use socketioxide::SocketIo;
 use socketioxide::extract::{SocketRef, TryData};
 use socketioxide::handler::ConnectHandler;
+use socketioxide::{ParserConfig, SocketIo};
 
 use self::handshake::{Auth, Pending};
 use super::state::State;
@@ -38,6 +39,10 @@ const BUFFER: usize = 128;
 /// Puts Socket.IO beside the routes. What is returned closes its connections.
 pub(super) fn beside(router: Router, state: &State) -> (Router, SocketIo) {
     let settings = &state.settings.socket_io;
+    // Clients send no attachments, and none is kept before a token was checked.
+    let parser = ParserConfig::common()
+        .max_incoming_binaries(1)
+        .max_incoming_binary_buf_size(1024);
     let (layer, io) = SocketIo::builder()
         .req_path("/socket.io")
         .transports([socketioxide::TransportType::Websocket])
@@ -47,6 +52,7 @@ pub(super) fn beside(router: Router, state: &State) -> (Router, SocketIo) {
         .max_payload(settings.max_bytes as u64)
         .ws_max_message_size(settings.max_bytes)
         .ws_max_frame_size(settings.max_bytes)
+        .with_parser(parser)
         .max_buffer_size(BUFFER)
         .build_layer();
     let (checking, joining) = (state.clone(), state.clone());

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 use socketioxide::extract::{SocketRef, TryData};
 use socketioxide::{SendError, SocketError};
@@ -12,37 +11,23 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::handshake::Session;
+use super::handshake::{Ids, Session};
 use super::payload;
+use crate::http::listener::Tracked;
 use crate::http::state::State;
 use crate::realtime::{Filter, Listening, Told};
 
 /// How long to wait for a connection that takes nothing more now. One that takes nothing for some seconds is closed.
 const FULL: Duration = Duration::from_millis(10);
+/// How long a client may take to hear that it is let go.
+const SAID: Duration = Duration::from_secs(2);
 /// Most conversations that a client can join.
 const JOINED: usize = 1000;
 /// The longest time for which a token is looked at; a timer can't be set to the end of time.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The conversations that a client has joined.
-type Joined = Arc<Mutex<HashSet<Uuid>>>;
-
-/// An id, or several.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(Uuid),
-    Several(Vec<Uuid>),
-}
-
-impl Ids {
-    fn all(self) -> Vec<Uuid> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Several(ids) => ids,
-        }
-    }
-}
+/// The conversations that a client has joined. `None`: it has never joined any, so it hears of all.
+type Joined = Arc<Mutex<Option<HashSet<Uuid>>>>;
 
 /// The client has gone.
 struct Gone;
@@ -51,13 +36,13 @@ pub(super) async fn run(state: &State, socket: SocketRef) {
     let Some(session) = socket.extensions.remove::<Session>() else {
         return;
     };
-    // Held as long as the client is served.
-    let _place = session.place.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let joined = Joined::default();
+    let first = (session.joined).map(|ids| ids.into_iter().take(JOINED).collect::<HashSet<_>>());
+    let joined = Joined::new(Mutex::new(first));
     let (joins, leaves) = (Arc::clone(&joined), Arc::clone(&joined));
     socket.on("join", async move |socket: SocketRef, TryData(ids): TryData<Ids>| {
         let ids = ids.into_iter().flat_map(Ids::all);
         say_joined(&socket, &joins, |joined| {
+            let joined = joined.get_or_insert_default();
             for id in ids {
                 if joined.len() < JOINED {
                     joined.insert(id);
@@ -68,8 +53,11 @@ pub(super) async fn run(state: &State, socket: SocketRef) {
     socket.on("leave", async move |socket: SocketRef, TryData(ids): TryData<Ids>| {
         let ids = ids.into_iter().flat_map(Ids::all);
         say_joined(&socket, &leaves, |joined| {
-            for id in ids {
-                joined.remove(&id);
+            // Whoever has left the last one hears of none, and not of all.
+            if let Some(joined) = joined {
+                for id in ids {
+                    joined.remove(&id);
+                }
             }
         });
     });
@@ -89,16 +77,24 @@ pub(super) async fn run(state: &State, socket: SocketRef) {
         () = tell_all(&socket, listening, &joined) => {}
         () = tokio::time::sleep_until(until) => {
             // Told so, a client does not come back with the same token.
-            let _ = socket.disconnect();
+            let _ = socket.clone().disconnect();
+            tokio::time::sleep(SAID).await;
         }
+    }
+    // Nobody serves it any more.
+    if let Some(connection) = socket.req_parts().extensions.get::<Arc<Tracked>>() {
+        connection.end();
     }
 }
 
 /// Changes what the client has joined, and tells it what that is now.
-fn say_joined(socket: &SocketRef, joined: &Joined, change: impl FnOnce(&mut HashSet<Uuid>)) {
+fn say_joined(socket: &SocketRef, joined: &Joined, change: impl FnOnce(&mut Option<HashSet<Uuid>>)) {
     let mut joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
     change(&mut joined);
-    let _ = socket.emit("joined", &json!({"conversations": *joined}));
+    let _ = socket.emit(
+        "joined",
+        &json!({"conversations": joined.iter().flatten().collect::<Vec<_>>()}),
+    );
 }
 
 async fn tell_all(socket: &SocketRef, mut listening: Listening, joined: &Joined) {
@@ -121,11 +117,14 @@ async fn tell(socket: &SocketRef, told: Told, joined: &Joined) -> Result<(), Gon
             for frame in frames {
                 let wanted = {
                     let joined = joined.lock().unwrap_or_else(PoisonError::into_inner);
-                    joined.is_empty()
-                        || !payload::is_of_room(frame.kind)
-                        || frame.conversations.iter().any(|id| joined.contains(id))
+                    !payload::is_of_room(frame.kind)
+                        || (joined.as_ref())
+                            .is_none_or(|joined| frame.conversations.iter().any(|id| joined.contains(id)))
                 };
-                if let Some((event, data)) = payload::of(&frame).filter(|_| wanted) {
+                if !wanted {
+                    continue;
+                }
+                if let Some((event, data)) = payload::of(&frame) {
                     emit(socket, event, &data).await?;
                 }
             }

@@ -81,10 +81,10 @@ async fn every_change_leaves_an_event_in_its_transaction_whoever_makes_it() {
     assert_eq!(kinds(&found), expected);
     let number: Uuid = db.site.value("SELECT id FROM whatsapp_accounts").await.parse().unwrap();
     assert_eq!((found[4].account_id, found[0].account_id), (Some(number), None));
-    assert_eq!(found[4].statuses, [MessageStatus::Pending; 2]);
+    assert_eq!(found[4].statuses, [MessageStatus::Pending.as_str(); 2]);
     assert_eq!(
         (&found[5].ids, &found[5].statuses[0]),
-        (&found[4].ids, &MessageStatus::Sending)
+        (&found[4].ids, &MessageStatus::Sending.as_str().to_owned())
     );
     assert!(found.iter().all(|event| event.origin.is_none()));
     assert!(found.is_sorted_by(|a, b| (a.position.round, a.position.index) < (b.position.round, b.position.index)));

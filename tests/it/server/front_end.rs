@@ -1,7 +1,7 @@
 //! Routes that front ends call already: the health of a number, and the log of a page.
 
 use jsonwebtoken::{EncodingKey, Header, encode};
-use twinlog::config::{CorsOrigins, Jwt, JwtUsers};
+use twinlog::config::{CorsOrigins, Jwt, JwtNumbers, JwtUsers};
 
 use super::*;
 
@@ -56,7 +56,10 @@ async fn a_number_is_degraded_by_evidence_and_merely_quiet_without() {
     let held = health().await.body;
     assert_eq!((&held["status"], &held["connected"]), (&json!("held"), &json!(false)));
     assert!(held["warning"].to_string().contains("token expired"), "{held}");
-    assert_eq!(server.get("/api/whatsapp/accounts/1/health").await.status, 404);
+    for unknown in ["1", "%00"] {
+        let path = format!("/api/whatsapp/accounts/{unknown}/health");
+        assert_eq!(server.get(&path).await.status, 404);
+    }
     server.stop().await;
 }
 
@@ -79,12 +82,16 @@ async fn a_pages_log_goes_into_the_servers_without_what_may_be_a_persons() {
     assert_eq!((taken.status, &taken.body["accepted"]), (200, &json!(100)), "{taken:?}");
     assert_eq!(post(json!([]), TOKEN).await.status, 200);
     assert_eq!(post(json!({"log": []}), TOKEN).await.status, 400);
+    // A client's lines of this minute are all written; and no body is large.
+    let more = post(json!([{"message": "x"}]), TOKEN).await;
+    assert_eq!((more.status, &more.body["accepted"]), (200, &json!(0)), "{more:?}");
+    assert_eq!(post(json!("x".repeat(300_000)), TOKEN).await.status, 413);
     let output = binary.process.output();
     let line = output
         .lines()
-        .find(|line| line.contains("front end: no answer"))
+        .find(|line| line.contains("phone stack"))
         .unwrap_or_else(|| panic!("{output}"));
-    assert!(line.contains("phone stack") && line.contains("ERROR"), "{line}");
+    assert!(line.contains("ERROR"), "{line}");
     assert!(
         !output.contains("15112345678") && !output.contains("secret text"),
         "{output}"
@@ -99,7 +106,7 @@ async fn a_supabase_front_end_sends_a_text_and_is_told_what_became_of_it() {
         keys: None,
         audience: "authenticated".to_owned(),
         roles: vec!["authenticated".to_owned()],
-        numbers_claim: None,
+        numbers: JwtNumbers::Configured,
         users: JwtUsers::Send,
     });
     world.config.http.cors_origins = CorsOrigins::Named(vec!["https://crm.example.com".to_owned()]);

@@ -1,7 +1,7 @@
 //! Who may look at conversations, and what they see: API tokens, JSON Web Tokens, web pages; pages of rows.
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use twinlog::config::{CorsOrigins, Jwt, JwtKeySource, JwtUsers};
+use twinlog::config::{CorsOrigins, Jwt, JwtKeySource, JwtNumbers, JwtUsers};
 
 use super::*;
 
@@ -79,7 +79,7 @@ async fn staged(keys: &std::path::Path) -> (World, Server) {
         audience: "authenticated".to_owned(),
         roles: vec!["authenticated".to_owned()],
         users: JwtUsers::Look,
-        numbers_claim: Some(vec!["app_metadata".to_owned(), "numbers".to_owned()]),
+        numbers: JwtNumbers::Claim(vec!["app_metadata".to_owned(), "numbers".to_owned()]),
     });
     world.config.http.cors_origins = CorsOrigins::Named(vec!["https://crm.example.com".to_owned()]);
     let server = world.serve().await;
@@ -121,6 +121,8 @@ async fn users_see_the_numbers_of_their_token_and_nothing_without_a_valid_one() 
 
     let mut expired = user(&[NUMBER]);
     expired["exp"] = json!(1);
+    let mut anonymous = user(&[NUMBER]);
+    anonymous["is_anonymous"] = json!(true);
     for (what, token, message) in [
         ("none", String::new(), "send an API token"),
         ("a stranger's", "x".to_owned(), "none of this server's"),
@@ -129,6 +131,7 @@ async fn users_see_the_numbers_of_their_token_and_nothing_without_a_valid_one() 
             hs256("hs-secret", &claims("anon", &[])),
             "role",
         ),
+        ("of an anonymous sign-in", hs256("hs-secret", &anonymous), "anonymous"),
         ("expired", hs256("hs-secret", &expired), "expired"),
         ("without numbers", first.token(&user(&[])), "jwt_numbers_claim"),
         ("forged", hs256("guess", &user(&[NUMBER])), "signature"),
@@ -212,12 +215,19 @@ async fn pages_show_each_row_once_and_what_was_read_is_counted() {
         ids(&get(&format!("/v1/conversations?lead_id={}", id("13"))).await),
         ["29", "23"]
     );
+    assert_eq!(
+        ids(&get(&format!("/v1/conversations?number={OTHER},300&unread=false")).await),
+        ["29"]
+    );
     for path in [
         "?limit=0",
         "?limit=201",
         "?before=x",
         "?lead_id=1",
         "?unread=1",
+        "?number=",
+        "?number=%00",
+        "?before=-99999999999999999.00000000000000000000000000000001",
         "?nummer=1",
     ] {
         let refused = get(&format!("/v1/conversations{path}")).await;

@@ -69,6 +69,30 @@ async fn socket_io_clients_hear_the_same_events_and_come_back_with_their_positio
             .any(|(event, data)| event == "conversation_updated" && data["conversation"]["id"] != conversation)
     );
 
+    // Who has left the last one hears of none, and not of all again; who leaves altogether is disconnected.
+    again.emit("leave", &json!([conversation])).await;
+    again
+        .until(|event, data| event == "joined" && data["conversations"] == json!([]))
+        .await;
+    let last = server.takes(&json!({"to": USER, "text": "three"})).await;
+    all.until(is_delivered(&last)).await;
+    world.db.on_site("UPDATE leads SET name = 'Eve'").await;
+    let told = again
+        .until(|event, data| event == "lead_updated" && data["lead"]["name"] == "Eve")
+        .await;
+    assert_eq!(of_messages(&told), [""; 0]);
+    again.send("41").await;
+    tokio::time::timeout(SOON, async { while again.next().await.is_some() {} })
+        .await
+        .unwrap();
+    let (mut joined, _) = WebSocket::connected(&server.url, &json!({"token": TOKEN, "join": conversation})).await;
+    let elsewhere = server.takes(&json!({"to": "+16505559999", "text": "elsewhere"})).await;
+    all.until(is_delivered(&elsewhere)).await;
+    let next = server.takes(&json!({"to": USER, "text": "four"})).await;
+    let told = joined.until(is_delivered(&next)).await;
+    assert!(of_messages(&told).iter().all(|told| told.contains(&next)), "{told:?}");
+    all.until(is_delivered(&next)).await;
+
     // Who has no token is told why.
     for wrong in [json!({}), json!({"token": "x"}), json!(null)] {
         let (_, said) = WebSocket::connected(&server.url, &wrong).await;
@@ -80,6 +104,7 @@ async fn socket_io_clients_hear_the_same_events_and_come_back_with_their_positio
     assert_eq!(polling.status, 400);
 
     // Over a stop the client comes back to another server.
+    let next = server.takes(&json!({"to": USER, "text": "five"})).await;
     let last = all.until(is_delivered(&next)).await.pop().unwrap().1["position"].clone();
     server.stop().await;
     tokio::time::timeout(SOON, async { while all.next().await.is_some() {} })

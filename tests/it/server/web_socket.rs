@@ -75,7 +75,7 @@ impl WebSocket {
         all
     }
 
-    async fn send(&mut self, text: &str) {
+    pub(super) async fn send(&mut self, text: &str) {
         // One masked frame with a text; the mask is zero.
         let mut frame = vec![0x81, 0x80 | 126];
         frame.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
