@@ -224,33 +224,23 @@ impl ChunkReader<'_> {
         Ok(())
     }
 
-    /// Compares the rows of these keys at one place of the stream: what differs there is different.
+    /// Compares the rows of these keys at one place of the stream: what differs there is different. Without
+    /// keys it only waits until the stream has come there.
     ///
     /// # Errors
     /// A read failed, or the stream ended.
     pub(super) async fn compare_keys(&self, mut keys: &[Key]) -> Result<Comparison, CopyError> {
         let mut whole = Comparison::default();
-        while !keys.is_empty() {
+        loop {
             let wanted = Wanted::Keys(keys);
             let read = Box::pin(self.read_until_valid(NextChunk::Compared { wanted })).await?;
             whole.differences.extend(read.comparison.differences);
             whole.parked += read.comparison.parked;
             keys = match keys.get(read.keys..) {
-                Some(rest) if read.keys > 0 => rest,
-                _ => &[],
+                Some(rest) if !rest.is_empty() && read.keys > 0 => rest,
+                _ => return Ok(whole),
             };
         }
-        Ok(whole)
-    }
-
-    /// Waits until the stream has come to where the Site DB is now.
-    ///
-    /// # Errors
-    /// A read failed, the stream ended, or the table was held or altered.
-    pub(super) async fn reach_stream(&self) -> Result<(), CopyError> {
-        let wanted = Wanted::Keys(&[]);
-        Box::pin(self.read_until_valid(NextChunk::Compared { wanted })).await?;
-        Ok(())
     }
 
     /// Compares the next rows that are counted in the same way. Returns as well how many they are, and the place of the last one unless no row
