@@ -46,7 +46,7 @@ impl Reply {
 pub(super) struct Part<'e> {
     pub(super) group: &'e Group<'e>,
     pub(super) prepared: Arc<Prepared>,
-    /// Sent behind the statement: see [`Writer::behind`].
+    /// Sent behind the statement: see `Writer::behind`.
     pub(super) behind: Vec<Arc<Prepared>>,
     /// Whether what is written is looked at, row by row.
     pub(super) is_looked_at: bool,

@@ -100,7 +100,7 @@ impl Writer {
     }
 
     /// Takes the locks that the COPYs will need, and has the server check the role's rights and the columns: what is wrong is
-    /// found here, as a COPY that the server does not start costs the connection (see [`copy`]). Partitions are locked by their
+    /// found here, as a COPY that the server does not start costs the connection (see `part::copy`). Partitions are locked by their
     /// rows, after the start.
     async fn check_copied(&self, heads: &[&str], groups: &[(&Group<'_>, Arc<Target>)]) -> Result<(), AgentError> {
         let client = &self.session.client;
