@@ -43,7 +43,8 @@ fn standing(troubled: &[Troubled]) -> Standing {
     };
     let named = troubled.iter().map(|template| {
         let word = template.stopped_by.as_ref().or(template.quality.as_ref());
-        let (name, language) = (quoted(&template.name), quoted(&template.language));
+        let [name, language] =
+            [&template.name, &template.language].map(|text| quoted(&text.replace(char::is_control, " ")));
         format!("{name} ({language}): {}", word.map_or("", String::as_str))
     });
     let mut named = named.collect::<Vec<_>>().join(", ");
