@@ -248,10 +248,9 @@ impl Verification {
         let parked = command.control.failed_counts().await?;
         if let Some(shown) = command.table(at) {
             shown.state = VerifyState::Done;
-            shown.parked = parked
-                .iter()
-                .find(|(table, _)| table.to_string() == name)
-                .map_or(0, |(_, rows)| *rows);
+            // Those as well that were passed over and have no entry any more: it may have been discarded, which proves nothing.
+            let now = parked.iter().find(|(table, _)| table.to_string() == name);
+            shown.parked = shown.parked.max(now.map_or(0, |(_, rows)| *rows));
             shown.held = held;
             if let Some(source) = source {
                 told(&source.table, shown);
@@ -378,6 +377,7 @@ impl Verification {
                 return Ok(Goes::On);
             };
             shown.rows += page.rows;
+            shown.parked += page.parked;
             shown.repaired += std::mem::take(&mut shown.repairing);
             if let Some(place) = &next {
                 shown.set_place(place.phase, place.last_key.as_ref());

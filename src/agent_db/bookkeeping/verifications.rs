@@ -80,7 +80,7 @@ pub struct VerifiedTable {
     pub different: Vec<DifferentRow>,
     /// How many there are.
     pub different_rows: u64,
-    /// Rows that are parked.
+    /// Rows that are parked, or were when their page was compared: they are not proved.
     pub parked: u64,
     /// Why the table can't be verified.
     pub held: Option<String>,
