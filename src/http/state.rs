@@ -7,7 +7,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tokio::sync::Semaphore;
 
-use super::access::Access;
+use super::access::{Access, USERS};
 use super::body::Bodies;
 use super::budget::{self, Budgets};
 use super::line_rates::LineRates;
@@ -119,7 +119,8 @@ impl State {
             access: Access::new(settings.tokens.clone(), settings.jwt.clone(), configured),
             budgets: Budgets::new(
                 settings.connections.connections,
-                settings.tokens.iter().map(|token| token.name.as_str()),
+                // Users share the places of one client: otherwise they could take all of them.
+                (settings.tokens.iter().map(|token| token.name.as_str())).chain(settings.jwt.as_ref().map(|_| USERS)),
             ),
             listeners: ListenerPlaces::new(
                 settings.max_listeners,

@@ -22,7 +22,7 @@ use axum::response::Response;
 pub(super) use self::cors::cors;
 use self::jwt::Refused;
 use self::keys::{Keys, Lookup};
-pub(super) use self::viewer::{Viewer, Who};
+pub(super) use self::viewer::{USERS, Viewer, Who};
 use super::{answer, auth};
 use crate::config::{ApiToken, Jwt, JwtUsers};
 
@@ -97,7 +97,7 @@ impl Access {
                 let (rules, _) = self.jwt.as_ref()?;
                 (rules.users == JwtUsers::Send).then(|| ApiToken {
                     // No token of the configuration has it: names of clients are kept apart by it.
-                    name: "(users)".to_owned(),
+                    name: USERS.to_owned(),
                     sha256: [0; 32],
                     numbers: viewer.numbers.clone(),
                 })

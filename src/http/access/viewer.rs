@@ -7,6 +7,9 @@ use serde_json::Value;
 use super::jwt::{Claims, LEEWAY};
 use crate::config::{ApiToken, Jwt, JwtNumbers};
 
+/// The name under which the requests of all users are counted, as those of one client.
+pub(in crate::http) const USERS: &str = "(users)";
+
 /// Somebody who may look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::http) struct Viewer {
@@ -58,7 +61,7 @@ impl Viewer {
     pub(in crate::http) fn budget(&self) -> &str {
         match &self.who {
             Who::Client(name) => name,
-            Who::User(_) => "",
+            Who::User(_) => USERS,
         }
     }
 }
