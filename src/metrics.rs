@@ -246,7 +246,7 @@ pub const ALL: &[Metric] = &[
         LISTENER_EVENTS_TOTAL,
         &["event"],
         "what happened to listeners: behind (too slow, reads from the Site DB), refused (all places are taken), reload (events were \
-         missed)",
+         missed), unreadable (a row that the Site DB can't read was passed over)",
     ),
     metric(
         Kind::Counter,

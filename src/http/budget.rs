@@ -9,6 +9,7 @@
 //! | webhook | 7/16 | Meta's events: with 20 ms to the Site DB, 5,000 a second need 330 at a time |
 //! | api | 6/16 | sends, and questions about messages |
 //! | waiting | 4/16, of those of the api | sends whose clients wait for the outcome; the others always find a place |
+//! | page | 2/16, of those of the api | people who leaf through conversations |
 //! | passthrough | 1/16 | calls that are passed on to Meta, however long Meta takes |
 //! | media | 1/16 | media on their way, up and down; each holds a few hundred KB in buffers |
 //!
@@ -30,6 +31,8 @@ pub(super) enum Family {
     Api,
     /// Sends whose clients wait for the outcome. They have a place of [`Family::Api`] as well.
     Waiting,
+    /// Pages of conversations. They have a place of [`Family::Api`] as well.
+    Page,
     /// Calls that are passed on to Meta.
     Passthrough,
 }
@@ -58,6 +61,7 @@ struct Places {
     webhook: Arc<Semaphore>,
     api: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    page: Arc<Semaphore>,
     passthrough: Arc<Semaphore>,
 }
 
@@ -70,6 +74,7 @@ impl Places {
             webhook: share(7),
             api: share(6),
             waiting: share(4),
+            page: share(2),
             passthrough: share(1),
         }
     }
@@ -79,6 +84,7 @@ impl Places {
             Family::Webhook => &self.webhook,
             Family::Api => &self.api,
             Family::Waiting => &self.waiting,
+            Family::Page => &self.page,
             Family::Passthrough => &self.passthrough,
         };
         Arc::clone(places).try_acquire_owned().map_err(|_| NoPlace)

@@ -99,6 +99,9 @@ pub(super) struct Shared {
     pub(super) budgets: Budgets,
     /// Reads the requests' bodies.
     pub(super) bodies: Bodies,
+    /// One permit for each page whose rows are being read: a quarter of the connections to the Site DB, so that webhooks and sends
+    /// always find one.
+    pub(super) pages: Semaphore,
     /// One permit for each medium under way, [`budget::media`] in all.
     pub(super) media: Arc<Semaphore>,
 }
@@ -130,6 +133,7 @@ impl State {
             hub,
             health,
             bodies: Bodies::new(settings.max_body_bytes),
+            pages: Semaphore::new((pool.figures().places / 4).max(1)),
             settings,
             pool,
             outbox,

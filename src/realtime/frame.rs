@@ -1,18 +1,23 @@
 //! An event's row as listeners get it, made once for all of them; and who wants it.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::place::Place;
+use crate::metrics;
+use crate::retry::Disposition;
 use crate::site_db::event_rows::{self, EventRow, RowOf, WantedRows};
 use crate::site_db::events::{Event, EventKind};
 use crate::site_db::{Pool, SiteError};
 
 /// Most rows that are read at once: about 4 MB of JSON.
 const ROWS: usize = 2000;
+/// How long reading rows may take: the statement takes milliseconds.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A row of an event.
 #[derive(Debug)]
@@ -74,29 +79,17 @@ pub(super) fn at_once(events: &[Event]) -> usize {
 }
 
 /// Reads the rows that these events are about, in one round trip, and makes their frames, in order. What is not there any more has
-/// none.
+/// none. Nor has a row that the Site DB can't read: it is passed over, counted and logged, so that the others are heard of.
 pub(super) async fn frames(pool: &Pool, events: &[Event]) -> Result<Vec<Frame>, SiteError> {
-    let mut wanted = WantedRows::default();
+    let mut wanted = Vec::new();
     for event in events {
-        let ids = match row_of(event.kind) {
-            Some(RowOf::Message) => &mut wanted.messages,
-            Some(RowOf::Conversation) => &mut wanted.conversations,
-            Some(RowOf::Lead) => &mut wanted.leads,
-            Some(RowOf::Notification) => &mut wanted.notifications,
-            None => continue,
-        };
-        ids.extend(&event.ids);
+        if let Some(of) = row_of(event.kind) {
+            wanted.extend(event.ids.iter().map(|id| (of, *id)));
+        }
     }
-    for ids in [
-        &mut wanted.messages,
-        &mut wanted.conversations,
-        &mut wanted.leads,
-        &mut wanted.notifications,
-    ] {
-        ids.sort_unstable();
-        ids.dedup();
-    }
-    let rows = event_rows::read(pool, &wanted).await?;
+    wanted.sort_unstable();
+    wanted.dedup();
+    let rows = readable(pool, &wanted).await?;
     let known: HashMap<(RowOf, Uuid), EventRow> = rows
         .into_iter()
         .filter_map(|row| Some(((row.row_of()?, row.id), row)))
@@ -111,6 +104,42 @@ pub(super) async fn frames(pool: &Pool, events: &[Event]) -> Result<Vec<Frame>, 
         }
     }
     Ok(frames)
+}
+
+/// Those of these rows that can be read.
+async fn readable(pool: &Pool, wanted: &[(RowOf, Uuid)]) -> Result<Vec<EventRow>, SiteError> {
+    let (mut rows, mut parts) = (Vec::new(), vec![wanted]);
+    while let Some(part) = parts.pop() {
+        let read = tokio::time::timeout(READ_TIMEOUT, event_rows::read(pool, &WantedRows::of(part))).await;
+        let error = match read.unwrap_or(Err(SiteError::timed_out())) {
+            Ok(read) => {
+                rows.extend(read);
+                continue;
+            }
+            Err(error) => error,
+        };
+        let (one, other) = part.split_at(part.len() / 2);
+        match (part, is_of_rows(&error)) {
+            ([(of, id)], true) => {
+                metrics::count_listener_events("unreadable", 1);
+                tracing::error!(
+                    table = of.table(),
+                    %id,
+                    sqlstate = error.sqlstate(),
+                    hint = "SELECT * FROM the table WHERE id is this one, and mend the row; listeners hear of its next change",
+                    "a row can't be read: listeners are not told of it"
+                );
+            }
+            (_, true) => parts.extend([other, one]),
+            (_, false) => return Err(error),
+        }
+    }
+    Ok(rows)
+}
+
+/// Whether a single row may be the cause: its content, or a damage of the table's files.
+fn is_of_rows(error: &SiteError) -> bool {
+    error.disposition() == Disposition::Row || error.sqlstate().starts_with("XX")
 }
 
 /// The table of an event's rows; `None`: this version does not know it.

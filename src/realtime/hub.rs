@@ -152,7 +152,11 @@ impl Feeder {
     /// Hands out what the log dropped because this was too slow.
     async fn catch_up(&self, mut at: Position) -> Option<Position> {
         loop {
-            match self.lasting(|| events::read_after(&self.pool, at)).await {
+            let read = async || {
+                let read = tokio::time::timeout(READ_TIMEOUT, events::read_after(&self.pool, at)).await;
+                read.unwrap_or(Err(SiteError::timed_out()))
+            };
+            match self.lasting(read).await {
                 Read::Gone => return self.begin_anew(),
                 Read::Events(found) if found.is_empty() => return Some(at),
                 Read::Events(found) => at = self.hand_out(found, at).await,
@@ -186,8 +190,7 @@ impl Feeder {
     async fn lasting<T, F: Future<Output = Result<T, SiteError>>>(&self, read: impl Fn() -> F) -> T {
         let mut failures = 0;
         loop {
-            let result = tokio::time::timeout(READ_TIMEOUT, read()).await;
-            match result.unwrap_or(Err(SiteError::timed_out())) {
+            match read().await {
                 Ok(read) => return read,
                 Err(error) => {
                     failures += 1;

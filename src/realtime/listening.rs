@@ -53,8 +53,8 @@ enum Stage {
     FromNow,
     /// It has to hear everything after a place, which may not be one of this Site DB's.
     After(Place),
-    /// The same; the Site DB knows the place.
-    AfterKnown(Place),
+    /// The same; in this era (see [`Live::era`](super::live::Live::era)) the Site DB knew the place.
+    AfterKnown(Place, u64),
     /// It has missed events and has to be told.
     Missed,
     /// It hears what happens; it has heard everything up to the place.
@@ -83,8 +83,8 @@ impl Listening {
             let told = match self.stage {
                 Stage::FromNow => self.join_now(Told::Quiet).await,
                 Stage::Missed => self.join_now(Told::Reload).await,
-                Stage::After(place) => self.join(place, false).await,
-                Stage::AfterKnown(place) => self.join(place, true).await,
+                Stage::After(place) => self.join(place, None).await,
+                Stage::AfterKnown(place, era) => self.join(place, Some(era)).await,
                 Stage::Live(place) => self.live(place).await,
             };
             match told {
@@ -108,9 +108,12 @@ impl Listening {
         }
     }
 
-    async fn join(&mut self, place: Place, known: bool) -> Step {
+    async fn join(&mut self, place: Place, known: Option<u64>) -> Step {
         let begun = self.shared.begun.notified();
-        let joined = self.shared.live().join(&self.mailbox, place, known);
+        let (joined, era) = {
+            let live = self.shared.live();
+            (live.join(&self.mailbox, place, known), live.era())
+        };
         match joined {
             Joined::Yes => {
                 self.stage = Stage::Live(place);
@@ -119,7 +122,7 @@ impl Listening {
             Joined::NotYet => wait(&self.mailbox, begun).await,
             Joined::Behind => {
                 drop(begun);
-                let read = tokio::time::timeout(PAST_TIMEOUT, self.shared.past.after(place)).await;
+                let read = tokio::time::timeout(PAST_TIMEOUT, self.shared.past.after(place, era)).await;
                 self.read(place, read.unwrap_or(Err(SiteError::timed_out()))).await
             }
         }
@@ -129,7 +132,7 @@ impl Listening {
         match read {
             Ok(Some(portion)) => {
                 let to = portion.to.max(place);
-                self.stage = Stage::AfterKnown(to);
+                self.stage = Stage::AfterKnown(to, portion.era);
                 let wanted = |frame: &&Arc<Frame>| frame.place > place && self.mailbox.filter.wants(frame);
                 let frames: Vec<_> = portion.frames.iter().filter(wanted).cloned().collect();
                 if !frames.is_empty() {
@@ -180,7 +183,7 @@ impl Listening {
             Found::Away => {
                 // Not `place`: what was put in before it became too slow was taken out again.
                 if let Stage::Live(heard) = self.stage {
-                    self.stage = Stage::AfterKnown(heard);
+                    self.stage = Stage::AfterKnown(heard, self.shared.live().era());
                 }
                 Step::Again
             }

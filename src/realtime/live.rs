@@ -25,6 +25,8 @@ pub(super) struct Live {
     /// Those that don't.
     of_all: HashMap<u64, Arc<Mailbox>>,
     next_id: u64,
+    /// How often the events have begun anew: a place that was known before then may be of events that are lost now.
+    era: u64,
     closed: bool,
 }
 
@@ -107,6 +109,7 @@ impl Live {
     /// The same, and all listeners are told that they have missed something.
     pub(super) fn begin_anew(&mut self, place: Place) {
         self.begin(place);
+        self.era += 1;
         for mailbox in self.mailboxes.values() {
             mailbox.missed();
         }
@@ -119,13 +122,18 @@ impl Live {
         }
     }
 
-    /// Lets a listener hear what comes after a place. `known`: the Site DB has said that the place is one of its own; otherwise it
-    /// is compared with what is kept here.
-    pub(super) fn join(&self, mailbox: &Mailbox, place: Place, known: bool) -> Joined {
+    /// See the field.
+    pub(super) const fn era(&self) -> u64 {
+        self.era
+    }
+
+    /// Lets a listener hear what comes after a place. `known`: in this era the Site DB has said that the place is one of its own;
+    /// otherwise it is compared with what is kept here.
+    pub(super) fn join(&self, mailbox: &Mailbox, place: Place, known: Option<u64>) -> Joined {
         let Some(window) = &self.window else {
             return Joined::NotYet;
         };
-        if place < window.from || !(known || window.knows(place)) {
+        if place < window.from || !(known == Some(self.era) || window.knows(place)) {
             return Joined::Behind;
         }
         mailbox.open(place);
@@ -187,5 +195,35 @@ impl Window {
             self.bytes -= oldest.text.len();
             self.from = oldest.place;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::realtime::frame::Filter;
+    use crate::site_db::events::Position;
+
+    fn place(round: i64, second: i64) -> Place {
+        let placed_at = time::OffsetDateTime::from_unix_timestamp(second).unwrap();
+        Place::after(Position {
+            round,
+            index: 1,
+            placed_at,
+        })
+    }
+
+    #[test]
+    fn a_place_that_was_known_before_the_site_db_went_back_is_not_known_any_more() {
+        let mut live = Live::default();
+        live.begin(place(100, 100));
+        let era = live.era();
+        // A restored Site DB begins with a lower number.
+        live.begin_anew(place(6, 200));
+        let mailbox = Mailbox::new(Filter::default());
+        assert_eq!(live.join(&mailbox, place(100, 100), Some(era)), Joined::Behind);
+        assert_eq!(live.join(&mailbox, place(6, 100), None), Joined::Behind);
+        assert_eq!(live.join(&mailbox, place(6, 200), None), Joined::Yes);
+        assert_eq!(live.join(&mailbox, place(7, 300), Some(live.era())), Joined::Yes);
     }
 }

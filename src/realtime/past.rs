@@ -26,6 +26,8 @@ pub(super) struct Past {
 #[derive(Debug)]
 pub(super) struct Portion {
     from: Position,
+    /// The era in which it was read (see [`Live::era`](super::live::Live::era)).
+    pub(super) era: u64,
     /// Everything up to here is in it.
     pub(super) to: Place,
     pub(super) frames: Vec<Arc<Frame>>,
@@ -42,10 +44,10 @@ impl Past {
         }
     }
 
-    /// What came after a place. `None`: it is not known any more. A portion whose end is the place itself: there is nothing.
-    pub(super) async fn after(&self, place: Place) -> Result<Option<Arc<Portion>>, SiteError> {
+    /// What came after a place. `era`: the present one. `None`: it is not known any more. A portion whose end is the place itself: there is nothing.
+    pub(super) async fn after(&self, place: Place, era: u64) -> Result<Option<Arc<Portion>>, SiteError> {
         let mut portions = self.portions.lock().await;
-        portions.retain(|portion| portion.read.elapsed() < KEPT.1);
+        portions.retain(|portion| portion.era == era && portion.read.elapsed() < KEPT.1);
         if let Some(portion) = portions.iter().find(|portion| portion.holds(place)) {
             return Ok(Some(Arc::clone(portion)));
         }
@@ -57,6 +59,7 @@ impl Past {
         let Some(last) = found.last() else {
             let nothing = Portion {
                 from,
+                era,
                 to: place,
                 frames: Vec::new(),
                 positions: Vec::new(),
@@ -66,6 +69,7 @@ impl Past {
         };
         let portion = Arc::new(Portion {
             from,
+            era,
             to: Place::after(last.position),
             frames: frame::frames(&self.pool, &found)
                 .await?

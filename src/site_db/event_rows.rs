@@ -10,7 +10,7 @@ use super::shown::{CONVERSATION, LEAD, MESSAGE};
 use super::{Pool, SiteError};
 
 /// Which table a row is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Display, EnumString)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString)]
 #[strum(serialize_all = "snake_case")]
 pub enum RowOf {
     /// `whatsapp_messages`
@@ -21,6 +21,19 @@ pub enum RowOf {
     Lead,
     /// `notifications`
     Notification,
+}
+
+impl RowOf {
+    /// The table's name.
+    #[must_use]
+    pub const fn table(self) -> &'static str {
+        match self {
+            Self::Message => "whatsapp_messages",
+            Self::Conversation => "conversations",
+            Self::Lead => "leads",
+            Self::Notification => "notifications",
+        }
+    }
 }
 
 /// A row, and who may see it.
@@ -58,6 +71,23 @@ pub struct WantedRows {
     pub leads: Vec<Uuid>,
     /// Notifications.
     pub notifications: Vec<Uuid>,
+}
+
+impl WantedRows {
+    /// These rows.
+    #[must_use]
+    pub fn of(rows: &[(RowOf, Uuid)]) -> Self {
+        let mut wanted = Self::default();
+        for (of, id) in rows {
+            match of {
+                RowOf::Message => wanted.messages.push(*id),
+                RowOf::Conversation => wanted.conversations.push(*id),
+                RowOf::Lead => wanted.leads.push(*id),
+                RowOf::Notification => wanted.notifications.push(*id),
+            }
+        }
+        wanted
+    }
 }
 
 static ROWS: LazyLock<String> = LazyLock::new(|| {

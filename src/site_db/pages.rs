@@ -44,8 +44,6 @@ impl ShownRow {
 pub struct Wanted<'a> {
     /// Those of these numbers (`phone_number_id`); `None`: of all.
     pub numbers: Option<&'a [String]>,
-    /// Those with this lead.
-    pub lead_id: Option<Uuid>,
     /// Those with something unread.
     pub unread: bool,
 }
@@ -59,21 +57,26 @@ pub struct OneConversation {
     pub shown: String,
 }
 
-// The rows of the page are found first, and only they are shown.
-static CONVERSATIONS: LazyLock<String> = LazyLock::new(|| {
+/// The statement of a page. The rows of the page are found first, and only they are shown. `among`: the rows that are looked at.
+fn page_of_conversations(among: &str) -> String {
     format!(
-        "WITH page AS MATERIALIZED (SELECT coalesce(c.last_message_at, c.created_at) AS at, c.id FROM public.conversations c \
+        "WITH page AS MATERIALIZED (SELECT coalesce(c.last_message_at, c.created_at) AS at, c.id FROM {among} c \
            WHERE c.merged_into IS NULL \
              AND ($1::text[] IS NULL OR c.account_id IN (SELECT id FROM public.whatsapp_accounts WHERE phone_number_id = ANY ($1))) \
-             AND ($2::uuid IS NULL OR c.lead_id = $2) AND (NOT $3 OR c.unread_count > 0) \
+             AND (NOT $2 OR c.unread_count > 0) \
              AND (coalesce(c.last_message_at, c.created_at), c.id) \
-               < (coalesce($4::timestamptz, 'infinity'), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)) \
-           ORDER BY 1 DESC, 2 DESC LIMIT $6) \
+               < (coalesce($3::timestamptz, 'infinity'), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)) \
+           ORDER BY coalesce(c.last_message_at, c.created_at) DESC, c.id DESC LIMIT $5) \
          SELECT p.at, p.id, {CONVERSATION} AS shown FROM page p JOIN public.conversations c ON c.id = p.id \
            JOIN public.whatsapp_accounts a ON a.id = c.account_id JOIN public.leads l ON l.id = c.lead_id \
          ORDER BY p.at DESC, p.id DESC"
     )
-});
+}
+
+static CONVERSATIONS: LazyLock<String> = LazyLock::new(|| page_of_conversations("public.conversations"));
+// Without the fence the planner may read the whole index of recent conversations, to combine it with the lead's.
+static CONVERSATIONS_OF: LazyLock<String> =
+    LazyLock::new(|| page_of_conversations("(SELECT * FROM public.conversations WHERE lead_id = $6 OFFSET 0)"));
 
 /// Conversations that were not merged into others, those with the newest messages first, from the row after `before` on.
 ///
@@ -87,11 +90,32 @@ pub async fn conversations(
 ) -> Result<Vec<ShownRow>, SiteError> {
     Ok(sqlx::query_as(CONVERSATIONS.as_str())
         .bind(wanted.numbers)
-        .bind(wanted.lead_id)
         .bind(wanted.unread)
         .bind(before.map(|place| place.at))
         .bind(before.map(|place| place.id))
         .bind(i64::from(limit))
+        .fetch_all(&pool.0)
+        .await?)
+}
+
+/// The same of one lead. A statement of its own, because it is found by another index.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn conversations_of(
+    pool: &Pool,
+    lead: Uuid,
+    wanted: &Wanted<'_>,
+    before: Option<Place>,
+    limit: u16,
+) -> Result<Vec<ShownRow>, SiteError> {
+    Ok(sqlx::query_as(CONVERSATIONS_OF.as_str())
+        .bind(wanted.numbers)
+        .bind(wanted.unread)
+        .bind(before.map(|place| place.at))
+        .bind(before.map(|place| place.id))
+        .bind(i64::from(limit))
+        .bind(lead)
         .fetch_all(&pool.0)
         .await?)
 }

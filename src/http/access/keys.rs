@@ -12,6 +12,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::config::JwtKeySource;
@@ -23,6 +24,8 @@ const FRESH: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_secs(10);
 /// How long a look may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Most who wait for a look: whoever names keys that nobody knows must not hold all connections.
+const WAITING: usize = 32;
 /// Most bytes of a key set; each key has less than a kilobyte.
 const MAX_BYTES: usize = 256 * 1024;
 
@@ -33,6 +36,7 @@ pub(super) struct Keys {
     known: Mutex<Known>,
     /// One look at a time.
     reading: tokio::sync::Mutex<()>,
+    waiting: Semaphore,
 }
 
 /// What a look for keys found.
@@ -41,7 +45,7 @@ pub(super) enum Lookup {
     Found(Vec<DecodingKey>),
     /// None that it may be signed with.
     None,
-    /// The keys could not be read yet.
+    /// The keys could not be read yet, or too many wait for them.
     Unreadable,
 }
 
@@ -74,6 +78,7 @@ impl Keys {
             source,
             known: Mutex::default(),
             reading: tokio::sync::Mutex::default(),
+            waiting: Semaphore::new(WAITING),
         }
     }
 
@@ -93,7 +98,17 @@ impl Keys {
         {
             return Lookup::Found(found.clone());
         }
-        let _one = self.reading.lock().await;
+        let _one = match (self.reading.try_lock(), found) {
+            (Ok(one), _) => one,
+            // While another looks, these still count.
+            (Err(_), Some(found)) if !found.is_empty() => return Lookup::Found(found),
+            _ => {
+                let Ok(_place) = self.waiting.try_acquire() else {
+                    return Lookup::Unreadable;
+                };
+                self.reading.lock().await
+            }
+        };
         // Another may have looked meanwhile.
         let (fresh, may_look) = self.age();
         let again = self.among_known(header);
@@ -231,4 +246,33 @@ fn parse(bytes: &[u8]) -> Result<Vec<PublicKey>, KeysError> {
         return Err(KeysError::Empty);
     }
     Ok(usable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn few_wait_for_an_issuer_that_does_not_answer_and_the_others_are_told_so_at_once() {
+        // GIVEN an issuer that takes connections and says nothing
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys", silent.local_addr().unwrap());
+        let source = JwtKeySource::Url(url.parse().unwrap());
+        let keys = Arc::new(Keys::new(None, Some(source)));
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some("x".to_owned());
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..WAITING + 1 {
+            let (keys, header) = (Arc::clone(&keys), header.clone());
+            asking.spawn(async move { keys.find(&header).await });
+        }
+        while keys.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+
+        // WHEN one more asks, THEN it does not wait
+        assert!(matches!(keys.find(&header).await, Lookup::Unreadable));
+        assert_eq!(asking.len(), WAITING + 1);
+        assert!(asking.try_join_next().is_none());
+    }
 }

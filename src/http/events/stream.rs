@@ -2,19 +2,15 @@
 //! not valid any more. The browser then comes back with its place.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use bytes::BytesMut;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::http::listener_places::Place;
-use crate::realtime::{Frame, Listening, Told};
+use crate::realtime::{Listening, Told};
 
-/// Frames that come at once are written together, up to so many bytes.
-const TOGETHER: usize = 16 * 1024;
 /// How long browsers wait before they come back: not all at the same moment after a restart. In milliseconds.
 const RETRY: std::ops::Range<u32> = 500..2500;
 /// The longest time for which a token is looked at; a timer can't be set to the end of time.
@@ -55,7 +51,8 @@ pub(super) fn events(
 impl Listener {
     fn texts(&mut self, told: Told) -> Vec<Bytes> {
         match told {
-            Told::Frames(frames) => together(&frames),
+            // Shared by all listeners: thousands that come back at once get as many events each.
+            Told::Frames(frames) => frames.iter().map(|frame| frame.text.clone()).collect(),
             // No event: browsers note the id, and tell nobody.
             Told::Quiet(place) => {
                 let id = place.to_string();
@@ -73,20 +70,4 @@ impl Listener {
             }
         }
     }
-}
-
-fn together(frames: &[Arc<Frame>]) -> Vec<Bytes> {
-    if let [one] = frames {
-        return vec![one.text.clone()];
-    }
-    let mut texts = Vec::new();
-    let mut text = BytesMut::new();
-    for frame in frames {
-        if !text.is_empty() && text.len() + frame.text.len() > TOGETHER {
-            texts.push(text.split().freeze());
-        }
-        text.extend_from_slice(&frame.text);
-    }
-    texts.push(text.freeze());
-    texts
 }

@@ -212,6 +212,11 @@ impl Open {
 }
 
 impl Tracked {
+    /// Where it comes from; of IPv6 the network.
+    pub(in crate::http) const fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
     pub(in crate::http) fn doing(&self) -> Doing {
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,9 +1,12 @@
 //! The answers. Rows come as JSON from the database and are put in as they are.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::SemaphorePermit;
 
 use super::place;
 use crate::http::access::{Denied, Viewer};
@@ -13,14 +16,28 @@ use crate::http::{answer, auth};
 use crate::site_db::SiteError;
 use crate::site_db::pages::ShownRow;
 
-/// Who asks, with a place to be answered.
-pub(super) async fn viewer(state: &State, headers: &HeaderMap, uri: &Uri) -> Result<(Viewer, Place), Response> {
+/// How long a page waits for its turn: others' statements take milliseconds.
+const TURN: Duration = Duration::from_secs(2);
+
+/// Who asks, with places to be answered.
+pub(super) async fn viewer(state: &State, headers: &HeaderMap, uri: &Uri) -> Result<(Viewer, [Place; 2]), Response> {
     let token = auth::bearer(headers);
     let viewer = state.access.viewer(token.as_deref()).await;
     let viewer = viewer.map_err(Denied::into_response)?;
-    let place = state.budgets.client_place(Family::Api, viewer.budget());
-    let place = place.map_err(|_| answer::busy(uri))?;
-    Ok((viewer, place))
+    let place = |family| state.budgets.client_place(family, viewer.budget());
+    let places = [
+        place(Family::Page).map_err(|_| answer::busy(uri))?,
+        place(Family::Api).map_err(|_| answer::busy(uri))?,
+    ];
+    Ok((viewer, places))
+}
+
+/// Waits for the right to read rows. Taken when the request was read, and held until its rows were.
+pub(super) async fn turn<'s>(state: &'s State, uri: &Uri) -> Result<SemaphorePermit<'s>, Response> {
+    match tokio::time::timeout(TURN, state.pages.acquire()).await {
+        Ok(Ok(turn)) => Ok(turn),
+        _ => Err(answer::busy(uri)),
+    }
 }
 
 /// Where the events stand, as a member of an answer: who listens from there on misses nothing of what was read after this call.

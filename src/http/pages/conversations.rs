@@ -19,11 +19,14 @@ pub(super) async fn all(Extract(state): Extract<State>, uri: Uri, headers: Heade
         let numbers = asked.numbers(&viewer);
         let wanted = Wanted {
             numbers: numbers.as_deref(),
-            lead_id: asked.lead_id,
             unread: asked.unread,
         };
+        let _turn = answers::turn(&state, &uri).await?;
         let position = answers::position(&state);
-        let rows = pages::conversations(&state.pool, &wanted, asked.before, asked.limit).await;
+        let rows = match asked.lead_id {
+            Some(lead) => pages::conversations_of(&state.pool, lead, &wanted, asked.before, asked.limit).await,
+            None => pages::conversations(&state.pool, &wanted, asked.before, asked.limit).await,
+        };
         let rows = rows.map_err(|error| answers::unavailable(&error))?;
         Ok(answers::page(&position, &rows, asked.limit))
     };
@@ -42,6 +45,7 @@ pub(super) async fn messages(
         let asked = Parameters::read(&uri, &["limit", "before"]).map_err(WrongParameter::into_response)?;
         let not_found = || answers::not_found("conversation");
         let id = Uuid::try_parse(&id).map_err(|_| not_found())?;
+        let _turn = answers::turn(&state, &uri).await?;
         let position = answers::position(&state);
         let found = pages::conversation(&state.pool, id, viewer.numbers.as_deref()).await;
         let found = found

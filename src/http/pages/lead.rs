@@ -24,18 +24,15 @@ pub(super) async fn get(
         Parameters::read(&uri, &[]).map_err(WrongParameter::into_response)?;
         let not_found = || answers::not_found("lead");
         let id = Uuid::try_parse(&id).map_err(|_| not_found())?;
+        let _turn = answers::turn(&state, &uri).await?;
         let position = answers::position(&state);
         let numbers = viewer.numbers.as_deref();
         let found = pages::lead(&state.pool, id, numbers).await;
         let (lead_id, lead) = found
             .map_err(|error| answers::unavailable(&error))?
             .ok_or_else(not_found)?;
-        let wanted = Wanted {
-            numbers,
-            lead_id: Some(lead_id),
-            unread: false,
-        };
-        let rows = pages::conversations(&state.pool, &wanted, None, CONVERSATIONS).await;
+        let wanted = Wanted { numbers, unread: false };
+        let rows = pages::conversations_of(&state.pool, lead_id, &wanted, None, CONVERSATIONS).await;
         let rows = rows.map_err(|error| answers::unavailable(&error))?;
         let shown: Vec<&str> = rows.iter().map(|row| row.shown.as_str()).collect();
         Ok(answers::json(format!(

@@ -36,6 +36,7 @@ pub(super) async fn post(
         };
         let not_found = || answers::not_found("conversation");
         let id = Uuid::try_parse(&id).map_err(|_| not_found())?;
+        let _turn = answers::turn(&state, &uri).await?;
         let numbers = viewer.numbers.as_deref();
         let unavailable = |error| answers::unavailable(&error);
         let found = pages::conversation(&state.pool, id, numbers)

@@ -1,13 +1,15 @@
 //! Who connects: the token comes after the connection is open, so those who have not sent it yet are bounded.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::{Request, State as Extract};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde::Deserialize;
 use socketioxide::extract::SocketRef;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use crate::http::access::{Denied, Viewer};
@@ -27,13 +29,24 @@ pub(super) struct Auth {
     join: Option<Ids>,
 }
 
-/// Places for those who have not sent their token yet.
+/// Those who have not sent their token yet. One too many makes the oldest one go, of the address that has the most.
 #[derive(Debug, Clone)]
-pub(super) struct Pending(Arc<Semaphore>);
+pub(super) struct Pending(Arc<Waiting>);
 
-/// The place of one of them, given back when it has sent its token, or is gone.
-#[derive(Debug, Clone)]
-struct PendingPlace(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+#[derive(Debug)]
+struct Waiting {
+    most: usize,
+    /// In the order in which they came.
+    connections: Mutex<BTreeMap<u64, Arc<Tracked>>>,
+    next: AtomicU64,
+}
+
+/// One of them, until it has sent its token, or is gone.
+#[derive(Debug)]
+struct PendingOne {
+    of: Pending,
+    id: u64,
+}
 
 /// The listener's place, once the token was checked: held as long as the connection is open, whatever the client does on it.
 #[derive(Debug, Clone, Default)]
@@ -77,18 +90,65 @@ pub(super) enum Refused {
 impl Pending {
     /// A sixteenth of the connections.
     pub(super) fn new(connections: usize) -> Self {
-        Self(Arc::new(Semaphore::new((connections / 16).max(1))))
+        Self(Arc::new(Waiting {
+            most: (connections / 16).max(1),
+            connections: Mutex::default(),
+            next: AtomicU64::new(0),
+        }))
+    }
+
+    /// A connection is to be opened.
+    fn enter(&self, connection: Arc<Tracked>) -> PendingOne {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        // Dropped outside the lock: the last use of a connection takes other locks.
+        let mut left = Vec::new();
+        {
+            let mut connections = self.lock();
+            connections.insert(id, connection);
+            while connections.len() > self.0.most {
+                let mut of_address: HashMap<_, (usize, Reverse<u64>)> = HashMap::new();
+                for (id, connection) in connections.iter() {
+                    of_address.entry(connection.peer()).or_insert((0, Reverse(*id))).0 += 1;
+                }
+                let Some((_, Reverse(oldest))) = of_address.into_values().max() else {
+                    break;
+                };
+                left.extend(connections.remove(&oldest));
+            }
+        }
+        for connection in left {
+            metrics::count_listener_events("refused", 1);
+            connection.end();
+        }
+        PendingOne { of: self.clone(), id }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Tracked>>> {
+        self.0.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Takes a place before a connection to Socket.IO is opened.
+impl PendingOne {
+    fn leave(&self) {
+        let left = self.of.lock().remove(&self.id);
+        drop(left);
+    }
+}
+
+impl Drop for PendingOne {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// Notes who opens a connection to Socket.IO.
 pub(super) async fn admit(Extract(pending): Extract<Pending>, mut request: Request, next: Next) -> Response {
     if request.uri().path().starts_with("/socket.io") {
-        let Ok(permit) = pending.0.try_acquire_owned() else {
+        let Some(connection) = request.extensions().get::<Arc<Tracked>>().cloned() else {
             return answer::busy(request.uri());
         };
-        let place = PendingPlace(Arc::new(Mutex::new(Some(permit))));
-        request.extensions_mut().insert(place);
+        let one = Arc::new(pending.enter(connection));
+        request.extensions_mut().insert(one);
         request.extensions_mut().insert(ListenerPlace::default());
     }
     next.run(request).await
@@ -114,8 +174,8 @@ pub(super) async fn check(state: &State, socket: &SocketRef, auth: Auth) -> Resu
         connection.set(Doing::Answer);
         connection.listens();
     }
-    if let Some(PendingPlace(pending)) = request.extensions.get() {
-        drop(pending.lock().unwrap_or_else(PoisonError::into_inner).take());
+    if let Some(one) = request.extensions.get::<Arc<PendingOne>>() {
+        one.leave();
     }
     let begin = match auth.position.as_deref().map(str::trim) {
         None | Some("") => Begin::Now,

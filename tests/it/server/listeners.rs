@@ -290,3 +290,68 @@ async fn after_the_death_of_a_server_every_listener_has_heard_everything_once_an
             == 30
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_read_is_passed_over_and_the_others_are_heard_of() {
+    let (world, server) = World::served().await;
+    let mut ear = Ear::listening(&server.url, "?kind=notification.created,lead.updated").await;
+    world.db.on_site("INSERT INTO leads (phone) VALUES ('1')").await;
+    let begun = ear.next().await.unwrap().id;
+    // GIVEN a row whose JSON can't be made
+    world
+        .db
+        .on_site(
+            "ALTER TABLE notifications RENAME TO notes;
+             CREATE VIEW notifications AS SELECT id, account_id, conversation_id, message_id, detail, created_at, read_at,
+                 CASE kind WHEN 'bad' THEN (1 / (length(kind) - 3))::text ELSE kind END AS kind FROM notes;
+             INSERT INTO notes (kind) VALUES ('one'), ('bad'), ('two')",
+        )
+        .await;
+    world.db.on_site("INSERT INTO leads (phone) VALUES ('2')").await;
+
+    // THEN all others are heard of, in their order, now and later by those who were away
+    let second = Server::start(world.config.clone()).await;
+    let mut again = Ear::after(&begun);
+    eventually("the second server listens", SOON, || async {
+        match Ear::after("").connect(&second.url, "").await {
+            Some(200) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    again
+        .connect(&second.url, "?kind=notification.created,lead.updated")
+        .await;
+    for ear in [&mut ear, &mut again] {
+        let heard = ear.until(|heard| heard.data["lead"]["phone"] == "2").await;
+        let kinds: Vec<&str> = (heard.iter())
+            .filter_map(|heard| heard.data["notification"]["kind"].as_str())
+            .collect();
+        assert_eq!((kinds, heard.len()), (vec!["one", "two"], 3));
+    }
+    server.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_listeners_are_told_to_load_anew_and_go_on() {
+    let (world, server) = World::served().await;
+    let mut ear = Ear::listening(&server.url, "?kind=lead.updated").await;
+    world.db.on_site("INSERT INTO leads (phone) VALUES ('1')").await;
+    let before = ear.next().await.unwrap();
+    // WHEN the rounds are those of another timeline
+    world
+        .db
+        .on_site("UPDATE twinlog.event_rounds SET timeline = '0000000A'")
+        .await;
+    // THEN those who listen and those who come back load anew
+    assert_eq!(ear.next().await.unwrap().event, "reload");
+    let mut again = Ear::after(&before.id);
+    again.connect(&server.url, "?kind=lead.updated").await;
+    assert_eq!(again.next().await.unwrap().event, "reload");
+    world.db.on_site("INSERT INTO leads (phone) VALUES ('2')").await;
+    for ear in [&mut ear, &mut again] {
+        assert_eq!(ear.next().await.unwrap().data["lead"]["phone"], "2");
+    }
+    server.stop().await;
+}

@@ -287,3 +287,40 @@ async fn pages_show_each_row_once_and_what_was_read_is_counted() {
     assert_eq!(ids(&get("/v1/conversations").await), ["29", "23", "21"]);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_wait_for_the_site_db_leave_its_connections_to_webhooks_and_sends() {
+    let mut world = World::new().await;
+    world.config.site.max_connections = 8;
+    let server = world.serve().await;
+    world.db.on_site(STAGE).await;
+    // GIVEN a conversation that somebody holds, and many who want to mark it as read
+    let holder = world.db.site.connect().await;
+    holder
+        .batch_execute(&format!(
+            "BEGIN; SELECT FROM conversations WHERE id = '{}' FOR UPDATE",
+            id("21")
+        ))
+        .await
+        .unwrap();
+    let read = format!("{}/v1/conversations/{}/read", server.url, id("21"));
+    let mut reading = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let request = server.http.post(&read).bearer_auth(TOKEN);
+        reading.spawn(async move { request.send().await.unwrap().status().as_u16() });
+    }
+    let blocked = "SELECT (count(*) >= 2)::text FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    eventually_equal("some wait", SOON, "true".to_owned(), || world.db.site.value(blocked)).await;
+
+    // WHEN a message is sent, and its reports come, THEN they find connections
+    let sent = server.takes(&json!({"to": "+16505559999", "text": "x"})).await;
+    world.reaches(&sent, &["delivered"]).await;
+    assert!(reading.try_join_next().is_none());
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    let answers = reading.join_all().await;
+    assert!(
+        answers.contains(&200) && answers.iter().all(|status| [200, 503].contains(status)),
+        "{answers:?}"
+    );
+    server.stop().await;
+}

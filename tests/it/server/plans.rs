@@ -75,6 +75,33 @@ async fn what_a_message_reads_does_not_grow_with_tables_that_were_never_analyzed
     assert_eq!(world.count("body LIKE 'in %'").await, 50);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_conversations_does_not_read_all_of_them() {
+    let mut world = World::new().await;
+    world.config.site.max_connections = 3;
+    let server = world.serve().await;
+    world.db.on_site(MONTHS).await;
+    let lead = world.db.site.value("SELECT id FROM leads LIMIT 1").await;
+    // Often enough for a plan that does not know the values.
+    for _ in 0..8 {
+        for query in ["", &format!("&number={NUMBER}"), &format!("&lead_id={lead}")] {
+            let page = server.get(&format!("/v1/conversations?limit=10{query}")).await;
+            assert!(!page.body["data"].as_array().unwrap().is_empty(), "{page:?}");
+        }
+    }
+    server.stop().await;
+    let sessions =
+        "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    eventually_equal("all sessions have reported", SOON, "0".to_owned(), || {
+        world.db.site.value(sessions)
+    })
+    .await;
+    let reads = reads(&world).await;
+    eprintln!("{reads:?}");
+    let whole: Vec<_> = reads.iter().filter(|(_, read)| **read >= ROWS).collect();
+    assert!(whole.is_empty(), "{whole:?}");
+}
+
 /// Rows that were read of each table, and entries of each index, as far as the sessions have reported.
 async fn reads(world: &World) -> BTreeMap<String, i64> {
     let reads = "SELECT coalesce(json_object_agg(name, read), '{}')::text FROM (

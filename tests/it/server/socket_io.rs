@@ -119,3 +119,27 @@ async fn socket_io_clients_hear_the_same_events_and_come_back_with_their_positio
     assert_eq!(of_messages(&heard), [""; 0]);
     second.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_connection_without_a_token_makes_room_for_the_next() {
+    let mut world = World::new().await;
+    world.config.http.max_connections = 32;
+    let server = world.serve().await;
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        let mut socket = WebSocket::open(&server.url, "EIO=4&transport=websocket").await.unwrap();
+        assert!(socket.receive().await.unwrap().starts_with("0{"));
+        waiting.push(socket);
+    }
+    let (mut client, said) = WebSocket::connected(&server.url, &json!({"token": TOKEN})).await;
+    assert!(said.starts_with("40"), "{said}");
+    assert_eq!(client.next().await.unwrap().0, "position");
+    let oldest = &mut waiting[0];
+    tokio::time::timeout(SOON, async { while oldest.receive().await.is_some() {} })
+        .await
+        .unwrap();
+    // The second one has its place still.
+    waiting[1].send(&format!("40{}", json!({"token": TOKEN}))).await;
+    assert!(waiting[1].receive().await.unwrap().starts_with("40"));
+    server.stop().await;
+}

@@ -85,7 +85,7 @@ impl WebSocket {
     }
 
     /// The next text; pings are answered. `None`: the connection is closed.
-    async fn receive(&mut self) -> Option<String> {
+    pub(super) async fn receive(&mut self) -> Option<String> {
         loop {
             let kind = self.stream.read_u8().await.ok()? & 0x0f;
             let length = match self.stream.read_u8().await.ok()? {
