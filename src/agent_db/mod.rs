@@ -40,13 +40,16 @@ mod error;
 mod keys;
 mod table_check;
 
-pub use apply::{Applied, Applier, ApplierSettings, Committed, Comparer, Item, PassedOver, Segment, Transaction};
+pub use apply::{
+    Applied, Applier, ApplierSettings, Committed, Comparer, Item, PassedOver, Rehearsal, Rehearsed, Segment,
+    Transaction,
+};
 pub use bookkeeping::{
     AgentMark, AgentMarks, BY_SCHEDULE, Checkpoint, Command, CommandError, CommandKind, CommandState, Control,
-    CopyPhase, DaemonFigures, DaemonReport, DifferentRow, FailedFilter, FailedKey, FailedRow, Gap, Pipeline, Proof,
-    PublishedChanges, RequestedRetry, Resync, ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable,
-    RetryOutcome, ShownKey, SourceIdentity, StoredCheckpoint, StoredDaemon, SyncFigures, TableChange, TableMode,
-    TableRecord, TableRecords, TableSettings, TableState, Tally, VerifiedTable, Verify, VerifyArguments,
+    CopyPhase, DaemonFigures, DaemonReport, DifferentRow, Discard, FailedFilter, FailedKey, FailedRow, FailedRowDetail,
+    Gap, Pipeline, Proof, PublishedChanges, RequestedRetry, Resync, ResyncArguments, ResyncProgress, ResyncedState,
+    ResyncedTable, RetryOutcome, ShownKey, SourceIdentity, StoredCheckpoint, StoredDaemon, SyncFigures, TableChange,
+    TableMode, TableRecord, TableRecords, TableSettings, TableState, Tally, VerifiedTable, Verify, VerifyArguments,
     VerifyProgress, VerifyState,
 };
 pub use difference::{Comparison, Difference, DifferenceKind};

@@ -13,7 +13,7 @@
 //! | `migrate`, `status`, `resync`, `failed`, `inbox`, `simulate` | the commands of these names |
 //! | `server_status` | the server's part of `status` |
 //! | `pipelines` | the configuration → the daemon's pipelines |
-//! | `global`, `outcome`, `logging`, `report`, `printable` | options, results, log lines and errors of all commands |
+//! | `global`, `person`, `row_names`, `outcome`, `logging`, `report`, `printable` | options, results, log lines and errors of all commands |
 //!
 //! Exit codes: 0 success, 1 a problem was found or the work failed, 2 wrong usage or configuration.
 
@@ -30,10 +30,12 @@ mod logging;
 mod migrate;
 mod outcome;
 mod own_daemon;
+mod person;
 mod pipelines;
 mod printable;
 mod report;
 mod resync;
+mod row_names;
 mod server_status;
 mod simulate;
 mod status;
@@ -108,7 +110,7 @@ enum Command {
     /// means: writing the Site DB's value now would leave the stored one as it is. With --repair, what differs is written as the
     /// Site DB has it, in the order of its log.
     Verify(verify::Arguments),
-    /// Lists or retries the parked rows: those that the Agent DB refused
+    /// Shows, retries or gives up the parked rows: those that the Agent DB refused
     ///
     /// The daemon also retries them by itself, each time with the row's current values from the Site DB.
     Failed(failed::Arguments),

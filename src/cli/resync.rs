@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::failed::table_name;
 use super::own_daemon::{OwnDaemon, daemon_runs};
+use super::row_names::table_name;
 use super::{Global, Outcome, pipelines};
 use crate::agent_db::{CommandKind, CommandState, Control, ResyncArguments, ResyncProgress, ResyncedState};
 use crate::change::TableName;

@@ -135,6 +135,8 @@ struct Status {
     tables: Vec<TableStatus>,
     /// Over all tables.
     failed_rows: u64,
+    /// Those of them that a person has given up: they differ, and are not tried again by themselves.
+    discarded_rows: u64,
     /// When this was read, in seconds since 1970.
     at: i64,
     #[serde(skip)]
@@ -233,6 +235,7 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
             })
             .collect(),
         failed_rows: failed.iter().map(|(_, rows)| rows).sum(),
+        discarded_rows: control.discarded_count().await?,
         at: OffsetDateTime::now_utc().unix_timestamp(),
         ready_delay: config.sync.ready_delay,
     })
@@ -317,7 +320,11 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
         )?;
     }
     if status.failed_rows > 0 {
-        writeln!(out, "  parked rows: twinlog failed list")?;
+        let discarded = match status.discarded_rows {
+            0 => String::new(),
+            rows => format!(" ({rows} discarded: not tried again, and not as the Site DB has them)"),
+        };
+        writeln!(out, "  parked rows{discarded}: twinlog failed list")?;
     }
     Ok(())
 }
@@ -366,6 +373,7 @@ mod tests {
             report: Some(report),
             tables: Vec::new(),
             failed_rows: 0,
+            discarded_rows: 0,
             at: 0,
             ready_delay: Duration::from_secs(10),
         };

@@ -2,7 +2,6 @@
 //! through one of its own if none runs.
 
 use std::io::{IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,9 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::failed::table_name;
 use super::own_daemon::{OwnDaemon, daemon_runs};
+use super::person::person;
 use super::printable::one_line;
+use super::row_names::table_name;
 use super::{Global, Outcome};
 use crate::agent_db::{
     CommandKind, CommandState, Control, DifferentRow, ShownKey, VerifiedTable, VerifyArguments, VerifyProgress,
@@ -86,18 +86,6 @@ pub(super) async fn run(global: &Global, arguments: &Arguments) -> anyhow::Resul
     let result = follow(&control, id, arguments, &stop, &mut own).await;
     own.end().await;
     result
-}
-
-/// Who asks: user and host, as the environment says.
-fn person() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
-    let user = user.unwrap_or_else(|_| match std::fs::metadata("/proc/self") {
-        Ok(own) => format!("uid {}", own.uid()),
-        Err(_) => "unknown".to_owned(),
-    });
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let of = |text: &str| text.trim().chars().take(100).collect::<String>();
-    format!("{}@{}", of(&user), of(&host))
 }
 
 async fn follow(

@@ -33,7 +33,7 @@ mod window;
 
 pub use chunk::{Chunk, ChunkOutcome, ChunkResult, Delivery, InvalidChunk, Merged, Purpose, RequestedKeys, Wanted};
 pub use error::CopyError;
-pub use parked::ParkedReader;
+pub use parked::{ParkedReader, present_counts, present_rows};
 pub use reader::{ChunkReader, ForeignRows};
 pub use registry::{ChunkRegistry, RegisteredChunk};
 pub use step::{CopyPlace, CopyStep};

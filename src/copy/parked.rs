@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use tracing::debug;
 
-use super::chunk::{Chunk, Delivery, InvalidChunk, Purpose, RequestedKeys};
+use super::chunk::{Chunk, Delivery, InvalidChunk, Merged, Purpose, RequestedKeys};
+use super::counted;
 use super::error::CopyError;
+use super::merge::merge;
 use super::reader::REREAD_WAIT;
 use super::registry::ChunkRegistry;
-use crate::change::RelationId;
+use crate::change::{Change, Relation, RelationId};
 use crate::failpoint;
 use crate::retry::backoff;
-use crate::source::{Fence, KeysOfTable, ParkedRows, Source};
+use crate::source::{CountedRows, Fence, KeysOfTable, ParkedRows, Source};
 
 /// Reads parked keys and has their rows written.
 #[derive(Debug)]
@@ -51,6 +53,27 @@ impl ParkedReader<'_> {
             }
         }
     }
+}
+
+/// What healing would write of the present rows of parked keys, at the snapshot of their read, whatever the stream brings.
+///
+/// # Errors
+/// None that is known of: without changes beside the snapshot, every read is valid.
+pub fn present_rows(tables: &[KeysOfTable], read: ParkedRows) -> Result<Merged, InvalidChunk> {
+    let mut all = Merged::default();
+    for read in delivery(tables, read).reads {
+        let Merged { changes, respelled } = merge(read, &[])?;
+        all.changes.extend(changes);
+        all.respelled.extend(respelled);
+    }
+    Ok(all)
+}
+
+/// The same for rows that are counted.
+#[must_use]
+pub fn present_counts(relation: &Arc<Relation>, read: CountedRows) -> Vec<Change> {
+    let (rows, counts): (Vec<_>, Vec<_>) = read.rows.into_iter().unzip();
+    counted::merge(relation, rows, &counts, &[])
 }
 
 fn relation_changed(tables: &[KeysOfTable]) -> CopyError {

@@ -56,6 +56,7 @@ mod verify;
 
 pub use continuity::GapReason;
 pub use error::SyncError;
+pub use healing::{RehearsedRow, rehearse};
 pub use other_pipeline::site_of;
 pub use run::run;
 pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};

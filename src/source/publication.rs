@@ -55,6 +55,19 @@ pub async fn prepare(client: &Client, publication: &str, selection: &Selection) 
     })
 }
 
+/// The tables that are both published and selected, by name; changes nothing. None where there is no publication.
+///
+/// # Errors
+/// A statement failed, or the server is none that Twinlog can read.
+pub async fn published(
+    client: &Client,
+    publication: &str,
+    selection: &Selection,
+) -> Result<BTreeMap<TableName, SourceTable>, SourceError> {
+    let version = check_server(client).await?;
+    published_tables(client, publication, version, selection).await
+}
+
 /// Creates the publication, or adds the tables that it lacks. Returns the selected tables that can't be replicated,
 /// and which of them the server has refused to add.
 async fn ensure_publication(

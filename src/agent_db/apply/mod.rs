@@ -19,6 +19,7 @@
 //! | `ledger` | what became of each change |
 //! | `limit` | ends a statement that takes too long |
 //! | `session` | the connection and the state of its transaction |
+//! | `rehearsal` | what a retry of parked rows would come to, rolled back |
 //! | `trial` | whether the database takes a table's statements at all |
 //! | `pipelined` | several statements in one round trip |
 
@@ -30,6 +31,7 @@ mod parked_keys;
 mod parking_log;
 mod pipelined;
 mod plan;
+mod rehearsal;
 mod segment;
 mod session;
 mod sql;
@@ -40,6 +42,7 @@ mod write;
 
 pub use applier::{Applier, ApplierSettings};
 pub use compare::Comparer;
+pub use rehearsal::{Rehearsal, Rehearsed};
 pub use segment::{Applied, Committed, Item, PassedOver, Segment};
 pub use transaction::Transaction;
 pub(super) use trial::try_statements;

@@ -302,6 +302,20 @@ impl ParkedKeys {
         }
     }
 
+    /// What the segment has done to each key that it has tried: why it stays parked, if it does.
+    pub(super) fn outcomes(&self) -> impl Iterator<Item = (&TableName, &Key, Option<&ParkReason>)> {
+        fn reason(pending: &Pending) -> Option<&ParkReason> {
+            match pending {
+                Pending::Healed(_) => None,
+                Pending::Refused(reason) => Some(reason),
+                Pending::Parked { reason, .. } => reason.as_ref(),
+            }
+        }
+        self.pending
+            .iter()
+            .map(|((table, key), pending)| (table, key, reason(pending)))
+    }
+
     /// Writes what the segment did into the open transaction. `lsn`: where the changes stand in the source's log.
     pub(super) async fn flush(&mut self, client: &Client, lsn: Lsn) -> Result<ParkingCounts, AgentError> {
         for table in std::mem::take(&mut self.cleared) {

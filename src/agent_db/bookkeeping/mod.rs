@@ -46,7 +46,7 @@ pub use commands::{
 };
 pub use control::Control;
 pub use daemon::{DaemonFigures, DaemonReport, StoredDaemon, SyncFigures};
-pub use failed_rows::{FailedFilter, FailedKey, FailedRow, RequestedRetry, RetryOutcome};
+pub use failed_rows::{Discard, FailedFilter, FailedKey, FailedRow, FailedRowDetail, RequestedRetry, RetryOutcome};
 pub use proofs::{BY_SCHEDULE, Proof};
 pub use tables::{CopyPhase, PublishedChanges, TableChange, TableMode, TableRecord, TableRecords, TableState};
 pub use verifications::{DifferentRow, ShownKey, VerifiedTable, Verify, VerifyArguments, VerifyProgress, VerifyState};

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `knots` | which tables are tried together |
 //! | `portions` | how many rows are tried together |
+//! | `rehearsal` | what a retry would come to |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,9 +29,12 @@ use super::tables::life::TableEvent;
 
 mod knots;
 mod portions;
+mod rehearsal;
 
 use knots::knots;
 use portions::Portions;
+
+pub use rehearsal::{RehearsedRow, rehearse};
 
 /// Due keys that are tried at once.
 const KEYS: u32 = 500;

@@ -8,6 +8,7 @@ mod claims;
 mod convergence;
 mod copying;
 mod gap;
+mod given_up;
 mod held;
 mod hostile;
 mod identities;

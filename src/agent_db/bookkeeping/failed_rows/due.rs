@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::row_values;
+use super::show::{FailedFilter, MATCHES};
 use crate::agent_db::bookkeeping::control::{Control, failed};
 use crate::agent_db::error::AgentError;
 use crate::change::{Key, Row, TableName};
@@ -25,8 +26,9 @@ pub struct FailedKey {
     pub reason: String,
 }
 
-/// Keys of a table that is not synchronised any more, or that is held, would stay due, and take the place of others.
-const SYNCHRONISED: &str = "EXISTS (SELECT FROM twinlog.tables t WHERE t.slot = f.slot \
+/// Keys of a table that is not synchronised any more, or that is held, would stay due, and take the place of others. So would those
+/// that a person has given up.
+const TRIED: &str = "f.discarded_at IS NULL AND EXISTS (SELECT FROM twinlog.tables t WHERE t.slot = f.slot \
                             AND t.schema_name = f.schema_name AND t.table_name = f.table_name AND t.state <> 'held')";
 
 /// Reasons that may be other rows' fault: foreign keys, unique and exclusion constraints, rows whose base is missing.
@@ -75,7 +77,7 @@ impl Control {
             .query(
                 &format!(
                     "SELECT schema_name, table_name, key, row_key, row_values, attempts, reason FROM twinlog.failed_rows f
-                     WHERE slot = $1 AND next_attempt_at <= now() AND {SYNCHRONISED}
+                     WHERE slot = $1 AND next_attempt_at <= now() AND {TRIED}
                      ORDER BY next_attempt_at, id LIMIT $2"
                 ),
                 &[&self.slot, &i64::from(limit)],
@@ -98,7 +100,7 @@ impl Control {
             .query(
                 &format!(
                     "SELECT schema_name, table_name, key, row_key, row_values, attempts, reason FROM twinlog.failed_rows f
-                     WHERE slot = $1 AND next_attempt_at > now() AND reason IN ({WAITING})
+                     WHERE slot = $1 AND next_attempt_at > now() AND discarded_at IS NULL AND reason IN ({WAITING})
                        AND (schema_name, table_name) IN (SELECT s, t FROM unnest($2::text[], $3::text[]) AS x(s, t))
                      ORDER BY last_attempt_at NULLS FIRST, id LIMIT $4"
                 ),
@@ -106,6 +108,48 @@ impl Control {
             )
             .await
             .map_err(failed("read the failed rows that wait"))?;
+        rows.iter().map(failed_key).collect()
+    }
+
+    /// Parked keys that match, the oldest first. Those that are discarded are meant only where rows are named.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn parked_keys(&self, filter: &FailedFilter, limit: u32) -> Result<Vec<FailedKey>, AgentError> {
+        let (schema, name) = filter.table_parts();
+        let key = filter.stored_key(self.encoding);
+        let rows = self
+            .client
+            .query(
+                &format!(
+                    "SELECT schema_name, table_name, key, row_key, row_values, attempts, reason FROM twinlog.failed_rows f
+                     WHERE {MATCHES} AND (discarded_at IS NULL OR $6) ORDER BY id LIMIT $7"
+                ),
+                &[&self.slot, &schema, &name, &key, &filter.id, &filter.names_rows(), &i64::from(limit)],
+            )
+            .await
+            .map_err(failed("read the failed rows"))?;
+        rows.iter().map(failed_key).collect()
+    }
+
+    /// Parked keys of some tables that are not discarded, those first whose last attempt was longest ago.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn tried_failed_rows(&self, tables: &[TableName], limit: u32) -> Result<Vec<FailedKey>, AgentError> {
+        let schemas: Vec<&str> = tables.iter().map(|table| &*table.schema).collect();
+        let names: Vec<&str> = tables.iter().map(|table| &*table.name).collect();
+        let rows = self
+            .client
+            .query(
+                "SELECT schema_name, table_name, key, row_key, row_values, attempts, reason FROM twinlog.failed_rows f
+                 WHERE slot = $1 AND discarded_at IS NULL
+                   AND (schema_name, table_name) IN (SELECT s, t FROM unnest($2::text[], $3::text[]) AS x(s, t))
+                 ORDER BY last_attempt_at NULLS FIRST, id LIMIT $4",
+                &[&self.slot, &schemas, &names, &i64::from(limit)],
+            )
+            .await
+            .map_err(failed("read the failed rows"))?;
         rows.iter().map(failed_key).collect()
     }
 
@@ -139,7 +183,7 @@ impl Control {
                 &format!(
                     "SELECT extract(epoch FROM min(next_attempt_at) - now())::float8 AS seconds
                      FROM twinlog.failed_rows f
-                     WHERE slot = $1 AND {SYNCHRONISED}"
+                     WHERE slot = $1 AND {TRIED}"
                 ),
                 &[&self.slot],
             )

@@ -57,6 +57,11 @@ impl From<&Refusal> for ParkReason {
 }
 
 impl ParkReason {
+    /// SQLSTATE, constraint and message.
+    pub(in crate::agent_db) fn parts(&self) -> (&str, Option<&str>, &str) {
+        (&self.code, self.constraint.as_deref(), &self.message)
+    }
+
     /// A partial image found no row to be laid over.
     pub(in crate::agent_db) fn missing_base() -> Self {
         Self {
@@ -109,7 +114,8 @@ impl ParkReason {
 }
 
 /// Later changes fold in as they do in memory: a partial image is laid over what is known, everything else replaces it.
-/// They are tried at once; a row that was just refused waits, unless all that it lacks is its base.
+/// They are tried at once; a row that was just refused waits, unless all that it lacks is its base. Who gave the row up did not
+/// know of this change.
 const PARK: &str = "
 INSERT INTO twinlog.failed_rows AS f (slot, schema_name, table_name, key, operation, image, reason, constraint_name,
     message, changes, first_lsn, last_lsn, next_attempt_at, row_values, row_key)
@@ -135,7 +141,7 @@ ON CONFLICT (slot, schema_name, table_name, key) DO UPDATE SET
     first_lsn = coalesce(f.first_lsn, EXCLUDED.first_lsn),
     last_lsn = coalesce(EXCLUDED.last_lsn, f.last_lsn),
     next_attempt_at = EXCLUDED.next_attempt_at,
-    row_values = EXCLUDED.row_values, row_key = EXCLUDED.row_key";
+    row_values = EXCLUDED.row_values, row_key = EXCLUDED.row_key, discarded_at = NULL";
 
 /// Each attempt waits twice as long as the one before, to the maximum, with jitter over the upper half.
 const REFUSE: &str = "

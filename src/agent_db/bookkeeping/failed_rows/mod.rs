@@ -4,16 +4,19 @@
 //! |---|---|
 //! | `entries` | written in the transaction of the rows: parked, folded, healed, refused again |
 //! | `fingerprint` | what parked rows have in common |
+//! | `discard` | given up by people |
 //! | `due` | read by the daemon: which keys are to be tried again, and when |
 //! | `row_values` | the values of a row whose table has no key |
 //! | `show` | read by people, who may ask for another attempt |
 
+mod discard;
 mod due;
 pub(in crate::agent_db) mod entries;
 mod fingerprint;
 mod row_values;
 mod show;
 
+pub use discard::Discard;
 pub use due::FailedKey;
 pub(in crate::agent_db) use fingerprint::Fingerprint;
-pub use show::{FailedFilter, FailedRow, RequestedRetry, RetryOutcome};
+pub use show::{FailedFilter, FailedRow, FailedRowDetail, RequestedRetry, RetryOutcome};
