@@ -96,8 +96,7 @@ impl CatalogWatch {
                 &self.refused,
             );
             let CatalogLook { change, faults } = match changed.await {
-                // Since version 16, Postgres locks each table to list those of a publication. One that is locked for long must not
-                // end the run of all.
+                // A table was locked just when its row filter was read. That must not end the run of all.
                 Err(error) if error.is_of_lock() => continue,
                 look => look?,
             };

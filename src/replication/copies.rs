@@ -65,6 +65,8 @@ pub(super) struct Copies {
     pub(super) shared: Arc<dyn TableSettings>,
     /// What new tables wait for.
     pub(super) older: OlderTransactions,
+    /// The Site DB's version, as `server_version_num`.
+    pub(super) version: i32,
 }
 
 /// What to do about a copy that failed.
@@ -289,7 +291,8 @@ impl Copies {
         }
         let selection = Selection::new(&self.settings.tables).ok()?;
         let source = Source::connect(&self.settings.site, "twinlog copy").await.ok()?;
-        let faults = publication::faults(source.client(), &self.settings.publication, &selection).await;
+        let publication = &self.settings.publication;
+        let faults = publication::faults(source.client(), publication, self.version, &selection).await;
         faults.ok()?.remove(table).map(|hold| hold.reason)
     }
 

@@ -149,7 +149,8 @@ impl Release {
         records: &TableRecords,
         held: Vec<&SourceTable>,
     ) -> Result<(), SyncError> {
-        let faults = match publication::faults(site.client(), &self.settings.publication, &self.selection).await {
+        let faults = publication::faults(site.client(), &self.settings.publication, self.version, &self.selection);
+        let faults = match faults.await {
             // See the watch over the catalog.
             Err(error) if error.is_of_lock() => return Ok(()),
             faults => faults?,

@@ -278,6 +278,7 @@ impl Daemon {
             visibility: Arc::clone(&visibility),
             shared: Arc::clone(&pipeline.tables),
             older: OlderTransactions::default(),
+            version: prepared.version,
         };
         let verification = Verification {
             settings: Arc::clone(&self.settings),

@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Row};
 
 use super::bounded;
 use super::error::SourceError;
+use super::published::sent;
 use super::selection::Selection;
 use crate::change::{Hold, HoldCause, TableName};
 use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
@@ -67,21 +68,17 @@ pub type Faults = BTreeMap<TableName, Hold>;
 pub(super) async fn candidates(
     client: &Client,
     publication: &str,
+    version: i32,
     selection: &Selection,
 ) -> Result<Vec<Candidate>, SourceError> {
+    let sent = sent(version);
     bounded::rows(
             client,
-            // A partition counts as its root. A root without partitions is not in pg_publication_tables, only in
-            // pg_publication_rel.
-            "WITH published AS MATERIALIZED ( \
-             SELECT coalesce(pg_catalog.pg_partition_root(vc.oid), vc.oid) AS oid FROM pg_catalog.pg_publication_tables v \
-             JOIN pg_catalog.pg_namespace vn ON vn.nspname = v.schemaname \
-             JOIN pg_catalog.pg_class vc ON vc.relname = v.tablename AND vc.relnamespace = vn.oid WHERE v.pubname = $1 \
+            // A partition counts as its root. Nothing is sent of a root without partitions: it is in pg_publication_rel alone.
+            &format!("WITH RECURSIVE {sent}, published AS MATERIALIZED ( \
+             SELECT coalesce(pg_catalog.pg_partition_root(sent.oid), sent.oid) AS oid FROM sent \
              UNION SELECT r.prrelid FROM pg_catalog.pg_publication_rel r \
              JOIN pg_catalog.pg_publication rp ON rp.oid = r.prpubid WHERE rp.pubname = $1), \
-             published_alone AS MATERIALIZED (SELECT vc.oid FROM pg_catalog.pg_publication_tables v \
-             JOIN pg_catalog.pg_namespace vn ON vn.nspname = v.schemaname \
-             JOIN pg_catalog.pg_class vc ON vc.relname = v.tablename AND vc.relnamespace = vn.oid WHERE v.pubname = $1), \
              roots AS MATERIALIZED (WITH RECURSIVE tree (oid, root) AS ( \
              SELECT p.partrelid, p.partrelid FROM pg_catalog.pg_partitioned_table p \
              JOIN pg_catalog.pg_class pc ON pc.oid = p.partrelid WHERE NOT pc.relispartition \
@@ -116,8 +113,8 @@ pub(super) async fn candidates(
              LEFT JOIN roots o ON o.oid = c.oid AND c.relispartition LEFT JOIN pg_catalog.pg_class rc ON rc.oid = o.root \
              LEFT JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace \
              WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence IN ('p', 'u') \
-             AND NOT (c.relispartition AND c.oid IN (SELECT a.oid FROM published_alone a)) \
-             AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2",
+             AND NOT (c.relispartition AND c.oid IN (SELECT sent.oid FROM sent)) \
+             AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2"),
             &[&publication],
             "list the tables",
             |row| Ok(candidate(row).filter(|candidate| candidate.is_selected(selection))),

@@ -1,6 +1,6 @@
 //! What a publication sends, read from the Site DB's catalog: each table with its columns, types, keys and filter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio_postgres::{Client, Row};
@@ -8,10 +8,19 @@ use tokio_postgres::{Client, Row};
 use super::bounded;
 use super::error::SourceError;
 use super::marks;
+use super::published::{WITH_COLUMN_LISTS, sent};
 use super::selection::Selection;
 use super::table::SourceTable;
 use crate::change::{Identity, RelationId, SourceFacts, TableName};
 use crate::postgres::keys::operator_schemas;
+
+/// The tables that are both published and selected.
+#[derive(Debug)]
+pub(super) struct PublishedTables {
+    pub(super) tables: BTreeMap<TableName, SourceTable>,
+    /// Those of them whose row filter is not known, since they are locked. They are not in `tables`.
+    pub(super) unread: BTreeSet<TableName>,
+}
 
 /// The tables that are both published and selected. `version` is the server's `server_version_num`.
 ///
@@ -22,36 +31,39 @@ pub(super) async fn published_tables(
     publication: &str,
     version: i32,
     selection: &Selection,
-) -> Result<BTreeMap<TableName, SourceTable>, SourceError> {
+) -> Result<PublishedTables, SourceError> {
     let (sql, action) = (statement(version), "read the publication's tables");
-    let read = |row: &Row| source_table(row).map(|table| selection.takes(&table.table).then_some(table));
-    let tables = bounded::rows(client, &sql, &[&publication], action, read).await?;
-    Ok(tables.into_iter().map(|table| (table.table.clone(), table)).collect())
+    let read = |row: &Row| {
+        let table = source_table(row)?;
+        let is_unread = row.get::<_, bool>("filtered") && table.row_filter.is_none();
+        Ok(selection.takes(&table.table).then_some((table, is_unread)))
+    };
+    let found = bounded::rows(client, &sql, &[&publication], action, read).await?;
+    let (unread, tables): (Vec<_>, Vec<_>) = found.into_iter().partition(|(_, is_unread)| *is_unread);
+    Ok(PublishedTables {
+        tables: tables
+            .into_iter()
+            .map(|(table, _)| (table.table.clone(), table))
+            .collect(),
+        unread: unread.into_iter().map(|(table, _)| table.table).collect(),
+    })
 }
 
-/// The query for the server's version: column lists, row filters and publications of whole schemas came with 15; since
-/// 18 a publication may send generated columns, and its column list says whether it does.
+/// The query for the server's version.
 fn statement(version: i32) -> String {
-    let (columns, filter, schemas) = if version >= 150_000 {
-        (
-            "p.attnames::text[]",
-            "p.rowfilter",
-            "(SELECT s.oid FROM pg_catalog.pg_publication_namespace s \
-             WHERE s.pnpubid = b.oid AND s.pnnspid = c.relnamespace)",
-        )
+    let schemas = if version >= WITH_COLUMN_LISTS {
+        "(SELECT s.oid FROM pg_catalog.pg_publication_namespace s \
+         WHERE s.pnpubid = b.oid AND s.pnnspid = c.relnamespace)"
     } else {
-        ("NULL::text[]", "NULL::text", "NULL")
+        "NULL"
     };
-    let generated = if version >= 180_000 {
-        "true"
-    } else {
-        "a.attgenerated = ''"
-    };
+    let sent = sent(version);
     let operators = operator_schemas("c.oid");
     let marks = marks::columns(schemas);
     format!(
-        "SELECT c.oid AS relation_id, p.schemaname::text AS schema_name, p.tablename::text AS table_name, \
-         {filter} AS row_filter, c.relkind = 'p' AS partitioned, c.reltuples::bigint AS estimated_rows, \
+        "WITH RECURSIVE {sent} \
+         SELECT c.oid AS relation_id, n.nspname::text AS schema_name, c.relname::text AS table_name, \
+         sent.row_filter AS row_filter, sent.filtered AS filtered, c.relkind = 'p' AS partitioned, c.reltuples::bigint AS estimated_rows, \
          pg_catalog.array_agg(a.attname::text ORDER BY a.attnum) AS columns, \
          pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, -1) ORDER BY a.attnum) AS types, \
          pg_catalog.array_agg(pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum) AS declared, \
@@ -85,12 +97,10 @@ fn statement(version: i32) -> String {
          (SELECT x.relid FROM pg_catalog.pg_partition_ancestors(c.oid) x))), {schemas}, \
          b.pubinsert, b.pubupdate, b.pubdelete, b.pubtruncate, b.pubviaroot) \
          FROM pg_catalog.pg_publication b WHERE b.pubname = $1) AS membership, {operators} AS operators, {marks} \
-         FROM pg_catalog.pg_publication_tables p \
-         JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
-         JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
+         FROM sent JOIN pg_catalog.pg_class c ON c.oid = sent.oid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
-         AND ({columns} IS NULL OR a.attname::text = ANY ({columns})) AND {generated} \
-         WHERE p.pubname = $1 GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 2, 3"
+         AND a.attnum = ANY (sent.numbers) GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 2, 3"
     )
 }
 

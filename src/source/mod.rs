@@ -12,6 +12,7 @@
 //! | `selection` | which tables `sync.tables` selects |
 //! | `server` | what the server and our role there must allow |
 //! | [`publication`] | the publication: check, create, extend |
+//! | `published` | the relations that a publication sends, without a lock on any |
 //! | `candidates` | which of the selected tables can be replicated, and why not |
 //! | `catalog` | what the publication sends: tables, columns, types, keys, filters |
 //! | `marks` | traces in the catalog of what the log does not carry |
@@ -36,6 +37,7 @@ pub mod fence;
 mod marks;
 mod parked_keys;
 pub mod publication;
+mod published;
 mod samples;
 mod selection;
 mod server;

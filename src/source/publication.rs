@@ -8,14 +8,14 @@ use tokio_postgres::Client;
 use tracing::info;
 
 use super::candidates::{Candidate, Faults, add_statement, candidates};
-use super::catalog::published_tables;
+use super::catalog::{PublishedTables, published_tables};
 use super::error::{SourceError, failed};
 use super::selection::Selection;
 use super::server::{check_role, check_server};
 use super::table::SourceTable;
-use crate::change::TableName;
+use crate::change::{Hold, HoldCause, TableName};
 use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED, READ_ONLY, is_of_its_table};
-use crate::postgres::{Refusal, SessionError, Side, quote_identifier};
+use crate::postgres::{Refusal, SessionError, Side, quote_identifier, quote_literal};
 
 /// The result of [`prepare`]: the Site DB is ready for a stream.
 #[derive(Debug)]
@@ -40,8 +40,9 @@ pub struct Prepared {
 pub async fn prepare(client: &Client, publication: &str, selection: &Selection) -> Result<Prepared, SourceError> {
     let version = check_server(client).await?;
     check_role(client).await?;
-    let (faults, refused) = Box::pin(ensure_publication(client, publication, selection)).await?;
-    let tables = published_tables(client, publication, version, selection).await?;
+    let (mut faults, refused) = Box::pin(ensure_publication(client, publication, version, selection)).await?;
+    let PublishedTables { tables, unread } = published_tables(client, publication, version, selection).await?;
+    faults.extend(unread.into_iter().map(with_unread_filter));
     if tables.is_empty() {
         return Err(nothing(faults, selection));
     }
@@ -73,9 +74,10 @@ pub async fn published(
 async fn ensure_publication(
     client: &Client,
     publication: &str,
+    version: i32,
     selection: &Selection,
 ) -> Result<(Faults, BTreeSet<TableName>), SourceError> {
-    let wanted = candidates(client, publication, selection).await?;
+    let wanted = candidates(client, publication, version, selection).await?;
     wait_for_locks(client, LOCK_TIMEOUT).await?;
     let (mut faults, mut lacking) = (Faults::new(), Vec::new());
     let mut refused = BTreeSet::new();
@@ -302,8 +304,13 @@ fn faults_of(wanted: &[Candidate], publication: &str, selection: &Selection) -> 
 ///
 /// # Errors
 /// A statement failed.
-pub async fn faults(client: &Client, publication: &str, selection: &Selection) -> Result<Faults, SourceError> {
-    let wanted = candidates(client, publication, selection).await?;
+pub async fn faults(
+    client: &Client,
+    publication: &str,
+    version: i32,
+    selection: &Selection,
+) -> Result<Faults, SourceError> {
+    let wanted = candidates(client, publication, version, selection).await?;
     Ok(faults_of(&wanted, publication, selection))
 }
 
@@ -358,12 +365,32 @@ pub async fn changed(
     known: &BTreeMap<TableName, SourceTable>,
     refused: &BTreeSet<TableName>,
 ) -> Result<CatalogLook, SourceError> {
-    let published = published_tables(client, publication, version, selection).await?;
-    let wanted = candidates(client, publication, selection).await?;
+    let PublishedTables { mut tables, unread } = published_tables(client, publication, version, selection).await?;
+    let wanted = candidates(client, publication, version, selection).await?;
+    let mut faults = faults_of(&wanted, publication, selection);
+    for table in unread {
+        // While it is locked, nobody else changes it; what its owner does is seen when the lock is gone.
+        if let Some(known) = known.get(&table) {
+            tables.insert(table, known.clone());
+        } else {
+            faults.extend([with_unread_filter(table)]);
+        }
+    }
     Ok(CatalogLook {
-        change: change(published, &wanted, selection, known, refused),
-        faults: faults_of(&wanted, publication, selection),
+        change: change(tables, &wanted, selection, known, refused),
+        faults,
     })
+}
+
+/// The fault of a table that is locked, so that its row filter can't be read.
+fn with_unread_filter(table: TableName) -> (TableName, Hold) {
+    let reason = format!(
+        "table {table} of the Site DB is locked, so its row filter in the publication can't be read — on the Site DB, see who \
+         has locked it, and end that transaction, or wait: SELECT pid, mode, granted FROM pg_locks WHERE relation = \
+         {}::regclass AND mode = 'AccessExclusiveLock';",
+        quote_literal(&table.quoted())
+    );
+    (table, Hold::new(HoldCause::Locked, reason))
 }
 
 fn change(

@@ -205,12 +205,17 @@ FROM pg_catalog.pg_stat_activity a WHERE a.pid = $1 AND a.state = 'active'";
 async fn scan_time(client: &Client, tables: &[&TableName]) -> Duration {
     let names: Vec<String> = tables.iter().map(|table| quote_literal(&table.quoted())).collect();
     let sizes = format!(
-        "SELECT coalesce(sum(pg_catalog.pg_table_size(t.relid)), 0)::bigint
-         FROM unnest(ARRAY[{}]::regclass[]) AS named(root), pg_catalog.pg_partition_tree(named.root) AS t",
+        "WITH RECURSIVE t (oid) AS (SELECT unnest(ARRAY[{}]::pg_catalog.regclass[])::pg_catalog.oid \
+         UNION SELECT i.inhrelid FROM t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid) \
+         SELECT coalesce(sum(pg_catalog.pg_table_size(t.oid::pg_catalog.regclass)), 0)::bigint FROM t",
         names.join(", ")
     );
-    let size = tokio::time::timeout(QUERY_TIMEOUT, client.query_one(&sizes, &[])).await;
-    let bytes = match size {
+    // The size of a table that is locked is waited for: the session has to cancel a statement soon.
+    let asked = async {
+        client.batch_execute("SET lock_timeout = 1000").await?;
+        client.query_one(&sizes, &[]).await
+    };
+    let bytes = match tokio::time::timeout(QUERY_TIMEOUT, asked).await {
         Ok(Ok(row)) => row.get::<_, i64>(0).unsigned_abs(),
         Ok(Err(_)) | Err(_) => 0,
     };

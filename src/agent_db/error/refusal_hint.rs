@@ -59,10 +59,13 @@ const LOCKS: &str = "FROM pg_locks l LEFT JOIN pg_locks x ON x.virtualtransactio
 /// Locks that keep rows of a table from being written.
 const STRONG: &str = "l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')";
 
-/// A lock of the table, or of a partition of it.
+/// A lock of the table, or of a partition of it. Not by `pg_partition_tree`, which would wait for the lock as well.
 fn is_of(table: &TableName) -> String {
     let table = quote_literal(&table.quoted());
-    format!("(l.relation = {table}::regclass OR l.relation IN (SELECT relid FROM pg_partition_tree({table})))")
+    format!(
+        "l.relation IN (WITH RECURSIVE t (oid) AS (SELECT {table}::regclass::oid UNION ALL SELECT i.inhrelid FROM t JOIN \
+         pg_inherits i ON i.inhparent = t.oid) SELECT oid FROM t)"
+    )
 }
 
 /// Finds who has locked a table, or a partition of it.

@@ -29,6 +29,7 @@ mod outages;
 mod outside_log;
 mod pooler;
 mod program;
+mod published;
 mod renames;
 mod resync;
 mod setup;

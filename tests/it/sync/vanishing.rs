@@ -31,9 +31,12 @@ async fn tables_that_are_dropped_while_the_catalog_is_read_are_passed_over() {
         .await
         .unwrap();
     let selection = Selection::new(&["public.*".to_owned()]).unwrap();
+    let version: i32 = (databases.site.value("current_setting('server_version_num')").await)
+        .parse()
+        .unwrap();
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_secs(3) {
-        publication::faults(source.client(), "all_of_them", &selection)
+        publication::faults(source.client(), "all_of_them", version, &selection)
             .await
             .unwrap();
     }
