@@ -9,6 +9,7 @@ use crate::change::{Key, Relation};
 use crate::postgres::Condition;
 use crate::postgres::keys::{execute_with_operators, operator_schemas};
 use crate::postgres::quote::{quote_columns, where_clause};
+use crate::postgres::row_digest::widest;
 
 /// One table's keys in the Agent DB.
 #[derive(Debug)]
@@ -61,7 +62,10 @@ impl<'a> AgentKeys<'a> {
             agent,
             relation,
             table: if partitioned { table } else { format!("ONLY {table}") },
-            types: types.iter().map(|row| row.get(0)).collect(),
+            types: (types.iter())
+                .map(|row| row.get::<_, String>(0))
+                .map(|kind| widest(&kind).map_or(kind, str::to_owned))
+                .collect(),
             operators: operators.get(0),
             filter,
         })

@@ -26,10 +26,35 @@ pub struct DigestedTable {
     pub table: String,
     /// Its columns that are compared.
     pub columns: Vec<DigestedColumn>,
-    /// The columns of its key, quoted, with their types.
-    pub key: Vec<(String, String)>,
+    /// The columns of its key.
+    pub key: Vec<DigestedKey>,
     /// Only rows that meet all of these, on the alias `t`.
     pub filters: Vec<String>,
+}
+
+/// A column of the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DigestedKey {
+    /// Its name, quoted.
+    pub name: String,
+    /// Its type as `format_type` shows it, without length.
+    pub kind: String,
+    /// Its type as it stands in a statement.
+    pub cast: String,
+}
+
+impl DigestedKey {
+    /// The type to cast the bounds of a range to. Either side can read any integer of the other one as the largest type.
+    #[must_use]
+    pub fn bound_type(&self) -> &str {
+        widest(&self.kind).unwrap_or(&self.cast)
+    }
+}
+
+/// The largest type of integers, if this is one: each server compares all of them with one another, and uses indexes for that.
+#[must_use]
+pub fn widest(kind: &str) -> Option<&'static str> {
+    INTEGERS.contains(&kind).then_some("bigint")
 }
 
 /// A column that is compared.
@@ -37,7 +62,7 @@ pub struct DigestedTable {
 pub struct DigestedColumn {
     /// Its name, quoted.
     pub name: String,
-    /// Its type, without length.
+    /// Its type as `format_type` shows it, without length.
     pub kind: String,
     /// Whether its values are hashed as what they are; else as texts.
     hashed_natively: bool,
@@ -119,7 +144,7 @@ impl DigestedTable {
                 .key
                 .iter()
                 .zip(&other.key)
-                .all(|((_, one), (_, other))| is_alike(one, other))
+                .all(|(one, other)| is_alike(&one.kind, &other.kind))
     }
 
     /// Has values hashed as what they are where both sides have the same type.
@@ -149,7 +174,7 @@ impl DigestedTable {
     /// The last key of a range of so many rows; no row where there are not so many.
     #[must_use]
     pub fn bound(&self, after: bool, upto: bool, rows: u64) -> String {
-        let names: Vec<String> = self.key.iter().map(|(name, _)| format!("t.{name}")).collect();
+        let names: Vec<String> = self.key.iter().map(|key| format!("t.{}", key.name)).collect();
         let texts: Vec<String> = names.iter().map(|name| format!("{name}::text")).collect();
         format!(
             "SELECT ARRAY[{}] AS key FROM {} t {} ORDER BY {} OFFSET {} LIMIT 1",
@@ -162,14 +187,14 @@ impl DigestedTable {
     }
 
     fn within(&self, after: bool, upto: bool) -> String {
-        let names: Vec<String> = self.key.iter().map(|(name, _)| format!("t.{name}")).collect();
+        let names: Vec<String> = self.key.iter().map(|key| format!("t.{}", key.name)).collect();
         let names = names.join(", ");
         let mut filters = self.filters.clone();
         let mut first = 1;
         for (wanted, operator) in [(after, ">"), (upto, "<=")] {
             if wanted {
                 let casts: Vec<String> = (self.key.iter().enumerate())
-                    .map(|(part, (_, kind))| format!("${}::text::{kind}", first + part))
+                    .map(|(part, key)| format!("${}::text::{}", first + part, key.bound_type()))
                     .collect();
                 filters.push(format!("({names}) {operator} ({})", casts.join(", ")));
                 first += self.key.len();
@@ -188,7 +213,11 @@ mod tests {
             table: "ONLY \"public\".\"t\"".to_owned(),
             columns: vec![DigestedColumn::new("a", "bigint"), DigestedColumn::new("b", "numeric")],
             key: (kinds.iter().enumerate())
-                .map(|(index, kind)| (format!("\"k{index}\""), (*kind).to_owned()))
+                .map(|(index, kind)| DigestedKey {
+                    name: format!("\"k{index}\""),
+                    kind: (*kind).to_owned(),
+                    cast: (*kind).to_owned(),
+                })
                 .collect(),
             filters: vec!["(a > 0)".to_owned()],
         }

@@ -23,6 +23,7 @@ use crate::lsn::Lsn;
 use crate::postgres::connect::{CutLater, connect_bounded};
 use crate::postgres::keys::execute_with_operators;
 use crate::postgres::quote::{quote_columns, where_clause};
+use crate::postgres::row_digest::widest;
 use crate::postgres::{self, Condition, Side};
 
 /// A fence or a chunk that takes longer than this is stuck (a lock on the table, a dead network), not slow.
@@ -165,7 +166,10 @@ impl Source {
             let casts: Vec<_> = key
                 .iter()
                 .enumerate()
-                .map(|(index, (_, kind))| format!("${}::text::{kind}", parameters.len() + index + 1))
+                .map(|(index, (_, kind))| {
+                    let kind = widest(kind).unwrap_or(kind);
+                    format!("${}::text::{kind}", parameters.len() + index + 1)
+                })
                 .collect();
             let names: Vec<_> = key.iter().map(|(name, _)| format!("t.{name}")).collect();
             filters.push(format!("({}) {operator} ({})", names.join(", "), casts.join(", ")));
@@ -198,11 +202,31 @@ impl Source {
         Ok(chunk)
     }
 
-    /// Reads the rows that have one of the keys.
+    /// Reads the rows that have one of the keys. No row has a key that can't be read as the table's types.
     ///
     /// # Errors
     /// A statement failed.
     pub async fn read_keys(
+        &self,
+        table: &SourceTable,
+        relation: &Relation,
+        keys: &[Key],
+        columns: Columns,
+    ) -> Result<ChunkRows, SourceError> {
+        match self.read_readable_keys(table, relation, keys, columns).await {
+            Err(error) if error.is_of_a_value() => {}
+            read => return read,
+        }
+        let readable = self.readable(&key_columns(table, relation), keys).await?;
+        let few: Vec<Key> = readable.iter().filter_map(|&at| keys.get(at).cloned()).collect();
+        let mut read = self.read_readable_keys(table, relation, &few, columns).await?;
+        for found in &mut read.found_by {
+            *found = readable.get(*found).copied().unwrap_or(*found);
+        }
+        Ok(read)
+    }
+
+    async fn read_readable_keys(
         &self,
         table: &SourceTable,
         relation: &Relation,
@@ -374,7 +398,7 @@ pub(super) fn key_query(
     let matches: Vec<_> = key
         .iter()
         .zip(&names)
-        .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{kind}"))
+        .map(|((name, kind), wanted)| format!("t.{name} = k.{wanted}::{}", widest(kind).unwrap_or(kind)))
         .collect();
     let sql = format!(
         "SELECT {list}, k.__twinlog_asked FROM {} t JOIN ROWS FROM ({}) WITH ORDINALITY AS k({}, __twinlog_asked) ON {} {}",
@@ -391,7 +415,7 @@ pub(super) fn key_query(
 }
 
 /// A part of a key as text. Keys are UTF-8, so this loses nothing.
-fn text_of(part: Option<&Bytes>) -> String {
+pub(super) fn text_of(part: Option<&Bytes>) -> String {
     part.map(|part| String::from_utf8_lossy(part).into_owned())
         .unwrap_or_default()
 }

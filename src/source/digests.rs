@@ -7,7 +7,7 @@ use super::chunks::Source;
 use super::error::{SourceError, failed};
 use super::table::{SourceTable, key_columns};
 use crate::change::{Key, Relation};
-use crate::postgres::row_digest::{Digest, DigestedColumn, DigestedTable};
+use crate::postgres::row_digest::{Digest, DigestedColumn, DigestedKey, DigestedTable};
 
 impl SourceTable {
     /// How ranges of it are digested.
@@ -24,7 +24,13 @@ impl SourceTable {
                     DigestedColumn::new(name, kind.map_or("", String::as_str))
                 })
                 .collect(),
-            key: key_columns(self, relation),
+            key: (key_columns(self, relation).into_iter())
+                .map(|(name, kind)| DigestedKey {
+                    name,
+                    cast: kind.clone(),
+                    kind,
+                })
+                .collect(),
             filters: self.filters(None)?,
         })
     }

@@ -99,6 +99,11 @@ impl SourceError {
         }
     }
 
+    /// Whether the server could not read a value as its type, or something else was one row's own.
+    pub(super) fn is_of_a_value(&self) -> bool {
+        matches!(self, Self::Session(SessionError::Refused { refusal, .. }) if refusal.disposition() == Disposition::Row)
+    }
+
     /// The error of reading a row of this table: names it, where the row is more than the server can print.
     pub(super) fn of_row(self, table: &TableName) -> Self {
         match &self {

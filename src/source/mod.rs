@@ -7,6 +7,7 @@
 //! | `counted` | the same for tables whose rows are counted |
 //! | `digests` | digests of ranges of rows |
 //! | `parked_keys` | rows of several tables by their keys, under one snapshot |
+//! | `readable_keys` | which keys of the Agent DB its types can be |
 //! | [`fence`] | the marks in the log, as messages |
 //! | [`snapshot`] | what a snapshot sees |
 //! | `selection` | which tables `sync.tables` selects |
@@ -38,6 +39,7 @@ mod marks;
 mod parked_keys;
 pub mod publication;
 mod published;
+mod readable_keys;
 mod samples;
 mod selection;
 mod server;

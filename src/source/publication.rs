@@ -66,7 +66,7 @@ pub async fn published(
     selection: &Selection,
 ) -> Result<BTreeMap<TableName, SourceTable>, SourceError> {
     let version = check_server(client).await?;
-    published_tables(client, publication, version, selection).await
+    Ok(published_tables(client, publication, version, selection).await?.tables)
 }
 
 /// Creates the publication, or adds the tables that it lacks. Returns the selected tables that can't be replicated,

@@ -18,7 +18,7 @@ use crate::agent_db::difference::{Difference, DifferenceKind};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Key, Operation, Row, TableDescription};
 use crate::config::DatabaseUrl;
-use crate::postgres::row_digest::{Digest, DigestedColumn, DigestedTable};
+use crate::postgres::row_digest::{Digest, DigestedColumn, DigestedKey, DigestedTable};
 use crate::postgres::session_settings::SessionKind;
 use crate::postgres::{Side, connect};
 use crate::retry::Disposition;
@@ -64,6 +64,30 @@ impl Comparer {
         Ok(row.get("encoding"))
     }
 
+    /// What the table is in both databases, opaque: it differs after another table got its name, or it got other columns.
+    /// `site`: what it is in the Site DB.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn identity(&self, site: &str) -> Result<String, AgentError> {
+        let table = &self.target.relation.table;
+        let row = self
+            .client
+            .query_opt(
+                "SELECT pg_catalog.hashtextextended(pg_catalog.concat_ws(' ', $1::text, c.oid, (SELECT pg_catalog.string_agg(
+                     pg_catalog.concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod), ',' ORDER BY a.attnum)
+                     FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped))
+                     COLLATE pg_catalog.\"C\", 0)::text AS identity
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                 WHERE n.nspname = $2 AND c.relname = $3",
+                &[&site, &&*table.schema, &&*table.name],
+            )
+            .await
+            .map_err(|source| AgentError::from_driver("read the catalog", Some(table), source))?;
+        // Without the table: nothing that it was before.
+        Ok(row.map_or_else(String::new, |row| row.get("identity")))
+    }
+
     /// How ranges of the table are digested here.
     #[must_use]
     pub fn digested(&self) -> DigestedTable {
@@ -72,11 +96,15 @@ impl Comparer {
         DigestedTable {
             table: self.target.only(),
             columns: (relation.columns.iter().zip(&self.target.columns))
-                .map(|(name, column)| DigestedColumn::new(name, &column.cast))
+                .map(|(name, column)| DigestedColumn::new(name, &column.kind))
                 .collect(),
             key: keys
                 .filter_map(|&key| self.target.columns.get(key))
-                .map(|column| (column.name.clone(), column.cast.clone()))
+                .map(|column| DigestedKey {
+                    name: column.name.clone(),
+                    kind: column.kind.clone(),
+                    cast: column.cast.clone(),
+                })
                 .collect(),
             filters: Vec::new(),
         }

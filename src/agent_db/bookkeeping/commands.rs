@@ -331,6 +331,22 @@ impl Control {
         Ok(changed > 0)
     }
 
+    /// Whether a command is still wanted: nobody has ended it.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn is_wanted(&self, id: i64) -> Result<bool, AgentError> {
+        let row = self
+            .client
+            .query_opt(
+                "SELECT FROM twinlog.commands WHERE slot = $1 AND id = $2 AND state IN ('requested', 'running')",
+                &[&self.slot, &id],
+            )
+            .await
+            .map_err(failed("read the command"))?;
+        Ok(row.is_some())
+    }
+
     /// Ends a command, unless that was done before: well, or with what went wrong.
     ///
     /// # Errors

@@ -113,6 +113,26 @@ impl Control {
             .collect())
     }
 
+    /// Removes the rows of verifications that the daemon asked itself for and that are done, but for the last ones and those that
+    /// have the keys of what `twinlog.proofs` says.
+    ///
+    /// # Errors
+    /// The statement's or the connection's.
+    pub async fn forget_scheduled(&self) -> Result<(), AgentError> {
+        self.client
+            .execute(
+                "DELETE FROM twinlog.commands c USING (
+                     SELECT id FROM twinlog.commands WHERE slot = $1 AND kind = 'verify' AND arguments->>'by' = $2
+                         AND state IN ('done', 'failed') ORDER BY id DESC OFFSET $3) old
+                 WHERE c.id = old.id AND NOT EXISTS (
+                     SELECT FROM twinlog.proofs p WHERE p.slot = $1 AND p.command_id = old.id)",
+                &[&self.slot, &BY_SCHEDULE, &MOST_SCHEDULED],
+            )
+            .await
+            .map_err(failed("remove old verifications"))?;
+        Ok(())
+    }
+
     /// How long ago the daemon asked itself for a verification; `None`: never.
     ///
     /// # Errors
@@ -131,6 +151,9 @@ impl Control {
         Ok(age.map(|age| Duration::try_from_secs_f64(age).unwrap_or_default()))
     }
 }
+
+/// Rows of verifications by the schedule that are kept: a month's, where there is one each day.
+const MOST_SCHEDULED: i64 = 30;
 
 /// Who asked, where the daemon asked itself.
 pub const BY_SCHEDULE: &str = "sync.verify_every";

@@ -62,6 +62,8 @@ pub struct VerifiedTable {
     pub phase: Option<String>,
     /// The pass goes on after this key.
     pub last_key: Option<String>,
+    /// What the table was in both databases when it began, opaque: the place is one in that table alone.
+    pub of: Option<String>,
     /// When it began, in seconds since 1970: rows are proved as of no earlier time.
     pub began: i64,
     /// Rows of the Site DB that were compared.

@@ -54,9 +54,11 @@ pub(super) struct ColumnFacts {
     pub base_type: String,
     /// The same as it stands in a statement, whatever the search path.
     pub cast: String,
-    /// The base type as a value is stored in it, as it stands in a statement. With its length, but not where an assignment
-    /// refuses what a cast cuts.
+    /// The base type as a value is stored in it, as it stands in a statement. With its length, but not for bits: an assignment
+    /// refuses what a cast cuts or fills up.
     pub stored_type: String,
+    /// See [`Column::blanks`](super::target::Column::blanks).
+    pub blanks: Option<&'static str>,
     /// The base type with its length.
     pub declared_type: String,
     /// `GENERATED ALWAYS AS (…)`.
@@ -164,7 +166,7 @@ WITH RECURSIVE base (attnum, type, length) AS (
 SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type,
        n.nspname AS type_schema, t.typname AS type_name, CASE
            WHEN n.nspname OPERATOR(pg_catalog.=) 'pg_catalog' AND t.typname OPERATOR(pg_catalog.=) ANY
-               ('{varchar,_varchar,bit,_bit,varbit,_varbit}') THEN -1 ELSE b.length END AS length,
+               ('{bit,_bit,varbit,_varbit}') THEN -1 ELSE b.length END AS length,
        pg_catalog.format_type(b.type, b.length) AS with_length,
        a.attgenerated OPERATOR(pg_catalog.<>) '' AS generated,
        a.attidentity OPERATOR(pg_catalog.=) 'a' AS identity_always,
@@ -283,6 +285,7 @@ impl ColumnFacts {
             base_type: row.get("base_type"),
             cast: qualified(row.get("type_schema"), row.get("type_name")),
             stored_type: stored(row),
+            blanks: blanks(row),
             declared_type: row.get("with_length"),
             generated: row.get("generated"),
             identity_always: row.get("identity_always"),
@@ -295,6 +298,18 @@ impl ColumnFacts {
             deterministic: row.get("deterministic"),
             enumerated: row.get("enumerated"),
         }
+    }
+}
+
+/// An assignment to `char(n)` or `varchar(n)` cuts blanks at the end and refuses what else is too long; a cast cuts anything.
+fn blanks(row: &Row) -> Option<&'static str> {
+    if row.get::<_, i32>("length") < 0 || row.get::<_, &str>("type_schema") != "pg_catalog" {
+        return None;
+    }
+    match row.get("type_name") {
+        "varchar" | "bpchar" => Some("pg_catalog.bpchar"),
+        "_varchar" | "_bpchar" => Some("pg_catalog._bpchar"),
+        _ => None,
     }
 }
 

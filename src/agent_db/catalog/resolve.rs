@@ -118,8 +118,10 @@ fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &RowKey) 
         }
         columns.push(Column {
             name: quote_identifier(name),
+            kind: column.base_type.clone(),
             cast: column.cast.clone(),
             stored: column.stored_type.clone(),
+            blanks: column.blanks,
             identity_always: column.identity_always,
             in_key: matches!(key, RowKey::Columns(key) if key.contains(&position)),
             alike: column.deterministic && is_spelled_one_way(&column.base_type),

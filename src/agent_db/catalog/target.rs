@@ -34,10 +34,14 @@ pub(in crate::agent_db) struct Target {
 pub(in crate::agent_db) struct Column {
     /// Its name, quoted.
     pub name: String,
-    /// The type to cast its text to: the base type of a domain, without a length limit.
+    /// The base type of a domain, without a length limit, as it is shown.
+    pub kind: String,
+    /// The type to cast its text to: the same as it stands in a statement.
     pub cast: String,
-    /// The type whose value prints as a stored one does: with its length where an assignment would round or pad.
+    /// The type whose value prints as a stored one does: with its length where an assignment would round, pad or cut.
     pub stored: String,
+    /// Where an assignment cuts blanks alone and a cast cuts anything: the type in which blanks at the end do not count.
+    pub blanks: Option<&'static str>,
     /// `GENERATED ALWAYS AS IDENTITY`: can be inserted (OVERRIDING SYSTEM VALUE) but never updated.
     pub identity_always: bool,
     /// Part of the primary key.
@@ -56,6 +60,18 @@ pub(in crate::agent_db) struct Lookup {
 }
 
 impl Column {
+    /// The value that an assignment of `value`, an expression, stores; where it refuses the value, one that no column holds.
+    pub(in crate::agent_db) fn as_stored(&self, value: &str) -> String {
+        let Self { cast, stored, .. } = self;
+        let Some(blanks) = self.blanks else {
+            return format!("{value}::{stored}");
+        };
+        format!(
+            "CASE WHEN {value}::{stored}::{blanks} COLLATE pg_catalog.\"C\" OPERATOR(pg_catalog.=) {value}::{cast}::{blanks} \
+             THEN {value}::{stored} ELSE {value}::{cast} END"
+        )
+    }
+
     /// Whether an UPDATE of a row that keeps its key may set it.
     pub(in crate::agent_db) const fn is_settable(&self) -> bool {
         !self.identity_always && !self.in_key

@@ -36,12 +36,12 @@ pub(in crate::agent_db::apply) fn expected(target: &Target, compared: Compared) 
         let _ = write!(sql, "t.{}", column(target, index).name);
     });
     list(&mut should, columns.iter().enumerate(), |sql, (position, &index)| {
-        let _ = write!(sql, "x.c{}::{}", keys + position, column(target, index).stored);
+        sql.push_str(&column(target, index).as_stored(&format!("x.c{}", keys + position)));
     });
     list(&mut differs, columns.iter().enumerate(), |sql, (position, &index)| {
         let column = column(target, index);
         let is = printed(&format!("t.{}", column.name));
-        let should = printed(&format!("x.c{}::{}", keys + position, column.stored));
+        let should = printed(&column.as_stored(&format!("x.c{}", keys + position)));
         let _ = write!(sql, "{is} OPERATOR(pg_catalog.<>) {should}");
     });
     let mut sql = format!(

@@ -227,7 +227,7 @@ pub(super) fn given(target: &Target) -> String {
 fn text_of(target: &Target, value: impl Fn(usize) -> String) -> String {
     let mut row = String::new();
     list(&mut row, target.columns.iter().enumerate(), |sql, (index, column)| {
-        let _ = write!(sql, "{}::{}", value(index), column.stored);
+        sql.push_str(&column.as_stored(&value(index)));
     });
     format!("ROW({row})::pg_catalog.text COLLATE pg_catalog.\"C\"")
 }

@@ -91,7 +91,7 @@ fn as_sent(sql: &mut String, target: &Target, columns: &[usize], first: usize) {
             let column = column(target, index);
             (
                 format!("t.{}", column.name),
-                format!("x.c{}::{}", first + position, column.stored),
+                column.as_stored(&format!("x.c{}", first + position)),
             )
         }),
     );

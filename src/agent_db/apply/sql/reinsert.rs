@@ -46,7 +46,7 @@ pub(super) fn reinsert(target: &Target, present: &[bool], rows: Reinserted) -> S
             let column = column(target, index);
             (
                 format!("t.{}", column.name),
-                format!("x.c{}::{}", keys + at, column.cast),
+                column.as_stored(&format!("x.c{}", keys + at)),
             )
         });
         same(&mut sql, pairs);

@@ -177,8 +177,10 @@ mod tests {
     fn target() -> Target {
         let column = |name: &str, cast: &str, identity_always, in_key| Column {
             name: format!("\"{name}\""),
+            kind: cast.into(),
             cast: cast.into(),
             stored: cast.into(),
+            blanks: None,
             identity_always,
             in_key,
             alike: false,

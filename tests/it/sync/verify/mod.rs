@@ -1,5 +1,9 @@
 //! `twinlog verify`: exactly what differs, while both databases are written, and nothing else; and its repair.
 
+mod interrupted;
+mod keys;
+mod unproved;
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -363,7 +367,7 @@ async fn a_daemon_that_dies_in_a_repair_loses_nothing_and_the_report_is_whole() 
         twins
             .on_agent("DELETE FROM notes WHERE id % 100 = 3; UPDATE notes SET n = NULL WHERE id % 100 = 4; INSERT INTO notes VALUES (5000)")
             .await;
-        let mut dying = twins.launch_with(&format!("{point}=3*off->return(abort)"));
+        let mut dying = twins.launch_with(&format!("{point}=return(abort)"));
         dying.until_flowing().await;
         let daemon =
             "SELECT count(*) FROM twinlog.daemon WHERE state = 'streaming' AND reported_at > now() - interval '1.5 s'";

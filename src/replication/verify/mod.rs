@@ -1,14 +1,23 @@
 //! Serves the commands that `twinlog verify` writes into `twinlog.commands`: one at a time, table by table, page by page.
 //!
 //! A page's result is stored in the command's row, with the place of the next page, before the next page is read: a command
-//! goes on there after a restart. Whoever ends its row (Ctrl-C) has it given up at the next page. With `repair`, differences are
+//! goes on there after a restart, if the table is the same in both databases. Whoever ends its row (Ctrl-C) has it given up
+//! within a second. With `repair`, differences are
 //! stored before they are repaired, so the report has them also where the daemon dies in between; the page is then verified
-//! once more, and what is left of them repaired.
+//! once more, and what is left of them repaired. Only what is equal once it is compared again counts as repaired.
 //!
 //! By `sync.verify_every` the daemon asks itself, slowly; what people ask for comes first. What was found last of each table is
 //! in `twinlog.proofs`, and in metrics.
 //!
+//! | file | its job |
+//! |---|---|
+//! | `served` | a command that is served: its progress, whether it is still wanted |
+//! | `pages` | one attempt to verify a table, page by page |
+//!
 //! Not here: how rows are compared (`copy::verify`).
+
+mod pages;
+mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,16 +29,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agent_db::{
-    AgentError, CommandKind, Comparer, Control, Difference, TableRecord, TableRecords, TableSettings, TableState,
-    VerifiedTable, Verify, VerifyState,
+    AgentError, CommandKind, Control, TableRecord, TableRecords, TableSettings, TableState, VerifiedTable, VerifyState,
 };
 use crate::change::TableName;
-use crate::copy::{ChunkReader, ChunkRegistry, CopyError, CopyPlace, ForeignRows, TableVerifier};
-use crate::failpoint;
+use crate::copy::{ChunkRegistry, CopyError};
 use crate::postgres::{SessionError, Side};
 use crate::retry::{Disposition, backoff};
 use crate::shutdown;
-use crate::source::{Source, SourceError, SourceTable, Visibility};
+use crate::source::{SourceError, SourceTable, Visibility};
+
+use served::{Goes, Served};
 
 use super::error::SyncError;
 use super::resync::named;
@@ -40,12 +49,6 @@ use super::stream::requests::StreamRequests;
 
 /// How often commands are looked for. They are noticed sooner, by `NOTIFY`.
 const TICK: Duration = Duration::from_secs(1);
-
-/// How often progress is stored while nothing is found.
-const STORE_EVERY: Duration = Duration::from_millis(500);
-
-/// Rows of a range whose digests are compared: some tens of milliseconds.
-const RANGE_ROWS: u32 = 50_000;
 
 /// First and longest wait before a page that could not be verified is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -67,55 +70,11 @@ pub(super) struct Verification {
     pub(super) shared: Arc<dyn TableSettings>,
 }
 
-/// Whether a command goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Goes {
-    On,
-    /// It was ended by somebody, or the daemon stops.
-    NoFurther,
-}
-
 /// A table may be verified, can't be, or not yet.
 enum Readiness {
     Ready,
     NotYet,
     Held(String),
-}
-
-/// A command that is served.
-struct Served<'a> {
-    control: &'a Control,
-    id: i64,
-    verify: Verify,
-    stored: Instant,
-}
-
-impl Served<'_> {
-    fn table(&mut self, at: usize) -> Option<&mut VerifiedTable> {
-        self.verify.progress.tables.get_mut(at)
-    }
-
-    /// Forgets what was found of a table: it is not the same any more.
-    fn begin_anew(&mut self, at: usize) {
-        if let Some(table) = self.table(at) {
-            table.begin_anew(OffsetDateTime::now_utc().unix_timestamp());
-        }
-    }
-
-    /// Stores the progress; tells whether the command goes on: it is still wanted, and nobody waits for another one.
-    async fn store(&mut self) -> Result<Goes, SyncError> {
-        if is_scheduled(&self.verify) && self.control.open_commands().await?.iter().any(is_of_person) {
-            let kind = CommandKind::Verify(self.verify.clone());
-            self.control.command_progress(self.id, &kind).await?;
-            return Ok(Goes::NoFurther);
-        }
-        let kind = CommandKind::Verify(self.verify.clone());
-        self.stored = Instant::now();
-        Ok(match self.control.command_progress(self.id, &kind).await? {
-            true => Goes::On,
-            false => Goes::NoFurther,
-        })
-    }
 }
 
 impl Verification {
@@ -192,6 +151,9 @@ impl Verification {
             }
         }
         command.control.finish_command(command.id, Ok(())).await?;
+        if is_scheduled(&command.verify) {
+            command.control.forget_scheduled().await?;
+        }
         let (equal, id) = (command.verify.progress.is_equal(), command.id);
         info!(command = id, equal, "verify done");
         Ok(())
@@ -323,103 +285,6 @@ impl Verification {
         }
     }
 
-    /// Verifies a table's pages from where it stopped.
-    async fn verify_pages(
-        &self,
-        command: &mut Served<'_>,
-        at: usize,
-        table: &SourceTable,
-        stop: &CancellationToken,
-    ) -> Result<Goes, SyncError> {
-        let source = Source::connect(&self.settings.site, "twinlog verify").await?;
-        let who = format!("the verification of {}", table.table);
-        let on_wait = &|wait| self.status.set_wait(&who, wait);
-        self.visibility.wait(source.client(), stop, on_wait).await?;
-        let relation = self.requests.resolve(table.description()).await?;
-        let agent = Comparer::connect(&self.settings.agent, &table.description()).await?;
-        let reader = ChunkReader {
-            chunks: &self.chunks,
-            source: &source,
-            table,
-            relation: &relation,
-            foreign_rows: if self.shared.is_shared(&table.table) {
-                ForeignRows::Keep
-            } else {
-                ForeignRows::Delete
-            },
-        };
-        let (repair, rate) = (command.verify.arguments.repair, command.verify.arguments.rate);
-        // A page takes no more than a second at the rate that is asked for, so that it can be given up.
-        let at_most = |rows: u32| rows.min(rate.unwrap_or(rows)).max(1);
-        let (limit, range) = (at_most(self.settings.copies.chunk_rows), at_most(RANGE_ROWS));
-        let verifier = TableVerifier::new(reader, &agent, limit, range).await?;
-        let Some(shown) = command.table(at) else {
-            return Ok(Goes::On);
-        };
-        shown.estimated = Some(table.estimated_rows).filter(|&rows| rows >= 0);
-        let (phase, last_key) = shown.place();
-        let mut next = Some(CopyPlace { phase, last_key });
-        while let Some(place) = next {
-            let began = Instant::now();
-            let page = tokio::select! {
-                () = stop.cancelled() => return Ok(Goes::NoFurther),
-                page = Box::pin(verifier.page(&place)) => page?,
-            };
-            if self.add(command, at, &page.differences, repair).await? == Goes::NoFurther {
-                return Ok(Goes::NoFurther);
-            }
-            if repair && !page.differences.is_empty() {
-                verifier.repair(&page.differences).await?;
-                failpoint::reach(failpoint::name::REPAIR_AFTER_WRITE);
-            }
-            next = page.next;
-            let Some(shown) = command.table(at) else {
-                return Ok(Goes::On);
-            };
-            shown.rows += page.rows;
-            shown.parked += page.parked;
-            shown.repaired += std::mem::take(&mut shown.repairing);
-            if let Some(place) = &next {
-                shown.set_place(place.phase, place.last_key.as_ref());
-            }
-            let is_due = !page.differences.is_empty() || command.stored.elapsed() >= STORE_EVERY;
-            if is_due && command.store().await? == Goes::NoFurther {
-                return Ok(Goes::NoFurther);
-            }
-            if !shutdown::sleep(pause(page.rows, rate, began.elapsed()), stop).await {
-                return Ok(Goes::NoFurther);
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => Ok(Goes::NoFurther),
-            settled = Box::pin(verifier.settle()) => {
-                settled?;
-                Ok(Goes::On)
-            }
-        }
-    }
-
-    /// Counts a page's differences; stores them before they are repaired.
-    async fn add(
-        &self,
-        command: &mut Served<'_>,
-        at: usize,
-        differences: &[Difference],
-        repair: bool,
-    ) -> Result<Goes, SyncError> {
-        let interrupted = command.table(at).is_some_and(|table| table.repairing > 0);
-        if differences.is_empty() && !interrupted {
-            return Ok(Goes::On);
-        }
-        let before = command.table(at).map_or(0, |table| table.differing());
-        command.verify.progress.add(at, differences);
-        let Some(shown) = command.table(at).filter(|_| repair) else {
-            return Ok(Goes::On);
-        };
-        shown.repairing += shown.differing() - before;
-        command.store().await
-    }
-
     fn readiness(&self, table: &TableName) -> Readiness {
         let records = self.records();
         let reason = |record: &TableRecord| record.detail.clone().unwrap_or_else(|| "it is held".to_owned());
@@ -433,14 +298,6 @@ impl Verification {
             },
         }
     }
-}
-
-/// How long to wait after a page so that no more rows are read than asked for.
-fn pause(rows: u64, rate: Option<u32>, took: Duration) -> Duration {
-    let Some(rate) = rate.filter(|&rate| rate > 0) else {
-        return Duration::ZERO;
-    };
-    Duration::from_secs_f64(rows as f64 / f64::from(rate)).saturating_sub(took)
 }
 
 /// Whether the error is one of reading a table, and no other table has to wait for it.
@@ -474,24 +331,6 @@ fn told(table: &TableName, shown: &VerifiedTable) {
         None if shown.is_equal() => info!(%table, rows, repaired, "a table is verified: equal in both databases"),
         None => {
             warn!(%table, rows, missing, extra, different, parked, repaired, "a table is not equal in both databases");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_takes_as_long_as_its_rate_says() {
-        let took = Duration::from_millis(200);
-        for (rows, rate, expected) in [
-            (1000, None, 0),
-            (1000, Some(1000), 800),
-            (100, Some(1000), 0),
-            (1000, Some(0), 0),
-        ] {
-            assert_eq!(pause(rows, rate, took), Duration::from_millis(expected));
         }
     }
 }

@@ -19,7 +19,12 @@
 //! So the stream waits only for the few rows that changed just then. A key that is parked is not compared but counted, as its
 //! entry says what it lacks.
 
+mod both_sides;
+mod ranges;
+
 use std::sync::Arc;
+
+use both_sides::Ranges;
 
 use super::compare::only_in_agent;
 use super::error::CopyError;
@@ -27,8 +32,7 @@ use super::reader::{COUNTED_PAGE, ChunkReader, ForeignRows};
 use super::step::CopyPlace;
 use crate::agent_db::{AgentKeys, AgentRows, Comparer, Comparison, CopyPhase, Difference, DifferenceKind};
 use crate::change::{Change, Key, Operation, Origin, Row};
-use crate::postgres::row_digest::DigestedTable;
-use crate::retry::Disposition;
+use crate::failpoint;
 
 /// Verifies one table, page by page.
 #[derive(Debug)]
@@ -44,26 +48,6 @@ pub struct TableVerifier<'a> {
     range_rows: u32,
 }
 
-/// How ranges are digested in both databases.
-#[derive(Debug)]
-struct Ranges {
-    site: DigestedTable,
-    agent: DigestedTable,
-}
-
-/// The keys after one, up to and with another one.
-#[derive(Debug, Clone, Copy)]
-struct Range<'k> {
-    after: Option<&'k Key>,
-    upto: Option<&'k Key>,
-}
-
-/// A range of at most so many rows of the Site DB is not divided.
-const SMALL: u64 = 1000;
-
-/// Into so many parts a range is divided that differs.
-const PARTS: u64 = 16;
-
 /// What the Agent DB has of the table, page by page.
 #[derive(Debug)]
 enum AgentPages<'a> {
@@ -76,6 +60,8 @@ enum AgentPages<'a> {
 pub struct VerifiedPage {
     /// Rows of the Site DB that it has.
     pub rows: u64,
+    /// Rows and keys that were read in the Site DB for it, some of them several times.
+    pub read: u64,
     /// Where the Agent DB differs.
     pub differences: Vec<Difference>,
     /// Suspected keys that are parked: what they lack, their entries say.
@@ -106,15 +92,8 @@ impl<'a> TableVerifier<'a> {
                 limit,
             )
         };
-        let mut ranges = Ranges {
-            site: reader.table.digested(relation)?,
-            agent: agent.digested(),
-        };
-        ranges.site.agree(&mut ranges.agent);
-        let is_alike =
-            ranges.site.is_sorted_as(&ranges.agent) && reader.source.encoding().await? == agent.encoding().await?;
         Ok(Self {
-            ranges: Some(ranges).filter(|_| is_alike),
+            ranges: Ranges::of(&reader, agent).await?,
             range_rows,
             reader,
             agent,
@@ -154,11 +133,12 @@ impl<'a> TableVerifier<'a> {
         }
     }
 
-    /// Writes what differs as the Site DB has it, in the stream's order. Returns once that is durable.
+    /// Writes what differs as the Site DB has it, in the stream's order. Once that is durable, compares it again and returns what
+    /// still differs: the Agent DB may refuse the rows, or change them.
     ///
     /// # Errors
     /// A read failed, or the stream ended: some of it may be written.
-    pub async fn repair(&self, differences: &[Difference]) -> Result<(), CopyError> {
+    pub async fn repair(&self, differences: &[Difference]) -> Result<Comparison, CopyError> {
         let rows: Vec<Row> = differences
             .iter()
             .filter_map(|difference| difference.row.clone())
@@ -171,137 +151,21 @@ impl<'a> TableVerifier<'a> {
             .filter(|difference| difference.row.is_none())
             .map(|difference| difference.key.clone())
             .collect();
-        for keys in keys.chunks(usize::try_from(self.limit).unwrap_or(usize::MAX).max(1)) {
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX).max(1);
+        for keys in keys.chunks(limit) {
             self.reader.repair_keys(keys).await?;
         }
-        Ok(())
-    }
-
-    /// The page after a key: a range.
-    async fn range_page(
-        &self,
-        ranges: &Ranges,
-        keys: &AgentKeys<'_>,
-        after: Option<&Key>,
-    ) -> Result<VerifiedPage, CopyError> {
-        let rows = u64::from(self.range_rows);
-        let upto = self.reader.source.bound(&ranges.site, after, None, rows).await?;
-        let mut page = VerifiedPage::default();
-        let range = Range {
-            after,
-            upto: upto.as_ref(),
-        };
-        self.range(ranges, keys, range, &mut page).await?;
-        if page.next.is_none() {
-            page.next = upto.map(in_rows);
+        failpoint::reach(failpoint::name::REPAIR_AFTER_WRITE);
+        let mut left = Comparison::default();
+        if !rows.is_empty() {
+            left = self.reader.compare_rows(&rows).await?;
         }
-        Ok(page)
-    }
-
-    /// Compares the digests of a range, and what is in it where they differ.
-    async fn range(
-        &self,
-        ranges: &Ranges,
-        keys: &AgentKeys<'_>,
-        range: Range<'_>,
-        page: &mut VerifiedPage,
-    ) -> Result<(), CopyError> {
-        let source = self.reader.source;
-        let Range { after, upto } = range;
-        let (site, agent) = tokio::join!(
-            source.digest(self.reader.table, &ranges.site, after, upto),
-            self.agent.digest(&ranges.agent, after, upto)
-        );
-        let site = site?;
-        match agent {
-            Ok(agent) if agent == site => {
-                page.rows += site.rows.unsigned_abs();
-                return Ok(());
-            }
-            // The Agent DB can't read the bound as its own type.
-            Err(error) if error.disposition() != Disposition::Row => return Err(error.into()),
-            Ok(_) | Err(_) => {}
+        for keys in keys.chunks(limit) {
+            let compared = self.reader.compare_keys(keys).await?;
+            left.differences.extend(compared.differences);
+            left.parked += compared.parked;
         }
-        let rows = site.rows.unsigned_abs();
-        if rows <= SMALL {
-            return self.small_range(ranges, keys, range, page).await;
-        }
-        let mut from = after.cloned();
-        loop {
-            let part = (rows / PARTS).max(SMALL);
-            let to = source.bound(&ranges.site, from.as_ref(), upto, part).await?;
-            let part = Range {
-                after: from.as_ref(),
-                upto: to.as_ref().or(upto),
-            };
-            Box::pin(self.range(ranges, keys, part, page)).await?;
-            // The page ends before the part does.
-            if page.next.is_some() {
-                return Ok(());
-            }
-            if to.is_none() || to.as_ref() == upto {
-                return Ok(());
-            }
-            from = to;
-        }
-    }
-
-    /// Compares the keys that the Agent DB has in a range, then the rows of the Site DB one by one. The page ends before the range
-    /// does where more keys than the limit are only in the Agent DB.
-    async fn small_range(
-        &self,
-        ranges: &Ranges,
-        keys: &AgentKeys<'_>,
-        Range { after, upto }: Range<'_>,
-        page: &mut VerifiedPage,
-    ) -> Result<(), CopyError> {
-        let end = match self.reader.foreign_rows {
-            ForeignRows::Keep => None,
-            ForeignRows::Delete => self.extras_between(ranges, keys, Range { after, upto }, page).await?,
-        };
-        let upto = end.as_ref().or(upto);
-        let mut from = after.cloned();
-        loop {
-            let rows = self.rows_between(from.as_ref(), upto).await?;
-            page.rows += rows.rows;
-            page.differences.extend(rows.differences);
-            page.parked += rows.parked;
-            match rows.last {
-                Some(last) if !rows.finished => from = Some(last),
-                _ => break,
-            }
-        }
-        page.next = end.map(in_rows);
-        Ok(())
-    }
-
-    /// Looks for keys of a range that only the Agent DB has. Returns the last one it has looked at where there are more of them
-    /// than a page may have.
-    async fn extras_between(
-        &self,
-        ranges: &Ranges,
-        keys: &AgentKeys<'_>,
-        Range { after, upto }: Range<'_>,
-        page: &mut VerifiedPage,
-    ) -> Result<Option<Key>, CopyError> {
-        // The Site DB must be able to read the key after which the next page begins.
-        let may_end = (ranges.site.key.iter().zip(&ranges.agent.key)).all(|((_, site), (_, agent))| site == agent);
-        let mut from = after.cloned();
-        let mut extras = 0;
-        loop {
-            let keys = keys.page_upto(from.as_ref(), upto, self.limit).await?;
-            let Some(last) = keys.last().map(Key::compact) else {
-                return Ok(None);
-            };
-            let comparison = self.extras_of(&keys).await?;
-            extras += comparison.differences.len();
-            page.differences.extend(comparison.differences);
-            page.parked += comparison.parked;
-            if may_end && extras >= usize::try_from(self.limit).unwrap_or(usize::MAX) {
-                return Ok(Some(last));
-            }
-            from = Some(last);
-        }
+        Ok(left)
     }
 
     /// The page after a key: rows that are compared one by one.
@@ -309,6 +173,7 @@ impl<'a> TableVerifier<'a> {
         let rows = self.rows_between(after, None).await?;
         Ok(VerifiedPage {
             rows: rows.rows,
+            read: rows.read,
             differences: rows.differences,
             parked: rows.parked,
             next: self.after_rows(rows.finished, rows.last),
@@ -334,11 +199,13 @@ impl<'a> TableVerifier<'a> {
         let suspects = self.agent.compare(&expected).await?;
         drop(expected);
         let suspects: Vec<Key> = suspects.into_iter().map(|suspect| suspect.key).collect();
+        let read_again = suspects.len() as u64;
         let mut comparison = self.compare_suspects(&suspects).await?;
         // Those are met among the keys that the Agent DB has.
         comparison.differences.retain(|difference| !is_extra(difference));
         Ok(ComparedRows {
             rows,
+            read: rows + read_again,
             differences: comparison.differences,
             parked: comparison.parked,
             finished: read.finished,
@@ -353,6 +220,7 @@ impl<'a> TableVerifier<'a> {
         comparison.differences.retain(|difference| !is_extra(difference));
         Ok(VerifiedPage {
             rows,
+            read: rows,
             next: self.after_rows(last.is_none(), last),
             ..page(comparison)
         })
@@ -373,6 +241,7 @@ impl<'a> TableVerifier<'a> {
         let keys = keys.page(after, self.limit).await?;
         let page = page(self.extras_of(&keys).await?);
         Ok(VerifiedPage {
+            read: keys.len() as u64,
             next: after_extras(keys.last()),
             ..page
         })
@@ -414,6 +283,7 @@ impl<'a> TableVerifier<'a> {
         comparison.differences.retain(is_extra);
         Ok(VerifiedPage {
             next,
+            read: agent.rows.len() as u64,
             ..page(comparison)
         })
     }
@@ -431,6 +301,8 @@ impl<'a> TableVerifier<'a> {
 /// Rows that were compared one by one.
 struct ComparedRows {
     rows: u64,
+    /// With those that were read again between fences.
+    read: u64,
     differences: Vec<Difference>,
     parked: u64,
     /// Whether no row follows.
