@@ -8,7 +8,8 @@
 //! | [`session_settings`] | the one list of settings that every session pins |
 //! | [`tls`] | what `sslmode` and `sslrootcert` mean |
 //! | [`sqlx_access()`] | the same for sqlx |
-//! | [`sqlx_tls`] | does TLS for sqlx |
+//! | [`sqlx_relay`] | carries sqlx's connections: TLS, and a bound on the memory that answers take |
+//! | `answer_bound` | that bound |
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what each SQLSTATE means |
 //! | [`quote`] | names in statements |
@@ -22,6 +23,7 @@
 //! Not here: statements for the Site DB (`source`, `site_db`) and the Agent DB (`agent_db`), and the replication connection
 //! (`wire`), which uses the same TLS and the same settings.
 
+mod answer_bound;
 pub mod condition;
 pub mod connect;
 pub mod diagnosis;
@@ -36,7 +38,7 @@ pub mod row_text;
 pub mod session_settings;
 pub mod sqlstate;
 pub mod sqlx_options;
-pub mod sqlx_tls;
+pub mod sqlx_relay;
 pub mod tls;
 pub mod waits;
 
@@ -44,11 +46,11 @@ pub use condition::{Condition, ConditionError};
 pub use connect::connect;
 pub use error::{RaisedBy, Refusal, SessionError, Side};
 pub use plain::connect_plain;
-pub use pooler::refuse_pooler;
+pub use pooler::{finds_pooler, refuse_pooler};
 pub use quote::{quote_identifier, quote_literal};
 pub use sqlstate::{DEADLOCK, disposition};
 pub use sqlx_options::sqlx_access;
-pub use sqlx_tls::SqlxAccess;
+pub use sqlx_relay::SqlxAccess;
 pub use tokio_postgres::{Client, Error as DriverError};
 
 /// Where the driver's log lines come from. At `debug` it prints the parameters of every statement.

@@ -1,16 +1,15 @@
 //! A database URL as options for sqlx, with the same meaning as for the other connections.
 //!
-//! Where the URL names authorities, TLS is not sqlx's: see [`super::sqlx_tls`]. Otherwise sqlx verifies certificates by the
-//! system's authorities itself. Where that differs from [`super::tls`]: a certificate that has only a CN is refused by
-//! `verify-full`. On other systems than Linux, sqlx trusts the system's authorities beside those of the file, and refuses a
-//! certificate that is marked as an authority even if it is in the file.
+//! On Linux, the connection and its TLS are not sqlx's: see [`super::sqlx_relay`]. On other systems they are. Where sqlx's TLS
+//! differs from [`super::tls`]: it trusts the system's authorities beside those of the file, refuses a certificate that is marked
+//! as an authority even if it is in the file, and `verify-full` refuses one that has only a CN.
 
 use std::path::Path;
 
 use secrecy::ExposeSecret;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::sqlx_tls::SqlxAccess;
+use super::sqlx_relay::SqlxAccess;
 use super::tls::SYSTEM_ROOTS;
 use crate::config::{DatabaseUrl, Host, SslMode};
 

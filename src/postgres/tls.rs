@@ -1,7 +1,7 @@
 //! TLS for Postgres: the one meaning of `sslmode` and `sslrootcert`, for all connections.
 //!
 //! Makes a rustls configuration that trusts what libpq would trust, and the hash that ties a SCRAM login to the
-//! certificate (channel binding). It opens no connection: [`super::connect()`], [`super::sqlx_tls`] and `wire` do.
+//! certificate (channel binding). It opens no connection: [`super::connect()`], [`super::sqlx_relay`] and `wire` do.
 //!
 //! | `sslmode` | without `sslrootcert` | with it |
 //! |---|---|---|

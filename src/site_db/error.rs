@@ -188,6 +188,9 @@ impl SiteError {
                 ),
                 "53100" => Some("the Site DB's disk is full: make room"),
                 "53300" => Some("raise max_connections on the Site DB or lower [site] max_connections"),
+                "53400" => Some(
+                    "the Site DB has reached a limit of its own, or its answers are longer than Twinlog takes (128 MB)",
+                ),
                 "25006" => Some("[site] url leads to a read-only standby: point it to the primary"),
                 "28P01" | "28000" => Some("the role or password in [site] url is not right"),
                 "3D000" => Some("the database in [site] url does not exist"),

@@ -31,7 +31,8 @@ impl Pool {
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(self.0.opening.options().clone());
-        let mut listener = PgListener::connect_with(&alone).await?;
+        let connected = PgListener::connect_with(&alone).await;
+        let mut listener = connected.map_err(|error| self.0.opening.explained(error))?;
         listener.listen(channel).await?;
         Ok(Listening {
             listener,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::store::Connection;
 use crate::config::DatabaseUrl;
 use crate::postgres::session_settings::pin_values;
-use crate::postgres::{SessionError, Side, SqlxAccess, refuse_pooler, sqlx_access};
+use crate::postgres::{SqlxAccess, finds_pooler, sqlx_access};
 
 /// How long opening may take, with TLS, login and the settings: a dozen round trips.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ const POOLER_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Opening {
     url: Arc<DatabaseUrl>,
-    access: SqlxAccess,
+    access: Arc<SqlxAccess>,
     /// Statements that are prepared on each new connection.
     prepared: fn() -> [&'static str; 3],
     /// The process's id in the Site DB's sessions.
@@ -65,7 +65,7 @@ impl Opening {
     ) -> Self {
         Self {
             // The driver would write a line for each slow statement: the health report says what is slow.
-            access: sqlx_access(url, "twinlog serve").without_statement_logging(),
+            access: Arc::new(sqlx_access(url, "twinlog serve").without_statement_logging()),
             url: Arc::new(url.clone()),
             prepared,
             process,
@@ -76,6 +76,11 @@ impl Opening {
     /// How connections are made.
     pub(super) fn options(&self) -> &PgConnectOptions {
         self.access.options()
+    }
+
+    /// The error of a connection that was made with these [`options`](Self::options).
+    pub(super) fn explained(&self, error: sqlx::Error) -> sqlx::Error {
+        self.access.explained(error)
     }
 
     /// # Errors
@@ -105,9 +110,13 @@ impl Opening {
 
     /// Asks whether a pooler shares the server's sessions between clients, and says so if one does.
     async fn look_for_pooler(&self) {
-        let (url, shared) = (Arc::clone(&self.url), self.shared_sessions.clone());
+        let (access, url, shared) = (
+            Arc::clone(&self.access),
+            Arc::clone(&self.url),
+            self.shared_sessions.clone(),
+        );
         let asked = tokio::spawn(async move {
-            if let Err(SessionError::Pooled { .. }) = refuse_pooler(Side::Site, &url).await {
+            if finds_pooler(&access, &url).await == Some(true) {
                 shared.cancel();
             }
         });

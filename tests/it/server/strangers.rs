@@ -281,6 +281,87 @@ async fn floods(listener: TcpListener, message: Vec<u8>, stop: tokio::sync::watc
     }
 }
 
+/// What a message of the server's begins with.
+fn header(tag: u8, bytes: usize) -> Vec<u8> {
+    let mut header = vec![tag];
+    header.extend(u32::try_from(bytes + 4).unwrap().to_be_bytes());
+    header
+}
+
+/// A server that takes every login, and answers the first statement without an end; each connection in another way.
+async fn answers_without_end(listener: TcpListener) {
+    const GIGABYTE: usize = 1_000_000_000;
+    let mut connections = 0;
+    while let Ok((mut stream, _)) = listener.accept().await {
+        connections += 1;
+        let way = connections % 5;
+        tokio::spawn(async move {
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request).await;
+            // AuthenticationOk, ReadyForQuery
+            let _ = stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await;
+            let _ = stream.read(&mut request).await;
+            let row = [header(b'D', 6), b"\0\x01\xff\xff\xff\xff".to_vec()].concat();
+            let mut parameter = 0_usize;
+            let mut piece = match way {
+                0 => header(b'D', GIGABYTE),
+                1 => header(b'E', GIGABYTE),
+                2 => header(b'T', GIGABYTE),
+                _ => Vec::new(),
+            };
+            loop {
+                if stream.write_all(&piece).await.is_err() {
+                    return;
+                }
+                piece = match way {
+                    0..=2 => vec![b'x'; 64 * 1024],
+                    3 => row.repeat(5000),
+                    _ => {
+                        let names = (parameter..parameter + 1000).flat_map(|number| {
+                            let text = format!("{number}\0{}\0", "x".repeat(60));
+                            [header(b'S', text.len()), text.into_bytes()].concat()
+                        });
+                        parameter += 1000;
+                        names.collect()
+                    }
+                };
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_answers_have_no_end_does_not_take_the_memory() {
+    // GIVEN a server, and a database that answers with a row, an error or a description of a gigabyte, with rows or with parameters
+    // without an end
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let database = tokio::spawn(answers_without_end(listener));
+    let config = harness::ConfigFile::with_urls(
+        &format!("postgres://x:x@127.0.0.1:{port}/x?sslmode=disable"),
+        "postgres://x@127.0.0.1:9/x",
+        "s",
+        &sections("http://127.0.0.1:9", "t"),
+    );
+    let mut process = harness::Process::start(&config, &["serve"], "");
+    process.wait_for_output("listening", SOON).await;
+    let http = harness::http_client();
+
+    // WHEN it asks THEN it answers all the same, and its memory is bounded
+    harness::holds_for("it answers", Duration::from_secs(3), || async {
+        let answer = http.get(config.admin("/healthz")).timeout(IN_TIME).send().await;
+        answer.map(|answer| assert_eq!(answer.status(), 200))
+    })
+    .await;
+    let peak = process.peak_mb();
+    eprintln!("{peak:?} MB");
+    assert!(peak.is_none_or(|peak| peak < 450), "{peak:?} MB");
+    process.terminate();
+    process.says("stopping").await;
+    process.wait(SOON * 2).await;
+    database.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_never_stops_sending_takes_neither_the_probes_nor_the_signals() {
     let notice = b"SWARNING\0VWARNING\0C01000\0Mcall +16505551234\0\0";
