@@ -1,6 +1,7 @@
 //! The calls that are passed on: method, shape of the path, parameters of the query, members of the body. Nothing else passes.
 //!
-//! README.md shows this table; a test compares the two.
+//! README.md shows this table; a test compares the two. Groups: <https://developers.facebook.com/documentation/business-messaging/whatsapp/groups/reference>,
+//! and Meta's OpenAPI file (<https://github.com/facebook/openapi>); that people can be added to a group is in the latter alone.
 
 use axum::http::Method;
 
@@ -54,6 +55,8 @@ const NOTHING: Query = &[];
 /// How the ids of groups begin: `capi_group:` in base64.
 const GROUP: &str = "Y2FwaV9ncm91cDo";
 const BLOCKED: Body = Body::Members(&["messaging_product", "block_users"]);
+const GROUP_CALL: Body = Body::Members(&["messaging_product"]);
+const JOIN_REQUESTS: Body = Body::Members(&["messaging_product", "join_requests"]);
 const FLOW: Body = Body::Members(&[
     "name",
     "categories",
@@ -96,7 +99,7 @@ pub(super) const TABLE: &[Allowed] = &[
     get("{number}/whatsapp_business_encryption", PAGE, "the key of its flows"),
     get("{number}/message_qrdls", PAGE, "QR codes"),
     get("{number}/message_qrdls/{code}", FIELDS, "a QR code"),
-    get("{number}/groups", PAGE, "its groups"),
+    get("{number}/groups", &[CURSOR], "its groups"),
     get(
         "{number}/message_history",
         &[CURSOR, &["message_id"]],
@@ -131,7 +134,7 @@ pub(super) const TABLE: &[Allowed] = &[
     get("{id}/assets", PAGE, "a flow's files"),
     get("{group}", FIELDS, "a group"),
     get("{group}/invite_link", FIELDS, "how people join a group"),
-    get("{group}/join_requests", PAGE, "who wants to join a group"),
+    get("{group}/join_requests", &[CURSOR], "who wants to join a group"),
     call(
         Verb::Post,
         "{number}/media",
@@ -202,6 +205,11 @@ pub(super) const TABLE: &[Allowed] = &[
         "a QR code",
     ),
     post(
+        "{number}/groups",
+        Body::Members(&["messaging_product", "subject", "description", "join_approval_mode"]),
+        "a new group",
+    ),
+    post(
         "{waba}/subscribed_apps",
         Body::Members(&[]),
         "webhooks to this server's app",
@@ -217,6 +225,19 @@ pub(super) const TABLE: &[Allowed] = &[
     ),
     post("{id}/publish", Body::Members(&[]), "publishing a flow"),
     post("{id}/deprecate", Body::Members(&[]), "ending a flow"),
+    post(
+        "{group}",
+        Body::Members(&[
+            "messaging_product",
+            "subject",
+            "description",
+            "profile_picture_file",
+            "file",
+        ]),
+        "a group's name and picture",
+    ),
+    post("{group}/invite_link", GROUP_CALL, "a new link instead of the old one"),
+    post("{group}/join_requests", JOIN_REQUESTS, "letting people join"),
     delete("{number}/block_users", NOTHING, BLOCKED, "unblocking"),
     delete("{number}/message_qrdls/{code}", NOTHING, Body::None, "a QR code"),
     delete(
@@ -226,6 +247,20 @@ pub(super) const TABLE: &[Allowed] = &[
         "templates",
     ),
     delete("{id}", &[&["phone_number_id"]], Body::None, "a medium or a flow"),
+    delete("{group}", NOTHING, Body::None, "a group"),
+    delete("{group}/invite_link", NOTHING, GROUP_CALL, "no link any more"),
+    delete(
+        "{group}/join_requests",
+        NOTHING,
+        JOIN_REQUESTS,
+        "not letting people join",
+    ),
+    delete(
+        "{group}/participants",
+        NOTHING,
+        Body::Members(&["messaging_product", "participants"]),
+        "removing people from a group",
+    ),
 ];
 
 /// What the first part of a path names.
@@ -267,7 +302,8 @@ impl Allowed {
     }
 }
 
-fn is_group(part: &str) -> bool {
+/// Whether a part of a path is the id of a group.
+pub(super) fn is_group(part: &str) -> bool {
     let rest = part.strip_prefix(GROUP).unwrap_or_default();
     (1..=128).contains(&rest.len())
         && rest
@@ -329,8 +365,11 @@ mod tests {
             (Method::GET, "Y2FwaV9ncm91cDoxOTUw/join_requests", true),
             (Method::GET, "Y2FwaV9ncm91cDo", false),
             (Method::GET, "Y2FwaV9ncm91cDoxOTUw/participants", false),
-            (Method::POST, "Y2FwaV9ncm91cDoxOTUw", false),
-            (Method::POST, "1065/groups", false),
+            (Method::DELETE, "Y2FwaV9ncm91cDoxOTUw/participants", true),
+            (Method::POST, "Y2FwaV9ncm91cDoxOTUw/participants", false),
+            (Method::POST, "Y2FwaV9ncm91cDoxOTUw/messages", false),
+            (Method::POST, "Y2FwaV9ncm91cDoxOTUw", true),
+            (Method::POST, "1065/groups", true),
             // Resumable uploads are an app's, and nothing tells whose app it is.
             (Method::POST, "1065/uploads", false),
             (Method::POST, "upload:MTphdHRhY2htZW50", false),

@@ -8,6 +8,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::allow_list::is_group;
 use super::owner::{Candidate, TokenReach};
 use super::{links, query};
 use crate::http::answer;
@@ -80,6 +81,11 @@ impl Call<'_> {
     /// One try. `None`: Meta knows the object, but it may be somebody else's.
     async fn try_with(&self, candidate: &Candidate<'_>, parts: &[&str]) -> Result<Option<PassedAnswer>, NoAnswer> {
         let account = &candidate.account.account;
+        let group = parts.first().is_some_and(|first| is_group(first));
+        // A group is a number's, and Meta can't be asked for the number's own.
+        if group && candidate.token != TokenReach::Own {
+            return Ok(None);
+        }
         let [_] = parts else {
             // What is below an object: Meta can't be asked for the number's own.
             if candidate.token == TokenReach::Others {
@@ -101,6 +107,7 @@ impl Call<'_> {
                 let may_pass = candidate.token != TokenReach::Others || is_unknown(&passed) || is_medium(&passed);
                 Ok(may_pass.then_some(passed))
             }
+            Method::DELETE if group => self.pass(account, parts, self.query).await.map(Some),
             Method::DELETE => {
                 // Of what the token reaches, only media and flows may be deleted, never a number or an account.
                 let look = self.look(account, parts, &own).await?;

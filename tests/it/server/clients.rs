@@ -348,8 +348,9 @@ async fn a_token_that_two_firms_share_shows_a_client_only_media_of_its_number() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_reads_its_groups_and_changes_none() {
+async fn a_client_reads_and_changes_its_groups_and_those_of_nobody_else() {
     const GROUP: &str = "Y2FwaV9ncm91cDoxOTUwNTU1MDA3OToxMjAzNjMzOTQzMjAdOTY0MTUZD";
+    const PARTICIPANTS: &str = "Y2FwaV9ncm91cDoxOTUwNTU1MDA3OToxMjAzNjMzOTQzMjAdOTY0MTUZD/participants";
     let firms = firms(vec![
         (
             "106540352242922/groups",
@@ -357,6 +358,7 @@ async fn a_client_reads_its_groups_and_changes_none() {
             json!({"data": {"groups": [{"id": GROUP}]}}),
         ),
         (GROUP, META_ONE, json!({"id": GROUP, "subject": "us"})),
+        (PARTICIPANTS, META_ONE, json!({"success": true})),
     ])
     .await;
     for (path, passes) in [
@@ -366,7 +368,50 @@ async fn a_client_reads_its_groups_and_changes_none() {
     ] {
         assert_eq!(firms.get(&path, TOKEN).await.status == 200, passes, "{path}");
     }
-    // Another firm's client does not find it.
+    for (method, path, body, passes) in [
+        (
+            "POST",
+            GROUP.to_owned(),
+            json!({"messaging_product": "whatsapp", "subject": "you"}),
+            true,
+        ),
+        ("POST", GROUP.to_owned(), json!({"text": {"body": "hello"}}), false),
+        (
+            "DELETE",
+            PARTICIPANTS.to_owned(),
+            json!({"participants": [{"user": "16505551234"}]}),
+            true,
+        ),
+        (
+            "POST",
+            PARTICIPANTS.to_owned(),
+            json!({"participants": [{"user": "16505551234"}]}),
+            false,
+        ),
+        (
+            "POST",
+            format!("{GROUP}/messages"),
+            json!({"text": {"body": "hello"}}),
+            false,
+        ),
+        ("DELETE", GROUP.to_owned(), json!({}), true),
+    ] {
+        let path = format!("/v26.0/{path}");
+        let ask = async |token| {
+            firms
+                .ask(method, &path, token, "application/json", body.to_string())
+                .await
+        };
+        let answer = ask(TOKEN).await;
+        assert_eq!(answer.status == 200, passes, "{method} {path} {body}");
+        // Another firm's client does not find it.
+        let answer = ask(OTHER_CLIENT).await;
+        assert!(
+            answer.status == 400 || (!passes && answer.status == 405),
+            "{path}: {}",
+            answer.status
+        );
+    }
     assert_eq!(firms.get(&format!("/v26.0/{GROUP}"), OTHER_CLIENT).await.status, 400);
     firms.server.stop().await;
 }
