@@ -133,3 +133,74 @@ async fn a_batch_whose_lead_is_merged_while_it_waits_begins_again_and_locks_all_
     let of_kept = format!("whatsapp_messages WHERE lead_id = '{kept}'");
     assert_eq!(site.count(&of_kept).await, 1);
 }
+
+/// A person's two leads, with different numbers of ours, that were merged.
+async fn merged_with_another_number() -> Site {
+    let site = Site::working().await;
+    site.deliver(&messages(&[said("1", Ids(Some("16505550001"), None))]))
+        .await;
+    site.deliver(&elsewhere("2", Ids(None, Some("US.1")))).await;
+    site.deliver(&messages(&[said("3", Ids(Some("16505550001"), Some("US.1")))]))
+        .await;
+    site.settle_people().await;
+    assert_eq!(site.count(LEADS).await, 1);
+    site
+}
+
+/// A message to another number of ours.
+fn elsewhere(wamid: &str, ids: Ids<'_>) -> Value {
+    let mut elsewhere = messages(&[said(wamid, ids)]);
+    elsewhere["metadata"]["phone_number_id"] = json!("999");
+    elsewhere
+}
+
+const UNDO: &str = "SELECT twinlog.undo_lead_merge(id) FROM lead_merges";
+
+#[tokio::test]
+async fn who_undoes_a_merge_does_not_wait_in_a_circle_with_a_report() {
+    // GIVEN leads that were merged, and a transaction that has locked a message of theirs, as for a report
+    let site = merged_with_another_number().await;
+    let (report, undo) = (site.db.site.connect().await, site.db.site.connect().await);
+    let lock = "BEGIN; SELECT FROM whatsapp_messages WHERE wamid = '2' FOR UPDATE";
+    report.batch_execute(lock).await.unwrap();
+    // WHEN the merge is undone, and the report's transaction goes on to the conversation
+    let undoing = tokio::spawn(async move { undo.batch_execute(UNDO).await });
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    site.db.until_site("the undo waits", waiting, "1").await;
+    report
+        .batch_execute(
+            "WITH held AS MATERIALIZED (SELECT conversation_id AS id, pg_advisory_xact_lock(hashtextextended(
+                'conversations:' || conversation_id, 0)) FROM whatsapp_messages WHERE wamid = '2')
+             UPDATE conversations c SET updated_at = now() FROM held WHERE c.id = held.id; COMMIT",
+        )
+        .await
+        .unwrap();
+    // THEN both are done
+    undoing.await.unwrap().unwrap();
+    assert_eq!(site.count(LEADS).await, 2);
+}
+
+#[tokio::test]
+async fn what_came_after_a_merge_stays_with_the_kept_lead_in_a_conversation_of_its_own() {
+    // GIVEN leads that were merged, and a message after that in a conversation that the other lead began
+    let site = merged_with_another_number().await;
+    site.deliver(&elsewhere("4", Ids(Some("16505550001"), None))).await;
+    // WHEN the merge is undone
+    site.db.on_site(UNDO).await;
+    // THEN each lead has its messages in conversations of its own
+    let filed = "SELECT string_agg(concat_ws(' ', m.wamid, l.wa_id, l.user_id, a.phone_number_id, c.unread_count), ', ' ORDER BY wamid)
+        FROM whatsapp_messages m JOIN conversations c ON c.id = m.conversation_id AND c.lead_id = m.lead_id AND c.merged_into IS NULL
+          JOIN leads l ON l.id = c.lead_id JOIN whatsapp_accounts a ON a.id = c.account_id";
+    let expected = format!("1 16505550001 {NUMBER} 2, 2 US.1 999 1, 3 16505550001 {NUMBER} 2, 4 16505550001 999 1");
+    assert_eq!(site.value(filed).await, expected);
+    let notified =
+        "notifications n JOIN whatsapp_messages m ON m.id = n.message_id WHERE n.conversation_id <> m.conversation_id";
+    assert_eq!(site.count(notified).await, 0);
+    // And once is enough.
+    let again = site.db.site.connect().await.batch_execute(UNDO).await.unwrap_err();
+    assert!(
+        again.as_db_error().unwrap().message().contains("not undone yet"),
+        "{again:?}"
+    );
+}
