@@ -105,6 +105,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("whatsapp.retry_initial_ms", ValueKind::Integer),
     ("whatsapp.retry_max_ms", ValueKind::Integer),
     ("whatsapp.hold_probe_ms", ValueKind::Integer),
+    ("whatsapp.ask_history_after_ms", ValueKind::Integer),
     ("whatsapp.accounts", ValueKind::Tables(ACCOUNT)),
     ("auth.jwt_secret", ValueKind::Secret),
     ("auth.jwt_keys", ValueKind::Text),

@@ -11,7 +11,7 @@ use super::settings::OutboxSettings;
 use super::shared::{Hold, Shared};
 use super::submit::{self, NewMessage, SubmitError, Submitted};
 use super::wait::Delivered;
-use super::{elsewhere, number, sweeper};
+use super::{elsewhere, history, number, sweeper};
 use crate::health::Health;
 use crate::provider::PhoneNumberId;
 use crate::realtime::EventLog;
@@ -39,6 +39,7 @@ impl Outbox {
             tasks.spawn(number::run(Arc::clone(&shared), Arc::clone(sender)));
         }
         tasks.spawn(elsewhere::run(Arc::clone(&shared), events.subscribe()));
+        tasks.spawn(history::run(Arc::clone(&shared)));
         tasks.spawn(sweeper::run(Arc::clone(&shared), health.component("outbox")));
         (Self(shared), tasks)
     }

@@ -4,6 +4,7 @@
 //! submit ─ commit pending ─ queue
 //!                             └ number task: lease, rate → claim (commit sending)
 //!                                 └ attempt: call the provider → commit outcome → wake waiters
+//! history: asks the provider about `unknown`
 //! sweeper: expired leases → unknown; clients that left → cancelled; gap metrics
 //! ```
 //!
@@ -48,6 +49,7 @@
 //! | `client` | notes that a client left before it had its answer |
 //! | `elsewhere` | wakes those whom a change of another process concerns |
 //! | `standing` | how a number stands, for the health report |
+//! | `history` | settles messages whose outcome is unknown by the provider's history |
 //! | `sweeper` | settles the messages of processes that died, measures the gaps |
 //! | `shared` | state that all these tasks share |
 
@@ -58,6 +60,7 @@ mod client;
 mod commit;
 mod elsewhere;
 mod handle;
+mod history;
 mod message_blame;
 mod number;
 mod outcome;

@@ -18,6 +18,8 @@ pub struct OutboxSettings {
     pub retry: RetryPolicy,
     /// How often one message of a held number is sent, to test whether the number can send again.
     pub hold_probe: Duration,
+    /// A message whose outcome has been unknown for this long is looked for in the provider's history.
+    pub ask_history_after: Duration,
 }
 
 /// A number to send for.

@@ -163,6 +163,11 @@ impl NumberStanding {
         });
     }
 
+    /// Whether this process sends for the number, as the Site DB said last.
+    pub(super) fn is_leased(&self) -> bool {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).leased
+    }
+
     /// Whether the provider is to be looked at.
     pub(super) fn look_due(&self, now: Instant) -> bool {
         let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,9 +4,11 @@
 //! `cloud` and a variant here.
 
 use secrecy::SecretString;
+use time::OffsetDateTime;
 
 use super::answer::{Answered, Looked};
 use super::cloud;
+use super::history::{HistoryEntry, HistoryError};
 use super::ids::PhoneNumberId;
 use super::outbound::Sending;
 
@@ -40,6 +42,17 @@ impl Account {
             Self::Cloud(account) => account.send(message).await,
         }
     }
+
+    /// The messages of the number to which something happened since then, by the provider's clock; they may be among others.
+    ///
+    /// # Errors
+    /// See [`HistoryError`]: then nothing is known.
+    pub async fn history(&self, since: OffsetDateTime) -> Result<Vec<HistoryEntry>, HistoryError> {
+        match self {
+            Self::Cloud(account) => account.history(since).await,
+        }
+    }
+
     /// Looks whether the provider answers for the number and takes its credential. Sends nothing.
     pub async fn look(&self) -> Looked {
         match self {

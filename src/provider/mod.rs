@@ -13,6 +13,7 @@
 //! | [`callback`] | a provider's webhooks: whether they are genuine, and their events |
 //! | [`refusal`] | why a provider refuses: its class, which decides what the sender does |
 //! | [`event`] | what a provider reports on its own: messages, statuses, changes of identity |
+//! | [`history`] | what a provider has of the messages that a number sent |
 //! | [`ids`] | the ids of our numbers, of messages and of users |
 //! | `copied` | a recipient as people copy it |
 //! | [`quoted`](quoted()) | a provider's words, made fit for a log line |
@@ -27,6 +28,7 @@ pub mod callback;
 pub mod cloud;
 mod copied;
 pub mod event;
+pub mod history;
 pub mod ids;
 pub mod opaque;
 pub mod outbound;

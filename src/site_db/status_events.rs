@@ -19,7 +19,7 @@ use super::locks::lock;
 use super::messages::{
     self, Addressed, Locked, LockedReport, MessageStatus, News, Problem, ProblemClass, ReportKey, ReportedStep, Taken,
 };
-use super::{SiteError, Transaction};
+use super::{Pool, SiteError, Transaction};
 use crate::provider::callback::class_of_stored_code;
 use crate::provider::event::{StatusReport, credible};
 use crate::provider::{AcceptedStatus, Code, ReportedStatus, Response, Wamid};
@@ -98,6 +98,37 @@ pub async fn record(tx: &mut Transaction<'_>, reports: &[ReceivedReport<'_>]) ->
     insert(tx, reports, &mut recorded).await?;
     apply(tx, reports, &locked, &mut recorded).await?;
     Ok(recorded)
+}
+
+/// Settles a message whose outcome is unknown by what the provider's history has of it: `reports`, all with this wamid. Returns the
+/// status that it shows now; `None` if it was settled before, or a row has this wamid by now.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn settle_unknown(
+    pool: &Pool,
+    account_id: Uuid,
+    message_id: Uuid,
+    wamid: &Wamid,
+    reports: &[StatusReport],
+) -> Result<Option<MessageStatus>, SiteError> {
+    let mut tx = pool.begin().await?;
+    lock(&mut tx, [wamid], []).await?;
+    if !messages::lock_unknown(&mut tx, message_id, wamid).await? {
+        return Ok(None);
+    }
+    let received_at = OffsetDateTime::now_utc();
+    let received: Vec<ReceivedReport<'_>> = reports
+        .iter()
+        .map(|report| ReceivedReport {
+            account_id,
+            received_at,
+            report,
+        })
+        .collect();
+    let recorded = record(&mut tx, &received).await?;
+    tx.commit().await?;
+    Ok(recorded.iter().rev().find_map(|one| one.changed_to))
 }
 
 /// Applies reports, and the orphans that they bring along, to their messages; sets [`Recorded::changed_to`].

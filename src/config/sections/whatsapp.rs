@@ -34,6 +34,8 @@ pub struct Whatsapp {
     pub retry_max: Duration,
     /// How often one message of a held number is tried.
     pub hold_probe: Duration,
+    /// A message whose outcome has been unknown for this long is looked for in Meta's history.
+    pub ask_history_after: Duration,
     /// The business numbers; at least one if the server runs, each once.
     pub accounts: Vec<Account>,
 }
@@ -65,6 +67,8 @@ pub(super) fn whatsapp(reader: &mut ValueReader<'_>, needed: bool) -> Option<Wha
     let max_attempts = reader.integer("whatsapp.max_attempts", 1..=100);
     let retry = reader.waits("whatsapp.retry_initial_ms", "whatsapp.retry_max_ms");
     let hold_probe = reader.milliseconds("whatsapp.hold_probe_ms", 1000..=86_400_000);
+    // Less than a second would ask before reports can come; Meta need not keep its history for longer than a day.
+    let ask_history_after = reader.milliseconds("whatsapp.ask_history_after_ms", 1000..=86_400_000);
     let accounts = accounts(reader, needed);
     let (retry_initial, retry_max) = retry?;
     Some(Whatsapp {
@@ -78,6 +82,7 @@ pub(super) fn whatsapp(reader: &mut ValueReader<'_>, needed: bool) -> Option<Wha
         retry_initial,
         retry_max,
         hold_probe: hold_probe?,
+        ask_history_after: ask_history_after?,
         accounts: accounts?,
     })
 }

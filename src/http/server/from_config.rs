@@ -70,6 +70,7 @@ impl Settings {
                     max: whatsapp.retry_max,
                 },
                 hold_probe: whatsapp.hold_probe,
+                ask_history_after: whatsapp.ask_history_after,
             },
             inbox: InboxSettings {
                 retention: Some(config.retention),

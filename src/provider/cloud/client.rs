@@ -291,6 +291,10 @@ impl Account {
         self.client.media.allows(link)
     }
 
+    pub(super) fn version(&self) -> &str {
+        &self.client.version
+    }
+
     pub(super) const fn client(&self) -> &Client {
         &self.client
     }

@@ -26,6 +26,7 @@
 pub mod answer;
 pub mod client;
 pub mod error;
+pub mod history;
 pub mod json_strings;
 pub mod media;
 mod media_hosts;

@@ -21,6 +21,7 @@
 //! | `claim` | due messages claimed, expired and abandoned ones swept |
 //! | `outcomes` | what the provider's answers and reports change |
 //! | `read` | found, shown, counted |
+//! | `unsettled` | those of which it is not known whether the provider has them |
 
 mod claim;
 mod fold;
@@ -31,6 +32,7 @@ mod read;
 mod status;
 mod submit;
 pub(crate) mod transition;
+mod unsettled;
 mod write;
 
 pub use claim::{Claim, Claimed, Wanted, claim, claim_probe, give_back, sweep_abandoned, sweep_expired};
@@ -43,11 +45,13 @@ pub use problem::{Problem, ProblemClass};
 pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, numbers_of, standing};
 pub use status::MessageStatus;
 pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};
+pub use unsettled::{UNSETTLED, Unsettled, known_wamids, unsettled};
 pub use write::{Medium, Repeated, received_before, replace_placeholder};
 
 pub(super) use claim::made_due_by_release;
 pub(super) use outcomes::{Locked, LockedReport, Taken, accepted, apply_reports, lock_rows};
 pub(super) use read::{ReportKey, find_reported};
+pub(super) use unsettled::lock_unknown;
 pub(super) use write::{check_writable, move_to};
 
 /// The statements that a message waits for before the provider is called. They are prepared on each new connection: else the

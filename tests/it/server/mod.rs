@@ -26,6 +26,7 @@ mod light;
 mod listeners;
 mod looking;
 mod media;
+mod message_history;
 mod meta_stub;
 mod observed;
 mod outages;

@@ -154,14 +154,18 @@ fn message_history(world: &World, node: &str, query: &str) -> Value {
         .and_then(|limit| limit.parse().ok())
         .unwrap_or(25)
         .min(100);
+    let after: usize = parameter(query, "after")
+        .and_then(|after| after.parse().ok())
+        .unwrap_or(0);
     let ledger = world.ledger();
-    let messages: Vec<_> = ledger
+    let mut messages: Vec<_> = ledger
         .messages
         .iter()
         .rev()
         .filter(|message| message.phone_number_id == node)
         .filter(|message| wanted.as_ref().is_none_or(|wanted| *wanted == message.wamid))
-        .take(limit)
+        .skip(after)
+        .take(limit + 1)
         .map(|message| {
             let events: Vec<_> = message
                 .statuses
@@ -174,7 +178,17 @@ fn message_history(world: &World, node: &str, query: &str) -> Value {
             json!({"id": message.wamid, "message_id": message.wamid, "events": {"data": events}})
         })
         .collect();
-    json!({ "data": messages })
+    let more = messages.len() > limit;
+    messages.truncate(limit);
+    let end = after + messages.len();
+    let mut answer =
+        json!({"data": messages, "paging": {"cursors": {"before": after.to_string(), "after": end.to_string()}}});
+    if more {
+        answer["paging"]["next"] = json!(format!(
+            "https://graph.facebook.com/v26.0/{node}/message_history?after={end}"
+        ));
+    }
+    answer
 }
 
 /// A page of the account's templates.
