@@ -56,7 +56,8 @@ pub async fn prepare(client: &Client, publication: &str, selection: &Selection) 
     })
 }
 
-/// The tables that are both published and selected, by name; changes nothing. None where there is no publication.
+/// The tables that are both published and selected, by name; changes nothing. None where there is no publication, and not
+/// those whose row filter can't be read, since they are locked.
 ///
 /// # Errors
 /// A statement failed, or the server is none that Twinlog can read.
@@ -388,7 +389,7 @@ fn with_unread_filter(table: TableName) -> (TableName, Hold) {
         "table {table} of the Site DB is locked, so its row filter in the publication can't be read — on the Site DB, see who \
          has locked it, and end that transaction, or wait: SELECT pid, mode, granted FROM pg_locks WHERE relation = \
          {}::regclass AND mode = 'AccessExclusiveLock';",
-        quote_literal(&table.quoted())
+        quote_literal(&table.regclass())
     );
     (table, Hold::new(HoldCause::Locked, reason))
 }

@@ -102,7 +102,10 @@ impl Run {
         let (mut tables, mut alone): (Vec<KeysOfTable>, Vec<Change>) = (Vec::new(), Vec::new());
         for (name, failed) in by_table {
             let Some(table) = self.tables.get(name).cloned() else {
-                self.not_tried(&failed, "the table is not published, or not selected by sync.tables");
+                self.not_tried(
+                    &failed,
+                    "the table is not published, not selected by sync.tables, or locked in the Site DB",
+                );
                 continue;
             };
             let relation = match self.rehearsal.resolve(&table.description()).await {
