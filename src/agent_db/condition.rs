@@ -26,7 +26,7 @@ async fn condition_sql(agent: &Client, relation: &Relation, condition: &Conditio
         .query(
             "SELECT a.attname::text AS name, pg_catalog.format_type(a.atttypid, -1) AS type FROM pg_catalog.pg_attribute a \
              WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND a.attname = ANY ($2)",
-            &[&relation.table.quoted(), &condition.columns()],
+            &[&relation.table.regclass(), &condition.columns()],
         )
         .await
         .map_err(|source| AgentError::from_driver("read the types of a condition", Some(&relation.table), source))?;

@@ -46,7 +46,7 @@ impl<'a> AgentRows<'a> {
         let row = agent
             .query_one(
                 "SELECT relkind = 'p' AS partitioned FROM pg_catalog.pg_class WHERE oid = $1::text::regclass",
-                &[&relation.table.quoted()],
+                &[&relation.table.regclass()],
             )
             .await
             .map_err(|source| AgentError::from_driver("look a table up", Some(&relation.table), source))?;

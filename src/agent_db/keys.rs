@@ -36,7 +36,7 @@ impl<'a> AgentKeys<'a> {
         relation: &'a Relation,
         condition: Option<&Condition>,
     ) -> Result<Self, AgentError> {
-        let table = relation.table.quoted();
+        let table = relation.table.regclass();
         let names: Vec<&str> = relation.key_columns().collect();
         let types = agent
             .query(

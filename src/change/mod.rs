@@ -5,6 +5,7 @@
 
 mod coalesce;
 mod hold;
+mod quote;
 mod row_key;
 mod shape;
 mod table;
@@ -13,9 +14,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use postgres_protocol::escape::escape_identifier;
 
 pub use coalesce::{Coalesced, overlay};
 pub use hold::{Hold, HoldCause, SeenGone};
+pub use quote::{is_unprintable, quote_identifier};
 pub use shape::{Marks, Shape};
 pub use table::{Identity, SourceFacts, TableDescription};
 
@@ -51,11 +54,16 @@ impl TableName {
         self.to_string().chars().map(escape).collect()
     }
 
-    /// `"schema"."name"`, ready for a statement.
+    /// `"schema"."name"`, ready for a statement, also for one that is shown: see [`quote_identifier`].
     #[must_use]
     pub fn quoted(&self) -> String {
-        let quote = postgres_protocol::escape::escape_identifier;
-        format!("{}.{}", quote(&self.schema), quote(&self.name))
+        format!("{}.{}", quote_identifier(&self.schema), quote_identifier(&self.name))
+    }
+
+    /// `"schema"."name"`, as the text of a `regclass`, in which escapes have no meaning.
+    #[must_use]
+    pub fn regclass(&self) -> String {
+        format!("{}.{}", escape_identifier(&self.schema), escape_identifier(&self.name))
     }
 }
 

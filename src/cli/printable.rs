@@ -7,6 +7,8 @@ use std::io;
 
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::change::is_unprintable;
+
 /// The text in one line: what would move the cursor, or hide or reorder text, is shown by its escape, as in Rust.
 pub(super) fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, Escapes::All)
@@ -50,16 +52,6 @@ fn escaped(text: &str, escapes: Escapes) -> Cow<'_, str> {
     }
     out.push_str(rest);
     Cow::Owned(out)
-}
-
-/// Control characters, those that break a line or turn the direction of the text (CVE-2021-42574), and those without width,
-/// which hide in a name. Not the joiners, without which some scripts can't be written.
-fn is_unprintable(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}'
-        )
 }
 
 /// The length of the sequence that sets a colour, if the text begins with one.

@@ -326,7 +326,7 @@ impl Source {
             .client
             .query_one(
                 "SELECT pg_catalog.pg_current_snapshot()::text AS snapshot, pg_catalog.to_regclass($1)::oid AS relation_id",
-                &[&table.table.quoted()],
+                &[&table.table.regclass()],
             )
             .await
             .map_err(failed("read a snapshot"))?;

@@ -62,7 +62,7 @@ impl Source {
         upto: Option<&Key>,
     ) -> Result<Digest, SourceError> {
         let mut texts = texts(after, upto);
-        texts.push(of.table.quoted());
+        texts.push(of.table.regclass());
         // Of the same statement: it holds a lock, so that the name stays the table's.
         let sql = format!(
             "SELECT d.rows, d.sum, pg_catalog.to_regclass(${}::text)::oid AS relation_id FROM ({}) d",

@@ -203,7 +203,7 @@ FROM pg_catalog.pg_stat_activity a WHERE a.pid = $1 AND a.state = 'active'";
 
 /// How long reading these tables may take. Of what can't be asked, nothing.
 async fn scan_time(client: &Client, tables: &[&TableName]) -> Duration {
-    let names: Vec<String> = tables.iter().map(|table| quote_literal(&table.quoted())).collect();
+    let names: Vec<String> = tables.iter().map(|table| quote_literal(&table.regclass())).collect();
     let sizes = format!(
         "WITH RECURSIVE t (oid) AS (SELECT unnest(ARRAY[{}]::pg_catalog.regclass[])::pg_catalog.oid \
          UNION SELECT i.inhrelid FROM t JOIN pg_catalog.pg_inherits i ON i.inhparent = t.oid) \

@@ -60,7 +60,7 @@ pub(in crate::agent_db) async fn examine(client: &Client, table: &TableDescripti
 async fn lacking(client: &Client, table: &TableDescription) -> Result<Vec<String>, AgentError> {
     let published: Vec<&str> = table.columns.iter().map(|name| &**name).collect();
     let rows = client
-        .query(OBJECTS, &[&table.table.quoted(), &published])
+        .query(OBJECTS, &[&table.table.regclass(), &published])
         .await
         .map_err(|source| AgentError::from_driver("read the catalog", Some(&table.table), source))?;
     Ok(rows.iter().map(|row| row.get("lacking")).collect())

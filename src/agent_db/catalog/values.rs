@@ -35,7 +35,7 @@ impl UniqueValues {
     /// Reads them.
     pub(in crate::agent_db) async fn read(client: &Client, relation: &Relation) -> Result<Self, AgentError> {
         let row = client
-            .query_one(VALUES, &[&relation.table.quoted()])
+            .query_one(VALUES, &[&relation.table.regclass()])
             .await
             .map_err(|source| AgentError::from_driver("read the unique constraints", Some(&relation.table), source))?;
         Ok(Self {

@@ -170,7 +170,7 @@ impl AgentError {
             Self::TooSlow { table: Some(table), .. } => format!(
                 "look at what its triggers and checks wait for: SELECT tgname, tgfoid::regprocedure FROM pg_trigger WHERE tgrelid = \
                  {}::regclass AND NOT tgisinternal; or raise sync.statement_limit_ms",
-                crate::postgres::quote_literal(&table.quoted())
+                crate::postgres::quote_literal(&table.regclass())
             ),
             Self::TooManyFailed { table, .. } => {
                 format!(

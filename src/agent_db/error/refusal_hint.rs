@@ -61,7 +61,7 @@ const STRONG: &str = "l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'Exclusiv
 
 /// A lock of the table, or of a partition of it. Not by `pg_partition_tree`, which would wait for the lock as well.
 fn is_of(table: &TableName) -> String {
-    let table = quote_literal(&table.quoted());
+    let table = quote_literal(&table.regclass());
     format!(
         "l.relation IN (WITH RECURSIVE t (oid) AS (SELECT {table}::regclass::oid UNION ALL SELECT i.inhrelid FROM t JOIN \
          pg_inherits i ON i.inhparent = t.oid) SELECT oid FROM t)"

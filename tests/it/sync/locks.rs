@@ -11,7 +11,7 @@ use crate::harness::{SOON, Twins, eventually, holds_for};
 async fn private() -> Twins {
     let settings = || Settings::default().parameter("max_prepared_transactions", "5");
     let schema = "CREATE TABLE one (id int PRIMARY KEY, v text); CREATE TABLE two (id int PRIMARY KEY, v text);
-        CREATE TABLE \"It's\" (id int PRIMARY KEY, v text);
+        CREATE TABLE \"It's\nnew\" (id int PRIMARY KEY, v text);
         CREATE TABLE parts (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
         CREATE TABLE parts_1 PARTITION OF parts DEFAULT";
     Twins::private_with(settings(), settings(), schema)
@@ -21,7 +21,10 @@ async fn private() -> Twins {
 
 async fn change(twins: &Twins, id: u32) {
     let insert = |table: &str| format!("INSERT INTO {table} VALUES ({id}, 'a');");
-    let all: String = ["one", "\"It's\"", "parts", "two"].into_iter().map(insert).collect();
+    let all: String = ["one", "\"It's\nnew\"", "parts", "two"]
+        .into_iter()
+        .map(insert)
+        .collect();
     twins.on_site(&format!("BEGIN; {all} COMMIT")).await;
 }
 
@@ -30,22 +33,22 @@ async fn locks_and_transactions_that_stay_are_their_own_tables_alone() {
     let twins = private().await;
     let daemon = twins.start().await;
     change(&twins, 1).await;
-    let all = ["one", "two", "\"It's\"", "parts"];
+    let all = ["one", "two", "\"It's\nnew\"", "parts"];
     twins.until_equal(&all).await;
 
     // WHEN a prepared transaction and an idle one have locked a table and a partition of the Agent DB
     twins
-        .on_agent("BEGIN; LOCK TABLE \"It's\"; PREPARE TRANSACTION 'left behind'")
+        .on_agent("BEGIN; LOCK TABLE \"It's\nnew\"; PREPARE TRANSACTION 'left behind'")
         .await;
     let other = twins.agent.connect().await;
     other.batch_execute("BEGIN; LOCK TABLE parts_1").await.unwrap();
     change(&twins, 2).await;
 
     // THEN both are held, the statement shows who, the others flow, and no watch waits for a lock
-    twins.until_table("It''s", "held", 0).await;
+    twins.until_table("It''s\nnew", "held", 0).await;
     twins.until_table("parts", "held", 0).await;
     twins.until_equal(&["one", "two"]).await;
-    let detail = "SELECT detail FROM twinlog.tables WHERE table_name = 'It''s'";
+    let detail = "SELECT detail FROM twinlog.tables WHERE table_name = 'It''s\nnew'";
     let detail = twins.agent.value(detail).await;
     let query = detail.split_once("locked the table: ").unwrap().1.trim_end_matches(';');
     let who = twins.agent.query(query, &[]).await.unwrap();

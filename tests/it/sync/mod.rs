@@ -38,6 +38,7 @@ mod spelling;
 mod systemic;
 mod told;
 mod too_large;
+mod undecodable;
 mod unlogged;
 mod unseen;
 mod vanishing;
