@@ -89,10 +89,12 @@ async fn ensure_publication(
             None => {}
         }
     }
-    if wanted.is_empty() || wanted.iter().all(|candidate| candidate.published.is_none()) && lacking.is_empty() {
+    // Partitions that are published by themselves are no candidates, and may be all that is selected.
+    let is_to_be_created = wanted.iter().any(|candidate| candidate.published.is_none());
+    if is_to_be_created && lacking.is_empty() {
         return Err(nothing(faults, selection));
     }
-    if wanted.iter().any(|candidate| candidate.published.is_none()) {
+    if is_to_be_created {
         let left_out = Box::pin(create(client, publication, &lacking)).await?;
         for candidate in left_out {
             let fault = candidate.not_ours_to_add(publication, selection);

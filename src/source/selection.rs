@@ -1,9 +1,11 @@
 //! `sync.tables`: which tables are synchronised.
 
+use std::fmt::Write;
+
 use globset::{GlobBuilder, GlobMatcher};
 
 use super::error::SourceError;
-use crate::change::TableName;
+use crate::change::{TableName, is_unprintable};
 
 /// `sync.tables`: the last pattern that matches decides.
 #[derive(Debug, Clone)]
@@ -63,7 +65,8 @@ impl Selection {
         let mut patterns = self.patterns();
         // The last pattern that matches decides.
         patterns.push(format!("!{}", table.pattern()));
-        format!("{patterns:?}")
+        let patterns: Vec<String> = patterns.iter().map(|pattern| toml_text(pattern)).collect();
+        format!("[{}]", patterns.join(", "))
     }
 
     /// The patterns as they were configured.
@@ -75,6 +78,23 @@ impl Selection {
         };
         self.0.iter().map(text).collect()
     }
+}
+
+/// A text of TOML.
+fn toml_text(text: &str) -> String {
+    let mut quoted = "\"".to_owned();
+    for character in text.chars() {
+        match character {
+            '"' | '\\' => quoted.extend(['\\', character]),
+            // All of these have four digits at most.
+            unprintable if is_unprintable(unprintable) => {
+                let _ = write!(quoted, "\\u{:04X}", u32::from(unprintable));
+            }
+            plain => quoted.push(plain),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 #[cfg(test)]
@@ -101,6 +121,12 @@ mod tests {
         assert_eq!(
             selection.without(&TableName::new("crm", "leads")),
             r#"["public.*", "!public.audit_*", "public.audit_keep", "crm.leads", "!crm.leads"]"#
+        );
+        assert_eq!(
+            Selection::new(&["*".into()])
+                .unwrap()
+                .without(&TableName::new("a\n\u{202e}", "\"b")),
+            r#"["*", "!a\u000A\u202E.\"b"]"#
         );
     }
 }

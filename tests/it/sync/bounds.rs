@@ -1,6 +1,6 @@
 //! What others choose is bounded and harmless: the Site DB's answers, names, and the texts of errors.
 
-use crate::harness::{NOTES, Twins};
+use crate::harness::{NOTES, SOON, Twins, eventually};
 
 /// What the daemon may take, in MB.
 const MOST_MB: u64 = 150;
@@ -78,6 +78,20 @@ async fn names_and_texts_of_others_forge_no_line_and_no_colour() {
             "{text}"
         );
     }
+    // and a statement that is told can be pasted
+    let values = format!("ALTER TABLE \"{odd}\" ADD COLUMN \"c\nd\" int; INSERT INTO \"{odd}\" VALUES (2, 'y', 7)");
+    twins.on_site(&values).await;
+    let statement = eventually("the column that lacks is told", 2 * SOON, || async {
+        let (_, status) = twins.run(&["status"]).await;
+        let from = status
+            .find("ALTER TABLE \"public\".U&\"a")
+            .ok_or_else(|| status.clone())?;
+        let length = status[from..].find(';').ok_or_else(|| status.clone())?;
+        Ok::<String, String>(status[from..from + length].to_owned())
+    })
+    .await;
+    twins.on_agent(&statement).await;
+    twins.until_equal(&[&format!("\"{odd}\"")]).await;
     let longest = twins
         .agent
         .value("SELECT max(octet_length(f::text))::text FROM twinlog.failed_rows f")

@@ -222,3 +222,24 @@ async fn a_table_of_the_site_db_that_is_locked_stops_no_start_no_reconnect_and_n
     twins.until_equal(&tables).await;
     twins.assert_balanced().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_published_by_itself_can_be_the_only_table() {
+    // GIVEN a publication of a partition, which is all that is selected
+    let twins = Twins::new("CREATE TABLE part (id int PRIMARY KEY, v text)")
+        .await
+        .with("sync.tables = ['public.part']");
+    let publication = &twins.site.name;
+    twins
+        .on_site(&format!(
+            "CREATE TABLE root (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             ALTER TABLE root ATTACH PARTITION part FOR VALUES FROM (0) TO (100);
+             INSERT INTO root VALUES (1, 'a'); CREATE PUBLICATION {publication} FOR TABLE part"
+        ))
+        .await;
+
+    // WHEN the daemon starts, THEN it is copied and flows
+    let _daemon = twins.start().await;
+    twins.on_site("INSERT INTO root VALUES (2, 'b')").await;
+    twins.until_equal(&["part"]).await;
+}
