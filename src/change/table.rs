@@ -33,8 +33,35 @@ pub struct SourceFacts {
     pub types: Vec<(Arc<str>, String)>,
     /// The published columns with the type of each as it is declared.
     pub declared: Vec<(Arc<str>, String)>,
+    /// The columns of the replica identity that are not published. The rest of it may be the same in several rows.
+    pub unsent_identity: Vec<Arc<str>>,
+    /// Whether one of those is generated: old rows come, and lack it. (Else rows are only inserted: the source refuses updates
+    /// where a column list leaves a part of the identity out.)
+    pub generated_identity: bool,
+    /// The published columns that old rows bring whatever the partition, where some partitions bring less than the table's own
+    /// replica identity; else `None`. They may be the same in several rows.
+    pub old_rows: Option<Vec<Arc<str>>>,
+    /// Some of those partitions, quoted.
+    pub narrower_partitions: Vec<String>,
     /// The published columns whose collation takes different texts as equal.
     pub nondeterministic: Vec<Arc<str>>,
+}
+
+impl SourceFacts {
+    /// What old rows bring of a table with these columns, where this is the identity of the table itself.
+    #[must_use]
+    pub fn identity(&self, own: Identity, columns: &[Arc<str>]) -> Identity {
+        match &self.old_rows {
+            Some(names) => Identity::of(columns, |name| names.contains(name)),
+            None => own,
+        }
+    }
+
+    /// Whether the replica identity, as far as it is sent, tells rows apart.
+    #[must_use]
+    pub const fn identity_is_unique(&self) -> bool {
+        self.unsent_identity.is_empty() && self.old_rows.is_none()
+    }
 }
 
 /// A table's replica identity in the Site DB.
@@ -48,6 +75,13 @@ pub enum Identity {
 }
 
 impl Identity {
+    /// The columns, of these, that belong to it.
+    #[must_use]
+    pub fn of(columns: &[Arc<str>], belongs: impl Fn(&Arc<str>) -> bool) -> Self {
+        let positions = columns.iter().enumerate().filter(|(_, name)| belongs(name));
+        Self::Columns(positions.map(|(position, _)| position).collect())
+    }
+
     /// Whether nothing identifies old rows, so that rows are only inserted.
     #[must_use]
     pub const fn is_none(&self) -> bool {

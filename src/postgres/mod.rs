@@ -13,6 +13,7 @@
 //! | [`error`] | what can go wrong with a session, on which [`Side`], and what to do about it |
 //! | [`sqlstate`] | the one table of what each SQLSTATE means |
 //! | [`quote`] | names in statements |
+//! | `lossy` | names that are not UTF-8 |
 //! | [`condition`] | the condition of `resync --where`: parsed, and written anew as SQL |
 //! | [`keys`] | how Postgres compares keys |
 //! | [`row_text`] | rows that no key tells apart, known by their text |
@@ -29,6 +30,7 @@ pub mod connect;
 pub mod diagnosis;
 pub mod error;
 pub mod keys;
+mod lossy;
 mod lsn;
 pub mod plain;
 mod pooler;
@@ -45,6 +47,7 @@ pub mod waits;
 pub use condition::{Condition, ConditionError};
 pub use connect::connect;
 pub use error::{RaisedBy, Refusal, SessionError, Side};
+pub use lossy::Lossy;
 pub use plain::connect_plain;
 pub use pooler::{finds_pooler, refuse_pooler};
 pub use quote::{quote_identifier, quote_literal};

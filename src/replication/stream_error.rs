@@ -55,7 +55,7 @@ impl StreamError {
     pub(super) fn hint(&self) -> Option<String> {
         match self {
             Self::Unidentifiable(table) => Some(format!(
-                "on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL;",
+                "on the Site DB: ALTER TABLE {} REPLICA IDENTITY FULL; (and the same for each of its partitions, if it has any)",
                 table.quoted()
             )),
             _ => None,

@@ -3,7 +3,7 @@
 use std::pin::pin;
 
 use futures_util::TryStreamExt;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::error::{SourceError, failed};
@@ -36,4 +36,17 @@ pub(super) async fn rows<T>(
         rows.extend(read(&row)?);
     }
     Ok(rows)
+}
+
+/// Whether the texts of a row are UTF-8, but those of the columns `except`. (In a database in SQL_ASCII they need not be.)
+pub(super) fn is_utf8(row: &Row, except: &[&str]) -> bool {
+    row.columns()
+        .iter()
+        .enumerate()
+        .all(|(index, column)| match *column.type_() {
+            _ if except.contains(&column.name()) => true,
+            Type::TEXT => row.try_get::<_, Option<&str>>(index).is_ok(),
+            Type::TEXT_ARRAY => row.try_get::<_, Option<Vec<Option<&str>>>>(index).is_ok(),
+            _ => true,
+        })
 }

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use tokio_postgres::{Client, Row};
 
 use super::bounded;
-use super::error::SourceError;
+use super::error::{SourceError, failed};
 use super::published::sent;
 use super::selection::Selection;
 use crate::change::{Hold, HoldCause, TableName};
 use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
-use crate::postgres::{Refusal, quote_identifier};
+use crate::postgres::{Lossy, Refusal, quote_identifier};
 
 /// What kind of relation a candidate is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ enum Kind {
     ForeignTable,
     /// A partition of this table, which is not selected, and is published by itself by nobody.
     Partition(TableName),
+    /// A name that belongs to it is not UTF-8.
+    Unreadable,
 }
 
 /// A table of the Site DB that `sync.tables` selects.
@@ -33,9 +35,14 @@ enum Kind {
 pub(super) struct Candidate {
     pub(super) table: TableName,
     kind: Kind,
-    /// Whether the stream can identify the row of an update or a delete. In a publication, the Site DB refuses both for a
-    /// table that has none.
-    has_identity: bool,
+    /// Whether the stream can't identify the row of an update or a delete. In a publication, the Site DB refuses both for a
+    /// table that has no replica identity.
+    lacks_identity: bool,
+    /// Its partitions, quoted, that have none.
+    unidentified_partitions: Vec<String>,
+    /// The table, or those of its partitions, quoted, whose replica identity has a generated column that the publication
+    /// does not send: since Postgres 18 the Site DB refuses updates and deletes of these, too.
+    generated_identity: Vec<String>,
     /// Whether it has a column: the rows of a table without any can't be told apart, nor copied.
     has_columns: bool,
     /// The table, or those of its partitions, that are UNLOGGED, quoted: what is written to them never comes through the log.
@@ -72,6 +79,7 @@ pub(super) async fn candidates(
     selection: &Selection,
 ) -> Result<Vec<Candidate>, SourceError> {
     let sent = sent(version);
+    let unidentified = unidentified(version);
     bounded::rows(
             client,
             // A partition counts as its root. Nothing is sent of a root without partitions: it is in pg_publication_rel alone.
@@ -87,11 +95,15 @@ pub(super) async fn candidates(
              outside AS MATERIALIZED (SELECT coalesce(o.root, u.oid) AS root, u.relkind AS kind, \
              pg_catalog.format('%I.%I', un.nspname, u.relname) AS name FROM pg_catalog.pg_class u \
              JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace LEFT JOIN roots o ON o.oid = u.oid \
-             WHERE u.relkind = 'r' AND u.relpersistence = 'u' OR u.relkind = 'f' AND u.relispartition) \
+             WHERE u.relkind = 'r' AND u.relpersistence = 'u' OR u.relkind = 'f' AND u.relispartition), \
+             {unidentified} \
              SELECT n.nspname::text AS schema_name, c.relname::text AS table_name, \
-             c.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid \
-             AND ((c.relreplident = 'd' AND i.indisprimary) OR (c.relreplident = 'i' AND i.indisreplident))) \
-             AS has_identity, \
+             EXISTS (SELECT FROM unidentified u WHERE u.oid = c.oid AND u.lacks) AS lacks_identity, \
+             ARRAY(SELECT u.name FROM unidentified u WHERE u.root = c.oid AND u.oid <> c.oid AND u.lacks ORDER BY 1) \
+             AS unidentified_partitions, \
+             ARRAY(SELECT u.name FROM unidentified u WHERE u.root = c.oid AND NOT u.lacks ORDER BY 1) AS generated_identity, \
+             CASE WHEN pg_catalog.current_setting('server_encoding') = 'SQL_ASCII' THEN (SELECT \
+             pg_catalog.string_agg(a.attname::text, ' ') FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid) END AS names, \
              EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
              AS has_columns, \
              c.relkind::text AS kind, rn.nspname::text AS root_schema, rc.relname::text AS root_name, \
@@ -117,41 +129,105 @@ pub(super) async fn candidates(
              AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' ORDER BY 1, 2"),
             &[&publication],
             "list the tables",
-            |row| Ok(candidate(row).filter(|candidate| candidate.is_selected(selection))),
+            |row| {
+                let found = candidate(row).or_else(|_| unreadable(row).map(Some)).map_err(failed("list the tables"))?;
+                Ok(found.filter(|candidate| candidate.is_selected(selection)))
+            },
         )
         .await
 }
 
+/// `unidentified`: tables and partitions whose updates and deletes the Site DB refuses once they are published, with the root
+/// that is published in their place. Each partition is asked for its own replica identity, whatever its root has.
+fn unidentified(version: i32) -> String {
+    let by_index = "((u.relreplident = 'd' AND i.indisprimary) OR (u.relreplident = 'i' AND i.indisreplident))";
+    // Before, a generated column in the replica identity was just not sent.
+    let generated = if version >= 180_000 {
+        format!(
+            "EXISTS (SELECT FROM pg_catalog.pg_attribute g WHERE g.attrelid = u.oid AND g.attnum > 0 AND NOT g.attisdropped \
+             AND g.attgenerated <> '' AND NOT (g.attgenerated = 's' AND EXISTS (SELECT FROM pg_catalog.pg_publication b \
+             WHERE b.pubname = $1 AND b.pubgencols = 's')) AND (u.relreplident = 'f' OR EXISTS (SELECT FROM pg_catalog.pg_index i \
+             WHERE i.indrelid = u.oid AND g.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AND {by_index})))"
+        )
+    } else {
+        "false".to_owned()
+    };
+    format!(
+        "unidentified AS MATERIALIZED (SELECT x.* FROM (SELECT coalesce(o.root, u.oid) AS root, u.oid, \
+         pg_catalog.format('%I.%I', un.nspname, u.relname) AS name, u.relreplident <> 'f' AND NOT EXISTS (\
+         SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = u.oid AND i.indisunique AND i.indimmediate \
+         AND (i.indisvalid OR u.relkind = 'p') AND {by_index}) AS lacks, {generated} AS generated \
+         FROM pg_catalog.pg_class u JOIN pg_catalog.pg_namespace un ON un.oid = u.relnamespace LEFT JOIN roots o ON o.oid = u.oid \
+         WHERE u.oid >= 16384 AND (u.relkind = 'r' OR u.relkind = 'p' AND NOT u.relispartition)) x WHERE x.lacks OR x.generated)"
+    )
+}
+
 /// `None` for a table that was dropped while the query ran: the rows of the catalog are those of the query's snapshot, but what
 /// the role may do with an OID is asked of the catalog as it is at that moment, which knows it no more and answers NULL.
-fn candidate(row: &Row) -> Option<Candidate> {
-    Some(Candidate {
-        table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
-        kind: kind(row),
-        has_identity: row.get("has_identity"),
-        has_columns: row.get("has_columns"),
-        unlogged: row.get("unlogged"),
-        foreign: row.get("foreign_partitions"),
-        readable: row.get::<_, Option<bool>>("readable")?,
-        schema_usable: row.get::<_, Option<bool>>("schema_usable")?,
-        hides_rows: row.get("hides_rows"),
-        owned: row.get("owned"),
-        owner: row.get("owner"),
-        extension: row.get("extension"),
-        role: row.get("role"),
-        published: row.get("published"),
+///
+/// # Errors
+/// A name is not UTF-8.
+fn candidate(row: &Row) -> Result<Option<Candidate>, tokio_postgres::Error> {
+    let (readable, schema_usable) = (row.try_get("readable")?, row.try_get("schema_usable")?);
+    let (Some(readable), Some(schema_usable)) = (readable, schema_usable) else {
+        return Ok(None);
+    };
+    row.try_get::<_, Option<&str>>("names")?;
+    Ok(Some(Candidate {
+        table: TableName::new(
+            row.try_get::<_, &str>("schema_name")?,
+            row.try_get::<_, &str>("table_name")?,
+        ),
+        kind: kind(row)?,
+        lacks_identity: row.try_get("lacks_identity")?,
+        unidentified_partitions: row.try_get("unidentified_partitions")?,
+        generated_identity: row.try_get("generated_identity")?,
+        has_columns: row.try_get("has_columns")?,
+        unlogged: row.try_get("unlogged")?,
+        foreign: row.try_get("foreign_partitions")?,
+        readable,
+        schema_usable,
+        hides_rows: row.try_get("hides_rows")?,
+        owned: row.try_get("owned")?,
+        owner: row.try_get("owner")?,
+        extension: row.try_get("extension")?,
+        role: row.try_get("role")?,
+        published: row.try_get("published")?,
+    }))
+}
+
+/// A table of which a name is not UTF-8: it is only told.
+fn unreadable(row: &Row) -> Result<Candidate, tokio_postgres::Error> {
+    let text = |column: &str| row.try_get::<_, Lossy>(column).map(|text| text.0);
+    Ok(Candidate {
+        table: TableName::new(text("schema_name")?, text("table_name")?),
+        kind: Kind::Unreadable,
+        lacks_identity: false,
+        unidentified_partitions: Vec::new(),
+        generated_identity: Vec::new(),
+        has_columns: true,
+        unlogged: Vec::new(),
+        foreign: Vec::new(),
+        readable: true,
+        schema_usable: true,
+        hides_rows: false,
+        owned: false,
+        owner: text("owner")?,
+        extension: None,
+        role: text("role")?,
+        published: row.try_get("published")?,
     })
 }
 
-fn kind(row: &Row) -> Kind {
-    let root: (Option<&str>, Option<&str>) = (row.get("root_schema"), row.get("root_name"));
-    match (root, row.get("kind")) {
+fn kind(row: &Row) -> Result<Kind, tokio_postgres::Error> {
+    let root: (Option<&str>, Option<&str>) = (row.try_get("root_schema")?, row.try_get("root_name")?);
+    Ok(match (root, row.try_get("kind")?) {
         ((Some(schema), Some(name)), _) => Kind::Partition(TableName::new(schema, name)),
         (_, "v") => Kind::View,
         (_, "m") => Kind::MaterializedView,
         (_, "f") => Kind::ForeignTable,
         _ => Kind::Table,
-    }
+    })
 }
 
 impl Candidate {
@@ -181,6 +257,10 @@ impl Candidate {
                     "is a partition of {root}, which sync.tables does not select: it is replicated as part of that table"
                 ),
                 format!("select {root},"),
+            ),
+            Kind::Unreadable => (
+                "has a name, or a column that has one, that is not UTF-8".to_owned(),
+                "rename it (with client_encoding = SQL_ASCII),".to_owned(),
             ),
         };
         let fault = format!("{} of the Site DB {what}", self.table);
@@ -219,6 +299,50 @@ impl Candidate {
         Some((HoldCause::NotReplicable, fault, remedy))
     }
 
+    /// Why the Site DB would refuse updates and deletes of the table if it were published, and the remedy; `None` if it would not.
+    fn without_identity(&self) -> Option<(HoldCause, String, String)> {
+        let table = &self.table;
+        let full = |name: &String| format!("ALTER TABLE {name} REPLICA IDENTITY FULL;");
+        let (fault, remedy) = if self.lacks_identity {
+            let all: Vec<String> = [table.quoted()]
+                .iter()
+                .chain(&self.unidentified_partitions)
+                .map(full)
+                .collect();
+            (
+                "has no replica identity (a primary key is one, if it is not deferrable), so its updates and deletes can't be \
+                 replicated"
+                    .to_owned(),
+                format!("{} (or ADD PRIMARY KEY (…))", all.join(" ")),
+            )
+        } else if !self.unidentified_partitions.is_empty() {
+            let all: Vec<String> = self.unidentified_partitions.iter().map(full).collect();
+            (
+                format!(
+                    "has partitions without a replica identity of their own ({}), so their updates and deletes can't be replicated",
+                    self.unidentified_partitions.join(", ")
+                ),
+                format!("{} (or ADD PRIMARY KEY (…))", all.join(" ")),
+            )
+        } else if !self.generated_identity.is_empty() {
+            let index = |name: &String| format!("ALTER TABLE {name} REPLICA IDENTITY USING INDEX …;");
+            let all: Vec<String> = self.generated_identity.iter().map(index).collect();
+            (
+                "has a generated column in its replica identity, and this version of Postgres refuses updates and deletes of such \
+                 a table once it is published"
+                    .to_owned(),
+                format!("{} (a unique index without generated columns)", all.join(" ")),
+            )
+        } else {
+            return None;
+        };
+        Some((
+            HoldCause::Key,
+            format!("table {table} of the Site DB {fault}"),
+            format!("on the Site DB: {remedy}"),
+        ))
+    }
+
     /// Whether the publication would have to be extended by it.
     pub(super) fn lacks(&self) -> bool {
         self.published != Some(true)
@@ -245,16 +369,8 @@ impl Candidate {
             )
         } else if let Some(fault) = self.outside_the_log() {
             fault
-        } else if self.lacks() && !self.has_identity {
-            (
-                HoldCause::Key,
-                format!(
-                    "table {} of the Site DB has no replica identity (a primary key is one), so its updates and deletes can't be \
-                     replicated",
-                    self.table
-                ),
-                format!("on the Site DB: ALTER TABLE {table} REPLICA IDENTITY FULL; (or ADD PRIMARY KEY (…))"),
-            )
+        } else if let Some(fault) = self.without_identity().filter(|_| self.lacks()) {
+            fault
         } else if !self.schema_usable {
             let schema = quote_identifier(&self.table.schema);
             (
@@ -349,10 +465,11 @@ impl Candidate {
     }
 }
 
-/// The statement that adds a table to a publication.
+/// The statement that adds a table to a publication. `ONLY`: tables that inherit from it are tables of their own, which may be
+/// left out on purpose. (Partitions are part of it all the same.)
 pub(super) fn add_statement(publication: &str, table: &TableName) -> String {
     format!(
-        "ALTER PUBLICATION {} ADD TABLE {}",
+        "ALTER PUBLICATION {} ADD TABLE ONLY {}",
         quote_identifier(publication),
         table.quoted()
     )

@@ -34,6 +34,10 @@ pub(super) async fn published_tables(
 ) -> Result<PublishedTables, SourceError> {
     let (sql, action) = (statement(version), "read the publication's tables");
     let read = |row: &Row| {
+        // The list of the selected tables says that it can't be replicated.
+        if !bounded::is_utf8(row, &["mark_types"]) {
+            return Ok(None);
+        }
         let table = source_table(row)?;
         let is_unread = row.get::<_, bool>("filtered") && table.row_filter.is_none();
         Ok(selection.takes(&table.table).then_some((table, is_unread)))
@@ -60,6 +64,7 @@ fn statement(version: i32) -> String {
     let sent = sent(version);
     let operators = operator_schemas("c.oid");
     let marks = marks::columns(schemas);
+    let (identified_by, partitions) = (identified_by("c"), partitions());
     format!(
         "WITH RECURSIVE {sent} \
          SELECT c.oid AS relation_id, n.nspname::text AS schema_name, c.relname::text AS table_name, \
@@ -71,11 +76,9 @@ fn statement(version: i32) -> String {
          pg_catalog.array_agg(coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l \
          WHERE l.oid = a.attcollation), true) ORDER BY a.attnum) AS deterministic, \
          c.relreplident = 'f' AS identified_by_all, \
-         ARRAY(SELECT k.attname::text FROM pg_catalog.pg_index i \
-         JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid \
-         AND k.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
-         WHERE i.indrelid = c.oid AND ((c.relreplident = 'd' AND i.indisprimary) OR \
-         (c.relreplident = 'i' AND i.indisreplident))) AS identified_by, \
+         {identified_by} AS identified_by, {partitions} AS partitions, \
+         ARRAY(SELECT g.attname::text FROM pg_catalog.pg_attribute g WHERE g.attrelid = c.oid AND g.attnum > 0 \
+         AND NOT g.attisdropped AND g.attgenerated <> '') AS generated, \
          (SELECT coalesce(pg_catalog.json_agg(u.columns), '[]')::text FROM \
          (SELECT pg_catalog.array_agg(k.attname::text ORDER BY k.attnum) AS columns FROM pg_catalog.pg_index i \
          JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid \
@@ -104,20 +107,80 @@ fn statement(version: i32) -> String {
     )
 }
 
+/// The names of the columns of a relation's replica identity, where that is an index that Postgres takes for it.
+fn identified_by(class: &str) -> String {
+    format!(
+        "ARRAY(SELECT k.attname::text FROM pg_catalog.pg_index i \
+         JOIN pg_catalog.pg_attribute k ON k.attrelid = i.indrelid \
+         AND k.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) \
+         WHERE i.indrelid = {class}.oid AND i.indisunique AND i.indimmediate AND (i.indisvalid OR {class}.relkind = 'p') \
+         AND (({class}.relreplident = 'd' AND i.indisprimary) OR ({class}.relreplident = 'i' AND i.indisreplident)))"
+    )
+}
+
+/// The replica identities of a table's partitions, each once, as JSON of [`PartitionsIdentity`]; NULL where it has none. What an
+/// old row holds is decided by the partition that it is in, whatever the table itself has.
+fn partitions() -> String {
+    let identified_by = identified_by("l");
+    format!(
+        "CASE WHEN c.relkind = 'p' THEN (SELECT pg_catalog.json_agg(y)::text FROM (SELECT x.\"full\", x.columns, \
+         (pg_catalog.array_agg(x.name ORDER BY x.name))[1:{MOST_PARTITIONS}] AS names FROM (\
+         WITH RECURSIVE tree (oid) AS (SELECT c.oid UNION ALL SELECT h.inhrelid FROM tree \
+         JOIN pg_catalog.pg_inherits h ON h.inhparent = tree.oid) \
+         SELECT l.relreplident = 'f' AS \"full\", {identified_by} AS columns, \
+         pg_catalog.format('%I.%I', ln.nspname, l.relname) AS name \
+         FROM tree JOIN pg_catalog.pg_class l ON l.oid = tree.oid AND l.relkind = 'r' \
+         JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace) x GROUP BY 1, 2 ORDER BY 1, 2) y) END"
+    )
+}
+
+/// Most partitions that are named as having another identity than their table.
+const MOST_PARTITIONS: usize = 10;
+
+/// Partitions of one replica identity.
+#[derive(Debug, serde::Deserialize)]
+struct PartitionsIdentity {
+    /// `REPLICA IDENTITY FULL`.
+    full: bool,
+    /// Else, the columns of the index; none where there is no such index.
+    columns: Vec<Arc<str>>,
+    /// Some of the partitions, quoted.
+    names: Vec<String>,
+}
+
+/// The columns that the old rows of all partitions bring, and the partitions of which they do not bring the whole identity of
+/// the table; `None` if there are no such partitions. `own`: the table's identity, `None` for FULL.
+fn narrowed(
+    own: Option<&[String]>,
+    columns: &[String],
+    partitions: &[PartitionsIdentity],
+) -> Option<(Vec<Arc<str>>, Vec<String>)> {
+    // The Site DB refuses updates and deletes of a partition without an identity.
+    let identified = || partitions.iter().filter(|some| some.full || !some.columns.is_empty());
+    let brings =
+        |some: &PartitionsIdentity, name: &str| some.full || some.columns.iter().any(|column| **column == *name);
+    let is_narrower = |some: &&PartitionsIdentity| match own {
+        None => !some.full,
+        Some(own) => !own.iter().all(|name| brings(some, name)),
+    };
+    let narrower: Vec<String> = identified()
+        .filter(is_narrower)
+        .flat_map(|some| some.names.iter().cloned())
+        .collect();
+    let common = columns
+        .iter()
+        .filter(|name| identified().all(|some| brings(some, name)));
+    (!narrower.is_empty()).then(|| (common.map(|name| Arc::from(name.as_str())).collect(), narrower))
+}
+
 fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
     let columns: Vec<String> = row.get("columns");
     let marks = marks::of_row(row, &columns);
-    let identity = if row.get("identified_by_all") {
-        Identity::Full
-    } else {
-        let identified_by: Vec<String> = row.get("identified_by");
-        let positions = columns
-            .iter()
-            .enumerate()
-            .filter(|(_, name)| identified_by.contains(name))
-            .map(|(position, _)| position);
-        Identity::Columns(positions.collect())
-    };
+    let identified_by: Vec<String> = row.get("identified_by");
+    let own = (!row.get::<_, bool>("identified_by_all")).then_some(&*identified_by);
+    let partitions: Vec<PartitionsIdentity> =
+        serde_json::from_str(row.get::<_, Option<&str>>("partitions").unwrap_or("[]"))
+            .map_err(|_| SourceError::Incomplete("the replica identities of partitions"))?;
     let unique: Vec<Vec<Arc<str>>> = serde_json::from_str(row.get("unique_keys"))
         .map_err(|_| SourceError::Incomplete("the unique keys of a table"))?;
     let not_null: Vec<bool> = row.get("not_null");
@@ -125,7 +188,19 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
     let declared: Vec<String> = row.get("declared");
     let deterministic: Vec<bool> = row.get("deterministic");
     let all_columns: Vec<String> = row.get("all_columns");
+    let generated: Vec<String> = row.get("generated");
+    let unsent_identity: Vec<&String> = own.map_or_else(Vec::new, |own| {
+        own.iter().filter(|name| !columns.contains(name)).collect()
+    });
+    let (old_rows, narrower) = narrowed(own, &columns, &partitions).unzip();
     let facts = SourceFacts {
+        old_rows,
+        narrower_partitions: narrower.unwrap_or_default(),
+        generated_identity: unsent_identity.iter().any(|name| generated.contains(name)),
+        unsent_identity: unsent_identity
+            .into_iter()
+            .map(|name| Arc::from(name.as_str()))
+            .collect(),
         unique,
         unsent: all_columns
             .iter()
@@ -155,10 +230,15 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
             .map(|(name, _)| Arc::from(name.as_str()))
             .collect(),
     };
+    let columns: Vec<Arc<str>> = columns.into_iter().map(Arc::from).collect();
+    let identity = own.map_or(Identity::Full, |own| {
+        Identity::of(&columns, |name| own.iter().any(|column| *column == **name))
+    });
+    let identity = facts.identity(identity, &columns);
     Ok(SourceTable {
         id: RelationId(row.get("relation_id")),
         table: TableName::new(row.get::<_, &str>("schema_name"), row.get::<_, &str>("table_name")),
-        columns: columns.into_iter().map(Arc::from).collect(),
+        columns,
         types: row.get("types"),
         type_ids: row.get("type_ids"),
         deterministic,

@@ -19,6 +19,7 @@
 use tokio_postgres::Row;
 
 use crate::change::Marks;
+use crate::postgres::Lossy;
 
 /// The OIDs below this one are of built-in objects, which nobody changes.
 const FIRST_USER_OID: u32 = 16384;
@@ -67,7 +68,7 @@ fn types() -> String {
 pub(super) fn of_row(row: &Row, columns: &[String]) -> Marks {
     let numbers: Vec<i32> = row.get("mark_numbers");
     let kinds: Vec<String> = row.get("mark_kinds");
-    let types: Vec<String> = row.get("mark_types");
+    let types: Vec<String> = Lossy::texts(row.get("mark_types"));
     Marks {
         publication: row.get::<_, Option<String>>("mark_publication").unwrap_or_default(),
         files: row.get("mark_files"),

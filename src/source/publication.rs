@@ -195,7 +195,7 @@ async fn create<'a>(
             quote_identifier(publication),
             candidates
                 .iter()
-                .map(|candidate| candidate.table.quoted())
+                .map(|candidate| format!("ONLY {}", candidate.table.quoted()))
                 .collect::<Vec<_>>()
                 .join(", ")
         )
@@ -252,7 +252,10 @@ async fn create_in_parts(
     let (first, rest) = tables.split_at(tables.len().min(TABLES_AT_ONCE));
     client.batch_execute(&create(first)).await?;
     for some in rest.chunks(TABLES_AT_ONCE) {
-        let names: Vec<String> = some.iter().map(|candidate| candidate.table.quoted()).collect();
+        let names: Vec<String> = some
+            .iter()
+            .map(|candidate| format!("ONLY {}", candidate.table.quoted()))
+            .collect();
         let statement = format!(
             "ALTER PUBLICATION {} ADD TABLE {}",
             quote_identifier(publication),

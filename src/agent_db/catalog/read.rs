@@ -9,7 +9,7 @@ use crate::change::TableName;
 use crate::postgres::quote_identifier;
 
 /// A table as the catalog has it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct TableFacts {
     /// Whether its rows are in partitions.
     pub partitioned: bool,
@@ -19,6 +19,8 @@ pub(super) struct TableFacts {
     pub copyable: bool,
     /// Whether a crash of the server empties it, or a partition of it.
     pub unlogged: bool,
+    /// Whether its primary key is one of periods (WITHOUT OVERLAPS).
+    pub temporal: bool,
     /// Whether row-level security hides rows from this role.
     pub row_security: bool,
     /// The session's role.
@@ -42,8 +44,12 @@ pub(super) struct UniqueFacts {
     pub immediate: bool,
     /// The constraint's name; empty where there is an index alone.
     pub constraint: String,
+    /// Whether it takes as equal what its columns, by their own collations, do not.
+    pub merges: bool,
     /// Its columns, in its order.
     pub columns: Vec<KeyFacts>,
+    /// The collation of each column in it, as it stands in a statement; `None` where the type has none.
+    pub collations: Vec<Option<String>>,
 }
 
 /// A column as the catalog has it.
@@ -106,6 +112,8 @@ SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
             JOIN pg_catalog.pg_inherits h ON h.inhparent OPERATOR(pg_catalog.=) p.oid)
         SELECT FROM p JOIN pg_catalog.pg_class q ON q.oid OPERATOR(pg_catalog.=) p.oid
         WHERE q.relkind OPERATOR(pg_catalog.=) 'r' AND q.relpersistence OPERATOR(pg_catalog.=) 'u') AS unlogged,
+    EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisprimary
+        AND i.indisexclusion) AS temporal,
     pg_catalog.row_security_active(c.oid) AS row_security, current_user::pg_catalog.text AS role,
     ARRAY(SELECT x.lacking FROM (VALUES ('USAGE', pg_catalog.has_schema_privilege(n.oid, 'USAGE')),
         ('DELETE', pg_catalog.has_table_privilege(c.oid, 'DELETE'))) AS x(lacking, has) WHERE NOT x.has
@@ -192,13 +200,18 @@ ORDER BY a.attnum";
 /// The columns of unique indexes, with the equality operator (strategy 3 of a btree) of each.
 const UNIQUE: &str = "
 SELECT i.indexrelid AS index_id, a.attname AS column_name, n.nspname AS operator_schema, o.oprname AS operator,
-    i.indisprimary AS primary_key, i.indimmediate AS immediate, coalesce(c.conname, '') AS constraint_name
+    i.indisprimary AS primary_key, i.indimmediate AS immediate, coalesce(c.conname, '') AS constraint_name,
+    NOT l.collisdeterministic AND l.oid OPERATOR(pg_catalog.<>) a.attcollation AS merges,
+    pg_catalog.quote_ident(ln.nspname) OPERATOR(pg_catalog.||) '.' OPERATOR(pg_catalog.||)
+        pg_catalog.quote_ident(l.collname) AS collation_name
 FROM pg_catalog.pg_index i
 LEFT JOIN pg_catalog.pg_constraint c ON c.conindid OPERATOR(pg_catalog.=) i.indexrelid
     AND c.contype OPERATOR(pg_catalog.=) ANY ('{p,u}')
 -- Several arrays: this is syntax, and always means the function of pg_catalog.
-CROSS JOIN LATERAL unnest(i.indkey::smallint[], i.indclass::pg_catalog.oid[]) WITH ORDINALITY
-    AS k(attnum, opclass, position)
+CROSS JOIN LATERAL unnest(i.indkey::smallint[], i.indclass::pg_catalog.oid[], i.indcollation::pg_catalog.oid[])
+    WITH ORDINALITY AS k(attnum, opclass, collated, position)
+LEFT JOIN pg_catalog.pg_collation l ON l.oid OPERATOR(pg_catalog.=) k.collated
+LEFT JOIN pg_catalog.pg_namespace ln ON ln.oid OPERATOR(pg_catalog.=) l.collnamespace
 JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) i.indrelid
     AND a.attnum OPERATOR(pg_catalog.=) k.attnum
 JOIN pg_catalog.pg_opclass f ON f.oid OPERATOR(pg_catalog.=) k.opclass
@@ -269,6 +282,7 @@ pub(super) async fn table(
         guarded: class.get("guarded"),
         copyable: class.get("copyable"),
         unlogged: class.get("unlogged"),
+        temporal: class.get("temporal"),
         row_security: class.get("row_security"),
         role: class.get("role"),
         rules: class.get("rules"),
@@ -352,7 +366,11 @@ impl UniqueFacts {
                     primary: first.get("primary_key"),
                     immediate: first.get("immediate"),
                     constraint: first.get("constraint_name"),
+                    merges: columns
+                        .iter()
+                        .any(|column| column.get::<_, Option<bool>>("merges").unwrap_or_default()),
                     columns: columns.iter().map(KeyFacts::from_row).collect(),
+                    collations: columns.iter().map(|column| column.get("collation_name")).collect(),
                 })
             })
             .collect()

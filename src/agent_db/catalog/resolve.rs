@@ -1,13 +1,14 @@
 //! Matches a table of the stream with the Agent DB's: what is wrong with it, or how to write it. Types are matched by
 //! name, since the source's OIDs mean nothing here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio_postgres::Client;
 
 use super::alike::{keeps_apart, prints_alike};
 use super::key;
-use super::read::{self, ColumnFacts, KeyFacts, TableFacts};
+use super::read::{self, ColumnFacts, KeyFacts, TableFacts, UniqueFacts};
 use super::target::{Column, Lookup, Target};
 use crate::agent_db::error::{AgentError, MissingColumn};
 use crate::change::{Relation, RowKey, TableDescription};
@@ -38,13 +39,13 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
     }
     // Before the key, which may lack because a column of it does.
     check_missing(description, &facts.columns)?;
-    let chosen = key::choose(description, &facts.unique)?;
-    let (key, equals) = match chosen {
+    let chosen = key::choose(description, facts)?;
+    let (key, equals, collations) = match chosen {
         Some((index, positions)) => {
             let equals = index.columns.iter().map(operator).collect();
-            (RowKey::Columns(positions.into()), equals)
+            (RowKey::Columns(positions.into()), equals, collations(index, facts))
         }
-        None => (RowKey::WholeRow, Vec::new()),
+        None => (RowKey::WholeRow, Vec::new(), Vec::new()),
     };
     if key != RowKey::WholeRow && !facts.rules.is_empty() {
         return Err(AgentError::Rules {
@@ -70,6 +71,7 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
         }),
         columns,
         equals,
+        collations,
         lookup,
         unpublished: unpublished(description, &facts.columns),
         notes: notes(description, &facts.columns),
@@ -128,6 +130,21 @@ fn columns(description: &TableDescription, facts: &[ColumnFacts], key: &RowKey) 
         });
     }
     Ok(columns)
+}
+
+/// The collations of an index, where another one has the same columns and others.
+fn collations(index: &UniqueFacts, facts: &TableFacts) -> Vec<Option<String>> {
+    let of = |index: &UniqueFacts| -> BTreeMap<String, Option<String>> {
+        let columns = index.columns.iter().map(|key| key.column.clone());
+        columns.zip(index.collations.iter().cloned()).collect()
+    };
+    let own = of(index);
+    let is_alike = |other: BTreeMap<String, Option<String>>| other.keys().eq(own.keys()) && other != own;
+    if facts.unique.iter().map(of).any(is_alike) {
+        index.collations.clone()
+    } else {
+        Vec::new()
+    }
 }
 
 fn operator(key: &KeyFacts) -> String {

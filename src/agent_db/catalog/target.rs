@@ -13,6 +13,9 @@ pub(in crate::agent_db) struct Target {
     pub columns: Vec<Column>,
     /// The equality operator of each key column, `OPERATOR(schema.=)`.
     pub equals: Vec<String>,
+    /// The collation of each key column in its index, as it stands in a statement, where another unique index of the same
+    /// columns has others: ON CONFLICT would take both as the key. Else empty.
+    pub collations: Vec<Option<String>>,
     /// Where rows are counted: an index that narrows down which of them are compared.
     pub lookup: Option<Lookup>,
     /// The other columns that the Agent DB's table has and a row can be given, quoted. The stream does not know them.

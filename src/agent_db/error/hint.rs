@@ -167,6 +167,16 @@ impl AgentError {
                 table.quoted(),
                 columns.iter().map(|name| quote(name)).collect::<Vec<_>>().join(", ")
             ),
+            Self::IdentityIncomplete { table, partitions, .. } => {
+                let own = [table.quoted()];
+                let tables = if partitions.is_empty() { &own[..] } else { partitions };
+                let full = |name: &String| format!("ALTER TABLE {name} REPLICA IDENTITY FULL;");
+                let statements: Vec<String> = tables.iter().map(full).collect();
+                format!(
+                    "on the Site DB: {} (or USING INDEX …, a unique index of columns that are sent)",
+                    statements.join(" ")
+                )
+            }
             Self::TooSlow { table: Some(table), .. } => format!(
                 "look at what its triggers and checks wait for: SELECT tgname, tgfoid::regprocedure FROM pg_trigger WHERE tgrelid = \
                  {}::regclass AND NOT tgisinternal; or raise sync.statement_limit_ms",

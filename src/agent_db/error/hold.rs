@@ -23,6 +23,7 @@ impl AgentError {
             Self::NoPrimaryKey { .. }
             | Self::DeferrablePrimaryKey { .. }
             | Self::NoIndexOnIdentity { .. }
+            | Self::IdentityIncomplete { .. }
             | Self::SharedWithoutKey { .. }
             | Self::KeyMerges { .. }
             | Self::KeyChanged { .. } => HoldCause::Key,

@@ -165,6 +165,22 @@ pub enum AgentError {
         /// The columns of the replica identity.
         columns: Vec<String>,
     },
+    /// What changes bring of their old rows may be the same in several rows of the Site DB.
+    #[error(
+        "old rows of table {table} don't come with what tells them apart: {}",
+        if .partitions.is_empty() {
+            format!("column(s) {} of its replica identity are not sent", .unsent.join(", "))
+        } else {
+            format!("partition(s) {} have another replica identity than the table", .partitions.join(", "))
+        }
+    )]
+    IdentityIncomplete {
+        table: TableName,
+        /// Columns of the replica identity that are not published.
+        unsent: Vec<String>,
+        /// Partitions that have another replica identity, quoted.
+        partitions: Vec<String>,
+    },
     /// Without a key, rows are known by their text, which the Agent DB's type would change.
     #[error(
         "table {table} has no key, so its rows are compared as text, but column {column} is {agent} in the Agent DB and {site} in the Site DB"
@@ -393,6 +409,7 @@ impl AgentError {
             | Self::ColumnGenerated { .. }
             | Self::ColumnUnfilled { .. }
             | Self::NoIndexOnIdentity { .. }
+            | Self::IdentityIncomplete { .. }
             | Self::TableRefused { .. }
             | Self::RowsSwallowed { .. }
             | Self::TypeDiffers { .. }
@@ -438,6 +455,7 @@ impl AgentError {
             | Self::ColumnGenerated { table, .. }
             | Self::ColumnUnfilled { table, .. }
             | Self::NoIndexOnIdentity { table, .. }
+            | Self::IdentityIncomplete { table, .. }
             | Self::TypeDiffers { table, .. }
             | Self::KeyMerges { table, .. }
             | Self::KeyEncoding { table }

@@ -274,15 +274,12 @@ pub(super) async fn describe(client: &Client, table: &str) -> TableDescription {
         .collect();
     // As if the Site DB had the same keys, and no NULL.
     let facts = SourceFacts {
-        declared: Vec::new(),
         unique: unique
             .iter()
             .map(|row| row.get::<_, Vec<&str>>("columns").into_iter().map(Arc::from).collect())
             .collect(),
         not_null: columns.clone(),
-        unsent: Vec::new(),
-        types: Vec::new(),
-        nondeterministic: Vec::new(),
+        ..SourceFacts::default()
     };
     TableDescription {
         id: RelationId(rows.len() as u32),

@@ -223,7 +223,7 @@ async fn a_table_of_the_site_db_that_can_not_be_replicated_holds_only_itself() {
         twins.until_equal(&["one", "two"]).await;
     }
     twins.on_site(&grant).await;
-    let add = format!("ALTER PUBLICATION \"{publication}\" ADD TABLE \"public\".\"extra\";");
+    let add = format!("ALTER PUBLICATION \"{publication}\" ADD TABLE ONLY \"public\".\"extra\";");
     until_held(&twins, "extra", &add).await;
     twins.on_site(&format!("{add} INSERT INTO extra VALUES (1)")).await;
     twins.until_table("extra", "streaming", 0).await;

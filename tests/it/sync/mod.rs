@@ -39,6 +39,7 @@ mod systemic;
 mod told;
 mod too_large;
 mod undecodable;
+mod unidentified;
 mod unlogged;
 mod unseen;
 mod vanishing;

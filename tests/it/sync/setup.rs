@@ -57,7 +57,7 @@ async fn every_missing_right_on_the_site_db_is_named_one_after_another() {
     twins.on_site(&format!("{statement} {role}")).await;
 
     let statement = format!(
-        "CREATE PUBLICATION \"{publication}\" FOR TABLE \"public\".\"notes\" WITH (publish_via_partition_root = true)"
+        "CREATE PUBLICATION \"{publication}\" FOR TABLE ONLY \"public\".\"notes\" WITH (publish_via_partition_root = true)"
     );
     held(&mut daemon, &["may not create it", &statement]).await;
     twins.on_site(&statement).await;
@@ -71,7 +71,7 @@ async fn every_missing_right_on_the_site_db_is_named_one_after_another() {
         ))
         .await;
     daemon.relaunch_with("");
-    let statement = format!("ALTER PUBLICATION \"{publication}\" ADD TABLE \"public\".\"later\"");
+    let statement = format!("ALTER PUBLICATION \"{publication}\" ADD TABLE ONLY \"public\".\"later\"");
     held(&mut daemon, &["is not in publication", &statement]).await;
     twins.on_site(&statement).await;
     streams(&twins, &daemon, &["notes", "later"]).await;

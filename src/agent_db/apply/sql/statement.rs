@@ -76,9 +76,16 @@ pub(super) fn upsert(target: &Target, only_if_different: bool, first: usize) -> 
     let parameters: Vec<Parameter> = (0..columns.len()).map(Parameter::Column).collect();
     from_unnest(&mut sql, "FROM", first, columns.len(), false);
     sql.push_str(" ON CONFLICT (");
-    list(&mut sql, target.relation.key_positions().iter(), |sql, &key| {
-        sql.push_str(&column(target, key).name);
-    });
+    list(
+        &mut sql,
+        target.relation.key_positions().iter().enumerate(),
+        |sql, (part, &key)| {
+            sql.push_str(&column(target, key).name);
+            if let Some(Some(collation)) = target.collations.get(part) {
+                let _ = write!(sql, " COLLATE {collation}");
+            }
+        },
+    );
     sql.push(')');
     let set: Vec<&Column> = columns.iter().filter(|column| column.is_settable()).collect();
     if set.is_empty() {
@@ -199,6 +206,7 @@ mod tests {
                 column("seq", "integer", true, false),
             ],
             equals: vec!["OPERATOR(public.=)".into(), "OPERATOR(pg_catalog.=)".into()],
+            collations: Vec::new(),
             lookup: None,
             unpublished: Vec::new(),
             notes: None,

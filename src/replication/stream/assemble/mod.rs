@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use crate::agent_db::PassedOver;
 use crate::change::{
-    Change, Key, Operation, Origin, Relation, RelationId, Replaced, Row, RowKey, TableName, Truncate, Xid, overlay,
+    Change, ColumnValue, Key, Operation, Origin, Relation, RelationId, Replaced, Row, RowKey, TableName, Truncate, Xid,
+    overlay,
 };
 use crate::lsn::Lsn;
 use crate::pgoutput::{self, Message, OldTuple, RelationMessage};
@@ -406,17 +407,24 @@ fn updated(relation: &Relation, old: OldTuple, row: Row) -> Result<(Key, Operati
     let unidentifiable = || unidentifiable(relation);
     let (old_key, row) = match old {
         OldTuple::Absent => (None, row),
-        OldTuple::Full(mut old) => {
+        OldTuple::Full(old) => {
             let old_key = relation.key_of(&old).ok_or_else(unidentifiable)?;
-            overlay(&mut old, row);
-            (Some(old_key), old)
+            let mut row = row;
+            for (value, before) in row.0.iter_mut().zip(&old.0) {
+                // NULL is what a partition with another identity than its table's does not bring: a value that is stored
+                // apart is none.
+                if *value == ColumnValue::Unchanged && *before != ColumnValue::Null {
+                    *value = before.clone();
+                }
+            }
+            (Some(old_key), row)
         }
         OldTuple::Key(old) => {
             let old_key = relation.key_of(&old).ok_or_else(unidentifiable)?;
             let mut row = row;
             for &index in relation.key_positions() {
                 if let (Some(value), Some(before)) = (row.0.get_mut(index), old.0.get(index))
-                    && *value == crate::change::ColumnValue::Unchanged
+                    && *value == ColumnValue::Unchanged
                 {
                     *value = before.clone();
                 }

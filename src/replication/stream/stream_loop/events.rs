@@ -132,12 +132,14 @@ impl StreamLoop {
                     .collect(),
             ),
         };
+        let facts = self.facts.get(&message.id).cloned().unwrap_or_default();
+        let columns: Vec<Arc<str>> = message.columns.iter().map(|column| Arc::clone(&column.name)).collect();
         TableDescription {
             id: message.id,
             table,
-            columns: message.columns.iter().map(|column| Arc::clone(&column.name)).collect(),
-            identity,
-            facts: self.facts.get(&message.id).cloned().unwrap_or_default(),
+            identity: facts.identity(identity, &columns),
+            columns,
+            facts,
         }
     }
 
