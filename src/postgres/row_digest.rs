@@ -2,7 +2,8 @@
 //!
 //! A row's hash is made of those of its values. Where both sides have the same type, and its equal values are always the same
 //! (integers, texts, uuids, times), that is Postgres' own hash of the type; else that of the value's text, as different values
-//! may be equal (0 and -0, 1.0 and 1.00), and the text is what is compared. (The text of a row takes several times as long.)
+//! may be equal (0 and -0, 1.0 and 1.00), and the text is what is compared. A cast to text gives it where it is the type's output;
+//! elsewhere (boolean, `char(n)`, types of others) it is that of a row of the value, which takes several times as long.
 //!
 //! Where two digests are the same, each row of one side is the same as one of the other, but for a chance of one in 2^64. Where
 //! types, versions or locales print or hash differently the digests differ, and prove nothing. That holds in whatever order
@@ -64,8 +65,18 @@ pub struct DigestedColumn {
     pub name: String,
     /// Its type as `format_type` shows it, without length.
     pub kind: String,
-    /// Whether its values are hashed as what they are; else as texts.
-    hashed_natively: bool,
+    hashed: Hashed,
+}
+
+/// What of a value is hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hashed {
+    /// What it is.
+    Value,
+    /// Its cast to text.
+    Text,
+    /// The text of a row of it: like any type's output.
+    Row,
 }
 
 impl DigestedColumn {
@@ -75,21 +86,20 @@ impl DigestedColumn {
         Self {
             name: quote_identifier(name),
             kind: kind.to_owned(),
-            hashed_natively: false,
+            hashed: Hashed::Row,
         }
     }
 
     /// The hash of its value, never NULL. `seed` tells the columns apart.
     fn hash(&self, seed: usize) -> String {
         let name = format!("t.{}", self.name);
-        let native = self
-            .hashed_natively
-            .then(|| native_hash(&self.kind, &name, seed))
-            .flatten();
-        let hash = native.unwrap_or_else(|| {
-            // The text of a row of one value is never NULL, and tells NULL from an empty text.
-            format!("pg_catalog.hashtextextended(ROW({name})::text COLLATE pg_catalog.\"C\", {seed})")
-        });
+        let of_text =
+            |text: &str| format!("pg_catalog.hashtextextended({text}::text COLLATE pg_catalog.\"C\", {seed})");
+        let hash = match self.hashed {
+            Hashed::Value => native_hash(&self.kind, &name, seed).unwrap_or_else(|| of_text(&format!("ROW({name})"))),
+            Hashed::Text => of_text(&name),
+            Hashed::Row => of_text(&format!("ROW({name})")),
+        };
         // Any number stands for NULL.
         format!("coalesce({hash}, {})", 7_919 * (seed + 1))
     }
@@ -114,6 +124,26 @@ fn native_hash(kind: &str, value: &str, seed: usize) -> Option<String> {
         _ => return None,
     })
 }
+
+/// Types of which a cast to text is what their output function prints, as the catalog has no other function for the cast.
+const CAST_AS_PRINTED: &[&str] = &[
+    "smallint",
+    "integer",
+    "bigint",
+    "numeric",
+    "real",
+    "double precision",
+    "text",
+    "character varying",
+    "json",
+    "jsonb",
+    "bytea",
+    "uuid",
+    "date",
+    "interval",
+    "timestamp without time zone",
+    "timestamp with time zone",
+];
 
 /// Types whose values every server sorts alike: a range of them has the same keys on both sides.
 const SORTED_ALIKE: &[&str] = &[
@@ -147,12 +177,21 @@ impl DigestedTable {
                 .all(|(one, other)| is_alike(&one.kind, &other.kind))
     }
 
-    /// Has values hashed as what they are where both sides have the same type.
+    /// Has values hashed in the fastest way that both sides have.
     pub fn agree(&mut self, other: &mut Self) {
         for (one, other) in self.columns.iter_mut().zip(&mut other.columns) {
-            let is_native = native_hash(&one.kind, "", 0).is_some() && one.kind == other.kind;
-            one.hashed_natively = is_native;
-            other.hashed_natively = is_native;
+            let hashed = if one.kind == other.kind && native_hash(&one.kind, "", 0).is_some() {
+                Hashed::Value
+            } else if [&one.kind, &other.kind]
+                .iter()
+                .all(|kind| CAST_AS_PRINTED.contains(&kind.as_str()))
+            {
+                Hashed::Text
+            } else {
+                Hashed::Row
+            };
+            one.hashed = hashed;
+            other.hashed = hashed;
         }
     }
 
@@ -229,7 +268,7 @@ mod tests {
         one.agree(&mut other);
         assert_eq!(
             one.digest(true, true),
-            r#"SELECT pg_catalog.count(*) AS rows, pg_catalog.sum(pg_catalog.hashint8extended(coalesce(pg_catalog.hashint8extended(t."a", 0), 7919) # coalesce(pg_catalog.hashtextextended(ROW(t."b")::text COLLATE pg_catalog."C", 1), 15838), 0))::text AS sum FROM ONLY "public"."t" t WHERE (a > 0) AND (t."k0", t."k1") > ($1::text::bigint, $2::text::uuid) AND (t."k0", t."k1") <= ($3::text::bigint, $4::text::uuid)"#
+            r#"SELECT pg_catalog.count(*) AS rows, pg_catalog.sum(pg_catalog.hashint8extended(coalesce(pg_catalog.hashint8extended(t."a", 0), 7919) # coalesce(pg_catalog.hashtextextended(t."b"::text COLLATE pg_catalog."C", 1), 15838), 0))::text AS sum FROM ONLY "public"."t" t WHERE (a > 0) AND (t."k0", t."k1") > ($1::text::bigint, $2::text::uuid) AND (t."k0", t."k1") <= ($3::text::bigint, $4::text::uuid)"#
         );
         assert!(
             table(&["bigint"])

@@ -391,6 +391,9 @@ fn every_statement_of_the_readme_is_run_by_these_tests() {
         "revoke",
         "daemon-site",
         "daemon-agent",
+        // By sync::fresh.
+        "writer",
+        "reader",
     ];
     assert_eq!(blocks, run);
     assert!(!readme.contains("\n```sql\n"), "a block without a name is not tested");

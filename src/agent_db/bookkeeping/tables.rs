@@ -211,7 +211,7 @@ const COLUMNS: &str = "schema_name, table_name, state, phase, last_key, rows_cop
                        hold_cause";
 
 const SAVE: &str = "
-INSERT INTO twinlog.tables (slot, schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated,
+INSERT INTO twinlog.tables AS t (slot, schema_name, table_name, state, phase, last_key, rows_copied, rows_estimated,
     condition, command_id, detail, started_at, finished_at, copied_at_lsn, row_key, published_changes, notes,
     hold_cause)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
@@ -221,7 +221,11 @@ ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     command_id = EXCLUDED.command_id, detail = EXCLUDED.detail, started_at = EXCLUDED.started_at,
     finished_at = EXCLUDED.finished_at, copied_at_lsn = EXCLUDED.copied_at_lsn,
     row_key = EXCLUDED.row_key, published_changes = EXCLUDED.published_changes, notes = EXCLUDED.notes,
-    hold_cause = EXCLUDED.hold_cause";
+    hold_cause = EXCLUDED.hold_cause,
+    held_as_of = CASE WHEN EXCLUDED.state OPERATOR(pg_catalog.<>) 'held' THEN NULL
+        WHEN t.state OPERATOR(pg_catalog.=) 'held' THEN t.held_as_of
+        WHEN t.state OPERATOR(pg_catalog.=) 'streaming'
+            OR t.state OPERATOR(pg_catalog.=) 'resyncing' AND t.command_id IS NOT NULL THEN twinlog.applied_as_of(EXCLUDED.slot) END";
 
 async fn save(client: &Client, encoding: Encoding, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
     client

@@ -7,6 +7,7 @@ mod bounds;
 mod claims;
 mod convergence;
 mod copying;
+mod fresh;
 mod gap;
 mod given_up;
 mod held;
