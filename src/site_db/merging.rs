@@ -56,7 +56,10 @@ async fn settle(tx: &mut Transaction<'_>, claimed: &Claimed) -> Result<(), SiteE
         let several = leads::lock_leads(tx, &several).await?;
         if let Some((kept, others)) = several.split_first() {
             for merged in others {
-                merge(tx, *kept, *merged).await?;
+                // Somebody knows that they are two people.
+                if !leads::merge_was_undone(tx, &[*kept, *merged]).await? {
+                    merge(tx, *kept, *merged).await?;
+                }
             }
         }
         leads::write(tx, &claimed.statement).await?;

@@ -7,6 +7,9 @@
 //! | 5, 6 | the number in the other form of its line ([`WaId::other_form`]), now or formerly |
 //! | 7, 8 | the number as `phone`: dialled, or entered by a person; first if the lead has a number at WhatsApp too |
 //!
+//! A number whose lead has another user id than the contact was given up by that lead's person and belongs to the contact's now, if the
+//! contact has a lead of its own: it moves to that one, and the two are not one person.
+//!
 //! A `phone` does not count against WhatsApp's word: a lead that has another number and another user id is another person.
 //! A number goes to another person some months after its user gave it up. So a lead that had it formerly is not found if that is
 //! long ago, the contact has a user id, and the lead has others.
@@ -31,6 +34,8 @@ pub(super) struct Candidate {
     pub(super) name: Option<String>,
     pub(super) username: Option<String>,
     pub(super) created_at: OffsetDateTime,
+    /// Whether the lead has another user id than the contact.
+    pub(super) of_other: bool,
 }
 
 impl Candidate {
@@ -70,7 +75,8 @@ pub(super) async fn of(
     ids: &[(Option<&UserId>, Option<&WaId>)],
 ) -> Result<Vec<Candidate>, SiteError> {
     Ok(sqlx::query_as(concat!(
-        "SELECT w.number, c.rank, l.id, l.wa_id, l.user_id, l.name, l.username, l.created_at
+        "SELECT w.number, c.rank, l.id, l.wa_id, l.user_id, l.name, l.username, l.created_at,
+                coalesce(l.user_id <> w.user_id, false) AS of_other
            FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS w(user_id, wa_id, other_form, number)
            CROSS JOIN LATERAL (",
         ranks!(),
@@ -104,7 +110,19 @@ pub(super) async fn of_person(
 /// has as it is. An exact match of another contact, or of the user id, says nothing about a number.
 pub(super) fn counts(one: &Candidate, candidates: &[Candidate]) -> bool {
     let has_number = |other: &Candidate| other.number == one.number && matches!(other.rank, 2 | 4);
-    one.is_exact() || (one.is_by_id() && !candidates.iter().any(has_number))
+    !had_number(one, candidates) && (one.is_exact() || (one.is_by_id() && !candidates.iter().any(has_number)))
+}
+
+/// Whether a candidate was found only by a number that its person has given up: it has another user id than the contact, and
+/// the contact has a lead of its own.
+pub(super) fn had_number(one: &Candidate, candidates: &[Candidate]) -> bool {
+    let by_user_id = |other: &Candidate| matches!(other.rank, 1 | 3);
+    one.of_other
+        && !by_user_id(one)
+        && !candidates.iter().any(|other| other.id == one.id && by_user_id(other))
+        && candidates
+            .iter()
+            .any(|other| other.id != one.id && other.is_exact() && !other.of_other)
 }
 
 /// The leads among the candidates of one person that have the person's ids at WhatsApp, the oldest first: one, if all is

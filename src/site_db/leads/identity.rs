@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::candidates::{self, Candidate};
 use super::ids::{IdKind, Ids};
 use super::known_ids::{load, save};
-use super::merge::lock_to_join;
+use super::merge::{lock_to_join, merge_was_undone};
 use super::statements::{self, Reached, Statement, Word};
 use crate::provider::event::IdentityChange;
 use crate::provider::{ContactIdentity, WaId};
@@ -65,7 +65,8 @@ pub(in crate::site_db) async fn write(tx: &mut Transaction<'_>, statement: &Stat
 /// locked, in one order: each of them may be written to.
 async fn lock_candidates(tx: &mut Transaction<'_>, statement: &Statement) -> Result<Vec<Candidate>, SiteError> {
     let candidates = candidates::of_person(tx, &statement.contacts()).await?;
-    let by_ids = candidates::leads(&candidates).into_iter().map(|lead| lead.id);
+    // Also one that gives its number away.
+    let by_ids = candidates.iter().filter(|one| one.is_by_id()).map(|one| one.id);
     let leads: BTreeSet<Uuid> = by_ids
         .chain(statement.lead.as_ref().map(|reached| reached.lead_id))
         .collect();
@@ -188,10 +189,19 @@ pub async fn changed(tx: &mut Transaction<'_>, change: &IdentityChange, at: Offs
         let candidates = candidates::of_person(tx, &statement.contacts()).await?;
         let lead = match candidates::leads(&candidates).as_slice() {
             [] => make(tx, &statement.word).await?,
+            [one]
+                if candidates
+                    .iter()
+                    .any(|other| candidates::had_number(other, &candidates)) =>
+            {
+                // Both leads are locked first.
+                statements::add(tx, std::slice::from_ref(&statement)).await?;
+                Some(one.id)
+            }
             [one] => write_to(tx, one.id, &statement.word).await?.then_some(one.id),
             [kept, ..] => {
                 statements::add(tx, std::slice::from_ref(&statement)).await?;
-                Some(kept.id)
+                Some(filed_under(tx, kept, &candidates).await?)
             }
         };
         if let Some(lead) = lead {
@@ -206,26 +216,46 @@ pub async fn changed(tx: &mut Transaction<'_>, change: &IdentityChange, at: Offs
 pub(super) async fn seen(
     tx: &mut Transaction<'_>,
     contact: &ContactIdentity,
-    leads: &[&Candidate],
+    candidates: &[Candidate],
 ) -> Result<Option<Uuid>, SiteError> {
+    let leads = candidates::leads(candidates);
     let word = Word::Seen(ContactIdentity {
         name: None,
         username: None,
         ..contact.clone()
     });
-    match leads {
+    match leads.as_slice() {
         [] => Ok(None),
+        [one] if candidates.iter().any(|other| candidates::had_number(other, candidates)) => {
+            statements::add(tx, &[Statement { lead: None, word }]).await?;
+            Ok(Some(one.id))
+        }
         [one] => {
             let same = one.wa_id.as_deref() == IdKind::WaId.of(contact).or(one.wa_id.as_deref())
                 && one.user_id.as_deref() == IdKind::UserId.of(contact).or(one.user_id.as_deref());
             Ok((same || write_to(tx, one.id, &word).await?).then_some(one.id))
         }
         [kept, ..] => {
-            let id = kept.id;
             statements::add(tx, &[Statement { lead: None, word }]).await?;
-            Ok(Some(id))
+            Ok(Some(filed_under(tx, kept, candidates).await?))
         }
     }
+}
+
+/// The lead that a person's message is filed under if there are several: the oldest, with which the others are merged. If a merge of
+/// them was undone, they stay apart, and it is the one that the ids lead to most reliably.
+async fn filed_under(
+    tx: &mut Transaction<'_>,
+    oldest: &Candidate,
+    candidates: &[Candidate],
+) -> Result<Uuid, SiteError> {
+    let ids: Vec<Uuid> = candidates::leads(candidates).into_iter().map(|lead| lead.id).collect();
+    let best = candidates.iter().min_by_key(|one| one.rank).unwrap_or(oldest);
+    Ok(if merge_was_undone(tx, &ids).await? {
+        best.id
+    } else {
+        oldest.id
+    })
 }
 
 /// The number is a lead's by a person's word (`phone`), while WhatsApp knows the lead by another one: it is kept as one of its

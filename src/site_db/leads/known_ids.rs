@@ -51,6 +51,9 @@ pub(super) async fn load(tx: &mut Transaction<'_>, lead_id: Uuid) -> Result<Opti
 
 /// Writes what differs from `before`. A number that counts no more also becomes the lead's `phone`, if it has none.
 pub(super) async fn save(tx: &mut Transaction<'_>, lead_id: Uuid, before: &Ids, after: &Ids) -> Result<(), SiteError> {
+    if before.wa_id != after.wa_id {
+        take_number(tx, lead_id, after).await?;
+    }
     if (&before.wa_id, &before.user_id) != (&after.wa_id, &after.user_id) {
         // Not an id that another lead has: its own notices or messages decide about that.
         sqlx::query(
@@ -90,5 +93,35 @@ pub(super) async fn save(tx: &mut Transaction<'_>, lead_id: Uuid, before: &Ids, 
     .bind(news.iter().map(|known| known.replaced_at).collect::<Vec<_>>())
     .execute(tx.connection())
     .await?;
+    Ok(())
+}
+
+/// Takes the lead's number from a lead that has another user id: its person has given the number up. Not where WhatsApp told later
+/// that it is that one's.
+async fn take_number(tx: &mut Transaction<'_>, lead_id: Uuid, ids: &Ids) -> Result<(), SiteError> {
+    let (Some(number), Some(user_id)) = (&ids.wa_id, &ids.user_id) else {
+        return Ok(());
+    };
+    let told = ids.known.iter().find(|known| &known.id == number);
+    let former: Option<Uuid> = sqlx::query_scalar(
+        "UPDATE public.leads l SET wa_id = NULL, updated_at = now()
+          WHERE l.wa_id = $2 AND l.id <> $1 AND l.user_id <> $3 AND NOT EXISTS (
+            SELECT FROM public.lead_ids k WHERE k.known_id = $2 AND k.lead_id = l.id
+               AND k.current_at > coalesce(k.replaced_at, '-infinity') AND coalesce(k.current_at >= $4, true))
+          RETURNING l.id",
+    )
+    .bind(lead_id)
+    .bind(number)
+    .bind(user_id)
+    .bind(told.and_then(|known| known.current_at))
+    .fetch_optional(tx.connection())
+    .await?;
+    if let Some(former) = former {
+        sqlx::query("DELETE FROM public.lead_ids WHERE lead_id = $1 AND known_id = $2")
+            .bind(former)
+            .bind(number)
+            .execute(tx.connection())
+            .await?;
+    }
     Ok(())
 }

@@ -56,7 +56,8 @@ impl LookedUp<'_> {
 /// What the contacts say that is new to the best of their candidates.
 fn news(candidates: &[Candidate], best: &Candidate, (user_id, wa_id): Ids<'_>, said: &[&ContactIdentity]) -> News {
     let several = (candidates.iter()).any(|other| other.id != best.id && candidates::counts(other, candidates));
-    if several || !best.is_exact() {
+    let displaces = (candidates.iter()).any(|other| candidates::had_number(other, candidates));
+    if several || displaces || !best.is_exact() {
         return News::Differs;
     }
     let known = |rank| candidates.iter().any(|one| one.rank == rank && one.id == best.id);

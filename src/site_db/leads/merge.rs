@@ -52,6 +52,20 @@ pub(super) async fn lock_to_join(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Re
     Ok(locked.into_iter().collect())
 }
 
+/// Whether a merge of two of these leads was undone: somebody knows that they are two people.
+///
+/// # Errors
+/// See [`SiteError`].
+pub(in crate::site_db) async fn merge_was_undone(tx: &mut Transaction<'_>, leads: &[Uuid]) -> Result<bool, SiteError> {
+    Ok(sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM public.lead_merges
+          WHERE kept_lead_id = ANY ($1) AND merged_lead_id = ANY ($1) AND undone_at IS NOT NULL)",
+    )
+    .bind(leads)
+    .fetch_one(tx.connection())
+    .await?)
+}
+
 /// Makes `merged` point to `kept`, which gets its ids; all is locked (see [`lock_to_join`]). Returns the record's id.
 pub(in crate::site_db) async fn join(tx: &mut Transaction<'_>, kept: Uuid, merged: Uuid) -> Result<Uuid, SiteError> {
     let (Some(before), Some(other)) = (load(tx, kept).await?, load(tx, merged).await?) else {

@@ -27,7 +27,7 @@ pub use identity::{changed, learn_recipient};
 pub use many::{LookedUp, find_or_make_all, lock_in_order, look_up};
 
 pub(super) use identity::{About, write};
-pub(super) use merge::{join, lock_leads, record_moved};
+pub(super) use merge::{join, lock_leads, merge_was_undone, record_moved};
 
 use std::sync::LazyLock;
 
@@ -173,7 +173,7 @@ async fn known_by_whatsapp(
         };
         identity::add_to(tx, by_phone.id, contact).await?.then_some(by_phone.id)
     } else {
-        identity::seen(tx, contact, &leads).await?
+        identity::seen(tx, contact, candidates).await?
     };
     if let Some(lead_id) = lead_id {
         let is_new = |lead: &Candidate| {

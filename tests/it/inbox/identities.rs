@@ -226,6 +226,61 @@ async fn two_leads_that_are_one_person_are_merged_into_the_older_and_that_can_be
     assert_eq!(site.value(FILED).await, before);
 }
 
+#[tokio::test]
+async fn a_number_that_another_account_gave_up_moves_and_two_people_stay_two() {
+    // GIVEN two people
+    let site = Site::working().await;
+    for (wamid, ids) in [
+        ("1", Ids(Some("16505550001"), Some("US.A"))),
+        ("2", Ids(Some("16505550002"), Some("US.B"))),
+    ] {
+        site.deliver(&messages(&[said(wamid, ids)])).await;
+    }
+    // WHEN the first one gets the number that the second one had, and both write
+    let notice = changed(
+        "3",
+        "user_changed_number",
+        Ids(Some("16505550001"), Some("US.A")),
+        Ids(Some("16505550002"), Some("US.A2")),
+        100,
+    );
+    site.deliver(&messages(&[notice])).await;
+    site.settle_people().await;
+    for (wamid, ids) in [
+        ("4", Ids(Some("16505550002"), Some("US.A2"))),
+        ("5", Ids(Some("16505550003"), Some("US.B"))),
+    ] {
+        site.deliver(&messages(&[said(wamid, ids)])).await;
+    }
+    site.settle_people().await;
+    // THEN each has a lead with the ids of now, and the own messages.
+    let leads = "SELECT string_agg(wa_id || ' ' || user_id || ' ' || (SELECT string_agg(wamid, '' ORDER BY wamid) \
+                 FROM whatsapp_messages m WHERE m.lead_id = l.id), ', ' ORDER BY created_at) FROM leads l";
+    assert_eq!(site.value(leads).await, "16505550002 US.A2 134, 16505550003 US.B 25");
+    assert_eq!(site.count("lead_merges").await, 0);
+}
+
+#[tokio::test]
+async fn leads_whose_merge_was_undone_are_not_merged_again() {
+    let site = Site::working().await;
+    for (wamid, ids) in [("1", Ids(Some("16505550001"), None)), ("2", Ids(None, Some("US.1")))] {
+        site.deliver(&messages(&[said(wamid, ids)])).await;
+    }
+    let both = Ids(Some("16505550001"), Some("US.1"));
+    site.deliver(&messages(&[said("3", both)])).await;
+    site.settle_people().await;
+    assert_eq!(site.count("lead_merges").await, 1);
+    site.db
+        .on_site("SELECT twinlog.undo_lead_merge(id) FROM lead_merges")
+        .await;
+    site.deliver(&messages(&[said("4", both)])).await;
+    site.settle_people().await;
+    assert_eq!(site.count("lead_merges WHERE undone_at IS NULL").await, 0);
+    // The user id is the more reliable one.
+    let lead = "SELECT user_id FROM leads WHERE id = (SELECT lead_id FROM whatsapp_messages WHERE wamid = '4')";
+    assert_eq!(site.value(lead).await, "US.1");
+}
+
 /// One person of the campaign: numbers and user ids that change together, one after the other.
 fn life(person: usize, changes: usize) -> Vec<(String, String)> {
     (0..=changes)
