@@ -33,6 +33,11 @@ const fn is_invisible(character: char) -> bool {
     )
 }
 
+fn digit(character: char, zero: char) -> char {
+    let value = u32::from(character) - u32::from(zero);
+    char::from_digit(value, 10).unwrap_or(character)
+}
+
 fn plain_character(character: char) -> char {
     match character {
         // The full-width forms of ASCII's characters are in the same order.
@@ -40,6 +45,10 @@ fn plain_character(character: char) -> char {
             let ascii = u32::from(character) - 0xfee0;
             char::from_u32(ascii).unwrap_or(character)
         }
+        // The digits of Arabic and Persian, from zero on.
+        '\u{660}'..='\u{669}' => digit(character, '\u{660}'),
+        '\u{6f0}'..='\u{6f9}' => digit(character, '\u{6f0}'),
+        '\u{fe62}' => '+',
         '\u{2010}'..='\u{2015}' | '\u{2212}' => '-',
         _ if character.is_whitespace() => ' ',
         _ => character,
@@ -61,6 +70,7 @@ mod tests {
                 "+1 650 555 1234",
             ),
             ("＋１６５０（５５５）１２３４", "+1650(555)1234"),
+            ("\u{fe62}\u{661}\u{662}\u{663}\u{6f4}", "+1234"),
             ("\u{2066}US.13\u{2069}", "US.13"),
             ("anna\u{e9}", "anna\u{e9}"),
         ] {

@@ -1,7 +1,9 @@
 //! An HTTP answer to a send → an [`Answer`].
 //!
 //! Only an error object of the Graph API proves that Meta read the request and refused it. Any other error comes from a
-//! proxy or gateway on the way: 3xx and 4xx mean that it did not let the request through, 5xx may hide Meta's answer.
+//! proxy or gateway on the way: 3xx and most 4xx mean that it did not let the request through, 5xx may hide Meta's answer, and so
+//! may the statuses that gateways give when they have passed a request on and got no answer (408, 409, 460, 499). What names a message
+//! was not refused.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,12 +21,22 @@ use crate::provider::refusal::{ErrorClass, Refusal, ThrottleScope};
 ///
 /// | answer | is |
 /// |---|---|
+/// | 2xx with a wamid | accepted, also with an error object beside it |
+/// | any other status with a wamid | lost |
 /// | an error object of the Graph API, with any status | refused |
-/// | 2xx with a wamid | accepted |
 /// | 429 without an error object | refused: throttle of the number |
 /// | 3xx and other 4xx without an error object | refused: transient |
-/// | 2xx without a wamid, 5xx without an error object | lost |
+/// | 2xx without a wamid; 408, 409, 460, 499 and 5xx without an error object | lost |
 pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8], request: &[u8]) -> Answer {
+    if let Some(accepted) = accepted(body) {
+        return match status {
+            200..=299 => Answer::Accepted(Accepted {
+                dialled: dialled(request),
+                ..accepted
+            }),
+            _ => Answer::Lost("the answer names a message, and has the status of an error"),
+        };
+    }
     if let Some(error) = GraphError::from_body(body) {
         return Answer::Refused(error.refusal(status, retry_after(headers)));
     }
@@ -36,14 +48,11 @@ pub(super) fn read(status: u16, headers: &HeaderMap, body: &[u8], request: &[u8]
             retry_after,
         })
     };
-    match (status, accepted(body)) {
-        (200..=299, Some(accepted)) => Answer::Accepted(Accepted {
-            dialled: dialled(request),
-            ..accepted
-        }),
-        (200..=299, None) => Answer::Lost("the answer names no message"),
-        (429, _) => refused_on_the_way(ErrorClass::Throttle(ThrottleScope::Number), retry_after(headers)),
-        (300..=499, _) => refused_on_the_way(ErrorClass::Transient, None),
+    match status {
+        200..=299 => Answer::Lost("the answer names no message"),
+        429 => refused_on_the_way(ErrorClass::Throttle(ThrottleScope::Number), retry_after(headers)),
+        408 | 409 | 460 | 499 => Answer::Lost("a gateway that may have passed the request on got no answer"),
+        300..=499 => refused_on_the_way(ErrorClass::Transient, None),
         _ => Answer::Lost("a server error that is not the Graph API's"),
     }
 }
@@ -187,7 +196,23 @@ mod tests {
             // A refusal on the way is tried again soon.
             (302, "", "transient None None"),
             (403, "", "transient None None"),
-            (404, wamid, "transient None None"),
+            // What names a message may have been sent; so may what a gateway waited for.
+            (404, wamid, "lost"),
+            (
+                200,
+                r#"{"messages":[{"id":"wamid.A"}],"error":{"code":131000,"message":"x"}}"#,
+                "accepted",
+            ),
+            (
+                400,
+                r#"{"messages":[{"id":"wamid.A"}],"error":{"code":100,"message":"x"}}"#,
+                "lost",
+            ),
+            (408, "", "lost"),
+            (409, "", "lost"),
+            (460, "", "lost"),
+            (499, "<html>", "lost"),
+            (409, error, "transient Some(131000) Some(9)"),
         ] {
             assert_eq!(word(status, body), expected, "{status} {body}");
         }

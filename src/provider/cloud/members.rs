@@ -32,6 +32,11 @@ impl<'a> Members<'a> {
         (value.get() != "null").then_some(value)
     }
 
+    /// The members, duplicates included.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+
     /// The keys, duplicates included.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())

@@ -114,11 +114,18 @@ fn read_any(raw: &RawValue, members: [&str; 2], known_people: &[ContactIdentity]
     let wamid = string("/id")
         .and_then(|id| Wamid::parse(&id))
         .ok_or("a message without an id")?;
+    let to_group = string("/recipient_type").is_some_and(|kind| kind.eq_ignore_ascii_case("group"));
+    let recipient = string("/to").filter(|to| to_group || people::is_group(to));
     let group = ["/group_id", "/recipient_group_id"]
         .into_iter()
         .find_map(string)
+        .or_else(|| recipient.clone())
         .filter(|id| id.len() <= 512 && !id.contains(char::is_control));
     let mut contact = named(&raw, members);
+    if recipient.is_some() && members[0] == "to" {
+        // The group's id, not a person's number.
+        contact.wa_id = None;
+    }
     if group.is_none() || contact.is_known() {
         people::complete(&mut contact, known_people);
     }

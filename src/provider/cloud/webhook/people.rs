@@ -54,12 +54,17 @@ impl Thread {
     }
 }
 
+/// Whether an id is a group's: the Cloud API's are base64 of `capi_group:…`, the app's end in `@g.us`.
+pub(super) fn is_group(id: &str) -> bool {
+    id.starts_with("Y2FwaV9ncm91cDo") || id.ends_with("@g.us")
+}
+
 /// Reads whom a thread of the history is with. Its id is the person's number or user id, or a group's.
 pub(super) fn thread(thread: &Members<'_>) -> Thread {
     let context = thread.value("context").unwrap_or(Value::Null);
     let string = |key: &str| context.get(key).and_then(scalar).filter(|text| !text.is_empty());
     let id = thread.string("id");
-    let named_group = string("group_id").or_else(|| id.clone().filter(|id| id.ends_with("@g.us")));
+    let named_group = string("group_id").or_else(|| id.clone().filter(|id| is_group(id)));
     if let Some(group) = named_group.filter(|id| id.len() <= 512 && !id.contains(char::is_control)) {
         return Thread::Group(group);
     }
@@ -71,8 +76,17 @@ pub(super) fn thread(thread: &Members<'_>) -> Thread {
     })
 }
 
-/// Adds what the envelope says about a person: of the contact with the same id, or of the only contact if the message
-/// names no user.
+/// Whether both have one line, written in its two forms, and not different user ids.
+fn is_same_line(one: &ContactIdentity, other: &ContactIdentity) -> bool {
+    let (Some(number), Some(same)) = (&one.wa_id, &other.wa_id) else {
+        return false;
+    };
+    let others = one.user_id.is_some() && other.user_id.is_some() && one.user_id != other.user_id;
+    !others && (number.other_form().as_ref() == Some(same) || same.other_form().as_ref() == Some(number))
+}
+
+/// Adds what the envelope says about a person: of the contact with the same id, or with the number in the other form of its line,
+/// or of the only contact if the message names no user.
 pub(super) fn complete(contact: &mut ContactIdentity, people: &[ContactIdentity]) {
     let same = |person: &&ContactIdentity| {
         (person.user_id.is_some() && person.user_id == contact.user_id)
@@ -80,7 +94,10 @@ pub(super) fn complete(contact: &mut ContactIdentity, people: &[ContactIdentity]
     };
     let person = match people {
         [only] if !contact.is_known() => Some(only),
-        _ => people.iter().find(same),
+        _ => people
+            .iter()
+            .find(same)
+            .or_else(|| people.iter().find(|person| is_same_line(person, contact))),
     };
     if let Some(person) = person {
         contact.wa_id = contact.wa_id.take().or_else(|| person.wa_id.clone());

@@ -40,6 +40,8 @@ pub(super) fn read(raw: &RawValue, known_people: &[ContactIdentity]) -> Result<S
         opaque: string("biz_opaque_callback_data"),
         refusal: raw
             .pointer("/errors/0")
+            // An object where a list was meant.
+            .or_else(|| raw.get("errors"))
             .and_then(GraphError::from_value)
             .map(|error| error.refusal(NO_HTTP_STATUS, None)),
         raw,

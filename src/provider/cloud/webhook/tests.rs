@@ -305,3 +305,58 @@ fn a_long_name_is_not_copied_to_each_event() {
         assert!(event.field.len() <= MAX_NAME && event.waba_id.is_none() && event.display_phone_number.is_none());
     }
 }
+
+#[test]
+fn a_contact_in_the_other_form_of_the_senders_line_is_the_sender() {
+    let events = messages(&json!({
+        "contacts":[{"profile":{"name":"Other"},"wa_id":"16505550001","user_id":"US.1"},
+                    {"profile":{"name":"Ana"},"wa_id":"5511987654321","user_id":"BR.44"}],
+        "messages":[{"from":"551187654321","id":"wamid.1","timestamp":"1","type":"text","text":{"body":"x"}}]}));
+    let contact = &message(&events[0]).contact;
+    assert_eq!(contact.wa_id, WaId::parse("551187654321"));
+    assert_eq!(contact.user_id, UserId::parse("BR.44"));
+    assert_eq!(contact.name.as_deref(), Some("Ana"));
+}
+
+#[test]
+fn groups_are_known_by_their_ids_in_echoes_and_in_the_history() {
+    let value = |members: Value| {
+        let mut value = json!({"messaging_product":"whatsapp",
+            "metadata":{"display_phone_number":"15550783881","phone_number_id":"106540352242922"}});
+        for (key, member) in members.as_object().expect("an object") {
+            value[key] = member.clone();
+        }
+        value
+    };
+    let group = "Y2FwaV9ncm91cDoxOTUw";
+    for to in [
+        json!({"to": group, "recipient_type": "group"}),
+        json!({"to": group}),
+        json!({"to": "12036@g.us"}),
+    ] {
+        let mut echo = json!({"from":"15550783881","id":"wamid.E","timestamp":"1","type":"text","text":{"body":"x"}});
+        for (key, member) in to.as_object().expect("an object") {
+            echo[key] = member.clone();
+        }
+        let events =
+            parse(&webhook("smb_message_echoes", &value(json!({"message_echoes":[echo]})))).expect("a webhook");
+        let echo = message(&events[0]);
+        assert_eq!(
+            (echo.group.as_deref(), echo.contact.is_known()),
+            (to["to"].as_str(), false),
+            "{to}"
+        );
+    }
+    let history = json!({"history":[{"metadata":{"phase":0,"chunk_order":1,"progress":1},"threads":[{"id":group,"messages":[
+        {"from":"16505551234","id":"wamid.H","timestamp":"1","type":"text","text":{"body":"x"}}]}]}]});
+    let events = parse(&webhook("history", &value(history))).expect("a webhook");
+    let said = events
+        .iter()
+        .find(|event| matches!(event.content, Content::History { .. }))
+        .expect("a message");
+    let said = message(said);
+    assert_eq!(
+        (said.group.as_deref(), said.contact.wa_id.clone()),
+        (Some(group), WaId::parse("16505551234"))
+    );
+}
