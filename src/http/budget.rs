@@ -35,6 +35,8 @@ pub(super) enum Family {
     Page,
     /// Calls that are passed on to Meta.
     Passthrough,
+    /// Media on their way, up and down.
+    Media,
 }
 
 /// All places are taken.
@@ -63,6 +65,7 @@ struct Places {
     waiting: Arc<Semaphore>,
     page: Arc<Semaphore>,
     passthrough: Arc<Semaphore>,
+    media: Arc<Semaphore>,
 }
 
 impl Places {
@@ -76,6 +79,7 @@ impl Places {
             waiting: share(4),
             page: share(2),
             passthrough: share(1),
+            media: share(1),
         }
     }
 
@@ -86,6 +90,7 @@ impl Places {
             Family::Waiting => &self.waiting,
             Family::Page => &self.page,
             Family::Passthrough => &self.passthrough,
+            Family::Media => &self.media,
         };
         Arc::clone(places).try_acquire_owned().map_err(|_| NoPlace)
     }
@@ -117,12 +122,6 @@ impl Budgets {
     }
 }
 
-/// How many media may be on their way at a time.
-pub(super) const fn media(connections: usize) -> usize {
-    let share = connections / 16;
-    if share == 0 { 1 } else { share }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,13 +142,16 @@ mod tests {
 
     #[test]
     fn one_client_leaves_places_for_the_others_and_a_lone_one_has_all() {
-        let take_all = |budgets: &Budgets, client| {
-            std::iter::from_fn(|| budgets.client_place(Family::Waiting, client).ok()).collect::<Vec<_>>()
+        let take = |budgets: &Budgets, family, client| {
+            std::iter::from_fn(|| budgets.client_place(family, client).ok()).collect::<Vec<_>>()
         };
+        let take_all = |budgets: &Budgets, client| take(budgets, Family::Waiting, client);
         let budgets = Budgets::new(64, ["crm", "bot"]);
         let crm = take_all(&budgets, "crm");
         let bot = take_all(&budgets, "bot");
         assert_eq!((crm.len(), bot.len()), (12, 4));
+        let media = ["crm", "bot"].map(|client| take(&budgets, Family::Media, client));
+        assert_eq!(media.map(|places| places.len()), [3, 1]);
         drop(crm);
         assert_eq!(take_all(&budgets, "crm").len(), 12);
         assert_eq!(take_all(&Budgets::new(64, ["crm"]), "crm").len(), 16);

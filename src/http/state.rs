@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::access::{Access, USERS};
 use super::body::Bodies;
-use super::budget::{self, Budgets};
+use super::budget::Budgets;
 use super::line_rates::LineRates;
 use super::listener::Bounds;
 use super::listener_places::ListenerPlaces;
@@ -102,8 +102,6 @@ pub(super) struct Shared {
     /// One permit for each page whose rows are being read: a quarter of the connections to the Site DB, so that webhooks and sends
     /// always find one.
     pub(super) pages: Semaphore,
-    /// One permit for each medium under way, [`budget::media`] in all.
-    pub(super) media: Arc<Semaphore>,
 }
 
 impl State {
@@ -115,7 +113,6 @@ impl State {
         hub: Hub,
         health: Health,
     ) -> Self {
-        let media = budget::media(settings.connections.connections);
         let numbers = settings.accounts.iter().map(|known| known.account.phone_number_id());
         let configured = numbers.map(|number| number.as_str().to_owned()).collect();
         Self(Arc::new(Shared {
@@ -138,7 +135,6 @@ impl State {
             pool,
             outbox,
             inbox,
-            media: Arc::new(Semaphore::new(media)),
         }))
     }
 }

@@ -1,7 +1,5 @@
 //! `GET` of a link: streams a medium's bytes from Meta's media host.
 
-use std::sync::Arc;
-
 use axum::body::Body;
 use axum::extract::State as Extract;
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, IF_RANGE, RANGE};
@@ -9,6 +7,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt;
 
+use crate::http::budget::{Family, Place};
 use crate::http::media_link::LinkError;
 use crate::http::state::State;
 use crate::http::{answer, auth};
@@ -34,7 +33,7 @@ pub(super) async fn get(Extract(state): Extract<State>, uri: Uri, headers: Heade
     let Some(account) = account else {
         return not_found(LinkError::Forged);
     };
-    let Ok(place) = Arc::clone(&state.media).try_acquire_owned() else {
+    let Ok(place) = state.budgets.client_place(Family::Media, &client.name) else {
         return answer::graph_overloaded();
     };
     let mut asked = HeaderMap::new();
@@ -58,7 +57,7 @@ pub(super) async fn get(Extract(state): Extract<State>, uri: Uri, headers: Heade
 }
 
 /// The answer while its bytes come in.
-fn stream(download: Download, place: tokio::sync::OwnedSemaphorePermit) -> Response {
+fn stream(download: Download, place: Place) -> Response {
     let status = StatusCode::from_u16(download.status).unwrap_or(StatusCode::BAD_GATEWAY);
     let is_medium = status.is_success() || matches!(status.as_u16(), 304 | 416);
     if !is_medium {

@@ -11,6 +11,7 @@ use axum::response::Response;
 use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
+use crate::http::budget::Family;
 use crate::http::form::{self, FormCheck, FormError};
 use crate::http::state::{PassthroughAccount, State};
 use crate::http::{answer, auth};
@@ -97,7 +98,7 @@ async fn upload(
         Some(account) => match query(uri) {
             Some(query) => {
                 let path = format!("{version}/{phone_number_id}/media{query}");
-                take(state, account, path, headers, &body).await
+                take(state, &client.name, account, path, headers, &body).await
             }
             None => bad_request("an upload has no parameters but messaging_product; its form says everything else"),
         },
@@ -123,6 +124,7 @@ fn query(uri: &Uri) -> Option<&'static str> {
 /// Checks what the headers say, and passes the form on.
 async fn take(
     state: &State,
+    client: &str,
     known: &PassthroughAccount,
     path: String,
     headers: &HeaderMap,
@@ -137,7 +139,7 @@ async fn take(
     if length.is_some_and(|length| length > limit) {
         return refused(UploadFault::TooLarge);
     }
-    let Ok(_place) = state.media.try_acquire() else {
+    let Ok(_place) = state.budgets.client_place(Family::Media, client) else {
         return answer::graph_overloaded();
     };
     let fault = Fault::default();

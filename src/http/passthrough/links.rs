@@ -3,8 +3,10 @@
 //! a signed link to `http::media`.
 
 use axum::body::Bytes;
+use axum::http::Method;
 use url::Url;
 
+use super::allow_list;
 use crate::http::media_link::{MediaLinks, Place};
 use crate::provider::ApiVersion;
 use crate::provider::cloud::{Account, json_strings};
@@ -52,9 +54,13 @@ fn page(link: &str, graph_url: &str, place: &Place) -> Option<String> {
     };
     let version = below.trim_start_matches('/').split('/').next()?;
     ApiVersion::parse(version)?;
+    // Meta adds parameters of its own (`locale`, `__cppo`), which our route would refuse.
+    let parts: Vec<&str> = below.trim_start_matches('/').split('/').skip(1).collect();
+    let entries = allow_list::find(&Method::GET, &parts);
     let query: Vec<_> = parsed
         .query_pairs()
         .filter(|(name, _)| !TOKENS.iter().any(|token| name.trim().eq_ignore_ascii_case(token)))
+        .filter(|(name, _)| entries.is_empty() || entries.iter().any(|entry| entry.takes(name)))
         .collect();
     let mut ours = format!("{place}{below}");
     if !query.is_empty() {
@@ -81,7 +87,7 @@ mod tests {
                 Some("https://wa.example.com/v26.0/1/message_templates?pretty=0&limit=2&after=QVFI%3D"),
             ),
             (
-                "https://graph.facebook.com/v26.0/1/flows?Access_Token=EAA",
+                "https://graph.facebook.com/v26.0/1/flows?Access_Token=EAA&__cppo=1&locale=en_US",
                 "http://127.0.0.1:4000",
                 Some("https://wa.example.com/v26.0/1/flows"),
             ),
