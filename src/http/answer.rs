@@ -1,5 +1,7 @@
 //! Answers in both shapes: Meta's for Graph clients, ours for the plain API.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::body::Bytes;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -9,6 +11,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::body::BodyError;
+use super::listener::IfUnread;
 use super::summed::{self, Line};
 use crate::provider::ApiVersion;
 use crate::provider::cloud::GraphError;
@@ -106,6 +109,12 @@ pub(super) fn about(id: Uuid, mut response: Response) -> Response {
     if let Ok(value) = HeaderValue::from_str(&id.to_string()) {
         response.headers_mut().insert(MESSAGE_ID, value);
     }
+    response
+}
+
+/// Has this called if the connection is reset after the answer was written, before another request came on it.
+pub(super) fn if_unread(mut response: Response, unread: impl Fn() + Send + Sync + 'static) -> Response {
+    response.extensions_mut().insert(IfUnread(Arc::new(unread)));
     response
 }
 

@@ -13,6 +13,8 @@ use crate::site_db::{SiteError, media, messages};
 pub(super) enum QuoteError {
     #[error("the message or medium that is named is not one of the client's numbers")]
     NotTheirs,
+    #[error(transparent)]
+    Unreadable(#[from] references::Unreadable),
     #[error("look for the message that is named")]
     Site(#[source] SiteError),
 }
@@ -22,7 +24,7 @@ pub(super) async fn may_send(state: &State, client: &ApiToken, body: &[u8]) -> R
     if may_use_all(state, client) {
         return Ok(());
     }
-    let named = references::of_message(body);
+    let named = references::of_message(body)?;
     may_name(state, client, &named.messages).await?;
     for id in &named.media {
         let owner = media::owner(&state.pool, id).await.map_err(QuoteError::Site)?;
@@ -58,6 +60,14 @@ pub(super) async fn may_name(
         }
     }
     Ok(())
+}
+
+/// The answer for a message of which it can't be read what it names.
+pub(super) fn unreadable() -> GraphError {
+    GraphError::new(100, "Invalid parameter").with_details(
+        "it can't be read which messages and media the message names, and this client may name those of its own numbers only: \
+         write objects as objects, each member once, and no text that was cut inside a character as a name",
+    )
 }
 
 /// Meta's answer for what it does not know.

@@ -1,20 +1,25 @@
 //! One attempt: calls the provider once and commits the outcome.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::commit::{self, COMMIT_RESERVE};
-use super::outcome::{self, Next, Tries};
-use super::outcome_writer::Outcome;
+use super::message_blame::Verdict;
+use super::outcome::{self, Cause, Next, Tries};
+use super::outcome_writer::{Outcome, hold_wait};
 use super::shared::{LEASE_SLACK, Sender, Shared};
 use crate::failpoint;
 use crate::metrics;
 use crate::provider::{Accepted, Answer, Answered, Code, OpaqueId, Response, Sending, WaId};
 use crate::shutdown;
-use crate::site_db::messages::Claimed;
+use crate::site_db::messages::{Claimed, ProblemClass};
 use crate::site_db::{SiteError, leads, merging, storable};
+
+/// How long a message that repeats another one waits before it is looked at again, unless it is cancelled before.
+const REPEAT_WAITS: Duration = Duration::from_secs(1);
 
 /// A claimed message, and how it was claimed.
 #[derive(Debug)]
@@ -28,17 +33,13 @@ pub(super) struct Attempt {
 /// Calls the provider once and commits the outcome.
 pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, mut attempt: Attempt) {
     failpoint::reach(failpoint::name::SEND_AFTER_SENDING);
-    let Answered { answer, response } = call(shared, sender, &attempt).await;
-    sender.standing.answered(&answer);
+    let (next, response) = match repeat(shared, attempt.message.id).await {
+        Some(next) => (next, None),
+        None => called(shared, sender, &attempt).await,
+    };
     failpoint::reach(failpoint::name::SEND_BEFORE_OUTCOME);
     // The outcome may wait for the Site DB; the body need not.
     attempt.message.request = None;
-    let tries = Tries {
-        attempt: u32::try_from(attempt.message.attempt).unwrap_or(1),
-        uncounted: u32::try_from(attempt.message.uncounted).unwrap_or(0),
-    };
-    let next = blame_message(outcome::next(answer, tries, shared.settings.retry), sender, &attempt);
-    count(&next);
     let response = response.map(|response| Response {
         body: storable(&response.body),
         ..response
@@ -58,12 +59,58 @@ pub(super) async fn run(shared: &Arc<Shared>, sender: &Sender, mut attempt: Atte
     }
 }
 
+/// Calls the provider, and decides what happens to the message next.
+async fn called(shared: &Shared, sender: &Sender, attempt: &Attempt) -> (Next, Option<Response>) {
+    let Answered { answer, response } = call(shared, sender, attempt).await;
+    sender.standing.answered(&answer);
+    let tries = Tries {
+        attempt: u32::try_from(attempt.message.attempt).unwrap_or(1),
+        uncounted: u32::try_from(attempt.message.uncounted).unwrap_or(0),
+    };
+    let next = outcome::next(answer, tries, shared.settings.retry);
+    let next = blame_message(next, sender, attempt, shared.settings.hold_probe);
+    count(&next);
+    (next, response)
+}
+
+/// If the message repeats one whose client has left since, it is not sent: it waits for a moment, in which its client is given the
+/// first one's answer and it is cancelled. The claim has not seen that, because that the client left was not committed.
+async fn repeat(shared: &Shared, id: Uuid) -> Option<Next> {
+    let first = shared.repeats.repeated_by(id)?;
+    // Where it can't be asked now, the message waits too.
+    if let Ok(None) = shared.stands_for_repeats(first).await {
+        return None;
+    }
+    Some(Next::Pending {
+        wait: REPEAT_WAITS,
+        consumed: false,
+        pause: None,
+        cause: Cause {
+            code: None,
+            class: ProblemClass::Repeat,
+            message: "an equal request came before, whose client left without its answer".to_owned(),
+        },
+    })
+}
+
 /// Corrects `next` by what happened to the number's other messages: if only this message is refused with an account
-/// error, it fails instead of holding the number.
-fn blame_message(next: Next, sender: &Sender, attempt: &Attempt) -> Next {
+/// error, it waits or fails instead of holding the number.
+fn blame_message(next: Next, sender: &Sender, attempt: &Attempt, hold_probe: Duration) -> Next {
     let id = attempt.message.id;
     match next {
-        Next::HoldNumber(cause) if sender.message_blame.refused(id, cause.class, Instant::now()) => Next::Failed(cause),
+        Next::HoldNumber(cause) => {
+            let client = attempt.message.client_name.as_deref().unwrap_or_default();
+            match sender.message_blame.refused(id, client, cause.class, Instant::now()) {
+                Verdict::NumberAtFault => Next::HoldNumber(cause),
+                Verdict::MessageAtFault => Next::Failed(cause),
+                Verdict::NotKnown => Next::Pending {
+                    wait: hold_wait(hold_probe, attempt.message.uncounted),
+                    consumed: false,
+                    pause: None,
+                    cause,
+                },
+            }
+        }
         Next::Accepted(_) => {
             sender.message_blame.accepted(id, attempt.claimed_at);
             next

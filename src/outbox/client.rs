@@ -4,12 +4,14 @@
 //! then, so the message would be sent twice. If the connection breaks, the future that answers it is dropped: that is noted in
 //! the message's row, and the repeat gets the first one's answer, at whichever server it arrives.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+use super::repeats::RequestKey;
 use super::shared::Shared;
 use crate::shutdown;
 use crate::site_db::messages;
@@ -37,17 +39,45 @@ impl ClientThatWaits {
         }
     }
 
-    /// It has its answer, or somebody else watches from now on.
+    /// It has its answer.
     pub(super) fn done(mut self) {
-        self.waiting = None;
+        if let Some((shared, id)) = self.waiting.take() {
+            shared.repeats.ends(id);
+        }
     }
 }
 
 impl Drop for ClientThatWaits {
     fn drop(&mut self) {
         if let (Some((shared, id)), Ok(runtime)) = (self.waiting.take(), Handle::try_current()) {
+            shared.wake(&shared.repeats.left(id));
             runtime.spawn(async move { note(&shared, id).await });
         }
+    }
+}
+
+/// Tells that an answer was probably not read.
+#[derive(Clone)]
+pub struct Receipt {
+    shared: Arc<Shared>,
+    key: RequestKey,
+    id: Uuid,
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Receipt {
+    pub(super) const fn new(shared: Arc<Shared>, key: RequestKey, id: Uuid) -> Self {
+        Self { shared, key, id }
+    }
+
+    /// The connection was reset after the answer had been written to it: an equal request that comes now gets the same answer.
+    pub fn unread(self) {
+        self.shared.wake(&self.shared.repeats.unread(self.key, self.id));
     }
 }
 

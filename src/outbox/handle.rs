@@ -86,7 +86,9 @@ impl Outbox {
     /// The Site DB can't be asked: the message may be cancelled or not.
     pub async fn wait_or_cancel(&self, submitted: Submitted) -> Result<Option<Delivered>, Arc<SiteError>> {
         let shared = Arc::clone(&self.0);
-        let client = ClientThatWaits::new(&self.0, submitted.id);
+        let mut submitted = submitted;
+        let client = submitted.client.take();
+        let client = client.unwrap_or_else(|| ClientThatWaits::new(&self.0, submitted.id));
         let waiting = tokio::spawn(async move { shared.wait_or_cancel(submitted).await });
         // If the task panicked or the runtime shuts down, `send_by` still keeps the message from being sent late.
         let delivered = waiting.await.unwrap_or_else(|_| Err(Arc::new(SiteError::Stopped)));

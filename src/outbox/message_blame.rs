@@ -1,6 +1,9 @@
 //! Finds messages that the provider refuses with an account error although it accepts others of the same number. Then
 //! the message is at fault (it asks for something that this account may not do), and it must not hold the number again
-//! and again.
+//! and again: one client's message would stop all clients.
+//!
+//! A message of a client that waits is cancelled when it is refused, and a repeat is another message. So a number whose messages are
+//! accepted is held only when several are refused and none is accepted in between: of two clients, or three of one.
 //!
 //! Kept in memory: a new process only needs longer to find such a message.
 
@@ -16,6 +19,8 @@ use crate::site_db::messages::ProblemClass;
 /// A message is to blame after this many refusals, if another message was accepted before each of them (and after the
 /// refusal before it). More than one, because the account may also be restricted again in between.
 const REFUSALS_TO_BLAME: u32 = 3;
+/// As many refusals of one client's messages, with none accepted in between, hold the number.
+const REFUSALS_OF_A_CLIENT: u32 = 3;
 /// Bound on the messages that are remembered. Each has held the number for a while, so there are few.
 const MAX_MESSAGES: usize = 1000;
 
@@ -29,6 +34,21 @@ struct Known {
     accepted: Option<Instant>,
     /// By message: its last refusal, and how many of its refusals came after another message was accepted.
     refused: HashMap<Uuid, (Instant, u32)>,
+    /// By client: the refusals since a message was accepted last.
+    in_a_row: HashMap<String, u32>,
+    /// When the last one of these came.
+    last_refusal: Option<Instant>,
+}
+
+/// What an account error means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The number can't send.
+    NumberAtFault,
+    /// This message can't be sent.
+    MessageAtFault,
+    /// Either: the message waits, and others are tried.
+    NotKnown,
 }
 
 impl MessageBlame {
@@ -37,15 +57,19 @@ impl MessageBlame {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.refused.remove(&id);
         known.accepted = known.accepted.max(Some(begun));
+        if known.last_refusal.is_some_and(|refused| begun > refused) {
+            known.in_a_row.clear();
+            known.last_refusal = None;
+        }
     }
 
-    /// Notes that a message was refused with an account error. Returns whether the message is to blame.
+    /// Notes that a client's message was refused with an account error. Returns what is to blame.
     ///
     /// Only [`ErrorClass::Permission`] may be about one message. All other classes concern the token, the account or the
     /// number, however often another message is accepted in between.
-    pub(super) fn refused(&self, id: Uuid, class: ProblemClass, now: Instant) -> bool {
+    pub(super) fn refused(&self, id: Uuid, client: &str, class: ProblemClass, now: Instant) -> Verdict {
         if class != ProblemClass::Refused(ErrorClass::Permission) {
-            return false;
+            return Verdict::NumberAtFault;
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let accepted = known.accepted;
@@ -57,11 +81,19 @@ impl MessageBlame {
             *proofs += 1;
         }
         *before = now;
-        let to_blame = *proofs >= REFUSALS_TO_BLAME;
-        if to_blame {
+        if *proofs >= REFUSALS_TO_BLAME {
             known.refused.remove(&id);
+            return Verdict::MessageAtFault;
         }
-        to_blame
+        known.last_refusal = Some(now);
+        let of_client = known.in_a_row.entry(client.to_owned()).or_default();
+        *of_client += 1;
+        let enough = *of_client >= REFUSALS_OF_A_CLIENT || known.in_a_row.len() > 1;
+        if enough || accepted.is_none() {
+            Verdict::NumberAtFault
+        } else {
+            Verdict::NotKnown
+        }
     }
 }
 
@@ -81,21 +113,25 @@ mod tests {
         let tick = || tokio::time::advance(Duration::from_secs(1));
         let refused = |code| {
             let class = GraphError::new(code, "x").class(400);
-            blame.refused(ID, ProblemClass::Refused(class), Instant::now())
+            blame.refused(ID, "crm", ProblemClass::Refused(class), Instant::now())
         };
         // Nothing else is accepted: the account is at fault, however long.
         for _ in 0..10 {
-            assert!(!refused(10));
+            assert_eq!(refused(10), Verdict::NumberAtFault);
             tick().await;
         }
         // Another attempt that had begun before the refusal proves nothing.
         let begun = Instant::now();
         tick().await;
-        assert!(!refused(10));
+        assert_eq!(refused(10), Verdict::NumberAtFault);
         blame.accepted(OTHER, begun);
-        for last in [false, false, false, true] {
+        tick().await;
+        assert_eq!(refused(10), Verdict::NumberAtFault);
+        tick().await;
+        blame.accepted(OTHER, Instant::now());
+        for verdict in [Verdict::NotKnown, Verdict::NotKnown, Verdict::MessageAtFault] {
             tick().await;
-            assert_eq!(refused(10), last);
+            assert_eq!(refused(10), verdict);
             tick().await;
             blame.accepted(OTHER, Instant::now());
         }
@@ -103,10 +139,35 @@ mod tests {
         for _ in 0..10 {
             for code in [0, 190, 368, 131_031, 131_042, 131_048, 131_064] {
                 tick().await;
-                assert!(!refused(code));
+                assert_eq!(refused(code), Verdict::NumberAtFault, "{code}");
             }
             tick().await;
             blame.accepted(OTHER, Instant::now());
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_number_is_at_fault_when_two_clients_or_three_messages_in_a_row_are_refused() {
+        let blame = MessageBlame::default();
+        let refused = async |client: &str| {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let class = ProblemClass::Refused(ErrorClass::Permission);
+            blame.refused(Uuid::new_v4(), client, class, Instant::now())
+        };
+        let accepted = async || {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            blame.accepted(OTHER, Instant::now());
+        };
+        // Before any was accepted, the first one tells.
+        assert_eq!(refused("one").await, Verdict::NumberAtFault);
+        for _ in 0..5 {
+            accepted().await;
+            assert_eq!(refused("one").await, Verdict::NotKnown);
+            assert_eq!(refused("one").await, Verdict::NotKnown);
+        }
+        assert_eq!(refused("one").await, Verdict::NumberAtFault);
+        accepted().await;
+        assert_eq!(refused("one").await, Verdict::NotKnown);
+        assert_eq!(refused("two").await, Verdict::NumberAtFault);
     }
 }

@@ -47,6 +47,7 @@
 //! | `commit` | commits an outcome, repeating until the Site DB takes it |
 //! | `wait` | a client that waits for its message |
 //! | `client` | notes that a client left before it had its answer |
+//! | `repeats` | which requests repeat one whose client left; in memory |
 //! | `elsewhere` | wakes those whom a change of another process concerns |
 //! | `standing` | how a number stands, for the health report |
 //! | `history` | settles messages whose outcome is unknown by the provider's history |
@@ -67,6 +68,7 @@ mod outcome;
 mod outcome_writer;
 mod queue;
 mod rate;
+mod repeats;
 mod settings;
 mod shared;
 mod standing;
@@ -74,6 +76,7 @@ mod submit;
 mod sweeper;
 mod wait;
 
+pub use client::Receipt;
 pub use handle::Outbox;
 pub use outcome::RetryPolicy;
 pub use settings::{AccountSettings, OutboxSettings};

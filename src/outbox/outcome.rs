@@ -81,7 +81,7 @@ const MAX_PAIR_EXPONENT: u32 = 5;
 /// | answer | next |
 /// |---|---|
 /// | accepted | accepted; `held` if the provider assesses the template first |
-/// | refused, class account or permission | hold the number, the message waits, no attempt consumed (if only this message is refused, it fails in the end: [`message_blame`](super::message_blame)) |
+/// | refused, class account or permission | hold the number, the message waits, no attempt consumed (one of class permission, if others pass: it waits, and fails in the end: [`message_blame`](super::message_blame)) |
 /// | throttle | wait as the provider says, else backoff (pair: 4^X s), no attempt consumed; the scope waits with it |
 /// | transient, ambiguous | backoff, up to `max_attempts` (ambiguous: 2), then failed |
 /// | window, permanent, template | failed |

@@ -247,7 +247,7 @@ fn with_problem(outcome: &Outcome, problem: Problem) -> Ended {
 /// How long a refused message of a held number waits: one and a half probe intervals more after each refusal. More than
 /// one, so that another message is the next probe; a message that is always refused for its own content would otherwise
 /// keep the number held.
-fn hold_wait(hold_probe: Duration, refused_before: i32) -> Duration {
+pub(super) fn hold_wait(hold_probe: Duration, refused_before: i32) -> Duration {
     let refusals = u32::try_from(refused_before).unwrap_or(0).saturating_add(1);
     (hold_probe * 3 / 2)
         .saturating_mul(refusals)

@@ -16,6 +16,7 @@ use super::message_blame::MessageBlame;
 use super::outcome::Next;
 use super::outcome_writer::{Committed, Outcome, OutcomeWriter, WamidIs};
 use super::queue::{Candidate, SendQueue};
+use super::repeats::Repeats;
 use super::settings::{AccountSettings, OutboxSettings};
 use super::standing::NumberStanding;
 use crate::group_commit::{Bounds, GroupCommit, GroupError};
@@ -24,7 +25,7 @@ use crate::provider::{self, PhoneNumberId};
 use crate::realtime::Waiters;
 use crate::site_db::accounts::{AccountStatus, Gate};
 use crate::site_db::messages::{MessageRow, StoredMessage};
-use crate::site_db::{Pool, SiteError, accounts};
+use crate::site_db::{MessageStatus, Pool, SiteError, accounts};
 
 /// A claim's lease is the send's time-out plus this; when it expires, any process may set the message `unknown`. Long
 /// enough for a restart of the Site DB while the outcome waits to be committed, short enough for a person to wait.
@@ -69,6 +70,8 @@ pub(super) struct Shared {
     pub(super) senders: HashMap<PhoneNumberId, Arc<Sender>>,
     /// The requests that wait for a message; told after each commit.
     pub(super) waiters: Waiters,
+    /// The requests of clients that wait, and of those that left.
+    pub(super) repeats: Repeats,
     /// Messages that the provider accepted and whose outcome the Site DB has not taken yet.
     pub(super) unrecorded: AtomicU64,
     pub(super) stop: CancellationToken,
@@ -125,6 +128,7 @@ impl Shared {
             senders: senders.collect(),
             settings,
             waiters: Waiters::default(),
+            repeats: Repeats::default(),
             unrecorded: AtomicU64::new(0),
             stop,
         }
@@ -136,6 +140,22 @@ impl Shared {
             GroupError::Failed(error) => error,
             GroupError::Full | GroupError::Abandoned => Arc::new(SiteError::Stopped),
         })
+    }
+
+    /// Wakes those who wait for these messages.
+    pub(super) fn wake(&self, messages: &[Uuid]) {
+        for id in messages {
+            self.waiters.committed(*id);
+        }
+    }
+
+    /// Whether an equal request after this message gets its answer: it was sent, or may be, or is about to be.
+    pub(super) async fn stands_for_repeats(&self, id: Uuid) -> Result<Option<MessageRow>, Arc<SiteError>> {
+        let stands = |message: &MessageRow| {
+            use MessageStatus::{Pending, Sending, Unknown};
+            message.wamid.is_some() || matches!(message.status, Pending | Sending | Unknown)
+        };
+        Ok(self.find(id).await?.filter(stands))
     }
 
     /// How long a claimed message belongs to the process that claimed it.

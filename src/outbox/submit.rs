@@ -7,7 +7,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::client::ClientThatWaits;
+use super::client::{ClientThatWaits, Receipt};
+use super::repeats::RequestKey;
 use super::shared::{Sender, Shared};
 use crate::failpoint;
 use crate::group_commit::GroupError;
@@ -36,6 +37,8 @@ pub struct NewMessage {
     pub lead_id: Option<Uuid>,
     /// Set for a client that waits: the message is sent within this time or never.
     pub send_within: Option<Duration>,
+    /// Whether the client waits for the outcome, so that it may repeat its request if that is lost.
+    pub waits: bool,
     /// The Graph API version that the client asked for.
     pub api_version: Option<ApiVersion>,
 }
@@ -49,6 +52,11 @@ pub struct Submitted {
     pub phone_number_id: PhoneNumberId,
     /// The row that it has just become; `None`: the client had submitted it before, with the same client id.
     pub fresh: Option<Box<MessageRow>>,
+    /// Its client, as long as it is there; `None` if it does not wait with a limit.
+    pub(super) client: Option<ClientThatWaits>,
+    /// What the message has in common with its repeats.
+    key: RequestKey,
+    shared: Arc<Shared>,
     /// How long its client waits; `None`: no limit.
     pub(super) send_within: Option<Duration>,
     /// Registered before anybody could send it, so that no outcome is missed.
@@ -60,6 +68,26 @@ impl Submitted {
     #[must_use]
     pub const fn is_duplicate(&self) -> bool {
         self.fresh.is_none()
+    }
+
+    /// For the answer: to be told if its client probably did not read it.
+    #[must_use]
+    pub fn receipt(&self) -> Receipt {
+        Receipt::new(Arc::clone(&self.shared), self.key.clone(), self.id)
+    }
+
+    /// The message that this one repeats, instead of it.
+    pub(super) fn instead(&self, id: Uuid) -> Self {
+        Self {
+            id,
+            phone_number_id: self.phone_number_id.clone(),
+            fresh: None,
+            client: None,
+            key: self.key.clone(),
+            shared: Arc::clone(&self.shared),
+            send_within: self.send_within,
+            waiting: register(&self.shared, id),
+        }
     }
 }
 
@@ -105,17 +133,56 @@ pub(super) async fn submit(shared: &Arc<Shared>, message: NewMessage) -> Result<
         .ok_or(SubmitError::UnknownNumber)?;
     let account_id = sender.account_id(&shared.pool).await?;
     let submission = Arc::new(submission(&message, account_id));
-    // It may be stored even if the client leaves now.
-    let client = message.send_within.map(|_| ClientThatWaits::new(shared, submission.id));
-    let submitted = store_once(shared, sender, message, submission).await;
-    if let Some(client) = client {
-        client.done();
+    let key = RequestKey::of(&submission);
+    if let Some(known) = repeated(shared, &message, &submission, &key).await? {
+        return known_already(shared, sender, &message, &submission, &known).await;
     }
-    submitted
+    // It may be stored even if the client leaves now.
+    let client = message.send_within.map(|_| {
+        let may_repeat = message.client_id.is_none();
+        shared.repeats.begins(key, submission.id, may_repeat);
+        ClientThatWaits::new(shared, submission.id)
+    });
+    let (id, submitted) = (submission.id, store_once(shared, sender, message, submission).await);
+    match (submitted, client) {
+        (Ok(mut submitted), Some(client)) if submitted.id == id => {
+            submitted.client = Some(client);
+            Ok(submitted)
+        }
+        (submitted, client) => {
+            // Nothing is stored under its id.
+            if let Some(client) = client {
+                client.done();
+            }
+            submitted
+        }
+    }
+}
+
+/// The message that the request repeats, if this process knows it.
+async fn repeated(
+    shared: &Arc<Shared>,
+    message: &NewMessage,
+    submission: &Submission,
+    key: &RequestKey,
+) -> Result<Option<Known>, SubmitError> {
+    if message.client_id.is_some() || !message.waits {
+        return Ok(None);
+    }
+    let Some(first) = shared.repeats.repeated_by_request(key, submission.id) else {
+        return Ok(None);
+    };
+    let first = shared.stands_for_repeats(first).await.map_err(SubmitError::Site)?;
+    Ok(first.map(|first| Known {
+        id: first.id,
+        request_sha256: Some(submission.request_sha256.clone()),
+        status: first.status,
+        error_class: first.error_class,
+    }))
 }
 
 async fn store_once(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     sender: &Sender,
     message: NewMessage,
     submission: Arc<Submission>,
@@ -145,6 +212,9 @@ async fn store_once(
             id: stored.id,
             phone_number_id: message.phone_number_id,
             fresh: Some(Box::new(row)),
+            client: None,
+            key: RequestKey::of(&submission),
+            shared: Arc::clone(shared),
             send_within: stored.send_within,
             waiting,
         });
@@ -179,6 +249,7 @@ fn submission(message: &NewMessage, account_id: Uuid) -> Submission {
         client_name: message.client_name.clone(),
         client_id: message.client_id.clone(),
         request_sha256: fingerprint(message),
+        may_repeat: message.waits && message.client_id.is_none(),
         client_opaque: outbound.client_opaque.as_deref().map(storable),
         send_within: message.send_within.map(|each| SendWithin {
             each,
@@ -208,7 +279,7 @@ fn fingerprint(message: &NewMessage) -> String {
 /// Returns the message that was submitted with this client id, if the request is the same. If it was cancelled because
 /// its client stopped waiting, makes it due again.
 async fn known_already(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     sender: &Sender,
     message: &NewMessage,
     submission: &Submission,
@@ -230,6 +301,9 @@ async fn known_already(
         id: known.id,
         phone_number_id: message.phone_number_id.clone(),
         fresh: None,
+        client: message.send_within.map(|_| ClientThatWaits::new(shared, known.id)),
+        key: RequestKey::of(submission),
+        shared: Arc::clone(shared),
         send_within: message.send_within,
         waiting,
     })

@@ -34,11 +34,13 @@ impl Shared {
     /// See [`Outbox::wait`](super::Outbox::wait).
     pub(super) async fn wait(
         &self,
-        submitted: Submitted,
+        mut submitted: Submitted,
         patience: Duration,
     ) -> Result<Option<MessageRow>, Arc<SiteError>> {
         let hold = self.hold_of(&submitted);
-        self.wait_until(submitted, patience, hold).await
+        let deadline = Instant::now() + patience;
+        let waited = self.wait_until(&mut submitted, deadline, hold, Repeated::Sent);
+        Ok(waited.await?.message)
     }
 
     /// Why the number is held, as it was known last.
@@ -51,53 +53,93 @@ impl Shared {
         Some(sender.hold())
     }
 
-    /// Waits until the message is settled; or its number is held, and no probe of it is due.
+    /// Waits until the message is settled; or its number is held, and no probe of it is due; or it is found to repeat another one.
     async fn wait_until(
         &self,
-        submitted: Submitted,
-        patience: Duration,
+        submitted: &mut Submitted,
+        deadline: Instant,
         mut hold: Option<watch::Receiver<Option<Hold>>>,
-    ) -> Result<Option<MessageRow>, Arc<SiteError>> {
-        let deadline = Instant::now() + patience;
+        repeated: Repeated,
+    ) -> Result<Waited, Arc<SiteError>> {
         let id = submitted.id;
         // Registered before the message could be sent, so that no outcome is missed.
-        let (ticket, mut changed) = submitted.waiting;
-        let mut known = submitted.fresh.map(|row| *row);
+        let (ticket, changed) = &mut submitted.waiting;
+        let mut known = submitted.fresh.take().map(|row| *row);
         loop {
+            let is_fresh = known.is_some();
             let found = match known.take() {
                 Some(row) => Ok(Some(row)),
                 None => self.find(id).await,
             };
             let stopping = self.stop.is_cancelled();
-            match &found {
-                Ok(None) => return found,
-                Ok(Some(message)) if message.status.is_settled() => return found,
-                Ok(Some(message)) if stopping && message.status == MessageStatus::Pending => return found,
-                Ok(Some(message)) if is_held(message, &hold) => return found,
-                Ok(Some(_)) => {}
-                Err(error) if error.disposition() != Disposition::Transient => return found,
-                Err(_) => {}
+            if let Ok(Some(message)) = &found
+                && repeated == Repeated::Joined
+                && let Some(first) = self.repeated_by(message, is_fresh).await
+            {
+                return found.map(|message| Waited {
+                    message,
+                    repeats: Some(first),
+                });
             }
-            if Instant::now() >= deadline {
-                return found;
+            let ends = match &found {
+                Ok(None) => true,
+                Ok(Some(message)) => {
+                    message.status.is_settled()
+                        || stopping && message.status == MessageStatus::Pending
+                        || is_held(message, &hold)
+                }
+                Err(error) => error.disposition() != Disposition::Transient,
+            };
+            if ends || Instant::now() >= deadline {
+                return found.map(|message| Waited { message, repeats: None });
             }
             // If another process sends it, or a status webhook settles it, nothing here is notified: query now and then.
             tokio::select! {
-                () = changed => {}
+                () = &mut *changed => {}
                 () = hold_changes(&mut hold) => {}
                 () = tokio::time::sleep(QUERY_EVERY) => {}
                 () = tokio::time::sleep_until(deadline) => {}
                 () = self.stop.cancelled(), if !stopping => {}
             }
             // Registered before the query, so that an outcome committed between the two is not missed.
-            changed = ticket.changed();
+            *changed = ticket.changed();
         }
     }
 
+    /// The message that a waiting one repeats. `in_memory`: the row is new, the Site DB is not asked.
+    async fn repeated_by(&self, message: &MessageRow, in_memory: bool) -> Option<Uuid> {
+        if message.status != MessageStatus::Pending || message.client_id.is_some() {
+            return None;
+        }
+        if let Some(first) = self.repeats.repeated_by(message.id) {
+            let stands = self.stands_for_repeats(first).await;
+            return stands.ok().flatten().map(|first| first.id);
+        }
+        if in_memory {
+            return None;
+        }
+        // Asked again soon.
+        messages::repeated_by(&self.pool, message.id).await.ok().flatten()
+    }
+
+    /// Waits for the message; if it repeats another one that is not its client's any more, cancels it and waits for that one.
     pub(super) async fn wait_or_cancel(&self, submitted: Submitted) -> Result<Option<Delivered>, Arc<SiteError>> {
-        let (id, hold) = (submitted.id, self.hold_of(&submitted));
-        let patience = submitted.send_within.unwrap_or_default();
-        let waited = self.wait_until(submitted, patience, hold.clone()).await?;
+        let (hold, mut submitted) = (self.hold_of(&submitted), submitted);
+        let deadline = Instant::now() + submitted.send_within.unwrap_or_default();
+        let waited = loop {
+            let waited = self
+                .wait_until(&mut submitted, deadline, hold.clone(), Repeated::Joined)
+                .await?;
+            let Some(first) = waited.repeats else {
+                break waited.message;
+            };
+            // Otherwise it is being sent, or settled.
+            if messages::cancel_repeat(&self.pool, submitted.id).await? {
+                metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Cancelled.as_str());
+                submitted = submitted.instead(first);
+            }
+        };
+        let id = submitted.id;
         let Some(message) = waited else {
             return Ok(None);
         };
@@ -149,6 +191,23 @@ impl Shared {
             }
         }
     }
+}
+
+/// What a wait brought.
+struct Waited {
+    /// The message as it was seen last; `None`: there is no such row.
+    message: Option<MessageRow>,
+    /// The message that it repeats.
+    repeats: Option<Uuid>,
+}
+
+/// What happens to a message that is found to repeat another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeated {
+    /// Nothing: its client has been told that it will be sent.
+    Sent,
+    /// Its client gets the other one's answer.
+    Joined,
 }
 
 /// Whether the message waits for a held number, and is not needed to test it: the provider has refused it, or the number is

@@ -3,7 +3,8 @@
 //!
 //! The text goes the way of the plain API, and the answer comes when it is sent: `{success, message_id, status, …}`. An error has a
 //! status that is none of success, as the library wants it, and `{success: false, error, code}`; also where Meta has refused the
-//! message. A library's `apikey` header is not looked at: the token is in `Authorization`.
+//! message, where it could not be sent in time and is cancelled (503, `not_sent`), where Meta refuses the number's messages (422,
+//! `number_held`), and where it is not known whether it was sent (409, `outcome_unknown`; the same call again sends nothing then). A library's `apikey` header is not looked at: the token is in `Authorization`.
 
 use axum::Json;
 use axum::extract::{Request, State as Extract};

@@ -80,6 +80,13 @@ impl Connection {
         }
     }
 
+    fn look_for_reset(&self, error: Option<&io::Error>) {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        if error.is_some_and(|error| matches!(error.kind(), BrokenPipe | ConnectionReset)) {
+            self.tracked.was_reset();
+        }
+    }
+
     fn written(&mut self, polled: Poll<io::Result<usize>>, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Poll::Ready(written) = polled else {
             self.blocked.get_or_insert_with(Instant::now);
@@ -90,6 +97,7 @@ impl Connection {
             self.writing.waited(blocked.elapsed());
         }
         self.writing.moved(written.as_ref().map_or(0, |bytes| *bytes));
+        self.look_for_reset(written.as_ref().err());
         Poll::Ready(written)
     }
 }
@@ -104,6 +112,9 @@ impl AsyncRead for Connection {
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         if polled.is_pending() {
             return self.wait(context);
+        }
+        if let Poll::Ready(Err(error)) = &polled {
+            self.look_for_reset(Some(error));
         }
         self.last_byte = Instant::now();
         if buffer.filled().len() > before {

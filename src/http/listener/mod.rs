@@ -43,7 +43,7 @@ use self::connection::Connection;
 pub(super) use self::pace::Pace;
 pub(crate) use self::registry::Bounds;
 use self::registry::Registry;
-pub(super) use self::registry::{AwaitedBody, Doing, Tracked};
+pub(super) use self::registry::{AwaitedBody, Doing, IfUnread, Tracked};
 
 /// Most bytes of a request's head, and of a body that are read at a time: each connection may hold as many. hyper's own
 /// bound is seven times as much.
@@ -90,10 +90,13 @@ async fn serve_one(
     let answering = service_fn(move |mut request: Request<Incoming>| {
         let tracked = Arc::clone(&of_request);
         tracked.set(Doing::Answer);
+        // It has read the last answer.
+        tracked.if_unread(None);
         request.extensions_mut().insert(Arc::clone(&tracked));
         let answer = service.call(request);
         async move {
-            let answer = answer.await?;
+            let mut answer = answer.await?;
+            tracked.if_unread(answer.extensions_mut().remove());
             // Its connection goes on in another protocol, and can't be closed from here.
             let goes_on = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
             let answer = answer.map(|body| Answer { body, tracked, goes_on });

@@ -5,6 +5,7 @@
 //! those there are is bounded elsewhere, below the number of connections, so there is always one that can be closed.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -67,6 +68,19 @@ pub(in crate::http) struct Tracked {
     end: CancellationToken,
     /// Notified to give up reading its request's body.
     give_up: Notify,
+    /// Of the last answer.
+    if_unread: Mutex<Option<IfUnread>>,
+}
+
+/// Called if a connection is reset after this answer was written, before another request came on it. Then the client has
+/// probably not read it: a system that closes a connection whose bytes were not read resets it.
+#[derive(Clone)]
+pub(in crate::http) struct IfUnread(pub(in crate::http) Arc<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for IfUnread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IfUnread")
+    }
 }
 
 /// All open connections of a listener.
@@ -151,6 +165,7 @@ impl Registry {
             close: Notify::new(),
             end: CancellationToken::new(),
             give_up: Notify::new(),
+            if_unread: Mutex::default(),
         });
         open.connections.insert(id, Arc::downgrade(&tracked));
         Ok(tracked)
@@ -234,6 +249,19 @@ impl Tracked {
             open.leaves(self.peer);
             drop(open);
             self.registry.closed.notify_one();
+        }
+    }
+
+    /// Replaces what is called if the connection is reset.
+    pub(super) fn if_unread(&self, call: Option<IfUnread>) {
+        *self.if_unread.lock().unwrap_or_else(PoisonError::into_inner) = call;
+    }
+
+    /// The peer has reset the connection.
+    pub(super) fn was_reset(&self) {
+        let call = self.if_unread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(IfUnread(call)) = call {
+            call();
         }
     }
 

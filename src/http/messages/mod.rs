@@ -20,12 +20,14 @@
 //! | file | its job |
 //! |---|---|
 //! | `post` | `POST /v1/messages` |
+//! | `at_once` | the answer for a message that is sent while its client waits, or never |
 //! | `read` | its request, field by field |
 //! | `recipient` | who a message is for |
 //! | `graph_body` | the request in Meta's format |
 //! | `request_error` | why a request is refused |
 //! | `show` | `GET /v1/messages/{id}`, and a message as the API shows it |
 
+mod at_once;
 mod graph_body;
 mod post;
 mod read;
@@ -42,14 +44,24 @@ use serde_json::Value;
 use super::state::State;
 use crate::config::ApiToken;
 
-/// Sends what a request to the plain API says, for a client. `Err`: the answer to a request that left no row.
+/// What happens to a message that is not sent while its client waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Otherwise {
+    /// It is sent later.
+    Later,
+    /// It is cancelled.
+    Never,
+}
+
+/// Sends what a request to the plain API says, for a client that waits: now or never. `Err`: the answer to a request that left no row.
 pub(super) async fn send(state: &State, client: &ApiToken, request: &Value) -> Result<Response, Response> {
     let request = read::read(
         request.to_string().as_bytes(),
         &HeaderMap::new(),
         state.settings.send_wait,
     );
-    post::take(state, client, request.map_err(IntoResponse::into_response)?).await
+    let request = request.map_err(IntoResponse::into_response)?;
+    post::take(state, client, request, Otherwise::Never).await
 }
 
 /// The routes.

@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use uuid::Uuid;
 
+use super::Otherwise;
+use super::at_once;
 use super::graph_body::graph_body;
 use super::read::{self, SendRequest};
 use super::recipient::Recipient;
@@ -50,13 +52,18 @@ pub(super) async fn post(
         Err(error) => return error.into_response(),
     };
     drop(body);
-    match take(&state, client, request).await {
+    match take(&state, client, request, Otherwise::Later).await {
         Ok(response) | Err(response) => response,
     }
 }
 
 /// Stores the message. `Err`: the answer to a request that left no row.
-pub(super) async fn take(state: &State, client: &ApiToken, request: SendRequest) -> Result<Response, Response> {
+pub(super) async fn take(
+    state: &State,
+    client: &ApiToken,
+    request: SendRequest,
+    otherwise: Otherwise,
+) -> Result<Response, Response> {
     let phone_number_id =
         sending_number(state, client, request.phone_number_id.clone()).map_err(RequestError::into_response)?;
     if let Some(lead_id) = request.lead_id {
@@ -80,6 +87,11 @@ pub(super) async fn take(state: &State, client: &ApiToken, request: SendRequest)
     let waiting = request
         .wait
         .and_then(|wait| Some((wait, state.budgets.client_place(Family::Waiting, &client.name).ok()?)));
+    let now_or_never = otherwise == Otherwise::Never;
+    if now_or_never && waiting.is_none() {
+        return Err(overloaded());
+    }
+    let wait = waiting.as_ref().map(|(wait, _)| *wait);
     let submitted = state
         .outbox
         .submit(NewMessage {
@@ -89,12 +101,15 @@ pub(super) async fn take(state: &State, client: &ApiToken, request: SendRequest)
             client_name: client.name.clone(),
             client_id: request.client_id,
             lead_id: request.lead_id,
-            send_within: None,
+            send_within: wait.filter(|_| now_or_never),
+            waits: request.wait.is_some(),
             api_version: None,
         })
         .await
         .map_err(|error| not_submitted(&error))?;
-    let wait = waiting.as_ref().map(|(wait, _)| *wait);
+    if now_or_never {
+        return Ok(at_once::answered(state, submitted).await);
+    }
     Ok(answer::about(submitted.id, taken(state, submitted, wait).await))
 }
 
@@ -144,6 +159,7 @@ fn not_quoted(error: &QuoteError) -> Response {
         QuoteError::NotTheirs => {
             RequestError::field("reply_to", "a message or a medium that is named does not exist").into_response()
         }
+        QuoteError::Unreadable(error) => RequestError::malformed(error.to_string()).into_response(),
         QuoteError::Site(error) => answer::plain_unavailable(error),
     }
 }

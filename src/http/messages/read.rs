@@ -239,6 +239,18 @@ mod tests {
             request.to,
             Recipient::parse("0049 151 1234567", RecipientType::Individual).ok()
         );
+        for (to, number) in [
+            ("+44 (0)20 7946 0958", "442079460958"),
+            ("tel:+1-650-555-1234", "16505551234"),
+            ("+\u{664}\u{669}151", "49151"),
+        ] {
+            let request = asked(&json!({"to": to, "text": "x"})).unwrap();
+            assert_eq!(
+                request.to,
+                crate::provider::WaId::parse(number).map(Recipient::Phone),
+                "{to}"
+            );
+        }
         let group =
             asked(&json!({"to": "Y2Fw", "recipient_type": "group", "text": {"body": "x"}, "wait": 90_000})).unwrap();
         assert_eq!(group.to, Some(Recipient::Group("Y2Fw".to_owned())));

@@ -31,7 +31,14 @@ impl Recipient {
                 Ok(Recipient::Group(to.to_owned()))
             };
         }
-        let contact = ContactIdentity::from_recipient(to).unwrap_or_default();
+        let to = to.strip_prefix("tel:").unwrap_or(to);
+        // Dialled within the country only.
+        let to = if to.contains(['+', '＋', '\u{fe62}']) || to.starts_with("00") {
+            to.replacen("(0)", "", 1)
+        } else {
+            to.to_owned()
+        };
+        let contact = ContactIdentity::from_recipient(&to).unwrap_or_default();
         if let Some(user) = contact.user_id {
             return Ok(Recipient::User(user));
         }

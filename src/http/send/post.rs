@@ -103,6 +103,7 @@ async fn take(
             client_id,
             lead_id: None,
             send_within: Some(state.settings.send_wait),
+            waits: true,
             api_version: Some(version),
         })
         .await;
@@ -110,7 +111,8 @@ async fn take(
         Ok(submitted) => {
             // Stored: nothing needs the body while its client waits.
             drop(held);
-            answer::about(submitted.id, settled(&state, submitted).await)
+            let receipt = submitted.receipt();
+            answer::if_unread(settled(&state, submitted).await, move || receipt.clone().unread())
         }
         Err(error) => not_submitted(&uri, &error),
     }
@@ -119,19 +121,22 @@ async fn take(
 /// Waits for the message, and answers as Meta would.
 async fn settled(state: &State, submitted: Submitted) -> Response {
     let id = submitted.id;
-    match state.outbox.wait_or_cancel(submitted).await {
+    // It may be another message than the submitted one: the one that this repeats.
+    let (id, response) = match state.outbox.wait_or_cancel(submitted).await {
         Ok(Some(Delivered::Known(message))) => match outcome::known(&message) {
-            Some(response) => response,
-            None => echoed(state, &message).await,
+            Some(response) => (message.id, response),
+            None => (message.id, echoed(state, &message).await),
         },
-        Ok(Some(Delivered::Cancelled(message))) => outcome::cancelled(&message),
-        Ok(Some(Delivered::Held(message, hold))) => outcome::held(&message, &hold),
-        Ok(None) => outcome::unknown(id, "its row was deleted"),
+        Ok(Some(Delivered::Cancelled(message))) => (message.id, outcome::cancelled(&message)),
+        Ok(Some(Delivered::Held(message, hold))) => (message.id, outcome::held(&message, &hold)),
+        Ok(None) => (id, outcome::unknown(id, "its row was deleted")),
         Err(error) => {
             answer::log_unavailable(&error);
-            outcome::unknown(id, "the database went away while it was being sent")
+            let response = outcome::unknown(id, "the database went away while it was being sent");
+            (id, response)
         }
-    }
+    };
+    answer::about(id, response)
 }
 
 /// The answer from the message's wamid and the ids of its recipient.
@@ -166,6 +171,7 @@ fn bad_request(error: &GraphError) -> Response {
 fn not_quoted(error: &QuoteError) -> Response {
     match error {
         QuoteError::NotTheirs => bad_request(&quotes::unknown()),
+        QuoteError::Unreadable(_) => bad_request(&quotes::unreadable()),
         QuoteError::Site(error) => answer::graph_unavailable(error),
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::submit::REPEAT_OF_SETTLED;
 use super::transition;
 use super::write;
 use crate::provider::{ApiVersion, ErrorClass};
@@ -29,6 +30,8 @@ pub struct Claimed {
     pub conversation_id: Uuid,
     /// `leads.id` of the person or the group.
     pub lead_id: Uuid,
+    /// The client that submitted it.
+    pub client_name: Option<String>,
     /// The client's request, byte for byte.
     pub request: Option<Vec<u8>>,
     /// The Graph API version that the client asked for.
@@ -65,9 +68,7 @@ pub struct Claim {
 /// delays the later ones of its own conversation and no others; an `unknown` one delays none, as it may never be settled.
 /// The number's hold and throttle are checked in the same statement, so that another server's hold counts at once.
 ///
-/// An equal request of the same client without a client id that was stored while another one was under way, whose answer was then
-/// lost, is probably its repeat: it is not due. Its client is told that it was not sent, and if it asks again, it gets what is
-/// known of the first one.
+/// A message that repeats another one is not due (see [`repeats`]). Its client gets the answer of the first one.
 ///
 /// `$1` the number's row, `$2` how many at most, `$3` seconds of the lease, `$4` the claim's id, `$5` whether a hold is
 /// ignored; `chosen` chooses among the messages.
@@ -83,17 +84,47 @@ fn due(chosen: &str) -> String {
                AND (e.created_at, e.id) < (m.created_at, m.id) \
                AND (e.status = 'sending' OR coalesce(e.send_by > now(), true))) \
            AND NOT EXISTS ( \
-             SELECT FROM public.whatsapp_messages u \
-             WHERE m.client_id IS NULL AND m.send_by IS NOT NULL AND u.client_name = m.client_name \
-               AND u.request_sha256 = m.request_sha256 AND u.unknown_at IS NOT NULL AND u.unknown_at > m.created_at \
-               AND u.created_at < m.created_at AND (u.status = 'unknown' OR u.wamid IS NOT NULL)) \
-         ORDER BY m.created_at, m.id LIMIT $2 FOR UPDATE OF m SKIP LOCKED"
+             SELECT FROM public.whatsapp_messages u WHERE {}) \
+         ORDER BY m.created_at, m.id LIMIT $2 FOR UPDATE OF m SKIP LOCKED",
+        repeats()
     )
+}
+
+/// The condition under which `m` repeats `u`: an equal request of the same client without a client id that was stored while `u` was
+/// under way, or just afterwards, and the client does not know what became of `u`. That its client left may be committed a little
+/// later than the repeat, with an earlier time: so the times are not compared exactly. What the client could know was
+/// found when the repeat was submitted, and it was not stored.
+fn repeats() -> String {
+    format!(
+        "m.client_id IS NULL AND m.send_by IS NOT NULL AND u.client_name = m.client_name \
+         AND u.request_sha256 = m.request_sha256 AND u.unknown_at IS NOT NULL \
+         AND u.unknown_at > m.created_at - interval '{REPEAT_OF_SETTLED}' AND (u.created_at, u.id) < (m.created_at, m.id) \
+         AND (u.status IN ('unknown', 'pending', 'sending') OR u.wamid IS NOT NULL)"
+    )
+}
+
+static REPEATED: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT u.id FROM public.whatsapp_messages m JOIN public.whatsapp_messages u ON {} \
+         WHERE m.id = $1 AND m.status = 'pending' ORDER BY u.unknown_at DESC LIMIT 1",
+        repeats()
+    )
+});
+
+/// The message that a waiting one repeats, if there is one.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn repeated_by(pool: &Pool, id: Uuid) -> Result<Option<Uuid>, SiteError> {
+    Ok(sqlx::query_scalar(REPEATED.as_str())
+        .bind(id)
+        .fetch_optional(&pool.0)
+        .await?)
 }
 
 /// The statement that claims what a query chooses. `more`: another message waits in the conversation.
 fn claiming(due: &str) -> String {
-    let columns = "id, lease_owner, attempt, throttles, conversation_id, lead_id, request, api_version, \
+    let columns = "id, lease_owner, attempt, throttles, conversation_id, lead_id, client_name, request, api_version, \
          EXISTS (SELECT FROM public.whatsapp_messages w WHERE w.conversation_id = moved.conversation_id \
            AND w.status = 'pending' AND (w.created_at, w.id) > (moved.created_at, moved.id)) AS more, \
          (SELECT l.wa_id FROM public.leads l WHERE l.id = moved.lead_id) AS lead_wa_id, \

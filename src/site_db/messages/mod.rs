@@ -35,11 +35,12 @@ pub(crate) mod transition;
 mod unsettled;
 mod write;
 
-pub use claim::{Claim, Claimed, Wanted, claim, claim_probe, give_back, sweep_abandoned, sweep_expired};
+pub use claim::{Claim, Claimed, Wanted, claim, claim_probe, give_back, repeated_by, sweep_abandoned, sweep_expired};
 pub use fold::ReportedStep;
 pub use insert::{NewSaid, Said, insert, insert_said};
 pub use outcomes::{
-    Addressed, AttemptKey, Ended, News, Wait, apply_steps, cancel_waiting, client_left, failed, lost, put_back, revive,
+    Addressed, AttemptKey, Ended, News, Wait, apply_steps, cancel_repeat, cancel_waiting, client_left, failed, lost,
+    put_back, revive,
 };
 pub use problem::{Problem, ProblemClass};
 pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, numbers_of, standing};

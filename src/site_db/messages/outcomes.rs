@@ -40,6 +40,7 @@ static ACCEPT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition
 static PUT_BACK: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::PUT_BACK));
 static FAIL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::FAIL));
 static LOSE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::LOSE));
+static REPEAT: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REPEAT));
 static CANCEL: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::CANCEL));
 static LEAVE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::LEAVE));
 static REVIVE: LazyLock<Statement> = LazyLock::new(|| Statement::new(&transition::REVIVE));
@@ -250,6 +251,22 @@ pub async fn cancel_waiting(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
         ..Change::default()
     };
     let cancelled = CANCEL.execute(&mut connection, &[change]).await?;
+    pool.committed();
+    Ok(!cancelled.is_empty())
+}
+
+/// Cancels a message that was not sent and repeats another one: see [`repeated_by`](super::repeated_by). Returns false if it is too
+/// late: an attempt is under way, or the message is settled.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn cancel_repeat(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
+    let mut connection = pool.0.acquire().await?;
+    let change = Change {
+        id,
+        ..Change::default()
+    };
+    let cancelled = REPEAT.execute(&mut connection, &[change]).await?;
     pool.committed();
     Ok(!cancelled.is_empty())
 }

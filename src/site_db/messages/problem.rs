@@ -22,6 +22,8 @@ pub enum ProblemClass {
     NotSent,
     /// It is not known whether the message was sent.
     OutcomeUnknown,
+    /// The message was cancelled because it repeats another one.
+    Repeat,
     /// The message was cancelled because its client stopped waiting; the same client may ask again.
     WaitElapsed,
 }
@@ -34,6 +36,7 @@ impl ProblemClass {
             Self::Refused(class) => class.as_str(),
             Self::NotSent => "not_sent",
             Self::OutcomeUnknown => "unknown",
+            Self::Repeat => "repeat",
             Self::WaitElapsed => "wait_elapsed",
         }
     }

@@ -47,6 +47,8 @@ pub struct Submission {
     pub client_id: Option<String>,
     /// Hash (hex) of the request: the same client id with another hash is an error.
     pub request_sha256: String,
+    /// Whether an equal one whose outcome the client can't know is the same message.
+    pub may_repeat: bool,
     /// The client's own `biz_opaque_callback_data`.
     pub client_opaque: Option<String>,
     /// Send it within this time or not at all.
@@ -118,7 +120,7 @@ pub enum SubmitResult {
 }
 
 /// The columns of `input`, in the order of the statement's parameters, with their types.
-const INPUT: [(&str, &str); 19] = [
+const INPUT: [(&str, &str); 20] = [
     ("id", "uuid"),
     ("account_id", "uuid"),
     ("lead_id", "uuid"),
@@ -134,6 +136,7 @@ const INPUT: [(&str, &str); 19] = [
     ("client_name", "text"),
     ("client_id", "text"),
     ("request_sha256", "text"),
+    ("may_repeat", "bool"),
     ("client_opaque", "text"),
     ("send_within", "float8"),
     ("send_within_at_most", "float8"),
@@ -149,7 +152,7 @@ const MAX_QUEUE: u32 = 100;
 const REPEAT_OF_UNKNOWN: &str = "15 minutes";
 /// The same if the outcome became known meanwhile: the client gets the answer that was lost. Shorter, because later an equal
 /// text is another message.
-const REPEAT_OF_SETTLED: &str = "1 minute";
+pub(super) const REPEAT_OF_SETTLED: &str = "1 minute";
 
 /// Members in the order of their locks: leads, conversations, messages. `queued` counts what is before a message in its
 /// conversation: what the statement sees there, and what this statement stores there before it.
@@ -165,7 +168,7 @@ pub(super) static SUBMIT: LazyLock<String> = LazyLock::new(|| {
            (SELECT m.id, m.request_sha256, m.status, m.error_class FROM public.whatsapp_messages m \
              WHERE m.client_name = i.client_name AND m.client_id = i.client_id LIMIT 1) \
            UNION ALL (SELECT m.id, m.request_sha256, m.status, m.error_class FROM public.whatsapp_messages m \
-             WHERE i.client_id IS NULL AND i.send_within IS NOT NULL AND m.unknown_at IS NOT NULL \
+             WHERE i.may_repeat AND m.unknown_at IS NOT NULL \
                AND m.client_name = i.client_name AND m.request_sha256 = i.request_sha256 \
                AND ((m.status IN ('unknown', 'pending', 'sending') AND m.unknown_at > now() - interval '{REPEAT_OF_UNKNOWN}') \
                  OR (m.wamid IS NOT NULL AND m.unknown_at > now() - interval '{REPEAT_OF_SETTLED}')) \
@@ -296,6 +299,7 @@ fn arguments(submissions: &[Arc<Submission>]) -> Result<PgArguments, sqlx::error
     column!(|s| s.client_name.as_str());
     column!(|s| s.client_id.as_deref());
     column!(|s| s.request_sha256.as_str());
+    column!(|s| s.may_repeat);
     column!(|s| s.client_opaque.as_deref());
     column!(|s| s.send_within.map(|within| within.each.as_secs_f64()));
     column!(|s| s.send_within.map(|within| within.at_most.as_secs_f64()));

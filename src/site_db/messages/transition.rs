@@ -23,6 +23,7 @@
 //! | [`LOSE`] | outbox, without an answer | sending | unknown |
 //! | [`EXPIRE`] | any server, after the lease of a dead process | sending | unknown |
 //! | [`CANCEL`] | outbox, when its client stops waiting | pending | cancelled |
+//! | [`REPEAT`] | outbox, when it repeats a message whose client left | pending | cancelled |
 //! | [`REVIVE`] | outbox, when the same client asks again | cancelled | pending |
 //! | [`MAKE_DUE`] | outbox, when the number is released | pending | pending, due now |
 //! | [`REPORT`] | inbox, from the provider's reports | any outbound | as reported |
@@ -193,6 +194,7 @@ impl Transition {
 }
 
 const WAIT_ELAPSED: &str = ProblemClass::WaitElapsed.as_str();
+const REPEATS: &str = ProblemClass::Repeat.as_str();
 const OUTCOME_UNKNOWN: &str = ProblemClass::OutcomeUnknown.as_str();
 /// Messages of a held number wait with this class.
 const NUMBER_HELD: &str = ErrorClass::Account.as_str();
@@ -350,6 +352,23 @@ pub(crate) const CANCEL: Transition = Transition {
     notifies: Notifies::Nothing,
 };
 
+/// It repeats a message whose client left without the answer: its client gets that one's.
+pub(crate) const REPEAT: Transition = Transition {
+    name: "repeat",
+    from: &[Pending],
+    to: To::Status(Cancelled),
+    only: Only::Any,
+    writes: &[&[
+        Write::Now("cancelled_at"),
+        Write::Text("error_class", REPEATS),
+        Write::Text(
+            "error_message",
+            "an equal request came before, whose client left without its answer",
+        ),
+    ]],
+    notifies: Notifies::Nothing,
+};
+
 /// The client that stopped waiting asks again.
 pub(crate) const REVIVE: Transition = Transition {
     name: "revive",
@@ -404,8 +423,9 @@ pub(crate) const REPORT: Transition = Transition {
 
 /// All of them, in the order of the table above.
 #[cfg(test)]
-pub(super) const ALL: [&Transition; 12] = [
-    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REVIVE, &MAKE_DUE, &REPORT, &GIVE_BACK, &LEAVE,
+pub(super) const ALL: [&Transition; 13] = [
+    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REPEAT, &REVIVE, &MAKE_DUE, &REPORT, &GIVE_BACK,
+    &LEAVE,
 ];
 
 #[cfg(test)]

@@ -301,6 +301,22 @@ async fn a_client_answers_and_reads_only_messages_and_leads_of_its_numbers() {
         let answer = firms.post(&graph, body.clone()).await;
         assert_eq!((answer.status, answer.code()), (400, 100), "{body}: {answer:?}");
     }
+    // Bodies that some parsers read in another way; and one in which it can't be read what is named.
+    let to = format!(r#""messaging_product":"whatsapp","to":"{USER}""#);
+    let reaction = r#""type":"reaction","reaction":{"message_id":"wamid.THEIRS","emoji":"x""#;
+    for rest in [
+        format!(r#""x":"\ud83d",{reaction}}}"#),
+        format!(r#""x":1e999,{reaction}}}"#),
+        format!(r#""x":{}1{},{reaction}}}"#, "[".repeat(200), "]".repeat(200)),
+        format!(r#"{reaction},"message_id":"nope"}}"#),
+        r#""text":{"body":"x"},"context":"{\"message_id\":\"wamid.THEIRS\"}""#.to_owned(),
+        r#""type":"image","image":{"id":"7003","caption":"cut \ud83d"}"#.to_owned(),
+        r#""type":"image","image":"{\"id\":\"7003\"}""#.to_owned(),
+    ] {
+        let body = format!("{{{to},{rest}}}");
+        let answer = firms.ask("POST", &graph, TOKEN, "application/json", &body).await;
+        assert_eq!((answer.status, answer.code()), (400, 100), "{body}: {answer:?}");
+    }
     for body in [
         json!({"to": USER, "text": "x", "reply_to": "wamid.THEIRS"}),
         json!({"lead_id": "00000000-0000-0000-0000-000000000001", "text": "x"}),

@@ -163,6 +163,28 @@ async fn a_supabase_front_end_sends_a_text_and_is_told_what_became_of_it() {
         (422, &json!("failed")),
         "{refused:?}"
     );
+    // What may have been sent is no success, and the same call again sends nothing.
+    let before = world.accepted();
+    world.meta.set_fault(NUMBER, Fault::Silent).unwrap();
+    world.fault_once(Fault::AcceptThenReset);
+    let lost = json!({"action": "send_message", "to": USER, "message": "lost"});
+    let unknown = invoke("u1", lost.clone()).await;
+    let again = invoke("u1", lost.clone()).await;
+    for answer in [&unknown, &again] {
+        let said = (answer.status, &answer.body["success"], &answer.body["code"]);
+        assert_eq!(said, (409, &json!(false), &json!("outcome_unknown")), "{answer:?}");
+    }
+    assert_eq!(unknown.body["message_id"], again.body["message_id"]);
+    assert_eq!(world.accepted(), before + 1);
+    // Neither is what waits for a number that can't send: it will not be sent later.
+    world.meta.expire_token(NUMBER).unwrap();
+    let held = invoke("u1", json!({"action": "send_message", "to": USER, "message": "z"})).await;
+    let said = (held.status, &held.body["success"], &held.body["code"]);
+    assert_eq!(said, (422, &json!(false), &json!("number_held")), "{held:?}");
+    assert_eq!(
+        world.status(held.body["message_id"].as_str().unwrap()).await,
+        "cancelled"
+    );
     assert_eq!(server.post(path, &[], send.to_string()).await.status, 401);
     server.stop().await;
 

@@ -207,3 +207,29 @@ async fn the_rate_is_kept_and_nothing_is_lost_by_it() {
     world.nothing_lost_or_doubled().await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_message_that_alone_is_refused_stops_nobody_else() {
+    // GIVEN a number that sends
+    let (world, server) = World::served().await;
+    let outcast = "+16505550000";
+    let fault = Fault::Error {
+        code: 10,
+        subcode: None,
+    };
+    world.meta.set_fault_for(NUMBER, outcast, fault).unwrap();
+    // WHEN Meta refuses messages of one kind, again and again
+    for round in 0..4 {
+        assert_eq!(server.graph(&text(&format!("normal {round}"))).await.status, 200);
+        for _ in 0..2 {
+            let refused = server.graph(&text_to(outcast, "x")).await;
+            // THEN they are answered at once with Meta's own error, and are not sent later
+            assert_eq!((refused.status, refused.code()), (403, 10), "{refused:?}");
+            assert_eq!(world.status(&refused.id()).await, "cancelled");
+        }
+    }
+    // AND the number is not held.
+    assert_eq!(account(&world, "status").await.as_deref(), Some("active"));
+    assert_eq!(world.accepted(), 4);
+    server.stop().await;
+}
