@@ -26,6 +26,7 @@
 //! | `difference` | where it differs from what it should hold |
 //! | `table_check` | whether a table can be written now |
 //! | `condition` | a resync's condition as SQL |
+//! | `row_look` | a row as it stands, for people |
 //! | `keys` | the keys that the Agent DB has of a table, page by page |
 //!
 //! The driver is `tokio-postgres`, for its pipelining.
@@ -38,6 +39,7 @@ mod difference;
 mod distinct_rows;
 mod error;
 mod keys;
+mod row_look;
 mod table_check;
 
 pub use apply::{
@@ -56,4 +58,5 @@ pub use difference::{Comparison, Difference, DifferenceKind};
 pub use distinct_rows::{AgentRows, AgentRowsPage};
 pub use error::{AgentError, Holder, MissingColumn, OtherClaim, OtherDaemon, Refuses};
 pub use keys::AgentKeys;
+pub use row_look::{LookedAt, RowLook};
 pub use table_check::TableCheck;

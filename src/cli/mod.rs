@@ -10,7 +10,8 @@
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
 //! | `keep_alive` | keeps such a process able to answer and to end while a database holds it up |
-//! | `migrate`, `status`, `resync`, `failed`, `inbox`, `simulate` | the commands of these names |
+//! | `migrate`, `status`, `resync`, `failed`, `why`, `trace`, `outbox`, `inbox`, `simulate` | the commands of these names |
+//! | `replicated` | what the daemon knows of a row |
 //! | `server_status` | the server's part of `status` |
 //! | `pipelines` | the configuration → the daemon's pipelines |
 //! | `global`, `person`, `row_names`, `outcome`, `logging`, `report`, `printable` | options, results, log lines and errors of all commands |
@@ -28,18 +29,22 @@ mod inbox;
 mod keep_alive;
 mod logging;
 mod migrate;
+mod outbox;
 mod outcome;
 mod own_daemon;
 mod person;
 mod pipelines;
 mod printable;
+mod replicated;
 mod report;
 mod resync;
 mod row_names;
 mod server_status;
 mod simulate;
 mod status;
+mod trace;
 mod verify;
+mod why;
 
 use std::pin::Pin;
 use std::process::ExitCode;
@@ -114,6 +119,19 @@ enum Command {
     ///
     /// The daemon also retries them by itself, each time with the row's current values from the Site DB.
     Failed(failed::Arguments),
+    /// Tells why a row of the Agent DB is as it is; exits with 1 if it differs from the Site DB's
+    ///
+    /// Reads the row in both databases, and what the daemon knows of it: parked, given up, filtered, its table held, the last proof.
+    /// Needs no running daemon.
+    Why(why::Arguments),
+    /// Tells a message's whole story, and what is missing in it; exits with 1 if anything is
+    ///
+    /// Over the API, the Site DB, Meta, the webhooks and the Agent DB, with the times between the steps.
+    Trace(trace::Arguments),
+    /// Shows messages of ours that need a person, and decides about them
+    ///
+    /// Each decision is kept with its author and reason, in the transaction that changes the message: `twinlog trace` tells it.
+    Outbox(outbox::Arguments),
     /// Processes kept webhook events again, after a fix
     Inbox(inbox::Arguments),
     /// Runs the simulator of Meta's Graph API alone, to try a client without a business number
@@ -170,6 +188,9 @@ fn work(cli: Cli, builder: &mut tokio::runtime::Builder) -> anyhow::Result<Work>
         Command::Resync(arguments) => Box::pin(async move { Box::pin(resync::run(&global, &arguments)).await }),
         Command::Verify(arguments) => Box::pin(async move { Box::pin(verify::run(&global, &arguments)).await }),
         Command::Failed(arguments) => Box::pin(async move { Box::pin(failed::run(&global, &arguments)).await }),
+        Command::Why(arguments) => Box::pin(async move { Box::pin(why::run(&global, &arguments)).await }),
+        Command::Trace(arguments) => Box::pin(async move { Box::pin(trace::run(&global, &arguments)).await }),
+        Command::Outbox(arguments) => Box::pin(async move { Box::pin(outbox::run(&global, &arguments)).await }),
         Command::Inbox(arguments) => Box::pin(async move { Box::pin(inbox::run(&global, &arguments)).await }),
         Command::Simulate(arguments) => {
             Box::pin(async move { Box::pin(simulate::run(&arguments, global.log_format)).await })

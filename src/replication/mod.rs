@@ -18,6 +18,7 @@
 //! | [`verify`] | serves the commands of `twinlog verify` |
 //! | [`schedule`] | verifying by a schedule, and what the metrics say about it |
 //! | [`healing`] | tries parked rows again when they are due |
+//! | [`row_story`] | a row as both databases have it, for people |
 //! | [`claims`] | which tables are this pipeline's to write |
 //! | [`other_pipeline`] | whether the slot's lock is another pipeline's |
 //! | [`faults`] | which tables can't be replicated at a start |
@@ -44,6 +45,7 @@ mod healing;
 mod other_pipeline;
 mod release;
 mod resync;
+mod row_story;
 mod run;
 mod schedule;
 mod settings;
@@ -58,6 +60,7 @@ pub use continuity::GapReason;
 pub use error::SyncError;
 pub use healing::{RehearsedRow, rehearse};
 pub use other_pipeline::site_of;
+pub use row_story::{RowStory, row_story};
 pub use run::run;
 pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};
 pub use status::state::SyncState;

@@ -19,6 +19,7 @@
 //! | [`events`] | `twinlog.events`: what listeners are told of, in order |
 //! | [`event_rows`] | the rows that events are about, as people are shown them |
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
+//! | [`outbox_decisions`] | `twinlog.outbox_decisions`: what people have decided about messages |
 //! | [`servers`] | `twinlog.servers`: what each running server reports about itself |
 //! | [`media`] | `twinlog.uploaded_media`: whose medium an upload is |
 //! | [`template_notices`] | `twinlog.template_notices`: which templates Meta has stopped, or will |
@@ -50,6 +51,7 @@ pub mod merging;
 pub mod messages;
 pub mod notifications;
 pub mod number_leases;
+pub mod outbox_decisions;
 pub mod pages;
 mod pool;
 mod schema;

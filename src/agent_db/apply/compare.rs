@@ -16,7 +16,7 @@ use super::sql::{self, Compared, Parameter, StatementText, TextArray};
 use crate::agent_db::catalog::{self, Target};
 use crate::agent_db::difference::{Difference, DifferenceKind};
 use crate::agent_db::error::AgentError;
-use crate::change::{Change, Key, Operation, Row, TableDescription};
+use crate::change::{Change, Key, Operation, Relation, Row, TableDescription};
 use crate::config::DatabaseUrl;
 use crate::postgres::row_digest::{Digest, DigestedColumn, DigestedKey, DigestedTable};
 use crate::postgres::session_settings::SessionKind;
@@ -43,6 +43,12 @@ impl Comparer {
             .map_err(|source| AgentError::from_driver("set up the session", None, source))?;
         let target = Arc::new(Box::pin(catalog::resolve(&client, table)).await?);
         Ok(Self { client, target })
+    }
+
+    /// The table as its rows are compared.
+    #[must_use]
+    pub fn relation(&self) -> Arc<Relation> {
+        Arc::clone(&self.target.relation)
     }
 
     /// The session, for other statements.

@@ -7,15 +7,12 @@ use serde_json::{Value, json};
 
 use crate::agent_db::{Control, Discard as Decision, FailedFilter, FailedRowDetail};
 use crate::cli::Outcome;
-use crate::cli::person::person;
+use crate::cli::person::{person, reason};
 use crate::cli::printable::one_line;
 use crate::cli::row_names::{key_of, table_name};
 
 /// Rows, and decisions, that are shown at most: those of one key in several tables, and all of one row.
 const MOST: u32 = 100;
-
-/// Longest reason, in characters.
-const LONGEST_REASON: usize = 2_000;
 
 /// Which row is meant.
 #[derive(Debug, Args)]
@@ -70,17 +67,6 @@ pub(super) struct Discard {
     /// Prints the result as JSON
     #[arg(long)]
     json: bool,
-}
-
-fn reason(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    if text.is_empty() {
-        Err("say why".to_owned())
-    } else if text.chars().count() > LONGEST_REASON {
-        Err(format!("at most {LONGEST_REASON} characters"))
-    } else {
-        Ok(text.to_owned())
-    }
 }
 
 pub(super) async fn show(control: &Control, arguments: &Show) -> anyhow::Result<Outcome> {

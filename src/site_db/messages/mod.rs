@@ -19,23 +19,28 @@
 //! | `submit` | clients' messages are stored, many at a time |
 //! | `insert` | how a message begins: one at a time, in steps |
 //! | `claim` | due messages claimed, expired and abandoned ones swept |
+//! | `decided` | what people decide, and which messages need them |
 //! | `outcomes` | what the provider's answers and reports change |
+//! | `story` | what surrounds one message, for people |
 //! | `read` | found, shown, counted |
 //! | `unsettled` | those of which it is not known whether the provider has them |
 
 mod claim;
+mod decided;
 mod fold;
 mod insert;
 mod outcomes;
 mod problem;
 mod read;
 mod status;
+mod story;
 mod submit;
 pub(crate) mod transition;
 mod unsettled;
 mod write;
 
 pub use claim::{Claim, Claimed, Wanted, claim, claim_probe, give_back, repeated_by, sweep_abandoned, sweep_expired};
+pub use decided::{Decided, Step, Troubled, Undecidable, troubled};
 pub use fold::ReportedStep;
 pub use insert::{NewSaid, Said, insert, insert_said};
 pub use outcomes::{
@@ -45,11 +50,13 @@ pub use outcomes::{
 pub use problem::{Problem, ProblemClass};
 pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, numbers_of, standing};
 pub use status::MessageStatus;
+pub use story::{OpenWebhook, Report, Surroundings, named, open_webhooks, reports, surroundings};
 pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};
 pub use unsettled::{UNSETTLED, Unsettled, known_wamids, unsettled};
 pub use write::{Medium, Repeated, received_before, replace_placeholder};
 
 pub(super) use claim::made_due_by_release;
+pub(super) use decided::decided;
 pub(super) use outcomes::{Locked, LockedReport, Taken, accepted, apply_reports, lock_rows};
 pub(super) use read::{ReportKey, find_reported};
 pub(super) use unsettled::lock_unknown;

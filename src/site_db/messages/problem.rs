@@ -26,6 +26,8 @@ pub enum ProblemClass {
     Repeat,
     /// The message was cancelled because its client stopped waiting; the same client may ask again.
     WaitElapsed,
+    /// A person decided so.
+    Decided,
 }
 
 impl ProblemClass {
@@ -38,6 +40,7 @@ impl ProblemClass {
             Self::OutcomeUnknown => "unknown",
             Self::Repeat => "repeat",
             Self::WaitElapsed => "wait_elapsed",
+            Self::Decided => "decided",
         }
     }
 }

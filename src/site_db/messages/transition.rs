@@ -27,6 +27,8 @@
 //! | [`REVIVE`] | outbox, when the same client asks again | cancelled | pending |
 //! | [`MAKE_DUE`] | outbox, when the number is released | pending | pending, due now |
 //! | [`REPORT`] | inbox, from the provider's reports | any outbound | as reported |
+//! | [`RETRY`], [`RETRY_UNKNOWN`], [`CALL_OFF`] | a person | pending, failed; unknown; pending | pending; pending; cancelled |
+//! | [`SETTLE_SENT`], [`SETTLE_NOT_SENT`] | a person | unknown | accepted; failed |
 //! | [`GIVE_BACK`] | outbox, when the answer to its claim was lost | sending | pending |
 //! | [`LEAVE`] | outbox, when its client leaves before it has an answer | any but failed and cancelled | the same |
 //!
@@ -38,12 +40,13 @@
 //! A message begins as `pending` (a client's), `received` (a person's) or `accepted` (written on the phone): see
 //! [`insert`](mod@super::insert). `received` never changes.
 
-use strum::IntoStaticStr;
+mod input;
 
 use super::problem::ProblemClass;
 use super::status::MessageStatus;
 use crate::provider::ErrorClass;
 use MessageStatus::{Accepted, Cancelled, Delivered, Failed, Held, Pending, Played, Read, Sending, Sent, Unknown};
+pub(crate) use input::Input;
 
 /// A change of a message that is allowed.
 #[derive(Debug)]
@@ -79,6 +82,8 @@ pub(crate) enum Only {
     LeaseHeld,
     /// The row's `error_class` is this.
     Class(&'static str),
+    /// The provider has given it no id: it does not have it, as far as we know.
+    WithoutWamid,
 }
 
 /// The notification that a transition writes, if any.
@@ -108,60 +113,6 @@ pub(crate) enum Write {
     Given(&'static str, Input),
     /// An SQL expression over the row (`m`) and the caller's values (`c`).
     Computed(&'static str, &'static str, &'static [Input]),
-}
-
-/// A value that the caller gives for each row, in addition to its id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-pub(crate) enum Input {
-    LeaseOwner,
-    ErrorCode,
-    ErrorClass,
-    ErrorMessage,
-    ResponseStatus,
-    Response,
-    /// How long the message waits, in seconds.
-    WaitSeconds,
-    /// Whether the attempt counts towards the limit.
-    Consumed,
-    /// Seconds within which the message is sent or never; NULL: no limit.
-    SendWithinSeconds,
-    Status,
-    Wamid,
-    AcceptedAt,
-    HeldAt,
-    SentAt,
-    DeliveredAt,
-    ReadAt,
-    PlayedAt,
-    FailedAt,
-    /// Whether a notification is to be written.
-    Notify,
-}
-
-impl Input {
-    /// The name of its column in the statement's list of rows.
-    pub(crate) fn name(self) -> &'static str {
-        self.into()
-    }
-
-    /// Its type in SQL.
-    pub(crate) const fn sql_type(self) -> &'static str {
-        match self {
-            Self::LeaseOwner => "uuid",
-            Self::ErrorCode | Self::ResponseStatus => "integer",
-            Self::ErrorClass | Self::ErrorMessage | Self::Response | Self::Status | Self::Wamid => "text",
-            Self::WaitSeconds | Self::SendWithinSeconds => "float8",
-            Self::Consumed | Self::Notify => "boolean",
-            Self::AcceptedAt
-            | Self::HeldAt
-            | Self::SentAt
-            | Self::DeliveredAt
-            | Self::ReadAt
-            | Self::PlayedAt
-            | Self::FailedAt => "timestamptz",
-        }
-    }
 }
 
 impl Transition {
@@ -195,6 +146,7 @@ impl Transition {
 
 const WAIT_ELAPSED: &str = ProblemClass::WaitElapsed.as_str();
 const REPEATS: &str = ProblemClass::Repeat.as_str();
+const DECIDED: &str = ProblemClass::Decided.as_str();
 const OUTCOME_UNKNOWN: &str = ProblemClass::OutcomeUnknown.as_str();
 /// Messages of a held number wait with this class.
 const NUMBER_HELD: &str = ErrorClass::Account.as_str();
@@ -209,6 +161,11 @@ const PROBLEM: &[Write] = &[
     Write::Given("error_code", Input::ErrorCode),
     Write::Given("error_class", Input::ErrorClass),
     Write::Given("error_message", Input::ErrorMessage),
+];
+const NO_PROBLEM: &[Write] = &[
+    Write::Clear("error_code"),
+    Write::Clear("error_class"),
+    Write::Clear("error_message"),
 ];
 const RESPONSE: &[Write] = &[
     Write::Given("response_status", Input::ResponseStatus),
@@ -375,18 +332,18 @@ pub(crate) const REVIVE: Transition = Transition {
     from: &[Cancelled],
     to: To::Status(Pending),
     only: Only::Class(WAIT_ELAPSED),
-    writes: &[&[
-        Write::Clear("cancelled_at"),
-        Write::Clear("error_class"),
-        Write::Clear("error_code"),
-        Write::Clear("error_message"),
-        Write::Now("next_attempt_at"),
-        Write::Computed(
-            "send_by",
-            "now() + make_interval(secs => c.send_within_seconds)",
-            &[Input::SendWithinSeconds],
-        ),
-    ]],
+    writes: &[
+        NO_PROBLEM,
+        &[
+            Write::Clear("cancelled_at"),
+            Write::Now("next_attempt_at"),
+            Write::Computed(
+                "send_by",
+                "now() + make_interval(secs => c.send_within_seconds)",
+                &[Input::SendWithinSeconds],
+            ),
+        ],
+    ],
     notifies: Notifies::Nothing,
 };
 
@@ -398,6 +355,71 @@ pub(crate) const LEAVE: Transition = Transition {
     to: To::Same,
     only: Only::Any,
     writes: &[&[Write::Now("unknown_at")]],
+    notifies: Notifies::Nothing,
+};
+
+/// All that an attempt, or its end, has left behind, but the time at which the message was `unknown`.
+const FRESH: &[Write] = &[
+    Write::Clear("lease_owner"),
+    Write::Clear("lease_until"),
+    Write::Now("next_attempt_at"),
+    Write::Clear("send_by"),
+    Write::Computed("attempt", "0", &[]),
+    Write::Computed("throttles", "0", &[]),
+    Write::Clear("failed_at"),
+];
+/// A person has decided.
+const BY_PERSON: &[Write] = &[
+    Write::Clear("error_code"),
+    Write::Text("error_class", DECIDED),
+    Write::Text("error_message", "an operator decided so"),
+];
+
+/// A person wants it sent now: nobody waits for it any more, and the attempts are counted anew.
+pub(crate) const RETRY: Transition = Transition {
+    name: "retry",
+    from: &[Pending, Failed],
+    to: To::Status(Pending),
+    only: Only::WithoutWamid,
+    writes: &[FRESH, NO_PROBLEM],
+    notifies: Notifies::Nothing,
+};
+
+/// The same, though it may have been sent: that is the person's decision. A late answer of the old attempt that refuses the
+/// message does not count any more, as the lease is gone; one that accepts it counts as ever.
+pub(crate) const RETRY_UNKNOWN: Transition = Transition {
+    name: "retry unknown",
+    from: &[Unknown],
+    ..RETRY
+};
+
+/// A person does not want it sent. Its client can't revive it.
+pub(crate) const CALL_OFF: Transition = Transition {
+    name: "call off",
+    from: &[Pending],
+    to: To::Status(Cancelled),
+    only: Only::Any,
+    writes: &[&[Write::Now("cancelled_at")], BY_PERSON, NO_ATTEMPT],
+    notifies: Notifies::Nothing,
+};
+
+/// A person knows that it was sent. Reports count as ever.
+pub(crate) const SETTLE_SENT: Transition = Transition {
+    name: "settle as sent",
+    from: &[Unknown],
+    to: To::Status(Accepted),
+    only: Only::Any,
+    writes: &[&[Write::Now("accepted_at")], NO_PROBLEM, NO_ATTEMPT],
+    notifies: Notifies::Nothing,
+};
+
+/// A person knows that it was not sent, and does not want it sent any more. A late acceptance or a report counts as ever.
+pub(crate) const SETTLE_NOT_SENT: Transition = Transition {
+    name: "settle as not sent",
+    from: &[Unknown],
+    to: To::Status(Failed),
+    only: Only::WithoutWamid,
+    writes: &[&[Write::Now("failed_at")], BY_PERSON, NO_ATTEMPT],
     notifies: Notifies::Nothing,
 };
 
@@ -423,9 +445,25 @@ pub(crate) const REPORT: Transition = Transition {
 
 /// All of them, in the order of the table above.
 #[cfg(test)]
-pub(super) const ALL: [&Transition; 13] = [
-    &CLAIM, &ACCEPT, &PUT_BACK, &FAIL, &LOSE, &EXPIRE, &CANCEL, &REPEAT, &REVIVE, &MAKE_DUE, &REPORT, &GIVE_BACK,
+pub(super) const ALL: [&Transition; 18] = [
+    &CLAIM,
+    &ACCEPT,
+    &PUT_BACK,
+    &FAIL,
+    &LOSE,
+    &EXPIRE,
+    &CANCEL,
+    &REPEAT,
+    &REVIVE,
+    &MAKE_DUE,
+    &REPORT,
+    &GIVE_BACK,
     &LEAVE,
+    &RETRY,
+    &RETRY_UNKNOWN,
+    &CALL_OFF,
+    &SETTLE_SENT,
+    &SETTLE_NOT_SENT,
 ];
 
 #[cfg(test)]

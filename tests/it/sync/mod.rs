@@ -36,6 +36,7 @@ mod resync;
 mod setup;
 mod slow;
 mod spelling;
+mod story;
 mod systemic;
 mod told;
 mod too_large;

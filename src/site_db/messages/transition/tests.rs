@@ -54,6 +54,9 @@ fn the_table_of_transitions() {
     let problem = "error_code error_class error_message";
     let response = "response_status response";
     let reported = "wamid accepted_at held_at sent_at delivered_at read_at played_at failed_at";
+    let problem_of_person = problem;
+    let fresh = "lease_owner lease_until next_attempt_at send_by attempt throttles failed_at error_code error_class \
+                 error_message";
     let no_attempt = "lease_owner lease_until next_attempt_at";
     assert_eq!(
         table,
@@ -73,14 +76,19 @@ fn the_table_of_transitions() {
             "expire | sending | unknown | Any | unknown_at error_class error_message | ExpiredLease".to_owned(),
             "cancel | pending | cancelled | Any | cancelled_at error_class | Nothing".to_owned(),
             "repeat | pending | cancelled | Any | cancelled_at error_class error_message | Nothing".to_owned(),
-            "revive | cancelled | pending | Class(\"wait_elapsed\") | cancelled_at error_class error_code \
-             error_message next_attempt_at send_by | Nothing"
+            "revive | cancelled | pending | Class(\"wait_elapsed\") | error_code error_class error_message \
+             cancelled_at next_attempt_at send_by | Nothing"
                 .to_owned(),
             "make due | pending | pending | Class(\"account\") | next_attempt_at | Nothing".to_owned(),
             format!("report | {outbound} | as reported | Any | {reported} {problem} | MarkedFailure"),
             "give back | sending | pending | Any | attempt lease_owner lease_until | Nothing".to_owned(),
             "leave | pending sending accepted held sent delivered read played unknown | the same | Any | unknown_at | Nothing"
                 .to_owned(),
+            format!("retry | pending failed | pending | WithoutWamid | {fresh} | Nothing"),
+            format!("retry unknown | unknown | pending | WithoutWamid | {fresh} | Nothing"),
+            format!("call off | pending | cancelled | Any | cancelled_at {problem_of_person} {no_attempt} | Nothing"),
+            format!("settle as sent | unknown | accepted | Any | accepted_at {problem_of_person} {no_attempt} | Nothing"),
+            format!("settle as not sent | unknown | failed | WithoutWamid | failed_at {problem_of_person} {no_attempt} | Nothing"),
         ]
     );
 }
@@ -141,9 +149,13 @@ fn a_released_number_finds_the_messages_that_its_hold_kept_waiting() {
     assert_eq!(NUMBER_HELD, ErrorClass::Permission.as_str());
 }
 
-/// What the provider has, or has refused: it must not be called for it again.
-fn is_decided(status: MessageStatus) -> bool {
-    matches!(status, Accepted | Held | Sent | Delivered | Read | Played | Failed)
+/// What the provider has: it must not be called for it again. What it has refused is without its id, and a person may try it again.
+fn is_decided(state: &MessageState) -> bool {
+    match state.status {
+        Accepted | Held | Sent | Delivered | Read | Played => true,
+        Failed => state.wamid.is_some(),
+        _ => false,
+    }
 }
 
 /// A row, as far as the conditions of the transitions look at it.
@@ -170,6 +182,7 @@ impl Row {
                 Only::Any => true,
                 Only::LeaseHeld => self.lease == Some(holder),
                 Only::Class(class) => self.class == Some(class),
+                Only::WithoutWamid => self.state.wamid.is_none(),
             };
         if !allowed {
             return;
@@ -214,8 +227,8 @@ proptest! {
             let at = OffsetDateTime::UNIX_EPOCH + time::Duration::seconds(second);
             row.apply(ALL[number], holder, &ReportedStep::of(&ReportedStatus::parse(word), at, None));
             let after = &row.state;
-            if is_decided(before.status) {
-                prop_assert!(is_decided(after.status), "{} → {} by {}", before.status, after.status, ALL[number].name);
+            if is_decided(&before) {
+                prop_assert!(is_decided(after), "{} → {} by {}", before.status, after.status, ALL[number].name);
             }
             if matches!(before.status, Delivered | Read | Played) {
                 prop_assert!(matches!(after.status, Delivered | Read | Played), "{} → {}", before.status, after.status);
