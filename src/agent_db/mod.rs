@@ -26,6 +26,7 @@
 //! | `difference` | where it differs from what it should hold |
 //! | `table_check` | whether a table can be written now |
 //! | `condition` | a resync's condition as SQL |
+//! | `sequences` | its sequences, moved forward |
 //! | `row_look` | a row as it stands, for people |
 //! | `keys` | the keys that the Agent DB has of a table, page by page |
 //!
@@ -40,6 +41,7 @@ mod distinct_rows;
 mod error;
 mod keys;
 mod row_look;
+mod sequences;
 mod table_check;
 
 pub use apply::{

@@ -10,7 +10,7 @@
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
 //! | `keep_alive` | keeps such a process able to answer and to end while a database holds it up |
-//! | `migrate`, `status`, `resync`, `failed`, `why`, `trace`, `outbox`, `inbox`, `simulate` | the commands of these names |
+//! | `migrate`, `status`, `resync`, `failed`, `cutover`, `why`, `trace`, `outbox`, `inbox`, `simulate` | the commands of these names |
 //! | `replicated` | what the daemon knows of a row |
 //! | `server_status` | the server's part of `status` |
 //! | `pipelines` | the configuration → the daemon's pipelines |
@@ -21,6 +21,7 @@
 pub mod admin;
 pub mod systemd;
 
+mod cutover;
 mod daemon;
 mod demo;
 mod failed;
@@ -119,6 +120,10 @@ enum Command {
     ///
     /// The daemon also retries them by itself, each time with the row's current values from the Site DB.
     Failed(failed::Arguments),
+    /// Says whether the Agent DB could take over now, and what lacks; exits with 1 if anything does
+    ///
+    /// Delay, held tables, parked rows, proofs, and sequences: the daemon moves those of the Agent DB forward. Changes nothing.
+    Cutover(cutover::Arguments),
     /// Tells why a row of the Agent DB is as it is; exits with 1 if it differs from the Site DB's
     ///
     /// Reads the row in both databases, and what the daemon knows of it: parked, given up, filtered, its table held, the last proof.
@@ -188,6 +193,7 @@ fn work(cli: Cli, builder: &mut tokio::runtime::Builder) -> anyhow::Result<Work>
         Command::Resync(arguments) => Box::pin(async move { Box::pin(resync::run(&global, &arguments)).await }),
         Command::Verify(arguments) => Box::pin(async move { Box::pin(verify::run(&global, &arguments)).await }),
         Command::Failed(arguments) => Box::pin(async move { Box::pin(failed::run(&global, &arguments)).await }),
+        Command::Cutover(arguments) => Box::pin(async move { Box::pin(cutover::run(&global, &arguments)).await }),
         Command::Why(arguments) => Box::pin(async move { Box::pin(why::run(&global, &arguments)).await }),
         Command::Trace(arguments) => Box::pin(async move { Box::pin(trace::run(&global, &arguments)).await }),
         Command::Outbox(arguments) => Box::pin(async move { Box::pin(outbox::run(&global, &arguments)).await }),

@@ -19,6 +19,7 @@
 //! | [`row_text`] | rows that no key tells apart, known by their text |
 //! | [`row_digest`] | digests of ranges of rows, which both databases compute alike |
 //! | [`waits`] | what our sessions wait for, and who makes them wait |
+//! | [`sequences`] | the sequences from which columns take their values |
 //! | `lsn` | positions as `pg_lsn` |
 //!
 //! Not here: statements for the Site DB (`source`, `site_db`) and the Agent DB (`agent_db`), and the replication connection
@@ -37,6 +38,7 @@ mod pooler;
 pub mod quote;
 pub mod row_digest;
 pub mod row_text;
+pub mod sequences;
 pub mod session_settings;
 pub mod sqlstate;
 pub mod sqlx_options;

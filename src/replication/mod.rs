@@ -18,7 +18,8 @@
 //! | [`verify`] | serves the commands of `twinlog verify` |
 //! | [`schedule`] | verifying by a schedule, and what the metrics say about it |
 //! | [`healing`] | tries parked rows again when they are due |
-//! | [`row_story`] | a row as both databases have it, for people |
+//! | [`row_story`](mod@row_story) | a row as both databases have it, for people |
+//! | [`sequences`] | carries sequences along |
 //! | [`claims`] | which tables are this pipeline's to write |
 //! | [`other_pipeline`] | whether the slot's lock is another pipeline's |
 //! | [`faults`] | which tables can't be replicated at a start |
@@ -48,6 +49,7 @@ mod resync;
 mod row_story;
 mod run;
 mod schedule;
+mod sequences;
 mod settings;
 mod start;
 mod status;
@@ -62,6 +64,7 @@ pub use healing::{RehearsedRow, rehearse};
 pub use other_pipeline::site_of;
 pub use row_story::{RowStory, row_story};
 pub use run::run;
+pub use sequences::unfit_sequences;
 pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};
 pub use status::state::SyncState;
 pub use stream_error::StreamError;

@@ -29,6 +29,7 @@ use super::copies::Copies;
 use super::error::SyncError;
 use super::healing::Healing;
 use super::release::Release;
+use super::sequences::SequenceCarrier;
 use super::settings::PipelineSettings;
 use super::start::{Start, Started};
 use super::status::monitor::Monitor;
@@ -226,6 +227,7 @@ impl Daemon {
             result = Box::pin(only_errors(run.verification.run(verify_control, &readers))) => result,
             result = Box::pin(only_errors(run.catalog_watch.run(&readers))) => result,
             result = Box::pin(only_errors(run.release.run(&readers))) => result,
+            result = Box::pin(only_errors(run.sequences.run(&readers))) => result,
             result = Box::pin(only_errors(run.agent_watch.run(watch_control, &readers))) => result,
         };
         readers.cancel();
@@ -298,6 +300,10 @@ impl Daemon {
             status: Arc::clone(&self.status),
             visibility,
         };
+        let sequences = SequenceCarrier {
+            settings: Arc::clone(&self.settings),
+            tables: Arc::clone(&tables),
+        };
         let agent_watch = AgentWatch {
             tables: Arc::clone(&tables),
             states: book.committed(),
@@ -363,6 +369,7 @@ impl Daemon {
             catalog_watch,
             agent_watch,
             release,
+            sequences,
         }
     }
 }
@@ -376,6 +383,7 @@ struct Run {
     catalog_watch: CatalogWatch,
     agent_watch: AgentWatch,
     release: Release,
+    sequences: SequenceCarrier,
 }
 
 /// Why rows may differ because of what the publication does not send. (A TRUNCATE that it does not send is noticed, and the

@@ -21,6 +21,7 @@
 //! | `type_definitions` | the statements that create the types of columns |
 //! | `slot_facts` | what the Site DB says about the slot |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
+//! | `sequences` | how far its sequences are |
 //! | `samples` | where the log ends and what the slot retains |
 //! | `error` | why a query failed, or what the Site DB lacks |
 //!
@@ -42,6 +43,7 @@ mod published;
 mod readable_keys;
 mod samples;
 mod selection;
+mod sequences;
 mod server;
 mod slot_facts;
 pub mod snapshot;
@@ -57,6 +59,7 @@ pub use fence::{ChunkId, Fence};
 pub use parked_keys::{KeysOfTable, ParkedRows, RowsOfTable};
 pub use samples::{Sample, sample};
 pub use selection::Selection;
+pub use sequences::sequences;
 pub use slot_facts::{SlotFacts, end_reader, slot};
 pub use snapshot::Snapshot;
 pub use table::SourceTable;

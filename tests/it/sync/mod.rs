@@ -38,6 +38,7 @@ mod slow;
 mod spelling;
 mod story;
 mod systemic;
+mod takeover;
 mod told;
 mod too_large;
 mod undecodable;
