@@ -36,6 +36,8 @@ pub mod name {
     pub const SEND_AFTER_OUTCOME: &str = "send.after_outcome";
     /// The raw webhook event is committed; Meta has no 200 yet.
     pub const WEBHOOK_AFTER_COMMIT: &str = "webhook.after_commit";
+    /// A subscriber has taken a webhook; that is not recorded.
+    pub const DELIVERY_BEFORE_RECORD: &str = "delivery.before_record";
     /// A webhook event's rows are written in the open transaction; nothing is committed.
     pub const INBOX_BEFORE_COMMIT: &str = "inbox.before_commit";
 }

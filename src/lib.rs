@@ -4,7 +4,7 @@
 //! DB's log and keeps the Agent DB its twin. They are two halves that never name each other:
 //!
 //! ```text
-//! main → cli ─→ http ─→ outbox, inbox ─→ realtime ─→ provider, site_db ─→ postgres
+//! main → cli ─→ http ─→ outbox, inbox, subscribers ─→ realtime ─→ provider, site_db ─→ postgres
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ source, agent_db ─→ postgres ─→ change
 //! everyone may use: config, failpoint, group_commit, health, lsn, metrics, retry, shutdown, timestamp
 //! ```
@@ -21,6 +21,7 @@
 //! | server | [`http`] | routes, authentication, limits |
 //! | | [`outbox`] | claim, rate-limit, send, reconcile |
 //! | | [`inbox`] | raw webhook event → messages, statuses, leads |
+//! | | [`subscribers`] | hands webhooks on to other receivers |
 //! | | [`realtime`] | pushes events: tells those who wait what was committed |
 //! | | [`provider`] | WhatsApp's providers behind one set of types; Meta's Cloud API |
 //! | | [`site_db`] | the server's statements on the Site DB, one owner for each table |
@@ -71,5 +72,6 @@ pub mod retry;
 pub mod shutdown;
 pub mod site_db;
 pub mod source;
+pub mod subscribers;
 pub mod timestamp;
 pub mod wire;

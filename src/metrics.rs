@@ -60,6 +60,12 @@ pub const COMPONENT_DEGRADED: &str = "twinlog_component_degraded";
 pub const LISTENERS: &str = "twinlog_listeners";
 /// Time from a change to the moment at which its listeners are given it.
 pub const LISTENER_DELAY_SECONDS: &str = "twinlog_listener_delay_seconds";
+/// Webhooks that wait for a subscriber.
+pub const SUBSCRIBER_WAITING: &str = "twinlog_subscriber_waiting";
+/// How long the oldest one has waited.
+pub const SUBSCRIBER_LAG_SECONDS: &str = "twinlog_subscriber_lag_seconds";
+/// Deliveries to subscribers, by result.
+pub const SUBSCRIBER_DELIVERIES_TOTAL: &str = "twinlog_subscriber_deliveries_total";
 /// What happened to listeners, by event.
 pub const LISTENER_EVENTS_TOTAL: &str = "twinlog_listener_events_total";
 /// Records of front ends' logs, by level.
@@ -247,6 +253,24 @@ pub const ALL: &[Metric] = &[
         &["event"],
         "what happened to listeners: behind (too slow, reads from the Site DB), refused (all places are taken), reload (events were \
          missed), unreadable (a row that the Site DB can't read was passed over)",
+    ),
+    metric(
+        Kind::Gauge,
+        SUBSCRIBER_WAITING,
+        &["subscriber"],
+        "webhooks that wait for a subscriber, counted up to 10,000",
+    ),
+    metric(
+        Kind::Gauge,
+        SUBSCRIBER_LAG_SECONDS,
+        &["subscriber"],
+        "how long the oldest webhook has waited for a subscriber",
+    ),
+    metric(
+        Kind::Counter,
+        SUBSCRIBER_DELIVERIES_TOTAL,
+        &["subscriber", "result"],
+        "webhooks for subscribers by result: delivered, unwanted (not chosen), refused (tried again), given_up",
     ),
     metric(
         Kind::Counter,
@@ -447,6 +471,17 @@ pub fn observe_listener_delay(delay: Duration) {
 /// Something happened to listeners.
 pub fn count_listener_events(event: &'static str, times: u64) {
     counter!(LISTENER_EVENTS_TOTAL, "event" => event).increment(times);
+}
+
+/// What waits for a subscriber.
+pub fn set_subscriber(subscriber: &str, waiting: i64, lag_seconds: f64) {
+    gauge!(SUBSCRIBER_WAITING, "subscriber" => subscriber.to_owned()).set(waiting as f64);
+    gauge!(SUBSCRIBER_LAG_SECONDS, "subscriber" => subscriber.to_owned()).set(lag_seconds);
+}
+
+/// What became of a webhook for a subscriber.
+pub fn count_delivery(subscriber: &str, result: &'static str) {
+    counter!(SUBSCRIBER_DELIVERIES_TOTAL, "subscriber" => subscriber.to_owned(), "result" => result).increment(1);
 }
 
 /// A front end logged something.

@@ -77,7 +77,7 @@ enum State {
     All,
 }
 
-fn time_of(text: &str) -> Result<OffsetDateTime, String> {
+pub(super) fn time_of(text: &str) -> Result<OffsetDateTime, String> {
     let whole = if text.contains('T') {
         text.to_owned()
     } else {

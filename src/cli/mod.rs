@@ -10,7 +10,7 @@
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
 //! | `keep_alive` | keeps such a process able to answer and to end while a database holds it up |
-//! | `migrate`, `status`, `resync`, `failed`, `cutover`, `why`, `trace`, `outbox`, `inbox`, `simulate` | the commands of these names |
+//! | `migrate`, `status`, `resync`, `failed`, `cutover`, `why`, `trace`, `outbox`, `inbox`, `subscribers`, `simulate` | the commands of these names |
 //! | `replicated` | what the daemon knows of a row |
 //! | `server_status` | the server's part of `status` |
 //! | `pipelines` | the configuration → the daemon's pipelines |
@@ -43,6 +43,7 @@ mod row_names;
 mod server_status;
 mod simulate;
 mod status;
+mod subscribers;
 mod trace;
 mod verify;
 mod why;
@@ -139,6 +140,8 @@ enum Command {
     Outbox(outbox::Arguments),
     /// Processes kept webhook events again, after a fix
     Inbox(inbox::Arguments),
+    /// Shows the receivers that webhooks are handed on to, and delivers to them again
+    Subscribers(subscribers::Arguments),
     /// Runs the simulator of Meta's Graph API alone, to try a client without a business number
     ///
     /// It accepts what Meta would accept and reports statuses to the callback. HTTP routes, which it prints, make a user
@@ -198,6 +201,9 @@ fn work(cli: Cli, builder: &mut tokio::runtime::Builder) -> anyhow::Result<Work>
         Command::Trace(arguments) => Box::pin(async move { Box::pin(trace::run(&global, &arguments)).await }),
         Command::Outbox(arguments) => Box::pin(async move { Box::pin(outbox::run(&global, &arguments)).await }),
         Command::Inbox(arguments) => Box::pin(async move { Box::pin(inbox::run(&global, &arguments)).await }),
+        Command::Subscribers(arguments) => {
+            Box::pin(async move { Box::pin(subscribers::run(&global, &arguments)).await })
+        }
         Command::Simulate(arguments) => {
             Box::pin(async move { Box::pin(simulate::run(&arguments, global.log_format)).await })
         }

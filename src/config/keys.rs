@@ -61,7 +61,18 @@ const TOKEN: &[(&str, ValueKind)] = &[
     ("numbers", ValueKind::Texts),
 ];
 
-/// Every key. A test compares them with `config/default.toml`.
+/// `[[subscribers]]`
+const SUBSCRIBER: &[(&str, ValueKind)] = &[
+    ("name", ValueKind::Text),
+    ("url", ValueKind::Secret),
+    ("secret", ValueKind::Secret),
+    ("verify_token", ValueKind::Secret),
+    ("fields", ValueKind::Texts),
+    ("numbers", ValueKind::Texts),
+    ("kinds", ValueKind::Texts),
+];
+
+/// Every key. A key without a section is a list of tables. A test compares them with `config/default.toml`.
 pub(super) const KEYS: &[(&str, ValueKind)] = &[
     // A URL may hold a password.
     ("site.url", ValueKind::Secret),
@@ -122,8 +133,10 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("socket_io.ping_timeout_ms", ValueKind::Integer),
     ("socket_io.connect_timeout_ms", ValueKind::Integer),
     ("socket_io.max_bytes", ValueKind::Integer),
+    ("subscribers", ValueKind::Tables(SUBSCRIBER)),
     ("retention.processed_webhooks_months", ValueKind::Integer),
     ("retention.failed_webhooks_months", ValueKind::Integer),
+    ("retention.undelivered_days", ValueKind::Integer),
     ("log.format", ValueKind::Text),
     ("log.filter", ValueKind::Text),
 ];
@@ -146,6 +159,12 @@ pub(super) fn key_of_variable(name: &str) -> Option<String> {
 /// Notes every key of a file that does not exist.
 pub(super) fn find_unknown(file: &toml::Table, problems: &mut Vec<Problem>) {
     for (section, value) in file {
+        if let Some(ValueKind::Tables(columns)) = kind_of(section) {
+            for (index, table) in value.as_array().into_iter().flatten().enumerate() {
+                find_unknown_columns(section, index, table, columns, problems);
+            }
+            continue;
+        }
         let prefix = format!("{section}.");
         if !KEYS.iter().any(|(key, _)| key.starts_with(&prefix)) {
             problems.push(unknown_section(section));
@@ -202,7 +221,9 @@ pub(super) fn unknown(name: &str, key: &str, show: impl Fn(&str) -> String) -> P
 }
 
 fn unknown_section(section: &str) -> Problem {
-    let sections = KEYS.iter().filter_map(|(key, _)| Some(key.split_once('.')?.0));
+    let sections = KEYS
+        .iter()
+        .map(|(key, _)| key.split_once('.').map_or(*key, |(section, _)| section));
     Problem {
         key: section.to_owned(),
         what: "there is no such section".to_owned(),

@@ -49,12 +49,17 @@ fn table(text: &str) -> Result<Table, Problem> {
 
 fn lay_over(merged: &mut Table, layer: Table) {
     for (section, value) in layer {
-        // A section that is no table was reported as an unknown key.
-        if let Value::Table(fields) = value {
-            let below = merged.entry(section).or_insert_with(|| Table::new().into());
-            if let Value::Table(below) = below {
-                below.extend(fields);
+        match value {
+            // A key without a section, which is a list.
+            value if keys::kind_of(&section).is_some() => drop(merged.insert(section, value)),
+            Value::Table(fields) => {
+                let below = merged.entry(section).or_insert_with(|| Table::new().into());
+                if let Value::Table(below) = below {
+                    below.extend(fields);
+                }
             }
+            // A section that is no table was reported as an unknown key.
+            _ => {}
         }
     }
 }
@@ -65,17 +70,20 @@ fn of_environment(environment: &BTreeMap<String, String>, problems: &mut Vec<Pro
         let Some(key) = keys::key_of_variable(name) else {
             continue;
         };
-        let Some((kind, (section, field))) = keys::kind_of(&key).zip(key.split_once('.')) else {
+        let Some(kind) = keys::kind_of(&key) else {
             problems.push(keys::unknown(name, &key, keys::variable_of));
             continue;
         };
         match value_of(kind, raw) {
-            Some(value) => {
-                let section = layer.entry(section).or_insert_with(|| Table::new().into());
-                if let Value::Table(section) = section {
-                    section.insert(field.to_owned(), value);
+            Some(value) => match key.split_once('.') {
+                Some((section, field)) => {
+                    let section = layer.entry(section).or_insert_with(|| Table::new().into());
+                    if let Value::Table(section) = section {
+                        section.insert(field.to_owned(), value);
+                    }
                 }
-            }
+                None => drop(layer.insert(key, value)),
+            },
             None => problems.push(Problem {
                 key,
                 what: format!("the environment variable {name} is not {}", kind.description()),

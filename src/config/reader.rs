@@ -54,8 +54,10 @@ impl<'a> ValueReader<'a> {
 
     /// The value of a key, if any layer has one.
     pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
-        let (section, field) = key.split_once('.')?;
-        self.table.get(section)?.get(field)
+        match key.split_once('.') {
+            Some((section, field)) => self.table.get(section)?.get(field),
+            None => self.table.get(key),
+        }
     }
 
     pub(super) fn text(&mut self, key: &str) -> Option<String> {

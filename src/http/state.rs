@@ -21,6 +21,7 @@ use crate::outbox::Outbox;
 use crate::provider::{ApiVersion, cloud};
 use crate::realtime::Hub;
 use crate::site_db::Pool;
+use crate::subscribers::Noted;
 
 /// The settings of the routes.
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub(super) struct Shared {
     pub(super) health: Health,
     /// Tells listeners what happens.
     pub(super) hub: Hub,
+    /// Whether webhooks may be stored.
+    pub(super) noted: Noted,
     /// One for each listener.
     pub(super) listeners: Arc<ListenerPlaces>,
     /// How many lines front ends may log.
@@ -111,6 +114,7 @@ impl State {
         outbox: Outbox,
         inbox: Inbox,
         hub: Hub,
+        noted: Noted,
         health: Health,
     ) -> Self {
         let numbers = settings.accounts.iter().map(|known| known.account.phone_number_id());
@@ -128,6 +132,7 @@ impl State {
             ),
             front_end_lines: LineRates::default(),
             hub,
+            noted,
             health,
             bodies: Bodies::new(settings.max_body_bytes),
             pages: Semaphore::new((pool.figures().places / 4).max(1)),

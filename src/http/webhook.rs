@@ -63,6 +63,11 @@ async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Re
     let Ok(_place) = state.budgets.place(Family::Webhook) else {
         return busy();
     };
+    // Milliseconds after the start: an event that is stored now would not be kept for a new subscriber.
+    if !state.noted.all() {
+        metrics::count_refused_webhook("starting");
+        return refused_for_now();
+    }
     let claimed = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
     match state.inbox.receive(claimed, body.bytes.clone()).await {
         Ok(_) => StatusCode::OK.into_response(),

@@ -49,7 +49,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -138,6 +138,8 @@ pub struct Inbox {
     genuine: Arc<Genuine>,
     /// Notified when a webhook was stored: wakes a worker of this process.
     arrived: Arc<Notify>,
+    /// The same for others of this process.
+    stored: watch::Sender<()>,
 }
 
 impl Inbox {
@@ -150,6 +152,7 @@ impl Inbox {
             genuine: Arc::default(),
             settings: Arc::new(settings),
             arrived: Arc::new(Notify::new()),
+            stored: watch::Sender::new(()),
         }
     }
 
@@ -177,7 +180,14 @@ impl Inbox {
             .await
             .unwrap_or_else(|_| Err(ReceiveError::NotStored(Arc::new(SiteError::timed_out()))))?;
         self.arrived.notify_one();
+        self.stored.send_replace(());
         Ok(WebhookId(id))
+    }
+
+    /// Changes when a webhook was stored by this process.
+    #[must_use]
+    pub fn stored(&self) -> watch::Receiver<()> {
+        self.stored.subscribe()
     }
 
     /// Whether what comes in is genuine.

@@ -33,6 +33,8 @@ fn record_all() {
     observe_listener_delay(Duration::from_millis(3));
     count_listener_events("behind", 1);
     count_front_end_records("error", 1);
+    set_subscriber("crm", 1, 2.0);
+    count_delivery("crm", "delivered");
 }
 
 #[test]

@@ -16,6 +16,7 @@
 //! | [`early_media`] | `twinlog.early_media`: media of the history that came before their message |
 //! | [`notifications`] | `notifications`: what a person should look at |
 //! | [`webhook_events`] | `webhook_events`: what Meta posted, byte for byte |
+//! | [`subscribers`], [`deliveries`] | `twinlog.subscribers`, `twinlog.deliveries`: receivers of webhooks, and what waits for them |
 //! | [`events`] | `twinlog.events`: what listeners are told of, in order |
 //! | [`event_rows`] | the rows that events are about, as people are shown them |
 //! | [`number_leases`] | `twinlog.number_leases`: which process sends for a number |
@@ -40,6 +41,7 @@ pub mod accounts;
 mod column;
 mod connect;
 pub mod conversations;
+pub mod deliveries;
 pub mod early_media;
 mod error;
 pub mod event_rows;
@@ -58,6 +60,7 @@ mod schema;
 pub mod servers;
 mod shown;
 pub mod status_events;
+pub mod subscribers;
 pub mod template_notices;
 pub mod webhook_events;
 

@@ -248,7 +248,7 @@ pub struct ReplayFilter {
 }
 
 /// The smallest id of a webhook that was received at that time: ids begin with the time in milliseconds.
-fn first_id_at(at: OffsetDateTime) -> Uuid {
+pub(super) fn first_id_at(at: OffsetDateTime) -> Uuid {
     let millis = u128::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
     Uuid::from_u128(millis << 80)
 }
@@ -314,7 +314,7 @@ pub async fn in_states(pool: &Pool, ids: &[Uuid]) -> Result<Vec<(WebhookState, i
 }
 
 /// Deletes the oldest webhooks in this state that were received more than so many months ago, at most `limit`; returns how
-/// many. Those that are being processed are skipped.
+/// many. Those that are being processed, or that a subscriber has not taken yet, are skipped.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -324,8 +324,10 @@ pub async fn forget(pool: &Pool, state: WebhookState, months: u32, limit: u32) -
     let youngest = OffsetDateTime::now_utc() - time::Duration::days(28) * months;
     let done = sqlx::query(
         "DELETE FROM public.webhook_events WHERE id IN (
-             SELECT id FROM public.webhook_events
+             SELECT id FROM public.webhook_events w
               WHERE id < $1 AND state = $2 AND received_at < now() - make_interval(months => $3)
+                AND NOT EXISTS (SELECT FROM twinlog.subscribers s JOIN twinlog.deliveries d ON d.subscriber = s.name
+                     AND d.received_at = w.received_at AND d.webhook_id = w.id WHERE d.given_up_at IS NULL)
               ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED)",
     )
     .bind(first_id_at(youngest))

@@ -8,6 +8,7 @@ mod listeners;
 mod log;
 mod retention;
 mod socket_io;
+mod subscribers;
 mod sync;
 mod whatsapp;
 
@@ -19,6 +20,7 @@ pub use listeners::{Admin, CorsOrigins, Http};
 pub use log::{Log, LogFormat};
 pub use retention::Retention;
 pub use socket_io::SocketIo;
+pub use subscribers::Subscriber;
 pub use sync::{OnNewColumn, OnUnreplicableTable, Sync};
 pub use whatsapp::{Account, Whatsapp};
 
@@ -47,6 +49,8 @@ pub struct Config {
     pub events: Events,
     /// `[socket_io]`
     pub socket_io: SocketIo,
+    /// `[[subscribers]]`
+    pub subscribers: Vec<Subscriber>,
     /// `[retention]`
     pub retention: Retention,
     /// `[log]`
@@ -82,9 +86,15 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
     let jwt = jwt::jwt(reader);
     let events = events::events(reader);
     let socket_io = socket_io::socket_io(reader);
+    let subscribers = subscribers::subscribers(reader);
     let retention = retention::retention(reader);
     if let (Some(whatsapp), Some(tokens), true) = (&whatsapp, &tokens, needs.whatsapp) {
         auth::check_numbers(reader, tokens, &whatsapp.accounts);
+        if let Some(subscribers) = &subscribers {
+            let accounts = whatsapp.accounts.iter();
+            let configured: Vec<&str> = accounts.map(|account| account.phone_number_id.as_str()).collect();
+            subscribers::check_numbers(reader, subscribers, &configured);
+        }
     }
     let log = log::log(reader);
     Some(Config {
@@ -98,6 +108,7 @@ pub(super) fn read(reader: &mut ValueReader<'_>, needs: Needs) -> Option<Config>
         jwt: jwt?,
         events: events?,
         socket_io: socket_io?,
+        subscribers: subscribers?,
         retention: retention?,
         log: log?,
     })

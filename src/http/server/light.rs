@@ -15,6 +15,7 @@ use crate::health::{self, Component, ComponentStatus, Health, Standing, Trouble}
 use crate::inbox::Inbox;
 use crate::shutdown;
 use crate::site_db::{Pool, PoolFigures};
+use crate::subscribers;
 
 /// How often the parts are looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -122,7 +123,8 @@ enum Line {
 impl Told {
     fn look(&mut self, report: &BTreeMap<String, ComponentStatus>, now: Instant) -> Vec<Line> {
         let ours = [SITE_DB, POOL, INBOX, WEBHOOKS, EVENTS, LISTENERS, TEMPLATES, OUTBOX];
-        let is_ours = |name: &str| ours.contains(&name) || name.starts_with(NUMBER);
+        let is_ours =
+            |name: &str| ours.contains(&name) || name.starts_with(NUMBER) || name.starts_with(subscribers::COMPONENT);
         let site_db_is_well = report.get(SITE_DB).is_none_or(ComponentStatus::is_well);
         let mut lines = Vec::new();
         for (name, status) in report.iter().filter(|(name, _)| is_ours(name)) {

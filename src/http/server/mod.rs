@@ -36,6 +36,7 @@ use crate::provider::cloud::ClientSetupError;
 use crate::realtime::{EventLog, Hub};
 use crate::shutdown;
 use crate::site_db::Pool;
+use crate::subscribers::{self, ReceiverSetupError};
 
 /// Why the server could not start, or ended before its stop.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum ServerError {
     /// The client for the Graph API could not be set up.
     #[error("start the outbox")]
     Client(#[source] ClientSetupError),
+    /// A client for a subscriber could not be set up.
+    #[error("start to hand webhooks on")]
+    Subscribers(#[source] ReceiverSetupError),
     /// A part panicked: a bug in Twinlog.
     #[error("a part of the server ended by itself")]
     Part(#[source] tokio::task::JoinError),
@@ -83,6 +87,10 @@ pub async fn run_server(
         stop.clone(),
     );
     let inbox = Inbox::new(pool.clone(), settings.inbox);
+    let undelivered = Duration::from_secs(24 * 3600) * config.retention.undelivered_days;
+    let (handing_on, noted) =
+        subscribers::start(&pool, &config.subscribers, undelivered, &inbox.stored(), &health, &stop)
+            .map_err(ServerError::Subscribers)?;
 
     let mut parts: JoinSet<Result<(), ServerError>> = JoinSet::new();
     let watching = watch::site_db(pool.clone(), health.component(light::SITE_DB), stop.clone());
@@ -93,6 +101,7 @@ pub async fn run_server(
     parts.spawn(join(sending));
     parts.spawn(join(reading));
     parts.spawn(join(telling));
+    parts.spawn(join(handing_on));
     let reporting = report::run(health.clone(), pool.clone(), stop.clone());
     parts.spawn(async move {
         reporting.await;
@@ -114,7 +123,7 @@ pub async fn run_server(
         worker.run(worker_stop).await;
         Ok(())
     });
-    let state = State::new(settings.http, pool.clone(), outbox, inbox, hub, health.clone());
+    let state = State::new(settings.http, pool.clone(), outbox, inbox, hub, noted, health.clone());
     let listening = health.component("http");
     listening.ready(json!({"listen": listener.local_addr().ok().map(|address| address.to_string())}));
     let serving_stop = stop.clone();

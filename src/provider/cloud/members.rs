@@ -32,7 +32,7 @@ impl<'a> Members<'a> {
         (value.get() != "null").then_some(value)
     }
 
-    /// The members, duplicates included.
+    /// All members as they came, duplicates and `null` included.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
         self.0.iter().map(|(name, value)| (name.as_str(), *value))
     }

@@ -14,6 +14,7 @@
 //! | `validate` | what a send of each type must have |
 //! | [`error`] | Meta's error object and the one table of what a code means for the sender |
 //! | [`webhook`] | a webhook's body → its events |
+//! | [`handed_on`] | a webhook as it is handed on to another receiver |
 //! | [`signature`] | `X-Hub-Signature-256` |
 //! | [`text`] | the text of a message that a person sees |
 //! | `remedy` | what a person can do about a number that can't send |
@@ -26,6 +27,7 @@
 pub mod answer;
 pub mod client;
 pub mod error;
+pub mod handed_on;
 pub mod history;
 pub mod json_strings;
 pub mod media;

@@ -48,7 +48,7 @@ pub use outcomes::{
     put_back, revive,
 };
 pub use problem::{Problem, ProblemClass};
-pub use read::{Gaps, MessageRow, Standing, find, find_many, gaps, numbers_of, standing};
+pub use read::{Gaps, MessageRow, Standing, client_opaques, find, find_many, gaps, numbers_of, standing};
 pub use status::MessageStatus;
 pub use story::{OpenWebhook, Report, Surroundings, named, open_webhooks, reports, surroundings};
 pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};

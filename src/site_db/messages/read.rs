@@ -178,6 +178,19 @@ pub async fn numbers_of(pool: &Pool, wamid: &Wamid) -> Result<Vec<PhoneNumberId>
     .await?)
 }
 
+/// The clients' own values (`biz_opaque_callback_data`) of these messages, by their ids; messages that are not there are left out.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn client_opaques(pool: &Pool, ids: &[Uuid]) -> Result<Vec<(Uuid, Option<String>)>, SiteError> {
+    Ok(
+        sqlx::query_as("SELECT id, client_opaque FROM public.whatsapp_messages WHERE id = ANY ($1)")
+            .bind(ids)
+            .fetch_all(&pool.0)
+            .await?,
+    )
+}
+
 /// The current status of some messages, for their waiting clients.
 ///
 /// # Errors

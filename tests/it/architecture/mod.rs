@@ -50,7 +50,12 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     // The server's half.
-    ("http", &["inbox", "outbox", "realtime", "site_db", "provider"]),
+    (
+        "http",
+        &["inbox", "outbox", "realtime", "site_db", "provider", "subscribers"],
+    ),
+    // Webhooks are handed on as they are stored.
+    ("subscribers", &["site_db", "provider"]),
     ("inbox", &["realtime", "site_db", "provider"]),
     // What is committed is told to those who wait.
     ("outbox", &["realtime", "site_db", "provider"]),
@@ -100,8 +105,8 @@ const DRIVERS: &[(&str, &[&str])] = &[
     // `change` and `postgres` quote identifiers with it.
     ("postgres_protocol", &["wire", "change", "postgres"]),
     ("axum", &["http", "realtime", "dev", "cli"]),
-    // `http` reads the public keys of JSON Web Tokens.
-    ("reqwest", &["provider", "http", "dev", "cli"]),
+    // `http` reads the public keys of JSON Web Tokens; `subscribers` delivers.
+    ("reqwest", &["provider", "http", "subscribers", "dev", "cli"]),
 ];
 
 /// A longer file should be two files.

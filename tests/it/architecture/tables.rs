@@ -16,6 +16,8 @@ const OWNERS: &[(&str, &str)] = &[
     ("public.message_status_events", "status_events"),
     ("public.notifications", "notifications"),
     ("public.webhook_events", "webhook_events"),
+    ("twinlog.subscribers", "subscribers"),
+    ("twinlog.deliveries", "deliveries"),
     ("twinlog.number_leases", "number_leases"),
     ("twinlog.event_rounds", "events"),
     ("twinlog.servers", "servers"),

@@ -43,6 +43,7 @@ async fn old_webhooks_are_deleted_by_time_and_state_and_never_one_that_is_not_pr
         retention: Some(Retention {
             processed_webhooks_months,
             failed_webhooks_months,
+            undelivered_days: 7,
         }),
         ..settings()
     };

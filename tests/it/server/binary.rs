@@ -38,7 +38,8 @@ impl Binary {
         Self::configured(world, more, "").await
     }
 
-    async fn configured(world: &World, more: &str, failpoints: &str) -> Self {
+    /// The same with failpoints.
+    pub(super) async fn configured(world: &World, more: &str, failpoints: &str) -> Self {
         let config = ConfigFile::new(&world.db, more);
         let mut process = Process::start(&config, &["serve"], failpoints);
         process.wait_for_output("listening", SOON).await;

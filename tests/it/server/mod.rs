@@ -8,6 +8,7 @@
 //! | `meta_stub` | a Meta that keeps what it was asked |
 //! | `binary` | the real binary, which may die |
 //! | `ear` | a listener to events |
+//! | `receiver` | a subscriber of webhooks |
 //! | `web_socket` | a client of Socket.IO |
 //! | the others | tests |
 
@@ -34,6 +35,7 @@ mod outages;
 mod plain_route;
 mod plans;
 mod pooler;
+mod receiver;
 mod recipients;
 mod repeats;
 mod several;
@@ -41,6 +43,7 @@ mod silence;
 mod socket_io;
 mod spellings;
 mod strangers;
+mod subscribers;
 mod traced;
 mod web_socket;
 mod webhooks;
