@@ -6,6 +6,7 @@
 //! ```text
 //! main → cli ─→ http ─→ outbox, inbox, subscribers ─→ realtime ─→ provider, site_db ─→ postgres
 //!          └──→ replication ─→ wire, pgoutput, copy ─→ source, agent_db ─→ postgres ─→ change
+//! cli → doctor ─→ replication, source, agent_db, site_db, provider, migrations
 //! everyone may use: config, failpoint, group_commit, health, lsn, metrics, retry, shutdown, timestamp
 //! ```
 //!
@@ -26,6 +27,7 @@
 //! | | [`provider`] | WhatsApp's providers behind one set of types; Meta's Cloud API |
 //! | | [`site_db`] | the server's statements on the Site DB, one owner for each table |
 //! | both | [`cli`] | commands, composition, logs |
+//! | | [`doctor`] | examines a set-up: asks every room that knows something, and says what it means |
 //! | | [`postgres`] | a session with either database: connect, TLS, settings, quoting, what a SQLSTATE means |
 //! | | [`migrations`] | the schemas that come along, and how they get into the databases |
 //! | | [`dev`] | throwaway Postgres clusters and the Graph simulator, for `demo` and the tests |
@@ -54,6 +56,7 @@ pub mod cli;
 pub mod config;
 pub mod copy;
 pub mod dev;
+pub mod doctor;
 pub mod failpoint;
 pub mod group_commit;
 pub mod health;

@@ -28,6 +28,8 @@ pub const FAILED_ROW_EVENTS_TOTAL: &str = "twinlog_failed_row_events_total";
 pub const SLOT_RETAINED_BYTES: &str = "twinlog_slot_retained_bytes";
 /// Bytes of WAL until the Site DB removes WAL that the slot needs (`max_slot_wal_keep_size`); -1 without a limit.
 pub const SLOT_HEADROOM_BYTES: &str = "twinlog_slot_headroom_bytes";
+/// Seconds until the slot is lost at the present rate; -1 where what it keeps does not grow, or there is no limit.
+pub const SLOT_FULL_IN_SECONDS: &str = "twinlog_slot_full_in_seconds";
 /// 1 for the daemon's state, 0 for the others.
 pub const SYNC_STATE: &str = "twinlog_sync_state";
 /// Tables by the state that they are in.
@@ -160,6 +162,12 @@ pub const ALL: &[Metric] = &[
         SLOT_HEADROOM_BYTES,
         &[],
         "bytes of WAL until the Site DB removes WAL that the slot needs; -1 without a limit",
+    ),
+    metric(
+        Kind::Gauge,
+        SLOT_FULL_IN_SECONDS,
+        &[],
+        "seconds until the slot is lost, at the rate of the last minutes; -1 where what it keeps does not grow, or there is no limit",
     ),
     metric(
         Kind::Gauge,
@@ -383,6 +391,11 @@ pub fn count_failed_row_events(table: &TableName, event: &'static str, reason: &
 pub fn set_slot(retained_bytes: u64, headroom_bytes: Option<i64>) {
     gauge!(SLOT_RETAINED_BYTES).set(retained_bytes as f64);
     gauge!(SLOT_HEADROOM_BYTES).set(headroom_bytes.map_or(-1.0, |bytes| bytes as f64));
+}
+
+/// The time until the slot is lost, at the present rate (`None`: nothing can be said).
+pub fn set_slot_full_in(left: Option<std::time::Duration>) {
+    gauge!(SLOT_FULL_IN_SECONDS).set(left.map_or(-1.0, |left| left.as_secs_f64()));
 }
 
 /// The state that the daemon is in, out of all states.

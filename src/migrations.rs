@@ -273,6 +273,53 @@ pub async fn apply(url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationErro
     result
 }
 
+/// How far a database is with a set.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// The migrations that are not applied, each as version and description.
+    pub pending: Vec<String>,
+    /// Whether any is applied.
+    pub is_begun: bool,
+    /// Whether the applied ones have the texts of this binary.
+    pub texts_match: bool,
+    /// The statements that give the role what the pending ones need and it lacks.
+    pub grants: Vec<String>,
+}
+
+/// Looks how far a database is with a set, and changes nothing.
+///
+/// # Errors
+/// The database can't be reached, or the role may not read the applied migrations.
+pub async fn standing(url: &DatabaseUrl, set: Set) -> Result<Standing, MigrationError> {
+    let side = set.side();
+    let read = |source| MigrationError::Read { side, source };
+    let mut connection =
+        sqlx_access(url, "twinlog doctor")
+            .connect()
+            .await
+            .map_err(|source| MigrationError::Connect {
+                side,
+                address: url.to_string(),
+                source,
+            })?;
+    let migrator = set.migrator();
+    let applied = applied_checksums(&mut connection, set.table()).await.map_err(read)?;
+    let pending = pending(&migrator, &applied);
+    let grants = if pending.is_empty() {
+        Vec::new()
+    } else {
+        missing_grants(&mut connection, url, set).await.map_err(read)?
+    };
+    // Ignore errors of the close: everything is read.
+    let _ = connection.close().await;
+    Ok(Standing {
+        texts_match: texts_match(&migrator, &applied),
+        is_begun: !applied.is_empty(),
+        pending,
+        grants,
+    })
+}
+
 async fn apply_on(connection: &mut PgConnection, url: &DatabaseUrl, set: Set) -> Result<Applied, MigrationError> {
     let side = set.side();
     let read = |source| MigrationError::Read { side, source };

@@ -25,6 +25,7 @@
 //! | `distinct_rows` | the rows that it has of a table without a key, page by page |
 //! | `difference` | where it differs from what it should hold |
 //! | `table_check` | whether a table can be written now |
+//! | `survey` | what `twinlog doctor` asks |
 //! | `condition` | a resync's condition as SQL |
 //! | `sequences` | its sequences, moved forward |
 //! | `row_look` | a row as it stands, for people |
@@ -42,6 +43,7 @@ mod error;
 mod keys;
 mod row_look;
 mod sequences;
+mod survey;
 mod table_check;
 
 pub use apply::{
@@ -61,4 +63,5 @@ pub use distinct_rows::{AgentRows, AgentRowsPage};
 pub use error::{AgentError, Holder, MissingColumn, OtherClaim, OtherDaemon, Refuses};
 pub use keys::AgentKeys;
 pub use row_look::{LookedAt, RowLook};
+pub use survey::{AgentRights, Survey, WhatFires};
 pub use table_check::TableCheck;

@@ -103,6 +103,9 @@ impl HoldCause {
     }
 }
 
+/// Stands between fault and remedy in a text that has both.
+pub const REMEDY_FOLLOWS: &str = " — ";
+
 /// Why a table is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hold {
@@ -119,6 +122,15 @@ impl Hold {
         Self {
             cause,
             reason: reason.into(),
+        }
+    }
+
+    /// The fault, and its remedy if one is known.
+    #[must_use]
+    pub fn parts(&self) -> (&str, Option<&str>) {
+        match self.reason.split_once(REMEDY_FOLLOWS) {
+            Some((fault, remedy)) => (fault, Some(remedy)),
+            None => (&self.reason, None),
         }
     }
 }

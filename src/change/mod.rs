@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use postgres_protocol::escape::escape_identifier;
 
 pub use coalesce::{Coalesced, overlay};
-pub use hold::{Hold, HoldCause, SeenGone};
+pub use hold::{Hold, HoldCause, REMEDY_FOLLOWS, SeenGone};
 pub use quote::{is_unprintable, quote_identifier};
 pub use shape::{Marks, Shape};
 pub use table::{Identity, SourceFacts, TableDescription};

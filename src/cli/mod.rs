@@ -10,6 +10,7 @@
 //! | `admin`, `systemd` | what such a process tells probes, Prometheus and systemd |
 //! | `demo/` | server and daemon with traffic on temporary databases, compared at the end |
 //! | `keep_alive` | keeps such a process able to answer and to end while a database holds it up |
+//! | `doctor` | prints what [`crate::doctor`] finds |
 //! | `migrate`, `status`, `resync`, `failed`, `cutover`, `why`, `trace`, `outbox`, `inbox`, `subscribers`, `simulate` | the commands of these names |
 //! | `replicated` | what the daemon knows of a row |
 //! | `server_status` | the server's part of `status` |
@@ -24,6 +25,7 @@ pub mod systemd;
 mod cutover;
 mod daemon;
 mod demo;
+mod doctor;
 mod failed;
 mod global;
 mod inbox;
@@ -101,6 +103,12 @@ enum Command {
     ///
     /// Needs the sections site, agent and sync of the configuration, and works on any tables that have a primary key.
     Sync,
+    /// Examines the set-up, and says of each fault why it matters and what to paste; exits with 1 if there is a fault
+    ///
+    /// Looks at both databases (versions, rights, limits, slot, publication, every table), the server's addresses, the public
+    /// URL as Meta would call it, the numbers, tokens and webhooks at Meta, and what browsers may read. Writes nothing to a
+    /// database and sends no message.
+    Doctor(doctor::Arguments),
     /// Shows servers, delay, slot, tables and failed rows; exits with 1 if there is a problem
     ///
     /// Reads only the databases, so it works from any machine, even if neither daemon nor server runs. Without agent.url
@@ -192,6 +200,7 @@ fn work(cli: Cli, builder: &mut tokio::runtime::Builder) -> anyhow::Result<Work>
         Command::Run => until_signal(&global, Halves::Both, builder)?,
         Command::Serve => until_signal(&global, Halves::Server, builder)?,
         Command::Sync => until_signal(&global, Halves::Daemon, builder)?,
+        Command::Doctor(arguments) => Box::pin(async move { Box::pin(doctor::run(&global, &arguments)).await }),
         Command::Status(arguments) => Box::pin(async move { Box::pin(status::run(&global, &arguments)).await }),
         Command::Resync(arguments) => Box::pin(async move { Box::pin(resync::run(&global, &arguments)).await }),
         Command::Verify(arguments) => Box::pin(async move { Box::pin(verify::run(&global, &arguments)).await }),

@@ -285,6 +285,15 @@ fn print(out: &mut impl Write, status: &Status) -> anyhow::Result<()> {
             or_dash(figures.and_then(|figures| figures.slot_retained_bytes)),
         )?;
     }
+    if let Some(DaemonFigures::Measured(figures)) = &status.report
+        && let Some(seconds) = figures.slot_full_in_seconds
+    {
+        writeln!(
+            out,
+            "  {BAD}slot{BAD:#}: full in {} at the present rate; then it is lost, and every table has to be read again",
+            time_left(seconds)
+        )?;
+    }
     if status.flows() && status.is_late() {
         writeln!(
             out,
@@ -338,6 +347,17 @@ fn ago(seconds: i64) -> String {
         _ => (seconds / 86_400, "d"),
     };
     format!("{number} {unit} ago")
+}
+
+/// A time in its two largest units.
+fn time_left(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} m"),
+        (0, ..) => format!("{hours} h {minutes} m"),
+        _ => format!("{days} d {hours} h"),
+    }
 }
 
 /// What there is to say about a table.
@@ -395,11 +415,20 @@ mod tests {
             slot_active: None,
             slot_retained_bytes: None,
             slot_headroom_bytes: None,
+            slot_full_in_seconds: Some(11_405),
             held_tables: 0,
             ignored_tables: Vec::new(),
             failed_rows: 0,
             changes_received: 0,
         };
-        assert!(shown(DaemonFigures::Measured(figures)).contains("delay 0.0 s, lag 7 bytes, slot keeps - bytes"));
+        let shown = shown(DaemonFigures::Measured(figures));
+        assert!(shown.contains("delay 0.0 s, lag 7 bytes, slot keeps - bytes"));
+        assert!(shown.contains("slot: full in 3 h 10 m at the present rate"), "{shown}");
+    }
+
+    #[test]
+    fn a_time_is_shown_in_its_two_largest_units() {
+        let shown = [59, 60, 3_599, 3_600, 90_000].map(time_left);
+        assert_eq!(shown, ["59 s", "1 m", "59 m", "1 h 0 m", "1 d 1 h"]);
     }
 }

@@ -18,7 +18,7 @@ use super::{answer, auth, limits};
 use crate::inbox::ReceiveError;
 use crate::metrics;
 use crate::provider::callback::SignatureError;
-use crate::provider::cloud::signature;
+use crate::provider::cloud::{probe, signature};
 use crate::site_db::SiteError;
 
 /// The routes.
@@ -69,11 +69,22 @@ async fn receive(Extract(state): Extract<State>, headers: HeaderMap, request: Re
         return refused_for_now();
     }
     let claimed = headers.get(signature::HEADER).and_then(|value| value.to_str().ok());
+    if probe::is_probe(&body.bytes) {
+        return probed(state.inbox.check_probe(claimed, &body.bytes));
+    }
     match state.inbox.receive(claimed, body.bytes.clone()).await {
         Ok(_) => StatusCode::OK.into_response(),
         Err(ReceiveError::Forged(error)) => forged(error, body.bytes.len()),
         Err(ReceiveError::Busy) => busy(),
         Err(ReceiveError::NotStored(error)) => not_stored(&error),
+    }
+}
+
+/// The answer to the probe of `twinlog doctor`, which is no event: nothing is stored, counted or logged.
+fn probed(checked: Result<(), SignatureError>) -> Response {
+    match checked {
+        Ok(()) => probe::ANSWER.into_response(),
+        Err(error) => answer::plain_error(StatusCode::UNAUTHORIZED, "signature", &error.to_string(), None),
     }
 }
 

@@ -190,6 +190,14 @@ impl Inbox {
         self.stored.subscribe()
     }
 
+    /// Whether a probe (`provider::cloud::probe`) is signed rightly. Stores nothing, and says nothing about what else comes in.
+    ///
+    /// # Errors
+    /// The signature is missing or wrong.
+    pub fn check_probe(&self, signature: Option<&str>, body: &[u8]) -> Result<(), SignatureError> {
+        self.settings.callback.verify(signature, body)
+    }
+
     /// Whether what comes in is genuine.
     #[must_use]
     pub fn callback_standing(&self) -> Standing {

@@ -89,7 +89,20 @@ pub async fn connect_bounded(
     url: &DatabaseUrl,
     application_name: &str,
 ) -> Result<(Client, CutLater), SessionError> {
-    open(side, url, application_name, SessionKind::Reading, None)
+    open_bounded(side, url, application_name, SessionKind::Reading).await
+}
+
+/// As [`connect_bounded`], for either kind of session.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn open_bounded(
+    side: Side,
+    url: &DatabaseUrl,
+    application_name: &str,
+    kind: SessionKind,
+) -> Result<(Client, CutLater), SessionError> {
+    open(side, url, application_name, kind, None)
         .await
         .map(|(client, connection)| (client, CutLater(connection)))
 }

@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::sqlstate::{disposition, is_of_its_table};
 use super::tls::{self, TlsError};
+use crate::change::REMEDY_FOLLOWS;
 use crate::retry::Disposition;
 
 /// Which of the two databases a session is with.
@@ -175,7 +176,7 @@ pub fn explain(error: &dyn std::error::Error, hint: Option<String>) -> String {
         cause = error.source().filter(|_| !is_last);
     }
     if let Some(hint) = hint {
-        text.push_str(" — ");
+        text.push_str(REMEDY_FOLLOWS);
         text.push_str(&hint);
     }
     // A server's message may contain line breaks; a log record must be one line.

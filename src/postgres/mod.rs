@@ -18,6 +18,7 @@
 //! | [`keys`] | how Postgres compares keys |
 //! | [`row_text`] | rows that no key tells apart, known by their text |
 //! | [`row_digest`] | digests of ranges of rows, which both databases compute alike |
+//! | [`server_facts`] | what a server says about itself and our role |
 //! | [`waits`] | what our sessions wait for, and who makes them wait |
 //! | [`sequences`] | the sequences from which columns take their values |
 //! | `lsn` | positions as `pg_lsn` |
@@ -39,6 +40,7 @@ pub mod quote;
 pub mod row_digest;
 pub mod row_text;
 pub mod sequences;
+pub mod server_facts;
 pub mod session_settings;
 pub mod sqlstate;
 pub mod sqlx_options;

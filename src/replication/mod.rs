@@ -29,6 +29,7 @@
 //! | [`status`] | what the daemon reports about itself: state, positions, delay |
 //! | [`after_error`] | how long to wait after a failed run, and what to log |
 //! | [`stream_error`] | how the stream itself can be wrong |
+//! | `slot_look` | whether the slot would continue, for `twinlog doctor` |
 //! | [`error`] | why a run ends, and what to do about it |
 //!
 //! Not here: bytes and sockets (`wire`), message formats (`pgoutput`), SQL on either database (`source`, `agent_db`),
@@ -51,6 +52,7 @@ mod run;
 mod schedule;
 mod sequences;
 mod settings;
+mod slot_look;
 mod start;
 mod status;
 mod stream;
@@ -66,6 +68,7 @@ pub use row_story::{RowStory, row_story};
 pub use run::run;
 pub use sequences::unfit_sequences;
 pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};
+pub use slot_look::gap_now;
 pub use status::state::SyncState;
 pub use stream_error::StreamError;
 pub use tables::life::TransitionError;

@@ -12,7 +12,7 @@ use super::bounded;
 use super::error::{SourceError, failed};
 use super::published::sent;
 use super::selection::Selection;
-use crate::change::{Hold, HoldCause, TableName};
+use crate::change::{Hold, HoldCause, REMEDY_FOLLOWS, TableName};
 use crate::postgres::sqlstate::LOCK_NOT_AVAILABLE;
 use crate::postgres::{Lossy, Refusal, quote_identifier};
 
@@ -459,7 +459,7 @@ impl Candidate {
             .map(|extension| format!(" (it belongs to the extension {extension})"))
             .unwrap_or_default();
         format!(
-            "{fault}{of_extension} — {remedy} or leave it out: sync.tables = {}",
+            "{fault}{of_extension}{REMEDY_FOLLOWS}{remedy} or leave it out: sync.tables = {}",
             selection.without(&self.table)
         )
     }

@@ -19,6 +19,7 @@
 //! | `marks` | traces in the catalog of what the log does not carry |
 //! | `table` | what the daemon knows about a table |
 //! | `type_definitions` | the statements that create the types of columns |
+//! | [`setup`] | what `twinlog doctor` asks: limits, rights, slot, publication |
 //! | `slot_facts` | what the Site DB says about the slot |
 //! | [`visibility`] | waiting for transactions that a snapshot does not see |
 //! | `sequences` | how far its sequences are |
@@ -45,6 +46,7 @@ mod samples;
 mod selection;
 mod sequences;
 mod server;
+pub mod setup;
 mod slot_facts;
 pub mod snapshot;
 mod table;
@@ -60,6 +62,7 @@ pub use parked_keys::{KeysOfTable, ParkedRows, RowsOfTable};
 pub use samples::{Sample, sample};
 pub use selection::Selection;
 pub use sequences::sequences;
+pub use server::version;
 pub use slot_facts::{SlotFacts, end_reader, slot};
 pub use snapshot::Snapshot;
 pub use table::SourceTable;

@@ -182,6 +182,19 @@ async fn add(client: &Client, publication: &str, table: &TableName) -> Result<Op
     }
 }
 
+/// The statement that creates the publication for these tables.
+pub(super) fn create_statement(publication: &str, candidates: &[&Candidate]) -> String {
+    let tables: Vec<_> = candidates
+        .iter()
+        .map(|candidate| format!("ONLY {}", candidate.table.quoted()))
+        .collect();
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+        quote_identifier(publication),
+        tables.join(", ")
+    )
+}
+
 /// Creates the publication for all tables, or, if the role does not own all of them, for those that it owns. Returns the
 /// others.
 async fn create<'a>(
@@ -189,17 +202,7 @@ async fn create<'a>(
     publication: &str,
     candidates: &[&'a Candidate],
 ) -> Result<Vec<&'a Candidate>, SourceError> {
-    let statement = |candidates: &[&Candidate]| {
-        format!(
-            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
-            quote_identifier(publication),
-            candidates
-                .iter()
-                .map(|candidate| format!("ONLY {}", candidate.table.quoted()))
-                .collect::<Vec<_>>()
-                .join(", ")
-        )
-    };
+    let statement = |candidates: &[&Candidate]| create_statement(publication, candidates);
     let (owned, others): (Vec<_>, Vec<_>) = candidates.iter().copied().partition(|candidate| candidate.is_owned());
     // None is ours: the server says what is missing.
     let (ours, others) = if owned.is_empty() {
@@ -296,7 +299,7 @@ async fn extend<'a>(
 }
 
 /// The selected tables that can't be replicated, by the catalog alone.
-fn faults_of(wanted: &[Candidate], publication: &str, selection: &Selection) -> Faults {
+pub(super) fn faults_of(wanted: &[Candidate], publication: &str, selection: &Selection) -> Faults {
     let faults = wanted.iter().filter_map(|candidate| {
         let fault = candidate.fault(selection).or_else(|| {
             (candidate.lacks() && !candidate.is_owned()).then(|| candidate.not_ours_to_add(publication, selection))
@@ -389,7 +392,7 @@ pub async fn changed(
 }
 
 /// The fault of a table that is locked, so that its row filter can't be read.
-fn with_unread_filter(table: TableName) -> (TableName, Hold) {
+pub(super) fn with_unread_filter(table: TableName) -> (TableName, Hold) {
     let reason = format!(
         "table {table} of the Site DB is locked, so its row filter in the publication can't be read — on the Site DB, see who \
          has locked it, and end that transaction, or wait: SELECT pid, mode, granted FROM pg_locks WHERE relation = \

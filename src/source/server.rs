@@ -32,6 +32,21 @@ pub(super) async fn check_server(client: &Client) -> Result<i32, SourceError> {
     Ok(version)
 }
 
+/// The server's version, as `server_version_num`.
+///
+/// # Errors
+/// The statement failed.
+pub async fn version(client: &Client) -> Result<i32, SourceError> {
+    let row = client
+        .query_one(
+            "SELECT pg_catalog.current_setting('server_version_num')::int AS number",
+            &[],
+        )
+        .await
+        .map_err(failed("read the server's settings"))?;
+    Ok(row.get("number"))
+}
+
 /// Checks that the role may replicate.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ mod architecture;
 mod campaign;
 mod command_line;
 mod demo;
+mod doctor;
 mod fuzz_seeds;
 mod harness;
 mod help;

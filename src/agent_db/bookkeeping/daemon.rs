@@ -70,6 +70,10 @@ pub struct SyncFigures {
     pub slot_retained_bytes: Option<i64>,
     /// Log that may still be written before the slot is lost; `None` without a limit, or where it is not known.
     pub slot_headroom_bytes: Option<i64>,
+    /// Seconds until the slot is lost, at the rate of the last minutes; `None` where what it keeps does not grow, there is no limit,
+    /// or that is not known.
+    #[serde(default)]
+    pub slot_full_in_seconds: Option<u64>,
     /// Tables that are held, of which `twinlog.tables` has the reasons.
     #[serde(default)]
     pub held_tables: u64,

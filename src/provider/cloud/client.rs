@@ -291,6 +291,7 @@ impl Account {
         self.client.media.allows(link)
     }
 
+    /// The version segment of calls that no client has made.
     pub(super) fn version(&self) -> &str {
         &self.client.version
     }

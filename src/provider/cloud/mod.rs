@@ -7,6 +7,7 @@
 //! | module | its job |
 //! |---|---|
 //! | [`client`] | the HTTP client: sends a message, passes other calls on |
+//! | [`checkup`] | what Meta says about a number, a token, an app: for `twinlog doctor` |
 //! | [`media`] | uploads and downloads, streamed; `media_hosts`: where downloads may lead |
 //! | [`secrets`] | cuts our access tokens from answers; [`json_strings`]: changes strings of a JSON text |
 //! | [`answer`] | an HTTP answer to a send → accepted, refused or lost |
@@ -16,6 +17,7 @@
 //! | [`webhook`] | a webhook's body → its events |
 //! | [`handed_on`] | a webhook as it is handed on to another receiver |
 //! | [`signature`] | `X-Hub-Signature-256` |
+//! | [`probe`] | a signed body of our own that is answered and never stored |
 //! | [`text`] | the text of a message that a person sees |
 //! | `remedy` | what a person can do about a number that can't send |
 //! | [`parameters`] | names of parameters that control a call, and are never passed on |
@@ -25,6 +27,7 @@
 //! Source: <https://developers.facebook.com/docs/whatsapp/cloud-api>
 
 pub mod answer;
+pub mod checkup;
 pub mod client;
 pub mod error;
 pub mod handed_on;
@@ -34,6 +37,7 @@ pub mod media;
 mod media_hosts;
 mod members;
 pub mod parameters;
+pub mod probe;
 pub mod references;
 mod remedy;
 pub mod secrets;

@@ -26,6 +26,7 @@ use crate::source::{self, Sample};
 use crate::timestamp::PgTimestamp;
 
 use super::delay::Delay;
+use super::forecast::Forecast;
 use super::state::SyncState;
 use super::sync_status::SyncStatus;
 
@@ -63,6 +64,7 @@ pub(in crate::replication) struct Monitor {
     /// Asks the Agent DB who waits. Not the session of the reports, which may wait itself.
     agent_watch: Option<(Client, CutLater)>,
     delay: Delay,
+    forecast: Forecast,
     /// Whether it was read what an earlier daemon has stored.
     is_past_known: bool,
     /// When a session of ours was last seen waiting, on each side.
@@ -86,6 +88,7 @@ impl Monitor {
             agent: None,
             agent_watch: None,
             delay: Delay::new(Instant::now()),
+            forecast: Forecast::default(),
             is_past_known: false,
             waited_at: [None; 2],
         }
@@ -126,7 +129,9 @@ impl Monitor {
                 metrics::set_lag_bytes(sample.end.bytes_since(settled));
             }
             if let Some(retained) = sample.retained {
+                self.forecast.sample(Instant::now(), retained);
                 metrics::set_slot(u64::try_from(retained).unwrap_or(0), sample.headroom);
+                metrics::set_slot_full_in(self.full_in(sample));
             }
         }
         let figures = DaemonFigures::Measured(self.figures(sample.as_ref(), settled, delay));
@@ -173,6 +178,11 @@ impl Monitor {
         source::sample(&site.0, &self.settings.slot).await.ok()
     }
 
+    /// The time until the server removes WAL that the slot needs, at the present rate.
+    fn full_in(&self, sample: &Sample) -> Option<Duration> {
+        self.forecast.full_in(sample.headroom?)
+    }
+
     /// The figures in health and in `twinlog.daemon`.
     fn figures(&self, sample: Option<&Sample>, settled: Lsn, delay: Duration) -> SyncFigures {
         SyncFigures {
@@ -188,6 +198,9 @@ impl Monitor {
             slot_active: sample.map(|sample| sample.active),
             slot_retained_bytes: sample.and_then(|sample| sample.retained),
             slot_headroom_bytes: sample.and_then(|sample| sample.headroom),
+            slot_full_in_seconds: sample
+                .and_then(|sample| self.full_in(sample))
+                .map(|left| left.as_secs()),
             held_tables: self.status.held_tables(),
             ignored_tables: self.status.ignored(),
             failed_rows: self.status.parked().values().sum::<u64>(),

@@ -36,6 +36,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "change",
             "copy",
             "dev",
+            "doctor",
             "http",
             "inbox",
             "migrations",
@@ -47,6 +48,20 @@ const ARROWS: &[(&str, &[&str])] = &[
             "site_db",
             "provider",
             "wire",
+        ],
+    ),
+    // Asks everything, as `cli` does, and nothing but `cli` names it.
+    (
+        "doctor",
+        &[
+            "agent_db",
+            "change",
+            "migrations",
+            "postgres",
+            "provider",
+            "replication",
+            "site_db",
+            "source",
         ],
     ),
     // The server's half.
@@ -105,8 +120,8 @@ const DRIVERS: &[(&str, &[&str])] = &[
     // `change` and `postgres` quote identifiers with it.
     ("postgres_protocol", &["wire", "change", "postgres"]),
     ("axum", &["http", "realtime", "dev", "cli"]),
-    // `http` reads the public keys of JSON Web Tokens; `subscribers` delivers.
-    ("reqwest", &["provider", "http", "subscribers", "dev", "cli"]),
+    // `http` reads the public keys of JSON Web Tokens; `subscribers` delivers; `doctor` tries addresses.
+    ("reqwest", &["provider", "http", "subscribers", "dev", "cli", "doctor"]),
 ];
 
 /// A longer file should be two files.

@@ -48,6 +48,8 @@ pub(super) async fn route(
         (&Method::POST, &[number, "media"]) => media::upload(&world, number, &headers, query, &body),
         (&Method::GET, &[id]) if media::is_one(&world, id) => media::resolve(&world, id, &headers, query),
         (&Method::DELETE, &[id]) => media::delete(&world, id, &headers, query),
+        (&Method::GET, &["debug_token"]) => nodes::debug_token(&world, query),
+        (&Method::GET, &[nodes::APP, "subscriptions"]) => nodes::app_subscriptions(&world, &headers, query),
         (&Method::GET, &[node]) => nodes::node(&world, node, &headers, query),
         (&Method::GET, &[node, "message_history"]) => nodes::history(&world, node, &headers, query),
         (&Method::GET, &[node, "message_templates"]) => nodes::message_templates(&world, node, &headers, query),

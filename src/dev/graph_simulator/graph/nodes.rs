@@ -3,11 +3,17 @@
 use axum::Json;
 use axum::http::{HeaderMap, Method};
 use axum::response::{IntoResponse, Response};
+use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use super::access::{token, unauthorised};
+use super::answers::graph_error;
 use super::query::parameter;
 use crate::dev::graph_simulator::world::{Number, World};
+use crate::provider::cloud::GraphError;
+
+/// The id of the app that has the webhooks.
+pub(super) const APP: &str = "1";
 
 /// Answers a read of something about a node (a number or a business account) that the token gives access to.
 fn read(
@@ -40,7 +46,7 @@ pub(super) fn message_templates(world: &World, node: &str, headers: &HeaderMap, 
 
 /// `GET /{node}/subscribed_apps`.
 pub(super) fn subscribed_apps(world: &World, node: &str, headers: &HeaderMap, query: &str) -> Response {
-    let app = json!({"id": "1", "name": "Simulated app", "link": "https://www.facebook.com/games/?app_id=1"});
+    let app = json!({"id": APP, "name": "Simulated app", "link": "https://www.facebook.com/games/?app_id=1"});
     read(
         world,
         node,
@@ -48,6 +54,38 @@ pub(super) fn subscribed_apps(world: &World, node: &str, headers: &HeaderMap, qu
         query,
         |_, _, _| json!({"data": [{ "whatsapp_business_api_data": app }]}),
     )
+}
+
+/// `GET /debug_token`: what Meta says about the token in the query. It may be any of the world's.
+pub(super) fn debug_token(world: &World, query: &str) -> Response {
+    let asked = parameter(query, "input_token");
+    let numbers = world.numbers();
+    let known = numbers
+        .values()
+        .find(|number| asked.as_ref() == Some(&number.account.access_token));
+    Json(json!({"data": {
+        "app_id": APP, "type": "SYSTEM_USER", "application": "Simulated app", "expires_at": 0,
+        "is_valid": known.is_some_and(|number| !number.expired),
+        "scopes": ["whatsapp_business_management", "whatsapp_business_messaging"],
+    }}))
+    .into_response()
+}
+
+/// `GET /{app}/subscriptions`, which the app itself may ask: its id and its secret are the token.
+pub(super) fn app_subscriptions(world: &World, headers: &HeaderMap, query: &str) -> Response {
+    let secret = world.settings.app_secret.expose_secret();
+    if token(headers, query) != Some(format!("{APP}|{secret}")) {
+        return graph_error(&GraphError::new(190, "Invalid OAuth access token signature."));
+    }
+    let fields: Vec<_> = ["account_update", "messages", "phone_number_quality_update"]
+        .iter()
+        .map(|name| json!({"name": name, "version": "v26.0"}))
+        .collect();
+    Json(
+        json!({"data": [{"object": "whatsapp_business_account", "active": true, "fields": fields,
+        "callback_url": world.callback().map(String::from)}]}),
+    )
+    .into_response()
 }
 
 /// `POST /{node}/subscribed_apps`.
@@ -131,6 +169,9 @@ fn number_value(number: &Number) -> Value {
         "code_verification_status": "VERIFIED",
         "platform_type": "CLOUD_API",
         "throughput": {"level": "STANDARD"},
+        "status": "CONNECTED",
+        "name_status": "APPROVED",
+        "is_on_biz_app": false,
     })
 }
 
