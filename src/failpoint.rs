@@ -16,6 +16,8 @@ pub mod name {
     pub const FEEDBACK_BEFORE_SEND: &str = "feedback.before_send";
     /// The slot exists on the Site DB; the Agent DB holds no checkpoint yet.
     pub const SLOT_AFTER_CREATE: &str = "slot.after_create";
+    /// The slot is dropped on the Site DB, as it kept too much; the Agent DB does not say so.
+    pub const SLOT_AFTER_GIVE_UP: &str = "slot.after_give_up";
     /// A chunk was read; its closing fence is not written.
     pub const COPY_BEFORE_HIGH_FENCE: &str = "copy.before_high_fence";
     /// A chunk is merged in the open Agent transaction.

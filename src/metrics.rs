@@ -30,6 +30,8 @@ pub const SLOT_RETAINED_BYTES: &str = "twinlog_slot_retained_bytes";
 pub const SLOT_HEADROOM_BYTES: &str = "twinlog_slot_headroom_bytes";
 /// Seconds until the slot is lost at the present rate; -1 where what it keeps does not grow, or there is no limit.
 pub const SLOT_FULL_IN_SECONDS: &str = "twinlog_slot_full_in_seconds";
+/// Seconds from the moment at which the last gap was noticed until every table was read again; absent before the first one.
+pub const GAP_RECOVERY_SECONDS: &str = "twinlog_gap_recovery_seconds";
 /// 1 for the daemon's state, 0 for the others.
 pub const SYNC_STATE: &str = "twinlog_sync_state";
 /// Tables by the state that they are in.
@@ -168,6 +170,12 @@ pub const ALL: &[Metric] = &[
         SLOT_FULL_IN_SECONDS,
         &[],
         "seconds until the slot is lost, at the rate of the last minutes; -1 where what it keeps does not grow, or there is no limit",
+    ),
+    metric(
+        Kind::Gauge,
+        GAP_RECOVERY_SECONDS,
+        &[],
+        "seconds from the moment at which the last gap was noticed until every table was read again",
     ),
     metric(
         Kind::Gauge,
@@ -396,6 +404,11 @@ pub fn set_slot(retained_bytes: u64, headroom_bytes: Option<i64>) {
 /// The time until the slot is lost, at the present rate (`None`: nothing can be said).
 pub fn set_slot_full_in(left: Option<std::time::Duration>) {
     gauge!(SLOT_FULL_IN_SECONDS).set(left.map_or(-1.0, |left| left.as_secs_f64()));
+}
+
+/// A gap is closed: how long that took from the moment at which it was noticed.
+pub fn set_gap_recovery(seconds: f64) {
+    gauge!(GAP_RECOVERY_SECONDS).set(seconds);
 }
 
 /// The state that the daemon is in, out of all states.

@@ -1,7 +1,9 @@
 //! The configuration → the daemon's pipelines: one today.
 
 use crate::config::Config;
-use crate::replication::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};
+use crate::replication::{
+    BatchLimits, CopySettings, LostSlotSettings, ParkingSettings, PipelineSettings, VerificationSettings,
+};
 
 /// The pipeline of `[site]`, `[agent]` and `[sync]`.
 pub(super) fn pipeline(config: &Config) -> PipelineSettings {
@@ -34,6 +36,10 @@ pub(super) fn pipeline(config: &Config) -> PipelineSettings {
         verification: VerificationSettings {
             every: sync.verify_every,
             rows_per_second: sync.verify_rows_per_second,
+        },
+        lost_slot: LostSlotSettings {
+            give_up_at: sync.give_up_slot_at,
+            then: sync.on_lost_slot,
         },
     }
 }

@@ -97,6 +97,8 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("sync.statement_limit_ms", ValueKind::Integer),
     ("sync.verify_every", ValueKind::Text),
     ("sync.verify_rows_per_second", ValueKind::Integer),
+    ("sync.give_up_slot_at", ValueKind::Text),
+    ("sync.on_lost_slot", ValueKind::Text),
     ("http.listen", ValueKind::Text),
     ("http.max_connections", ValueKind::Integer),
     ("http.max_connections_per_address", ValueKind::Integer),

@@ -35,5 +35,5 @@ pub use load::load;
 pub use problem::{ConfigError, Problem};
 pub use sections::{
     Account, Admin, Agent, ApiToken, Config, CorsOrigins, Events, Http, Jwt, JwtKeySource, JwtNumbers, JwtUsers, Log,
-    LogFormat, Needs, OnNewColumn, OnUnreplicableTable, Retention, Site, SocketIo, Subscriber, Sync, Whatsapp,
+    LogFormat, Needs, OnLostSlot, OnNewColumn, OnUnreplicableTable, Retention, Site, SocketIo, Subscriber, Sync, Whatsapp,
 };

@@ -16,6 +16,7 @@ fn record_all() {
     count_failed_row_events(&table, "parked", "23503", 1);
     set_slot(1, Some(2));
     set_slot_full_in(None);
+    set_gap_recovery(1.0);
     set_sync_state("streaming", &["streaming", "gap"]);
     set_tables("held", 1);
     set_held_tables("rights", 1);

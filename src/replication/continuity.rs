@@ -28,6 +28,13 @@ pub(super) struct SourceLog {
 pub enum GapReason {
     /// The Agent DB has a checkpoint, but the Site DB has no slot.
     SlotMissing,
+    /// This daemon has dropped the slot, as it kept more than `sync.give_up_slot_at`.
+    SlotGivenUp {
+        /// Bytes that it kept.
+        kept: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The server removed WAL that the slot needed, or invalidated the slot; with the server's reason (PostgreSQL 17
     /// and later).
     SlotLost(Option<String>),
@@ -70,6 +77,12 @@ pub enum GapReason {
 }
 
 impl GapReason {
+    /// Whether the slot is lost, and the Site DB is still the same: a new slot and a full resync make up for it.
+    #[must_use]
+    pub(super) const fn is_lost_slot(&self) -> bool {
+        matches!(self, Self::SlotMissing | Self::SlotLost(_) | Self::SlotGivenUp { .. })
+    }
+
     /// Whether the gap must be stored in the Agent DB, because a later start could find nothing wrong although rows are
     /// missing: for example, the WAL of a server restored from a backup grows past the checkpoint again. A wrong
     /// `site.url`, however, leaves nothing behind once it is corrected.
@@ -83,6 +96,12 @@ impl fmt::Display for GapReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SlotMissing => write!(f, "the replication slot does not exist any more"),
+            Self::SlotGivenUp { kept, limit } => write!(
+                f,
+                "the replication slot was given up, since it kept {} MB of the Site DB's log, more than sync.give_up_slot_at ({} MB)",
+                kept >> 20,
+                limit >> 20
+            ),
             Self::SlotLost(None) => write!(
                 f,
                 "the Site DB removed WAL that the slot needed (raise max_slot_wal_keep_size)"

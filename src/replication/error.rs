@@ -39,6 +39,12 @@ pub enum SyncError {
     /// `sync.slot` is not a valid slot name.
     #[error(transparent)]
     SlotName(#[from] SlotNameError),
+    /// The slot keeps more than `sync.give_up_slot_at`: it is dropped before the next run.
+    #[error("the slot keeps {} MB of the Site DB's log, more than sync.give_up_slot_at: it is given up", .kept >> 20)]
+    SlotOverLimit {
+        /// Bytes that it keeps.
+        kept: u64,
+    },
     /// Rows may be missing, and nobody has asked for a full resync yet.
     #[error("GAP: {0}; rows may be missing")]
     Gap(GapReason),
@@ -163,9 +169,12 @@ impl SyncError {
             | Self::SlotName(_)
             | Self::NeverSent(_)
             | Self::Table(_) => Disposition::Systemic,
-            Self::RowTooLarge { .. } | Self::PassedOver | Self::StreamEnded | Self::ApplyEnded | Self::CopyEnded => {
-                Disposition::Transient
-            }
+            Self::RowTooLarge { .. }
+            | Self::SlotOverLimit { .. }
+            | Self::PassedOver
+            | Self::StreamEnded
+            | Self::ApplyEnded
+            | Self::CopyEnded => Disposition::Transient,
         }
     }
 
@@ -193,6 +202,7 @@ impl SyncError {
             Self::Wire(_)
             | Self::Migration(_)
             | Self::SlotName(_)
+            | Self::SlotOverLimit { .. }
             | Self::Gap(_)
             | Self::PublicationWasMissing { .. }
             | Self::CannotDecode { .. }
@@ -268,6 +278,7 @@ impl SyncError {
             Self::TableChanged(_)
             | Self::TableKeepsChanging(_)
             | Self::SlotName(_)
+            | Self::SlotOverLimit { .. }
             | Self::Table(_)
             | Self::RowTooLarge { .. }
             | Self::PassedOver

@@ -29,6 +29,7 @@
 //! | [`status`] | what the daemon reports about itself: state, positions, delay |
 //! | [`after_error`] | how long to wait after a failed run, and what to log |
 //! | [`stream_error`] | how the stream itself can be wrong |
+//! | `slot_limit` | gives the slot up before it fills the Site DB's disk |
 //! | `slot_look` | whether the slot would continue, for `twinlog doctor` |
 //! | [`error`] | why a run ends, and what to do about it |
 //!
@@ -52,6 +53,7 @@ mod run;
 mod schedule;
 mod sequences;
 mod settings;
+mod slot_limit;
 mod slot_look;
 mod start;
 mod status;
@@ -67,7 +69,9 @@ pub use other_pipeline::site_of;
 pub use row_story::{RowStory, row_story};
 pub use run::run;
 pub use sequences::unfit_sequences;
-pub use settings::{BatchLimits, CopySettings, ParkingSettings, PipelineSettings, VerificationSettings};
+pub use settings::{
+    BatchLimits, CopySettings, LostSlotSettings, ParkingSettings, PipelineSettings, VerificationSettings,
+};
 pub use slot_look::gap_now;
 pub use status::state::SyncState;
 pub use stream_error::StreamError;

@@ -4,13 +4,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use time::OffsetDateTime;
 use tracing::info;
 
 use crate::agent_db::{
-    Command, CommandKind, Control, Resync, ResyncProgress, ResyncedState, ResyncedTable, TableRecord, TableRecords,
-    TableState,
+    Command, CommandKind, Control, Resync, ResyncArguments, ResyncProgress, ResyncedState, ResyncedTable, TableRecord,
+    TableRecords, TableState,
 };
 use crate::change::TableName;
+use crate::metrics;
 use crate::postgres::{Condition, ConditionError};
 use crate::source::SourceTable;
 
@@ -106,10 +108,23 @@ impl ResyncCommands {
         resync.progress.tables = shown;
         control.command_progress(command, &CommandKind::Resync(resync)).await?;
         if all_finished && is_complete {
+            let gap = control.visible_checkpoint().await?.and_then(|stored| stored.gap);
             // The command ends in the same transaction.
             if self.requests.clear_gap(command).await? {
                 self.status.set_gap(None);
-                info!(command, "resync done");
+                match gap {
+                    Some(gap) => {
+                        let took = (OffsetDateTime::now_utc() - gap.since).as_seconds_f64().max(0.0);
+                        metrics::set_gap_recovery(took);
+                        info!(
+                            command,
+                            seconds = took,
+                            reason = %gap.reason,
+                            "resync done: the gap is closed"
+                        );
+                    }
+                    None => info!(command, "resync done"),
+                }
             }
         } else if all_finished {
             info!(command, "resync done");
@@ -157,6 +172,27 @@ pub(super) fn named(
                 .ok_or_else(|| format!("table {full} is not synchronised: see twinlog status"))
         })
         .collect()
+}
+
+/// Asks for a complete resync, unless somebody has.
+pub(super) async fn ask_for_all(control: &Control) -> Result<(), SyncError> {
+    let is_asked = control
+        .open_commands()
+        .await?
+        .into_iter()
+        .any(|command| complete_resync(command).is_some());
+    if !is_asked {
+        let all = ResyncArguments {
+            all: true,
+            ..ResyncArguments::default()
+        };
+        let command = control.request(&CommandKind::resync(all)).await?;
+        info!(
+            command,
+            "the slot is lost: every table is read again, as sync.on_lost_slot says"
+        );
+    }
+    Ok(())
 }
 
 /// The id and the content of the command if it is a complete resync (`--all` without a condition), after which no row

@@ -31,6 +31,7 @@ use super::healing::Healing;
 use super::release::Release;
 use super::sequences::SequenceCarrier;
 use super::settings::PipelineSettings;
+use super::slot_limit::SlotLimit;
 use super::start::{Start, Started};
 use super::status::monitor::Monitor;
 use super::status::state::Setback;
@@ -53,6 +54,7 @@ pub async fn run(settings: PipelineSettings, health: &Health, stop: Cancellation
     let daemon = Daemon {
         selection: Selection::new(&settings.tables)?,
         slot: settings.slot.parse()?,
+        limit: Arc::new(SlotLimit::new(&settings)),
         settings: Arc::new(settings),
         status: Arc::new(SyncStatus::default()),
     };
@@ -66,13 +68,19 @@ struct Daemon {
     selection: Selection,
     slot: SlotName,
     status: Arc<SyncStatus>,
+    limit: Arc<SlotLimit>,
 }
 
 impl Daemon {
     /// Runs the loop and, beside it, the monitor, which keeps reporting between the runs.
     async fn run(&self, health: Component, stop: &CancellationToken) -> Result<(), SyncError> {
         let monitor_stop = CancellationToken::new();
-        let monitor = Monitor::new(Arc::clone(&self.settings), Arc::clone(&self.status), health);
+        let monitor = Monitor::new(
+            Arc::clone(&self.settings),
+            Arc::clone(&self.status),
+            Arc::clone(&self.limit),
+            health,
+        );
         let monitor = Box::pin(monitor.run(monitor_stop.clone())).in_current_span();
         let monitor = tokio::spawn(monitor);
         let result = Box::pin(self.supervise(stop)).await;
@@ -95,7 +103,8 @@ impl Daemon {
             let run = async {
                 // Before anything is written.
                 may_be_swapped = may_be_swapped && self.check_urls().await?;
-                Box::pin(self.run_once(fault.as_ref(), pass_until, stop)).await
+                self.limit.enforce(&self.settings, &self.slot).await?;
+                self.run_within_limit(fault.as_ref(), pass_until, stop).await
             };
             let error = match Box::pin(run).await {
                 Ok(()) => return Ok(()),
@@ -191,6 +200,27 @@ impl Daemon {
         }
     }
 
+    /// One run, which ends when the slot keeps too much.
+    async fn run_within_limit(
+        &self,
+        fault: Option<&(TableName, Hold)>,
+        pass_until: Option<Lsn>,
+        stop: &CancellationToken,
+    ) -> Result<(), SyncError> {
+        // Ended in order, so that the slot is free.
+        let stop = stop.child_token();
+        let mut run = Box::pin(self.run_once(fault, pass_until, &stop));
+        let kept = tokio::select! {
+            biased;
+            ended = &mut run => return ended,
+            kept = self.limit.exceeded() => kept,
+        };
+        stop.cancel();
+        // Whatever it ends with, the slot is given up next.
+        let _ = run.await;
+        Err(SyncError::SlotOverLimit { kept })
+    }
+
     /// One run: everything from the first connection to the first error.
     async fn run_once(
         &self,
@@ -203,6 +233,7 @@ impl Daemon {
             selection: &self.selection,
             slot: &self.slot,
             status: &self.status,
+            limit: &self.limit,
             fault,
             form: pass_until.map_or(ValueForm::Text, |_| ValueForm::Binary),
         };

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::config::{DatabaseUrl, OnNewColumn, OnUnreplicableTable};
+use crate::config::{DatabaseUrl, OnLostSlot, OnNewColumn, OnUnreplicableTable};
 
 /// The settings of one pipeline; from the sections `sync`, `site` and `agent` of the configuration.
 #[derive(Debug, Clone)]
@@ -42,6 +42,17 @@ pub struct PipelineSettings {
     pub statement_limit: Duration,
     /// Verifying by a schedule.
     pub verification: VerificationSettings,
+    /// When the slot is given up, and what follows.
+    pub lost_slot: LostSlotSettings,
+}
+
+/// A slot that is given up, or lost in another way.
+#[derive(Debug, Clone, Copy)]
+pub struct LostSlotSettings {
+    /// Bytes of WAL at which the daemon gives the slot up; `None`: never.
+    pub give_up_at: Option<u64>,
+    /// What happens when the slot is lost.
+    pub then: OnLostSlot,
 }
 
 /// A batch is handed to the Agent DB when it reaches one of these limits.

@@ -19,6 +19,7 @@ use crate::agent_db::{
     StoredCheckpoint,
 };
 use crate::change::{Hold, Shape, TableName};
+use crate::config::OnLostSlot;
 use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::migrations;
@@ -35,6 +36,7 @@ use super::faults::{self, Unreplicable};
 use super::other_pipeline::{identity, is_accepted, or_busy};
 use super::resync;
 use super::settings::PipelineSettings;
+use super::slot_limit::SlotLimit;
 use super::status::sync_status::SyncStatus;
 use super::tables::at_start::AtStart;
 use super::tables::book::TableBook;
@@ -69,6 +71,7 @@ pub(super) struct Start<'a> {
     pub(super) selection: &'a Selection,
     pub(super) slot: &'a SlotName,
     pub(super) status: &'a SyncStatus,
+    pub(super) limit: &'a SlotLimit,
     /// The table whose own fault has ended the last run, and its reason: this run holds it.
     pub(super) fault: Option<&'a (TableName, Hold)>,
     /// How the stream sends values.
@@ -247,7 +250,9 @@ impl Start<'_> {
                 .and_then(|stored| stored.gap.as_ref())
                 .map(|gap| gap.reason.clone()),
         );
-        let verdict = continuity::judge(slot.as_ref(), stored.as_ref(), &facts);
+        let verdict = self
+            .limit
+            .named(continuity::judge(slot.as_ref(), stored.as_ref(), &facts));
         Ok(SlotCheck {
             identity,
             slot,
@@ -270,7 +275,7 @@ impl Start<'_> {
         match &check.verdict {
             Verdict::Resume(position) => Ok(existing_slot(*position)),
             Verdict::Adopt(position) => {
-                let checkpoint = checkpoint(&check.identity, *position);
+                let checkpoint = Checkpoint::at(&check.identity, *position);
                 connected.applier.initialise_checkpoint(&checkpoint).await?;
                 Ok(existing_slot(*position))
             }
@@ -302,9 +307,10 @@ impl Start<'_> {
                 return Err(error.into());
             }
         };
+        self.limit.recreated();
         failpoint::reach(failpoint::name::SLOT_AFTER_CREATE);
         info!(slot = %self.slot, position = %created.consistent_point, "slot created");
-        let checkpoint = checkpoint(identity, created.consistent_point);
+        let checkpoint = Checkpoint::at(identity, created.consistent_point);
         connected.applier.initialise_checkpoint(&checkpoint).await?;
         Ok(created.consistent_point)
     }
@@ -325,6 +331,9 @@ impl Start<'_> {
         } = connected;
         if reason.must_be_stored() {
             applier.set_gap(&reason.to_string()).await?;
+        }
+        if reason.is_lost_slot() && self.settings.lost_slot.then == OnLostSlot::Resync {
+            resync::ask_for_all(control).await?;
         }
         let commands = control.open_commands().await?;
         let Some((command, mut resync)) = commands.into_iter().find_map(resync::complete_resync) else {
@@ -356,7 +365,7 @@ impl Start<'_> {
         let confirmed = check.slot.as_ref().and_then(|slot| slot.confirmed_flush);
         match confirmed {
             Some(position) if !matches!(reason, GapReason::SlotLost(_)) => {
-                let checkpoint = checkpoint(&check.identity, position);
+                let checkpoint = Checkpoint::at(&check.identity, position);
                 connected.applier.initialise_checkpoint(&checkpoint).await?;
                 Ok(position)
             }
@@ -487,13 +496,5 @@ impl Start<'_> {
     fn application_name(&self) -> String {
         let hash = Sha256::digest(format!("{} {}", self.settings.agent, self.slot));
         format!("twinlog stream {}", hex::encode(&hash[..8]))
-    }
-}
-
-fn checkpoint(identity: &SourceIdentity, end_lsn: Lsn) -> Checkpoint {
-    Checkpoint {
-        identity: identity.clone(),
-        end_lsn,
-        source_commit_at: None,
     }
 }

@@ -42,6 +42,18 @@ pub struct Checkpoint {
     pub source_commit_at: Option<OffsetDateTime>,
 }
 
+impl Checkpoint {
+    /// A position without a transaction of its own, such as where a slot begins.
+    #[must_use]
+    pub fn at(identity: &SourceIdentity, end_lsn: Lsn) -> Self {
+        Self {
+            identity: identity.clone(),
+            end_lsn,
+            source_commit_at: None,
+        }
+    }
+}
+
 /// The checkpoint as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredCheckpoint {

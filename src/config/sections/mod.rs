@@ -21,7 +21,7 @@ pub use log::{Log, LogFormat};
 pub use retention::Retention;
 pub use socket_io::SocketIo;
 pub use subscribers::Subscriber;
-pub use sync::{OnNewColumn, OnUnreplicableTable, Sync};
+pub use sync::{OnLostSlot, OnNewColumn, OnUnreplicableTable, Sync};
 pub use whatsapp::{Account, Whatsapp};
 
 use super::reader::ValueReader;

@@ -27,6 +27,16 @@ pub enum OnNewColumn {
     Add,
 }
 
+/// `sync.on_lost_slot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnLostSlot {
+    /// Wait until somebody asks for a full resync.
+    Ask,
+    /// Make a new slot, and read every table again.
+    Resync,
+}
+
 /// What the daemon replicates, and how.
 #[derive(Debug, Clone)]
 pub struct Sync {
@@ -68,6 +78,10 @@ pub struct Sync {
     pub verify_every: Option<Duration>,
     /// Rows that are compared then in a second.
     pub verify_rows_per_second: u32,
+    /// Bytes of WAL at which the slot is given up; `None`: never.
+    pub give_up_slot_at: Option<u64>,
+    /// What happens when the slot is lost.
+    pub on_lost_slot: OnLostSlot,
 }
 
 pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
@@ -101,6 +115,8 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
     let statement_limit = reader.milliseconds("sync.statement_limit_ms", 4_000..=86_400_000);
     let verify_every = verify_every(reader);
     let verify_rows_per_second = reader.integer("sync.verify_rows_per_second", 1..=100_000_000);
+    let give_up_slot_at = give_up_slot_at(reader);
+    let on_lost_slot = one_of(reader, "sync.on_lost_slot", "ask or resync");
     let ((retry_initial, retry_max), (reconnect_initial, reconnect_max)) = (retry?, reconnect?);
     Some(Sync {
         publication: publication?,
@@ -122,7 +138,31 @@ pub(super) fn sync(reader: &mut ValueReader<'_>) -> Option<Sync> {
         statement_limit: statement_limit?,
         verify_every: verify_every?,
         verify_rows_per_second: verify_rows_per_second?,
+        give_up_slot_at: give_up_slot_at?,
+        on_lost_slot: on_lost_slot?,
     })
+}
+
+/// A size as Postgres writes it, of at least a WAL segment; or `off`.
+#[expect(clippy::option_option, reason = "the outer one: whether the value is valid")]
+fn give_up_slot_at(reader: &mut ValueReader<'_>) -> Option<Option<u64>> {
+    let text = reader.text("sync.give_up_slot_at")?;
+    if text == "off" {
+        return Some(None);
+    }
+    let units = [("MB", 1_u64 << 20), ("GB", 1 << 30), ("TB", 1 << 40)];
+    let size = units.iter().find_map(|(unit, bytes)| {
+        let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        number.checked_mul(*bytes)
+    });
+    match size.filter(|size| *size >= 16 << 20) {
+        Some(size) => Some(Some(size)),
+        None => reader.wrong(
+            "sync.give_up_slot_at",
+            format!("{text:?} is no size of at least 16MB"),
+            "use a number with MB, GB or TB, as 50GB, or off",
+        ),
+    }
 }
 
 /// A number of seconds, minutes, hours or days, up to a year; or `off`.

@@ -21,6 +21,7 @@ use crate::postgres::connect::{CutLater, connect_bounded};
 use crate::postgres::waits::{Wait, waits};
 use crate::postgres::{self, Client, Side};
 use crate::replication::settings::PipelineSettings;
+use crate::replication::slot_limit::SlotLimit;
 use crate::shutdown;
 use crate::source::{self, Sample};
 use crate::timestamp::PgTimestamp;
@@ -65,6 +66,7 @@ pub(in crate::replication) struct Monitor {
     agent_watch: Option<(Client, CutLater)>,
     delay: Delay,
     forecast: Forecast,
+    limit: Arc<SlotLimit>,
     /// Whether it was read what an earlier daemon has stored.
     is_past_known: bool,
     /// When a session of ours was last seen waiting, on each side.
@@ -76,6 +78,7 @@ impl Monitor {
     pub(in crate::replication) fn new(
         settings: Arc<PipelineSettings>,
         status: Arc<SyncStatus>,
+        limit: Arc<SlotLimit>,
         health: Component,
     ) -> Self {
         Self {
@@ -89,6 +92,7 @@ impl Monitor {
             agent_watch: None,
             delay: Delay::new(Instant::now()),
             forecast: Forecast::default(),
+            limit,
             is_past_known: false,
             waited_at: [None; 2],
         }
@@ -132,6 +136,9 @@ impl Monitor {
                 self.forecast.sample(Instant::now(), retained);
                 metrics::set_slot(u64::try_from(retained).unwrap_or(0), sample.headroom);
                 metrics::set_slot_full_in(self.full_in(sample));
+                if self.status.may_give_up_slot() {
+                    self.limit.observe(retained);
+                }
             }
         }
         let figures = DaemonFigures::Measured(self.figures(sample.as_ref(), settled, delay));
@@ -178,9 +185,11 @@ impl Monitor {
         source::sample(&site.0, &self.settings.slot).await.ok()
     }
 
-    /// The time until the server removes WAL that the slot needs, at the present rate.
+    /// The time until the server removes WAL that the slot needs, or the slot is given up, at the present rate.
     fn full_in(&self, sample: &Sample) -> Option<Duration> {
-        self.forecast.full_in(sample.headroom?)
+        let given_up = sample.retained.and_then(|kept| self.limit.headroom(kept));
+        let headroom = [sample.headroom, given_up].into_iter().flatten().min()?;
+        self.forecast.full_in(headroom)
     }
 
     /// The figures in health and in `twinlog.daemon`.

@@ -243,6 +243,12 @@ impl SyncStatus {
             .is_another_active()
     }
 
+    /// Whether this daemon may decide about the slot: it has had a run, and no other daemon was found to be active.
+    pub(in crate::replication) fn may_give_up_slot(&self) -> bool {
+        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        (facts.flowing || facts.setback.is_some()) && !facts.is_another_active()
+    }
+
     /// Waits until the state changes. A change that happened before the call is not lost.
     pub(in crate::replication) async fn changed(&self) {
         self.changed.notified().await;

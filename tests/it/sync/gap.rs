@@ -73,6 +73,107 @@ async fn shown_and_closed(twins: &Twins, mut daemon: Daemon, why: &str) {
     assert!(daemon.is_running());
 }
 
+/// A transaction of the Site DB that is open, so that the slot keeps what is written, and 96 MB that were written since.
+async fn kept(twins: &Twins) -> tokio_postgres::Client {
+    let open = twins.site.connect().await;
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    for _ in 0..6 {
+        twins
+            .on_site("SELECT pg_logical_emit_message(false, 'x', 'y'); SELECT pg_switch_wal()")
+            .await;
+    }
+    open
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_keeps_too_much_is_given_up_and_the_daemon_recovers_by_itself_if_it_may() {
+    let twins = Twins::private(NOTES)
+        .await
+        .with("sync.give_up_slot_at = '32MB'\nsync.on_lost_slot = 'resync'");
+    let mut daemon = equal(&twins).await;
+    let open = kept(&twins).await;
+    daemon.wait_for_output("the slot is given up", 2 * SOON).await;
+    // The Agent DB is readable, and it is told what it may lack.
+    eventually_is(
+        "the gap is stored",
+        2 * SOON,
+        || twins.agent.text(GAP_REASON),
+        |reason| {
+            reason
+                .as_deref()
+                .is_some_and(|reason| reason.contains("sync.give_up_slot_at (32 MB)"))
+        },
+    )
+    .await;
+    assert_eq!(twins.agent.value("SELECT count(*) FROM notes").await, "500");
+    unseen(&twins, 1).await;
+
+    // WHEN the new slot needs to wait no more
+    open.batch_execute("COMMIT").await.unwrap();
+
+    // THEN the databases become equal, and the time that it took is told
+    daemon.wait_for_output("the gap is closed", 4 * SOON).await;
+    daemon.until_state("streaming").await;
+    twins.until_equal(&["notes"]).await;
+    assert_eq!(twins.agent.text(GAP_REASON).await, None);
+    assert!(daemon.metric("twinlog_gap_recovery_seconds").await.unwrap() > 0.0);
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(twins.site.value(slots).await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_killed_when_it_has_given_the_slot_up_finds_the_gap_again() {
+    let twins = Twins::private(NOTES).await.with("sync.give_up_slot_at = '32MB'");
+    equal(&twins).await.stop().await;
+    let mut dying = twins.launch_with("slot.after_give_up=return(abort)");
+    dying.until_flowing().await;
+    let open = kept(&twins).await;
+    assert!(!dying.wait(2 * SOON).await.success());
+    open.batch_execute("COMMIT").await.unwrap();
+    unseen(&twins, 2).await;
+    let daemon = twins.launch();
+    shown_and_closed(&twins, daemon, "does not exist any more").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_another_program_reads_is_not_given_up() {
+    // GIVEN another Agent DB's daemon, without a limit, that reads the slot
+    let twins = Twins::private(NOTES).await.with("sync.give_up_slot_at = '32MB'");
+    let other = twins.another().await;
+    other.agent.run(NOTES).await;
+    let config = ConfigFile::with_urls(&twins.site.url, &other.agent.url, &twins.site.name, "");
+    let mut reader = Daemon::launch(config, "");
+    reader.until_flowing().await;
+    let open = kept(&twins).await;
+
+    // WHEN a daemon with a limit wants it
+    let mut daemon = twins.launch();
+    daemon.wait_for_output("is active for PID", 2 * SOON).await;
+    until_over(&daemon).await;
+
+    // THEN the slot is still there, and is read
+    assert_eq!(
+        twins
+            .site
+            .value("SELECT count(*) FROM pg_replication_slots WHERE active")
+            .await,
+        "1"
+    );
+    assert!(daemon.is_running() && reader.is_running());
+    drop(open);
+}
+
+/// Waits until the daemon has measured the slot twice.
+async fn until_over(daemon: &Daemon) {
+    eventually_is(
+        "the slot is measured",
+        SOON,
+        || daemon.metric("twinlog_slot_retained_bytes"),
+        |kept| kept.is_some_and(|kept| kept > f64::from(32 << 20)),
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_slot_is_a_gap_until_everything_was_read_again() {
     let twins = stopped().await;
