@@ -1,5 +1,5 @@
 //! `twinlog.deliveries`: the webhooks that a subscriber has not taken yet. The Site DB adds them itself, in the transaction that
-//! stores a webhook (`migrations/site/0015_subscribers.sql`); here they are read, done, postponed and given up.
+//! stores a webhook (`migrations/site/0017_subscribers.sql`); here they are read, done, postponed and given up.
 
 use std::time::Duration;
 
