@@ -44,15 +44,6 @@ use serde_json::Value;
 use super::state::State;
 use crate::config::ApiToken;
 
-/// What happens to a message that is not sent while its client waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Otherwise {
-    /// It is sent later.
-    Later,
-    /// It is cancelled.
-    Never,
-}
-
 /// Sends what a request to the plain API says, for a client that waits: now or never. `Err`: the answer to a request that left no row.
 pub(super) async fn send(state: &State, client: &ApiToken, request: &Value) -> Result<Response, Response> {
     let request = read::read(
@@ -61,7 +52,7 @@ pub(super) async fn send(state: &State, client: &ApiToken, request: &Value) -> R
         state.settings.send_wait,
     );
     let request = request.map_err(IntoResponse::into_response)?;
-    post::take(state, client, request, Otherwise::Never).await
+    post::take(state, client, request, post::Otherwise::Never).await
 }
 
 /// The routes.

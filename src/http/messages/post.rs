@@ -11,7 +11,6 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::Otherwise;
 use super::at_once;
 use super::graph_body::graph_body;
 use super::read::{self, SendRequest};
@@ -27,6 +26,15 @@ use crate::outbox::{NewMessage, SubmitError, Submitted};
 use crate::provider::cloud::send::{self, Request};
 use crate::provider::{Outbound, PhoneNumberId};
 use crate::site_db::{MessageStatus, leads, messages};
+
+/// What happens to a message that is not sent while its client waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// It is sent later.
+    Later,
+    /// It is cancelled.
+    Never,
+}
 
 /// The route.
 pub(super) async fn post(
