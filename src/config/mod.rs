@@ -35,5 +35,6 @@ pub use load::load;
 pub use problem::{ConfigError, Problem};
 pub use sections::{
     Account, Admin, Agent, ApiToken, Config, CorsOrigins, Events, Http, Jwt, JwtKeySource, JwtNumbers, JwtUsers, Log,
-    LogFormat, Needs, OnLostSlot, OnNewColumn, OnUnreplicableTable, Retention, Site, SocketIo, Subscriber, Sync, Whatsapp,
+    LogFormat, Needs, OnLostSlot, OnNewColumn, OnUnreplicableTable, Retention, Site, SocketIo, Subscriber, Sync,
+    Whatsapp,
 };

@@ -86,7 +86,9 @@ async fn names_and_texts_of_others_forge_no_line_and_no_colour() {
         let from = status
             .find("ALTER TABLE \"public\".U&\"a")
             .ok_or_else(|| status.clone())?;
-        let length = status[from..].find(';').ok_or_else(|| status.clone())?;
+        // The name has a semicolon, too.
+        let end = " integer;";
+        let length = status[from..].find(end).ok_or_else(|| status.clone())? + end.len();
         Ok::<String, String>(status[from..from + length].to_owned())
     })
     .await;
