@@ -33,6 +33,10 @@ pub struct SourceFacts {
     pub types: Vec<(Arc<str>, String)>,
     /// The published columns with the type of each as it is declared.
     pub declared: Vec<(Arc<str>, String)>,
+    /// Of the published columns with types of users' own: the types that these are made of, in the order of their places.
+    pub parts: Vec<(Arc<str>, Vec<String>)>,
+    /// The foreign keys whose actions delete or change rows of the table.
+    pub acting_keys: Vec<String>,
     /// The columns of the replica identity that are not published. The rest of it may be the same in several rows.
     pub unsent_identity: Vec<Arc<str>>,
     /// Whether one of those is generated: old rows come, and lack it. (Else rows are only inserted: the source refuses updates

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Kind, Type};
 
 /// A text in which bytes that are not UTF-8 are replaced by U+FFFD: to show, and to compare with what is UTF-8.
@@ -20,6 +21,18 @@ impl<'a> FromSql<'a> for Lossy {
 }
 
 impl Lossy {
+    /// A column that is a text.
+    #[must_use]
+    pub fn of(row: &Row, column: &str) -> String {
+        row.get::<_, Self>(column).0
+    }
+
+    /// A column that is an array of texts.
+    #[must_use]
+    pub fn all_of(row: &Row, column: &str) -> Vec<String> {
+        Self::texts(row.get(column))
+    }
+
     /// The texts of an array.
     #[must_use]
     pub fn texts(values: Vec<Self>) -> Vec<String> {

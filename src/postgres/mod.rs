@@ -21,6 +21,7 @@
 //! | [`server_facts`] | what a server says about itself and our role |
 //! | [`waits`] | what our sessions wait for, and who makes them wait |
 //! | [`sequences`] | the sequences from which columns take their values |
+//! | [`type_parts`] | what both databases list alike: parts of types, foreign keys |
 //! | `lsn` | positions as `pg_lsn` |
 //!
 //! Not here: statements for the Site DB (`source`, `site_db`) and the Agent DB (`agent_db`), and the replication connection
@@ -46,6 +47,7 @@ pub mod sqlstate;
 pub mod sqlx_options;
 pub mod sqlx_relay;
 pub mod tls;
+pub mod type_parts;
 pub mod waits;
 
 pub use condition::{Condition, ConditionError};

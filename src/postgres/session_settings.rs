@@ -11,7 +11,7 @@
 //! not listed here. What they see pinned is what decides how values are read ([`PINNED`]: `TimeZone` is UTC, `DateStyle`
 //! is ISO; a function that wants another one names it with `SET TimeZone = …`), and the time-outs. `lock_timeout` is 3 s.
 //! `session_replication_role` is `replica` where the role may set it: then only triggers that are enabled as ALWAYS or
-//! REPLICA fire.
+//! REPLICA fire. What they set themselves ends with their table's statement ([`pin_again`]).
 //!
 //! # What is not pinned, and why
 //!
@@ -101,12 +101,32 @@ pub(super) fn statements(kind: SessionKind) -> String {
         SessionKind::Reading => READING,
         SessionKind::Writing => &[],
     };
+    format!("{}; {SYNCHRONOUS}", pin(PINNED.iter().chain(PLAIN).chain(of_kind)))
+}
+
+/// The statement that pins again what a trigger of the Agent DB may have set in the session that writes: how values are read,
+/// whether triggers fire (where the session `is_replica`), whether a commit waits for the disk, and how long statements run.
+/// Only what has another value is set. Also within a transaction: what is set last is kept with its commit.
+#[must_use]
+pub fn pin_again(is_replica: bool) -> String {
+    let replica: &[Setting] = if is_replica {
+        &[("session_replication_role", "replica")]
+    } else {
+        &[]
+    };
+    let values: Vec<String> = (PINNED.iter().chain(replica).chain(&[("statement_timeout", "0")]))
+        .map(|(name, value)| format!("('{name}', '{value}')"))
+        .collect();
     format!(
-        "{}; SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
-         WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'",
-        pin(PINNED.iter().chain(PLAIN).chain(of_kind))
+        "SELECT pg_catalog.set_config(v.name, v.value, false) FROM (VALUES {}) AS v(name, value) \
+         WHERE pg_catalog.current_setting(v.name, true) OPERATOR(pg_catalog.<>) v.value; {SYNCHRONOUS}",
+        values.join(", ")
     )
 }
+
+/// A commit that counts is on disk.
+const SYNCHRONOUS: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', false) \
+    WHERE pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'off'";
 
 /// The statement that pins [`PINNED`] alone.
 #[must_use]

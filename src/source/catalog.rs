@@ -13,6 +13,7 @@ use super::selection::Selection;
 use super::table::SourceTable;
 use crate::change::{Identity, RelationId, SourceFacts, TableName};
 use crate::postgres::keys::operator_schemas;
+use crate::postgres::type_parts::{ACTING_KEYS, TYPE_PARTS};
 
 /// The tables that are both published and selected.
 #[derive(Debug)]
@@ -76,6 +77,7 @@ fn statement(version: i32) -> String {
          pg_catalog.array_agg(coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l \
          WHERE l.oid = a.attcollation), true) ORDER BY a.attnum) AS deterministic, \
          c.relreplident = 'f' AS identified_by_all, \
+         pg_catalog.array_agg({TYPE_PARTS} ORDER BY a.attnum) AS parts, {ACTING_KEYS} AS acting_keys, \
          {identified_by} AS identified_by, {partitions} AS partitions, \
          ARRAY(SELECT g.attname::text FROM pg_catalog.pg_attribute g WHERE g.attrelid = c.oid AND g.attnum > 0 \
          AND NOT g.attisdropped AND g.attgenerated <> '') AS generated, \
@@ -193,7 +195,18 @@ fn source_table(row: &Row) -> Result<SourceTable, SourceError> {
         own.iter().filter(|name| !columns.contains(name)).collect()
     });
     let (old_rows, narrower) = narrowed(own, &columns, &partitions).unzip();
+    let parts: Vec<Option<&str>> = row.get("parts");
+    let acting_keys: Vec<&str> = row.get("acting_keys");
     let facts = SourceFacts {
+        parts: columns
+            .iter()
+            .zip(parts)
+            .filter_map(|(name, parts)| Some((Arc::from(name.as_str()), serde_json::from_str(parts?).ok()?)))
+            .collect(),
+        acting_keys: acting_keys
+            .iter()
+            .filter_map(|key| Some(key.split_once('\n')?.1.to_owned()))
+            .collect(),
         old_rows,
         narrower_partitions: narrower.unwrap_or_default(),
         generated_identity: unsent_identity.iter().any(|name| generated.contains(name)),

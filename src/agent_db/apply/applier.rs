@@ -12,7 +12,7 @@ use super::parked_keys::ParkedKeys;
 use super::parking_log::ParkingLog;
 use super::session::Session;
 use super::targets::Targets;
-use super::write::{Constraints, CopyBackoff, LockWait, SlowTables, Writer};
+use super::write::{Constraints, CopyBackoff, LateRows, LockWait, SlowTables, Writer};
 use crate::agent_db::bookkeeping::claims;
 use crate::agent_db::bookkeeping::encoding::Encoding;
 use crate::agent_db::bookkeeping::{
@@ -68,10 +68,10 @@ impl Applier {
     /// [`AgentError::Busy`] while another daemon has the lock; otherwise the connection failed, or schema `twinlog` is
     /// missing.
     pub async fn connect(url: &DatabaseUrl, slot: &str, settings: ApplierSettings) -> Result<Self, AgentError> {
-        let session = Session::connect(url, &settings.application_name, settings.statement_limit).await?;
+        let mut session = Session::connect(url, &settings.application_name, settings.statement_limit).await?;
+        let rights = Rights::probe(&session.client).await?;
+        session.configure(rights.session_replication_role).await?;
         let client = &session.client;
-        let rights = Rights::probe(client).await?;
-        session.configure().await?;
         lock::take(client, slot).await?;
         let save_checkpoint = checkpoint::prepare(client).await?;
         let add_accounting = accounting::prepare(client).await?;
@@ -98,6 +98,8 @@ impl Applier {
                 held: HashSet::new(),
                 copy_backoff: CopyBackoff::default(),
                 slow: SlowTables::default(),
+                late: LateRows::default(),
+                looks_with_piece: false,
                 locked_rows: None,
                 lock_wait: LockWait::default(),
             },

@@ -9,9 +9,9 @@ use super::parked_keys::ParkedKeys;
 use super::segment::{Item, Segment};
 use super::session::Session;
 use super::targets::Targets;
-use super::write::{Constraints, CopyBackoff, LockWait, SlowTables, Writer};
+use super::write::{Constraints, CopyBackoff, LateRows, LockWait, SlowTables, Writer};
 use crate::agent_db::bookkeeping::encoding::Encoding;
-use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::bookkeeping::failed_rows::reason::ParkReason;
 use crate::agent_db::catalog::Rights;
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Key, Relation, TableDescription, TableName};
@@ -62,10 +62,10 @@ impl Rehearsal {
     /// # Errors
     /// The connection failed, or schema `twinlog` is missing.
     pub async fn connect(url: &DatabaseUrl, slot: &str, statement_limit: Duration) -> Result<Self, AgentError> {
-        let session = Session::connect(url, "twinlog rehearse", statement_limit).await?;
+        let mut session = Session::connect(url, "twinlog rehearse", statement_limit).await?;
+        let rights = Rights::probe(&session.client).await?;
+        session.configure(rights.session_replication_role).await?;
         let client = &session.client;
-        let rights = Rights::probe(client).await?;
-        session.configure().await?;
         let constraints = Constraints::read(client, &rights).await?;
         let encoding = Encoding::read(client).await?;
         let mut parked = ParkedKeys::new(slot, encoding, NO_LIMIT, Duration::ZERO, Duration::ZERO);
@@ -80,6 +80,8 @@ impl Rehearsal {
                 held: HashSet::new(),
                 copy_backoff: CopyBackoff::default(),
                 slow: SlowTables::default(),
+                late: LateRows::default(),
+                looks_with_piece: false,
                 locked_rows: None,
                 lock_wait: LockWait::default(),
             },

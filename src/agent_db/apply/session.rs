@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 use super::limit::StatementLimit;
 use crate::agent_db::error::AgentError;
 use crate::config::DatabaseUrl;
-use crate::postgres::session_settings::SessionKind;
+use crate::postgres::session_settings::{self, SessionKind};
 use crate::postgres::{Side, connect};
 
 /// How long a statement waits for a lock. All tables wait meanwhile, so it is short: then the table is held, or the row
@@ -37,6 +37,8 @@ pub(super) struct Session {
     opening: Option<&'static str>,
     /// A call has begun and not succeeded.
     broken: bool,
+    /// Sent behind statements that fire triggers, which may set what later statements rely on.
+    pin_again: String,
 }
 
 impl Session {
@@ -60,11 +62,18 @@ impl Session {
             in_transaction: false,
             opening: None,
             broken: false,
+            pin_again: session_settings::pin_again(false),
         })
     }
 
-    /// Sets what a session that writes needs beyond the pinned settings.
-    pub(super) async fn configure(&self) -> Result<(), AgentError> {
+    /// What is to be sent behind statements that fire triggers.
+    pub(super) fn pin_again(&self) -> &str {
+        &self.pin_again
+    }
+
+    /// Sets what a session that writes needs beyond the pinned settings. `is_replica`: its replication role is `replica`.
+    pub(super) async fn configure(&mut self, is_replica: bool) -> Result<(), AgentError> {
+        self.pin_again = session_settings::pin_again(is_replica);
         // A generic plan is right for statements that join an array with a table by key, and saves planning each time.
         self.client
             .batch_execute(&format!(

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::control::{Control, failed};
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
+use crate::postgres::Lossy;
 
 /// Each catalog row that decides how a table is written has in `xmin` the transaction that wrote it: the table itself (with
 /// its rights and row-level security), columns, defaults, constraints of its own and those that refer to it, indexes,
@@ -23,9 +24,23 @@ SELECT n.nspname AS schema_name, c.relname AS table_name, c.oid, c.xmin::text AS
         SELECT p.oid FROM p)) ORDER BY f.oid) AS files,
     ARRAY(SELECT concat_ws(':', a.attnum, a.attname) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
         AND NOT a.attisdropped ORDER BY a.attnum) AS columns,
-    ARRAY(SELECT concat_ws(':', e.enumtypid, e.oid, e.enumlabel) FROM pg_enum e WHERE e.enumtypid = ANY (ARRAY(
-        SELECT coalesce(nullif(t.typelem, 0), nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)) ORDER BY e.oid) AS labels,
+    ARRAY(SELECT concat_ws(':', a.attnum, a.atttypid, a.atttypmod) FROM pg_attribute a WHERE a.attrelid = c.oid
+        AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum) AS kinds,
+    -- Of all types that the columns are made of: of arrays, domains, ranges and composite types, too.
+    ARRAY(WITH RECURSIVE used (oid) AS (SELECT a.atttypid FROM pg_attribute a
+            WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.atttypid >= 16384
+        UNION SELECT part.oid FROM used CROSS JOIN LATERAL (
+            SELECT y.typelem FROM pg_type y WHERE y.oid = used.oid
+            UNION ALL SELECT y.typbasetype FROM pg_type y WHERE y.oid = used.oid
+            UNION ALL SELECT v.atttypid FROM pg_type y JOIN pg_attribute v ON v.attrelid = y.typrelid
+                WHERE y.oid = used.oid AND y.typtype = 'c' AND v.attnum > 0 AND NOT v.attisdropped
+            UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE used.oid IN (g.rngtypid, g.rngmultitypid)
+        ) part (oid) WHERE part.oid >= 16384)
+        SELECT concat_ws(':', e.enumtypid, e.oid, e.enumlabel) FROM used JOIN pg_enum e ON e.enumtypid = used.oid
+        UNION ALL SELECT concat_ws(':', y.oid, v.attnum, v.atttypid, v.atttypmod) FROM used
+            JOIN pg_type y ON y.oid = used.oid AND y.typtype = 'c'
+            JOIN pg_attribute v ON v.attrelid = y.typrelid AND v.attnum > 0 AND NOT v.attisdropped
+        ORDER BY 1) AS labels,
     ARRAY(SELECT concat_ws(':', m.kind, m.id, m.mark) FROM (
         SELECT 'trigger', g.oid, g.xmin FROM pg_trigger g WHERE NOT g.tgisinternal AND g.tgrelid = ANY (ARRAY(
         -- Not pg_partition_tree, which would wait for locked partitions.
@@ -71,7 +86,10 @@ pub struct AgentMark {
     files: Vec<String>,
     /// Numbers and names of the columns.
     columns: Vec<String>,
-    /// Labels of the enums of its columns.
+    /// Numbers of the columns with the type of each as `oid:length`. Empty: stored by a version that did not know them.
+    #[serde(default)]
+    kinds: Vec<String>,
+    /// Labels of the enums, and attributes of the composite types, that its columns are made of.
     labels: Vec<String>,
     /// What may hide rows, or write others than were sent: triggers, rules, policies.
     writers: Vec<String>,
@@ -93,7 +111,11 @@ impl AgentMark {
         } else if self.has_other_columns(now) {
             Some("a column was dropped and added again in the Agent DB, or columns have exchanged their names")
         } else if self.labels.iter().any(|label| !now.labels.contains(label)) {
-            Some("a label of an enum was renamed in the Agent DB")
+            Some(
+                "a label of an enum was renamed in the Agent DB, or an attribute of a composite type dropped or altered",
+            )
+        } else if self.has_other_kinds(now) {
+            Some("a column has another type in the Agent DB, and may take what it has rounded or cut")
         } else if self.writers != now.writers {
             Some("its triggers, rules or policies were changed in the Agent DB")
         } else if self.class != now.class && self.rest == now.rest {
@@ -101,6 +123,15 @@ impl AgentMark {
         } else {
             None
         }
+    }
+
+    /// Whether a column has another type. (Some types are changed without a rewrite, which would be another file.)
+    fn has_other_kinds(&self, now: &Self) -> bool {
+        let number = |kind: &str| kind.split_once(':').map(|(number, _)| number.to_owned());
+        let before: Vec<_> = self.kinds.iter().map(|kind| number(kind)).collect();
+        now.kinds
+            .iter()
+            .any(|kind| !self.kinds.contains(kind) && before.contains(&number(kind)))
     }
 
     /// Whether a name is another column's. One that was missing holds its table, and the table is read when it is released.
@@ -133,8 +164,9 @@ impl Control {
                     oid: row.get("oid"),
                     class: row.get("class"),
                     files: row.get("files"),
-                    columns: row.get("columns"),
-                    labels: row.get("labels"),
+                    columns: Lossy::texts(row.get("columns")),
+                    kinds: row.get("kinds"),
+                    labels: Lossy::texts(row.get("labels")),
                     writers: row.get("writers"),
                     rest: row.get("rest"),
                 };
@@ -216,6 +248,7 @@ mod tests {
             class: "700".to_owned(),
             files: text(&["7:7"]),
             columns: text(&["1:id", "2:v"]),
+            kinds: text(&["1:23:-1", "2:1700:655366"]),
             labels: text(&["9:91:sad"]),
             writers: text(&["f:f"]),
             rest: "701".to_owned(),
@@ -228,6 +261,9 @@ mod tests {
         assert!(doubted(|now| now.oid = 8));
         assert!(doubted(|now| now.files[0] = "7:8".to_owned()));
         assert!(doubted(|now| now.columns[1] = "3:v".to_owned()));
+        assert!(doubted(|now| now.kinds[1] = "2:1700:-1".to_owned()));
+        assert!(!doubted(|now| now.kinds.push("3:25:-1".to_owned())));
+        assert!(!doubted(|now| now.kinds.truncate(1)));
         assert!(doubted(|now| now.labels[0] = "9:91:blue".to_owned()));
         assert!(doubted(|now| now.writers.push("trigger:1:1".to_owned())));
         assert!(doubted(|now| now.class = "702".to_owned()), "changed and changed back");

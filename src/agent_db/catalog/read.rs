@@ -6,7 +6,8 @@ use tokio_postgres::{Client, Row};
 
 use crate::agent_db::error::{AgentError, Refuses};
 use crate::change::TableName;
-use crate::postgres::quote_identifier;
+use crate::postgres::type_parts::{ACTING_KEYS, TYPE_PARTS};
+use crate::postgres::{Lossy, quote_identifier};
 
 /// A table as the catalog has it.
 #[derive(Debug, Default)]
@@ -15,10 +16,15 @@ pub(super) struct TableFacts {
     pub partitioned: bool,
     /// See [`Target::guarded`](super::target::Target::guarded).
     pub guarded: bool,
+    /// See [`Target::fires_late`](super::target::Target::fires_late).
+    pub fires_late: bool,
     /// See [`Target::copyable`](super::target::Target::copyable).
     pub copyable: bool,
     /// Whether a crash of the server empties it, or a partition of it.
     pub unlogged: bool,
+    /// The foreign keys whose actions delete or change its rows when the session writes: name, line break, and a text that is the
+    /// same in both databases.
+    pub acting_keys: Vec<String>,
     /// Whether its primary key is one of periods (WITHOUT OVERLAPS).
     pub temporal: bool,
     /// Whether row-level security hides rows from this role.
@@ -77,6 +83,8 @@ pub(super) struct ColumnFacts {
     pub deterministic: bool,
     /// Whether its base type is an enum.
     pub enumerated: bool,
+    /// The types that its type is made of, if that is one of users' own.
+    pub parts: Option<Vec<String>>,
 }
 
 /// A column of a unique index.
@@ -91,7 +99,8 @@ pub(super) struct KeyFacts {
 /// The table's row in `pg_class`. `guarded`: triggers that fire in this session, or rules, may write another row than the
 /// one that was sent, or none. Triggers of partitions count as the table's own.
 const TABLE: &str = r#"
-SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
+SELECT CASE WHEN pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica' THEN '{}'
+    ELSE {ACTING_KEYS} END AS acting_keys, c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
         SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid OPERATOR(pg_catalog.=) ANY (ARRAY(
                 -- Not pg_partition_tree, which would wait for locked partitions.
                 WITH RECURSIVE p (oid) AS (SELECT c.oid UNION ALL SELECT h.inhrelid FROM p
@@ -102,6 +111,13 @@ SELECT c.oid, c.relkind::pg_catalog.text AS kind, c.relhasrules OR EXISTS (
                 THEN '{A,R}' ELSE '{A,O}' END::pg_catalog."char"[])
             -- Bits: 4 insert, 8 delete, 16 update.
             AND (g.tgtype::integer OPERATOR(pg_catalog.&) 28) OPERATOR(pg_catalog.<>) 0) AS guarded,
+    EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid OPERATOR(pg_catalog.=) ANY (ARRAY(
+                WITH RECURSIVE p (oid) AS (SELECT c.oid UNION ALL SELECT h.inhrelid FROM p
+                    JOIN pg_catalog.pg_inherits h ON h.inhparent OPERATOR(pg_catalog.=) p.oid) SELECT p.oid FROM p))
+            AND NOT g.tgisinternal AND g.tgdeferrable
+            AND g.tgenabled OPERATOR(pg_catalog.=) ANY (CASE
+                WHEN pg_catalog.current_setting('session_replication_role') OPERATOR(pg_catalog.=) 'replica'
+                THEN '{A,R}' ELSE '{A,O}' END::pg_catalog."char"[])) AS fires_late,
     NOT c.relhasrules AND NOT EXISTS (
         SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid OPERATOR(pg_catalog.=) c.oid
             AND g.tgenabled OPERATOR(pg_catalog.<>) 'D'
@@ -137,6 +153,10 @@ FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
 WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND c.relname OPERATOR(pg_catalog.=) $2"#;
 
+fn class() -> String {
+    TABLE.replace("{ACTING_KEYS}", ACTING_KEYS)
+}
+
 /// Whether deletes reach a table's rows.
 #[derive(Debug)]
 pub(in crate::agent_db) struct Sight {
@@ -151,7 +171,7 @@ impl Sight {
     pub(in crate::agent_db) async fn read(client: &Client, table: &TableName) -> Result<Self, AgentError> {
         let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
         let row = client
-            .query_opt(TABLE, &[&&*table.schema, &&*table.name, &Vec::<&str>::new()])
+            .query_opt(&class(), &[&&*table.schema, &&*table.name, &Vec::<&str>::new()])
             .await
             .map_err(failed)?
             .ok_or_else(|| AgentError::TableMissing { table: table.clone() })?;
@@ -189,7 +209,7 @@ SELECT a.attname AS name, pg_catalog.format_type(b.type, -1) AS base_type,
            END AS must_be_given,
        coalesce((SELECT l.collisdeterministic FROM pg_catalog.pg_collation l
            WHERE l.oid OPERATOR(pg_catalog.=) a.attcollation), true) AS deterministic,
-       t.typtype OPERATOR(pg_catalog.=) 'e' AS enumerated
+       t.typtype OPERATOR(pg_catalog.=) 'e' AS enumerated, {TYPE_PARTS} AS parts
 FROM pg_catalog.pg_attribute a
 JOIN base b ON b.attnum OPERATOR(pg_catalog.=) a.attnum
 JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) b.type AND t.typtype OPERATOR(pg_catalog.<>) 'd'
@@ -249,7 +269,7 @@ pub(super) async fn table(
     let failed = |source| AgentError::from_driver("read the catalog", Some(table), source);
     let published: Vec<&str> = published.iter().map(|name| &**name).collect();
     let class = client
-        .query_opt(TABLE, &[&&*table.schema, &&*table.name, &published])
+        .query_opt(&self::class(), &[&&*table.schema, &&*table.name, &published])
         .await
         .map_err(failed)?
         .ok_or_else(|| AgentError::TableMissing { table: table.clone() })?;
@@ -274,18 +294,21 @@ pub(super) async fn table(
                 .collect(),
         });
     }
-    let columns = client.query(COLUMNS, &[&oid]).await.map_err(failed)?;
+    let columns = COLUMNS.replace("{TYPE_PARTS}", TYPE_PARTS);
+    let columns = client.query(&columns, &[&oid]).await.map_err(failed)?;
     let unique = client.query(UNIQUE, &[&oid]).await.map_err(failed)?;
     let leading = client.query(LEADING, &[&oid]).await.map_err(failed)?;
     Ok(TableFacts {
         partitioned: kind == "p",
         guarded: class.get("guarded"),
+        fires_late: class.get("fires_late"),
         copyable: class.get("copyable"),
         unlogged: class.get("unlogged"),
+        acting_keys: Lossy::all_of(&class, "acting_keys"),
         temporal: class.get("temporal"),
         row_security: class.get("row_security"),
         role: class.get("role"),
-        rules: class.get("rules"),
+        rules: Lossy::all_of(&class, "rules"),
         columns: columns.iter().map(ColumnFacts::from_row).collect(),
         unique: UniqueFacts::from_rows(&unique),
         leading: leading.iter().map(KeyFacts::from_row).collect(),
@@ -295,12 +318,12 @@ pub(super) async fn table(
 impl ColumnFacts {
     fn from_row(row: &Row) -> Self {
         Self {
-            name: row.get("name"),
-            base_type: row.get("base_type"),
-            cast: qualified(row.get("type_schema"), row.get("type_name")),
+            name: Lossy::of(row, "name"),
+            base_type: Lossy::of(row, "base_type"),
+            cast: qualified(&Lossy::of(row, "type_schema"), &Lossy::of(row, "type_name")),
             stored_type: stored(row),
             blanks: blanks(row),
-            declared_type: row.get("with_length"),
+            declared_type: Lossy::of(row, "with_length"),
             generated: row.get("generated"),
             identity_always: row.get("identity_always"),
             must_be_given: match row.get("must_be_given") {
@@ -311,16 +334,19 @@ impl ColumnFacts {
             },
             deterministic: row.get("deterministic"),
             enumerated: row.get("enumerated"),
+            parts: row
+                .get::<_, Option<Lossy>>("parts")
+                .and_then(|parts| serde_json::from_str(&parts.0).ok()),
         }
     }
 }
 
 /// An assignment to `char(n)` or `varchar(n)` cuts blanks at the end and refuses what else is too long; a cast cuts anything.
 fn blanks(row: &Row) -> Option<&'static str> {
-    if row.get::<_, i32>("length") < 0 || row.get::<_, &str>("type_schema") != "pg_catalog" {
+    if row.get::<_, i32>("length") < 0 || Lossy::of(row, "type_schema") != "pg_catalog" {
         return None;
     }
-    match row.get("type_name") {
+    match Lossy::of(row, "type_name").as_str() {
         "varchar" | "bpchar" => Some("pg_catalog.bpchar"),
         "_varchar" | "_bpchar" => Some("pg_catalog._bpchar"),
         _ => None,
@@ -334,24 +360,24 @@ fn qualified(schema: &str, name: &str) -> String {
 /// A type with its length. Lengths of Postgres' own types are keywords of the grammar (`numeric(10,2)`, `interval second(3)`),
 /// which mean the same under any search path; those of others follow the name in parentheses.
 fn stored(row: &Row) -> String {
-    let (schema, name): (&str, &str) = (row.get("type_schema"), row.get("type_name"));
-    let shown: &str = row.get("with_length");
+    let (schema, name) = (Lossy::of(row, "type_schema"), Lossy::of(row, "type_name"));
+    let shown = Lossy::of(row, "with_length");
     if row.get::<_, i32>("length") < 0 {
-        qualified(schema, name)
+        qualified(&schema, &name)
     } else if schema == "pg_catalog" {
-        shown.to_owned()
+        shown
     } else {
         let length = shown.rfind('(').map(|start| shown[start..].trim_end_matches("[]"));
-        format!("{}{}", qualified(schema, name), length.unwrap_or_default())
+        format!("{}{}", qualified(&schema, &name), length.unwrap_or_default())
     }
 }
 
 impl KeyFacts {
     fn from_row(row: &Row) -> Self {
         Self {
-            column: row.get("column_name"),
-            operator_schema: row.get("operator_schema"),
-            operator: row.get("operator"),
+            column: Lossy::of(row, "column_name"),
+            operator_schema: Lossy::of(row, "operator_schema"),
+            operator: Lossy::of(row, "operator"),
         }
     }
 }
@@ -365,12 +391,15 @@ impl UniqueFacts {
                 Some(Self {
                     primary: first.get("primary_key"),
                     immediate: first.get("immediate"),
-                    constraint: first.get("constraint_name"),
+                    constraint: Lossy::of(first, "constraint_name"),
                     merges: columns
                         .iter()
                         .any(|column| column.get::<_, Option<bool>>("merges").unwrap_or_default()),
                     columns: columns.iter().map(KeyFacts::from_row).collect(),
-                    collations: columns.iter().map(|column| column.get("collation_name")).collect(),
+                    collations: columns
+                        .iter()
+                        .map(|column| column.get::<_, Option<Lossy>>("collation_name").map(|name| name.0))
+                        .collect(),
                 })
             })
             .collect()

@@ -74,9 +74,10 @@ fn matched(description: &TableDescription, facts: &TableFacts) -> Result<Target,
         collations,
         lookup,
         unpublished: unpublished(description, &facts.columns),
-        notes: notes(description, &facts.columns),
+        notes: notes(description, facts),
         partitioned: facts.partitioned,
         guarded: facts.guarded,
+        fires_late: facts.fires_late,
         copyable: facts.copyable,
     })
 }
@@ -164,6 +165,16 @@ fn lookup(description: &TableDescription, facts: &TableFacts) -> Option<Lookup> 
     })
 }
 
+/// What differs in the parts of two types of the same name, if the Agent DB's may change a value: a type of each side.
+fn other_part(site: &[String], agent: &ColumnFacts) -> Option<(String, String)> {
+    let agent = agent.parts.as_deref()?;
+    if site.len() != agent.len() {
+        return Some((format!("one of {}", site.len()), format!("one of {}", agent.len())));
+    }
+    let other = site.iter().zip(agent).find(|(site, agent)| !prints_alike(site, agent));
+    other.map(|(site, agent)| (site.clone(), agent.clone()))
+}
+
 /// Where rows are counted they are known by their text, so each column must print what the Site DB's printed.
 fn check_types(description: &TableDescription, facts: &[ColumnFacts]) -> Result<(), AgentError> {
     for (name, site) in &description.facts.types {
@@ -215,8 +226,8 @@ const MOST_NOTES: usize = 10;
 
 /// What the table can't have as the Site DB has it: values that its types round, cut or pad, and columns that are not sent.
 /// A row counts as equal where writing the Site DB's values again would leave it as it is.
-fn notes(description: &TableDescription, facts: &[ColumnFacts]) -> Option<String> {
-    let agent = |name: &str| facts.iter().find(|column| *column.name == *name);
+fn notes(description: &TableDescription, facts: &TableFacts) -> Option<String> {
+    let agent = |name: &str| facts.columns.iter().find(|column| *column.name == *name);
     let changed = description.facts.types.iter().filter_map(|(name, site)| {
         let declared = &agent(name)?.declared_type;
         (!prints_alike(site, declared)).then(|| {
@@ -229,7 +240,28 @@ fn notes(description: &TableDescription, facts: &[ColumnFacts]) -> Option<String
         agent(name).filter(|column| !column.generated)?;
         Some(format!("column {name} is not sent by the Site DB (it is generated there, or not in the column list) and stays as it is in the Agent DB"))
     });
-    let notes: Vec<String> = changed.chain(unsent).take(MOST_NOTES).collect();
+    let other_parts = description.facts.parts.iter().filter_map(|(name, site)| {
+        let (site, agent) = other_part(site, agent(name)?)?;
+        Some(format!(
+            "the type of column {name} has a part that is {site} in the Site DB and {agent} in the Agent DB, which may change its values"
+        ))
+    });
+    let acting = facts.acting_keys.iter().filter_map(|key| {
+        let (name, key) = key.split_once('\n')?;
+        let is_known = description.facts.acting_keys.iter().any(|known| known == key);
+        (!is_known).then(|| {
+            format!(
+                "foreign key {name} of the Agent DB deletes or changes its rows (ON DELETE, ON UPDATE), and the Site DB has no such key: \
+                 rows may differ (make it NO ACTION, or let the daemon's role set session_replication_role)"
+            )
+        })
+    });
+    let notes: Vec<String> = changed
+        .chain(other_parts)
+        .chain(acting)
+        .chain(unsent)
+        .take(MOST_NOTES)
+        .collect();
     (!notes.is_empty()).then(|| notes.join("; "))
 }
 

@@ -27,6 +27,8 @@ pub(in crate::agent_db) struct Target {
     /// Triggers or rules of the Agent DB may write another row than the one that was sent, or none: what was written is
     /// looked at.
     pub guarded: bool,
+    /// Some of those triggers may be deferred: what was written is looked at again after they have fired.
+    pub fires_late: bool,
     /// Whether `COPY` may be used. It passes by rules, and a BEFORE STATEMENT trigger may refuse it between its being taken
     /// up and its first row, where the driver loses count of the answers.
     pub copyable: bool,

@@ -26,6 +26,10 @@ use crate::retry::Disposition;
 /// to a number. So the server itself refuses the row, as it does with every other fault.
 pub(super) const CHANGED: &str = "twinlog: the row was not written as it was sent";
 
+/// The message of a statement that found a row with another value in a column that is `GENERATED ALWAYS AS IDENTITY`, which can
+/// only be set by deleting the row, though rows of other tables would go with it.
+pub(super) const IDENTITY_STAYS: &str = "twinlog: a column that is GENERATED ALWAYS AS IDENTITY can not be set";
+
 /// Why work on the Agent DB failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

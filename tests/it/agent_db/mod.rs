@@ -11,5 +11,6 @@ mod property;
 mod rows;
 mod session;
 mod slow;
+mod trigger_effects;
 mod triggers;
 mod values;

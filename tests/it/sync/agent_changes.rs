@@ -238,3 +238,89 @@ async fn what_the_agent_dbs_types_change_and_what_is_not_sent_is_said() {
     twins.succeeds(&["resync", "t", "--wait"]).await;
     assert_eq!(twins.parked().await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_a_type_of_the_agent_db_has_rounded_or_renamed_are_read_again_once_it_does_not() {
+    // GIVEN columns of the Agent DB that round, and values within arrays, domains and composite types
+    let twins = Twins::new(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN feeling AS mood;
+         CREATE TYPE addr AS (street text, zip int, m mood);
+         CREATE TABLE t (id int PRIMARY KEY, n numeric, ts timestamp);
+         CREATE TABLE deep (id int PRIMARY KEY, many feeling[], a addr)",
+    )
+    .await;
+    twins
+        .on_agent("ALTER TABLE t ALTER n TYPE numeric(10,2), ALTER ts TYPE timestamp(0)")
+        .await;
+    twins
+        .on_site(
+            "INSERT INTO t VALUES (1, 1.2345, '2024-01-01 10:00:00.6');
+             INSERT INTO deep VALUES (1, '{sad,glad}', '(a,1,sad)'), (2, NULL, '(b,2,glad)')",
+        )
+        .await;
+    let _daemon = twins.start().await;
+    twins.until_equal(&["deep"]).await;
+    twins
+        .until_agent("rounded", "SELECT n::text || ts FROM t", "1.232024-01-01 10:00:01")
+        .await;
+    let marks = "SELECT count(*) FROM twinlog.tables WHERE agent_marks IS NULL";
+    twins.until_agent("what was seen is stored", marks, "0").await;
+    // WHEN they take everything, which rewrites no row
+    is_mended(&twins, "ALTER TABLE t ALTER n TYPE numeric, ALTER ts TYPE timestamp").await;
+    // AND a label and an attribute change there, and change back
+    twins.on_agent("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'").await;
+    twins.until_parked(1).await;
+    twins.on_agent("ALTER TYPE mood RENAME VALUE 'blue' TO 'sad'").await;
+    twins.until_parked(0).await;
+    twins.until_equal_within(2 * SOON, &["deep"]).await;
+    twins
+        .on_agent("ALTER TYPE addr DROP ATTRIBUTE zip; ALTER TYPE addr DROP ATTRIBUTE m")
+        .await;
+    twins
+        .on_agent("ALTER TYPE addr ADD ATTRIBUTE zip int, ADD ATTRIBUTE m mood")
+        .await;
+    twins.until_equal_within(2 * SOON, &["deep"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_of_one_name_and_other_parts_and_a_foreign_key_of_the_agent_db_alone_are_noted() {
+    // GIVEN types that round in the Agent DB, and foreign keys that only it has, for a role that fires them
+    let mut twins = Twins::new("").await;
+    twins.agent_is_owner().await;
+    let alike =
+        "CREATE TYPE same AS (n numeric(10,2), t text); CREATE TYPE pair AS (a same, b same[]);
+         CREATE TABLE par (id int PRIMARY KEY); CREATE TABLE alike (id int PRIMARY KEY, p pair, par int REFERENCES par ON DELETE CASCADE)";
+    twins.on_both(alike).await;
+    let price = |kind: &str| {
+        format!(
+            "CREATE TYPE price AS (amount {kind}, cur text); CREATE DOMAIN part AS {kind};
+             CREATE TABLE goods (id int PRIMARY KEY, p price[], d part[]); CREATE TABLE lines (id int PRIMARY KEY, p price, par int)"
+        )
+    };
+    twins.on_site(&price("numeric")).await;
+    twins.on_agent(&price("numeric(10,2)")).await;
+    twins
+        .on_agent("ALTER TABLE lines ADD CONSTRAINT mine FOREIGN KEY (par) REFERENCES par ON DELETE SET NULL")
+        .await;
+    // WHEN they are replicated
+    let _daemon = twins.start().await;
+    twins
+        .on_site("INSERT INTO par VALUES (1); INSERT INTO alike VALUES (1, NULL, 1)")
+        .await;
+    twins.until_equal(&["par", "alike"]).await;
+    for table in ["par", "alike", "goods", "lines"] {
+        twins.until_table(table, "streaming", 0).await;
+    }
+    // THEN it is said of these tables, and of no other
+    let notes = "SELECT string_agg(table_name || ': ' || notes, '; ' ORDER BY table_name) FROM twinlog.tables WHERE notes IS NOT NULL";
+    let notes = twins.agent.value(notes).await;
+    for note in [
+        "goods: the type of column p has a part that is numeric in the Site DB and numeric(10,2) in the Agent DB",
+        "the type of column d has a part that is numeric",
+        "lines: the type of column p has a part",
+        "foreign key mine of the Agent DB deletes or changes its rows",
+    ] {
+        assert!(notes.contains(note), "{notes}");
+    }
+    assert!(!notes.contains("alike"), "{notes}");
+}

@@ -69,7 +69,8 @@ fn kind_of(image: Image<'_>, origin: Origin) -> (StatementKind, Option<&Row>) {
     }
 }
 
-fn present(row: &Row) -> Box<[bool]> {
+/// Which columns an image holds.
+pub(in crate::agent_db::apply) fn present(row: &Row) -> Box<[bool]> {
     row.0.iter().map(|value| *value != ColumnValue::Unchanged).collect()
 }
 

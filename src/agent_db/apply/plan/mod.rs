@@ -29,7 +29,7 @@ mod offer;
 mod ordered_run;
 mod write_plan;
 
-pub(super) use group::{Group, Purpose, RowWrite};
+pub(super) use group::{Group, Purpose, RowWrite, present};
 pub(super) use image::moved;
 pub(super) use offer::Offer;
 pub(super) use ordered_run::OrderedRun;

@@ -75,7 +75,7 @@ fn apply(table: &mut Table, write: &RowWrite<'_>, kind: &StatementKind) {
         StatementKind::Copy | StatementKind::Upsert { .. } => {
             table.insert(write.change.key.clone(), write.row.unwrap().clone());
         }
-        StatementKind::Look(_) => unreachable!("it writes nothing"),
+        StatementKind::Look(_) | StatementKind::LookAtIdentity(_) => unreachable!("it writes nothing"),
         StatementKind::Delete => {
             table.remove(write.key);
         }

@@ -47,6 +47,8 @@ pub(in crate::agent_db::apply) enum StatementKind {
     Count,
     /// Look whether what was just written is there, and fail with `agent_db::error::CHANGED` where it is not.
     Look(Written),
+    /// The same where there is no trigger and no rule, but a column that no UPDATE can set.
+    LookAtIdentity(Written),
 }
 
 /// What a [`StatementKind::Look`] looks for.
@@ -77,7 +79,7 @@ impl StatementKind {
             Self::Partial { .. } | Self::Move { .. } | Self::UpdateOne => "UPDATE",
             Self::Delete | Self::DeleteOne => "DELETE",
             Self::Reinsert { .. } | Self::SetIdentity { .. } | Self::Count => "DELETE and INSERT",
-            Self::Look(_) => "SELECT",
+            Self::Look(_) | Self::LookAtIdentity(_) => "SELECT",
         }
     }
 
@@ -94,7 +96,7 @@ impl StatementKind {
             Self::Delete => Written::Nothing,
             // Rows that no key tells apart can't be found again: these statements look themselves.
             Self::Insert | Self::DeleteOne | Self::UpdateOne | Self::Count => return None,
-            Self::SetIdentity { .. } | Self::Look(_) => return None,
+            Self::SetIdentity { .. } | Self::Look(_) | Self::LookAtIdentity(_) => return None,
         }))
     }
 

@@ -4,11 +4,11 @@
 use std::fmt::Write;
 
 use super::kind::{Parameter, StatementText, Written};
-use super::text::{changed, column, from_unnest, list_with, same, same_key};
+use super::text::{column, failing, from_unnest, list_with, same, same_key};
 use crate::agent_db::catalog::Target;
 
-/// Finds the rows that are other than they were sent, and fails with the first.
-pub(super) fn look(target: &Target, written: &Written) -> StatementText {
+/// Finds the rows that are other than they were sent, and fails with the first. `reason`: what the message says.
+pub(super) fn look(target: &Target, written: &Written, reason: &str) -> StatementText {
     let keys = target.relation.key_positions().len();
     let mut parameters: Vec<Parameter> = (0..keys).map(Parameter::KeyPart).collect();
     let old: Vec<String> = (0..keys).map(|part| format!("x.c{part}")).collect();
@@ -35,7 +35,7 @@ pub(super) fn look(target: &Target, written: &Written) -> StatementText {
         .map(|(index, _)| index)
         .collect();
     parameters.extend(looked_at.iter().map(|&index| Parameter::Column(index)));
-    let mut sql = format!("SELECT {}", changed("x.ord"));
+    let mut sql = format!("SELECT {}", failing("x.ord", reason));
     from_unnest(&mut sql, "FROM", 1, parameters.len(), true);
     sql.push_str(" WHERE ");
     let row = |sql: &mut String, key: &[String]| {

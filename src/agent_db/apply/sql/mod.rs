@@ -29,7 +29,7 @@ mod together;
 pub(super) use array::TextArray;
 pub(super) use compare::{Compared, counts, expected, unexpected};
 pub(super) use copy_text::pieces as copy_pieces;
-pub(super) use kind::{Parameter, StatementKind, StatementText};
+pub(super) use kind::{Parameter, StatementKind, StatementText, Written};
 pub(super) use staged::{COPY_STAGED, CREATE_STAGED, read_staged, staged_lines};
 pub(super) use statement::{check_copy, statement, truncate};
 pub(super) use together::{PartKind, missing_parents, referenced, set_null, together};

@@ -12,6 +12,7 @@ use super::look::look;
 use super::reinsert::{Reinserted, reinsert};
 use super::text::{changed, column, from_unnest, list, same, same_key, where_key};
 use crate::agent_db::catalog::{Column, Target};
+use crate::agent_db::error::{CHANGED, IDENTITY_STAYS};
 
 /// The statement of a kind for a table.
 pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKind) -> StatementText {
@@ -27,7 +28,8 @@ pub(in crate::agent_db::apply) fn statement(target: &Target, kind: &StatementKin
         StatementKind::DeleteOne => counted::delete_one(target),
         StatementKind::UpdateOne => counted::update_one(target),
         StatementKind::Count => counted::count(target),
-        StatementKind::Look(written) => look(target, written),
+        StatementKind::Look(written) => look(target, written, CHANGED),
+        StatementKind::LookAtIdentity(written) => look(target, written, IDENTITY_STAYS),
     }
 }
 
@@ -212,6 +214,7 @@ mod tests {
             notes: None,
             partitioned: false,
             guarded: false,
+            fires_late: false,
             copyable: true,
         }
     }

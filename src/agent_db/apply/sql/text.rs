@@ -7,7 +7,12 @@ use crate::agent_db::error::CHANGED;
 
 /// An expression that fails, with [`CHANGED`] and the row's position in the message.
 pub(super) fn changed(position: &str) -> String {
-    format!("({position}::pg_catalog.text OPERATOR(pg_catalog.||) ' {CHANGED}')::integer")
+    failing(position, CHANGED)
+}
+
+/// An expression that fails, with a reason and the row's position in the message.
+pub(super) fn failing(position: &str, reason: &str) -> String {
+    format!("({position}::pg_catalog.text OPERATOR(pg_catalog.||) ' {reason}')::integer")
 }
 
 /// Whether pairs of values are the same as text, byte for byte whatever the collation; NULL is the same as NULL.

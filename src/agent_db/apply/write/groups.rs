@@ -2,11 +2,11 @@
 
 use super::part::Reply;
 use super::stale::Waiting;
-use super::writer::Writer;
+use super::writer::{RELEASE_PIECE, Writer};
 use crate::agent_db::apply::ledger::{ChangeKind, Ledger};
 use crate::agent_db::apply::plan::{Group, Purpose, RowWrite};
 use crate::agent_db::apply::sql::StatementKind;
-use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::bookkeeping::failed_rows::reason::ParkReason;
 use crate::agent_db::error::AgentError;
 use crate::change::Row;
 
@@ -80,6 +80,15 @@ impl Writer {
         self.look_for_hidden(&written).await?;
         if has_moves {
             self.insert_moved(&written, after).await?;
+        }
+        for (group, target) in &sent {
+            self.look_later(group, target);
+        }
+        if self.looks_with_piece {
+            Box::pin(self.look_late()).await?;
+            self.session.command(RELEASE_PIECE).await?;
+        }
+        if has_moves {
             // The row to move is missing, and the change has only some of its columns.
             for row in written.iter().filter(|written| written.group.moves()).flat_map(partial) {
                 self.park(row.change, &ParkReason::missing_base(), ledger)?;
@@ -171,7 +180,8 @@ impl Writer {
                 ledger.of(table, ChangeKind::Update).applied += total - parked as u64;
             }
             // Sent in place of another group's statement, or behind it.
-            StatementKind::Reinsert { .. } | StatementKind::SetIdentity { .. } | StatementKind::Look(_) => {}
+            StatementKind::Reinsert { .. } | StatementKind::SetIdentity { .. } => {}
+            StatementKind::Look(_) | StatementKind::LookAtIdentity(_) => {}
             StatementKind::Copy | StatementKind::Upsert { .. } | StatementKind::Insert | StatementKind::Count => {
                 let inserts = group
                     .rows

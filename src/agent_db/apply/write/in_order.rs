@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::writer::{CHECK_DEFERRED, LockWait, Writer, pass_over};
+use super::writer::{LockWait, RELEASE_PIECE, Writer, pass_over};
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::plan::{Group, OrderedRun, Purpose, RowWrite};
 use crate::agent_db::apply::segment::{Item, Segment};
-use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::bookkeeping::failed_rows::reason::ParkReason;
 use crate::agent_db::error::{AgentError, Refuses};
 use crate::change::{Change, Operation};
 use crate::postgres::sqlstate::{LOCK_NOT_AVAILABLE, NOT_PERMITTED};
@@ -103,6 +103,7 @@ impl Writer {
     /// Goes back to where the segment began.
     pub(in crate::agent_db::apply) async fn rewind(&mut self) -> Result<(), AgentError> {
         self.parked.take_back();
+        self.late.clear();
         if !self.session.has_opening() {
             self.back_to("ROLLBACK TO SAVEPOINT segment").await?;
             if self.lock_wait == LockWait::Short {
@@ -133,10 +134,12 @@ impl Writer {
         ledger: &mut Ledger,
         checks: Checks,
     ) -> Result<(), AgentError> {
-        let after = if checks == Checks::EachPiece {
-            format!("{CHECK_DEFERRED}; RELEASE SAVEPOINT piece")
-        } else {
-            "RELEASE SAVEPOINT piece".to_owned()
+        // The look at what deferred triggers have changed must be within the savepoint, which is released behind it then.
+        let looks = checks == Checks::EachPiece && self.target(group.relation).await?.fires_late;
+        let after = match checks {
+            Checks::EachPiece if looks => self.check(),
+            Checks::EachPiece => format!("{}; {RELEASE_PIECE}", self.check()),
+            Checks::Deferred => RELEASE_PIECE.to_owned(),
         };
         let mut pieces = self.slow.pieces(group);
         // The group's statement was accepted with no rows, so what refuses it is some of its rows.
@@ -145,9 +148,14 @@ impl Writer {
             let began = Instant::now();
             let (table, rows) = (&piece.relation.table, piece.rows.len());
             let mut of_piece = Ledger::default();
+            self.looks_with_piece = looks;
             let written = self
                 .write_groups(std::slice::from_ref(&piece), "SAVEPOINT piece", &after, &mut of_piece)
                 .await;
+            self.looks_with_piece = false;
+            if looks {
+                self.late.clear();
+            }
             let refusal = match written {
                 Ok(()) => {
                     self.slow

@@ -14,6 +14,8 @@
 //! | `truncate` | TRUNCATE, and whose fault it is |
 //! | `round_trip` | their statements, sent together |
 //! | `part` | one of them with its values, and its answer |
+//! | `late` | the second look, at what deferred triggers have changed |
+//! | `late_rows` | the rows that it looks at |
 //! | `staged` | values that are sent ahead of their statements |
 //! | `slow` | how many rows one statement of a slow table writes |
 //! | `copy_backoff` | how long a table is written without COPY |
@@ -24,6 +26,8 @@ mod explained;
 mod groups;
 mod heal;
 mod in_order;
+mod late;
+mod late_rows;
 mod order;
 mod part;
 mod round_trip;
@@ -35,5 +39,6 @@ mod truncate;
 mod writer;
 
 pub(super) use copy_backoff::CopyBackoff;
+pub(super) use late_rows::LateRows;
 pub(super) use slow::SlowTables;
 pub(super) use writer::{Constraints, LockWait, Writer};

@@ -50,6 +50,8 @@ pub(super) struct Part<'e> {
     pub(super) behind: Vec<Arc<Prepared>>,
     /// Whether what is written is looked at, row by row.
     pub(super) is_looked_at: bool,
+    /// Triggers may fire, also those of tables of which rows go with its rows: they may set something in the session.
+    pub(super) fires: bool,
     /// An upsert writes each of its rows: there is a column to overwrite.
     pub(super) writes_each: bool,
     pub(super) rows: Vec<&'e Row>,
@@ -127,7 +129,8 @@ impl<'e> Part<'e> {
             StatementKind::Upsert { .. }
             | StatementKind::Delete
             | StatementKind::SetIdentity { .. }
-            | StatementKind::Look(_) => client.execute_raw(statement, parameters).await.map(Reply::Count),
+            | StatementKind::Look(_)
+            | StatementKind::LookAtIdentity(_) => client.execute_raw(statement, parameters).await.map(Reply::Count),
         }
     }
 

@@ -45,6 +45,7 @@ impl Writer {
                 prepared: self.prepared(target, &kind).await?,
                 behind,
                 is_looked_at: target.guarded,
+                fires: target.guarded || self.fires_others(group, target),
                 writes_each: target.columns.iter().any(Column::is_settable),
                 rows: group.rows.iter().filter_map(|write| write.row).collect(),
                 old_rows: group.rows.iter().filter_map(old_row).collect(),
@@ -95,7 +96,10 @@ impl Writer {
         };
         // Rows that no key tells apart can't be found again: their statements look themselves.
         let is_looked_at = cant_be_set || (target.guarded && !target.relation.counts_rows());
-        let look = kind.look().filter(|_| is_looked_at);
+        let look = kind.look().filter(|_| is_looked_at).map(|look| match look {
+            StatementKind::Look(written) if !target.guarded => StatementKind::LookAtIdentity(written),
+            look => look,
+        });
         set_identity.into_iter().chain(look).collect()
     }
 
@@ -139,6 +143,10 @@ impl Writer {
         for part in parts {
             calls.push(Box::pin(part.run(client, &copy_started)));
             of.push(Some(part));
+            if part.fires {
+                calls.push(Box::pin(command(client, self.session.pin_again())));
+                of.push(Some(part));
+            }
             for behind in &part.behind {
                 calls.push(Box::pin(part.run_behind(client, behind)));
                 of.push(Some(part));

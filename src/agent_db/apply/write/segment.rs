@@ -72,6 +72,7 @@ impl Writer {
 
     async fn write_anew(&mut self, segment: &Segment) -> Result<Ledger, AgentError> {
         self.parked.begin_segment();
+        self.late.clear();
         self.copy_backoff.next_segment();
         for _ in 0..MOST_ANEW {
             match Box::pin(self.write_once(segment)).await {

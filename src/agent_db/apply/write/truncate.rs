@@ -66,6 +66,7 @@ impl Writer {
     /// The error's table is the first of them.
     async fn truncate_at_once(&self, targets: &[Arc<Target>], restart_identity: bool) -> Result<(), AgentError> {
         let sql = sql::truncate(&targets.iter().map(AsRef::as_ref).collect::<Vec<_>>(), restart_identity);
+        let sql = format!("{sql}; {}", self.session.pin_again());
         let table = targets.first().map(|target| &target.relation.table);
         let truncated = self.session.client.batch_execute(&sql);
         let (truncated, cancelled) = self.session.limit.within(&Work::NONE, truncated).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::copy_backoff::CopyBackoff;
+use super::late_rows::LateRows;
 use super::slow::SlowTables;
 use crate::agent_db::apply::ledger::Ledger;
 use crate::agent_db::apply::limit::Work;
@@ -17,13 +18,16 @@ use crate::agent_db::apply::session::{LOCK_TIMEOUT, Session};
 use crate::agent_db::apply::sql::StatementKind;
 use crate::agent_db::apply::targets::{Prepared, Targets};
 use crate::agent_db::bookkeeping::TableMode;
-use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::bookkeeping::failed_rows::reason::ParkReason;
 use crate::agent_db::catalog::{ForeignKeys, Rights, Sight, Target, has_deferred_triggers};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Operation, Origin, Relation, TableName};
 
 /// Checks the deferred constraints, and defers them again.
-pub(super) const CHECK_DEFERRED: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
+const CHECK_DEFERRED: &str = "SET CONSTRAINTS ALL IMMEDIATE; SET CONSTRAINTS ALL DEFERRED";
+
+/// Ends a piece that was accepted.
+pub(super) const RELEASE_PIECE: &str = "RELEASE SAVEPOINT piece";
 
 /// Whether the Agent DB checks its foreign keys and fires its triggers for what the session writes.
 #[derive(Debug)]
@@ -50,6 +54,9 @@ pub(in crate::agent_db::apply) struct Writer {
     pub held: HashSet<TableName>,
     pub copy_backoff: CopyBackoff,
     pub slow: SlowTables,
+    pub late: LateRows,
+    /// Deferred triggers fire with each piece, so the second look is done before anything of it is counted.
+    pub looks_with_piece: bool,
     /// While rows that are locked are parked: how many were in this segment.
     pub locked_rows: Option<u32>,
     pub lock_wait: LockWait,
@@ -202,16 +209,28 @@ impl Writer {
         Ok(())
     }
 
+    /// Checks the deferred constraints, which may fire triggers, and defers them again.
+    pub(super) fn check(&self) -> String {
+        format!("{CHECK_DEFERRED}; {}", self.session.pin_again())
+    }
+
     /// Makes the server check the constraints that were deferred to the segment's end.
     pub(super) async fn check_deferred(&mut self) -> Result<(), AgentError> {
         if !self.checks_constraints() || self.session.has_opening() {
             return Ok(());
         }
-        let checked = self.session.command(CHECK_DEFERRED);
-        match self.session.limit.within(&Work::NONE, checked).await {
+        let check = if self.fires_later() {
+            self.check()
+        } else {
+            CHECK_DEFERRED.to_owned()
+        };
+        let checked = self.session.command(&check);
+        let checked = match self.session.limit.within(&Work::NONE, checked).await {
             (Err(_), Some(cancelled)) => Err(cancelled.of("the check of the constraints", None, 0)),
             (checked, _) => checked,
-        }
+        };
+        checked?;
+        Box::pin(self.look_late()).await
     }
 }
 

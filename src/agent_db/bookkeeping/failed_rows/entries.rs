@@ -7,111 +7,13 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use super::fingerprint::Fingerprint;
+use super::reason::ParkReason;
 use super::row_values;
 use crate::agent_db::bookkeeping::control::failed;
 use crate::agent_db::bookkeeping::encoding::Encoding;
-use crate::agent_db::error::{AgentError, CHANGED};
+use crate::agent_db::error::AgentError;
 use crate::change::{Coalesced, ColumnValue, Key, Relation, Row, TableName};
 use crate::lsn::Lsn;
-use crate::postgres::Refusal;
-use crate::postgres::sqlstate::QUERY_CANCELED;
-
-/// A partial update, or the move of a partial row, whose row is missing (pitfall P21).
-const MISSING_BASE: &str = "TW001";
-/// A change that nobody refused, parked because its key was: the entry keeps its first reason. It is seen as a reason
-/// only where there was no entry: a parked row moved to this key, or the entry was discarded in the meantime.
-const FOLDED: &str = "TW002";
-/// `foreign_key_violation`, also where we foresee it.
-const FOREIGN_KEY: &str = "23503";
-
-/// A trigger or rule wrote another row than the one that was sent, or none.
-const NOT_AS_SENT: &str = "TW003";
-
-/// Why a row is parked.
-#[derive(Debug, Clone)]
-pub(in crate::agent_db) struct ParkReason {
-    /// The SQLSTATE of the refusal, or `TW…`.
-    code: String,
-    constraint: Option<String>,
-    message: String,
-}
-
-impl From<&Refusal> for ParkReason {
-    fn from(refusal: &Refusal) -> Self {
-        if refusal.message.contains(CHANGED) {
-            return Self {
-                code: NOT_AS_SENT.to_owned(),
-                constraint: None,
-                message: "a trigger or rule of the Agent DB changed the row or its key, or did not let it be written or \
-                          deleted: disable it for the daemon (ALTER TABLE … DISABLE TRIGGER …), or let the daemon's role \
-                          set session_replication_role"
-                    .to_owned(),
-            };
-        }
-        Self {
-            code: refusal.sqlstate.clone(),
-            constraint: refusal.constraint.clone(),
-            message: refusal.message.clone(),
-        }
-    }
-}
-
-impl ParkReason {
-    /// SQLSTATE, constraint and message.
-    pub(in crate::agent_db) fn parts(&self) -> (&str, Option<&str>, &str) {
-        (&self.code, self.constraint.as_deref(), &self.message)
-    }
-
-    /// A partial image found no row to be laid over.
-    pub(in crate::agent_db) fn missing_base() -> Self {
-        Self {
-            code: MISSING_BASE.to_owned(),
-            constraint: None,
-            message: "the row to update is missing, and the change holds only some of its columns".to_owned(),
-        }
-    }
-
-    /// The statement that writes the row was cancelled because it took too long.
-    pub(in crate::agent_db) fn too_slow(seconds: u64) -> Self {
-        Self {
-            code: QUERY_CANCELED.to_owned(),
-            constraint: None,
-            message: format!("writing the row took longer than {seconds} s and was cancelled"),
-        }
-    }
-
-    /// A foreign key refers to a row that is not there: parked as well, or missing.
-    pub(in crate::agent_db) fn parent_missing(constraint: &str) -> Self {
-        Self {
-            code: FOREIGN_KEY.to_owned(),
-            constraint: Some(constraint.to_owned()),
-            message: "the row that it refers to is parked, or missing in the Agent DB".to_owned(),
-        }
-    }
-
-    /// Parked rows refer to the row that is to go: the database would refuse it, or remove rows that the Site DB keeps.
-    pub(in crate::agent_db) fn still_referenced(constraint: &str) -> Self {
-        Self {
-            code: FOREIGN_KEY.to_owned(),
-            constraint: Some(constraint.to_owned()),
-            message: "a parked row still refers to the row".to_owned(),
-        }
-    }
-
-    /// What rows of the table that are refused for this reason have in common.
-    pub(in crate::agent_db) fn fingerprint(&self, table: &TableName) -> Fingerprint {
-        Fingerprint::new(table, &self.code, self.constraint.as_deref())
-    }
-
-    pub(in crate::agent_db) fn folded() -> Self {
-        Self {
-            code: FOLDED.to_owned(),
-            constraint: None,
-            message: "the row was parked when it changed: under its old key, or before its entry was discarded"
-                .to_owned(),
-        }
-    }
-}
 
 /// Later changes fold in as they do in memory: a partial image is laid over what is known, everything else replaces it.
 /// They are tried at once; a row that was just refused waits, unless all that it lacks is its base. Who gave the row up did not

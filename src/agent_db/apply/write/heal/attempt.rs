@@ -9,7 +9,7 @@ use super::rows::{Cause, Refused, RowsOfTable, by_table, image};
 use crate::agent_db::apply::limit::Work;
 use crate::agent_db::apply::plan::{Group, Purpose, RowWrite};
 use crate::agent_db::apply::sql::{self, Parameter, PartKind, StatementKind, TextArray};
-use crate::agent_db::apply::write::writer::{CHECK_DEFERRED, Constraints, Writer};
+use crate::agent_db::apply::write::writer::{Constraints, Writer};
 use crate::agent_db::catalog::{Target, UniqueValues};
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, Key, Row};
@@ -80,9 +80,31 @@ impl Writer {
         self.make_room(&tables, room).await?;
         self.write_tables(&mut tables).await?;
         if keep == Keep::IfChecked && self.checks_constraints() {
-            self.limited(None, self.session.client.batch_execute(CHECK_DEFERRED))
+            let check = self.check();
+            self.limited(None, self.session.client.batch_execute(&check))
                 .await?
                 .map_err(|source| AgentError::from_driver("check the constraints", None, source))?;
+            self.look_again(&tables).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at what deferred triggers may have changed.
+    async fn look_again(&mut self, tables: &[RowsOfTable<'_>]) -> Result<(), AgentError> {
+        for table in tables {
+            let target = self.target(table.relation).await?;
+            if !target.fires_late || target.relation.counts_rows() {
+                continue;
+            }
+            for (kind, rows) in [(PartKind::Delete, &table.deletes), (PartKind::Upsert, &table.upserts)] {
+                if rows.is_empty() {
+                    continue;
+                }
+                let part = Part::new(kind, Arc::clone(&target), rows);
+                if let Some(look) = part.group().kind.look() {
+                    self.run_behind(&part, &look).await?;
+                }
+            }
         }
         Ok(())
     }
@@ -185,6 +207,9 @@ impl Writer {
         self.limited(None, self.session.client.execute_raw(&sql, values))
             .await?
             .map_err(|source| AgentError::from_driver("write rows together", None, source))?;
+        self.limited(None, self.session.client.batch_execute(self.session.pin_again()))
+            .await?
+            .map_err(|source| AgentError::from_driver("pin the settings", None, source))?;
         for part in &parts {
             for kind in self.behind(&part.group().kind, &part.target) {
                 self.run_behind(part, &kind).await?;

@@ -7,7 +7,7 @@ use ahash::AHashSet;
 use super::rows::{Refused, RowsOfTable, by_table, image};
 use crate::agent_db::apply::sql::{self, TextArray};
 use crate::agent_db::apply::write::writer::{Constraints, Writer};
-use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::bookkeeping::failed_rows::reason::ParkReason;
 use crate::agent_db::catalog::ForeignKey;
 use crate::agent_db::error::AgentError;
 use crate::change::{Change, ColumnValue, Key, Row};

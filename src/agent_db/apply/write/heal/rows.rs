@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::agent_db::bookkeeping::failed_rows::entries::ParkReason;
+use crate::agent_db::bookkeeping::failed_rows::reason::ParkReason;
 use crate::agent_db::catalog::ForeignKeys;
 use crate::change::{Change, Key, Operation, Relation, Row};
 use crate::postgres::Refusal;
