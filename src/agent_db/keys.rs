@@ -10,6 +10,7 @@ use crate::postgres::Condition;
 use crate::postgres::keys::{execute_with_operators, operator_schemas};
 use crate::postgres::quote::{quote_columns, where_clause};
 use crate::postgres::row_digest::widest;
+use crate::retry::Disposition;
 
 /// One table's keys in the Agent DB.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct AgentKeys<'a> {
     table: String,
     /// Types of the key's columns, for casts.
     types: Vec<String>,
+    /// For each of them, the collation of the column as a COLLATE clause, or nothing.
+    collations: Vec<String>,
     /// Schemas of the operators of its unique indexes, `pg_catalog` left out.
     operators: Vec<String>,
     /// The condition on the rows whose keys are read, as SQL.
@@ -40,8 +43,12 @@ impl<'a> AgentKeys<'a> {
         let names: Vec<&str> = relation.key_columns().collect();
         let types = agent
             .query(
-                "SELECT pg_catalog.format_type(a.atttypid, -1) FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY n(name, ord) \
-                 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1::text::regclass AND a.attname = n.name ORDER BY n.ord",
+                "SELECT pg_catalog.format_type(a.atttypid, -1) AS type, \
+                     CASE WHEN c.oid IS NULL THEN '' ELSE pg_catalog.format(' COLLATE %I.%I', m.nspname, c.collname) END AS collation \
+                 FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY n(name, ord) \
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = $1::text::regclass AND a.attname = n.name \
+                 LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation \
+                 LEFT JOIN pg_catalog.pg_namespace m ON m.oid = c.collnamespace ORDER BY n.ord",
                 &[&table, &names],
             )
             .await
@@ -62,13 +69,20 @@ impl<'a> AgentKeys<'a> {
             agent,
             relation,
             table: if partitioned { table } else { format!("ONLY {table}") },
+            collations: types.iter().map(|row| row.get("collation")).collect(),
             types: (types.iter())
-                .map(|row| row.get::<_, String>(0))
+                .map(|row| row.get::<_, String>("type"))
                 .map(|kind| widest(&kind).map_or(kind, str::to_owned))
                 .collect(),
             operators: operators.get(0),
             filter,
         })
+    }
+
+    /// Types of the key's columns, in key order, without length; the largest one of integers.
+    #[must_use]
+    pub fn types(&self) -> &[String] {
+        &self.types
     }
 
     /// The page of keys after a key.
@@ -132,5 +146,87 @@ impl<'a> AgentKeys<'a> {
                 _ => None,
             })
             .collect()
+    }
+
+    /// The positions of the pairs whose keys are two here, by the comparison of the table's columns. Where the database can't read
+    /// one of a pair as the column's type, nothing is said.
+    ///
+    /// # Errors
+    /// A statement failed.
+    pub async fn apart(&self, pairs: &[(Key, Key)]) -> Result<Vec<usize>, AgentError> {
+        let mut apart = Vec::new();
+        // By halves, as a key that can't be read fails the statement.
+        let mut open = vec![(0, pairs.len())];
+        while let Some((start, end)) = open.pop() {
+            let some = pairs.get(start..end).unwrap_or_default();
+            if some.is_empty() {
+                continue;
+            }
+            match self.apart_of(some).await {
+                Ok(places) => apart.extend(places.into_iter().map(|place| start + place)),
+                Err(error) if error.disposition() != Disposition::Row => return Err(error),
+                Err(_) if some.len() == 1 => {}
+                Err(_) => {
+                    let middle = start + some.len() / 2;
+                    open.extend([(start, middle), (middle, end)]);
+                }
+            }
+        }
+        Ok(apart)
+    }
+
+    async fn apart_of(&self, pairs: &[(Key, Key)]) -> Result<Vec<usize>, AgentError> {
+        let parts = self.types.len();
+        let (mut arrays, mut names, mut same) = (Vec::new(), Vec::new(), Vec::new());
+        for (part, (kind, collation)) in self.types.iter().zip(&self.collations).enumerate() {
+            let (one, other) = (part + 1, parts + part + 1);
+            same.push(format!("k.__{one}::{kind}{collation} = k.__{other}::{kind}"));
+        }
+        for parameter in 1..=2 * parts {
+            arrays.push(format!("pg_catalog.unnest(${parameter}::text[])"));
+            names.push(format!("__{parameter}"));
+        }
+        let sql = format!(
+            "DECLARE apart NO SCROLL CURSOR FOR SELECT k.__place FROM ROWS FROM ({}) WITH ORDINALITY AS k({}, __place) \
+             WHERE NOT ({})",
+            arrays.join(", "),
+            names.join(", "),
+            same.join(" AND "),
+        );
+        let texts = |part: usize, of: fn(&(Key, Key)) -> &Key| -> Vec<String> {
+            let keys = pairs.iter().map(of);
+            keys.map(|key| key.texts().get(part).cloned().unwrap_or_default())
+                .collect()
+        };
+        let parameters: Vec<Vec<String>> = (0..parts)
+            .map(|part| texts(part, |pair| &pair.0))
+            .chain((0..parts).map(|part| texts(part, |pair| &pair.1)))
+            .collect();
+        let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+            parameters.iter().map(|value| value as _).collect();
+        self.agent
+            .batch_execute("BEGIN READ ONLY")
+            .await
+            .map_err(|error| self.failed(error))?;
+        let read = async {
+            execute_with_operators(self.agent, &self.operators, &sql, &parameters).await?;
+            self.agent.simple_query("FETCH ALL FROM apart").await
+        };
+        let read = read.await;
+        // After an error it ends the transaction too.
+        let ended = self.agent.batch_execute("COMMIT").await;
+        let messages = read.map_err(|error| self.failed(error))?;
+        ended.map_err(|error| self.failed(error))?;
+        Ok(messages
+            .iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0)?.parse::<usize>().ok()?.checked_sub(1),
+                _ => None,
+            })
+            .collect())
+    }
+
+    fn failed(&self, source: tokio_postgres::Error) -> AgentError {
+        AgentError::from_driver("compare keys", Some(&self.relation.table), source)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::agent_db::{AgentError, Comparison};
+use crate::agent_db::{AgentError, AgentKeys, Comparison};
 use crate::change::{Change, Key, Relation, Row};
 use crate::source::Snapshot;
 
@@ -32,8 +32,8 @@ pub enum Purpose {
 /// What a read asks for, where it does not follow the order of the keys.
 #[derive(Debug, Clone, Copy)]
 pub enum Wanted<'a> {
-    /// The rows that have these keys.
-    Keys(&'a [Key]),
+    /// The rows that have these keys of the Agent DB, which says which of its keys are one.
+    Keys(&'a AgentKeys<'a>, &'a [Key]),
     /// The number of rows that equal each of these.
     Rows(&'a [Row]),
 }
@@ -63,7 +63,7 @@ pub struct RequestedKeys {
     /// For each row that was read, the position in `keys` of the key that found it. The row's own key may be spelled
     /// differently (1.0 finds 1.00).
     pub found_by: Vec<usize>,
-    /// Whether equal keys of this table always have the same spelling.
+    /// Whether keys that are equal in the Site DB always have the same spelling, those of the Agent DB included.
     pub spelled_alike: bool,
 }
 

@@ -12,7 +12,7 @@
 //! | `counted` | the same where rows are counted, since no key tells equal ones apart (pure) |
 //! | `reader` | reads chunk after chunk: a table's copy, the healing of counted rows |
 //! | `parked` | reads parked keys of several tables: the healing |
-//! | `compare` | compares both databases: which rows only the Agent DB has |
+//! | `compare` | compares the keys of both databases: which rows only the Agent DB has |
 //! | `verify` | proves that a table is equal in both databases, or finds where it is not |
 //! | `step` | where a copy continues, and the progress that a chunk makes |
 //! | `error` | why a copy was interrupted |

@@ -23,7 +23,7 @@ use crate::failpoint;
 use crate::lsn::Lsn;
 use crate::postgres::{Client, Condition};
 use crate::retry::backoff;
-use crate::source::{ChunkRows, Columns, CountedRows, Fence, Source, SourceTable};
+use crate::source::{ChunkRows, CountedRows, Fence, Source, SourceTable};
 
 /// First and longest wait before an invalid chunk is read again. Some causes pass in milliseconds (a commit that is not
 /// visible yet), others last for any time (one large transaction).
@@ -75,7 +75,7 @@ enum NextChunk<'a> {
     /// The next rows that are counted: the same.
     ComparedCounts { after: Option<&'a Key>, limit: u32 },
     /// Keys of rows that differ: they are written as the Site DB has them.
-    Repaired { keys: &'a [Key] },
+    Repaired { wanted: Wanted<'a> },
 }
 
 /// What the Agent DB has of the table, page by page.
@@ -132,7 +132,7 @@ impl ChunkReader<'_> {
         let CopyPlace { phase, last_key } = from;
         if phase == CopyPhase::Extras {
             if self.foreign_rows == ForeignRows::Keep {
-                return self.finish().await;
+                return self.finish(&pages).await;
             }
             return self.remove_extras(last_key, &pages, limit).await;
         }
@@ -173,12 +173,14 @@ impl ChunkReader<'_> {
     }
 
     /// Ends a copy that had already begun to look for rows that only the Agent DB has.
-    async fn finish(&self) -> Result<(), CopyError> {
-        self.read_all_keys(&[], |keys| NextChunk::Extras {
-            wanted: Wanted::Keys(keys),
-            step: step_of_page(None),
-        })
-        .await
+    async fn finish(&self, pages: &AgentPages<'_>) -> Result<(), CopyError> {
+        let wanted = match pages {
+            AgentPages::Keys(keys) => Wanted::Keys(keys, &[]),
+            AgentPages::Rows(_) => Wanted::Rows(&[]),
+        };
+        let step = step_of_page(None);
+        Box::pin(self.read_until_valid(NextChunk::Extras { wanted, step })).await?;
+        Ok(())
     }
 
     /// Deletes the rows after a key that only the Agent DB has, page by page.
@@ -191,8 +193,8 @@ impl ChunkReader<'_> {
                     // A page without extras needs no chunk. Its place is kept only in memory, so a restart reads it again.
                     if !missing.is_empty() || page.is_empty() {
                         let step = step_of_page(page.last());
-                        self.read_all_keys(&missing, |keys| NextChunk::Extras {
-                            wanted: Wanted::Keys(keys),
+                        self.read_all_keys(&missing, |some| NextChunk::Extras {
+                            wanted: Wanted::Keys(keys, some),
                             step: step.clone(),
                         })
                         .await?;
@@ -229,10 +231,10 @@ impl ChunkReader<'_> {
     ///
     /// # Errors
     /// A read failed, or the stream ended.
-    pub(super) async fn compare_keys(&self, mut keys: &[Key]) -> Result<Comparison, CopyError> {
+    pub(super) async fn compare_keys(&self, agent: &AgentKeys<'_>, mut keys: &[Key]) -> Result<Comparison, CopyError> {
         let mut whole = Comparison::default();
         loop {
-            let wanted = Wanted::Keys(keys);
+            let wanted = Wanted::Keys(agent, keys);
             let read = Box::pin(self.read_until_valid(NextChunk::Compared { wanted })).await?;
             whole.differences.extend(read.comparison.differences);
             whole.parked += read.comparison.parked;
@@ -277,8 +279,11 @@ impl ChunkReader<'_> {
     ///
     /// # Errors
     /// A read failed, or the stream ended.
-    pub async fn repair_keys(&self, keys: &[Key]) -> Result<(), CopyError> {
-        self.read_all_keys(keys, |keys| NextChunk::Repaired { keys }).await
+    pub(super) async fn repair_keys(&self, agent: &AgentKeys<'_>, keys: &[Key]) -> Result<(), CopyError> {
+        self.read_all_keys(keys, |keys| NextChunk::Repaired {
+            wanted: Wanted::Keys(agent, keys),
+        })
+        .await
     }
 
     /// Reads the rows of some keys, in several chunks if they are too large for one.
@@ -371,8 +376,8 @@ impl ChunkReader<'_> {
             NextChunk::ComparedCounts { after, limit } => Ok(compared(
                 self.read_counts(*after, None, *limit, AfterRows::Extras).await?,
             )),
-            NextChunk::Repaired { keys } => {
-                let delivery = self.read_wanted(Wanted::Keys(keys), Purpose::Extras, None).await?;
+            NextChunk::Repaired { wanted } => {
+                let delivery = self.read_wanted(*wanted, Purpose::Extras, None).await?;
                 failpoint::reach(failpoint::name::REPAIR_AFTER_READ);
                 Ok(delivery)
             }
@@ -409,8 +414,9 @@ impl ChunkReader<'_> {
         step: Option<CopyStep>,
     ) -> Result<Delivery, CopyError> {
         match wanted {
-            Wanted::Keys(keys) => {
-                let (chunk, requested) = self.read_keys(keys).await?;
+            Wanted::Keys(agent, keys) => {
+                let (chunk, requested) =
+                    compare::read_keys(self.source, self.table, self.relation, agent, keys).await?;
                 let step = match step {
                     // It answers for some of the keys; the progress comes with the last ones.
                     Some(_) if requested.keys.len() < keys.len() => Some(CopyStep::Chunk {
@@ -436,20 +442,6 @@ impl ChunkReader<'_> {
             }],
             step,
         }
-    }
-
-    async fn read_keys(&self, keys: &[Key]) -> Result<(ChunkRows, RequestedKeys), CopyError> {
-        let mut chunk = self
-            .source
-            .read_keys(self.table, self.relation, keys, Columns::All)
-            .await?;
-        let answered = keys.get(..chunk.answered(keys.len())).unwrap_or(keys);
-        let requested = RequestedKeys {
-            keys: answered.to_vec(),
-            found_by: std::mem::take(&mut chunk.found_by),
-            spelled_alike: self.table.spells_keys_alike(self.relation),
-        };
-        Ok((chunk, requested))
     }
 
     fn delivery(&self, chunk: ChunkRows, purpose: Purpose, step: Option<CopyStep>) -> Delivery {

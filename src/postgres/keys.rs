@@ -65,3 +65,13 @@ pub fn is_spelled_one_way(base_type: &str) -> bool {
             | "timestamp with time zone"
     )
 }
+
+/// A type that spells its values as this one does, the same for all such types. (Without their length: each value that fits.)
+#[must_use]
+pub fn spelled_as(kind: &str) -> &str {
+    match kind {
+        "character varying" => "text",
+        "smallint" | "integer" => "bigint",
+        kind => kind,
+    }
+}

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::change::{Identity, Marks, Relation, RelationId, Shape, SourceFacts, TableDescription, TableName};
-use crate::postgres::keys::is_spelled_one_way;
+use crate::postgres::keys::{is_spelled_one_way, spelled_as};
 use crate::postgres::{Condition, ConditionError, quote_identifier};
 
 /// A table of the Site DB, as the publication shows it.
@@ -61,15 +61,24 @@ impl SourceTable {
     /// Whether equal keys always have the same spelling.
     #[must_use]
     pub fn spells_keys_alike(&self, relation: &Relation) -> bool {
-        relation
-            .key_positions()
-            .iter()
-            .filter_map(|&index| {
-                let name = relation.columns.get(index)?;
-                let at = self.columns.iter().position(|column| column == name)?;
-                Some((*self.deterministic.get(at)?, self.types.get(at)?))
-            })
+        self.key_places(relation)
+            .filter_map(|at| Some((*self.deterministic.get(at)?, self.types.get(at)?)))
             .all(|(deterministic, kind)| deterministic && is_spelled_one_way(kind))
+    }
+
+    /// Whether the Agent DB, where the key's columns have these types (without length), spells the same keys as this table does.
+    #[must_use]
+    pub fn spells_keys_as(&self, relation: &Relation, agent: &[String]) -> bool {
+        let here = self.key_places(relation).filter_map(|at| self.types.get(at));
+        here.map(String::as_str)
+            .map(spelled_as)
+            .eq(agent.iter().map(String::as_str).map(spelled_as))
+    }
+
+    /// The places of the key's columns in [`columns`](Self::columns), in key order.
+    fn key_places(&self, relation: &Relation) -> impl Iterator<Item = usize> {
+        let names = relation.key_columns();
+        names.filter_map(|name| self.columns.iter().position(|column| **column == *name))
     }
 
     /// The table as it stands in FROM. `ONLY`, since the rows of tables that inherit from this one are published as their

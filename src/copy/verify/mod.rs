@@ -126,8 +126,8 @@ impl<'a> TableVerifier<'a> {
     /// # Errors
     /// A read failed, the stream ended, or the table was held or altered.
     pub async fn settle(&self) -> Result<(), CopyError> {
-        match self.pages {
-            AgentPages::Keys(_) => self.reader.compare_keys(&[]).await.map(|_| ()),
+        match &self.pages {
+            AgentPages::Keys(agent) => self.reader.compare_keys(agent, &[]).await.map(|_| ()),
             // Each page was compared in the stream.
             AgentPages::Rows(_) => Ok(()),
         }
@@ -152,8 +152,10 @@ impl<'a> TableVerifier<'a> {
             .map(|difference| difference.key.clone())
             .collect();
         let limit = usize::try_from(self.limit).unwrap_or(usize::MAX).max(1);
-        for keys in keys.chunks(limit) {
-            self.reader.repair_keys(keys).await?;
+        if let AgentPages::Keys(agent) = &self.pages {
+            for keys in keys.chunks(limit) {
+                self.reader.repair_keys(agent, keys).await?;
+            }
         }
         failpoint::reach(failpoint::name::REPAIR_AFTER_WRITE);
         let mut left = Comparison::default();
@@ -161,7 +163,7 @@ impl<'a> TableVerifier<'a> {
             left = self.reader.compare_rows(&rows).await?;
         }
         for keys in keys.chunks(limit) {
-            let compared = self.reader.compare_keys(keys).await?;
+            let compared = self.compare_suspects(keys).await?;
             left.differences.extend(compared.differences);
             left.parked += compared.parked;
         }
@@ -263,10 +265,10 @@ impl<'a> TableVerifier<'a> {
     }
 
     async fn compare_suspects(&self, suspects: &[Key]) -> Result<Comparison, CopyError> {
-        if suspects.is_empty() {
-            return Ok(Comparison::default());
+        match &self.pages {
+            AgentPages::Keys(agent) if !suspects.is_empty() => self.reader.compare_keys(agent, suspects).await,
+            _ => Ok(Comparison::default()),
         }
-        self.reader.compare_keys(suspects).await
     }
 
     async fn counted_extras(&self, rows: &AgentRows<'_>, after: Option<&Key>) -> Result<VerifiedPage, CopyError> {

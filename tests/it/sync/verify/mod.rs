@@ -2,6 +2,7 @@
 
 mod interrupted;
 mod keys;
+mod merged_keys;
 mod unproved;
 
 use std::collections::BTreeSet;
