@@ -144,10 +144,10 @@ impl Replicated {
             Some(at) => format!("proved to be equal as of {}", in_text(at)),
             None => "never proved to be equal".to_owned(),
         };
-        let copied_at = self.record.as_ref().and_then(|record| record.finished_at);
+        let is_outdated = self.record.as_ref().is_some_and(|record| proof.is_outdated(record));
         match proof.differing() {
             0 => proved,
-            _ if proof.is_outdated(copied_at) => format!("{proved}; read again since the last verification"),
+            _ if is_outdated => format!("{proved}; read again since the last verification"),
             rows => format!("{proved}; {rows} row(s) differed {}", in_text(proof.verified_at)),
         }
     }

@@ -214,14 +214,15 @@ async fn read(config: &Config) -> anyhow::Result<Status> {
         tables: tables
             .into_iter()
             .map(|table| TableStatus {
+                // Before parts of the record are moved.
+                differing: proof(&table.table)
+                    .filter(|proof| !proof.is_outdated(&table))
+                    .map_or(0, Proof::differing),
                 state: table.state.as_str(),
                 phase: table.phase.map(CopyPhase::as_str),
                 published: table.published.as_str(),
                 notes: table.notes,
                 proved_at: proof(&table.table).and_then(|proof| Some(proof.proved_at?.unix_timestamp())),
-                differing: proof(&table.table)
-                    .filter(|proof| !proof.is_outdated(table.finished_at))
-                    .map_or(0, Proof::differing),
                 rows_copied: table.rows_copied,
                 rows_estimated: table.rows_estimated,
                 failed_rows: failed
@@ -407,6 +408,7 @@ mod tests {
         assert!(shown(DaemonFigures::None {}).contains("delay - s, lag - bytes, slot keeps - bytes"));
         let figures = SyncFigures {
             delay_seconds: 0.04,
+            settled_at_micros: None,
             lag_bytes: Some(7),
             received_lsn: Lsn(0),
             settled_lsn: Lsn(0),

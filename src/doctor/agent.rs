@@ -68,7 +68,7 @@ async fn of_stored(
     own.add(bookkeeping::of_parked(&parked));
     own.add(bookkeeping::of_proofs(&proofs, |proof| {
         let table = tables.iter().find(|table| table.table == proof.table);
-        table.is_none_or(|table| proof.is_outdated(table.finished_at))
+        table.is_none_or(|table| proof.is_outdated(table))
     }));
     let held = tables
         .into_iter()

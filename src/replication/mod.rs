@@ -20,6 +20,7 @@
 //! | [`healing`] | tries parked rows again when they are due |
 //! | [`row_story`](mod@row_story) | a row as both databases have it, for people |
 //! | [`sequences`] | carries sequences along |
+//! | `log_end` | where the Site DB's log ends, for `twinlog cutover` |
 //! | [`claims`] | which tables are this pipeline's to write |
 //! | [`other_pipeline`] | whether the slot's lock is another pipeline's |
 //! | [`faults`] | which tables can't be replicated at a start |
@@ -45,6 +46,7 @@ mod copies;
 mod error;
 mod faults;
 mod healing;
+mod log_end;
 mod other_pipeline;
 mod release;
 mod resync;
@@ -65,6 +67,7 @@ mod verify;
 pub use continuity::GapReason;
 pub use error::SyncError;
 pub use healing::{RehearsedRow, rehearse};
+pub use log_end::log_end;
 pub use other_pipeline::site_of;
 pub use row_story::{RowStory, row_story};
 pub use run::run;

@@ -55,7 +55,7 @@ pub(super) async fn show(control: &Control, records: &TableRecords) -> Result<()
         if let Some(proved) = proof.proved_at {
             metrics::set_verified_through(&proof.table, proved.unix_timestamp());
         }
-        let is_outdated = proof.is_outdated(record.finished_at);
+        let is_outdated = proof.is_outdated(record);
         let differing = if is_outdated { 0 } else { proof.differing() };
         metrics::set_verified_differences(&proof.table, differing);
         if !is_outdated {

@@ -12,7 +12,7 @@ use crate::lsn::Lsn;
 pub struct Sample {
     /// The end of the Site DB's WAL that is flushed to disk.
     pub end: Lsn,
-    /// The server's clock when it answered.
+    /// The server's clock just before.
     pub clock: OffsetDateTime,
     /// Bytes of WAL that the server keeps for the slot; `None` if there is no slot.
     pub retained: Option<i64>,
@@ -27,9 +27,10 @@ pub struct Sample {
 /// # Errors
 /// The statement failed.
 pub async fn sample(client: &Client, slot: &str) -> Result<Sample, SourceError> {
+    // The clock first: what was committed until then is in the log.
     let row = client
         .query_one(
-            "SELECT pg_catalog.pg_current_wal_flush_lsn()::text AS log_end, pg_catalog.clock_timestamp() AS clock, \
+            "SELECT pg_catalog.clock_timestamp() AS clock, pg_catalog.pg_current_wal_flush_lsn()::text AS log_end, \
              pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint AS retained, \
              s.safe_wal_size AS headroom, \
              coalesce(s.active, false) AS active FROM (VALUES (1)) one \

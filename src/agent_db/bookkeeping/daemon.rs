@@ -54,6 +54,10 @@ pub enum DaemonFigures {
 pub struct SyncFigures {
     /// Age of the oldest transaction that is committed in the Site DB and not applied; 0 where there is none.
     pub delay_seconds: f64,
+    /// What was committed in the Site DB until then, by its clock, is applied: microseconds since 1970; `None` where this process
+    /// has not seen that yet.
+    #[serde(default)]
+    pub settled_at_micros: Option<i64>,
     /// From the settled position to the end of the Site DB's log; `None` where the Site DB can't be asked.
     pub lag_bytes: Option<u64>,
     /// Up to here the stream was read.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::control::{Control, failed};
+use super::tables::TableRecord;
 use super::verifications::VerifiedTable;
 use crate::agent_db::error::AgentError;
 use crate::change::TableName;
@@ -33,10 +34,20 @@ impl Proof {
         self.missing + self.extra + self.different
     }
 
-    /// Whether the table was read again since, so that what was found means nothing any more.
+    /// Whether the whole table was read again since, so that what was found means nothing any more. A copy that had begun before
+    /// may have read these rows before they differed.
     #[must_use]
-    pub fn is_outdated(&self, copied_at: Option<OffsetDateTime>) -> bool {
-        copied_at.is_some_and(|at| at > self.verified_at)
+    pub fn is_outdated(&self, record: &TableRecord) -> bool {
+        let is_later = |at: Option<OffsetDateTime>| at.is_some_and(|at| at > self.verified_at);
+        is_later(record.started_at) && is_later(record.finished_at)
+    }
+
+    /// Since when the table is proved to be equal: by the last verification, and not before its last copy ended. `None`: it is not
+    /// proved.
+    #[must_use]
+    pub fn proves(&self, record: &TableRecord) -> Option<OffsetDateTime> {
+        self.proved_at
+            .filter(|proved| *proved >= self.verified_at && record.finished_at.is_some_and(|copied| *proved > copied))
     }
 }
 
@@ -64,7 +75,7 @@ impl Control {
             .execute(
                 "INSERT INTO twinlog.proofs AS p (slot, schema_name, table_name, verified_at, proved_at, missing, extra, different,
                      command_id)
-                 VALUES ($1, $2, $3, to_timestamp($4::bigint), CASE WHEN $5 THEN to_timestamp($4::bigint) END, $6, $7, $8, $9)
+                 VALUES ($1, $2, $3, $4::timestamptz, CASE WHEN $5 THEN $4::timestamptz END, $6, $7, $8, $9)
                  ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET verified_at = EXCLUDED.verified_at,
                      proved_at = coalesce(EXCLUDED.proved_at, p.proved_at), missing = EXCLUDED.missing,
                      extra = EXCLUDED.extra, different = EXCLUDED.different, command_id = EXCLUDED.command_id
@@ -73,7 +84,7 @@ impl Control {
                     &self.slot,
                     &&*table.schema,
                     &&*table.name,
-                    &found.began,
+                    &found.began_at(),
                     &proved,
                     &counts[0],
                     &counts[1],
@@ -157,3 +168,45 @@ const MOST_SCHEDULED: i64 = 30;
 
 /// Who asked, where the daemon asked itself.
 pub const BY_SCHEDULE: &str = "sync.verify_every";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(second).unwrap()
+    }
+
+    #[test]
+    fn only_a_whole_copy_that_began_later_makes_what_was_found_outdated() {
+        let table = TableName::new("public", "t");
+        let copied = |started: i64, finished: i64| TableRecord {
+            started_at: Some(at(started)),
+            finished_at: Some(at(finished)),
+            ..TableRecord::new(table.clone())
+        };
+        let proof = Proof {
+            table: table.clone(),
+            verified_at: at(10),
+            proved_at: Some(at(10)),
+            missing: 1,
+            extra: 0,
+            different: 0,
+        };
+        assert!(proof.is_outdated(&copied(11, 12)));
+        assert!(!proof.is_outdated(&copied(9, 12)), "it was found while the copy ran");
+        assert!(!proof.is_outdated(&copied(11, 9)), "the copy has not ended");
+        assert!(!proof.is_outdated(&TableRecord::new(table.clone())));
+        assert_eq!(proof.proves(&copied(8, 9)), Some(at(10)));
+        assert_eq!(proof.proves(&copied(8, 10)), None);
+        let earlier = Proof {
+            proved_at: Some(at(7)),
+            ..proof
+        };
+        assert_eq!(
+            earlier.proves(&copied(5, 6)),
+            None,
+            "the last verification did not prove it"
+        );
+    }
+}

@@ -131,7 +131,7 @@ pub struct TableRecord {
     pub detail: Option<String>,
     /// The kind of fault for which the table is held; `None` if it is not held.
     pub cause: Option<HoldCause>,
-    /// When the running copy, or the last one, began, by our clock.
+    /// When the running copy, or the last one, began, by our clock; one with a condition does not count.
     pub started_at: Option<OffsetDateTime>,
     /// When the last whole copy ended, by our clock; `None` where nothing is copied whole.
     pub finished_at: Option<OffsetDateTime>,
@@ -224,8 +224,7 @@ ON CONFLICT (slot, schema_name, table_name) DO UPDATE SET
     hold_cause = EXCLUDED.hold_cause,
     held_as_of = CASE WHEN EXCLUDED.state OPERATOR(pg_catalog.<>) 'held' THEN NULL
         WHEN t.state OPERATOR(pg_catalog.=) 'held' THEN t.held_as_of
-        WHEN t.state OPERATOR(pg_catalog.=) 'streaming'
-            OR t.state OPERATOR(pg_catalog.=) 'resyncing' AND t.command_id IS NOT NULL THEN twinlog.applied_as_of(EXCLUDED.slot) END";
+        WHEN t.state OPERATOR(pg_catalog.=) 'streaming' THEN twinlog.applied_as_of(EXCLUDED.slot) END";
 
 async fn save(client: &Client, encoding: Encoding, slot: &str, record: &TableRecord) -> Result<(), AgentError> {
     client

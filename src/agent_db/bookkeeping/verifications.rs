@@ -3,8 +3,10 @@
 //! Keys stand here and nowhere else: never in logs or metrics. Their lists are bounded, their numbers are true.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::tables::CopyPhase;
 use crate::agent_db::difference::{Difference, DifferenceKind};
@@ -66,6 +68,8 @@ pub struct VerifiedTable {
     pub of: Option<String>,
     /// When it began, in seconds since 1970: rows are proved as of no earlier time.
     pub began: i64,
+    /// And microseconds of the second.
+    pub began_micros: u32,
     /// Rows of the Site DB that were compared.
     pub rows: u64,
     /// Rows that the table has, by the statistics of the Site DB.
@@ -128,14 +132,27 @@ impl VerifiedTable {
     }
 
     /// Forgets what was found: the table is verified from its beginning. What was repaired stays so.
-    pub fn begin_anew(&mut self, began: i64) {
+    pub fn begin_anew(&mut self, at: OffsetDateTime) {
         *self = Self {
             table: std::mem::take(&mut self.table),
             state: VerifyState::Verifying,
             estimated: self.estimated,
-            began,
             ..Self::default()
         };
+        self.begin(at);
+    }
+
+    /// Remembers when it begins.
+    pub fn begin(&mut self, at: OffsetDateTime) {
+        self.began = at.unix_timestamp();
+        self.began_micros = at.microsecond();
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn began_at(&self) -> OffsetDateTime {
+        let second = OffsetDateTime::from_unix_timestamp(self.began).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        second + Duration::from_micros(self.began_micros.into())
     }
 
     /// Rows that differ.
@@ -316,9 +333,11 @@ mod tests {
         let mut table = VerifiedTable::new(&name);
         table.add(&missing("1"), &mut 1000);
         table.set_place(CopyPhase::Extras, Some(&missing("1").key));
-        table.begin_anew(7);
+        table.begin_anew(OffsetDateTime::UNIX_EPOCH + Duration::from_micros(7_000_005));
         assert_eq!(table.place(), (CopyPhase::Rows, None));
-        assert_eq!((table.differing(), table.missing.len(), table.began), (0, 0, 7));
+        assert_eq!((table.differing(), table.missing.len()), (0, 0));
+        assert_eq!((table.began, table.began_micros), (7, 5));
+        assert_eq!(table.began_at().unix_timestamp_nanos(), 7_000_005_000);
         assert_eq!(table.table, name.to_string());
     }
 

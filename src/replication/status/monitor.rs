@@ -159,7 +159,7 @@ impl Monitor {
         let half = i64::try_from(asked.elapsed().as_micros() / 2).unwrap_or(0);
         self.status
             .set_clock_offset(PgTimestamp::from_datetime(sample.clock).0 + half - PgTimestamp::now().0);
-        self.delay.sample(asked, sample.end);
+        self.delay.sample(asked, sample.end, sample.clock);
         self.wait_until_settled(sample.end).await;
         Some(sample)
     }
@@ -196,6 +196,7 @@ impl Monitor {
     fn figures(&self, sample: Option<&Sample>, settled: Lsn, delay: Duration) -> SyncFigures {
         SyncFigures {
             delay_seconds: delay.as_secs_f64(),
+            settled_at_micros: self.delay.settled_at().map(micros),
             // Where nothing is settled yet, there is nothing to compare with.
             lag_bytes: sample
                 .filter(|_| settled.is_valid())
@@ -345,4 +346,9 @@ impl Monitor {
             self.status.set_wait(&side.to_string(), None);
         }
     }
+}
+
+/// Microseconds since 1970.
+fn micros(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000).unwrap_or_default()
 }

@@ -195,7 +195,7 @@ impl Verification {
             return Ok(Goes::On);
         };
         if shown.state == VerifyState::Waiting {
-            shown.began = OffsetDateTime::now_utc().unix_timestamp();
+            shown.begin(OffsetDateTime::now_utc());
         }
         shown.state = VerifyState::Verifying;
         let name = shown.table.clone();

@@ -38,7 +38,7 @@ impl Served<'_> {
     /// Forgets what was found of a table: it is not the same any more.
     pub(super) fn begin_anew(&mut self, at: usize) {
         if let Some(table) = self.table(at) {
-            table.begin_anew(OffsetDateTime::now_utc().unix_timestamp());
+            table.begin_anew(OffsetDateTime::now_utc());
         }
     }
 

@@ -131,3 +131,51 @@ async fn a_table_is_as_fresh_as_it_was_when_it_was_held_or_a_row_of_it_was_parke
     }
     assert!(is_true(&twins, "twinlog.fresh_as_of('pg_class') IS NULL").await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_differs_or_is_read_again_is_not_called_fresh_and_nothing_has_come_in_a_gap() {
+    let twins = Twins::with_notes(10).await;
+    let daemon = twins.start().await;
+    twins.until_table("notes", "streaming", 10).await;
+    let fresh = "SELECT (twinlog.fresh_as_of('notes') IS NOT NULL)::text";
+    twins.until_agent("it is fresh", fresh, "true").await;
+
+    // WHEN it was verified and differs, and was never proved to be equal
+    twins.on_agent("UPDATE notes SET body = 'wrong' WHERE id = 3").await;
+    twins.fails(&["verify", "notes"]).await;
+    assert_eq!(twins.agent.value(fresh).await, "false");
+    // THEN what was found stands when other rows are read again, and not when all are.
+    twins
+        .succeeds(&["resync", "notes", "--where", "id = 5", "--wait"])
+        .await;
+    assert_eq!(twins.agent.value(fresh).await, "false");
+    let differing = twins.run(&["status", "--json"]).await.1;
+    assert!(differing.contains("\"differing\":1"), "{differing}");
+    twins.succeeds(&["resync", "notes", "--wait"]).await;
+    twins.until_agent("it is fresh", fresh, "true").await;
+    // What is found right after a resync is not older than that.
+    twins.on_agent("UPDATE notes SET body = 'wrong' WHERE id = 3").await;
+    twins.fails(&["verify", "notes"]).await;
+    assert_eq!(twins.agent.value(fresh).await, "false");
+    twins.succeeds(&["resync", "notes", "--wait"]).await;
+    twins.until_agent("it is fresh", fresh, "true").await;
+    daemon.stop().await;
+
+    // WHEN it is read again for another reason than the command that is remembered
+    assert!(
+        is_true(
+            &twins,
+            "EXISTS (SELECT FROM twinlog.tables WHERE command_id IS NOT NULL)"
+        )
+        .await
+    );
+    twins.on_agent("UPDATE twinlog.tables SET state = 'resyncing'").await;
+    assert_eq!(twins.agent.value(fresh).await, "false");
+
+    // WHEN rows may be missing
+    assert!(is_true(&twins, "twinlog.wait_for('0/1', '0 s')").await);
+    twins
+        .on_agent("UPDATE twinlog.checkpoint SET gap_reason = 'lost', gap_since = now()")
+        .await;
+    assert!(is_true(&twins, "NOT twinlog.wait_for('0/1', '0 s')").await);
+}

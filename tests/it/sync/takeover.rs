@@ -22,7 +22,7 @@ async fn check(twins: &Twins) -> (bool, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_db_can_take_over_with_sequences_that_go_on_where_the_site_dbs_are() {
     // GIVEN rows by defaults, and an Agent DB that gives even numbers where the Site DB gives odd ones
-    let twins = Twins::new(SCHEMA).await;
+    let mut twins = Twins::new(SCHEMA).await;
     twins
         .on_agent("ALTER TABLE even ALTER id SET START 2 RESTART; SELECT setval('numbers', 5000)")
         .await;
@@ -45,20 +45,37 @@ async fn the_agent_db_can_take_over_with_sequences_that_go_on_where_the_site_dbs
     let (ready, lacks) = check(&twins).await;
     assert!(ready, "{lacks}");
     assert_eq!(twins.agent.value("SELECT last_value FROM numbers").await, "5000");
+    // A proof of before the last copy proves nothing.
+    twins.succeeds(&["resync", "d", "--wait"]).await;
+    let (ready, lacks) = check(&twins).await;
+    assert!(!ready && lacks.contains("public.d was not proved"), "{lacks}");
 
     // Rows that come now are covered before the next look; a burst is not, and is said.
     twins.on_site(&rows.repeat(10)).await;
     twins.until_equal(&["t"]).await;
     daemon.stop().await;
-    twins.on_site("SELECT setval('t_id_seq', 100000)").await;
+    twins
+        .on_site("SELECT setval('t_id_seq', 100000); INSERT INTO d DEFAULT VALUES")
+        .await;
     let (ready, lacks) = check(&twins).await;
     assert!(!ready && lacks.contains("public.t_id_seq is behind"), "{lacks}");
     assert!(!lacks.contains("even"), "{lacks}");
+    assert!(
+        lacks.contains("not everything that the Site DB has is applied"),
+        "{lacks}"
+    );
     let given = "INSERT INTO even DEFAULT VALUES RETURNING id % 2; INSERT INTO t (id) SELECT nextval('t_id_seq');";
     twins.on_agent(given).await;
     assert_eq!(
         twins.agent.value("SELECT count(*) FROM even WHERE id % 2 = 0").await,
         "1"
+    );
+    // A Site DB that can't be asked is told beside what else lacks.
+    twins.set_site_url("postgres://nobody@127.0.0.1:1/none");
+    let (ready, lacks) = check(&twins).await;
+    assert!(
+        !ready && lacks.contains("can't be asked") && lacks.contains("no daemon runs"),
+        "{lacks}"
     );
 }
 

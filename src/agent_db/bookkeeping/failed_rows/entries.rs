@@ -20,12 +20,15 @@ use crate::lsn::Lsn;
 /// know of this change.
 const PARK: &str = "
 INSERT INTO twinlog.failed_rows AS f (slot, schema_name, table_name, key, operation, image, reason, constraint_name,
-    message, changes, first_lsn, last_lsn, next_attempt_at, row_values, row_key)
+    message, changes, first_lsn, last_lsn, next_attempt_at, row_values, row_key, parked_as_of)
 SELECT $1, x.s, x.t, x.k, x.operation, x.image::pg_catalog.jsonb, x.reason, x.constraint_name, x.message, x.changes,
     $11::pg_catalog.pg_lsn, $11::pg_catalog.pg_lsn,
     pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) CASE WHEN x.reason OPERATOR(pg_catalog.=) ANY ('{TW001,TW002}')
         THEN interval '0' ELSE pg_catalog.make_interval(secs => $12::double precision) END,
-    x.row_values, x.row_key
+    x.row_values, x.row_key,
+    CASE WHEN EXISTS (SELECT FROM twinlog.tables t WHERE t.slot OPERATOR(pg_catalog.=) $1 AND t.schema_name OPERATOR(pg_catalog.=) x.s
+        AND t.table_name OPERATOR(pg_catalog.=) x.t AND t.state OPERATOR(pg_catalog.=) 'streaming')
+        THEN (SELECT twinlog.applied_as_of($1)) END
 FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[],
     $10::bigint[], $13::pg_catalog.text[], $14::pg_catalog.text[])
     AS x(s, t, k, operation, image, reason, constraint_name, message, changes, row_values, row_key)

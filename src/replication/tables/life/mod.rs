@@ -243,15 +243,18 @@ fn read_again(record: TableRecord) -> TableRecord {
 }
 
 /// The record in another state, with the progress of any copy and its condition removed. The command that waits for the
-/// table stays. The time and position of the last complete copy stay as long as its rows can still be used.
+/// table stays. The times and the position of the last complete copy stay as long as its rows can still be used.
 fn reset(record: TableRecord, state: TableState) -> TableRecord {
-    let (finished_at, copied_at_lsn) = match state {
-        TableState::New | TableState::Copying => (None, None),
-        TableState::Streaming | TableState::Resyncing | TableState::Held => (record.finished_at, record.copied_at_lsn),
+    let (started_at, finished_at, copied_at_lsn) = match state {
+        TableState::New | TableState::Copying => (None, None, None),
+        TableState::Streaming | TableState::Resyncing | TableState::Held => {
+            (record.started_at, record.finished_at, record.copied_at_lsn)
+        }
     };
     TableRecord {
         state,
         command_id: record.command_id,
+        started_at,
         finished_at,
         copied_at_lsn,
         key: record.key,
@@ -274,7 +277,11 @@ fn started(record: TableRecord, at: OffsetDateTime, estimated: Option<i64>) -> T
         state,
         phase: Some(CopyPhase::Rows),
         rows_estimated: estimated,
-        started_at: Some(at),
+        started_at: if record.condition.is_some() {
+            record.started_at
+        } else {
+            Some(at)
+        },
         ..record
     }
 }
@@ -300,15 +307,22 @@ fn merged(record: TableRecord, step: CopyStep, at: OffsetDateTime, lsn: Lsn) -> 
                 ..record
             }
         }
-        CopyStep::Finished { rows } => TableRecord {
-            state: TableState::Streaming,
-            phase: None,
-            last_key: None,
-            condition: None,
-            finished_at: Some(at),
-            copied_at_lsn: Some(lsn),
-            ..add_rows(record, rows)?
-        },
+        CopyStep::Finished { rows } => {
+            // What was read by a condition says nothing of the other rows.
+            let (finished_at, copied_at_lsn) = match record.condition {
+                Some(_) => (record.finished_at, record.copied_at_lsn),
+                None => (Some(at), Some(lsn)),
+            };
+            TableRecord {
+                state: TableState::Streaming,
+                phase: None,
+                last_key: None,
+                condition: None,
+                finished_at,
+                copied_at_lsn,
+                ..add_rows(record, rows)?
+            }
+        }
     })
 }
 

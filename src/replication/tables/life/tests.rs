@@ -256,6 +256,29 @@ fn a_resync_keeps_its_command_to_the_end_and_its_condition_no_longer() {
     );
 }
 
+#[test]
+fn a_copy_with_a_condition_is_no_copy_of_the_whole_table() {
+    let before = streaming().unwrap();
+    let at = AT + std::time::Duration::from_secs(1);
+    let events = [
+        resync(Some("n > 0")),
+        TableEvent::CopyStarted { at, estimated: None },
+        TableEvent::ChunkMerged {
+            step: CopyStep::Finished { rows: 1 },
+            at,
+            lsn: Lsn(9),
+        },
+    ];
+    let record = events.into_iter().fold(before.clone(), |record, event| {
+        next(&table(), Some(&record), event).unwrap().unwrap()
+    });
+    assert_eq!(record.state, Streaming);
+    assert_eq!(
+        (record.started_at, record.finished_at, record.copied_at_lsn),
+        (before.started_at, before.finished_at, before.copied_at_lsn)
+    );
+}
+
 fn event() -> impl Strategy<Value = TableEvent> {
     prop_oneof![
         4 => Just(TableEvent::SeenFirst),
