@@ -112,29 +112,13 @@ async fn act(pool: &Pool, arguments: &Arguments) -> anyhow::Result<Outcome> {
             };
             replay(pool, name, again).await.context("queue the webhooks")?
         }
-        Action::Retry { name } => deliveries::retry_given_up(pool, name)
+        Action::Retry { name } => in_batches(|| deliveries::retry_given_up(pool, name, BATCH))
             .await
             .context("queue the webhooks")?,
-        Action::Discard { name } => deliveries::discard_given_up(pool, name)
+        Action::Discard { name } => in_batches(|| deliveries::discard_given_up(pool, name, BATCH))
             .await
             .context("delete the webhooks")?,
-        Action::Forget { name } => {
-            if !subscribers::forget(pool, name).await.context("remove the subscriber")? {
-                anyhow::bail!(
-                    "there is no subscriber {name:?}, or a server has it in its configuration: take it out there first"
-                );
-            }
-            let mut deleted = 0;
-            loop {
-                let now = deliveries::forget(pool, name, BATCH)
-                    .await
-                    .context("delete what waits for it")?;
-                deleted += now;
-                if now < u64::from(BATCH) {
-                    break deleted;
-                }
-            }
-        }
+        Action::Forget { name } => forget(pool, name, named(name).is_some()).await?,
     };
     let mut out = anstream::stdout().lock();
     if arguments.json {
@@ -147,6 +131,42 @@ async fn act(pool: &Pool, arguments: &Arguments) -> anyhow::Result<Outcome> {
         writeln!(out, "{count} webhooks {what}")?;
     }
     Ok(Outcome::Success)
+}
+
+/// Repeats a statement until it has found fewer than [`BATCH`]: all in one would take longer than a statement may. Returns how many
+/// it found.
+async fn in_batches<R>(mut statement: impl FnMut() -> R) -> Result<u64, SiteError>
+where
+    R: Future<Output = Result<u64, SiteError>>,
+{
+    let mut all = 0;
+    loop {
+        let found = statement().await?;
+        all += found;
+        if found < u64::from(BATCH) {
+            return Ok(all);
+        }
+    }
+}
+
+/// The subscriber goes last, so that the command can be repeated after a crash. `known`: there is a subscriber with this name.
+async fn forget(pool: &Pool, name: &str, known: bool) -> anyhow::Result<u64> {
+    let in_use = || anyhow::anyhow!("a server has {name:?} in its configuration: take it out there first");
+    let delete = || in_batches(|| deliveries::forget(pool, name, BATCH));
+    if known && !subscribers::remove(pool, name).await.context("remove the subscriber")? {
+        return Err(in_use());
+    }
+    let mut deleted = delete().await.context("delete what waits for it")?;
+    if known {
+        if !subscribers::forget(pool, name).await.context("remove the subscriber")? {
+            return Err(in_use());
+        }
+        // A webhook that was being stored when the subscriber was removed.
+        deleted += delete().await.context("delete what waits for it")?;
+    } else if deleted == 0 {
+        anyhow::bail!("there is no subscriber {name:?}: twinlog subscribers list shows all");
+    }
+    Ok(deleted)
 }
 
 async fn replay(pool: &Pool, name: &str, mut again: Again) -> Result<u64, SiteError> {

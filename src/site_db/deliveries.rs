@@ -7,7 +7,7 @@ use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::webhook_events::first_id_at;
+use super::webhook_events::{ID_MARGIN, first_id_at};
 use super::{Pool, SiteError};
 
 /// A webhook that waits, with its body.
@@ -25,6 +25,17 @@ pub struct Waiting {
     pub wait_seconds: f64,
     /// The bytes that Meta signed; `None`: they were deleted.
     pub body: Option<Vec<u8>>,
+}
+
+impl Waiting {
+    /// Which it is.
+    #[must_use]
+    pub const fn key(&self) -> Key {
+        Key {
+            received_at: self.received_at,
+            webhook_id: self.webhook_id,
+        }
+    }
 }
 
 /// A delivery.
@@ -47,14 +58,25 @@ pub struct Failed {
     pub again_after: Option<Duration>,
 }
 
-/// The oldest webhooks that wait for a subscriber, without those that the caller has, at most `limit` and about `bytes`.
+/// A part of the webhooks that wait for a subscriber.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Those after this one; `None`: from the oldest on.
+    pub after: Option<Key>,
+    /// And none after this one; `None`: up to the newest.
+    pub until: Option<Key>,
+    /// Without these, which the caller has.
+    pub known: Vec<Uuid>,
+}
+
+/// The oldest webhooks that wait for a subscriber in this part of them, at most `limit` and about `bytes`.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn waiting(
     pool: &Pool,
     subscriber: &str,
-    without: &[Uuid],
+    window: &Window,
     limit: u16,
     bytes: u32,
 ) -> Result<Vec<Waiting>, SiteError> {
@@ -62,6 +84,8 @@ pub async fn waiting(
         "WITH oldest AS MATERIALIZED ( \
              SELECT d.webhook_id, d.received_at, d.attempts, d.queued_at, d.next_attempt_at FROM twinlog.deliveries d \
               WHERE d.subscriber = $1 AND d.given_up_at IS NULL AND NOT d.webhook_id = ANY ($2) \
+                AND (d.received_at, d.webhook_id) > (coalesce($5::timestamptz, '-infinity'), $6::uuid) \
+                AND (d.received_at, d.webhook_id) <= (coalesce($7::timestamptz, 'infinity'), $8::uuid) \
               ORDER BY d.received_at, d.webhook_id LIMIT $3 \
          ), counted AS ( \
              SELECT o.*, e.body, sum(coalesce(octet_length(e.body), 0)) OVER places AS bytes, row_number() OVER places AS place \
@@ -73,9 +97,13 @@ pub async fn waiting(
            FROM counted WHERE bytes <= $4 OR place = 1 ORDER BY place",
     )
     .bind(subscriber)
-    .bind(without)
+    .bind(&window.known)
     .bind(i64::from(limit))
     .bind(i64::from(bytes))
+    .bind(window.after.map(|key| key.received_at))
+    .bind(window.after.map_or(Uuid::nil(), |key| key.webhook_id))
+    .bind(window.until.map(|key| key.received_at))
+    .bind(window.until.map_or(Uuid::max(), |key| key.webhook_id))
     .fetch_all(&pool.0)
     .await?)
 }
@@ -137,8 +165,8 @@ pub async fn failed(pool: &Pool, subscriber: &str, failed: &[Failed]) -> Result<
     Ok(())
 }
 
-/// Gives up those of the oldest `limit` webhooks that have waited for longer than `longest`, and forgets those that were given up
-/// longer than `keep` ago. Returns how many were given up.
+/// Gives up the oldest webhooks that have waited for longer than `longest`, and forgets those that were given up longer than `keep`
+/// ago, at most `limit` of each. Returns how many were given up.
 ///
 /// # Errors
 /// See [`SiteError`].
@@ -149,15 +177,16 @@ pub async fn give_up_old(
     keep: Duration,
     limit: u16,
 ) -> Result<u64, SiteError> {
+    // None is queued before it is received: so only what was received long ago is read.
     let given_up = sqlx::query(
         "WITH forgotten AS (DELETE FROM twinlog.deliveries WHERE ctid = ANY (ARRAY(SELECT ctid FROM twinlog.deliveries \
               WHERE subscriber = $1 AND given_up_at < now() - make_interval(secs => $3) LIMIT $4))) \
          UPDATE twinlog.deliveries d SET given_up_at = now(), next_attempt_at = NULL, \
-                problem = coalesce(d.problem, 'the subscriber took nothing for all this time') \
+                problem = coalesce(d.problem, 'the subscriber did not get to it in all this time') \
            FROM (SELECT received_at, webhook_id FROM twinlog.deliveries WHERE subscriber = $1 AND given_up_at IS NULL \
+                    AND received_at < now() - make_interval(secs => $2) AND queued_at < now() - make_interval(secs => $2) \
                   ORDER BY received_at, webhook_id LIMIT $4) AS old \
-          WHERE d.subscriber = $1 AND d.received_at = old.received_at AND d.webhook_id = old.webhook_id \
-            AND d.queued_at < now() - make_interval(secs => $2)",
+          WHERE d.subscriber = $1 AND d.received_at = old.received_at AND d.webhook_id = old.webhook_id",
     )
     .bind(subscriber)
     .bind(longest.as_secs_f64())
@@ -190,7 +219,6 @@ pub async fn queue_again(
     again: Again,
     limit: u16,
 ) -> Result<Option<(Uuid, i64)>, SiteError> {
-    let second = Duration::from_secs(1);
     let (last, queued): (Option<Uuid>, i64) = sqlx::query_as(
         "WITH wanted AS MATERIALIZED (SELECT id, received_at FROM public.webhook_events \
              WHERE id > $2 AND id < $3 AND received_at >= $4 AND received_at < $5 ORDER BY id LIMIT $6), \
@@ -201,8 +229,8 @@ pub async fn queue_again(
          SELECT (SELECT id FROM wanted ORDER BY id DESC LIMIT 1), (SELECT count(*) FROM wanted)",
     )
     .bind(subscriber)
-    .bind(again.after.max(first_id_at(again.since - second)))
-    .bind(first_id_at(again.until + second))
+    .bind(again.after.max(first_id_at(again.since - ID_MARGIN)))
+    .bind(first_id_at(again.until + ID_MARGIN))
     .bind(again.since)
     .bind(again.until)
     .bind(i64::from(limit))
@@ -211,30 +239,51 @@ pub async fn queue_again(
     Ok(last.map(|last| (last, queued)))
 }
 
-/// Has those tried again that were given up. Returns how many.
+/// Has those tried again that were given up, at most `limit`. Returns how many.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn retry_given_up(pool: &Pool, subscriber: &str) -> Result<u64, SiteError> {
+pub async fn retry_given_up(pool: &Pool, subscriber: &str, limit: u16) -> Result<u64, SiteError> {
     let done = sqlx::query(
-        "UPDATE twinlog.deliveries SET queued_at = now(), attempts = 0, next_attempt_at = NULL, given_up_at = NULL, \
-             problem = NULL WHERE subscriber = $1 AND given_up_at IS NOT NULL",
+        "UPDATE twinlog.deliveries SET queued_at = now(), attempts = 0, next_attempt_at = NULL, given_up_at = NULL, problem = NULL \
+          WHERE ctid = ANY (ARRAY(SELECT ctid FROM twinlog.deliveries WHERE subscriber = $1 AND given_up_at IS NOT NULL LIMIT $2))",
     )
     .bind(subscriber)
+    .bind(i64::from(limit))
     .execute(&pool.0)
     .await?;
     Ok(done.rows_affected())
 }
 
-/// Forgets those that were given up. Returns how many.
+/// Forgets those that were given up, at most `limit`. Returns how many.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn discard_given_up(pool: &Pool, subscriber: &str) -> Result<u64, SiteError> {
-    let done = sqlx::query("DELETE FROM twinlog.deliveries WHERE subscriber = $1 AND given_up_at IS NOT NULL")
-        .bind(subscriber)
-        .execute(&pool.0)
-        .await?;
+pub async fn discard_given_up(pool: &Pool, subscriber: &str, limit: u16) -> Result<u64, SiteError> {
+    let done = sqlx::query(
+        "DELETE FROM twinlog.deliveries WHERE ctid = ANY (ARRAY(SELECT ctid FROM twinlog.deliveries \
+          WHERE subscriber = $1 AND given_up_at IS NOT NULL LIMIT $2))",
+    )
+    .bind(subscriber)
+    .bind(i64::from(limit))
+    .execute(&pool.0)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Deletes what waits for subscribers that were removed longer than `keep` ago, at most `limit`. Returns how many.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn forget_removed(pool: &Pool, keep: Duration, limit: u16) -> Result<u64, SiteError> {
+    let done = sqlx::query(
+        "DELETE FROM twinlog.deliveries WHERE ctid = ANY (ARRAY(SELECT d.ctid FROM twinlog.subscribers s \
+           JOIN twinlog.deliveries d ON d.subscriber = s.name WHERE s.removed_at < now() - make_interval(secs => $1) LIMIT $2))",
+    )
+    .bind(keep.as_secs_f64())
+    .bind(i64::from(limit))
+    .execute(&pool.0)
+    .await?;
     Ok(done.rows_affected())
 }
 

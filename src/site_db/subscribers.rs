@@ -153,12 +153,28 @@ pub async fn overview(pool: &Pool, name: Option<&str>) -> Result<Vec<Overview>, 
     .await?)
 }
 
-/// Removes a subscriber that no server has in its configuration. False: there is none, or a server has it.
+/// Marks a subscriber that no server has in its configuration: nothing is kept for it any more. False: there is none, or a server
+/// has it.
+///
+/// # Errors
+/// See [`SiteError`].
+pub async fn remove(pool: &Pool, name: &str) -> Result<bool, SiteError> {
+    let done = sqlx::query(
+        "UPDATE twinlog.subscribers SET removed_at = coalesce(removed_at, now()) \
+          WHERE name = $1 AND (removed_at IS NOT NULL OR lease_until < now() - interval '1 minute')",
+    )
+    .bind(name)
+    .execute(&pool.0)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Deletes a subscriber that was [removed](remove). False: there is none, or a server has it again.
 ///
 /// # Errors
 /// See [`SiteError`].
 pub async fn forget(pool: &Pool, name: &str) -> Result<bool, SiteError> {
-    let done = sqlx::query("DELETE FROM twinlog.subscribers WHERE name = $1 AND (removed_at IS NOT NULL OR lease_until < now() - interval '1 minute')")
+    let done = sqlx::query("DELETE FROM twinlog.subscribers WHERE name = $1 AND removed_at IS NOT NULL")
         .bind(name)
         .execute(&pool.0)
         .await?;

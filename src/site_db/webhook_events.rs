@@ -247,6 +247,9 @@ pub struct ReplayFilter {
     pub until: Option<OffsetDateTime>,
 }
 
+/// An id begins with the time of the server's clock, and `received_at` is that of the Site DB: they may differ by so much.
+pub(super) const ID_MARGIN: Duration = Duration::from_secs(600);
+
 /// The smallest id of a webhook that was received at that time: ids begin with the time in milliseconds.
 pub(super) fn first_id_at(at: OffsetDateTime) -> Uuid {
     let millis = u128::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
@@ -258,12 +261,10 @@ pub(super) fn first_id_at(at: OffsetDateTime) -> Uuid {
 /// # Errors
 /// See [`SiteError`].
 pub async fn to_replay(pool: &Pool, filter: &ReplayFilter, after: Uuid, limit: u32) -> Result<Vec<Uuid>, SiteError> {
-    let second = Duration::from_secs(1);
     let from = filter
         .since
-        .map_or(after, |since| after.max(first_id_at(since - second)));
-    // An id is made a moment before its row.
-    let to = filter.until.map_or(Uuid::max(), |until| first_id_at(until + second));
+        .map_or(after, |since| after.max(first_id_at(since - ID_MARGIN)));
+    let to = filter.until.map_or(Uuid::max(), |until| first_id_at(until + ID_MARGIN));
     Ok(sqlx::query_scalar(
         "SELECT id FROM public.webhook_events
           WHERE id > $1 AND id < $2 AND state = ANY ($3) AND ($4::uuid[] = '{}' OR id = ANY ($4))
@@ -327,7 +328,8 @@ pub async fn forget(pool: &Pool, state: WebhookState, months: u32, limit: u32) -
              SELECT id FROM public.webhook_events w
               WHERE id < $1 AND state = $2 AND received_at < now() - make_interval(months => $3)
                 AND NOT EXISTS (SELECT FROM twinlog.subscribers s JOIN twinlog.deliveries d ON d.subscriber = s.name
-                     AND d.received_at = w.received_at AND d.webhook_id = w.id WHERE d.given_up_at IS NULL)
+                     AND d.received_at = w.received_at AND d.webhook_id = w.id
+                     WHERE d.given_up_at IS NULL AND s.removed_at IS NULL)
               ORDER BY id LIMIT $4 FOR UPDATE SKIP LOCKED)",
     )
     .bind(first_id_at(youngest))

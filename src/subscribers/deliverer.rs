@@ -1,32 +1,32 @@
 //! One subscriber: the server that has its lease loads the oldest webhooks that wait, delivers them, and records what became of them.
 //!
-//! A round: keep the lease, record, shake hands if need be, load, start what may go, report. Between two rounds it waits for a
-//! delivery to end, a webhook to arrive, or the next one to be due. What was delivered and is not recorded yet is delivered again by
+//! A round: keep the lease, shake hands if need be, begin to record and load, start what may go, report. Between two rounds it waits for
+//! a delivery to end, a webhook to arrive, or the next one to be due. Recording and loading go on beside the deliveries
+//! (`exchange`), so that a place is taken again as soon as it is free. What was delivered and is not recorded yet is delivered again by
 //! whoever comes after a crash.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::exchange::{Exchange, Exchanged, Loaded, Outcome, Unrecorded, entry};
+use super::given_up;
 use super::noted::Noted;
-use super::prepared::prepare;
-use super::queue::{Entry, Queue};
+use super::queue::Queue;
 use super::receiver::{Receiver, ReceiverSetupError, Refused};
 use super::standing::standing;
 use crate::config::Subscriber;
-use crate::failpoint;
 use crate::health::{Component, Standing};
 use crate::metrics;
 use crate::provider::cloud::handed_on::Selection;
 use crate::retry::backoff;
 use crate::shutdown;
-use crate::site_db::deliveries::{self, Failed, Key};
+use crate::site_db::deliveries::{Failed, Key};
 use crate::site_db::subscribers;
 use crate::site_db::{Pool, SiteError};
 
@@ -40,8 +40,6 @@ const STANDBY: Duration = Duration::from_secs(2);
 const LEASE_MARGIN: Duration = Duration::from_secs(5);
 /// How often to look for webhooks that other servers received.
 const POLL: Duration = Duration::from_millis(500);
-/// Most webhooks that are loaded at a time, and bytes.
-const LOAD: (u16, u32) = (100, 2 << 20);
 /// How long the statements of a round may take.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(15);
 /// First and longest wait after an error of the Site DB.
@@ -50,10 +48,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 const HANDSHAKE_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often it is reported how the deliveries go.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
-/// How often old webhooks are given up while the subscriber takes nothing, and how many at most.
-const GIVE_UP: (Duration, u16) = (Duration::from_secs(60), 5000);
-/// How long it is kept that a webhook was given up.
-const KEEP_GIVEN_UP: Duration = Duration::from_secs(90 * 24 * 3600);
+/// How often old webhooks are given up.
+const GIVE_UP_EVERY: Duration = Duration::from_secs(60);
 
 /// Delivers to one subscriber.
 pub(super) struct Deliverer {
@@ -66,10 +62,13 @@ pub(super) struct Deliverer {
     component: Component,
     queue: Queue,
     under_way: JoinSet<(Key, Result<(), Refused>)>,
-    /// Delivered or not wanted, and not recorded yet.
-    done: Vec<Key>,
-    /// Refused or given up, and not recorded yet.
-    failed: Vec<Failed>,
+    unrecorded: Unrecorded,
+    /// At most one.
+    exchange: JoinSet<Exchanged>,
+    /// Why the last exchange failed.
+    exchange_error: Option<SiteError>,
+    /// Errors of the Site DB without a success between them.
+    failures: u32,
     lease: Option<Lease>,
     /// Told once that webhooks are kept for the subscriber.
     noted: Option<Noted>,
@@ -78,6 +77,8 @@ pub(super) struct Deliverer {
     /// Whether there may be more to load.
     more: bool,
     looked: Instant,
+    /// Up to where what came late was looked for, and when.
+    swept: (Option<Key>, Instant),
     reported: Option<Instant>,
     gave_up: Instant,
     delivered: bool,
@@ -117,13 +118,16 @@ impl Deliverer {
             component,
             queue: Queue::default(),
             under_way: JoinSet::new(),
-            done: Vec::new(),
-            failed: Vec::new(),
+            unrecorded: Unrecorded::default(),
+            exchange: JoinSet::new(),
+            exchange_error: None,
+            failures: 0,
             lease: None,
             noted: Some(noted),
             handshake: (0, now),
             more: true,
             looked: now,
+            swept: (None, now),
             reported: None,
             gave_up: now,
             delivered: false,
@@ -133,7 +137,6 @@ impl Deliverer {
 
     /// Runs until the stop.
     pub(super) async fn run(mut self, stop: CancellationToken) {
-        let mut failures = 0_u32;
         while !stop.is_cancelled() {
             let round = tokio::select! {
                 biased;
@@ -142,14 +145,16 @@ impl Deliverer {
             };
             let wake = match round.unwrap_or(Err(SiteError::timed_out())) {
                 Ok(wake) => {
-                    failures = 0;
+                    if self.exchange.is_empty() {
+                        self.failures = 0;
+                    }
                     wake
                 }
                 Err(error) => {
-                    failures = failures.saturating_add(1);
+                    self.failures = self.failures.saturating_add(1);
                     let trouble = error.trouble("webhooks are handed on later");
                     self.component.stands(Standing::Degraded(trouble), json!(null));
-                    let wait = backoff(failures, RETRY.0, RETRY.1);
+                    let wait = backoff(self.failures, RETRY.0, RETRY.1);
                     if !shutdown::sleep(wait, &stop).await {
                         break;
                     }
@@ -160,6 +165,7 @@ impl Deliverer {
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = self.under_way.join_next() => self.ended(ended.ok()),
+                Some(exchanged) = self.exchange.join_next() => self.exchanged(exchanged.ok()),
                 changed = self.arrivals.changed(), if self.lease.is_some() => match changed {
                     Ok(()) => self.more = true,
                     // The inbox is gone: the process is stopping.
@@ -180,12 +186,13 @@ impl Deliverer {
             while let Some(ended) = self.under_way.join_next().await {
                 self.ended(ended.ok());
             }
+            self.exchange_ends().await;
         };
         // What takes longer is delivered again.
         let _ = timeout(shutdown::GRACE / 2, ending).await;
         if self.lease.is_some() {
             let recording = async {
-                self.record().await?;
+                self.unrecorded.record(&self.pool, &self.name).await?;
                 subscribers::give_up(&self.pool, &self.name, self.pool.process()).await
             };
             // Otherwise the lease ends by itself.
@@ -199,16 +206,19 @@ impl Deliverer {
             self.component.ready(json!({"delivered_by": "another server"}));
             return Ok(Instant::now() + STANDBY);
         }
-        self.record().await?;
-        if self.shaken().await? {
-            self.load().await?;
-            self.start().await?;
+        if let Some(error) = self.exchange_error.take() {
+            return Err(error);
+        }
+        let verified = self.shaken().await?;
+        self.begin_exchange(verified);
+        if verified {
+            self.start();
         }
         self.give_up_old().await?;
         self.report().await?;
         let renew_at = self.lease.as_ref().map_or_else(Instant::now, |lease| lease.renew_at);
         let idle = if self.more { Instant::now() } else { self.looked + POLL };
-        let idle = if self.is_verified() && self.queue.has_room() {
+        let idle = if self.is_verified() && self.queue.has_room() && self.exchange.is_empty() {
             idle
         } else {
             renew_at
@@ -243,7 +253,8 @@ impl Deliverer {
             if self.lease.is_some() {
                 // What is under way may be delivered twice.
                 self.under_way.shutdown().await;
-                self.record().await?;
+                self.exchange_ends().await;
+                self.unrecorded.record(&self.pool, &self.name).await?;
                 self.lease = None;
                 self.queue = Queue::default();
                 metrics::set_subscriber(&self.name, 0, 0.0);
@@ -290,111 +301,123 @@ impl Deliverer {
         }
     }
 
-    /// Loads the oldest webhooks that wait.
-    async fn load(&mut self) -> Result<(), SiteError> {
-        let now = Instant::now();
-        if !self.queue.has_room() || !(self.more || now >= self.looked + POLL) {
-            return Ok(());
+    /// Begins to record what has ended, and to load the next webhooks, unless that is under way.
+    fn begin_exchange(&mut self, verified: bool) {
+        if !self.exchange.is_empty() {
+            return;
         }
-        // Before the look: what comes meanwhile is looked for again.
-        self.more = false;
-        self.looked = now;
-        let (limit, bytes) = LOAD;
-        let found = deliveries::waiting(&self.pool, &self.name, &self.queue.ids(), limit, bytes).await?;
-        self.more = !found.is_empty();
-        let (mut rows, mut bodies) = (Vec::new(), Vec::new());
-        for row in found {
-            let key = Key {
-                received_at: row.received_at,
-                webhook_id: row.webhook_id,
-            };
-            match &row.body {
-                Some(body) => {
-                    bodies.push(Bytes::copy_from_slice(body));
-                    rows.push((key, row));
-                }
-                None => self.lost(key),
+        let now = Instant::now();
+        let lacking = if verified { self.queue.lacking(now) } else { Vec::new() };
+        let room = verified && self.queue.has_room();
+        let newest = (room && (self.more || now >= self.looked + POLL)).then(|| self.queue.newest());
+        if newest.is_some() {
+            // Before the look: what comes meanwhile is looked for again.
+            self.more = false;
+            self.looked = now;
+        }
+        let (after, swept) = self.swept;
+        let sweep = (room && now >= swept + POLL).then(|| self.queue.window(after));
+        if let Some(sweep) = &sweep {
+            self.swept = (after.filter(|_| sweep.is_some()), now);
+        }
+        let sweep = sweep.flatten();
+        if self.unrecorded.is_empty() && lacking.is_empty() && newest.is_none() && sweep.is_none() {
+            return;
+        }
+        let exchange = Exchange {
+            pool: self.pool.clone(),
+            subscriber: self.name.clone(),
+            selection: self.selection.clone(),
+            unrecorded: std::mem::take(&mut self.unrecorded),
+            newest,
+            sweep,
+            lacking,
+        };
+        self.exchange.spawn(exchange.run());
+    }
+
+    /// Waits until an exchange that is under way has ended, and keeps nothing of what it loaded.
+    async fn exchange_ends(&mut self) {
+        while let Some(ended) = self.exchange.join_next().await {
+            if let Ok(ended) = ended {
+                self.unrecorded.put_back(ended.unrecorded);
             }
         }
-        let prepared = prepare(&self.pool, &self.selection, bodies).await?;
-        for ((key, row), prepared) in rows.into_iter().zip(prepared) {
-            let Some(handed_on) = prepared else {
-                metrics::count_delivery(&self.name, "unwanted");
-                self.done.push(key);
-                continue;
-            };
-            let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
-            let entry = Entry {
-                about: handed_on.about,
-                body: Some(handed_on.body),
-                attempts: u32::try_from(row.attempts).unwrap_or(0),
-                due: now + seconds(row.wait_seconds),
-                under_way: false,
-                until: now + self.give_up_after.saturating_sub(seconds(row.waited_seconds)),
-            };
-            self.queue.add(key, entry);
+        self.more = true;
+    }
+
+    /// An exchange has ended.
+    fn exchanged(&mut self, exchanged: Option<Exchanged>) {
+        // It was stopped, with everything.
+        let Some(exchanged) = exchanged else { return };
+        self.unrecorded.put_back(exchanged.unrecorded);
+        match exchanged.loaded {
+            Ok(loaded) => {
+                self.failures = 0;
+                self.loaded(loaded);
+            }
+            Err(error) => {
+                self.more = true;
+                self.exchange_error = Some(error);
+            }
         }
-        Ok(())
+    }
+
+    /// Queues what was loaded.
+    fn loaded(&mut self, loaded: Loaded) {
+        let now = Instant::now();
+        for (key, outcome) in loaded.again {
+            match outcome {
+                Outcome::Wanted(handed_on) => self.queue.put_body(key, handed_on.body),
+                Outcome::Unwanted => self.unwanted(key),
+                Outcome::Lost => self.lost(key),
+            }
+        }
+        self.more |= !loaded.newest.is_empty();
+        self.swept.0 = loaded.swept_until.or(self.swept.0);
+        for (row, outcome) in loaded.newest.into_iter().chain(loaded.swept) {
+            let key = row.key();
+            match outcome {
+                Outcome::Wanted(handed_on) => {
+                    let entry = entry(&row, now, self.give_up_after, handed_on);
+                    self.queue.add(key, entry);
+                }
+                Outcome::Unwanted => self.unwanted(key),
+                Outcome::Lost => self.lost(key),
+            }
+        }
+    }
+
+    /// Nothing in a webhook is for the subscriber.
+    fn unwanted(&mut self, key: Key) {
+        metrics::count_delivery(&self.name, "unwanted");
+        self.queue.remove(key);
+        self.unrecorded.done.push(key);
     }
 
     /// A webhook was deleted before the subscriber had it.
     fn lost(&mut self, key: Key) {
         metrics::count_delivery(&self.name, "given_up");
         self.queue.remove(key);
-        self.failed.push(Failed {
+        self.unrecorded.failed.push(Failed {
             key,
             problem: "the webhook was deleted".to_owned(),
             again_after: None,
         });
     }
 
-    /// Starts what may be delivered now.
-    async fn start(&mut self) -> Result<(), SiteError> {
+    /// Starts what may be delivered now. Bodies that are not here are being read.
+    fn start(&mut self) {
         let now = Instant::now();
         if self.lease.as_ref().is_none_or(|lease| now >= lease.until) {
-            return Ok(());
+            return;
         }
-        let ready = self.queue.ready(now);
-        self.read_again(&ready).await?;
-        for key in ready {
+        for key in self.queue.ready(now) {
             let Some(body) = self.queue.body(key) else { continue };
             self.queue.start(key);
             let receiver = Arc::clone(&self.receiver);
             self.under_way.spawn(async move { (key, receiver.deliver(body).await) });
         }
-        Ok(())
-    }
-
-    /// Reads the bodies of those that are to be tried again.
-    async fn read_again(&mut self, ready: &[Key]) -> Result<(), SiteError> {
-        let lacking: Vec<Key> = ready
-            .iter()
-            .copied()
-            .filter(|key| self.queue.body(*key).is_none())
-            .collect();
-        if lacking.is_empty() {
-            return Ok(());
-        }
-        let ids: Vec<_> = lacking.iter().map(|key| key.webhook_id).collect();
-        let mut found: std::collections::HashMap<_, _> =
-            deliveries::bodies(&self.pool, &ids).await?.into_iter().collect();
-        let (mut keys, mut bodies) = (Vec::new(), Vec::new());
-        for key in lacking {
-            match found.remove(&key.webhook_id) {
-                Some(body) => {
-                    keys.push(key);
-                    bodies.push(Bytes::from(body));
-                }
-                None => self.lost(key),
-            }
-        }
-        let prepared = prepare(&self.pool, &self.selection, bodies).await?;
-        for (key, prepared) in keys.into_iter().zip(prepared) {
-            if let Some(handed_on) = prepared {
-                self.queue.put_body(key, handed_on.body);
-            }
-        }
-        Ok(())
     }
 
     /// A delivery has ended.
@@ -407,7 +430,7 @@ impl Deliverer {
                 metrics::count_delivery(&self.name, "delivered");
                 let was_down = self.queue.is_down();
                 self.queue.delivered(key, now);
-                self.done.push(key);
+                self.unrecorded.done.push(key);
                 self.delivered = true;
                 if was_down {
                     self.problem = None;
@@ -430,7 +453,7 @@ impl Deliverer {
                 if self.queue.is_down() {
                     self.problem = Some(refused.to_string());
                 }
-                self.failed.push(Failed {
+                self.unrecorded.failed.push(Failed {
                     key,
                     problem: refused.to_string(),
                     again_after,
@@ -439,36 +462,11 @@ impl Deliverer {
         }
     }
 
-    /// Records what became of the webhooks.
-    async fn record(&mut self) -> Result<(), SiteError> {
-        if !self.done.is_empty() {
-            failpoint::reach(failpoint::name::DELIVERY_BEFORE_RECORD);
-            deliveries::done(&self.pool, &self.name, &self.done).await?;
-            self.done.clear();
-        }
-        if !self.failed.is_empty() {
-            deliveries::failed(&self.pool, &self.name, &self.failed).await?;
-            self.failed.clear();
-        }
-        Ok(())
-    }
-
-    /// Gives up what has waited for too long, while the subscriber takes nothing: it would wait for ever.
+    /// Gives up what has waited for too long: behind others, or while the subscriber takes nothing or too little.
     async fn give_up_old(&mut self) -> Result<(), SiteError> {
         let now = Instant::now();
-        if self.problem.is_none() || now < self.gave_up + GIVE_UP.0 {
-            return Ok(());
-        }
-        self.gave_up = now;
-        let given_up =
-            deliveries::give_up_old(&self.pool, &self.name, self.give_up_after, KEEP_GIVEN_UP, GIVE_UP.1).await?;
-        if given_up > 0 {
-            tracing::error!(
-                subscriber = self.name,
-                given_up,
-                hint = "twinlog subscribers retry NAME delivers them again",
-                "webhooks were given up: the subscriber took nothing for as long as retention.undelivered_days says"
-            );
+        if now >= self.gave_up + GIVE_UP_EVERY && !given_up::more(&self.pool, &self.name, self.give_up_after).await? {
+            self.gave_up = now;
         }
         Ok(())
     }

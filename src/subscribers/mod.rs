@@ -11,13 +11,15 @@
 //!   before the row is deleted delivers it again, as Meta does in such a case.
 //! - **In order.** Webhooks that share a person (or a number's notice) follow each other, also over failures; others overtake
 //!   one that fails.
-//! - **Apart.** Each subscriber has a task, a few connections to it and a few rows in memory of its own. None delays another, or
+//! - **Apart.** Each subscriber has a task, a few connections to it and a bounded number of rows in memory of its own. None delays another, or
 //!   the 200 to Meta.
 //! - **Handshake.** A new address or token is asked as Meta asks, and gets nothing before it has answered.
 //!
 //! | file | its job |
 //! |---|---|
-//! | `deliverer` | one subscriber: lease, handshake, load, deliver, record |
+//! | `deliverer` | one subscriber: lease, handshake, deliveries |
+//! | `exchange` | records what became of webhooks, and loads the next ones |
+//! | `given_up` | what has waited for too long |
 //! | `noted` | webhooks are refused until they are kept for all subscribers |
 //! | `queue` | which webhook may be delivered next; pure |
 //! | `prepared` | the webhooks as the subscriber gets them |
@@ -28,6 +30,8 @@
 //! Not here: what a webhook for a subscriber looks like (`provider`), statements (`site_db`).
 
 mod deliverer;
+mod exchange;
+mod given_up;
 mod noted;
 mod prepared;
 mod queue;
@@ -84,6 +88,6 @@ pub fn start(
         tasks.spawn(deliverer.run(stop.clone()));
     }
     let names = subscribers.iter().map(|subscriber| subscriber.name.clone()).collect();
-    tasks.spawn(removed::run(pool.clone(), names, stop.clone()));
+    tasks.spawn(removed::run(pool.clone(), names, give_up_after, stop.clone()));
     Ok((tasks, noted))
 }

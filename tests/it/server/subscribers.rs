@@ -2,8 +2,8 @@
 
 use twinlog::config::Config;
 use twinlog::failpoint::name::DELIVERY_BEFORE_RECORD;
-use twinlog::site_db::Pool;
 use twinlog::site_db::webhook_events::{self, WebhookState};
+use twinlog::site_db::{Pool, deliveries};
 
 use super::receiver::Receiver;
 use super::world::sections;
@@ -254,4 +254,46 @@ async fn of_two_servers_one_delivers_and_the_other_goes_on_after_it() {
     is_done(&world).await;
     assert_eq!((crm.handshakes(), crm.refused()), (1, 0));
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_subscriber_keeps_no_webhook_and_what_was_given_up_is_retried_or_forgotten_in_batches() {
+    let world = World::new().await;
+    let pool = Pool::connect(&world.config.site);
+    // GIVEN one that was removed long ago, and one for which more was given up than one statement takes
+    world
+        .db
+        .on_site(
+            "INSERT INTO twinlog.subscribers (name, removed_at) VALUES ('gone', now() - interval '8 days');
+             INSERT INTO webhook_events (id, body, body_sha256, state, received_at, processed_at)
+               VALUES ('00000000-0000-7000-8000-000000000001', '{}', '', 'processed', now() - interval '1 year', now());
+             INSERT INTO twinlog.deliveries (subscriber, received_at, webhook_id) SELECT 'gone', received_at, id FROM webhook_events;
+             INSERT INTO twinlog.subscribers (name) VALUES ('crm');
+             INSERT INTO twinlog.deliveries (subscriber, received_at, webhook_id, given_up_at)
+               SELECT 'crm', now(), gen_random_uuid(), now() FROM generate_series(1, 4100)",
+        )
+        .await;
+
+    // THEN its webhook goes like others, and what waited for it as well
+    let forgotten = webhook_events::forget(&pool, WebhookState::Processed, 1, 10).await;
+    assert_eq!(forgotten.unwrap(), 1);
+    let keep = Duration::from_secs(7 * 24 * 3600);
+    assert_eq!(deliveries::forget_removed(&pool, keep * 2, 10).await.unwrap(), 0);
+    assert_eq!(deliveries::forget_removed(&pool, keep, 10).await.unwrap(), 1);
+
+    // AND all that was given up is queued again, and can be given up again
+    assert_eq!(command(&world, &["retry", "crm"]).await.1["webhooks"], 4100);
+    let given_up = deliveries::give_up_old(&pool, "crm", Duration::ZERO, keep, 5000).await;
+    assert_eq!(given_up.unwrap(), 4100);
+    assert_eq!(command(&world, &["discard", "crm"]).await.1["webhooks"], 4100);
+
+    // AND what a death left behind after the subscriber was removed can be deleted
+    world
+        .db
+        .on_site(
+            "INSERT INTO twinlog.deliveries (subscriber, received_at, webhook_id) VALUES ('left', now(), gen_random_uuid())",
+        )
+        .await;
+    assert_eq!(command(&world, &["forget", "left"]).await.1["webhooks"], 1);
+    assert_eq!(command(&world, &["forget", "gone"]).await.1["webhooks"], 0);
 }
