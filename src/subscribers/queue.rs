@@ -335,7 +335,8 @@ impl Queue {
                 .get(&key)
                 .map(|entry| entry.about.clone())
                 .unwrap_or_default();
-            for next in about.into_iter().filter_map(|whom| self.next_of(whom, key)) {
+            for whom in about {
+                let Some(next) = self.next_of(whom, key) else { continue };
                 let Some(entry) = self.entries.get_mut(&next) else {
                     continue;
                 };
