@@ -67,7 +67,8 @@ impl RowLook {
         Ok(found)
     }
 
-    /// The row of a table with this key: columns to values, as text.
+    /// The row of a table with this key: columns to values, as text. `equals`: the operator that tells whether two values of a key
+    /// column are equal, as [`Comparer::key_operators`](super::Comparer::key_operators) has it.
     ///
     /// # Errors
     /// The connection's, or the table can't be read.
@@ -75,6 +76,7 @@ impl RowLook {
         &self,
         table: &TableName,
         columns: &[String],
+        equals: &[String],
         key: &[String],
     ) -> Result<Option<LookedAt>, AgentError> {
         let failed = |source| AgentError::from_driver("look at a row", Some(table), source);
@@ -92,11 +94,12 @@ impl RowLook {
             .map_err(failed)?;
         let is_key: Vec<String> = columns
             .iter()
+            .zip(equals)
             .zip(&types)
             .zip(1..)
-            .map(|((name, row), number)| {
+            .map(|(((name, equals), row), number)| {
                 let kind: &str = row.get("type");
-                format!("t.{} = ${number}::text::{kind}", quote_identifier(name))
+                format!("t.{} {equals} ${number}::text::{kind}", quote_identifier(name))
             })
             .collect();
         let parameters: Vec<&(dyn ToSql + Sync)> = key.iter().map(|part| part as _).collect();

@@ -28,7 +28,7 @@ impl Control {
              WHERE coalesce(pg_catalog.pg_sequence_last_value(s.oid) {direction} $2, true)"
         );
         self.client
-            .query(&statement, &[&sequence.sequence.quoted(), &value])
+            .query(&statement, &[&sequence.sequence.regclass(), &value])
             .await
             .map_err(|source| AgentError::from_driver("move a sequence", Some(&sequence.table), source))?;
         Ok(())

@@ -90,7 +90,7 @@ impl Survey {
     pub async fn what_fires(&self, table: &TableName) -> Result<WhatFires, AgentError> {
         let row = self
             .client
-            .query_one(FIRES, &[&table.quoted(), &self.rights.session_replication_role])
+            .query_one(FIRES, &[&table.regclass(), &self.rights.session_replication_role])
             .await
             .map_err(|source| AgentError::from_driver("read the catalog", Some(table), source))?;
         Ok(WhatFires {

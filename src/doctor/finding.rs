@@ -142,7 +142,7 @@ codes! {
     NoFreeSlot Fault "the daemon can't create its slot"
     NoFreeSender Fault "the daemon can't open the stream"
     SlotWalUnlimited Warning "while the daemon is away the slot keeps all WAL, until the Site DB's disk is full and the database stops"
-    SlotHeadroom Warning "when it is used up, Postgres gives the slot up, and every table has to be read again"
+    SlotHeadroom Warning "when it is used up, the slot is given up, and every table has to be read again"
     SenderTimeout Warning "a dead connection keeps the slot busy until it is noticed"
     IdleSlotTimeout Warning "Postgres invalidates the slot when the daemon is away for that long, and every table has to be read again"
     MarkRight Fault "tables are copied, compared and healed between marks in the log"

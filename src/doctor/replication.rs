@@ -156,16 +156,19 @@ fn of_slot(facts: &ReplicationFacts, settings: &PipelineSettings) -> Vec<Finding
     let Some(slot) = &facts.slot else { return Vec::new() };
     let mut found = Vec::new();
     let about = format!("slot {}", settings.slot);
-    if let Some(headroom) = slot.headroom.filter(|headroom| *headroom < HEADROOM) {
+    let given_up = (settings.lost_slot.give_up_at.zip(slot.retained))
+        .map(|(limit, kept)| i64::try_from(limit).unwrap_or(i64::MAX).saturating_sub(kept));
+    let headroom = [slot.headroom, given_up].into_iter().flatten().min();
+    if let Some(headroom) = headroom.filter(|headroom| *headroom < HEADROOM) {
         found.push(
             Finding::new(
                 Code::SlotHeadroom,
                 &about,
-                format!("{} of WAL are left until Postgres gives the slot up", megabytes(headroom.max(0))),
+                format!("{} of WAL are left until the slot is given up (max_slot_wal_keep_size, sync.give_up_slot_at)", megabytes(headroom.max(0))),
             )
             .fix(
                 "start the daemon, or see why it is behind (twinlog status); meanwhile on the Site DB, if its disk has the room: ALTER \
-                 SYSTEM SET max_slot_wal_keep_size = '…'; SELECT pg_reload_conf();",
+                 SYSTEM SET max_slot_wal_keep_size = '…'; SELECT pg_reload_conf(); and raise sync.give_up_slot_at, if it is set",
             ),
         );
     }
@@ -174,7 +177,7 @@ fn of_slot(facts: &ReplicationFacts, settings: &PipelineSettings) -> Vec<Finding
             Finding::new(
                 Code::SlotFailover,
                 &about,
-                "the Site DB has a standby, and the slot is not kept there (failover is off)",
+                "if a physical slot of the Site DB is a standby's: the slot is not kept there (failover is off)",
             )
             .fix(format!(
                 "stop the daemon, and over a replication connection (psql \"… replication=database\"): ALTER_REPLICATION_SLOT {} (FAILOVER \
@@ -188,7 +191,7 @@ fn of_slot(facts: &ReplicationFacts, settings: &PipelineSettings) -> Vec<Finding
             Finding::new(
                 Code::SlotFailover,
                 &about,
-                "the Site DB has a standby, and Postgres before 17 keeps no logical slots there",
+                "if a physical slot of the Site DB is a standby's: Postgres before 17 keeps no logical slots there",
             )
             .fix("after a failover: twinlog resync --all; or upgrade the Site DB to 17 or later"),
         );

@@ -59,6 +59,11 @@ pub enum GapReason {
         /// What is read now.
         now: String,
     },
+    /// The database was dropped, and another one has its name: a slot goes with its database.
+    DatabaseReplaced {
+        /// Its name.
+        database: String,
+    },
     /// A failover happened at a position before the checkpoint: what was applied past that position is not part of the
     /// Site DB's history any more.
     TimelineDiverged {
@@ -77,10 +82,13 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    /// Whether the slot is lost, and the Site DB is still the same: a new slot and a full resync make up for it.
+    /// Whether a new slot and a full resync may make up for it unasked: only if it is known how the slot was lost, and that the
+    /// Site DB is still the same database. A slot that somebody dropped may have gone with its database, whose rows were then
+    /// restored from an older dump: a resync would delete the newer ones, which only the Agent DB still has.
     #[must_use]
-    pub(super) const fn is_lost_slot(&self) -> bool {
-        matches!(self, Self::SlotMissing | Self::SlotLost(_) | Self::SlotGivenUp { .. })
+    pub(super) fn may_be_made_up_for(&self, stored: Option<&StoredCheckpoint>, now: &SourceIdentity) -> bool {
+        let was = stored.and_then(|stored| stored.checkpoint.identity.database_oid);
+        matches!(self, Self::SlotLost(_) | Self::SlotGivenUp { .. }) && was.is_some() && was == now.database_oid
     }
 
     /// Whether the gap must be stored in the Agent DB, because a later start could find nothing wrong although rows are
@@ -128,6 +136,11 @@ impl fmt::Display for GapReason {
             Self::OtherSource { first, now } => write!(
                 f,
                 "the slot belongs to another database or publication than before: it is of {first}, and now {now} is read"
+            ),
+            Self::DatabaseReplaced { database } => write!(
+                f,
+                "database {database} of the Site DB is another one than before, under the same name: it was dropped and restored, or \
+                 renamed; a resync deletes the rows that it does not have"
             ),
             Self::TimelineDiverged {
                 switched_at,
@@ -234,6 +247,13 @@ fn gap_in_log(stored: &StoredCheckpoint, source: &SourceLog) -> Option<GapReason
     if let Some(other) = other_source(was, is) {
         return Some(other);
     }
+    if let (Some(before), Some(now)) = (was.database_oid, is.database_oid)
+        && before != now
+    {
+        return Some(GapReason::DatabaseReplaced {
+            database: is.database.clone(),
+        });
+    }
     if was.timeline != is.timeline {
         // Every switch between then and now must lie at or past the checkpoint.
         let switched_at = source
@@ -292,170 +312,4 @@ pub(super) fn parse_history(content: &str) -> Vec<(u32, Lsn)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use time::OffsetDateTime;
-
-    use super::*;
-    use crate::agent_db::Checkpoint;
-
-    fn identity() -> SourceIdentity {
-        SourceIdentity {
-            system_identifier: "7".into(),
-            timeline: 1,
-            database: "site".into(),
-            slot: "twinlog".into(),
-            publication: "twinlog".into(),
-        }
-    }
-
-    fn source() -> SourceLog {
-        SourceLog {
-            identity: identity(),
-            wal_end: Lsn(500),
-            history: Vec::new(),
-        }
-    }
-
-    fn slot(confirmed: u64) -> SlotFacts {
-        SlotFacts {
-            plugin: "pgoutput".into(),
-            database: "site".into(),
-            confirmed_flush: Some(Lsn(confirmed)),
-            wal_status: Some("reserved".into()),
-            invalidation: None,
-        }
-    }
-
-    fn stored(end: u64) -> StoredCheckpoint {
-        StoredCheckpoint {
-            checkpoint: Checkpoint {
-                identity: identity(),
-                end_lsn: Lsn(end),
-                source_commit_at: None,
-            },
-            gap: None,
-            updated_at: OffsetDateTime::UNIX_EPOCH,
-        }
-    }
-
-    fn is_gap(verdict: &Verdict) -> bool {
-        matches!(verdict, Verdict::Gap(_))
-    }
-
-    #[test]
-    fn the_first_start_creates_or_adopts() {
-        assert_eq!(judge(None, None, &source()), Verdict::Create);
-        assert_eq!(judge(Some(&slot(40)), None, &source()), Verdict::Adopt(Lsn(40)));
-    }
-
-    #[test]
-    fn a_slot_at_or_behind_the_checkpoint_is_resumed() {
-        assert_eq!(
-            judge(Some(&slot(100)), Some(&stored(100)), &source()),
-            Verdict::Resume(Lsn(100))
-        );
-        assert_eq!(
-            judge(Some(&slot(60)), Some(&stored(100)), &source()),
-            Verdict::Resume(Lsn(100))
-        );
-    }
-
-    #[test]
-    fn everything_that_could_hide_missing_rows_is_a_gap() {
-        let ahead = judge(Some(&slot(101)), Some(&stored(100)), &source());
-        assert_eq!(
-            ahead,
-            Verdict::Gap(GapReason::SlotAhead {
-                slot: Lsn(101),
-                checkpoint: Lsn(100)
-            })
-        );
-        assert_eq!(
-            judge(None, Some(&stored(100)), &source()),
-            Verdict::Gap(GapReason::SlotMissing)
-        );
-        let lost = SlotFacts {
-            wal_status: Some("lost".into()),
-            ..slot(60)
-        };
-        assert_eq!(
-            judge(Some(&lost), Some(&stored(100)), &source()),
-            Verdict::Gap(GapReason::SlotLost(None))
-        );
-        let invalidated = SlotFacts {
-            invalidation: Some("idle_timeout".into()),
-            ..slot(60)
-        };
-        assert!(is_gap(&judge(Some(&invalidated), Some(&stored(100)), &source())));
-
-        let change = |change: fn(&mut SourceLog)| {
-            let mut source = source();
-            change(&mut source);
-            judge(Some(&slot(60)), Some(&stored(100)), &source)
-        };
-        let said = |verdict: Verdict| match verdict {
-            Verdict::Gap(reason) if !reason.must_be_stored() => reason.to_string(),
-            other => panic!("{other:?}"),
-        };
-        let first = "publication twinlog of database site of the server with the system identifier 7";
-        for (verdict, now) in [
-            (
-                change(|source| source.identity.system_identifier = "8".into()),
-                "identifier 8",
-            ),
-            (
-                change(|source| source.identity.database = "other".into()),
-                "database other",
-            ),
-            (
-                change(|source| source.identity.publication = "other".into()),
-                "publication other",
-            ),
-        ] {
-            let said = said(verdict);
-            assert!(said.contains(first) && said.contains(now), "{said}");
-        }
-        assert!(is_gap(&change(|source| source.wal_end = Lsn(99))));
-        assert!(
-            is_gap(&change(|source| source.identity.timeline = 2)),
-            "no history: no proof"
-        );
-        assert!(is_gap(&change(|source| {
-            source.identity.timeline = 2;
-            source.history = vec![(1, Lsn(99))];
-        })));
-    }
-
-    #[test]
-    fn a_restore_is_stored_as_a_gap_and_a_wrong_url_is_not() {
-        let restored = GapReason::LogBehind {
-            wal_end: Lsn(1),
-            checkpoint: Lsn(2),
-        };
-        assert!(restored.must_be_stored() && GapReason::SlotMissing.must_be_stored());
-    }
-
-    #[test]
-    fn a_failover_that_lost_nothing_goes_on() {
-        let mut source = source();
-        source.identity.timeline = 3;
-        source.history = parse_history("1\t0/64\tno recovery target specified\n2\t0/80\tbecause\n");
-        assert_eq!(source.history, vec![(1, Lsn(0x64)), (2, Lsn(0x80))]);
-        assert_eq!(
-            judge(Some(&slot(60)), Some(&stored(100)), &source),
-            Verdict::Resume(Lsn(100))
-        );
-    }
-
-    #[test]
-    fn a_slot_of_another_plugin_is_left_alone() {
-        let other = SlotFacts {
-            plugin: "wal2json".into(),
-            ..slot(60)
-        };
-        assert_eq!(
-            judge(Some(&other), None, &source()),
-            Verdict::WrongPlugin("wal2json".into())
-        );
-    }
-}
+mod tests;

@@ -32,6 +32,7 @@
 //! | [`stream_error`] | how the stream itself can be wrong |
 //! | `slot_limit` | gives the slot up before it fills the Site DB's disk |
 //! | `slot_look` | whether the slot would continue, for `twinlog doctor` |
+//! | `stale_reader` | ends the connection of a dead daemon that keeps the slot busy |
 //! | [`error`] | why a run ends, and what to do about it |
 //!
 //! Not here: bytes and sockets (`wire`), message formats (`pgoutput`), SQL on either database (`source`, `agent_db`),
@@ -57,6 +58,7 @@ mod sequences;
 mod settings;
 mod slot_limit;
 mod slot_look;
+mod stale_reader;
 mod start;
 mod status;
 mod stream;

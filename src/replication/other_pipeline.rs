@@ -56,12 +56,13 @@ pub async fn site_of(settings: &PipelineSettings) -> Option<String> {
     Some(identity(settings, &system).site())
 }
 
-/// What the pipeline reads.
+/// What the pipeline reads. A replication connection does not say which OID the database has.
 pub(super) fn identity(settings: &PipelineSettings, system: &SystemIdentity) -> SourceIdentity {
     SourceIdentity {
         system_identifier: system.system_identifier.clone(),
         timeline: system.timeline,
         database: settings.site.database.clone(),
+        database_oid: None,
         slot: settings.slot.clone(),
         publication: settings.publication.clone(),
     }

@@ -101,7 +101,9 @@ pub async fn row_story(settings: &PipelineSettings, table: &TableName, key: &[St
     Ok(RowStory {
         in_site: row.is_some(),
         filtered,
-        in_agent: look.with_key(table, &columns, &key.texts()).await?,
+        in_agent: look
+            .with_key(table, &columns, agent.key_operators(), &key.texts())
+            .await?,
         difference: differences.into_iter().next().map(|difference| difference.kind),
         site_values: relation
             .columns

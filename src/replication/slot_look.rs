@@ -1,7 +1,7 @@
 //! For `twinlog doctor`: whether a start would find that the slot continues where the Agent DB is. Opens a replication connection,
 //! as a start does, and changes nothing.
 
-use crate::agent_db::{Control, StoredCheckpoint};
+use crate::agent_db::{Control, SourceIdentity, StoredCheckpoint};
 use crate::source::{self, Source};
 use crate::wire::ReplicationConnection;
 
@@ -41,7 +41,10 @@ pub async fn gap_now(
         });
     }
     let log = SourceLog {
-        identity: identity(settings, &system),
+        identity: SourceIdentity {
+            database_oid: Some(source::database_oid(source.client()).await?),
+            ..identity(settings, &system)
+        },
         wal_end: system.position,
         history,
     };

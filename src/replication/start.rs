@@ -10,13 +10,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::agent_db::{
-    AgentError, Applier, ApplierSettings, Checkpoint, CommandKind, Control, Pipeline, ResyncProgress, SourceIdentity,
-    StoredCheckpoint,
+    AgentError, Applier, Checkpoint, CommandKind, Control, Pipeline, ResyncProgress, SourceIdentity, StoredCheckpoint,
 };
 use crate::change::{Hold, Shape, TableName};
 use crate::config::OnLostSlot;
@@ -37,6 +35,7 @@ use super::other_pipeline::{identity, is_accepted, or_busy};
 use super::resync;
 use super::settings::PipelineSettings;
 use super::slot_limit::SlotLimit;
+use super::stale_reader::{application_name, applier_settings, end_stale_walsender};
 use super::status::sync_status::SyncStatus;
 use super::tables::at_start::AtStart;
 use super::tables::book::TableBook;
@@ -156,31 +155,18 @@ impl Start<'_> {
     }
 
     async fn connect(&self) -> Result<Connected, SyncError> {
-        let PipelineSettings {
-            site,
-            agent,
-            slot,
-            parking,
-            ..
-        } = self.settings;
+        let PipelineSettings { site, agent, slot, .. } = self.settings;
         // Before anything else, as even the migrations take a lock.
         let (of_agent, of_site) = tokio::join!(refuse_pooler(Side::Agent, agent), refuse_pooler(Side::Site, site));
         of_agent.and(of_site).map_err(AgentError::from)?;
         migrations::apply_twinlog(agent).await?;
-        let applier_settings = ApplierSettings {
-            application_name: "twinlog apply".to_owned(),
-            max_failed_rows: parking.max_rows,
-            retry_initial: parking.retry.0,
-            retry_max: parking.retry.1,
-            statement_limit: self.settings.statement_limit,
-        };
-        let mut applier = match Box::pin(Applier::connect(agent, slot, applier_settings)).await {
+        let mut applier = match Box::pin(Applier::connect(agent, slot, applier_settings(self.settings))).await {
             Err(busy @ AgentError::Busy { .. }) => return Err(Box::pin(or_busy(self.settings, busy)).await),
             connected => connected?,
         };
         let source = Source::connect(site, "twinlog setup").await?;
         let prepared = publication::prepare(source.client(), &self.settings.publication, self.selection).await?;
-        let mut replication = ReplicationConnection::connect(site, &self.application_name()).await?;
+        let mut replication = ReplicationConnection::connect(site, &application_name(self.settings, self.slot)).await?;
         let system = replication.identify_system().await?;
         let pipeline = claims::pipeline(self.settings, system.system_identifier)?;
         applier.claim_for(pipeline.clone());
@@ -215,7 +201,10 @@ impl Start<'_> {
         let replication = &mut connected.replication;
         let system = replication.identify_system().await?;
         let stored = connected.applier.durable_checkpoint().await?;
-        let identity = identity(self.settings, &system);
+        let identity = SourceIdentity {
+            database_oid: Some(source::database_oid(connected.source.client()).await?),
+            ..identity(self.settings, &system)
+        };
         let mut history = Vec::new();
         if stored
             .as_ref()
@@ -284,7 +273,7 @@ impl Start<'_> {
                 fresh_slot: true,
             }),
             Verdict::Gap(reason) => {
-                if !self.accept_gap(connected, reason, tables).await? {
+                if !self.accept_gap(connected, check, reason, tables).await? {
                     return Err(SyncError::Gap(reason.clone()));
                 }
                 Ok(existing_slot(self.position_after_gap(connected, check, reason).await?))
@@ -320,6 +309,7 @@ impl Start<'_> {
     async fn accept_gap(
         &self,
         connected: &mut Connected,
+        check: &SlotCheck,
         reason: &GapReason,
         tables: &mut TableBook,
     ) -> Result<bool, SyncError> {
@@ -332,7 +322,9 @@ impl Start<'_> {
         if reason.must_be_stored() {
             applier.set_gap(&reason.to_string()).await?;
         }
-        if reason.is_lost_slot() && self.settings.lost_slot.then == OnLostSlot::Resync {
+        if self.settings.lost_slot.then == OnLostSlot::Resync
+            && reason.may_be_made_up_for(check.stored.as_ref(), &check.identity)
+        {
             resync::ask_for_all(control).await?;
         }
         let commands = control.open_commands().await?;
@@ -460,7 +452,7 @@ impl Start<'_> {
             Ok(stream) => stream,
             Err(error) => {
                 if error.fault() == Some(ServerFault::SlotActive) {
-                    self.end_stale_walsender(source).await;
+                    end_stale_walsender(source, self.settings, self.slot).await;
                 }
                 return Err(error.into());
             }
@@ -479,22 +471,5 @@ impl Start<'_> {
             return Err(SyncError::Gap(reason));
         }
         Ok(stream)
-    }
-
-    /// Ends the walsender of an earlier daemon that has died: it keeps the slot busy until the server notices. It has
-    /// our application name, and we hold the slot's lock on the Agent DB, so no living daemon has this name (pitfall
-    /// P13).
-    async fn end_stale_walsender(&self, source: &Source) {
-        let ended = source::end_reader(source.client(), self.slot.as_str(), &self.application_name()).await;
-        if matches!(ended, Ok(true)) {
-            info!(slot = %self.slot, "ended the stale replication connection of an earlier daemon");
-        }
-    }
-
-    /// The `application_name` of the replication connection: the same for every daemon of this Agent DB and slot, and
-    /// different from all others, so that a stale connection of ours can be recognised.
-    fn application_name(&self) -> String {
-        let hash = Sha256::digest(format!("{} {}", self.settings.agent, self.slot));
-        format!("twinlog stream {}", hex::encode(&hash[..8]))
     }
 }

@@ -62,7 +62,7 @@ pub use parked_keys::{KeysOfTable, ParkedRows, RowsOfTable};
 pub use samples::{Sample, sample};
 pub use selection::Selection;
 pub use sequences::sequences;
-pub use server::version;
+pub use server::{database_oid, version};
 pub use slot_facts::{SlotFacts, end_reader, slot};
 pub use snapshot::Snapshot;
 pub use table::SourceTable;

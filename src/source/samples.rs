@@ -16,6 +16,8 @@ pub struct Sample {
     pub clock: OffsetDateTime,
     /// Bytes of WAL that the server keeps for the slot; `None` if there is no slot.
     pub retained: Option<i64>,
+    /// Bytes of WAL that the daemon has not confirmed; `None` if there is no slot.
+    pub unconfirmed: Option<i64>,
     /// Bytes that can still be written before the server removes WAL that the slot needs; `None` without a limit.
     pub headroom: Option<i64>,
     /// Whether a connection reads the slot.
@@ -32,6 +34,7 @@ pub async fn sample(client: &Client, slot: &str) -> Result<Sample, SourceError> 
         .query_one(
             "SELECT pg_catalog.clock_timestamp() AS clock, pg_catalog.pg_current_wal_flush_lsn()::text AS log_end, \
              pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.restart_lsn)::bigint AS retained, \
+             pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint AS unconfirmed, \
              s.safe_wal_size AS headroom, \
              coalesce(s.active, false) AS active FROM (VALUES (1)) one \
              LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $1",
@@ -43,6 +46,7 @@ pub async fn sample(client: &Client, slot: &str) -> Result<Sample, SourceError> 
         end: row.get::<_, String>("log_end").parse()?,
         clock: row.get("clock"),
         retained: row.get("retained"),
+        unconfirmed: row.get("unconfirmed"),
         headroom: row.get("headroom"),
         active: row.get("active"),
     })

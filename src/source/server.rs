@@ -47,6 +47,21 @@ pub async fn version(client: &Client) -> Result<i32, SourceError> {
     Ok(row.get("number"))
 }
 
+/// The OID of the session's database.
+///
+/// # Errors
+/// The statement failed.
+pub async fn database_oid(client: &Client) -> Result<u32, SourceError> {
+    let row = client
+        .query_one(
+            "SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()",
+            &[],
+        )
+        .await
+        .map_err(failed("read the database's OID"))?;
+    Ok(row.get("oid"))
+}
+
 /// Checks that the role may replicate.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ pub struct ReplicationFacts {
     pub awaits_standby: bool,
     /// Whether the role may see that a session waits for a standby.
     pub sees_waits: bool,
-    /// Slots of standbys: physical ones.
+    /// Physical slots: of standbys, or of programs that archive WAL (pg_receivewal, barman).
     pub standby_slots: i64,
     /// Seconds since the oldest transaction that still runs began; `None` if none can be seen.
     pub oldest_transaction_s: Option<i64>,

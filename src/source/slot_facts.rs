@@ -1,5 +1,7 @@
 //! The replication slot: what the Site DB says about it, and ending an earlier daemon's connection that still uses it.
 
+use std::time::Duration;
+
 use tokio_postgres::Client;
 
 use super::error::{SourceError, failed};
@@ -52,17 +54,26 @@ pub async fn slot(client: &Client, name: &str, version: i32) -> Result<Option<Sl
     }))
 }
 
-/// Ends the replication connection that uses the slot if it has this application name. Returns whether one was ended.
+/// Ends the replication connection that uses the slot if it has this application name; with `silent`, only if it has not answered for
+/// so long. Returns whether one was ended.
 ///
 /// # Errors
 /// The statement failed.
-pub async fn end_reader(client: &Client, slot: &str, application_name: &str) -> Result<bool, SourceError> {
+pub async fn end_reader(
+    client: &Client,
+    slot: &str,
+    application_name: &str,
+    silent: Option<Duration>,
+) -> Result<bool, SourceError> {
+    let silent = silent.map(|silent| silent.as_secs_f64());
     let ended = client
         .query(
             "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_replication_slots s \
              JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid \
-             WHERE s.slot_name = $1 AND a.application_name = $2",
-            &[&slot, &application_name],
+             WHERE s.slot_name = $1 AND a.application_name = $2 AND ($3::float8 IS NULL OR EXISTS ( \
+                 SELECT FROM pg_catalog.pg_stat_replication r WHERE r.pid = a.pid AND coalesce(r.reply_time, r.backend_start) \
+                     < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3::float8)))",
+            &[&slot, &application_name, &silent],
         )
         .await
         .map_err(failed("end the slot's reader"))?;

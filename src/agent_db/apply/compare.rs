@@ -51,6 +51,12 @@ impl Comparer {
         Arc::clone(&self.target.relation)
     }
 
+    /// The qualified operators by which the values of the key's columns are equal, as the key's index has them.
+    #[must_use]
+    pub fn key_operators(&self) -> &[String] {
+        &self.target.equals
+    }
+
     /// The session, for other statements.
     #[must_use]
     pub const fn client(&self) -> &Client {

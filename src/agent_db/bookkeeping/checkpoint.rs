@@ -17,6 +17,9 @@ pub struct SourceIdentity {
     pub timeline: u32,
     /// The database's name.
     pub database: String,
+    /// The database's OID, by which one that was dropped and made again under the same name is told; `None`: not known, as
+    /// earlier versions did not keep it.
+    pub database_oid: Option<u32>,
     /// The replication slot.
     pub slot: String,
     /// The publication that is read through it.
@@ -75,15 +78,15 @@ pub struct Gap {
 }
 
 /// The columns of [`StoredCheckpoint`].
-const COLUMNS: &str = "slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at, \
+const COLUMNS: &str = "slot, publication, system_identifier, timeline, database, database_oid, end_lsn, source_commit_at, \
                        gap_reason, gap_since, updated_at";
 
 /// An idle stream's position has no commit of its own: that of the last transaction stays.
 const SAVE: &str = "
-INSERT INTO twinlog.checkpoint AS c (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO twinlog.checkpoint AS c (slot, publication, system_identifier, timeline, database, end_lsn, source_commit_at, database_oid)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 ON CONFLICT (slot) DO UPDATE SET publication = EXCLUDED.publication, system_identifier = EXCLUDED.system_identifier,
-    timeline = EXCLUDED.timeline, database = EXCLUDED.database, end_lsn = EXCLUDED.end_lsn,
+    timeline = EXCLUDED.timeline, database = EXCLUDED.database, database_oid = EXCLUDED.database_oid, end_lsn = EXCLUDED.end_lsn,
     source_commit_at = CASE WHEN c.system_identifier OPERATOR(pg_catalog.=) EXCLUDED.system_identifier
         THEN coalesce(EXCLUDED.source_commit_at, c.source_commit_at) ELSE EXCLUDED.source_commit_at END,
     updated_at = pg_catalog.clock_timestamp()";
@@ -108,6 +111,7 @@ pub(in crate::agent_db) async fn save(
                 &identity.database,
                 &checkpoint.end_lsn,
                 &checkpoint.source_commit_at,
+                &identity.database_oid,
             ],
         )
         .await
@@ -124,6 +128,7 @@ impl StoredCheckpoint {
                     system_identifier: row.get("system_identifier"),
                     timeline: u32::try_from(row.get::<_, i32>("timeline")).map_err(|_| unreadable())?,
                     database: row.get("database"),
+                    database_oid: row.get("database_oid"),
                     slot: row.get("slot"),
                 },
                 end_lsn: row.get("end_lsn"),

@@ -23,6 +23,7 @@ use crate::postgres::{self, Client, Side};
 use crate::replication::settings::PipelineSettings;
 use crate::replication::slot_limit::SlotLimit;
 use crate::shutdown;
+use crate::source::visibility::blockers;
 use crate::source::{self, Sample};
 use crate::timestamp::PgTimestamp;
 
@@ -134,11 +135,10 @@ impl Monitor {
             }
             if let Some(retained) = sample.retained {
                 self.forecast.sample(Instant::now(), retained);
-                metrics::set_slot(u64::try_from(retained).unwrap_or(0), sample.headroom);
+                metrics::set_slot(u64::try_from(retained).unwrap_or(0), self.headroom(sample));
                 metrics::set_slot_full_in(self.full_in(sample));
-                if self.status.may_give_up_slot() {
-                    self.limit.observe(retained);
-                }
+                let is_held_back = self.status.may_give_up_slot() && self.limit.observe(sample);
+                self.tell_held_back(is_held_back, retained).await;
             }
         }
         let figures = DaemonFigures::Measured(self.figures(sample.as_ref(), settled, delay));
@@ -187,9 +187,29 @@ impl Monitor {
 
     /// The time until the server removes WAL that the slot needs, or the slot is given up, at the present rate.
     fn full_in(&self, sample: &Sample) -> Option<Duration> {
+        self.forecast.full_in(self.headroom(sample)?)
+    }
+
+    /// Bytes until the server removes WAL that the slot needs, or the slot is over `sync.give_up_slot_at`: the smaller of both.
+    fn headroom(&self, sample: &Sample) -> Option<i64> {
         let given_up = sample.retained.and_then(|kept| self.limit.headroom(kept));
-        let headroom = [sample.headroom, given_up].into_iter().flatten().min()?;
-        self.forecast.full_in(headroom)
+        [sample.headroom, given_up].into_iter().flatten().min()
+    }
+
+    /// Tells that an open transaction holds the slot back, or that none does any more. `kept`: bytes.
+    async fn tell_held_back(&self, is_held_back: bool, kept: i64) {
+        let what = match &self.site {
+            Some((site, _)) if is_held_back => {
+                let open = timeout(ANSWER_TIMEOUT, blockers(site)).await.unwrap_or_default();
+                Some(format!(
+                    "the slot keeps {} MB, more than sync.give_up_slot_at, though the daemon is caught up: a transaction of the Site DB \
+                     that has written is still open: end it, as the slot is given up at twice the limit; open are: {open}",
+                    kept >> 20
+                ))
+            }
+            _ => None,
+        };
+        self.status.set_wait("slot", what);
     }
 
     /// The figures in health and in `twinlog.daemon`.
@@ -207,7 +227,7 @@ impl Monitor {
             site_reachable: sample.is_some(),
             slot_active: sample.map(|sample| sample.active),
             slot_retained_bytes: sample.and_then(|sample| sample.retained),
-            slot_headroom_bytes: sample.and_then(|sample| sample.headroom),
+            slot_headroom_bytes: sample.and_then(|sample| self.headroom(sample)),
             slot_full_in_seconds: sample
                 .and_then(|sample| self.full_in(sample))
                 .map(|left| left.as_secs()),

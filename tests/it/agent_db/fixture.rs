@@ -50,6 +50,7 @@ pub(super) fn checkpoint(lsn: u64) -> Checkpoint {
             system_identifier: "7300000000000000001".into(),
             timeline: 1,
             database: "site".into(),
+            database_oid: Some(16_384),
             slot: "slot".into(),
             publication: "publication".into(),
         },

@@ -75,9 +75,14 @@ async fn shown_and_closed(twins: &Twins, mut daemon: Daemon, why: &str) {
 
 /// A transaction of the Site DB that is open, so that the slot keeps what is written, and 96 MB that were written since.
 async fn kept(twins: &Twins) -> tokio_postgres::Client {
+    kept_segments(twins, 6).await
+}
+
+/// The same with so many segments of 16 MB.
+async fn kept_segments(twins: &Twins, segments: u32) -> tokio_postgres::Client {
     let open = twins.site.connect().await;
     open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
-    for _ in 0..6 {
+    for _ in 0..segments {
         twins
             .on_site("SELECT pg_logical_emit_message(false, 'x', 'y'); SELECT pg_switch_wal()")
             .await;
@@ -119,6 +124,37 @@ async fn a_slot_that_keeps_too_much_is_given_up_and_the_daemon_recovers_by_itsel
     assert!(daemon.metric("twinlog_gap_recovery_seconds").await.unwrap() > 0.0);
     let slots = "SELECT count(*) FROM pg_replication_slots";
     assert_eq!(twins.site.value(slots).await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_only_an_open_transaction_holds_back_is_kept_and_the_transaction_named() {
+    let twins = Twins::private(NOTES).await.with("sync.give_up_slot_at = '32MB'");
+    let mut daemon = equal(&twins).await;
+    let open = kept_segments(&twins, 3).await;
+    daemon.wait_for_output("though the daemon is caught up", 2 * SOON).await;
+    open.batch_execute("COMMIT").await.unwrap();
+    daemon.wait_for_output("waits no longer", 4 * SOON).await;
+    twins.on_site("INSERT INTO notes VALUES (777777, 'after', 0)").await;
+    twins.until_equal(&["notes"]).await;
+    assert_eq!(twins.agent.text(GAP_REASON).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_just_gone_is_asked_about_even_where_a_lost_one_is_made_up_for() {
+    let twins = Twins::new(NOTES).await.with("sync.on_lost_slot = 'resync'");
+    let twins = stopped_on(twins).await;
+    twins.drop_slot().await;
+    let daemon = twins.launch();
+    shown_and_closed(&twins, daemon, "does not exist any more").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_database_of_the_same_name_is_a_gap() {
+    let twins = stopped().await;
+    // As after DROP DATABASE and a restore.
+    twins.on_agent("UPDATE twinlog.checkpoint SET database_oid = 1").await;
+    let daemon = twins.launch();
+    shown_and_closed(&twins, daemon, "is another one than before, under the same name").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
