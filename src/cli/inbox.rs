@@ -220,9 +220,12 @@ struct OwnWorker {
 
 impl OwnWorker {
     fn start(pool: &Pool, config: &Config) -> Self {
-        let settings = InboxSettings::new(Callback::Cloud {
-            app_secrets: config.whatsapp.app_secrets.clone(),
-        });
+        let settings = InboxSettings {
+            takeover: config.whatsapp.takeover,
+            ..InboxSettings::new(Callback::Cloud {
+                app_secrets: config.whatsapp.app_secrets.clone(),
+            })
+        };
         let worker = Worker::new(Inbox::new(pool.clone(), settings), Health::default().component("inbox"));
         let stop = CancellationToken::new();
         let task = tokio::spawn(worker.run(stop.clone()));

@@ -16,6 +16,8 @@ pub(super) enum ValueKind {
     /// The text itself, `{ file = … }` or `{ env = … }`.
     Secret,
     Integer,
+    /// `true` or `false`.
+    Boolean,
     Texts,
     Secrets,
     /// A list of tables with these keys.
@@ -28,6 +30,7 @@ impl ValueKind {
             Self::Text => "a text",
             Self::Secret => "a text, { file = \"…\" } or { env = \"…\" }",
             Self::Integer => "a whole number",
+            Self::Boolean => "true or false",
             Self::Texts => "a list of texts",
             Self::Secrets => "a list of texts, { file = \"…\" } or { env = \"…\" }",
             Self::Tables(_) => "a list of tables",
@@ -39,6 +42,7 @@ impl ValueKind {
             Self::Text => "text",
             Self::Secret => "{ file = \"/path\" }",
             Self::Integer => "10",
+            Self::Boolean => "true",
             Self::Texts => "[\"one\", \"two\"]",
             Self::Secrets => "[{ file = \"/path\" }]",
             Self::Tables(_) => "[{ key = \"text\" }, { key = \"text\" }]",
@@ -59,6 +63,7 @@ const TOKEN: &[(&str, ValueKind)] = &[
     ("name", ValueKind::Text),
     ("sha256", ValueKind::Text),
     ("numbers", ValueKind::Texts),
+    ("automation", ValueKind::Boolean),
 ];
 
 /// `[[subscribers]]`
@@ -118,6 +123,7 @@ pub(super) const KEYS: &[(&str, ValueKind)] = &[
     ("whatsapp.retry_initial_ms", ValueKind::Integer),
     ("whatsapp.retry_max_ms", ValueKind::Integer),
     ("whatsapp.hold_probe_ms", ValueKind::Integer),
+    ("whatsapp.takeover_minutes", ValueKind::Integer),
     ("whatsapp.ask_history_after_ms", ValueKind::Integer),
     ("whatsapp.accounts", ValueKind::Tables(ACCOUNT)),
     ("auth.jwt_secret", ValueKind::Secret),

@@ -102,6 +102,7 @@ fn value_of(kind: ValueKind, raw: &str) -> Option<Value> {
         ValueKind::Secret if !raw.trim_start().starts_with('{') => Some(text()),
         ValueKind::Texts | ValueKind::Secrets if !raw.trim_start().starts_with('[') => Some(Value::Array(vec![text()])),
         ValueKind::Integer => raw.trim().parse().ok().map(Value::Integer),
+        ValueKind::Boolean => raw.trim().parse().ok().map(Value::Boolean),
         ValueKind::Secret | ValueKind::Texts | ValueKind::Secrets | ValueKind::Tables(_) => {
             let mut table = format!("value = {raw}").parse::<Table>().ok()?;
             (table.len() == 1).then(|| table.remove("value")).flatten()

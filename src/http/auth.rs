@@ -66,6 +66,7 @@ mod tests {
             name: name.to_owned(),
             sha256: Sha256::digest(token).into(),
             numbers: None,
+            automation: false,
         });
         let ask = |header: Option<&str>, uri: &str| {
             let mut headers = HeaderMap::new();

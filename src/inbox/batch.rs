@@ -22,6 +22,7 @@
 //! 5. leads' referrals, the numbers' rows, then the conversations' rows, at the end: these are what others wait for.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -30,10 +31,10 @@ use super::messages::{self as said, Counted};
 use super::order::TimedEvent;
 use super::portion::Effects;
 use super::webhook::{self, Processed, Webhook};
-use super::{account_events, failures, statuses};
+use super::{InboxSettings, account_events, failures, statuses};
 use crate::failpoint;
 use crate::provider::event::{Content, Event, Message, StatusReport};
-use crate::provider::{Callback, ContactIdentity, PhoneNumberId};
+use crate::provider::{ContactIdentity, PhoneNumberId};
 use crate::site_db::accounts::{self, Seen};
 use crate::site_db::conversations::{self, Touch};
 use crate::site_db::status_events::ReceivedReport;
@@ -74,24 +75,24 @@ pub(super) struct Claim {
 const ATTEMPTS: usize = 3;
 
 /// Claims webhooks and processes them. Nothing is claimed if none is due.
-pub(super) async fn next(pool: &Pool, callback: &Callback, claims: &mut Claims) -> Result<(), SiteError> {
+pub(super) async fn next(pool: &Pool, settings: &Arc<InboxSettings>, claims: &mut Claims) -> Result<(), SiteError> {
     for _ in 1..ATTEMPTS {
-        match Box::pin(attempt(pool, callback, claims)).await {
+        match Box::pin(attempt(pool, settings, claims)).await {
             Err(SiteError::Merged) if claims.processed.is_empty() => *claims = Claims::default(),
             ended => return ended,
         }
     }
-    attempt(pool, callback, claims).await
+    attempt(pool, settings, claims).await
 }
 
-async fn attempt(pool: &Pool, callback: &Callback, claims: &mut Claims) -> Result<(), SiteError> {
+async fn attempt(pool: &Pool, settings: &Arc<InboxSettings>, claims: &mut Claims) -> Result<(), SiteError> {
     let mut tx = pool.begin().await?;
     let claimed = webhook_events::claim(&mut tx, LIMIT).await?;
     let claim = |webhook_id, attempts| Claim { webhook_id, attempts };
     // While they are parsed, too: a panic there must delay them as well.
     claims.webhooks = claimed.iter().map(|one| claim(one.id, one.attempts)).collect();
     claims.full = claimed.len() > 1;
-    let mut webhooks = read(callback, claimed).await?;
+    let mut webhooks = read(settings, claimed).await?;
     // The others are free again when this transaction ends.
     let together = together(&webhooks);
     webhooks.truncate(together.max(1));
@@ -117,10 +118,13 @@ async fn attempt(pool: &Pool, callback: &Callback, claims: &mut Claims) -> Resul
 }
 
 /// Parses the webhooks, large ones beside the runtime.
-async fn read(callback: &Callback, claimed: Vec<webhook_events::ClaimedWebhook>) -> Result<Vec<Webhook>, SiteError> {
+async fn read(
+    settings: &Arc<InboxSettings>,
+    claimed: Vec<webhook_events::ClaimedWebhook>,
+) -> Result<Vec<Webhook>, SiteError> {
     let bytes: usize = claimed.iter().map(|one| one.body.len()).sum();
-    let callback = callback.clone();
-    let read = move || claimed.into_iter().map(|one| Webhook::read(&callback, one)).collect();
+    let settings = Arc::clone(settings);
+    let read = move || claimed.into_iter().map(|one| Webhook::read(&settings, one)).collect();
     if bytes <= LARGE {
         return Ok(read());
     }

@@ -1,5 +1,7 @@
 //! Stores a message: a user's, one that we wrote in the phone's app, or one from before the number joined the API.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -56,6 +58,7 @@ pub(super) fn touch_of(message: &Message) -> Touch {
         direction: Direction::Inbound,
         at: message.at,
         unread: !message.is_about_another(),
+        takes_over: None,
     }
 }
 
@@ -119,12 +122,14 @@ async fn place(tx: &mut Transaction<'_>, account_id: Uuid, message: &Message) ->
     })
 }
 
-/// Stores a message that we wrote in the app on the phone. It is sent already; the outbox must never send it.
+/// Stores a message that we wrote in the app on the phone. It is sent already; the outbox must never send it. It keeps programs
+/// out of its conversation for `takeover`.
 pub(super) async fn echo(
     tx: &mut Transaction<'_>,
     account_id: Uuid,
     message: &Message,
     received_at: OffsetDateTime,
+    takeover: Duration,
 ) -> Result<Kept<'static>, SiteError> {
     let link = place(tx, account_id, message).await?.ok_or(SiteError::Anonymous)?;
     let new = said(account_id, link, Direction::Outbound, received_at, message);
@@ -137,8 +142,9 @@ pub(super) async fn echo(
     let adopted = adopt_orphans(tx, message_id, &message.wamid).await?;
     let touch = Touch {
         direction: Direction::Outbound,
-        at: message.at,
+        at: Some(at),
         unread: false,
+        takes_over: Some(takeover),
     };
     Ok(Kept {
         counted: adopted.or(shown).map(Counted::outbound),
@@ -189,6 +195,7 @@ pub(super) async fn history(
         direction,
         at: Some(at),
         unread: false,
+        takes_over: None,
     };
     Ok(Kept {
         counted: None,

@@ -90,6 +90,8 @@ pub struct InboxSettings {
     pub survey: Duration,
     /// How long webhooks are kept; `None`: for ever.
     pub retention: Option<Retention>,
+    /// How long a message from the phone keeps programs out of its conversation.
+    pub takeover: Duration,
 }
 
 impl InboxSettings {
@@ -106,6 +108,7 @@ impl InboxSettings {
             retry_max: Duration::from_secs(60),
             survey: Duration::from_secs(5),
             retention: None,
+            takeover: Duration::from_secs(12 * 60 * 60),
         }
     }
 }

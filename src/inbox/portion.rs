@@ -6,6 +6,7 @@
 //! portion is rolled back and the webhook is tried again later.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -49,17 +50,23 @@ struct Stored<'a> {
     doubts: bool,
 }
 
-/// Stores events; the first of them is the webhook's event number `first`.
-pub(super) async fn store(tx: &mut Transaction<'_>, first: usize, events: &[TimedEvent]) -> Result<Effects, SiteError> {
+/// Stores events; the first of them is the webhook's event number `first`. A message from the phone keeps programs out of its
+/// conversation for `takeover`.
+pub(super) async fn store(
+    tx: &mut Transaction<'_>,
+    first: usize,
+    events: &[TimedEvent],
+    takeover: Duration,
+) -> Result<Effects, SiteError> {
     let mut whole = tx.savepoint().await?;
-    match Box::pin(store_events(&mut whole, first, events, Refused::EndsAll)).await {
+    match Box::pin(store_events(&mut whole, first, events, takeover, Refused::EndsAll)).await {
         Ok(effects) => {
             whole.commit().await?;
             Ok(effects)
         }
         Err(error) if failures::of_row(&error).is_some() => {
             whole.rollback().await?;
-            Box::pin(store_events(tx, first, events, Refused::FailsAlone)).await
+            Box::pin(store_events(tx, first, events, takeover, Refused::FailsAlone)).await
         }
         Err(error) => Err(error),
     }
@@ -69,6 +76,7 @@ async fn store_events(
     tx: &mut Transaction<'_>,
     first: usize,
     events: &[TimedEvent],
+    takeover: Duration,
     refused: Refused,
 ) -> Result<Effects, SiteError> {
     let mut effects = Effects::default();
@@ -88,10 +96,10 @@ async fn store_events(
         };
         let known = accounts.get(number).copied();
         let stored = match refused {
-            Refused::EndsAll => Box::pin(store_event(tx, known, number, timed)).await,
+            Refused::EndsAll => Box::pin(store_event(tx, known, number, timed, takeover)).await,
             Refused::FailsAlone => {
                 let mut savepoint = tx.savepoint().await?;
-                let stored = Box::pin(store_event(&mut savepoint, known, number, timed)).await;
+                let stored = Box::pin(store_event(&mut savepoint, known, number, timed, takeover)).await;
                 match &stored {
                     Ok(_) => savepoint.commit().await?,
                     Err(_) => savepoint.rollback().await?,
@@ -186,6 +194,7 @@ async fn store_event<'a>(
     account: Option<Found>,
     number: &PhoneNumberId,
     TimedEvent { event, received_at }: &'a TimedEvent,
+    takeover: Duration,
 ) -> Result<Stored<'a>, SiteError> {
     let received_at = *received_at;
     let account = match account {
@@ -201,7 +210,7 @@ async fn store_event<'a>(
     let mut doubts = true;
     let kept = match &event.content {
         Content::Message(message) => messages::inbound(tx, account_id, message, received_at).await?,
-        Content::Echo(message) => messages::echo(tx, account_id, message, received_at).await?,
+        Content::Echo(message) => messages::echo(tx, account_id, message, received_at, takeover).await?,
         Content::History {
             message,
             direction,

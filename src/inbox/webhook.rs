@@ -9,13 +9,13 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::InboxSettings;
 use super::account_events;
 use super::failures::{self, Failure};
 use super::order::{self, TimedEvent};
 use super::portion::{self, Effects};
 use crate::failpoint;
 use crate::metrics;
-use crate::provider::Callback;
 use crate::provider::event::{Content, Event};
 use crate::site_db::webhook_events::{self, ClaimedWebhook, Finished};
 use crate::site_db::{Pool, SiteError, Transaction};
@@ -36,6 +36,8 @@ pub(super) struct Webhook {
     pub(super) events: Vec<TimedEvent>,
     /// Why it could not be read.
     pub(super) unreadable: Option<Failure>,
+    /// See [`InboxSettings::takeover`].
+    pub(super) takeover: Duration,
 }
 
 /// The result of processing one webhook.
@@ -53,8 +55,8 @@ pub(super) struct Processed {
 
 impl Webhook {
     /// Reads what a webhook says.
-    pub(super) fn read(callback: &Callback, claimed: ClaimedWebhook) -> Self {
-        let (events, unreadable) = match callback.events(&claimed.body) {
+    pub(super) fn read(settings: &InboxSettings, claimed: ClaimedWebhook) -> Self {
+        let (events, unreadable) = match settings.callback.events(&claimed.body) {
             Ok(events) => (order::timed(claimed.received_at, events), None),
             Err(error) => (Vec::new(), Some(Failure::of_webhook(error.to_string()))),
         };
@@ -63,6 +65,7 @@ impl Webhook {
             attempts: claimed.attempts,
             events,
             unreadable,
+            takeover: settings.takeover,
         }
     }
 }
@@ -100,7 +103,7 @@ pub(super) async fn process(mut tx: Transaction<'_>, pool: &Pool, webhook: &Webh
         // A webhook without events still has one (empty) portion, which finishes it.
         let portion = portions.next().unwrap_or_default();
         let last = portions.peek().is_none();
-        let effects = Box::pin(portion::store(&mut tx, done, portion)).await?;
+        let effects = Box::pin(portion::store(&mut tx, done, portion, webhook.takeover)).await?;
         done += portion.len();
         processed.failures.extend_from_slice(&effects.failures);
         processed.doubts |= effects.doubts;

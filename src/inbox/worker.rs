@@ -130,7 +130,7 @@ impl Worker {
             // A panic must cost one attempt of these webhooks, not the worker.
             let outcome = AssertUnwindSafe(Box::pin(batch::next(
                 &self.inbox.pool,
-                &self.inbox.settings.callback,
+                &self.inbox.settings,
                 &mut claims,
             )))
             .catch_unwind()

@@ -20,6 +20,8 @@ pub struct OutboxSettings {
     pub hold_probe: Duration,
     /// A message whose outcome has been unknown for this long is looked for in the provider's history.
     pub ask_history_after: Duration,
+    /// How long a person's message keeps programs out of its conversation.
+    pub takeover: Duration,
 }
 
 /// A number to send for.

@@ -15,6 +15,7 @@ use crate::group_commit::GroupError;
 use crate::metrics;
 use crate::provider::{ApiVersion, Direction, Outbound, PhoneNumberId};
 use crate::realtime::{Changed, Ticket};
+use crate::site_db::conversations::Author;
 use crate::site_db::messages::{
     self, Addressee, Known, MessageRow, ProblemClass, SendWithin, StoredMessage, Submission, SubmitResult,
 };
@@ -41,6 +42,8 @@ pub struct NewMessage {
     pub waits: bool,
     /// The Graph API version that the client asked for.
     pub api_version: Option<ApiVersion>,
+    /// Who has it sent.
+    pub author: Author,
 }
 
 /// A message that is committed.
@@ -100,6 +103,9 @@ pub enum SubmitError {
     /// The lead does not exist.
     #[error("the lead does not exist")]
     UnknownLead,
+    /// A person has taken the conversation over, and a program wants to send. Decided in the transaction that would store the message.
+    #[error("a person has taken the conversation over (conversations.automation_paused_until)")]
+    TakenOver,
     /// The client used the same client id for another request.
     #[error("the client's id was used for another message")]
     ClientIdReused {
@@ -132,7 +138,7 @@ pub(super) async fn submit(shared: &Arc<Shared>, message: NewMessage) -> Result<
         .get(&message.phone_number_id)
         .ok_or(SubmitError::UnknownNumber)?;
     let account_id = sender.account_id(&shared.pool).await?;
-    let submission = Arc::new(submission(&message, account_id));
+    let submission = Arc::new(submission(&message, account_id, shared.settings.takeover));
     let key = RequestKey::of(&submission);
     if let Some(known) = repeated(shared, &message, &submission, &key).await? {
         return known_already(shared, sender, &message, &submission, &known).await;
@@ -197,6 +203,7 @@ async fn store_once(
         let stored = match result {
             SubmitResult::Stored(stored) => stored,
             SubmitResult::UnknownLead => return Err(SubmitError::UnknownLead),
+            SubmitResult::TakenOver => return Err(SubmitError::TakenOver),
             SubmitResult::Known(known) => return known_already(shared, sender, &message, &submission, &known).await,
             SubmitResult::NotStored => match store(shared, &submission).await? {
                 Some(stored) => stored,
@@ -229,7 +236,7 @@ fn register(shared: &Shared, id: Uuid) -> (Ticket, Changed) {
     (ticket, changed)
 }
 
-fn submission(message: &NewMessage, account_id: Uuid) -> Submission {
+fn submission(message: &NewMessage, account_id: Uuid, takeover: Duration) -> Submission {
     let outbound = &message.outbound;
     let addressee = match (message.lead_id, &outbound.contact) {
         (Some(lead_id), _) => Addressee::Lead(lead_id),
@@ -256,6 +263,8 @@ fn submission(message: &NewMessage, account_id: Uuid) -> Submission {
             at_most: each.max(LONGEST_WAIT),
         }),
         api_version: message.api_version.clone(),
+        author: message.author.clone(),
+        takeover,
     }
 }
 
@@ -293,7 +302,9 @@ async fn known_already(
         && known.error_class.as_deref() == Some(ProblemClass::WaitElapsed.as_str())
     {
         // Changes nothing if another request of the same client has revived it in the meantime.
-        messages::revive(&shared.pool, known.id, message.send_within).await?;
+        if !messages::revive(&shared.pool, known.id, message.send_within, &submission.author).await? {
+            return Err(SubmitError::TakenOver);
+        }
         sender.queue().ask_for_scan();
     }
     sender.wake.notify_one();
@@ -322,7 +333,11 @@ async fn store(shared: &Shared, submission: &Submission) -> Result<Option<Stored
         Addressee::Group(group_id) => conversations::link_group(&mut transaction, account_id, group_id).await?,
     };
     // Before the message: see `site_db::locks` for the order.
-    conversations::touch_outbound(&mut transaction, link.conversation_id).await?;
+    let (author, takeover) = (&submission.author, submission.takeover);
+    if !conversations::touch_outbound(&mut transaction, link.conversation_id, author, takeover).await? {
+        transaction.rollback().await?;
+        return Err(SubmitError::TakenOver);
+    }
     let Some(stored) = messages::insert(&mut transaction, submission, link).await? else {
         // Also removes a lead or conversation that was inserted for this message.
         transaction.rollback().await?;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use sqlx::FromRow;
 use time::OffsetDateTime;
@@ -22,6 +23,31 @@ pub struct Link {
     /// `conversations.id` for this lead and one of our numbers.
     pub conversation_id: Uuid,
 }
+
+/// Who has a message sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Author {
+    /// A client, for whomever.
+    Client,
+    /// A program that keeps out of a conversation that a person has taken over.
+    Automation,
+    /// A person, by a name or an id: takes the conversation over.
+    Person(String),
+}
+
+impl Author {
+    /// The person.
+    #[must_use]
+    pub fn person(&self) -> Option<&str> {
+        match self {
+            Self::Person(person) => Some(person),
+            Self::Client | Self::Automation => None,
+        }
+    }
+}
+
+/// `automation_paused_by` where a person wrote on the phone.
+const PHONE: &str = "phone";
 
 /// Attempts to find or insert a conversation while another program inserts or deletes it.
 const ATTEMPTS: usize = 3;
@@ -200,6 +226,9 @@ static MERGE_ALL: LazyLock<String> = LazyLock::new(|| {
              last_outbound_at = greatest(c.last_outbound_at, o.last_outbound_at),
              last_message_at  = greatest(c.last_message_at, o.last_message_at),
              unread_count     = c.unread_count + o.unread_count,
+             automation_paused_by    = CASE WHEN o.automation_paused_until > coalesce(c.automation_paused_until, '-infinity')
+                                            THEN o.automation_paused_by ELSE c.automation_paused_by END,
+             automation_paused_until = greatest(c.automation_paused_until, o.automation_paused_until),
              updated_at       = now()
             FROM held, pairs p JOIN public.conversations o ON o.id = p.id WHERE c.id = p.other AND held.keys >= 0)
          UPDATE public.conversations AS c SET
@@ -232,8 +261,9 @@ pub(super) async fn merge_all(tx: &mut Transaction<'_>, kept: Uuid, pairs: &[Mer
 }
 
 /// Members of the `WITH` that stores submissions: `of_conversation` says for each row of `fresh` its lead and its
-/// conversation (`input_id`, `lead_id`, `conversation_id`), which is made where it is missing. The conversations' times are
-/// those of the statement. Rows are left out whose conversation another transaction is inserting.
+/// conversation (`input_id`, `lead_id`, `conversation_id`), which is made where it is missing, and whether a person has taken it
+/// over (`paused`). The conversations' times are those of the statement. Rows are left out whose conversation another
+/// transaction is inserting, and those of programs whose conversation a person takes over in this moment.
 ///
 /// New ones are inserted before the others are locked, as everywhere: see [`locks`](super::locks).
 pub(super) fn of_submissions() -> String {
@@ -242,38 +272,89 @@ pub(super) fn of_submissions() -> String {
         "conversations",
         "ARRAY(SELECT a.conversation_id FROM addressed a WHERE (SELECT count(*) FROM made_conversations) >= 0)",
     );
+    // Arrays of their own, which are read once: an expression that reads `addressed` for each row would read it anew when the row
+    // was changed meanwhile.
+    let of = |value: &str, which: &str| {
+        format!(
+            "ARRAY(SELECT {value} FROM addressed a JOIN fresh i ON i.id = a.input_id WHERE {which} ORDER BY i.id DESC)"
+        )
+    };
+    let person = "i.takeover > 0 AND a.conversation_id IS NOT NULL";
+    let (taken, people) = (of("a.conversation_id", person), of("i.person", person));
+    let others = of("a.conversation_id", "NOT i.automation");
+    let until = "now() + make_interval(secs => (SELECT max(i.takeover) FROM fresh i))";
+    let takes_over = format!("c.id = ANY ({taken}) AND {until} > greatest(now(), c.automation_paused_until)");
+    // A conversation where nothing but messages of programs come and are refused stays as it is: nobody is told of a change.
+    let stores = format!("(c.id = ANY ({others}) OR coalesce(c.automation_paused_until <= now(), true))");
     format!(
-        "addressed AS MATERIALIZED (SELECT l.input_id, i.account_id, l.lead_id, c.id AS conversation_id \
+        "addressed AS MATERIALIZED (SELECT l.input_id, i.account_id, l.lead_id, c.id AS conversation_id, c.paused \
        FROM of_lead l JOIN fresh i ON i.id = l.input_id LEFT JOIN LATERAL ( \
-         SELECT c.id FROM public.conversations c WHERE c.account_id = i.account_id AND c.lead_id = l.lead_id LIMIT 1) c ON true), \
-     made_conversations AS (INSERT INTO public.conversations (account_id, lead_id, last_outbound_at, last_message_at) \
-       SELECT DISTINCT a.account_id, a.lead_id, now(), now() FROM addressed a WHERE a.conversation_id IS NULL \
-       ORDER BY a.account_id, a.lead_id \
-       ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING id, account_id, lead_id), \
+         SELECT c.id, c.automation_paused_until > now() AS paused FROM public.conversations c \
+           WHERE c.account_id = i.account_id AND c.lead_id = l.lead_id LIMIT 1) c ON true), \
+     made_conversations AS (INSERT INTO public.conversations (account_id, lead_id, last_outbound_at, last_message_at, \
+         automation_paused_until, automation_paused_by) \
+       SELECT a.account_id, a.lead_id, now(), now(), \
+         CASE WHEN max(i.takeover) > 0 THEN now() + make_interval(secs => max(i.takeover)) END, \
+         CASE WHEN max(i.takeover) > 0 THEN max(i.person) END \
+       FROM addressed a JOIN fresh i ON i.id = a.input_id WHERE a.conversation_id IS NULL \
+       GROUP BY a.account_id, a.lead_id ORDER BY a.account_id, a.lead_id \
+       ON CONFLICT (account_id, lead_id) DO NOTHING RETURNING id, account_id, lead_id, automation_paused_until), \
      held_conversations AS MATERIALIZED ({held}), \
-     touched AS (UPDATE public.conversations c SET last_outbound_at = now(), last_message_at = now(), updated_at = now() \
+     touched AS (UPDATE public.conversations c SET last_outbound_at = now(), last_message_at = now(), updated_at = now(), \
+         automation_paused_until = CASE WHEN {takes_over} THEN {until} ELSE c.automation_paused_until END, \
+         automation_paused_by = CASE WHEN {takes_over} THEN ({people})[array_position({taken}, c.id)] \
+           ELSE c.automation_paused_by END \
        FROM held_conversations WHERE held_conversations.keys >= 0 \
-         AND c.id = ANY (ARRAY(SELECT a.conversation_id FROM addressed a)) RETURNING c.id), \
-     of_conversation AS MATERIALIZED (SELECT a.input_id, a.lead_id, a.conversation_id FROM addressed a \
-         JOIN touched t ON t.id = a.conversation_id \
-       UNION ALL SELECT a.input_id, a.lead_id, m.id FROM addressed a \
-         JOIN made_conversations m ON m.account_id = a.account_id AND m.lead_id = a.lead_id WHERE a.conversation_id IS NULL)"
+         AND c.id = ANY (ARRAY(SELECT a.conversation_id FROM addressed a)) AND {stores} \
+       RETURNING c.id, c.automation_paused_until), \
+     of_conversation AS MATERIALIZED (SELECT a.input_id, a.lead_id, a.conversation_id, \
+         coalesce(t.automation_paused_until > now(), false) AS paused \
+       FROM addressed a JOIN touched t ON t.id = a.conversation_id \
+       UNION ALL SELECT a.input_id, a.lead_id, m.id, coalesce(m.automation_paused_until > now(), false) FROM addressed a \
+         JOIN made_conversations m ON m.account_id = a.account_id AND m.lead_id = a.lead_id WHERE a.conversation_id IS NULL \
+       UNION ALL SELECT a.input_id, a.lead_id, a.conversation_id, true FROM addressed a JOIN fresh i ON i.id = a.input_id \
+         WHERE i.automation AND a.paused AND NOT EXISTS (SELECT FROM touched t WHERE t.id = a.conversation_id))"
     )
 }
 
-/// Updates a conversation's times after a client's message was stored in it.
+/// Updates a conversation before a client's message is stored in it: its times, and that a person has taken it over, for
+/// `takeover`. False: a person has, and the author is a program, so the caller must store nothing and roll back.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn touch_outbound(tx: &mut Transaction<'_>, conversation_id: Uuid) -> Result<(), SiteError> {
-    sqlx::query(
-        "UPDATE public.conversations SET last_outbound_at = now(), last_message_at = now(), updated_at = now() \
-         WHERE id = $1",
+pub async fn touch_outbound(
+    tx: &mut Transaction<'_>,
+    conversation_id: Uuid,
+    author: &Author,
+    takeover: Duration,
+) -> Result<bool, SiteError> {
+    let paused: Option<bool> = sqlx::query_scalar(
+        "UPDATE public.conversations AS c SET last_outbound_at = now(), last_message_at = now(), updated_at = now(),
+             automation_paused_until = CASE WHEN t.until > greatest(now(), c.automation_paused_until) THEN t.until
+                                            ELSE c.automation_paused_until END,
+             automation_paused_by    = CASE WHEN t.until > greatest(now(), c.automation_paused_until) THEN $2
+                                            ELSE c.automation_paused_by END
+            FROM (SELECT CASE WHEN $2::text IS NOT NULL THEN now() + make_interval(secs => $3) END AS until) AS t
+           WHERE c.id = $1 RETURNING coalesce(c.automation_paused_until > now(), false)",
     )
     .bind(conversation_id)
-    .execute(tx.connection())
+    .bind(author.person())
+    .bind(takeover.as_secs_f64())
+    .fetch_optional(tx.connection())
     .await?;
-    Ok(())
+    Ok(paused != Some(true) || *author != Author::Automation)
+}
+
+/// Whether a person has taken over the conversation of this message. Until the transaction ends, nobody can.
+pub(super) async fn is_taken_over(tx: &mut Transaction<'_>, message_id: Uuid) -> Result<bool, SiteError> {
+    let paused: Option<bool> = sqlx::query_scalar(
+        "SELECT coalesce(c.automation_paused_until > now(), false) FROM public.conversations c
+          WHERE c.id = (SELECT m.conversation_id FROM public.whatsapp_messages m WHERE m.id = $1) FOR SHARE",
+    )
+    .bind(message_id)
+    .fetch_optional(tx.connection())
+    .await?;
+    Ok(paused == Some(true))
 }
 
 /// What a message of a webhook does to its conversation.
@@ -285,24 +366,31 @@ pub struct Touch {
     pub at: Option<OffsetDateTime>,
     /// Whether it counts as unread.
     pub unread: bool,
+    /// For how long from `at` it takes the conversation over: a person wrote it on the phone.
+    pub takes_over: Option<Duration>,
 }
 
 static TOUCH_ALL: LazyLock<String> = LazyLock::new(|| {
+    let held = lock_updated("conversations", "$1");
     format!(
-        "WITH held AS MATERIALIZED ({})
+        "WITH held AS MATERIALIZED ({held})
          UPDATE public.conversations AS c SET
              last_inbound_at  = greatest(c.last_inbound_at, t.inbound),
              last_outbound_at = greatest(c.last_outbound_at, t.outbound),
              last_message_at  = greatest(c.last_message_at, t.inbound, t.outbound),
              unread_count     = c.unread_count + t.unread,
+             automation_paused_until = CASE WHEN t.until > greatest(now(), c.automation_paused_until) THEN t.until
+                                            ELSE c.automation_paused_until END,
+             automation_paused_by    = CASE WHEN t.until > greatest(now(), c.automation_paused_until) THEN '{PHONE}'
+                                            ELSE c.automation_paused_by END,
              updated_at       = now()
             FROM held, (
-                SELECT id, unread, CASE WHEN inbound IS NOT NULL THEN least(inbound, clock_timestamp()) END AS inbound,
+                SELECT id, unread, least(taken_at, clock_timestamp()) + make_interval(secs => takeover) AS until,
+                       CASE WHEN inbound IS NOT NULL THEN least(inbound, clock_timestamp()) END AS inbound,
                        CASE WHEN outbound IS NOT NULL THEN least(outbound, clock_timestamp()) END AS outbound
-                  FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::integer[])
-                    AS given(id, inbound, outbound, unread)) AS t
-           WHERE c.id = t.id AND held.keys >= 0",
-        lock_updated("conversations", "$1")
+                  FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::integer[], $5::timestamptz[], $6::float8[])
+                    AS given(id, inbound, outbound, unread, taken_at, takeover)) AS t
+           WHERE c.id = t.id AND held.keys >= 0"
     )
 });
 
@@ -319,6 +407,8 @@ pub async fn touch_all(tx: &mut Transaction<'_>, touches: &[(Uuid, Touch)]) -> R
         inbound: Option<OffsetDateTime>,
         outbound: Option<OffsetDateTime>,
         unread: i32,
+        /// The last message that takes the conversation over, and for how long.
+        takes_over: Option<(OffsetDateTime, Duration)>,
     }
     if touches.is_empty() {
         return Ok(());
@@ -333,12 +423,23 @@ pub async fn touch_all(tx: &mut Transaction<'_>, touches: &[(Uuid, Touch)]) -> R
         };
         *latest = (*latest).max(Some(at));
         sum.unread = sum.unread.saturating_add(i32::from(touch.unread));
+        sum.takes_over = sum.takes_over.max(touch.takes_over.map(|takeover| (at, takeover)));
     }
     sqlx::query(TOUCH_ALL.as_str())
         .bind(sums.keys().copied().collect::<Vec<_>>())
         .bind(sums.values().map(|sum| sum.inbound).collect::<Vec<_>>())
         .bind(sums.values().map(|sum| sum.outbound).collect::<Vec<_>>())
         .bind(sums.values().map(|sum| sum.unread).collect::<Vec<_>>())
+        .bind(
+            sums.values()
+                .map(|sum| sum.takes_over.map(|(at, _)| at))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            sums.values()
+                .map(|sum| sum.takes_over.map(|(_, takeover)| takeover.as_secs_f64()))
+                .collect::<Vec<_>>(),
+        )
         .execute(tx.connection())
         .await?;
     Ok(())

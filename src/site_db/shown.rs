@@ -19,7 +19,8 @@ pub(super) const CONVERSATION: &str = "json_strip_nulls(json_build_object('id', 
      'lead_id', c.lead_id, 'lead', json_build_object('id', l.id, 'name', l.name, 'username', l.username, \
        'phone', coalesce(l.wa_id, l.phone), 'user_id', l.user_id), \
      'unread_count', c.unread_count, 'last_inbound_at', c.last_inbound_at, 'last_outbound_at', c.last_outbound_at, \
-     'last_message_at', c.last_message_at, 'merged_into', c.merged_into, 'created_at', c.created_at, \
+     'last_message_at', c.last_message_at, 'automation_paused_until', c.automation_paused_until, \
+     'automation_paused_by', c.automation_paused_by, 'merged_into', c.merged_into, 'created_at', c.created_at, \
      'updated_at', c.updated_at))::text";
 
 /// A lead; `l` is `leads`.

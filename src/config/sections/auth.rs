@@ -16,6 +16,8 @@ pub struct ApiToken {
     pub sha256: [u8; 32],
     /// The `phone_number_id`s that it may use, each configured; `None`: all that are configured.
     pub numbers: Option<Vec<String>>,
+    /// Whether it is a program that sends nothing into a conversation that a person has taken over.
+    pub automation: bool,
 }
 
 impl ApiToken {
@@ -81,10 +83,20 @@ fn token(reader: &mut ValueReader<'_>, place: &str, table: &Table) -> Option<Api
         None => Some(None),
         Some(value) => numbers(reader, &format!("{place}.numbers"), value).map(Some),
     };
+    let automation = match table.get("automation") {
+        None => Some(false),
+        Some(toml::Value::Boolean(automation)) => Some(*automation),
+        Some(_) => reader.wrong(
+            &format!("{place}.automation"),
+            "must be true or false",
+            "write true for a bot, without quotes",
+        ),
+    };
     Some(ApiToken {
         name: name?,
         sha256: sha256?,
         numbers: numbers?,
+        automation: automation?,
     })
 }
 

@@ -36,6 +36,8 @@ pub struct Whatsapp {
     pub hold_probe: Duration,
     /// A message whose outcome has been unknown for this long is looked for in Meta's history.
     pub ask_history_after: Duration,
+    /// How long a person's message keeps clients with `automation` out of its conversation; zero: not at all.
+    pub takeover: Duration,
     /// The business numbers; at least one if the server runs, each once.
     pub accounts: Vec<Account>,
 }
@@ -69,6 +71,8 @@ pub(super) fn whatsapp(reader: &mut ValueReader<'_>, needed: bool) -> Option<Wha
     let hold_probe = reader.milliseconds("whatsapp.hold_probe_ms", 1000..=86_400_000);
     // Less than a second would ask before reports can come; Meta need not keep its history for longer than a day.
     let ask_history_after = reader.milliseconds("whatsapp.ask_history_after_ms", 1000..=86_400_000);
+    // For longer than a year nobody means it.
+    let takeover_minutes: Option<u64> = reader.integer("whatsapp.takeover_minutes", 0..=525_600);
     let accounts = accounts(reader, needed);
     let (retry_initial, retry_max) = retry?;
     Some(Whatsapp {
@@ -83,6 +87,7 @@ pub(super) fn whatsapp(reader: &mut ValueReader<'_>, needed: bool) -> Option<Wha
         retry_max,
         hold_probe: hold_probe?,
         ask_history_after: ask_history_after?,
+        takeover: Duration::from_secs(60 * takeover_minutes?),
         accounts: accounts?,
     })
 }

@@ -100,6 +100,7 @@ impl Access {
                     name: USERS.to_owned(),
                     sha256: [0; 32],
                     numbers: viewer.numbers.clone(),
+                    automation: false,
                 })
             }
         }

@@ -114,6 +114,7 @@ mod tests {
             name: "crm".to_owned(),
             sha256: [0; 32],
             numbers: None,
+            automation: false,
         };
         assert_eq!(Viewer::client(&unbound, &configured).numbers, listed(&["7", "8"]));
         assert_eq!(seen(Some("app_metadata.numbers")), listed(&["1", "2"]));

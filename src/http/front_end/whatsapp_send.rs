@@ -13,10 +13,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::http::access::{Denied, Viewer, Who};
+use crate::http::access::{Denied, USERS, Viewer, Who};
 use crate::http::budget::Family;
 use crate::http::state::State;
-use crate::http::{answer, auth, messages};
+use crate::http::{answer, auth, client_id, messages};
 
 /// Longest answer of the plain API.
 const ANSWER: usize = 256 * 1024;
@@ -30,6 +30,7 @@ struct Call {
     phone_number_id: Option<String>,
     lead_id: Option<String>,
     client_id: Option<String>,
+    user_id: Option<Value>,
 }
 
 pub(super) async fn post(
@@ -82,7 +83,23 @@ fn plain(call: Call, viewer: &Viewer, key: Option<&str>) -> Result<Value, &'stat
         (Some(id), Who::User(user)) => Some(format!("{user}/{id}")),
         (id, _) => id.map(ToOwned::to_owned),
     };
+    // A user's token says who writes; a server that calls for its users says it itself.
+    let person = match (&viewer.who, call.user_id) {
+        (Who::User(user), _) => Some(user.clone()),
+        (Who::Client(_), None | Some(Value::Null)) => None,
+        (Who::Client(_), Some(Value::String(user))) => Some(user).filter(|user| !user.is_empty()),
+        (Who::Client(_), Some(user)) => Some(user.to_string()),
+    };
+    // Whatever the front end calls them, a person wrote it.
+    let person = person.map(|person| {
+        if client_id::is_valid(&person) {
+            person
+        } else {
+            USERS.to_owned()
+        }
+    });
     Ok(json!({
+        "user_id": person,
         "to": call.to,
         "text": message,
         "phone_number_id": call.phone_number_id,

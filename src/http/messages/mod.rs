@@ -11,6 +11,7 @@
 //! | `template`, `image`, … | Meta's object for the type |
 //! | `reply_to` | wamid of the quoted message |
 //! | `client_id` | the caller's id for the message (or the `Idempotency-Key` header): the same request again sends nothing, another request with the same id is an error |
+//! | `user_id` | the person who wrote the message: takes the conversation over |
 //! | `phone_number_id` | the number to send from; may be left out if there is only one |
 //! | `wait` | `true` or milliseconds: answer when the message is settled, at the latest after that time |
 //!

@@ -25,6 +25,7 @@ use crate::http::{answer, auth};
 use crate::outbox::{NewMessage, SubmitError, Submitted};
 use crate::provider::cloud::send::{self, Request};
 use crate::provider::{Outbound, PhoneNumberId};
+use crate::site_db::conversations::Author;
 use crate::site_db::{MessageStatus, leads, messages};
 
 /// What happens to a message that is not sent while its client waits.
@@ -112,6 +113,11 @@ pub(super) async fn take(
             send_within: wait.filter(|_| now_or_never),
             waits: request.wait.is_some(),
             api_version: None,
+            author: match request.user_id {
+                _ if client.automation => Author::Automation,
+                Some(person) => Author::Person(person),
+                None => Author::Client,
+            },
         })
         .await
         .map_err(|error| not_submitted(&error))?;
@@ -206,6 +212,12 @@ fn not_submitted(error: &SubmitError) -> Response {
         SubmitError::Overloaded => overloaded(),
         SubmitError::UnknownNumber => RequestError::field("phone_number_id", error.to_string()).into_response(),
         SubmitError::UnknownLead => RequestError::field("lead_id", "there is no such lead").into_response(),
+        SubmitError::TakenOver => answer::plain_error(
+            StatusCode::CONFLICT,
+            "taken_over",
+            "a person has written in this conversation: automation sends nothing into it until its automation_paused_until",
+            None,
+        ),
         SubmitError::ClientIdReused { id } => answer::about(
             *id,
             answer::plain_error(

@@ -15,7 +15,7 @@ use crate::http::limits::MAX_WAIT;
 use crate::provider::PhoneNumberId;
 
 /// The fields of a request, without the one that is named after the type.
-const FIELDS: [&str; 10] = [
+const FIELDS: [&str; 11] = [
     "phone_number_id",
     "to",
     "lead_id",
@@ -23,6 +23,7 @@ const FIELDS: [&str; 10] = [
     "reply_to",
     "context",
     "client_id",
+    "user_id",
     "wait",
     "biz_opaque_callback_data",
     "recipient_type",
@@ -36,6 +37,8 @@ pub(super) struct SendRequest {
     pub(super) to: Option<Recipient>,
     pub(super) lead_id: Option<Uuid>,
     pub(super) client_id: Option<String>,
+    /// The person who wrote it.
+    pub(super) user_id: Option<String>,
     pub(super) wait: Option<Duration>,
     pub(super) content: TypedContent,
     /// Wamid of the quoted message.
@@ -66,6 +69,7 @@ pub(super) fn read(body: &[u8], headers: &HeaderMap, default_wait: Duration) -> 
         wait: fields.wait(default_wait)?,
         phone_number_id: fields.phone_number_id()?,
         client_id: fields.client_id(headers)?,
+        user_id: fields.user_id()?,
         opaque: fields.string("biz_opaque_callback_data")?,
         content,
     };
@@ -179,6 +183,15 @@ impl Fields {
         match millis {
             Some(millis) => Ok(Some(Duration::from_millis(millis).min(MAX_WAIT))),
             None => Err(RequestError::field("wait", "must be true, false or milliseconds")),
+        }
+    }
+
+    /// The person who wrote the message, as their program knows them.
+    fn user_id(&mut self) -> Result<Option<String>, RequestError> {
+        const RULE: &str = "must be 1 to 255 visible characters";
+        match self.string("user_id")? {
+            Some(id) if !client_id::is_valid(&id) => Err(RequestError::field("user_id", RULE)),
+            id => Ok(id),
         }
     }
 

@@ -14,6 +14,7 @@ use crate::provider::cloud::GraphError;
 use crate::provider::cloud::client::PassedCall;
 use crate::provider::cloud::send::{self, Request};
 use crate::provider::{ApiVersion, PhoneNumberId, Wamid};
+use crate::site_db::conversations::Author;
 use crate::site_db::leads;
 use crate::site_db::messages::MessageRow;
 
@@ -105,6 +106,11 @@ async fn take(
             send_within: Some(state.settings.send_wait),
             waits: true,
             api_version: Some(version),
+            author: if client.automation {
+                Author::Automation
+            } else {
+                Author::Client
+            },
         })
         .await;
     match submitted {
@@ -154,6 +160,12 @@ fn not_submitted(uri: &Uri, error: &SubmitError) -> Response {
             let error = GraphError::new(100, "Invalid parameter")
                 .with_details("the Idempotency-Key was used for another request; use a new one for each message");
             answer::about(*id, answer::graph_error(StatusCode::CONFLICT, &error))
+        }
+        SubmitError::TakenOver => {
+            let error = GraphError::new(100, "Invalid parameter").with_details(
+                "a person has written in this conversation: automation sends nothing into it until its automation_paused_until",
+            );
+            answer::graph_error(StatusCode::CONFLICT, &error)
         }
         SubmitError::Site(error) => answer::graph_unavailable(error),
         SubmitError::Overloaded => answer::busy(uri),

@@ -71,9 +71,11 @@ impl Settings {
                 },
                 hold_probe: whatsapp.hold_probe,
                 ask_history_after: whatsapp.ask_history_after,
+                takeover: whatsapp.takeover,
             },
             inbox: InboxSettings {
                 retention: Some(config.retention),
+                takeover: whatsapp.takeover,
                 ..InboxSettings::new(Callback::Cloud {
                     app_secrets: whatsapp.app_secrets.clone(),
                 })

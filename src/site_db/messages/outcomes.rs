@@ -16,6 +16,7 @@ use super::status::MessageStatus;
 use super::transition;
 use super::write::{Change, Statement};
 use crate::provider::{Response, Wamid};
+use crate::site_db::conversations::{self, Author};
 use crate::site_db::{Pool, SiteError, Transaction};
 
 /// Names one attempt to send a message.
@@ -287,21 +288,27 @@ pub async fn client_left(pool: &Pool, id: Uuid) -> Result<bool, SiteError> {
     Ok(!left.is_empty())
 }
 
-/// Makes a cancelled message `pending` again, because the same client asks again. Returns false if it was not cancelled by
-/// [`cancel_waiting`], or another request has revived it already.
+/// Makes a cancelled message `pending` again, because the same client asks again; nothing happens if it was not cancelled by
+/// [`cancel_waiting`], or another request has revived it already. Returns false if it stays cancelled because a person has taken
+/// the conversation over and the author is a program.
 ///
 /// # Errors
 /// See [`SiteError`].
-pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>) -> Result<bool, SiteError> {
-    let mut connection = pool.0.acquire().await?;
+pub async fn revive(pool: &Pool, id: Uuid, send_within: Option<Duration>, author: &Author) -> Result<bool, SiteError> {
+    let mut tx = pool.begin().await?;
     let change = Change {
         id,
         send_within,
         ..Change::default()
     };
-    let revived = REVIVE.execute(&mut connection, &[change]).await?;
-    pool.committed();
-    Ok(!revived.is_empty())
+    let revived = REVIVE.execute(tx.connection(), &[change]).await?;
+    // After the message: see `locks` for the order.
+    if !revived.is_empty() && *author == Author::Automation && conversations::is_taken_over(&mut tx, id).await? {
+        tx.rollback().await?;
+        return Ok(false);
+    }
+    tx.commit().await?;
+    Ok(true)
 }
 
 /// Whom a message of ours is for: the client's word, and what the lead's row says.

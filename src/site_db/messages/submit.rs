@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::status::MessageStatus;
 use crate::provider::{ApiVersion, ContactIdentity, Wamid};
+use crate::site_db::conversations::Author;
 use crate::site_db::{Pool, SiteError, conversations, leads};
 
 /// A message that a client wants sent.
@@ -55,6 +56,10 @@ pub struct Submission {
     pub send_within: Option<SendWithin>,
     /// The Graph API version that the client asked for.
     pub api_version: Option<ApiVersion>,
+    /// Who has it sent.
+    pub author: Author,
+    /// How long a person's message keeps programs out of its conversation.
+    pub takeover: Duration,
 }
 
 /// The lead that a message is for.
@@ -115,12 +120,14 @@ pub enum SubmitResult {
     Known(Known),
     /// The lead that the caller named does not exist; nothing was stored.
     UnknownLead,
+    /// A person has taken the conversation over, and the author is a program; nothing was stored.
+    TakenOver,
     /// Something else changed at the same time, or its lead has something to learn; nothing was stored.
     NotStored,
 }
 
 /// The columns of `input`, in the order of the statement's parameters, with their types.
-const INPUT: [(&str, &str); 20] = [
+const INPUT: [(&str, &str); 23] = [
     ("id", "uuid"),
     ("account_id", "uuid"),
     ("lead_id", "uuid"),
@@ -141,6 +148,9 @@ const INPUT: [(&str, &str); 20] = [
     ("send_within", "float8"),
     ("send_within_at_most", "float8"),
     ("api_version", "text"),
+    ("automation", "boolean"),
+    ("person", "text"),
+    ("takeover", "float8"),
 ];
 
 /// Most messages before one in its conversation that lengthen its time; further ones do not.
@@ -180,7 +190,7 @@ pub(super) static SUBMIT: LazyLock<String> = LazyLock::new(|| {
              + CASE WHEN i.send_within IS NULL THEN 0 ELSE (SELECT count(*) FROM (SELECT FROM public.whatsapp_messages e \
                  WHERE e.conversation_id = o.conversation_id AND e.status IN ('pending', 'sending') LIMIT {MAX_QUEUE}) AS q) END), \
              i.send_within_at_most) AS within \
-           FROM fresh i JOIN of_conversation o ON o.input_id = i.id), \
+           FROM fresh i JOIN of_conversation o ON o.input_id = i.id WHERE NOT (i.automation AND o.paused)), \
          stored AS (INSERT INTO public.whatsapp_messages (id, account_id, conversation_id, lead_id, direction, status, type, \
              body, request, recipient, context_wamid, client_name, client_id, request_sha256, client_opaque, \
              next_attempt_at, send_by, api_version) \
@@ -190,9 +200,9 @@ pub(super) static SUBMIT: LazyLock<String> = LazyLock::new(|| {
            ON CONFLICT (client_name, client_id) DO NOTHING RETURNING id, conversation_id, lead_id, created_at) \
          SELECT i.id, s.conversation_id, s.lead_id, s.created_at, q.within, k.id AS known_id, k.request_sha256, k.status, \
            k.error_class, i.lead_id IS NOT NULL AND k.id IS NULL AND NOT EXISTS (SELECT FROM found f WHERE f.input_id = i.id) \
-             AS unknown_lead \
+             AS unknown_lead, coalesce(i.automation AND o.paused, false) AS taken_over \
          FROM input i LEFT JOIN stored s ON s.id = i.id LEFT JOIN queued q ON q.id = s.id \
-           LEFT JOIN known k ON k.input_id = i.id",
+           LEFT JOIN known k ON k.input_id = i.id LEFT JOIN of_conversation o ON o.input_id = i.id",
         arrays.join(", "),
         leads::of_submissions(),
         conversations::of_submissions(),
@@ -233,6 +243,7 @@ struct Row {
     status: Option<MessageStatus>,
     error_class: Option<String>,
     unknown_lead: bool,
+    taken_over: bool,
 }
 
 impl Row {
@@ -259,6 +270,7 @@ impl Row {
                 status,
                 error_class: self.error_class,
             }),
+            _ if self.taken_over => SubmitResult::TakenOver,
             _ if self.unknown_lead => SubmitResult::UnknownLead,
             _ => SubmitResult::NotStored,
         }
@@ -304,6 +316,9 @@ fn arguments(submissions: &[Arc<Submission>]) -> Result<PgArguments, sqlx::error
     column!(|s| s.send_within.map(|within| within.each.as_secs_f64()));
     column!(|s| s.send_within.map(|within| within.at_most.as_secs_f64()));
     column!(|s| s.api_version.as_ref().map(ApiVersion::as_str));
+    column!(|s| s.author == Author::Automation);
+    column!(|s| s.author.person());
+    column!(|s| s.author.person().map(|_| s.takeover.as_secs_f64()));
     Ok(arguments)
 }
 

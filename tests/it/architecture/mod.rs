@@ -261,7 +261,7 @@ fn every_key_of_the_configuration_is_used_by_the_work() {
     let sources = sources();
     for key in keys {
         // A duration's field has no unit in its name.
-        let field = ["_ms", "_hours"]
+        let field = ["_ms", "_minutes", "_hours"]
             .iter()
             .find_map(|unit| key.strip_suffix(unit))
             .unwrap_or(key);

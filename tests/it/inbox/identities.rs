@@ -183,6 +183,10 @@ async fn two_leads_that_are_one_person_are_merged_into_the_older_and_that_can_be
             INSERT INTO deals SELECT lead_id, conversation_id FROM whatsapp_messages",
         )
         .await;
+    let take =
+        "UPDATE conversations SET automation_paused_until = now() + interval '1 hour', automation_paused_by = 'anna'
+        WHERE lead_id = (SELECT id FROM leads WHERE wa_id IS NULL)";
+    site.db.on_site(take).await;
     let before = site.value(FILED).await;
     assert_eq!(site.count(LEADS).await, 2);
 
@@ -199,6 +203,9 @@ async fn two_leads_that_are_one_person_are_merged_into_the_older_and_that_can_be
         FROM whatsapp_messages m JOIN conversations c ON c.id = m.conversation_id JOIN leads l ON l.id = m.lead_id";
     assert_eq!(site.value(filed).await, "4 1 2 true");
     assert_eq!(site.value("SELECT max(unread_count) FROM conversations").await, "3");
+    let taken_over =
+        "conversations WHERE merged_into IS NULL AND automation_paused_until > now() AND automation_paused_by = 'anna'";
+    assert_eq!(site.count(taken_over).await, 2);
     let notified = "notifications n JOIN conversations c ON c.id = n.conversation_id WHERE c.merged_into IS NULL";
     assert_eq!(site.count(notified).await, 4);
     // A client that knows the merged lead reaches the person.

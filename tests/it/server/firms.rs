@@ -47,6 +47,7 @@ pub(super) async fn firms_with(
         name: "other".to_owned(),
         sha256: Sha256::digest(OTHER_CLIENT).into(),
         numbers: Some(vec![OTHER.to_owned()]),
+        automation: false,
     });
     change(&mut config);
     let server = Server::start(config).await;

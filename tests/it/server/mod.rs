@@ -44,6 +44,7 @@ mod socket_io;
 mod spellings;
 mod strangers;
 mod subscribers;
+mod takeover;
 mod traced;
 mod web_socket;
 mod webhooks;

@@ -60,6 +60,7 @@ async fn a_client_sees_what_it_had_sent_and_nothing_else() {
             name: "bot".to_owned(),
             sha256: Sha256::digest("bot-token").into(),
             numbers: None,
+            automation: false,
         },
     );
     let server = world.serve().await;
