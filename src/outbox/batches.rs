@@ -8,10 +8,11 @@ use uuid::Uuid;
 
 use crate::group_commit::Committer;
 use crate::retry::Disposition;
-use crate::site_db::messages::{self, MessageRow, Submission, SubmitResult};
+use crate::site_db::messages::{self, MessageRow, StoreError, Submission, SubmitResult};
 use crate::site_db::{Pool, SiteError};
 
-/// How long a statement may take; its callers wait for seconds at most.
+/// How long a statement may take, with the wait for a connection, which ends earlier by itself; its callers wait for seconds at
+/// most.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Tries of a batch that meets deadlocks. Twinlog's own transactions lock in one order; another program's may not.
 const DEADLOCK_TRIES: u32 = 3;
@@ -27,30 +28,31 @@ pub(super) struct SubmissionWriter {
 impl Committer for SubmissionWriter {
     type Item = Arc<Submission>;
     type Done = SubmitResult;
-    type Error = SiteError;
+    type Error = StoreError;
 
     fn bytes(submission: &Arc<Submission>) -> usize {
         SUBMISSION_BYTES + submission.request.len()
     }
 
-    fn is_an_items_fault(error: &SiteError) -> bool {
-        error.disposition() == Disposition::Row
+    fn is_an_items_fault(error: &StoreError) -> bool {
+        matches!(error, StoreError::NotStored(error) if error.disposition() == Disposition::Row)
     }
 
-    async fn commit(&self, submissions: &[Arc<Submission>]) -> Result<Vec<SubmitResult>, SiteError> {
+    async fn commit(&self, submissions: &[Arc<Submission>]) -> Result<Vec<SubmitResult>, StoreError> {
         let store = async {
             let mut tries = 1;
             loop {
                 match messages::submit(&self.pool, submissions).await {
                     // Nothing was stored, and the other side of the circle has what it waited for.
-                    Err(error) if error.is_deadlock() && tries < DEADLOCK_TRIES => tries += 1,
+                    Err(error) if error.cause().is_deadlock() && tries < DEADLOCK_TRIES => tries += 1,
                     result => return result,
                 }
             }
         };
+        // A statement was on its way by then.
         tokio::time::timeout(TIMEOUT, store)
             .await
-            .unwrap_or(Err(SiteError::timed_out()))
+            .unwrap_or_else(|_| Err(StoreError::of_commit(SiteError::timed_out())))
     }
 }
 

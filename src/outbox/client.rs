@@ -17,11 +17,13 @@ use crate::shutdown;
 use crate::site_db::messages;
 
 /// Pauses before the row is looked for: it may not be committed yet, or the Site DB may be away for a moment.
-const PAUSES: [Duration; 4] = [
+const PAUSES: [Duration; 6] = [
     Duration::ZERO,
     Duration::from_millis(300),
     Duration::from_secs(2),
     Duration::from_secs(8),
+    Duration::from_secs(20),
+    Duration::from_secs(40),
 ];
 
 /// As long as it lives, the client is there. Dropped without [`Self::done`], it has left.

@@ -54,7 +54,7 @@ impl Outbox {
     /// message and stores nothing.
     ///
     /// # Errors
-    /// See [`SubmitError`]; then nothing is stored.
+    /// See [`SubmitError`]; then nothing is stored, unless it is [`SubmitError::InDoubt`].
     pub async fn submit(&self, message: NewMessage) -> Result<Submitted, SubmitError> {
         submit::submit(&self.0, message).await
     }

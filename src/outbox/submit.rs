@@ -15,9 +15,11 @@ use crate::group_commit::GroupError;
 use crate::metrics;
 use crate::provider::{ApiVersion, Direction, Outbound, PhoneNumberId};
 use crate::realtime::{Changed, Ticket};
+use crate::retry::backoff;
+use crate::shutdown;
 use crate::site_db::conversations::Author;
 use crate::site_db::messages::{
-    self, Addressee, Known, MessageRow, ProblemClass, SendWithin, StoredMessage, Submission, SubmitResult,
+    self, Addressee, Known, MessageRow, ProblemClass, SendWithin, StoreError, StoredMessage, Submission, SubmitResult,
 };
 use crate::site_db::{MessageStatus, SiteError, conversations, storable};
 
@@ -115,9 +117,27 @@ pub enum SubmitError {
     /// Too many messages wait to be stored.
     #[error("too many messages wait to be stored")]
     Overloaded,
-    /// The Site DB could not store it.
+    /// The Site DB could not store it: nothing is stored.
     #[error("store the message")]
     Site(#[source] Arc<SiteError>),
+    /// The Site DB's answer was lost: it may be stored, and then it is sent.
+    #[error("it is not known whether the message was stored")]
+    InDoubt {
+        /// The id that it has if it is stored.
+        id: Uuid,
+        /// Why the answer was lost.
+        #[source]
+        source: Arc<SiteError>,
+    },
+}
+
+impl SubmitError {
+    fn of(error: StoreError, id: Uuid) -> Self {
+        match error {
+            StoreError::NotStored(error) => Self::Site(error),
+            StoreError::InDoubt(source) => Self::InDoubt { id, source },
+        }
+    }
 }
 
 impl From<SiteError> for SubmitError {
@@ -128,6 +148,11 @@ impl From<SiteError> for SubmitError {
 
 /// Attempts at a submission whose client id is taken when the row is inserted, but not found when it is looked up.
 const ATTEMPTS: usize = 3;
+/// How long a message is looked for after the answer to its storing was lost: a restart of the Site DB takes seconds, and so
+/// may the client's patience.
+const IN_DOUBT: Duration = Duration::from_secs(6);
+/// First and longest wait before it is looked for again.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 /// Longest time that a client of the Graph-compatible route waits behind others of the same conversation, before its own
 /// message is sent. With a call's time-out and the lease's slack below the time that a request may take.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -149,11 +174,19 @@ pub(super) async fn submit(shared: &Arc<Shared>, message: NewMessage) -> Result<
         shared.repeats.begins(key, submission.id, may_repeat);
         ClientThatWaits::new(shared, submission.id)
     });
-    let (id, submitted) = (submission.id, store_once(shared, sender, message, submission).await);
+    let submitted = match store_once(shared, sender, &message, &submission).await {
+        Err(SubmitError::InDoubt { source, .. }) => find_out(shared, sender, &message, &submission, source).await,
+        submitted => submitted,
+    };
     match (submitted, client) {
-        (Ok(mut submitted), Some(client)) if submitted.id == id => {
+        (Ok(mut submitted), Some(client)) if submitted.id == submission.id => {
             submitted.client = Some(client);
             Ok(submitted)
+        }
+        // It may be stored. Its client is taken as one that left without an answer, so that a repeat is recognised.
+        (Err(error @ SubmitError::InDoubt { .. }), client) => {
+            drop(client);
+            Err(error)
         }
         (submitted, client) => {
             // Nothing is stored under its id.
@@ -190,37 +223,38 @@ async fn repeated(
 async fn store_once(
     shared: &Arc<Shared>,
     sender: &Sender,
-    message: NewMessage,
-    submission: Arc<Submission>,
+    message: &NewMessage,
+    submission: &Arc<Submission>,
 ) -> Result<Submitted, SubmitError> {
+    let failed = |error: StoreError| SubmitError::of(error, submission.id);
     for _ in 0..ATTEMPTS {
-        let result = match shared.submissions.commit(Arc::clone(&submission)).await {
+        let result = match shared.submissions.commit(Arc::clone(submission)).await {
             Ok(result) => result,
             Err(GroupError::Full) => return Err(SubmitError::Overloaded),
-            Err(GroupError::Failed(error)) => return Err(SubmitError::Site(error)),
-            Err(GroupError::Abandoned) => return Err(SiteError::Stopped.into()),
+            Err(GroupError::Failed(error)) => return Err(failed(StoreError::clone(&error))),
+            Err(GroupError::Abandoned) => return Err(failed(StoreError::of_commit(SiteError::Stopped))),
         };
         let stored = match result {
             SubmitResult::Stored(stored) => stored,
             SubmitResult::UnknownLead => return Err(SubmitError::UnknownLead),
             SubmitResult::TakenOver => return Err(SubmitError::TakenOver),
-            SubmitResult::Known(known) => return known_already(shared, sender, &message, &submission, &known).await,
-            SubmitResult::NotStored => match store(shared, &submission).await? {
+            SubmitResult::Known(known) => return known_already(shared, sender, message, submission, &known).await,
+            SubmitResult::NotStored => match store(shared, submission).await? {
                 Some(stored) => stored,
                 None => continue,
             },
         };
         failpoint::reach(failpoint::name::SEND_AFTER_PENDING);
         metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Pending.as_str());
-        let row = MessageRow::submitted(&submission, &stored, message.phone_number_id.clone());
+        let row = MessageRow::submitted(submission, &stored, message.phone_number_id.clone());
         let waiting = register(shared, stored.id);
         sender.stored(&stored);
         return Ok(Submitted {
             id: stored.id,
-            phone_number_id: message.phone_number_id,
+            phone_number_id: message.phone_number_id.clone(),
             fresh: Some(Box::new(row)),
             client: None,
-            key: RequestKey::of(&submission),
+            key: RequestKey::of(submission),
             shared: Arc::clone(shared),
             send_within: stored.send_within,
             waiting,
@@ -228,6 +262,52 @@ async fn store_once(
     }
     // Taken but not found, three times: something deletes the rows as fast as they are inserted.
     Err(SiteError::Vanished("whatsapp_messages").into())
+}
+
+/// The answer to the storing of the message was lost: looks for its row, and stores it again under the same id if there is none.
+/// If the first statement still runs, the second one waits for it, because both insert the same primary key.
+async fn find_out(
+    shared: &Arc<Shared>,
+    sender: &Sender,
+    message: &NewMessage,
+    submission: &Arc<Submission>,
+    lost: Arc<SiteError>,
+) -> Result<Submitted, SubmitError> {
+    let id = submission.id;
+    let looking = async {
+        for tries in 1.. {
+            if !shutdown::sleep(backoff(tries, LOOK_AGAIN.0, LOOK_AGAIN.1), &shared.stop).await {
+                break;
+            }
+            // Before it is read, so that no outcome is missed.
+            let waiting = register(shared, id);
+            match shared.find(id).await {
+                Ok(Some(row)) => {
+                    metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Pending.as_str());
+                    sender.ask_for_scan();
+                    return Some(Ok(Submitted {
+                        id,
+                        phone_number_id: message.phone_number_id.clone(),
+                        fresh: Some(Box::new(row)),
+                        client: None,
+                        key: RequestKey::of(submission),
+                        shared: Arc::clone(shared),
+                        send_within: message.send_within,
+                        waiting,
+                    }));
+                }
+                Ok(None) => match store_once(shared, sender, message, submission).await {
+                    // The id is taken, because the first statement was committed meanwhile; or it is still not known.
+                    Err(SubmitError::Site(_) | SubmitError::InDoubt { .. } | SubmitError::Overloaded) => {}
+                    known => return Some(known),
+                },
+                Err(_) => {}
+            }
+        }
+        None
+    };
+    let found = tokio::time::timeout(IN_DOUBT, looking).await.ok().flatten();
+    found.unwrap_or(Err(SubmitError::InDoubt { id, source: lost }))
 }
 
 fn register(shared: &Shared, id: Uuid) -> (Ticket, Changed) {
@@ -343,6 +423,9 @@ async fn store(shared: &Shared, submission: &Submission) -> Result<Option<Stored
         transaction.rollback().await?;
         return Ok(None);
     };
-    transaction.commit().await?;
+    transaction
+        .commit()
+        .await
+        .map_err(|error| SubmitError::of(StoreError::of_commit(error), submission.id))?;
     Ok(Some(stored))
 }

@@ -18,6 +18,8 @@ use crate::site_db::{MessageStatus, SiteError};
 /// How often a waiter queries its message itself, in case the events of other processes
 /// ([`EventLog`](crate::realtime::EventLog)) don't come.
 const QUERY_EVERY: Duration = Duration::from_secs(2);
+/// Tries to cancel a message, between which an attempt may have begun and ended.
+const CANCEL_TRIES: u32 = 3;
 
 /// What a waiting client gets.
 #[derive(Debug, Clone)]
@@ -152,6 +154,7 @@ impl Shared {
         let refused = refusal(&message);
         // Between attempts the message can be cancelled; during an attempt, wait for its outcome first.
         let last = Instant::now() + self.lease();
+        let mut tries = 0;
         loop {
             if messages::cancel_waiting(&self.pool, id).await? {
                 metrics::count_message(Direction::Outbound.as_str(), MessageStatus::Cancelled.as_str());
@@ -163,8 +166,10 @@ impl Shared {
             let Some(message) = self.wait_while_sending(id, left).await? else {
                 return Ok(None);
             };
+            tries += 1;
             match message.status {
-                MessageStatus::Pending if !left.is_zero() => {}
+                // It waits for its next attempt since it was looked at, or it is to be sent without a client, and is not cancelled.
+                MessageStatus::Pending if tries < CANCEL_TRIES && !left.is_zero() => {}
                 MessageStatus::Cancelled => return Ok(Some(Delivered::Cancelled(Box::new(message)))),
                 _ => return Ok(Some(Delivered::Known(Box::new(message)))),
             }

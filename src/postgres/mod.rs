@@ -57,7 +57,7 @@ pub use lossy::Lossy;
 pub use plain::connect_plain;
 pub use pooler::{finds_pooler, refuse_pooler};
 pub use quote::{quote_identifier, quote_literal};
-pub use sqlstate::{DEADLOCK, disposition};
+pub use sqlstate::{DEADLOCK, QUERY_CANCELED, disposition};
 pub use sqlx_options::sqlx_access;
 pub use sqlx_relay::SqlxAccess;
 pub use tokio_postgres::{Client, Error as DriverError};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::health::{self, Trouble};
 use crate::postgres::error::POOLER_HINT;
-use crate::postgres::{DEADLOCK, disposition};
+use crate::postgres::{DEADLOCK, QUERY_CANCELED, disposition};
 use crate::retry::Disposition;
 
 /// What to do about a schema that is not as it should be.
@@ -104,6 +104,28 @@ impl SiteError {
     #[must_use]
     pub fn is_deadlock(&self) -> bool {
         self.sqlstate() == DEADLOCK
+    }
+
+    /// Whether a commit, or a statement that is its own transaction, may have been done although it brought this error: the
+    /// answer was lost, or could not be read.
+    #[must_use]
+    pub fn leaves_commit_in_doubt(&self) -> bool {
+        match self {
+            Self::Unreachable(error) => !matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed),
+            Self::Silent | Self::Shape(_) | Self::Stopped => true,
+            // The session was ended, by the server, by a pooler, or by our own limit on answers.
+            Self::Refused { sqlstate, .. } => {
+                matches!(sqlstate.get(..2), None | Some("08" | "57")) && sqlstate != QUERY_CANCELED
+                    || sqlstate == "40003"
+                    || sqlstate == "53400"
+            }
+            Self::Pooled
+            | Self::Missing { .. }
+            | Self::Value(_)
+            | Self::Anonymous
+            | Self::Vanished(_)
+            | Self::Merged => false,
+        }
     }
 
     /// The SQLSTATE, where Postgres answered.

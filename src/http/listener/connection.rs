@@ -20,6 +20,9 @@ use super::registry::{Doing, Tracked};
 
 /// A request's head must be complete this long after its first byte: one packet, usually.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that does not read its answer resets the connection this long after it at most. One that is reset later was kept for
+/// another request, and its client has read the answer.
+pub(super) const UNREAD_WITHIN: Duration = Duration::from_secs(2);
 
 /// A connection; fails when its time is over.
 #[derive(Debug)]
@@ -113,7 +116,9 @@ impl AsyncRead for Connection {
         if polled.is_pending() {
             return self.wait(context);
         }
-        if let Poll::Ready(Err(error)) = &polled {
+        if let Poll::Ready(Err(error)) = &polled
+            && self.last_byte.elapsed() <= UNREAD_WITHIN
+        {
             self.look_for_reset(Some(error));
         }
         self.last_byte = Instant::now();

@@ -72,7 +72,7 @@ pub(in crate::http) struct Tracked {
     if_unread: Mutex<Option<IfUnread>>,
 }
 
-/// Called if a connection is reset after this answer was written, before another request came on it. Then the client has
+/// Called if a connection is reset soon after this answer was written, before another request came on it. Then the client has
 /// probably not read it: a system that closes a connection whose bytes were not read resets it.
 #[derive(Clone)]
 pub(in crate::http) struct IfUnread(pub(in crate::http) Arc<dyn Fn() + Send + Sync>);

@@ -209,6 +209,16 @@ fn overloaded() -> Response {
 fn not_submitted(error: &SubmitError) -> Response {
     match error {
         SubmitError::Site(error) => answer::plain_unavailable(error),
+        SubmitError::InDoubt { id, source } => {
+            answer::log_unavailable(source);
+            let said = format!(
+                "it is not known whether the message was stored, and so whether it is sent: look at GET /v1/messages/{id} before you                  send it anew; with a client_id the same request is safe"
+            );
+            answer::about(
+                *id,
+                answer::plain_error(StatusCode::CONFLICT, "outcome_unknown", &said, None),
+            )
+        }
         SubmitError::Overloaded => overloaded(),
         SubmitError::UnknownNumber => RequestError::field("phone_number_id", error.to_string()).into_response(),
         SubmitError::UnknownLead => RequestError::field("lead_id", "there is no such lead").into_response(),

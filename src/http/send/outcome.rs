@@ -125,6 +125,14 @@ pub(super) fn held(message: &MessageRow, hold: &Hold) -> Response {
     answer::graph_error(status, &error)
 }
 
+/// The answer if it is not known whether the message was stored, and so whether it is sent.
+pub(super) fn in_doubt(id: Uuid) -> Response {
+    let error = GraphError::new(100, "Invalid parameter").with_details(format!(
+        "It is not known whether the message {id} was stored, and so whether it is sent: the database went away while it was being          stored. If it was, the same request gets its answer for a minute, and sends nothing."
+    ));
+    answer::graph_error(StatusCode::CONFLICT, &error)
+}
+
 /// The answer if it is not known whether the message was sent. A status and a code that no client repeats by itself.
 pub(super) fn unknown(id: Uuid, why: &str) -> Response {
     let error = GraphError::new(100, "Invalid parameter").with_details(format!(

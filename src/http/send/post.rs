@@ -168,6 +168,10 @@ fn not_submitted(uri: &Uri, error: &SubmitError) -> Response {
             answer::graph_error(StatusCode::CONFLICT, &error)
         }
         SubmitError::Site(error) => answer::graph_unavailable(error),
+        SubmitError::InDoubt { id, source } => {
+            answer::log_unavailable(source);
+            answer::about(*id, outcome::in_doubt(*id))
+        }
         SubmitError::Overloaded => answer::busy(uri),
         // Neither can happen: the number was checked, and no lead was named.
         SubmitError::UnknownNumber | SubmitError::UnknownLead => {

@@ -51,7 +51,7 @@ pub use problem::{Problem, ProblemClass};
 pub use read::{Gaps, MessageRow, Standing, client_opaques, find, find_many, gaps, numbers_of, standing};
 pub use status::MessageStatus;
 pub use story::{OpenWebhook, Report, Surroundings, named, open_webhooks, reports, surroundings};
-pub use submit::{Addressee, Known, SendWithin, StoredMessage, Submission, SubmitResult, submit};
+pub use submit::{Addressee, Known, SendWithin, StoreError, StoredMessage, Submission, SubmitResult, submit};
 pub use unsettled::{UNSETTLED, Unsettled, known_wamids, unsettled};
 pub use write::{Medium, Repeated, received_before, replace_placeholder};
 

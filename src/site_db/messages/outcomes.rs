@@ -241,7 +241,7 @@ pub(in crate::site_db) async fn apply_reports(
 }
 
 /// Cancels a message that was not sent, because its client stops waiting. Returns false if it is too late: an attempt is
-/// under way, or the message is settled.
+/// under way, or the message is settled; or if it has no deadline, because it is to be sent whoever waits.
 ///
 /// # Errors
 /// See [`SiteError`].

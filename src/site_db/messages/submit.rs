@@ -209,16 +209,56 @@ pub(super) static SUBMIT: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
+/// Why submissions are not known to be stored.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Certainly nothing is stored.
+    #[error("nothing was stored")]
+    NotStored(#[source] Arc<SiteError>),
+    /// The statement was sent and its answer did not come: it may be committed, or be committed later.
+    #[error("it is not known whether the message was stored")]
+    InDoubt(#[source] Arc<SiteError>),
+}
+
+impl StoreError {
+    /// Before anything that stores was sent.
+    #[must_use]
+    pub fn before(error: impl Into<SiteError>) -> Self {
+        Self::NotStored(Arc::new(error.into()))
+    }
+
+    /// From the statement that stores and commits, or from a commit.
+    #[must_use]
+    pub fn of_commit(error: impl Into<SiteError>) -> Self {
+        let error = error.into();
+        if error.leaves_commit_in_doubt() {
+            Self::InDoubt(Arc::new(error))
+        } else {
+            Self::NotStored(Arc::new(error))
+        }
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub const fn cause(&self) -> &Arc<SiteError> {
+        match self {
+            Self::NotStored(error) | Self::InDoubt(error) => error,
+        }
+    }
+}
+
 /// Stores submissions, all in one transaction; returns what became of each, in their order. A message that several share
 /// their client id for is stored once; the others are [`SubmitResult::NotStored`].
 ///
 /// # Errors
-/// See [`SiteError`]. Nothing is stored then, unless the connection broke.
-pub async fn submit(pool: &Pool, submissions: &[Arc<Submission>]) -> Result<Vec<SubmitResult>, SiteError> {
-    let arguments = arguments(submissions).map_err(sqlx::Error::Encode)?;
+/// See [`StoreError`].
+pub async fn submit(pool: &Pool, submissions: &[Arc<Submission>]) -> Result<Vec<SubmitResult>, StoreError> {
+    let arguments = arguments(submissions).map_err(|error| StoreError::before(sqlx::Error::Encode(error)))?;
+    let mut connection = pool.0.acquire().await.map_err(StoreError::before)?;
     let rows: Vec<Row> = sqlx::query_as_with(SUBMIT.as_str(), arguments)
-        .fetch_all(&pool.0)
-        .await?;
+        .fetch_all(&mut connection)
+        .await
+        .map_err(StoreError::of_commit)?;
     pool.committed();
     let mut results: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
     Ok(submissions

@@ -84,6 +84,8 @@ pub(crate) enum Only {
     Class(&'static str),
     /// The provider has given it no id: it does not have it, as far as we know.
     WithoutWamid,
+    /// It is sent within a time or never: it has no other client than those who wait for it.
+    HasDeadline,
 }
 
 /// The notification that a transition writes, if any.
@@ -304,7 +306,7 @@ pub(crate) const CANCEL: Transition = Transition {
     name: "cancel",
     from: &[Pending],
     to: To::Status(Cancelled),
-    only: Only::Any,
+    only: Only::HasDeadline,
     writes: &[&[Write::Now("cancelled_at"), Write::Text("error_class", WAIT_ELAPSED)]],
     notifies: Notifies::Nothing,
 };

@@ -149,6 +149,7 @@ fn update(source: &str, locked: &str, transition: &Transition) -> String {
         Only::Any => String::new(),
         Only::LeaseHeld => " AND m.lease_owner = c.lease_owner".to_owned(),
         Only::WithoutWamid => " AND m.wamid IS NULL".to_owned(),
+        Only::HasDeadline => " AND m.send_by IS NOT NULL".to_owned(),
         Only::Class(class) => format!(" AND m.error_class = '{class}'"),
     };
     let marked = if transition.notifies == Notifies::MarkedFailure {

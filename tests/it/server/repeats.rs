@@ -203,3 +203,28 @@ async fn clients_that_close_and_repeat_at_once_reach_the_person_once_whether_the
     world.nothing_lost_or_doubled().await;
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_joins_anothers_message_and_stops_waiting_does_not_cancel_it() {
+    // GIVEN a message that is to be sent whoever waits, of which nobody knows what became
+    let mut world = World::new().await;
+    world.config.http.send_wait = Duration::from_secs(1);
+    let leased =
+        "INSERT INTO twinlog.number_leases VALUES ('106540352242922', gen_random_uuid(), now() + interval '1 hour')";
+    world.db.on_site(leased).await;
+    let server = world.serve().await;
+    let body = text("only once");
+    assert_eq!(server.graph(&body).await.status, 503);
+    let kept = "UPDATE whatsapp_messages SET status = 'pending', cancelled_at = NULL, error_class = NULL, send_by = NULL, \
+                unknown_at = now()";
+    world.db.on_site(kept).await;
+    // WHEN an equal request joins it, and its wait ends
+    let joined = server.graph(&body).await;
+    // THEN it is told that this is not known, and the message is sent later.
+    assert_eq!(joined.status, 409, "{joined:?}");
+    assert_eq!(world.status(&joined.id()).await, "pending");
+    world.db.on_site("DELETE FROM twinlog.number_leases").await;
+    world.is_sent(&joined.id()).await;
+    assert_eq!((world.accepted(), world.count("direction = 'outbound'").await), (1, 1));
+    server.stop().await;
+}

@@ -179,7 +179,7 @@ impl Row {
     fn apply(&mut self, transition: &Transition, holder: u8, report: &ReportedStep) {
         let allowed = transition.from.contains(&self.state.status)
             && match transition.only {
-                Only::Any => true,
+                Only::Any | Only::HasDeadline => true,
                 Only::LeaseHeld => self.lease == Some(holder),
                 Only::Class(class) => self.class == Some(class),
                 Only::WithoutWamid => self.state.wamid.is_none(),
