@@ -186,23 +186,16 @@ async fn a_message_that_can_not_be_looked_for_after_its_storing_lost_its_answer_
     world.config.site.url = world.db.site.url_through(proxy.port()).parse().unwrap();
     let server = world.serve().await;
     assert_eq!(server.graph(&text("before")).await.status, 200);
-    world
-        .db
-        .on_site(
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.5); RETURN NULL; END $$;
-             CREATE TRIGGER slow AFTER INSERT ON whatsapp_messages FOR EACH STATEMENT EXECUTE FUNCTION slow()",
-        )
-        .await;
+    // GIVEN a connection that breaks after the commit and before its answer
+    proxy.hold(Direction::ToClient);
     let body = text("only once");
     let (told, ()) = tokio::join!(server.graph(&body), async {
-        let sleeping =
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
-        world.db.until_site("the message is being stored", sleeping, "1").await;
+        world.until_count(2, "direction = 'outbound'").await;
         proxy.refuse(true);
         proxy.cut();
+        proxy.release(Direction::ToClient);
     });
     assert_eq!(told.status, 409, "{told:?}");
-    world.db.on_site("DROP TRIGGER slow ON whatsapp_messages").await;
     proxy.refuse(false);
     // The repeat is recognised, and gets the message's own answer.
     let again = eventually("the Site DB is back", SOON, || async {
