@@ -58,6 +58,9 @@ pub struct OneConversation {
 }
 
 /// The statement of a page. The rows of the page are found first, and only they are shown. `among`: the rows that are looked at.
+///
+/// The limit is hidden from the planner: without statistics it believes that there are hardly more rows than that, and reads and
+/// sorts all of them instead of the index's beginning.
 fn page_of_conversations(among: &str) -> String {
     format!(
         "WITH page AS MATERIALIZED (SELECT coalesce(c.last_message_at, c.created_at) AS at, c.id FROM {among} c \
@@ -66,7 +69,7 @@ fn page_of_conversations(among: &str) -> String {
              AND (NOT $2 OR c.unread_count > 0) \
              AND (coalesce(c.last_message_at, c.created_at), c.id) \
                < (coalesce($3::timestamptz, 'infinity'), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)) \
-           ORDER BY coalesce(c.last_message_at, c.created_at) DESC, c.id DESC LIMIT $5) \
+           ORDER BY coalesce(c.last_message_at, c.created_at) DESC, c.id DESC LIMIT (SELECT $5::bigint)) \
          SELECT p.at, p.id, {CONVERSATION} AS shown FROM page p JOIN public.conversations c ON c.id = p.id \
            JOIN public.whatsapp_accounts a ON a.id = c.account_id JOIN public.leads l ON l.id = c.lead_id \
          ORDER BY p.at DESC, p.id DESC"
