@@ -341,8 +341,7 @@ impl Queue {
                     continue;
                 };
                 // What is behind a blocked one is blocked already.
-                if !entry.is_blocked {
-                    entry.is_blocked = true;
+                if !std::mem::replace(&mut entry.is_blocked, true) {
                     self.drop_body(next);
                     refused.push(next);
                 }
@@ -375,6 +374,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use time::OffsetDateTime;
+    use uuid::Uuid;
 
     use super::*;
 
