@@ -1,3 +1,5 @@
+//! What is judged at a start, case by case.
+
 use time::OffsetDateTime;
 
 use super::*;
