@@ -184,6 +184,8 @@ async fn a_message_that_can_not_be_looked_for_after_its_storing_lost_its_answer_
     let mut world = World::new().await;
     let proxy = Proxy::start(world.db.site.cluster.port()).await;
     world.config.site.url = world.db.site.url_through(proxy.port()).parse().unwrap();
+    // Longer than the message is looked for, so that it is still to be sent by then.
+    world.config.http.send_wait = Duration::from_secs(30);
     let server = world.serve().await;
     assert_eq!(server.graph(&text("before")).await.status, 200);
     // GIVEN a connection that breaks after the commit and before its answer
