@@ -74,7 +74,7 @@ fn the_table_of_transitions() {
             ),
             format!("lose | sending | unknown | LeaseHeld | unknown_at lease_until {problem} {response} | Loss"),
             "expire | sending | unknown | Any | unknown_at error_class error_message | ExpiredLease".to_owned(),
-            "cancel | pending | cancelled | Any | cancelled_at error_class | Nothing".to_owned(),
+            "cancel | pending | cancelled | HasDeadline | cancelled_at error_class | Nothing".to_owned(),
             "repeat | pending | cancelled | Any | cancelled_at error_class error_message | Nothing".to_owned(),
             "revive | cancelled | pending | Class(\"wait_elapsed\") | error_code error_class error_message \
              cancelled_at next_attempt_at send_by | Nothing"
